@@ -1,0 +1,168 @@
+"""The errors of the Matrix APIs, each knowing its errcode, its HTTP status and so whose fault it is.
+
+`MatrixError` is an answer to whoever asked us. `RemoteError` is about a server that we asked; it is a separate tree so
+that a remote's fault is never passed on to a client by accident. Anything else that is raised is a bug of ours.
+
+spec: client-server-api#standard-error-response, client-server-api#common-error-codes
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class MatrixError(Exception):
+    """An answer that says no: `errcode`, a text for people, an HTTP status and further fields of the error body."""
+
+    errcode: ClassVar[str] = "M_UNKNOWN"
+    status: ClassVar[int] = 400
+    default_text: ClassVar[str] = "The request could not be carried out"
+
+    def __init__(self, text: str | None = None, **fields: object) -> None:
+        super().__init__(text or self.default_text)
+        self.text = text or self.default_text
+        self.fields = fields
+
+    def body(self) -> Mapping[str, object]:
+        """The JSON body of the answer."""
+        return {"errcode": self.errcode, "error": self.text, **self.fields}
+
+
+class Forbidden(MatrixError):
+    errcode, status, default_text = "M_FORBIDDEN", 403, "You are not allowed to do this"
+
+
+class UnknownToken(MatrixError):
+    """Fields: `soft_logout: bool`."""
+
+    errcode, status, default_text = "M_UNKNOWN_TOKEN", 401, "Unknown or expired access token"
+
+
+class MissingToken(MatrixError):
+    errcode, status, default_text = "M_MISSING_TOKEN", 401, "Missing access token"
+
+
+class UserLocked(MatrixError):
+    errcode, status, default_text = "M_USER_LOCKED", 401, "This account is locked"
+
+
+class UserSuspended(MatrixError):
+    errcode, status, default_text = "M_USER_SUSPENDED", 403, "This account is suspended and may only read"
+
+
+class UserDeactivated(MatrixError):
+    errcode, status, default_text = "M_USER_DEACTIVATED", 403, "This account has been deactivated"
+
+
+class BadJson(MatrixError):
+    errcode, status, default_text = "M_BAD_JSON", 400, "The JSON does not have the expected form"
+
+
+class NotJson(MatrixError):
+    errcode, status, default_text = "M_NOT_JSON", 400, "The body is not valid JSON"
+
+
+class NotFound(MatrixError):
+    errcode, status, default_text = "M_NOT_FOUND", 404, "Not found"
+
+
+class Unrecognized(MatrixError):
+    errcode, status, default_text = "M_UNRECOGNIZED", 404, "Unrecognized request"
+
+
+class MethodNotAllowed(MatrixError):
+    errcode, status, default_text = "M_UNRECOGNIZED", 405, "This path does not take this method"
+
+
+class LimitExceeded(MatrixError):
+    """Fields: `retry_after_ms: int`."""
+
+    errcode, status, default_text = "M_LIMIT_EXCEEDED", 429, "Too many requests"
+
+
+class InvalidParam(MatrixError):
+    errcode, status, default_text = "M_INVALID_PARAM", 400, "A parameter has an invalid value"
+
+
+class MissingParam(MatrixError):
+    errcode, status, default_text = "M_MISSING_PARAM", 400, "A parameter is missing"
+
+
+class TooLarge(MatrixError):
+    errcode, status, default_text = "M_TOO_LARGE", 413, "The request is too large"
+
+
+class UserInUse(MatrixError):
+    errcode, status, default_text = "M_USER_IN_USE", 400, "This user name is taken"
+
+
+class InvalidUsername(MatrixError):
+    errcode, status, default_text = "M_INVALID_USERNAME", 400, "This user name is not valid"
+
+
+class Exclusive(MatrixError):
+    errcode, status, default_text = "M_EXCLUSIVE", 400, "This name belongs to an application service"
+
+
+class WeakPassword(MatrixError):
+    errcode, status, default_text = "M_WEAK_PASSWORD", 400, "This password is too weak"
+
+
+class RoomInUse(MatrixError):
+    errcode, status, default_text = "M_ROOM_IN_USE", 400, "This alias is taken"
+
+
+class InvalidRoomState(MatrixError):
+    errcode, status, default_text = "M_INVALID_ROOM_STATE", 400, "The initial state of the room is not valid"
+
+
+class UnsupportedRoomVersion(MatrixError):
+    errcode, status, default_text = "M_UNSUPPORTED_ROOM_VERSION", 400, "This server does not support the room version"
+
+
+class IncompatibleRoomVersion(MatrixError):
+    """Fields: `room_version: str`."""
+
+    errcode, status, default_text = "M_INCOMPATIBLE_ROOM_VERSION", 400, "You do not support this room's version"
+
+
+class BadState(MatrixError):
+    errcode, status, default_text = "M_BAD_STATE", 400, "The state does not allow this change"
+
+
+class BadAlias(MatrixError):
+    errcode, status, default_text = "M_BAD_ALIAS", 400, "An alias does not point to this room"
+
+
+class GuestAccessForbidden(MatrixError):
+    errcode, status, default_text = "M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not do this"
+
+
+class UnableToAuthoriseJoin(MatrixError):
+    errcode, status, default_text = "M_UNABLE_TO_AUTHORISE_JOIN", 400, "This server cannot authorise the join"
+
+
+class UnableToGrantJoin(MatrixError):
+    errcode, status, default_text = "M_UNABLE_TO_GRANT_JOIN", 400, "This server may not grant the join"
+
+
+class DuplicateAnnotation(MatrixError):
+    errcode, status, default_text = "M_DUPLICATE_ANNOTATION", 400, "You have already sent this reaction"
+
+
+class UnknownPos(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN_POS", 400, "Unknown position: start a new connection"
+
+
+class Unauthorized(MatrixError):
+    """A server's signature is missing or wrong."""
+
+    errcode, status, default_text = "M_UNAUTHORIZED", 401, "The request is not validly signed"
+
+
+class RemoteError(Exception):
+    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later."""
+
+    def __init__(self, destination: str, text: str, *, retryable: bool) -> None:
+        super().__init__(f"{destination}: {text}")
+        self.destination = destination
+        self.retryable = retryable
