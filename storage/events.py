@@ -1,0 +1,101 @@
+"""Events as they are stored: rows of plain values, read in batches.
+
+Nothing about a stored event changes but by a redaction, which takes its content away.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import IntFlag
+
+from storage.database import Database, Row, Transaction
+
+
+class EventFlag(IntFlag):
+    """What is known of an event besides its content; bits of the column `flags`."""
+
+    OUTLIER = 1
+    """Kept without knowing the state of the room before it."""
+    REJECTED = 2
+    """Refused by authorization; its successors may refer to it, nobody sees it."""
+    SOFT_FAILED = 4
+    """Valid where it stands, refused by the present state: not shown, not built upon."""
+    UNREAD = 8
+    """Counts as an unread message for those who have not read up to it."""
+    TIMELINE = 16
+    """Stands in the timeline of the room: accepted, and neither outlier nor soft-failed."""
+    MENTIONS_ROOM = 32
+    """Calls everyone in the room."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventRow:
+    """A stored event."""
+
+    event_nid: int
+    event_id: str
+    room_nid: int
+    position: int | None
+    """Arrival in the one sequence; None for what is not shown as new."""
+    depth: int
+    type: str
+    state_key: str | None
+    sender: str
+    origin_server_ts: int
+    flags: int
+    state_root: bytes | None
+    """Root of the state after the event; None for outliers."""
+    redacted_by: int | None
+    pdu: bytes
+    """Canonical JSON."""
+
+
+_COLUMNS = (
+    "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
+    " redacted_by, pdu"
+)
+
+
+class EventStore:
+    """Readers of the table `events`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_events(self, event_nids: Iterable[int]) -> Mapping[int, EventRow]:
+        """Events by number; unknown ones are missing from the answer."""
+        wanted = list(event_nids)
+        read = self._database.read_quickly if len(wanted) <= 50 else self._database.read
+        return await read("get_events", select_events, wanted)
+
+    async def get_event_nids(self, event_ids: Iterable[str]) -> Mapping[str, int]:
+        """The numbers of events; unknown ids are missing from the answer."""
+        return await self._database.read_quickly("get_event_nids", select_event_nids, list(event_ids))
+
+    async def get_successors(self, event_ids: Iterable[str]) -> Mapping[str, list[int]]:
+        """The stored events that name each of these among their prev_events."""
+        return await self._database.read("get_successors", _select_successors, list(event_ids))
+
+
+def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
+    """The form of `get_events` for use inside a transaction."""
+    rows = txn.query_in(f"SELECT {_COLUMNS} FROM events WHERE event_nid IN {{keys}}", event_nids)
+    return {row[0]: make_row(row) for row in rows}
+
+
+def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
+    """The form of `get_event_nids` for use inside a transaction."""
+    rows = txn.query_in("SELECT event_id, event_nid FROM events WHERE event_id IN {keys}", event_ids)
+    return {event_id: nid for event_id, nid in rows}
+
+
+def make_row(row: Row) -> EventRow:
+    """An EventRow of a row with the columns of the table in their order."""
+    return EventRow(*row)
+
+
+def _select_successors(txn: Transaction, event_ids: list[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {event_id: [] for event_id in event_ids}
+    rows = txn.query_in("SELECT prev_event_id, event_nid FROM event_edges WHERE prev_event_id IN {keys}", event_ids)
+    for event_id, nid in rows:
+        found[event_id].append(nid)
+    return found

@@ -1,0 +1,160 @@
+"""Who is, was or is to be in which room, now. What it was at an event is read from the state tree.
+
+Written by `storage.room_writer` in the transaction that changes a room's state.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from storage.database import Database, Transaction, WriteTransaction
+from storage.streams import Change, Topic
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipRow:
+    """The current membership of a user in a room."""
+
+    room_nid: int
+    user_id: str
+    membership: str
+    event_nid: int
+    sender: str
+    position: int
+    """Of the event that set it, or of the change of state that brought it back."""
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+    forgotten: bool
+
+
+_COLUMNS = "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten"
+
+
+class MembershipStore:
+    """Readers of the table `memberships`, and the forgetting of rooms."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_memberships_of_user(self, user_id: str) -> Mapping[int, MembershipRow]:
+        """All memberships of one user by room."""
+        return await self._database.read_quickly("get_memberships_of_user", _select_of_user, user_id)
+
+    async def get_membership(self, room_nid: int, user_id: str) -> MembershipRow | None:
+        """One user's membership of a room, or None if there never was one."""
+        return (await self.get_memberships(room_nid, [user_id])).get(user_id)
+
+    async def get_memberships(self, room_nid: int, user_ids: Iterable[str]) -> Mapping[str, MembershipRow]:
+        """Memberships of a room for some users; who never had one is missing from the answer."""
+        return await self._database.read_quickly("get_memberships", select_memberships, room_nid, list(user_ids))
+
+    async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
+        """Everybody with that membership, in the order in which they got it."""
+        return await self._database.read("get_members", _select_members, room_nid, membership)
+
+    async def get_heroes(self, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:
+        """The first few with that membership, by the age of their membership event."""
+        return await self._database.read_quickly("get_heroes", _select_members, room_nid, membership, limit)
+
+    async def get_local_members(self, room_nid: int) -> list[str]:
+        """This server's users who are joined."""
+        return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
+
+    async def get_joined_servers_users(self, room_nid: int) -> list[str]:
+        """The remote users who are joined, from whom the room's servers are known."""
+        return await self._database.read("get_joined_remote", _select_remote_joined, room_nid)
+
+    async def get_shared_rooms(self, user_id: str, others: Iterable[str]) -> Mapping[str, list[int]]:
+        """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
+        return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
+
+    async def set_forgotten(self, room_nid: int, user_id: str) -> None:
+        """Note that the user has forgotten a room that they are not in."""
+        await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
+
+
+def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str]) -> dict[str, MembershipRow]:
+    """The form of `get_memberships` for use inside a transaction."""
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND user_id IN {{keys}}", user_ids, before=(room_nid,)
+    )
+    return {row[1]: _row(row) for row in rows}
+
+
+def put_membership(txn: WriteTransaction, row: MembershipRow) -> None:
+    """Write one membership over whatever was there."""
+    txn.execute(
+        f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
+        " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
+        " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten",
+        (
+            row.room_nid,
+            row.user_id,
+            row.membership,
+            row.event_nid,
+            row.sender,
+            row.position,
+            int(row.is_local),
+            row.display_name,
+            row.avatar_url,
+            int(row.forgotten),
+        ),
+    )
+
+
+def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int]) -> MembershipRow:
+    nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten = row
+    return MembershipRow(
+        nid, user_id, membership, event_nid, sender, position, bool(is_local), name, avatar, bool(forgotten)
+    )
+
+
+def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
+    rows = txn.query(f"SELECT {_COLUMNS} FROM memberships WHERE user_id = ?", (user_id,))
+    return {row[0]: _row(row) for row in rows}
+
+
+def _select_members(
+    txn: Transaction, room_nid: int, membership: str, limit: int | None = None
+) -> list[MembershipRow]:
+    sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
+    if limit is None:
+        return [_row(row) for row in txn.query(sql, (room_nid, membership))]
+    return [_row(row) for row in txn.query(sql + " LIMIT ?", (room_nid, membership, limit))]
+
+
+def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
+    rows = txn.query(
+        "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1", (room_nid,)
+    )
+    return [user_id for (user_id,) in rows]
+
+
+def _select_remote_joined(txn: Transaction, room_nid: int) -> list[str]:
+    rows = txn.query(
+        "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 0", (room_nid,)
+    )
+    return [user_id for (user_id,) in rows]
+
+
+def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:
+    rows = txn.query_in(
+        "SELECT theirs.user_id, theirs.room_nid FROM memberships AS mine JOIN memberships AS theirs"
+        " ON theirs.room_nid = mine.room_nid AND theirs.membership = 'join'"
+        " WHERE mine.user_id = ? AND mine.membership = 'join' AND theirs.user_id IN {keys}",
+        others,
+        before=(user_id,),
+    )
+    found: dict[str, list[int]] = {}
+    for other, room_nid in rows:
+        found.setdefault(other, []).append(room_nid)
+    return found
+
+
+def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
+    txn.execute(
+        "UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ? AND membership <> 'join'",
+        (room_nid, user_id),
+    )
+    txn.announce(Change(txn.next_position(), Topic.ACCOUNT, user_id=user_id))

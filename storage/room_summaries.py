@@ -1,0 +1,146 @@
+"""What a directory shows of a room, kept as its state changes, and the search in it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from storage.database import Database, SQLValue, Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRow:
+    """A room as a directory shows it."""
+
+    room_nid: int
+    room_id: str
+    version: str
+    joined_count: int
+    name: str | None
+    topic: str | None
+    canonical_alias: str | None
+    avatar_url: str | None
+    join_rule: str | None
+    history_visibility: str | None
+    guest_access: str | None
+    room_type: str | None
+    encryption: str | None
+    federates: bool
+
+
+SUMMARY_COLUMNS = frozenset(
+    {
+        "name",
+        "topic",
+        "canonical_alias",
+        "avatar_url",
+        "join_rule",
+        "history_visibility",
+        "guest_access",
+        "room_type",
+        "encryption",
+        "federates",
+    }
+)
+"""The columns that a state event may set."""
+
+_COLUMNS = (
+    "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
+    " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates"
+)
+_FROM = "FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
+
+
+class RoomSummaryStore:
+    """Readers of the table `room_summaries`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
+        """Summaries by room."""
+        return await self._database.read("get_summaries", _select_summaries, list(room_nids))
+
+    async def get_public_rooms(
+        self,
+        *,
+        term: str | None,
+        room_types: Iterable[str | None] | None,
+        before: tuple[int, int] | None,
+        limit: int,
+        only_federating: bool,
+    ) -> list[SummaryRow]:
+        """This server's public directory, the largest rooms first.
+
+        `term` is looked for in name, topic and alias, whatever the case; `room_types` None means all, a None in it
+        rooms without a type. `before` is (joined_count, room_nid) of the last room of the page before.
+        """
+        types = None if room_types is None else list(room_types)
+        return await self._database.read(
+            "get_public_rooms", _select_public, term, types, before, limit, only_federating
+        )
+
+    async def count_public_rooms(self) -> int:
+        """How many rooms stand in this server's public directory."""
+        return await self._database.read("count_public_rooms", _count_public)
+
+
+def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str, SQLValue]) -> None:
+    """Set some columns of a room's summary."""
+    if unknown := fields.keys() - SUMMARY_COLUMNS:
+        raise ValueError(f"not columns of room_summaries: {sorted(unknown)}")
+    names = sorted(fields)
+    assignments = ", ".join(f"{name} = ?" for name in names)
+    txn.execute(
+        f"UPDATE room_summaries SET {assignments} WHERE room_nid = ?", (*(fields[name] for name in names), room_nid)
+    )
+
+
+def _row(row: tuple[int, str, str, int, *tuple[str | None, ...], int]) -> SummaryRow:
+    *fields, federates = row
+    return SummaryRow(*fields, federates=bool(federates))  # type: ignore[arg-type]
+
+
+def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} {_FROM} WHERE r.room_nid IN {{keys}}", room_nids)
+    return {row[0]: _row(row) for row in rows}
+
+
+def _select_public(
+    txn: Transaction,
+    term: str | None,
+    room_types: list[str | None] | None,
+    before: tuple[int, int] | None,
+    limit: int,
+    only_federating: bool,
+) -> list[SummaryRow]:
+    conditions = ["r.is_public = 1", "r.joined_count > 0"]
+    args: list[SQLValue] = []
+    if only_federating:
+        conditions.append("s.federates = 1")
+    if term:
+        pattern = "%" + term.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%"
+        columns = ("s.name", "s.topic", "s.canonical_alias")
+        conditions.append("(" + " OR ".join(f"lower({column}) LIKE ? ESCAPE '!'" for column in columns) + ")")
+        args += [pattern] * len(columns)
+    if room_types is not None:
+        named = [room_type for room_type in room_types if room_type is not None]
+        choices = ["s.room_type IS NULL"] if None in room_types else []
+        if named:
+            choices.append(f"s.room_type IN ({', '.join('?' * len(named))})")
+            args += named
+        conditions.append("(" + " OR ".join(choices or ["1 = 0"]) + ")")
+    if before is not None:
+        conditions.append("(r.joined_count, r.room_nid) < (?, ?)")
+        args += before
+    rows = txn.query(
+        f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions)}"
+        " ORDER BY r.joined_count DESC, r.room_nid DESC LIMIT ?",
+        (*args, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+def _count_public(txn: Transaction) -> int:
+    row = txn.query_one("SELECT count(*) FROM rooms WHERE is_public = 1 AND joined_count > 0")
+    assert row is not None
+    count: int = row[0]
+    return count

@@ -1,0 +1,349 @@
+"""The one write that adds events to a room: rows, edges, state, memberships, summary, head, positions.
+
+Laws:
+- The head's version is checked: who built upon a head that has moved gets `HeadMoved` and builds again.
+- All of it is one savepoint: either every event of the batch is kept, with everything that follows from it, or none.
+- This file knows no rule of Matrix: what a membership event says of a user, or a name event of a room, comes as plain
+  values with the event.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from storage.auth_chains import AuthChainStore
+from storage.database import SQLValue, WriteTransaction
+from storage.events import EventFlag, EventRow, select_event_nids
+from storage.memberships import MembershipRow, put_membership, select_memberships
+from storage.room_summaries import set_summary_fields
+from storage.rooms import Head, RoomRow, move_head
+from storage.sent_transactions import SentTransaction, add_transaction
+from storage.state_tree import StateTreeStore
+from storage.streams import Change, Topic
+
+
+class HeadMoved(Exception):
+    """The room's head is no longer the one that the batch was built upon."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMembership:
+    """What a membership event says."""
+
+    user_id: str
+    membership: str
+    sender: str
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StateEffect:
+    """What a state event means for the tables that are kept beside the state while it is the current one."""
+
+    membership: NewMembership | None = None
+    summary: Mapping[str, SQLValue] = field(default_factory=dict)
+
+
+NO_EFFECT = StateEffect()
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """The taking away of an event's content."""
+
+    target_nid: int
+    pruned_pdu: bytes
+    effect: StateEffect | None
+    """What the pruned target means, when it is current state."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event to store."""
+
+    event_id: str
+    pdu: bytes
+    depth: int
+    type: str
+    state_key: str | None
+    sender: str
+    origin_server_ts: int
+    flags: int
+    prev_events: Sequence[str]
+    auth_nids: Sequence[int]
+    """Numbers of those auth events that are stored; `auth_ids` names those in the same batch."""
+    auth_ids: Sequence[str] = ()
+    effect: StateEffect = NO_EFFECT
+    redacts: str | None = None
+    redaction: Redaction | None = None
+    sent: tuple[SentTransaction, bytes] | None = None
+    """The client's request that it comes from, with the answer."""
+    highlights: Sequence[str] = ()
+    """This server's users whom it calls by name."""
+    state_before: "StateChange | None" = None
+    """The state before it; None: the state after the event before it in the batch, first the head's."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """A state, as a stored one and what differs from it. Values are numbers of stored events."""
+
+    root: bytes | None
+    entries: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewCurrentState:
+    """The current state after a batch, when it is not simply the state after its last event.
+
+    `effects`: for each entry that differs from the old current state the event's number (None: the entry is gone) or,
+    for an event of the batch, its id, and what it means.
+    """
+
+    state: StateChange
+    batch_entries: Mapping[tuple[str, str], str]
+    """Entries that are events of the batch, by id."""
+    effects: Sequence[tuple[int | str, StateEffect]]
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What a write did."""
+
+    head: Head
+    rows: Sequence[EventRow]
+
+
+class RoomWriter:
+    """Adds events to rooms, inside a write transaction."""
+
+    def __init__(self, trees: StateTreeStore, chains: AuthChainStore) -> None:
+        self._trees = trees
+        self._chains = chains
+
+    def append(
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        head: Head,
+        events: Sequence[NewEvent],
+        extremities: Sequence[str],
+        *,
+        current: NewCurrentState | None = None,
+        now_ms: int,
+    ) -> Appended:
+        """Add a batch, given in topological order, whose new forward extremities are `extremities`.
+
+        Raises HeadMoved, AlreadySent.
+        """
+        first_nid = txn.allocate("event", len(events))
+        shown = [event for event in events if event.flags & EventFlag.TIMELINE]
+        position = txn.next_position(max(len(shown), 1))
+        last_position = position + max(len(shown), 1) - 1
+        nids = {event.event_id: first_nid + index for index, event in enumerate(events)}
+        rows: list[EventRow] = []
+        root = head.state_root
+        effects: list[tuple[int, int, StateEffect]] = []
+        for event in events:
+            nid = nids[event.event_id]
+            in_timeline = bool(event.flags & EventFlag.TIMELINE)
+            if event.state_before is not None:
+                root = self._trees.apply(txn, room.room_nid, event.state_before.root, event.state_before.entries)
+            if event.state_key is not None and not event.flags & EventFlag.REJECTED:
+                root = self._trees.apply(txn, room.room_nid, root, {(event.type, event.state_key): nid})
+                if in_timeline:
+                    effects.append((nid, position, event.effect))
+            rows.append(_row(room.room_nid, nid, position if in_timeline else None, root, event))
+            if in_timeline:
+                position += 1
+        if current is not None:
+            entries = dict(current.state.entries)
+            entries.update({key: nids[event_id] for key, event_id in current.batch_entries.items()})
+            root = self._trees.apply(txn, room.room_nid, current.state.root, entries)
+            effects = [
+                (nids[ref] if isinstance(ref, str) else ref, last_position, effect) for ref, effect in current.effects
+            ]
+        joined, invited = self._apply_effects(txn, room.room_nid, effects)
+        new_head = Head(
+            version=head.version + 1,
+            extremities=self._number(txn, extremities, nids, head),
+            depth=max([head.depth, *(event.depth for event in events)]),
+            state_root=root,
+            joined_count=head.joined_count + joined,
+            invited_count=head.invited_count + invited,
+        )
+        if not move_head(txn, room.room_nid, head.version, new_head):
+            raise HeadMoved(room.room_id)
+        self._insert(txn, room, events, rows, nids, now_ms)
+        for row, event in zip(rows, events, strict=True):
+            if event.redaction is not None:
+                self._redact(txn, room.room_nid, row, event.redaction)
+            if row.position is not None:
+                txn.announce(Change(row.position, Topic.EVENT, room.room_id, event.sender, row))
+        return Appended(new_head, rows)
+
+    def add_outliers(self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int) -> list[EventRow]:
+        """Store events without their place in the room: they are known, and neither shown nor built upon."""
+        known = select_event_nids(txn, [event.event_id for event in events])
+        new = [event for event in events if event.event_id not in known]
+        first_nid = txn.allocate("event", max(len(new), 1))
+        nids = {event.event_id: first_nid + index for index, event in enumerate(new)}
+        rows = [_row(room.room_nid, nids[event.event_id], None, None, event) for event in new]
+        self._insert(txn, room, new, rows, nids, now_ms)
+        return rows
+
+    def _insert(
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        events: Sequence[NewEvent],
+        rows: Sequence[EventRow],
+        nids: Mapping[str, int],
+        now_ms: int,
+    ) -> None:
+        txn.execute_many(
+            "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
+            " origin_server_ts, flags, state_root, redacted_by, pdu) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                (
+                    row.event_nid,
+                    row.event_id,
+                    row.room_nid,
+                    row.position,
+                    row.depth,
+                    row.type,
+                    row.state_key,
+                    row.sender,
+                    row.origin_server_ts,
+                    row.flags,
+                    row.state_root,
+                    row.redacted_by,
+                    row.pdu,
+                )
+                for row in rows
+            ],
+        )
+        txn.execute_many(
+            "INSERT INTO event_edges (prev_event_id, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            [
+                (prev, nids[event.event_id])
+                for event in events
+                if not event.flags & EventFlag.OUTLIER
+                for prev in event.prev_events
+            ],
+        )
+        state = [event for event in events if event.state_key is not None]
+        if state:
+            self._chains.add(
+                txn,
+                room.room_nid,
+                [
+                    (nids[event.event_id], (*event.auth_nids, *(nids[auth_id] for auth_id in event.auth_ids)))
+                    for event in state
+                ],
+            )
+        for event in events:
+            nid = nids[event.event_id]
+            if event.sent is not None:
+                add_transaction(txn, event.sent[0], nid, event.sent[1], now_ms)
+            if event.redacts is not None:
+                txn.execute(
+                    "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                    (event.redacts, nid),
+                )
+        highlights = [
+            (user_id, room.room_nid, row.position)
+            for row, event in zip(rows, events, strict=True)
+            if row.position is not None
+            for user_id in event.highlights
+        ]
+        if highlights:
+            txn.execute_many(
+                "INSERT INTO highlights (user_id, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+                highlights,
+            )
+
+    def _apply_effects(
+        self, txn: WriteTransaction, room_nid: int, effects: Sequence[tuple[int, int, StateEffect]]
+    ) -> tuple[int, int]:
+        """Write what the new entries of the current state mean; how the counts of joined and invited users change."""
+        summary: dict[str, SQLValue] = {}
+        members: dict[str, tuple[int, int, NewMembership]] = {}
+        for nid, position, effect in effects:
+            summary.update(effect.summary)
+            if effect.membership is not None:
+                members[effect.membership.user_id] = (nid, position, effect.membership)
+        if summary:
+            set_summary_fields(txn, room_nid, summary)
+        if not members:
+            return 0, 0
+        before = select_memberships(txn, room_nid, members)
+        change = {"join": 0, "invite": 0}
+        for user_id, (nid, position, new) in members.items():
+            old = before.get(user_id)
+            if old is not None and old.membership in change:
+                change[old.membership] -= 1
+            if new.membership in change:
+                change[new.membership] += 1
+            put_membership(txn, _membership(room_nid, nid, position, new))
+        return change["join"], change["invite"]
+
+    def _number(
+        self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
+    ) -> tuple[tuple[int, str], ...]:
+        known = {event_id: nid for nid, event_id in head.extremities} | dict(nids)
+        missing = [event_id for event_id in extremities if event_id not in known]
+        if missing:
+            known |= select_event_nids(txn, missing)
+        return tuple((known[event_id], event_id) for event_id in extremities)
+
+    def _redact(self, txn: WriteTransaction, room_nid: int, row: EventRow, redaction: Redaction) -> None:
+        changed = txn.execute(
+            "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
+            (redaction.pruned_pdu, row.event_nid, redaction.target_nid, room_nid),
+        )
+        if not changed or redaction.effect is None:
+            return
+        if redaction.effect.summary:
+            set_summary_fields(txn, room_nid, redaction.effect.summary)
+        member = redaction.effect.membership
+        if member is not None:
+            txn.execute(
+                "UPDATE memberships SET display_name = NULL, avatar_url = NULL"
+                " WHERE room_nid = ? AND user_id = ? AND event_nid = ?",
+                (room_nid, member.user_id, redaction.target_nid),
+            )
+
+
+def _row(room_nid: int, nid: int, position: int | None, root: bytes | None, event: NewEvent) -> EventRow:
+    return EventRow(
+        nid,
+        event.event_id,
+        room_nid,
+        position,
+        event.depth,
+        event.type,
+        event.state_key,
+        event.sender,
+        event.origin_server_ts,
+        event.flags,
+        root,
+        None,
+        event.pdu,
+    )
+
+
+def _membership(room_nid: int, nid: int, position: int, new: NewMembership) -> MembershipRow:
+    return MembershipRow(
+        room_nid,
+        new.user_id,
+        new.membership,
+        nid,
+        new.sender,
+        position,
+        new.is_local,
+        new.display_name,
+        new.avatar_url,
+        forgotten=False,
+    )

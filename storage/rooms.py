@@ -1,0 +1,149 @@
+"""Rooms that this server knows, and their heads.
+
+What a room is (its number, id and version) never changes once stored, so it is cached without end of validity. The head
+(extremities, depth, root of the current state) changes with every event; its version tells whether it has moved.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from storage.database import Database, Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class RoomRow:
+    """What never changes about a room."""
+
+    room_nid: int
+    room_id: str
+    version: str
+    creation_ts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The state of a room as it is now."""
+
+    version: int
+    """Rises with every change."""
+    extremities: tuple[tuple[int, str], ...]
+    """(event_nid, event_id) of the accepted events without successors."""
+    depth: int
+    """The greatest depth of an accepted event."""
+    state_root: bytes | None
+    joined_count: int
+    invited_count: int
+
+
+_ROOM_COLUMNS = "room_nid, room_id, version, creation_ts"
+_HEAD_COLUMNS = "head_version, extremities, depth, state_root, joined_count, invited_count"
+_EMPTY_HEAD = Head(version=0, extremities=(), depth=0, state_root=None, joined_count=0, invited_count=0)
+
+
+class RoomStore:
+    """Readers and writers of the table `rooms`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._by_id: dict[str, RoomRow] = {}
+        self._by_nid: dict[int, RoomRow] = {}
+
+    async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
+        """Rooms by id; those not known are missing from the answer."""
+        wanted = list(room_ids)
+        missing = [room_id for room_id in wanted if room_id not in self._by_id]
+        if missing:
+            self._remember(await self._database.read_quickly("get_rooms", _select_rooms, missing))
+        return {room_id: self._by_id[room_id] for room_id in wanted if room_id in self._by_id}
+
+    async def get_room(self, room_id: str) -> RoomRow | None:
+        """One room, or None."""
+        row = self._by_id.get(room_id)
+        return row if row is not None else (await self.get_rooms([room_id])).get(room_id)
+
+    async def get_rooms_by_nid(self, room_nids: Iterable[int]) -> Mapping[int, RoomRow]:
+        """Rooms by their numbers, all of which exist."""
+        wanted = list(room_nids)
+        missing = [nid for nid in wanted if nid not in self._by_nid]
+        if missing:
+            self._remember(await self._database.read_quickly("get_rooms_by_nid", _select_rooms_by_nid, missing))
+        return {nid: self._by_nid[nid] for nid in wanted}
+
+    async def get_head(self, room_nid: int) -> Head:
+        """The head as it is stored now."""
+        return await self._database.read_quickly("get_room_head", select_head, room_nid)
+
+    async def get_public_flags(self, room_nids: Iterable[int]) -> Mapping[int, bool]:
+        """Which of the rooms stand in this server's public directory."""
+        return await self._database.read("get_public_flags", _select_public, list(room_nids))
+
+    async def set_public(self, room_nid: int, is_public: bool) -> None:
+        """List the room in this server's public directory, or take it out."""
+        await self._database.write("set_room_public", set_public, room_nid, is_public)
+
+    def _remember(self, rows: Iterable[RoomRow]) -> None:
+        for row in rows:
+            self._by_id[row.room_id] = row
+            self._by_nid[row.room_nid] = row
+
+
+def add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> tuple[RoomRow, Head]:
+    """Note a new room with an empty head; the id must not be known yet."""
+    room_nid = txn.allocate("room")
+    txn.execute(
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        " VALUES (?, ?, ?, 0, '[]', 0, ?)",
+        (room_nid, room_id, version, creation_ts),
+    )
+    txn.execute("INSERT INTO room_summaries (room_nid) VALUES (?)", (room_nid,))
+    return RoomRow(room_nid, room_id, version, creation_ts), _EMPTY_HEAD
+
+
+def select_head(txn: Transaction, room_nid: int) -> Head:
+    """The head inside a transaction; the room must exist."""
+    row = txn.query_one(f"SELECT {_HEAD_COLUMNS} FROM rooms WHERE room_nid = ?", (room_nid,))
+    if row is None:
+        raise LookupError(f"no room with number {room_nid}")
+    extremities = tuple((nid, event_id) for nid, event_id in msgspec.json.decode(row[1]))
+    return Head(row[0], extremities, row[2], row[3], row[4], row[5])
+
+
+def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
+    """Replace the head if it still has the expected version; whether it had."""
+    changed = txn.execute(
+        "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
+        " invited_count = ? WHERE room_nid = ? AND head_version = ?",
+        (
+            head.version,
+            msgspec.json.encode(head.extremities).decode(),
+            head.depth,
+            head.state_root,
+            head.joined_count,
+            head.invited_count,
+            room_nid,
+            expected_version,
+        ),
+    )
+    return changed == 1
+
+
+def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
+    """The form of `RoomStore.set_public` for use inside a write."""
+    txn.execute("UPDATE rooms SET is_public = ? WHERE room_nid = ?", (int(is_public), room_nid))
+
+
+def _select_rooms(txn: Transaction, room_ids: list[str]) -> list[RoomRow]:
+    rows = txn.query_in(f"SELECT {_ROOM_COLUMNS} FROM rooms WHERE room_id IN {{keys}}", room_ids)
+    return [RoomRow(*row) for row in rows]
+
+
+def _select_rooms_by_nid(txn: Transaction, room_nids: list[int]) -> list[RoomRow]:
+    rows = txn.query_in(f"SELECT {_ROOM_COLUMNS} FROM rooms WHERE room_nid IN {{keys}}", room_nids)
+    return [RoomRow(*row) for row in rows]
+
+
+def _select_public(txn: Transaction, room_nids: list[int]) -> dict[int, bool]:
+    rows = txn.query_in("SELECT room_nid, is_public FROM rooms WHERE room_nid IN {keys}", room_nids)
+    return {nid: bool(is_public) for nid, is_public in rows}

@@ -1,0 +1,159 @@
+"""A room's events in order: by arrival (for synchronisation) and by depth (for reading back).
+
+Arrival is the position in the one sequence; what was fetched from the past has none and never shows as new. The order by
+depth is (depth, event_nid), over everything that stands in the timeline.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from storage.database import Database, Transaction
+from storage.events import EventFlag
+
+_TIMELINE = int(EventFlag.TIMELINE)
+
+
+class Direction(Enum):
+    """Which way a timeline is read."""
+
+    BACKWARDS = "b"
+    FORWARDS = "f"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """A place between events in the order by depth: right after the event with this depth and number."""
+
+    depth: int
+    event_nid: int
+
+
+START = Place(-1, 0)
+"""Before all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One event by arrival."""
+
+    position: int
+    event_nid: int
+
+
+class TimelineStore:
+    """Readers of the order of events."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_latest(
+        self, ranges: Mapping[int, tuple[int, int]], limit: int
+    ) -> Mapping[int, list[Arrival]]:
+        """For each room (after, up to): its newest arrivals with after < position ≤ up to, newest first, `limit` at most."""
+        return await self._database.read("get_latest_arrivals", _select_latest, dict(ranges), limit)
+
+    async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, Place]:
+        """The places right after these events."""
+        return await self._database.read_quickly("get_places", _select_places, list(event_nids))
+
+    async def get_place_at(self, room_nid: int, position: int) -> Place:
+        """The place right after the newest event that had arrived at that position; START if there was none."""
+        return await self._database.read_quickly("get_place_at", _select_place_at, room_nid, position)
+
+    async def get_page(
+        self, room_nid: int, start: Place, end: Place | None, direction: Direction, limit: int
+    ) -> list[tuple[Place, int]]:
+        """Events from `start` on in that direction, no further than `end`: (place right after the event, event_nid)."""
+        return await self._database.read("get_timeline_page", _select_page, room_nid, start, end, direction, limit)
+
+    async def get_first_after(self, room_nid: int, position: int) -> int | None:
+        """The number of the first event that arrived after the position."""
+        return await self._database.read_quickly("get_first_after", _select_first_after, room_nid, position)
+
+    async def get_unread_counts(
+        self, user_id: str, marks: Mapping[int, int], upto: int
+    ) -> Mapping[int, tuple[int, int]]:
+        """For each room, since the position up to which the user has read: (unread messages of others, highlights)."""
+        return await self._database.read("get_unread_counts", _count_unread, user_id, dict(marks), upto)
+
+    async def get_backward_extremities(self, room_nid: int) -> list[str]:
+        """Ids of events that stored events name as previous, and that we do not have."""
+        return await self._database.read_quickly("get_backward_extremities", _select_backward, room_nid)
+
+
+def _select_latest(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int) -> dict[int, list[Arrival]]:
+    sql = (
+        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        " ORDER BY position DESC LIMIT ?"
+    )
+    return {
+        room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]
+        for room_nid, (after, upto) in ranges.items()
+    }
+
+
+def _select_places(txn: Transaction, event_nids: list[int]) -> dict[int, Place]:
+    rows = txn.query_in("SELECT event_nid, depth FROM events WHERE event_nid IN {keys}", event_nids)
+    return {nid: Place(depth, nid) for nid, depth in rows}
+
+
+def _select_place_at(txn: Transaction, room_nid: int, position: int) -> Place:
+    row = txn.query_one(
+        "SELECT depth, event_nid FROM events WHERE room_nid = ? AND position <= ? ORDER BY position DESC LIMIT 1",
+        (room_nid, position),
+    )
+    return Place(*row) if row is not None else START
+
+
+def _select_page(
+    txn: Transaction, room_nid: int, start: Place, end: Place | None, direction: Direction, limit: int
+) -> list[tuple[Place, int]]:
+    args: list[int] = [room_nid, start.depth, start.event_nid]
+    if direction is Direction.BACKWARDS:
+        bounds, order = "(depth, event_nid) <= (?, ?)", "DESC"
+        if end is not None:
+            bounds += " AND (depth, event_nid) > (?, ?)"
+    else:
+        bounds, order = "(depth, event_nid) > (?, ?)", "ASC"
+        if end is not None:
+            bounds += " AND (depth, event_nid) <= (?, ?)"
+    if end is not None:
+        args += [end.depth, end.event_nid]
+    rows = txn.query(
+        f"SELECT depth, event_nid FROM events WHERE room_nid = ? AND {bounds} AND (flags & {_TIMELINE}) <> 0"
+        f" ORDER BY depth {order}, event_nid {order} LIMIT ?",
+        (*args, limit),
+    )
+    return [(Place(depth, nid), nid) for depth, nid in rows]
+
+
+def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int | None:
+    row = txn.query_one(
+        "SELECT event_nid FROM events WHERE room_nid = ? AND position > ? ORDER BY position LIMIT 1",
+        (room_nid, position),
+    )
+    return row[0] if row is not None else None
+
+
+def _count_unread(
+    txn: Transaction, user_id: str, marks: dict[int, int], upto: int
+) -> dict[int, tuple[int, int]]:
+    counts: dict[int, tuple[int, int]] = {}
+    for room_nid, mark in marks.items():
+        (unread,) = txn.query(
+            f"SELECT count(*) FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+            f" AND (flags & {int(EventFlag.UNREAD)}) <> 0 AND sender <> ? AND redacted_by IS NULL",
+            (room_nid, mark, upto, user_id),
+        )[0]
+        (highlights,) = txn.query(
+            "SELECT count(*) FROM highlights WHERE user_id = ? AND room_nid = ? AND position > ? AND position <= ?",
+            (user_id, room_nid, mark, upto),
+        )[0]
+        counts[room_nid] = (unread, highlights)
+    return counts
+
+
+def _select_backward(txn: Transaction, room_nid: int) -> list[str]:
+    rows = txn.query("SELECT event_id FROM backward_extremities WHERE room_nid = ?", (room_nid,))
+    return [event_id for (event_id,) in rows]
