@@ -157,4 +157,4 @@ def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
         "UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ? AND membership <> 'join'",
         (room_nid, user_id),
     )
-    txn.announce(Change(txn.next_position(), Topic.ACCOUNT, user_id=user_id))
+    txn.announce(Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id))

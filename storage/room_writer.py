@@ -286,7 +286,9 @@ class RoomWriter:
                 change[old.membership] -= 1
             if new.membership in change:
                 change[new.membership] += 1
-            put_membership(txn, _membership(room_nid, nid, position, new))
+            row = _membership(room_nid, nid, position, new)
+            put_membership(txn, row)
+            txn.announce(Change(position, Topic.MEMBERSHIP, user_id=user_id, detail=row))
         return change["join"], change["invite"]
 
     def _number(
@@ -303,7 +305,11 @@ class RoomWriter:
             "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
             (redaction.pruned_pdu, row.event_nid, redaction.target_nid, room_nid),
         )
-        if not changed or redaction.effect is None:
+        if not changed:
+            return
+        position = row.position if row.position is not None else txn.next_position()
+        txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
+        if redaction.effect is None:
             return
         if redaction.effect.summary:
             set_summary_fields(txn, room_nid, redaction.effect.summary)

@@ -14,6 +14,10 @@ class Topic(Enum):
     """What kind of thing changed."""
 
     EVENT = "event"
+    REDACTED = "redacted"
+    """An event lost its content; `detail` is its number."""
+    MEMBERSHIP = "membership"
+    """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
     RECEIPT = "receipt"
     DEVICE = "device"

@@ -1,0 +1,25 @@
+"""What someone of this server wants to add to a room, before it is an event."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from federation.protocol.ids import EventID, UserID
+from storage.sent_transactions import SentTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An event to be. The engine finds its place in the room, its auth events, id, hash and signature."""
+
+    type: str
+    sender: UserID
+    content: Mapping[str, Any]
+    state_key: str | None = None
+    redacts: EventID | None = None
+    origin_server_ts: int | None = None
+    """Only for application services that bring history; None: now."""
+    sent: SentTransaction | None = None
+    """The client's request that it comes from, which must not act twice."""
+    unless_same: bool = False
+    """Make no event when the state entry has this content already; the present event is the answer."""

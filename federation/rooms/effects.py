@@ -1,0 +1,66 @@
+"""What a state event means for the tables kept beside the state: memberships and the room's summary.
+
+Content comes from anyone, so what is not of the right form counts as absent.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from federation.protocol.events import Event
+from federation.protocol.ids import UserID
+from storage.database import SQLValue
+from storage.room_writer import NewMembership, StateEffect
+
+MAX_TEXT: Final = 4096
+"""Characters of a name or topic that are kept for directories; the event has the rest."""
+
+MEMBERSHIPS: Final = frozenset({"join", "invite", "leave", "ban", "knock"})
+
+# type of a state event with an empty state key → (column of the summary, property of the content)
+_SUMMARY: Final[Mapping[str, tuple[str, str]]] = {
+    "m.room.name": ("name", "name"),
+    "m.room.topic": ("topic", "topic"),
+    "m.room.canonical_alias": ("canonical_alias", "alias"),
+    "m.room.avatar": ("avatar_url", "url"),
+    "m.room.join_rules": ("join_rule", "join_rule"),
+    "m.room.history_visibility": ("history_visibility", "history_visibility"),
+    "m.room.guest_access": ("guest_access", "guest_access"),
+    "m.room.encryption": ("encryption", "algorithm"),
+}
+
+
+def state_effect(event: Event, is_local: Callable[[UserID], bool]) -> StateEffect:
+    """The effect of a state event that becomes current state."""
+    if event.type == "m.room.member" and event.state_key is not None:
+        return StateEffect(membership=_membership(event, UserID(event.state_key), is_local))
+    if event.state_key != "":
+        return StateEffect()
+    if event.type == "m.room.create":
+        summary: dict[str, SQLValue] = {"room_type": _text(event.content, "type")}
+        if event.content.get("m.federate") is False:
+            summary["federates"] = 0
+        return StateEffect(summary=summary)
+    if event.type in _SUMMARY:
+        column, name = _SUMMARY[event.type]
+        return StateEffect(summary={column: _text(event.content, name)})
+    return StateEffect()
+
+
+def _membership(event: Event, user_id: UserID, is_local: Callable[[UserID], bool]) -> NewMembership | None:
+    membership = event.membership
+    if membership not in MEMBERSHIPS:
+        return None
+    return NewMembership(
+        user_id=user_id,
+        membership=membership,
+        sender=event.sender,
+        is_local=is_local(user_id),
+        display_name=_text(event.content, "displayname"),
+        avatar_url=_text(event.content, "avatar_url"),
+    )
+
+
+def _text(content: Mapping[str, Any], name: str) -> str | None:
+    value = content.get(name)
+    # PostgreSQL's texts cannot hold NUL
+    return value[:MAX_TEXT].replace("\x00", "") or None if isinstance(value, str) else None

@@ -1,0 +1,82 @@
+"""Who is in which room, from memory: the rooms of a user, the local users of a room.
+
+Read once, then kept up by the stream of events, so that waking and synchronising cost no query. A load that a change of
+the same key overtakes is done again. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence, Set
+
+from federation.protocol.ids import UserID
+from storage.memberships import MembershipRow, MembershipStore
+from storage.streams import Change, Streams, Topic
+
+
+class Memberships:
+    """Caches of `memberships` by user and by room."""
+
+    def __init__(self, store: MembershipStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: how many users, and how many rooms, are kept."""
+        self._store = store
+        self._capacity = capacity
+        self._by_user: OrderedDict[str, dict[int, MembershipRow]] = OrderedDict()
+        self._local: OrderedDict[int, set[str]] = OrderedDict()
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+
+    async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
+        """All memberships of a user by room number. The mapping is the cache's own: read, don't keep."""
+        found = self._by_user.get(user_id)
+        if found is not None:
+            self._by_user.move_to_end(user_id)
+            return found
+        while True:
+            heard = self._changes_heard
+            rows = dict(await self._store.get_memberships_of_user(user_id))
+            if heard == self._changes_heard:
+                break
+        self._by_user[user_id] = rows
+        if len(self._by_user) > self._capacity:
+            self._by_user.popitem(last=False)
+        return rows
+
+    async def local_members(self, room_nid: int) -> Set[str]:
+        """This server's users who are joined. The set is the cache's own: read, don't keep."""
+        found = self._local.get(room_nid)
+        if found is not None:
+            self._local.move_to_end(room_nid)
+            return found
+        while True:
+            heard = self._changes_heard
+            members = set(await self._store.get_local_members(room_nid))
+            if heard == self._changes_heard:
+                break
+        self._local[room_nid] = members
+        if len(self._local) > self._capacity:
+            self._local.popitem(last=False)
+        return members
+
+    def cached_local_members(self, room_nid: int) -> Set[str] | None:
+        """As `local_members`, if that costs no query."""
+        return self._local.get(room_nid)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.MEMBERSHIP:
+                self._changes_heard += 1
+                row = change.detail
+                if isinstance(row, MembershipRow):
+                    self._apply(row)
+                elif change.user_id is not None:
+                    self._by_user.pop(change.user_id, None)
+
+    def _apply(self, row: MembershipRow) -> None:
+        rooms = self._by_user.get(row.user_id)
+        if rooms is not None:
+            rooms[row.room_nid] = row
+        members = self._local.get(row.room_nid)
+        if members is not None and row.is_local:
+            if row.membership == "join":
+                members.add(row.user_id)
+            else:
+                members.discard(row.user_id)

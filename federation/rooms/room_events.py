@@ -1,0 +1,112 @@
+"""Events as the rest of the server reads them: parsed, cached, with the bytes that clients get.
+
+The cache holds what never changes; a redaction, the one exception, is heard of on the stream and drops its target.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+
+from federation.protocol.events import Event, client_form_prefix, load_event
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.room_versions import ROOM_VERSIONS
+from storage.events import EventFlag, EventRow, EventStore
+from storage.rooms import RoomRow, RoomStore
+from storage.streams import Change, Streams, Topic
+
+
+class StoredEvent:
+    """An event with what storage knows of it."""
+
+    __slots__ = ("_client_prefix", "event", "flags", "nid", "pdu", "position", "redacted_by", "room_nid", "state_root")
+
+    def __init__(self, event: Event, row: EventRow) -> None:
+        self.event = event
+        self.nid = row.event_nid
+        self.room_nid = row.room_nid
+        self.position = row.position
+        """Arrival in the one sequence; None for what is not shown as new."""
+        self.flags = row.flags
+        self.state_root = row.state_root
+        self.redacted_by = row.redacted_by
+        """Number of the redaction that took the content away."""
+        self.pdu = row.pdu
+        self._client_prefix: bytes | None = None
+
+    @property
+    def client_prefix(self) -> bytes:
+        """The client form, without `room_id`, `unsigned` and the closing brace; encoded once."""
+        if self._client_prefix is None:
+            self._client_prefix = client_form_prefix(self.event)
+        return self._client_prefix
+
+    @property
+    def in_timeline(self) -> bool:
+        """Accepted, and neither outlier nor soft-failed: what readers may see."""
+        return bool(self.flags & EventFlag.TIMELINE)
+
+    @property
+    def rejected(self) -> bool:
+        """Refused by authorization."""
+        return bool(self.flags & EventFlag.REJECTED)
+
+
+class RoomEvents:
+    """Reads events in batches through a cache of the most recently used ones. For the reactor thread."""
+
+    def __init__(self, store: EventStore, rooms: RoomStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity` is in events; one takes about 2 KB."""
+        self._store = store
+        self._rooms = rooms
+        self._capacity = capacity
+        self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
+        self._redactions_heard = 0
+        streams.subscribe(self._hear)
+
+    async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
+        """Events by number; unknown ones are missing from the answer."""
+        found: dict[int, StoredEvent] = {}
+        missing: list[int] = []
+        cache = self._cache
+        for nid in nids:
+            event = cache.get(nid)
+            if event is None:
+                missing.append(nid)
+            else:
+                cache.move_to_end(nid)
+                found[nid] = event
+        while missing:
+            heard = self._redactions_heard
+            rows = await self._store.get_events(missing)
+            rooms = await self._rooms.get_rooms_by_nid({row.room_nid for row in rows.values()})
+            if heard != self._redactions_heard:
+                continue  # a row may have been read just before its redaction: read again, or the cache would keep it
+            for nid, row in rows.items():
+                found[nid] = self.keep(rooms[row.room_nid], row)
+            break
+        return found
+
+    async def get_event(self, room_nid: int, event_id: EventID) -> StoredEvent | None:
+        """One event of a room by its id, or None."""
+        return (await self.get_by_id(room_nid, [event_id])).get(event_id)
+
+    async def get_by_id(self, room_nid: int, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
+        """Events of a room by id; unknown ones, and those of other rooms, are missing from the answer."""
+        nids = await self._store.get_event_nids(event_ids)
+        events = await self.get_events(nids.values())
+        return {event.event.event_id: event for event in events.values() if event.room_nid == room_nid}
+
+    def keep(self, room: RoomRow, row: EventRow, event: Event | None = None) -> StoredEvent:
+        """Put a row that was just read or written into the cache; `event` if it is parsed already."""
+        if event is None:
+            event = load_event(ROOM_VERSIONS[room.version], EventID(row.event_id), RoomID(room.room_id), row.pdu)
+        stored = StoredEvent(event, row)
+        self._cache[row.event_nid] = stored
+        if len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+        return stored
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.REDACTED and isinstance(change.detail, int):
+                self._redactions_heard += 1
+                self._cache.pop(change.detail, None)
