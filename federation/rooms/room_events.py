@@ -60,6 +60,7 @@ class RoomEvents:
         self._capacity = capacity
         self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
         self._redactions_heard = 0
+        self._expected: dict[str, Event] = {}
         streams.subscribe(self._hear)
 
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
@@ -95,18 +96,35 @@ class RoomEvents:
         events = await self.get_events(nids.values())
         return {event.event.event_id: event for event in events.values() if event.room_nid == room_nid}
 
-    def keep(self, room: RoomRow, row: EventRow, event: Event | None = None) -> StoredEvent:
-        """Put a row that was just read or written into the cache; `event` if it is parsed already."""
-        if event is None:
-            event = load_event(ROOM_VERSIONS[room.version], EventID(row.event_id), RoomID(room.room_id), row.pdu)
-        stored = StoredEvent(event, row)
-        self._cache[row.event_nid] = stored
+    def keep(self, room: RoomRow, row: EventRow) -> StoredEvent:
+        """The event of a row that was just read or written, from the cache if it is there."""
+        cached = self._cache.get(row.event_nid)
+        if cached is not None:
+            return cached
+        event = load_event(ROOM_VERSIONS[room.version], EventID(row.event_id), RoomID(room.room_id), row.pdu)
+        return self._put(StoredEvent(event, row))
+
+    def expect(self, events: Iterable[Event]) -> None:
+        """These are about to be written: when the stream tells of them, they need not be parsed again."""
+        self._expected.update((event.event_id, event) for event in events)
+
+    def forget_expected(self, events: Iterable[Event]) -> None:
+        """The write has ended, one way or the other."""
+        for event in events:
+            self._expected.pop(event.event_id, None)
+
+    def _put(self, stored: StoredEvent) -> StoredEvent:
+        self._cache[stored.nid] = stored
         if len(self._cache) > self._capacity:
             self._cache.popitem(last=False)
         return stored
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.REDACTED and isinstance(change.detail, int):
+            if change.topic is Topic.EVENT and isinstance(change.detail, EventRow):
+                event = self._expected.get(change.detail.event_id)
+                if event is not None:
+                    self._put(StoredEvent(event, change.detail))
+            elif change.topic is Topic.REDACTED and isinstance(change.detail, int):
                 self._redactions_heard += 1
                 self._cache.pop(change.detail, None)

@@ -1,0 +1,189 @@
+"""From drafts to events: a chain of them upon a room's head, in memory, each authorized by the state before it.
+
+Laws:
+- A chain is built without holding anything: whether its head still stands is found out by the write.
+- A request's drafts succeed or fail together: a failed one leaves the chain as it was before the request.
+- Our own events pass the same authorization as everyone's. Their form, hash and signature are right by construction,
+  and the auth events are chosen from the state before, so that the two state checks of a received event are one here.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.errors import NotFound
+from federation.protocol.event_auth import auth_keys, check_auth
+from federation.protocol.events import Event, SigningIdentity, StateKey, build_event, encode_pdu
+from federation.protocol.ids import EventID, UserID, domain_of
+from federation.protocol.power_levels import PowerLevels
+from federation.protocol.redaction import may_redact, redact
+from federation.rooms.drafts import Draft
+from federation.rooms.effects import state_effect
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
+from storage.events import EventFlag
+from storage.room_writer import NewEvent, Redaction
+
+MAX_DEPTH = 2**53 - 1
+MAX_PREV_EVENTS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """What our own users have to do with an event, said by the layer that knows them."""
+
+    flags: EventFlag = EventFlag(0)
+    """UNREAD and MENTIONS_ROOM, where they hold."""
+    highlights: Sequence[UserID] = ()
+    """This server's users whom it calls by name."""
+
+
+Classify = Callable[[Event], Classification]
+
+
+class TargetInChain(Exception):
+    """A redaction of an event that is not written yet: it has to wait for the next chain."""
+
+
+class Chain:
+    """Events upon one snapshot of a room."""
+
+    def __init__(self, snapshot: RoomSnapshot, events: RoomEvents, identity: SigningIdentity, classify: Classify) -> None:
+        self._snapshot = snapshot
+        self._events = events
+        self._identity = identity
+        self._classify = classify
+        self._overlay: dict[StateKey, Event] = {}
+        self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][:MAX_PREV_EVENTS]
+        self._depth = snapshot.head.depth
+        self._known: dict[StateKey, StoredEvent] = {}
+        self.built: list[Event] = []
+        self.new: list[NewEvent] = []
+
+    @property
+    def changed_state(self) -> Mapping[StateKey, Event]:
+        """The entries of the state that events of this chain set."""
+        return self._overlay
+
+    async def add(self, drafts: Sequence[Draft], now_ms: int) -> list[Event | StoredEvent]:
+        """Build the drafts of one request; for a draft that would change nothing, the event that is there already.
+
+        Raises Forbidden and what else authorization raises, with the chain as before; TargetInChain.
+        """
+        mark = (dict(self._overlay), self._prev, self._depth, len(self.built))
+        try:
+            return [await self._build(draft, now_ms) for draft in drafts]
+        except BaseException:
+            self._overlay, self._prev, self._depth, length = mark
+            del self.built[length:], self.new[length:]
+            raise
+
+    async def _build(self, draft: Draft, now_ms: int) -> Event | StoredEvent:
+        version = self._snapshot.version
+        keys = auth_keys(version, draft.type, draft.sender, draft.state_key, draft.content)
+        own_key = StateKey(draft.type, draft.state_key) if draft.state_key is not None else None
+        state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
+        if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
+            return self._known.get(own_key) or state[own_key]
+        event = self._sign(draft, [state[key] for key in keys if key in state], now_ms)
+        create = event if event.type == CREATE.type else state.get(CREATE)
+        if create is None:
+            raise NotFound("This room has not been created")
+        check_auth(event, state, create=create)
+        redaction = await self._redaction(event, state, create)
+        self._append(event, state, keys, draft, redaction)
+        return event
+
+    async def _load(self, keys: Collection[StateKey]) -> dict[StateKey, Event]:
+        stored = await self._snapshot.state.load(key for key in keys if key not in self._overlay)
+        self._known.update(stored)
+        state = {key: event.event for key, event in stored.items()}
+        state.update((key, self._overlay[key]) for key in keys if key in self._overlay)
+        return state
+
+    def _sign(self, draft: Draft, auth_events: Sequence[Event], now_ms: int) -> Event:
+        return build_event(
+            self._snapshot.version,
+            self._identity,
+            room_id=self._snapshot.room_id,
+            type=draft.type,
+            sender=draft.sender,
+            content=draft.content,
+            state_key=draft.state_key,
+            redacts=draft.redacts,
+            origin_server_ts=draft.origin_server_ts if draft.origin_server_ts is not None else now_ms,
+            prev_events=self._prev,
+            auth_events=[event.event_id for event in auth_events],
+            depth=min(self._depth + 1, MAX_DEPTH),
+        )
+
+    async def _redaction(self, event: Event, state: Mapping[StateKey, Event], create: Event) -> Redaction | None:
+        """The effect of a redaction of ours: None when its target is unknown, or not the sender's to redact."""
+        target_id = event.redacts
+        if target_id is None:
+            return None
+        if any(built.event_id == target_id for built in self.built):
+            raise TargetInChain(target_id)
+        target = await self._events.get_event(self._snapshot.room.room_nid, target_id)
+        if target is None or target.redacted_by is not None:
+            return None
+        levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
+        if not may_redact(
+            self._snapshot.version,
+            event,
+            target.event,
+            sender_level=levels.user_level(event.sender),
+            redact_level=levels.redact,
+        ):
+            return None
+        return await prune(self._snapshot, target, self._is_local)
+
+    def _is_local(self, user_id: UserID) -> bool:
+        return domain_of(user_id) == self._identity.server_name
+
+    def _append(
+        self,
+        event: Event,
+        state: Mapping[StateKey, Event],
+        keys: Collection[StateKey],
+        draft: Draft,
+        redaction: Redaction | None,
+    ) -> None:
+        classification = self._classify(event)
+        auth_stored = [self._known[key].nid for key in keys if key in state and key not in self._overlay]
+        auth_built = [self._overlay[key].event_id for key in keys if key in self._overlay]
+        self.new.append(
+            NewEvent(
+                event_id=event.event_id,
+                pdu=encode_pdu(event),
+                depth=event.depth,
+                type=event.type,
+                state_key=event.state_key,
+                sender=event.sender,
+                origin_server_ts=event.origin_server_ts,
+                flags=int(EventFlag.TIMELINE | classification.flags),
+                prev_events=self._prev,
+                auth_nids=auth_stored,
+                auth_ids=auth_built,
+                effect=state_effect(event, self._is_local),
+                redacts=event.redacts,
+                redaction=redaction,
+                sent=None if draft.sent is None else (draft.sent, b'{"event_id":"%s"}' % event.event_id.encode()),
+                highlights=classification.highlights,
+            )
+        )
+        self.built.append(event)
+        if event.state_key is not None:
+            self._overlay[event.key] = event
+        self._prev = [event.event_id]
+        self._depth = event.depth
+
+
+async def prune(snapshot: RoomSnapshot, target: StoredEvent, is_local: Callable[[UserID], bool]) -> Redaction:
+    """What is left of an event when its content is taken away, and what that means for the tables beside the state."""
+    pruned = redact_event(target.event)
+    effect = None
+    if target.event.state_key is not None:
+        current = await snapshot.state.get(target.event.key)
+        if current is not None and current.nid == target.nid:
+            effect = state_effect(pruned, is_local)
+    return Redaction(target.nid, encode_pdu(pruned), effect)

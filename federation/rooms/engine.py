@@ -1,0 +1,261 @@
+"""The room engine: adds events to rooms, for our own users and for what other servers send.
+
+Laws:
+- Optimistic heads: a chain is built upon a head that was read; the write checks it, and who was overtaken builds again.
+- One queue a room: all sends that wait for a room become one chain and one write, so many senders to one room never
+  conflict on one node and never fork the room. Nothing is held while waiting: a queue is a list and a coroutine.
+- A send is answered after its events are durable.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from federation.protocol.errors import MatrixError, NotFound
+from federation.protocol.events import Event, SigningIdentity, StateKey
+from federation.protocol.ids import RoomID
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.rooms.build import Chain, Classify, TargetInChain
+from federation.rooms.drafts import Draft
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.state_view import StateView
+from storage.database import Database, WriteTransaction
+from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
+from storage.rooms import Head, RoomRow, RoomStore, add_room
+from storage.sent_transactions import AlreadySent, SentTransaction
+from storage.state_tree import StateTreeStore
+
+MAX_REQUESTS_A_CHAIN = 100
+MAX_REBUILDS = 20
+
+Also = Callable[[WriteTransaction, RoomRow], None]
+"""What else is to be written in the transaction that creates a room."""
+
+
+@dataclass(slots=True)
+class _Request:
+    drafts: Sequence[Draft]
+    done: "Deferred[list[StoredEvent]]"
+    built: list[Event | StoredEvent] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Queue:
+    waiting: list[_Request] = field(default_factory=list)
+    running: bool = False
+
+
+class RoomEngine:
+    """Reads rooms as they are now, and moves them on. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        rooms: RoomStore,
+        events: RoomEvents,
+        trees: StateTreeStore,
+        writer: RoomWriter,
+        identity: SigningIdentity,
+        now_ms: Callable[[], int],
+        classify: Classify,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: how many rooms' heads are kept in memory."""
+        self._database = database
+        self._rooms = rooms
+        self._events = events
+        self._trees = trees
+        self._writer = writer
+        self._identity = identity
+        self._now_ms = now_ms
+        self._classify = classify
+        self._capacity = capacity
+        self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
+        self._queues: dict[str, _Queue] = {}
+        self._log = Logger()
+
+    async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
+        """The room as it is now, or None if this server does not know it."""
+        snapshot = self._snapshots.get(room_id)
+        if snapshot is not None:
+            self._snapshots.move_to_end(room_id)
+            return snapshot
+        room = await self._rooms.get_room(room_id)
+        return None if room is None else await self._read(room)
+
+    async def get_snapshot(self, room_id: RoomID) -> RoomSnapshot:
+        """The room as it is now. Raises NotFound."""
+        snapshot = await self.find_snapshot(room_id)
+        if snapshot is None:
+            raise NotFound("This server does not know the room")
+        return snapshot
+
+    def view(self, room_nid: int, root: bytes | None) -> StateView:
+        """The state at some root of a room."""
+        return StateView(self._trees, self._events, room_nid, root)
+
+    async def send(self, room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
+        """Add the events of one request to a room, all or none of them; returns them once they are durable.
+
+        Raises NotFound, Forbidden (and other MatrixErrors of authorization and size), AlreadySent.
+        """
+        queue = self._queues.get(room_id)
+        if queue is None:
+            queue = self._queues[room_id] = _Queue()
+        request = _Request(drafts, Deferred())
+        queue.waiting.append(request)
+        if not queue.running:
+            queue.running = True
+            Deferred.fromCoroutine(self._drain(room_id, queue)).addErrback(
+                lambda failure: self._log.failure("the queue of a room broke", failure)
+            )
+        return await request.done
+
+    async def create(
+        self, version: RoomVersion, room_id: RoomID | None, drafts: Sequence[Draft], also: Also
+    ) -> tuple[RoomSnapshot, list[StoredEvent]]:
+        """Make a room of these drafts, of which the first creates it, in one write.
+
+        `room_id` is None where the create event names the room. `also` runs in the same transaction.
+        Raises what authorization of a draft raises.
+        """
+        now = self._now_ms()
+        placeholder = RoomRow(0, room_id or "", version.identifier, now)
+        empty = Head(0, (), 0, None, 0, 0)
+        chain = Chain(
+            RoomSnapshot(placeholder, version, empty, self.view(0, None)), self._events, self._identity, self._classify
+        )
+        for draft in drafts:
+            await chain.add([draft], now)
+        created_id = chain.built[0].room_id
+
+        def write(txn: WriteTransaction) -> tuple[RoomRow, Appended]:
+            room, head = add_room(txn, created_id, version.identifier, now)
+            extremities = [chain.built[-1].event_id]
+            appended = self._writer.append(txn, room, head, chain.new, extremities, now_ms=now)
+            also(txn, room)
+            return room, appended
+
+        self._events.expect(chain.built)
+        try:
+            room, appended = await self._database.write("create_room", write)
+        finally:
+            self._events.forget_expected(chain.built)
+        snapshot = RoomSnapshot(room, version, empty, self.view(room.room_nid, None))
+        stored = self._advance(snapshot, appended)
+        return self._snapshots[room.room_id], stored
+
+    async def _read(self, room: RoomRow) -> RoomSnapshot:
+        head = await self._rooms.get_head(room.room_nid)
+        cached = self._snapshots.get(room.room_id)
+        if cached is not None and cached.head.version >= head.version:
+            return cached
+        view = self.view(room.room_nid, head.state_root)
+        snapshot = RoomSnapshot(room, ROOM_VERSIONS[room.version], head, view)
+        self._keep(snapshot)
+        return snapshot
+
+    def _keep(self, snapshot: RoomSnapshot) -> None:
+        self._snapshots[snapshot.room.room_id] = snapshot
+        self._snapshots.move_to_end(snapshot.room.room_id)
+        if len(self._snapshots) > self._capacity:
+            self._snapshots.popitem(last=False)
+
+    async def _drain(self, room_id: RoomID, queue: _Queue) -> None:
+        try:
+            while queue.waiting:
+                batch = queue.waiting[:MAX_REQUESTS_A_CHAIN]
+                del queue.waiting[: len(batch)]
+                try:
+                    deferred = await self._append(await self.get_snapshot(room_id), batch)
+                    queue.waiting[:0] = deferred
+                except Exception as error:
+                    for request in batch:
+                        if not request.done.called:
+                            request.done.errback(error)
+        finally:
+            queue.running = False
+            if self._queues.get(room_id) is queue and not queue.waiting:
+                del self._queues[room_id]
+
+    async def _append(self, snapshot: RoomSnapshot, batch: Sequence[_Request]) -> list[_Request]:
+        """Write one chain for these requests; returns those that have to wait for the next one."""
+        for _ in range(MAX_REBUILDS):
+            chain = Chain(snapshot, self._events, self._identity, self._classify)
+            now = self._now_ms()
+            later: list[_Request] = []
+            ready: list[_Request] = []
+            names: set[SentTransaction] = set()
+            for request in batch:
+                if any(draft.sent in names for draft in request.drafts if draft.sent is not None):
+                    later.append(request)  # the same request twice at once: its repetition is answered by the next chain
+                    continue
+                try:
+                    request.built = await chain.add(request.drafts, now)
+                    ready.append(request)
+                    names.update(draft.sent for draft in request.drafts if draft.sent is not None)
+                except TargetInChain:
+                    later.append(request)
+                except MatrixError as error:
+                    request.done.errback(error)
+            batch = [*ready, *later]
+            if not ready:
+                return later
+            try:
+                appended = await self._write(snapshot, chain, now)
+            except HeadMoved:
+                self._snapshots.pop(snapshot.room.room_id, None)
+                snapshot = await self._read(snapshot.room)
+                continue
+            except AlreadySent as error:
+                batch = self._answer_repeated(batch, error)
+                continue
+            stored = {event.event.event_id: event for event in self._advance(snapshot, appended)}
+            for request in ready:
+                request.done.callback(
+                    [event if isinstance(event, StoredEvent) else stored[event.event_id] for event in request.built]
+                )
+            return later
+        raise RuntimeError(f"the head of {snapshot.room.room_id} moved {MAX_REBUILDS} times while building upon it")
+
+    async def _write(self, snapshot: RoomSnapshot, chain: Chain, now: int) -> Appended:
+        if not chain.new:
+            return Appended(snapshot.head, [])
+        self._events.expect(chain.built)
+        try:
+            return await self._database.write(
+                "append_events", self._append_in, snapshot, chain.new, chain.built[-1].event_id, now
+            )
+        finally:
+            self._events.forget_expected(chain.built)
+
+    def _append_in(
+        self, txn: WriteTransaction, snapshot: RoomSnapshot, new: Sequence[NewEvent], extremity: str, now: int
+    ) -> Appended:
+        return self._writer.append(txn, snapshot.room, snapshot.head, new, [extremity], now_ms=now)
+
+    def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
+        others: list[_Request] = []
+        for request in batch:
+            if any(draft.sent == error.transaction for draft in request.drafts):
+                request.done.errback(error)
+            else:
+                others.append(request)
+        return others
+
+    def _advance(self, snapshot: RoomSnapshot, appended: Appended) -> list[StoredEvent]:
+        """Make the next snapshot of the room; the new events as they are stored."""
+        stored = [self._events.keep(snapshot.room, row) for row in appended.rows]
+        changes: dict[StateKey, StoredEvent] = {
+            event.event.key: event for event in stored if event.event.state_key is not None
+        }
+        state = snapshot.state.after(appended.head.state_root, changes)
+        if any(event.event.redacts is not None for event in stored):
+            state = self.view(snapshot.room.room_nid, appended.head.state_root)
+        self._keep(RoomSnapshot(snapshot.room, snapshot.version, appended.head, state))
+        return stored

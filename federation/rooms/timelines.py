@@ -1,0 +1,106 @@
+"""The newest events of rooms, from memory.
+
+A tail holds a room's latest arrivals, complete from some position on. The stream extends it, so that the wake-up and the
+synchronisation of many readers after one message cost no query. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from storage.events import EventRow
+from storage.streams import Change, Streams, Topic
+from storage.timelines import Arrival, TimelineStore
+
+TAIL_LENGTH = 64
+"""Arrivals kept for a room."""
+
+
+@dataclass(slots=True)
+class _Tail:
+    complete_from: int
+    """Every arrival after this position is in the list."""
+    arrivals: list[Arrival]
+    """Oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What arrived in a room between two positions."""
+
+    arrivals: Sequence[Arrival]
+    """The newest ones, oldest first."""
+    limited: bool
+    """There are older ones in the range."""
+
+
+class Timelines:
+    """Answers what arrived in rooms, by their tails and otherwise from storage."""
+
+    def __init__(self, store: TimelineStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: of how many rooms tails are kept."""
+        self._store = store
+        self._streams = streams
+        self._capacity = capacity
+        self._tails: OrderedDict[int, _Tail] = OrderedDict()
+        streams.subscribe(self._hear)
+
+    async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> dict[int, Stretch]:
+        """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up to."""
+        found: dict[int, Stretch] = {}
+        missing: dict[int, tuple[int, int]] = {}
+        for room_nid, (after, upto) in ranges.items():
+            stretch = self._from_tail(room_nid, after, upto, limit)
+            if stretch is None:
+                missing[room_nid] = (after, upto)
+            else:
+                found[room_nid] = stretch
+        if missing:
+            head = self._streams.current()
+            rows = await self._store.get_latest(missing, max(limit, TAIL_LENGTH) + 1)
+            for room_nid, newest_first in rows.items():
+                after, upto = missing[room_nid]
+                arrivals = newest_first[::-1]
+                found[room_nid] = Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
+                if upto >= head and head == self._streams.current():
+                    self._keep(room_nid, after, arrivals)
+        return found
+
+    def _from_tail(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
+        tail = self._tails.get(room_nid)
+        if tail is None:
+            return None
+        arrivals = [arrival for arrival in tail.arrivals if after < arrival.position <= upto]
+        if after < tail.complete_from and len(arrivals) <= limit:
+            return None  # there may be more, or fewer, than the tail knows
+        self._tails.move_to_end(room_nid)
+        return Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
+
+    def _keep(self, room_nid: int, after: int, arrivals: list[Arrival]) -> None:
+        complete_from = after
+        if len(arrivals) > TAIL_LENGTH:
+            complete_from = arrivals[-TAIL_LENGTH - 1].position
+            arrivals = arrivals[-TAIL_LENGTH:]
+        known = self._tails.get(room_nid)
+        if known is None or known.complete_from > complete_from:
+            self._tails[room_nid] = _Tail(complete_from, arrivals)
+        self._tails.move_to_end(room_nid)
+        if len(self._tails) > self._capacity:
+            self._tails.popitem(last=False)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            row = change.detail
+            if change.topic is not Topic.EVENT:
+                continue
+            if not isinstance(row, EventRow):
+                self._tails.clear()  # another node's event, not read yet: what the tails lack is unknown
+                continue
+            tail = self._tails.get(row.room_nid)
+            if tail is None:
+                # a reader that was up to date before this event needs no more than it
+                self._keep(row.room_nid, change.position - 1, [Arrival(change.position, row.event_nid)])
+                continue
+            tail.arrivals.append(Arrival(change.position, row.event_nid))
+            if len(tail.arrivals) > TAIL_LENGTH:
+                tail.complete_from = tail.arrivals.pop(0).position
