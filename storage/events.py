@@ -44,6 +44,8 @@ class EventRow:
     flags: int
     state_root: bytes | None
     """Root of the state after the event; None for outliers."""
+    replaces: int | None
+    """Number of the state entry that this state event took the place of."""
     redacted_by: int | None
     pdu: bytes
     """Canonical JSON."""
@@ -51,7 +53,7 @@ class EventRow:
 
 _COLUMNS = (
     "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
-    " redacted_by, pdu"
+    " replaces, redacted_by, pdu"
 )
 
 

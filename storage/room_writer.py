@@ -148,13 +148,16 @@ class RoomWriter:
         for event in events:
             nid = nids[event.event_id]
             in_timeline = bool(event.flags & EventFlag.TIMELINE)
+            replaces: int | None = None
             if event.state_before is not None:
                 root = self._trees.apply(txn, room.room_nid, event.state_before.root, event.state_before.entries)
             if event.state_key is not None and not event.flags & EventFlag.REJECTED:
-                root = self._trees.apply(txn, room.room_nid, root, {(event.type, event.state_key): nid})
+                key = (event.type, event.state_key)
+                replaces = self._trees.select_entries(txn, room.room_nid, root, [key]).get(key)
+                root = self._trees.apply(txn, room.room_nid, root, {key: nid})
                 if in_timeline:
                     effects.append((nid, position, event.effect))
-            rows.append(_row(room.room_nid, nid, position if in_timeline else None, root, event))
+            rows.append(_row(room.room_nid, nid, position if in_timeline else None, root, replaces, event))
             if in_timeline:
                 position += 1
         if current is not None:
@@ -189,7 +192,7 @@ class RoomWriter:
         new = [event for event in events if event.event_id not in known]
         first_nid = txn.allocate("event", max(len(new), 1))
         nids = {event.event_id: first_nid + index for index, event in enumerate(new)}
-        rows = [_row(room.room_nid, nids[event.event_id], None, None, event) for event in new]
+        rows = [_row(room.room_nid, nids[event.event_id], None, None, None, event) for event in new]
         self._insert(txn, room, new, rows, nids, now_ms)
         return rows
 
@@ -204,7 +207,8 @@ class RoomWriter:
     ) -> None:
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, redacted_by, pdu) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -218,6 +222,7 @@ class RoomWriter:
                     row.origin_server_ts,
                     row.flags,
                     row.state_root,
+                    row.replaces,
                     row.redacted_by,
                     row.pdu,
                 )
@@ -322,7 +327,9 @@ class RoomWriter:
             )
 
 
-def _row(room_nid: int, nid: int, position: int | None, root: bytes | None, event: NewEvent) -> EventRow:
+def _row(
+    room_nid: int, nid: int, position: int | None, root: bytes | None, replaces: int | None, event: NewEvent
+) -> EventRow:
     return EventRow(
         nid,
         event.event_id,
@@ -335,6 +342,7 @@ def _row(room_nid: int, nid: int, position: int | None, root: bytes | None, even
         event.origin_server_ts,
         event.flags,
         root,
+        replaces,
         None,
         event.pdu,
     )

@@ -17,7 +17,7 @@ from storage.streams import Change, Streams, Topic
 class StoredEvent:
     """An event with what storage knows of it."""
 
-    __slots__ = ("_client_prefix", "event", "flags", "nid", "pdu", "position", "redacted_by", "room_nid", "state_root")
+    __slots__ = ("_client_prefix", "event", "flags", "nid", "pdu", "position", "redacted_by", "replaces", "room_nid", "state_root")
 
     def __init__(self, event: Event, row: EventRow) -> None:
         self.event = event
@@ -27,6 +27,8 @@ class StoredEvent:
         """Arrival in the one sequence; None for what is not shown as new."""
         self.flags = row.flags
         self.state_root = row.state_root
+        self.replaces = row.replaces
+        """Number of the state entry that it took the place of."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
         self.pdu = row.pdu

@@ -41,10 +41,13 @@ CREATE TABLE events (
     state_key TEXT,
     sender TEXT NOT NULL,
     origin_server_ts BIGINT NOT NULL,
-    -- bits: 1 outlier, 2 rejected, 4 soft-failed, 8 counts as unread, 16 counts in the timeline (accepted, not outlier)
+    -- bits: 1 outlier, 2 rejected, 4 soft-failed, 8 counts as unread, 16 stands in the timeline (accepted, no outlier),
+    -- 32 calls the whole room
     flags BIGINT NOT NULL,
     -- root of the state after this event; NULL for outliers
     state_root BYTES,
+    -- the event_nid of the state entry that this state event took the place of; NULL if there was none
+    replaces BIGINT,
     -- the event_nid of the redaction that took the content away
     redacted_by BIGINT,
     pdu BYTES NOT NULL
