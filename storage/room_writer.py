@@ -153,7 +153,7 @@ class RoomWriter:
                 root = self._trees.apply(txn, room.room_nid, event.state_before.root, event.state_before.entries)
             if event.state_key is not None and not event.flags & EventFlag.REJECTED:
                 key = (event.type, event.state_key)
-                replaces = self._trees.select_entries(txn, room.room_nid, root, [key]).get(key)
+                replaces = self._trees.get_entries_in(txn, room.room_nid, root, [key]).get(key)
                 root = self._trees.apply(txn, room.room_nid, root, {key: nid})
                 if in_timeline:
                     effects.append((nid, position, event.effect))

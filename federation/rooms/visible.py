@@ -1,0 +1,101 @@
+"""Which of a room's events one of our users may see, and what they were to the room at each.
+
+Every path that shows events to a user passes here. The state before an event is the state after it, but for the entry
+that it set itself, whose former event is stored with it: so one batch of look-ups answers for a whole page.
+
+spec: client-server-api#room-history-visibility
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import UserID
+from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from storage.memberships import MembershipRow
+from storage.state_tree import StateTreeStore
+
+MAX_DEPTH: Final = 2**53 - 1
+MAX_CHANGES_BACK: Final = 20
+"""How many changes of a former member's membership are followed back to the last time they were in the room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event that the user may see."""
+
+    event: StoredEvent
+    membership: str
+    """The user's own, once the event had happened."""
+
+
+class Visibility:
+    """Filters pages of events for a user."""
+
+    def __init__(self, trees: StateTreeStore, events: RoomEvents) -> None:
+        self._trees = trees
+        self._events = events
+
+    async def filter(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        """Those of the events (of one room) that the user may see, in the given order.
+
+        `own` is the user's present membership of the room. Events that do not stand in the timeline are left out.
+        """
+        shown = [event for event in events if event.in_timeline]
+        if own is not None and own.membership == "join":
+            # since the latest change of their membership they have been in the room: they see all, whatever its settings
+            if all(event.position is not None and event.position > own.position for event in shown):
+                return [Seen(event, "join") for event in shown]
+        return await self._filter_by_state(user_id, own, shown)
+
+    async def _filter_by_state(
+        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
+    ) -> list[Seen]:
+        if not events:
+            return []
+        member = StateKey("m.room.member", user_id)
+        keys = (HISTORY_VISIBILITY, member)
+        after = await self._trees.get_entries_of(events[0].room_nid, (event.state_root for event in events), keys)
+        entries: list[tuple[StoredEvent, int | None, int | None]] = []
+        for event in events:
+            found = after[event.state_root]
+            before = {key: found.get(key) for key in keys}
+            if event.event.state_key is not None and event.event.key in before:
+                before[event.event.key] = event.replaces
+            entries.append((event, before[HISTORY_VISIBILITY], before[member]))
+        loaded = await self._events.get_events({nid for _, *nids in entries for nid in nids if nid is not None})
+        last_join = await self._last_join(own)
+        seen: list[Seen] = []
+        for event, visibility_nid, member_nid in entries:
+            visibility = loaded.get(visibility_nid) if visibility_nid is not None else None
+            membership_event = loaded.get(member_nid) if member_nid is not None else None
+            membership = membership_event.event.membership if membership_event is not None else None
+            if is_visible(
+                event.event,
+                user_id,
+                visibility=read_visibility(visibility.event if visibility is not None else None),
+                membership=membership,
+                joined_later=last_join is not None and event.event.depth <= last_join,
+            ):
+                seen.append(Seen(event, membership_after(event.event, user_id, membership)))
+        return seen
+
+    async def _last_join(self, own: MembershipRow | None) -> int | None:
+        """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
+        if own is None:
+            return None
+        if own.membership == "join":
+            return MAX_DEPTH
+        nid: int | None = own.event_nid
+        for _ in range(MAX_CHANGES_BACK):
+            event = (await self._events.get_events([nid])).get(nid) if nid is not None else None
+            if event is None:
+                return None
+            if event.event.membership == "join":
+                return event.event.depth
+            nid = event.replaces
+        return None

@@ -1,0 +1,139 @@
+"""Wakes those who wait for news: long-polls of /sync.
+
+Laws:
+- Who wants to wait begins to listen before looking, so that nothing falls between looking and waiting.
+- A change costs what it concerns: of a room's local members only those who listen are looked at.
+- Waking happens in later turns of the reactor, some listeners a turn: a message to a thousand of them does not keep
+  everyone else waiting, and what the writer of the change does after its commit is done first.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from storage.events import EventRow
+from storage.receipts import ReceiptRow
+from storage.streams import Change, Streams, Topic
+
+WAKES_A_TURN = 25
+
+
+class Listener:
+    """One who listens. `close` it when done."""
+
+    __slots__ = ("_close", "_heard", "_waiting", "user_id")
+
+    def __init__(self, user_id: UserID, close: "Callable[[Listener], None]") -> None:
+        self.user_id = user_id
+        self._close = close
+        self._heard = False
+        self._waiting: Deferred[None] | None = None
+
+    def hear(self) -> None:
+        """Something that concerns the user has happened."""
+        self._heard = True
+        if self._waiting is not None and not self._waiting.called:
+            self._waiting.callback(None)
+
+    async def wait(self, clock: IReactorTime, timeout: float) -> bool:
+        """Wait for something since the last wait, for so many seconds at most; whether there was something."""
+        if not self._heard:
+            self._waiting = Deferred()
+            call = clock.callLater(timeout, self._waiting.cancel)
+            try:
+                await self._waiting
+            except CancelledError:
+                if call.active():
+                    raise  # the request was given up, not timed out
+                return False
+            finally:
+                if call.active():
+                    call.cancel()
+                self._waiting = None
+        self._heard = False
+        return True
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._close(self)
+
+
+class Notifier:
+    """Knows who listens, and hears the stream of changes. For the reactor thread."""
+
+    def __init__(self, streams: Streams, memberships: Memberships, clock: IReactorTime) -> None:
+        self._memberships = memberships
+        self._clock = clock
+        self._listeners: dict[str, set[Listener]] = {}
+        self._to_wake: dict[Listener, None] = {}
+        self._scheduled = False
+        self._rooms: dict[int, None] = {}
+        streams.subscribe(self._hear)
+
+    def listen(self, user_id: UserID) -> Listener:
+        """Begin to listen for what concerns the user."""
+        listener = Listener(user_id, self._remove)
+        self._listeners.setdefault(user_id, set()).add(listener)
+        return listener
+
+    def wake_users(self, user_ids: Iterable[str]) -> None:
+        """Something that is not on the stream concerns these users."""
+        for user_id in user_ids:
+            for listener in self._listeners.get(user_id, ()):
+                self._to_wake[listener] = None
+        if self._to_wake:
+            self._schedule()
+
+    def wake_room(self, room_nid: int) -> None:
+        """Something concerns the local members of a room."""
+        if self._listeners:
+            self._rooms[room_nid] = None
+            self._schedule()
+
+    def _remove(self, listener: Listener) -> None:
+        self._to_wake.pop(listener, None)
+        listeners = self._listeners.get(listener.user_id)
+        if listeners is not None:
+            listeners.discard(listener)
+            if not listeners:
+                del self._listeners[listener.user_id]
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        if not self._listeners:
+            return
+        for change in changes:
+            if isinstance(change.detail, EventRow | ReceiptRow):
+                self._rooms[change.detail.room_nid] = None
+            if change.topic is not Topic.EVENT and change.user_id is not None:
+                self.wake_users([change.user_id])
+        if self._rooms:
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._start_turn)
+
+    def _start_turn(self) -> None:
+        Deferred.fromCoroutine(self._turn())
+
+    async def _turn(self) -> None:
+        try:
+            rooms, self._rooms = self._rooms, {}
+            for room_nid in rooms:
+                members = await self._memberships.local_members(room_nid)
+                listening = self._listeners
+                if len(members) <= len(listening):
+                    self.wake_users([user_id for user_id in members if user_id in listening])
+                else:
+                    self.wake_users([user_id for user_id in listening if user_id in members])
+            for listener in list(self._to_wake)[:WAKES_A_TURN]:
+                if self._to_wake.pop(listener, 0) is None:
+                    listener.hear()
+        finally:
+            self._scheduled = False
+            if self._to_wake or self._rooms:
+                self._schedule()

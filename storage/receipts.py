@@ -1,0 +1,105 @@
+"""Receipts: how far users have read, public and private, of whole rooms and of threads."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+UNTHREADED = ""
+"""The `thread_id` of a receipt for a whole room."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptRow:
+    """The latest receipt of a user, of one type, for one thread (or the whole room)."""
+
+    room_nid: int
+    user_id: str
+    receipt_type: str
+    thread_id: str
+    event_id: str
+    event_position: int | None
+    """Arrival of the event that was read, where known."""
+    ts: int
+    position: int
+
+
+_COLUMNS = "room_nid, user_id, receipt_type, thread_id, event_id, event_position, ts, position"
+
+
+class ReceiptStore:
+    """Readers and the writer of the table `receipts`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_receipts(self, ranges: Mapping[int, tuple[int, int]]) -> Mapping[int, list[ReceiptRow]]:
+        """For each room (after, up to): the receipts that changed in between."""
+        return await self._database.read("get_receipts", _select_receipts, dict(ranges))
+
+    async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
+        """A user's own receipts by room."""
+        return await self._database.read_quickly("get_receipts_of_user", _select_of_user, user_id, list(room_nids))
+
+    async def set_receipt(
+        self,
+        room_nid: int,
+        room_id: str,
+        user_id: str,
+        receipt_type: str,
+        thread_id: str,
+        event_id: str,
+        event_position: int | None,
+        ts: int,
+    ) -> ReceiptRow | None:
+        """Move a receipt forward; None if it stood there or further on already."""
+        return await self._database.write(
+            "set_receipt",
+            _set_receipt,
+            room_id,
+            ReceiptRow(room_nid, user_id, receipt_type, thread_id, event_id, event_position, ts, 0),
+        )
+
+
+def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> dict[int, list[ReceiptRow]]:
+    sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? AND position > ? AND position <= ? ORDER BY position"
+    return {
+        room_nid: [ReceiptRow(*row) for row in txn.query(sql, (room_nid, after, upto))]
+        for room_nid, (after, upto) in ranges.items()
+    }
+
+
+def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dict[int, list[ReceiptRow]]:
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM receipts WHERE room_nid IN {{keys}} AND user_id = ?", room_nids, after=(user_id,)
+    )
+    found: dict[int, list[ReceiptRow]] = {}
+    for row in rows:
+        found.setdefault(row[0], []).append(ReceiptRow(*row))
+    return found
+
+
+def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> ReceiptRow | None:
+    key = (receipt.room_nid, receipt.user_id, receipt.receipt_type, receipt.thread_id)
+    old = txn.query_one(
+        "SELECT event_id, event_position FROM receipts"
+        " WHERE room_nid = ? AND user_id = ? AND receipt_type = ? AND thread_id = ?",
+        key,
+    )
+    if old is not None:
+        if old[0] == receipt.event_id:
+            return None
+        if old[1] is not None and receipt.event_position is not None and receipt.event_position <= old[1]:
+            return None
+    position = txn.next_position()
+    row = ReceiptRow(*key, receipt.event_id, receipt.event_position, receipt.ts, position)
+    txn.execute(
+        f"INSERT INTO receipts ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, user_id, receipt_type, thread_id) DO UPDATE SET event_id = excluded.event_id,"
+        " event_position = excluded.event_position, ts = excluded.ts, position = excluded.position",
+        (*key, row.event_id, row.event_position, row.ts, row.position),
+    )
+    txn.announce(Change(position, Topic.RECEIPT, room_id, receipt.user_id, row))
+    return row
