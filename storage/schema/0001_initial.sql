@@ -86,10 +86,24 @@ CREATE TABLE state_keys (
 );
 CREATE UNIQUE INDEX state_keys_by_name ON state_keys (room_nid, type, state_key);
 
--- Nodes of all state trees by the hash of their content
+-- Nodes of the rooms' state trees by the hash of their content. No two rooms have one in common, since event_nids are in
+-- them; the room comes first so that a room's nodes lie together.
 CREATE TABLE state_nodes (
-    node BYTES NOT NULL PRIMARY KEY,
-    content BYTES NOT NULL
+    room_nid BIGINT NOT NULL,
+    node BYTES NOT NULL,
+    content BYTES NOT NULL,
+    -- the last collection of garbage that saw the node in use, 0 if none did
+    cycle BIGINT NOT NULL,
+    PRIMARY KEY (room_nid, node)
+);
+
+-- Rooms whose unused state nodes are being collected
+CREATE TABLE state_collections (
+    room_nid BIGINT NOT NULL PRIMARY KEY,
+    -- a number of its own for each collection, rising
+    cycle BIGINT NOT NULL,
+    -- how far it is: JSON
+    progress TEXT NOT NULL
 );
 
 -- Chain cover of the auth graph: each state event has a place in a chain, and chains have links to others

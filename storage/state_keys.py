@@ -1,0 +1,172 @@
+"""The dense numbering of a room's (type, state_key) pairs: the keys of its state trees.
+
+Laws:
+- Numbers are given in order from 0 and never taken back, so what is committed is always numbered 0 … n-1 without a gap: who
+  knows the first n knows all that a tree can hold whose highest key is below n, also what it does *not* hold.
+- What a write has numbered is shared with others only after its commit: a rollback would give the same number to another pair.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from threading import Lock
+from typing import Protocol
+
+from storage.database import Transaction, WriteTransaction
+from storage.immutable_cache import ImmutableCache
+
+StateKey = tuple[str, str]
+"""(type, state_key) of a state event."""
+
+_SELECT_FROM = "SELECT type, state_key FROM state_keys WHERE room_nid = ? AND key_nid >= ? ORDER BY key_nid"
+_INSERT = "INSERT INTO state_keys (room_nid, key_nid, type, state_key) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+
+
+class Numbering(Protocol):
+    """The first `count` pairs of a room with their numbers."""
+
+    @property
+    def count(self) -> int: ...
+
+    def number_of(self, pair: StateKey) -> int | None: ...
+
+    def pair_of(self, number: int) -> StateKey: ...
+
+    def numbers_of_type(self, event_type: str) -> Sequence[int]:
+        """In rising order."""
+        ...
+
+
+class RoomKeys:
+    """A numbering that grows at its end. Reading needs no lock; whoever extends it holds one."""
+
+    __slots__ = ("_by_type", "_numbers", "_pairs")
+
+    def __init__(self) -> None:
+        self._numbers: dict[StateKey, int] = {}
+        self._pairs: list[StateKey] = []
+        self._by_type: dict[str, list[int]] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self._pairs)
+
+    def number_of(self, pair: StateKey) -> int | None:
+        return self._numbers.get(pair)
+
+    def pair_of(self, number: int) -> StateKey:
+        return self._pairs[number]
+
+    def numbers_of_type(self, event_type: str) -> Sequence[int]:
+        return self._by_type.get(event_type, ())
+
+    def extend(self, start: int, pairs: Sequence[StateKey]) -> int:
+        """Learn the pairs that are numbered from `start` on; how many of them were new. What would leave a gap is ignored."""
+        known = len(self._pairs)
+        if start > known:
+            return 0
+        added = 0
+        for number, (event_type, state_key) in enumerate(pairs[known - start :], known):
+            of_type = self._by_type.get(event_type)
+            if of_type is None:
+                self._by_type[event_type] = of_type = []
+            # the type is one string for all its pairs
+            pair = (self._pairs[of_type[0]][0] if of_type else event_type, state_key)
+            # a reader takes the count first: below it, it must find everything
+            self._numbers[pair] = number
+            of_type.append(number)
+            self._pairs.append(pair)
+            added += 1
+        return added
+
+
+class PendingKeys:
+    """A numbering with pairs at its end that are not committed yet."""
+
+    __slots__ = ("_before", "_shared", "_tail")
+
+    def __init__(self, shared: Numbering, before: int, pairs: Sequence[StateKey]) -> None:
+        self._shared = shared
+        self._before = before
+        self._tail = RoomKeys()
+        self._tail.extend(0, pairs)
+
+    @property
+    def count(self) -> int:
+        return self._before + self._tail.count
+
+    def number_of(self, pair: StateKey) -> int | None:
+        number = self._tail.number_of(pair)
+        if number is not None:
+            return self._before + number
+        number = self._shared.number_of(pair)
+        # the shared numbering may have grown since
+        return number if number is not None and number < self._before else None
+
+    def pair_of(self, number: int) -> StateKey:
+        return self._shared.pair_of(number) if number < self._before else self._tail.pair_of(number - self._before)
+
+    def numbers_of_type(self, event_type: str) -> Sequence[int]:
+        shared = [number for number in self._shared.numbers_of_type(event_type) if number < self._before]
+        return shared + [self._before + number for number in self._tail.numbers_of_type(event_type)]
+
+
+class StateKeys:
+    """The numberings of all rooms, those in use in memory: whole rooms, up to `max_pairs` pairs (some 250 bytes each)."""
+
+    def __init__(self, max_pairs: int) -> None:
+        self._rooms: ImmutableCache[int, RoomKeys] = ImmutableCache(max_pairs, lambda room: room.count + 1)
+        self._lock = Lock()
+
+    def get_cached(self, room_nid: int) -> RoomKeys | None:
+        """What is known of a room without asking the database."""
+        return self._rooms.get(room_nid)
+
+    def get(self, txn: Transaction, room_nid: int, at_least: int) -> Numbering:
+        """A numbering of a room that has `at_least` that many pairs, if there are so many. One query, or none."""
+        known = self._rooms.get(room_nid)
+        count = known.count if known is not None else 0
+        if known is not None and count >= at_least:
+            return known
+        pairs = self._read_from(txn, room_nid, count)
+        if isinstance(txn, WriteTransaction):
+            txn.after_commit(partial(self._learn, room_nid, count, pairs))
+            return PendingKeys(known if known is not None else RoomKeys(), count, pairs)
+        return self._share(room_nid, count, pairs)
+
+    def intern(self, txn: WriteTransaction, room_nid: int, pairs: Iterable[StateKey]) -> Mapping[StateKey, int]:
+        """The numbers of the pairs, new ones where they have none yet. No query if all are known, else two reads and one write."""
+        wanted = list(dict.fromkeys(pairs))
+        known: Numbering = self._rooms.get(room_nid) or RoomKeys()
+        numbers = {pair: number for pair in wanted if (number := known.number_of(pair)) is not None}
+        if len(numbers) == len(wanted):
+            return numbers
+        start = count = known.count
+        tail = self._read_from(txn, room_nid, count)
+        while True:
+            for number, pair in enumerate(tail, count):
+                numbers[pair] = number
+            count += len(tail)
+            missing = [pair for pair in wanted if pair not in numbers]
+            if not missing:
+                break
+            # another node may be numbering in this room: then this waits for its commit and some pairs are numbered by it
+            txn.execute_many(_INSERT, [(room_nid, count + i, *pair) for i, pair in enumerate(missing)])
+            tail = self._read_from(txn, room_nid, count)
+        learnt = sorted((number, pair) for pair, number in numbers.items() if number >= start)
+        txn.after_commit(partial(self._learn, room_nid, start, [pair for _, pair in learnt]))
+        return {pair: numbers[pair] for pair in wanted}
+
+    def _learn(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> None:
+        self._share(room_nid, start, pairs)
+
+    def _share(self, room_nid: int, start: int, pairs: Sequence[StateKey]) -> RoomKeys:
+        with self._lock:
+            room = self._rooms.get(room_nid)
+            if room is None:
+                room = self._rooms.put_if_absent(room_nid, RoomKeys())
+            self._rooms.note_growth(room.extend(start, pairs))
+            return room
+
+    @staticmethod
+    def _read_from(txn: Transaction, room_nid: int, number: int) -> list[StateKey]:
+        return [(event_type, state_key) for event_type, state_key in txn.query(_SELECT_FROM, (room_nid, number))]

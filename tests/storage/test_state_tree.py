@@ -1,0 +1,149 @@
+"""States of rooms: what was set is found, sharing and differing, caches, and failures that must not leave wrong numbers."""
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.database import Database, Transaction, WriteTransaction
+from storage.radix_tree import RadixTree
+from storage.state_keys import StateKey
+from storage.state_tree import StateTreeStore
+
+ROOM = 7
+CREATE: StateKey = ("m.room.create", "")
+POWER: StateKey = ("m.room.power_levels", "")
+TOPIC: StateKey = ("m.room.topic", "")
+
+
+def member(number: int) -> StateKey:
+    return ("m.room.member", f"@user{number}:example.org")
+
+
+SMALL_TREE = RadixTree(leaf_bits=1, child_bits=1)
+MAPS = st.dictionaries(st.integers(0, 40), st.integers(1, 1 << 33), max_size=12)
+
+
+class Nodes(dict[bytes, bytes]):
+    """Nodes in memory; loading one that is not there fails, and loads are counted."""
+
+    loads = 0
+
+    def load(self, ids: object) -> Mapping[bytes, bytes]:
+        self.loads += 1
+        return {node: self[node] for node in ids}  # type: ignore[attr-defined]
+
+    def apply(self, root: bytes | None, changes: Mapping[int, int], tree: RadixTree = SMALL_TREE) -> bytes | None:
+        root, new = tree.apply(self.load, root, changes)
+        self.update(new)
+        return root
+
+
+@given(st.lists(MAPS, max_size=6))
+def test_a_tree_is_the_map_that_was_set_however_it_came_about(steps: list[dict[int, int]]) -> None:
+    nodes, model, root = Nodes(), dict[int, int](), None
+    for changes in steps:
+        root = nodes.apply(root, changes)
+        model |= changes
+    assert SMALL_TREE.entries(nodes.load, root) == model
+    assert list(SMALL_TREE.entries(nodes.load, root)) == sorted(model)
+    assert SMALL_TREE.lookup(nodes.load, root, range(50)) == model
+    assert root == Nodes().apply(None, model)
+    if root is not None:
+        assert SMALL_TREE.find_last_key(nodes.get, root) == max(model)
+        assert SMALL_TREE.count_keys(nodes.load, [root]) == max(model) + 1
+
+
+@given(MAPS, MAPS, MAPS)
+def test_a_difference_is_that_of_the_maps(common: dict[int, int], a: dict[int, int], b: dict[int, int]) -> None:
+    nodes = Nodes()
+    base = nodes.apply(None, common)
+    left, right = nodes.apply(base, a), nodes.apply(base, b)
+    before, after = common | a, common | b
+    assert SMALL_TREE.diff(nodes.load, left, right) == {
+        key: (before.get(key), after.get(key))
+        for key in before.keys() | after.keys()
+        if before.get(key) != after.get(key)
+    }
+
+
+def test_a_difference_costs_its_size() -> None:
+    tree, nodes = RadixTree(), Nodes()
+    root = nodes.apply(None, {key: key + 1 for key in range(20_000)}, tree)
+    changed = nodes.apply(root, {77: 1_000_000, 19_000: 1_000_001}, tree)
+    nodes.loads = 0
+    read: list[bytes] = []
+
+    def load(ids: object) -> Mapping[bytes, bytes]:
+        read.extend(ids)  # type: ignore[arg-type]
+        return nodes.load(read)
+
+    assert tree.diff(load, root, changed) == {77: (78, 1_000_000), 19_000: (19_001, 1_000_001)}
+    assert len(read) <= 2 * (1 + 2 + 2 + 2)
+    assert nodes.loads <= 4
+
+
+def test_a_change_to_the_same_value_makes_nothing() -> None:
+    tree, nodes = RadixTree(), Nodes()
+    root = nodes.apply(None, {1: 5, 900: 6}, tree)
+    assert tree.apply(nodes.load, root, {900: 6}) == (root, {})
+
+
+@pytest.mark.parametrize("changes", [{-1: 5}, {1: 0}])
+def test_what_cannot_be_stored_is_refused(changes: dict[int, int]) -> None:
+    with pytest.raises(ValueError, match="keys are"):
+        RadixTree().apply(Nodes().load, None, changes)
+
+
+def apply_all(
+    txn: WriteTransaction, states: StateTreeStore, root: bytes | None, *steps: Mapping[StateKey, int]
+) -> list[bytes | None]:
+    roots = []
+    for step in steps:
+        root = states.apply(txn, ROOM, root, step)
+        roots.append(root)
+    return roots
+
+
+async def test_states_are_read_whole_by_type_by_key_and_as_differences(database: Database) -> None:
+    states = StateTreeStore(database)
+    everyone = {member(number): 100 + number for number in range(300)}
+    first, second = await database.write(
+        "apply", apply_all, states, None, {CREATE: 1, POWER: 2} | everyone, {POWER: 3, TOPIC: 4}
+    )
+    for reader in (states, StateTreeStore(database)):
+        assert await reader.get_all(ROOM, first) == {CREATE: 1, POWER: 2} | everyone
+        assert await reader.get_entries(ROOM, second, [CREATE, POWER, member(7), member(999)]) == {
+            CREATE: 1,
+            POWER: 3,
+            member(7): 107,
+        }
+        assert await reader.get_by_type(ROOM, second, ["m.room.member"]) == everyone
+        assert await reader.get_by_type(ROOM, second, ["m.room.topic", "m.none"]) == {TOPIC: 4}
+        assert await reader.get_by_type(ROOM, first, ["m.room.topic"]) == {}
+        assert await reader.get_diff(ROOM, first, second) == {POWER: (2, 3), TOPIC: (None, 4)}
+        assert await reader.get_entries_of(ROOM, [first, second, None], [POWER, TOPIC]) == {
+            first: {POWER: 2},
+            second: {POWER: 3, TOPIC: 4},
+            None: {},
+        }
+    assert await states.get_all(ROOM, None) == {}
+
+
+async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -> None:
+    writer = StateTreeStore(database)
+    everyone = {member(number): 100 + number for number in range(2000)}
+    roots = await database.write(
+        "apply", apply_all, writer, None, everyone, *({member(number): 9000 + number} for number in range(40))
+    )
+    reader = StateTreeStore(database)
+
+    def count(txn: Transaction) -> int:
+        reader.get_entries_of_in(txn, ROOM, roots, [member(number) for number in range(0, 2000, 9)])
+        return txn.queries
+
+    # the pairs, the roots, two levels below them
+    assert await database.read("count", count) == 4
+    assert await database.read("count", count) == 0
+    assert reader.get_cached(ROOM, roots[-1], [member(9), TOPIC]) == {member(9): 9009}
