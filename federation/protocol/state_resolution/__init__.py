@@ -1,0 +1,200 @@
+"""State resolution: which state a room has where its history forked and servers saw different things.
+
+Every server works this out by itself and must come to the same answer, so the result depends on the values given and on
+nothing else: not on the order of states, keys or events.
+
+Ask, then decide. A caller who keeps states so that their difference is cheap to find works in four steps, each one batch
+of reads, and pays for the size of the dispute and not of the room:
+
+1. `find_conflicts` on the states, cut down to the keys in which they differ.
+2. From the index of auth chains: the auth difference of the *whole* states, the conflicted state subgraph of the
+   conflicted events, and the power lineage of all of these. Load the events. (Algorithm 1 needs only the conflicted.)
+3. `compute_needs` says what else: keys of the undisputed state, and auth events.
+4. `resolve_conflicts` gives the entries by which the resolved state differs from the undisputed one.
+
+`resolve` does it in one call for states that are in memory whole, and `auth_graph` has the plain walks that answer step
+2 there. What was needed and not given raises `MissingInput`, which names it.
+
+spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.event_auth import auth_events_needed
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID
+from federation.protocol.room_versions import RoomVersion, StateResolution
+from federation.protocol.state_resolution import v1, v2
+from federation.protocol.state_resolution.auth_graph import (
+    compute_auth_difference,
+    compute_conflicted_subgraph,
+    compute_power_lineage,
+)
+from federation.protocol.state_resolution.conflicts import Conflicts, find_conflicts
+from federation.protocol.state_resolution.pool import (
+    EventPool,
+    MissingEvent,
+    MissingInput,
+    MissingStateKey,
+    StateLookup,
+)
+
+__all__ = [
+    "AuthGraph",
+    "Conflicts",
+    "MissingEvent",
+    "MissingInput",
+    "MissingStateKey",
+    "Needs",
+    "compute_auth_difference",
+    "compute_conflicted_subgraph",
+    "compute_needs",
+    "compute_power_lineage",
+    "events_in_dispute",
+    "find_conflicts",
+    "resolve",
+    "resolve_conflicts",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AuthGraph:
+    """What the auth chains say about a conflict. Algorithm 1 does not ask: `AuthGraph()` will do there."""
+
+    auth_difference: Collection[EventID] = ()
+    """As `compute_auth_difference` of the whole states."""
+    conflicted_subgraph: Collection[EventID] = ()
+    """As `compute_conflicted_subgraph` of the conflicted events; in algorithm 2 as well (see `v2`)."""
+    power_lineage: Mapping[EventID, EventID | None] | None = None
+    """As `compute_power_lineage` of the events that are replayed and the undisputed power levels. None: it is read
+    from the events, which must then hold all auth events of every m.room.power_levels event in the auth chains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a resolution needs besides the events in dispute."""
+
+    state_keys: frozenset[StateKey]
+    """Keys to look up in the undisputed state."""
+    state_events: frozenset[StateKey]
+    """Those among them of which the event is needed too."""
+    auth_events: frozenset[EventID]
+    """Events that stand in for entries that the state has not."""
+
+
+def events_in_dispute(version: RoomVersion, conflicts: Conflicts, graph: AuthGraph) -> frozenset[EventID]:
+    """The events to load before `compute_needs` is asked."""
+    if version.state_resolution is StateResolution.V1:
+        return frozenset(conflicts.events)
+    disputed = _find_disputed(version, conflicts, graph)
+    return disputed.replayed | disputed.between
+
+
+def compute_needs(
+    version: RoomVersion, conflicts: Conflicts, graph: AuthGraph, events: Mapping[EventID, Event]
+) -> Needs:
+    """What to look up and load besides `events_in_dispute`, which `events` must hold.
+
+    Raises `MissingEvent`. The create event is passed to the resolution by itself, but may be among what is named.
+    """
+    if version.state_resolution is StateResolution.V1:
+        disputed = frozenset(conflicts.events)
+    else:
+        disputed = _find_disputed(version, conflicts, graph).replayed
+    state_keys: set[StateKey] = set()
+    state_events: set[StateKey] = set()
+    auth_events: set[EventID] = set()
+    for event_id in disputed:
+        event = events.get(event_id)
+        if event is None:
+            raise MissingEvent(event_id)
+        if event.state_key is not None:
+            state_keys.add(event.key)
+        state_events |= auth_events_needed(version, event)
+        auth_events.update(event.auth_events)
+    if version.state_resolution is StateResolution.V1:
+        auth_events.clear()
+    return Needs(frozenset(state_keys | state_events), frozenset(state_events), frozenset(auth_events - events.keys()))
+
+
+def resolve_conflicts(
+    version: RoomVersion,
+    conflicts: Conflicts,
+    undisputed: Mapping[StateKey, EventID | None],
+    events: Mapping[EventID, Event],
+    *,
+    create: Event,
+    graph: AuthGraph,
+    rejected: Collection[EventID] = (),
+) -> dict[StateKey, EventID]:
+    """The entries that the resolved state has besides, or instead of, those that all states share.
+
+    A conflicted key that is not in the answer has no entry in the resolved state. `undisputed` has the keys that
+    `compute_needs` named, None where the shared state has no such entry; what `conflicts` calls unconflicted need not be
+    in it. `events` are those in dispute and those that `compute_needs` named; `rejected` those of them that were rejected
+    on receipt. Raises `MissingInput`.
+    """
+
+    def look_up(key: StateKey) -> EventID | None:
+        if key in conflicts.unconflicted:
+            return conflicts.unconflicted[key]
+        if key in conflicts.conflicted:
+            return None
+        if key not in undisputed:
+            raise MissingStateKey(key)
+        return undisputed[key]
+
+    settled = _settle(version, conflicts, look_up, EventPool(events, create), graph, rejected)
+    return {**settled, **conflicts.unconflicted}
+
+
+def resolve(
+    version: RoomVersion,
+    state_sets: Sequence[Mapping[StateKey, EventID]],
+    events: Mapping[EventID, Event],
+    *,
+    create: Event,
+    graph: AuthGraph,
+    rejected: Collection[EventID] = (),
+) -> dict[StateKey, EventID]:
+    """The resolution of states that are given whole. `events` as in `resolve_conflicts`. Raises `MissingInput`."""
+    conflicts = find_conflicts(version, state_sets)
+    settled = _settle(version, conflicts, conflicts.unconflicted.get, EventPool(events, create), graph, rejected)
+    return {**settled, **conflicts.unconflicted}
+
+
+def _find_disputed(version: RoomVersion, conflicts: Conflicts, graph: AuthGraph) -> v2.Disputed:
+    """The full conflicted set, and what lies between. spec: rooms/v2#definitions, rooms/v12#definitions"""
+    replayed = frozenset(conflicts.events).union(graph.auth_difference)
+    if version.state_resolution is StateResolution.V2_1:
+        replayed = replayed.union(graph.conflicted_subgraph)
+    return v2.Disputed(replayed, frozenset(graph.conflicted_subgraph) - replayed)
+
+
+def _settle(
+    version: RoomVersion,
+    conflicts: Conflicts,
+    undisputed: StateLookup,
+    pool: EventPool,
+    graph: AuthGraph,
+    rejected: Collection[EventID],
+) -> dict[StateKey, EventID]:
+    """The entries that the version's algorithm sets where the undisputed state has none."""
+    if not conflicts.conflicted:
+        return {}
+    if version.state_resolution is StateResolution.V1:
+        return v1.resolve(conflicts.conflicted, undisputed, pool)
+    settled = v2.resolve(
+        _find_disputed(version, conflicts, graph),
+        _nothing if version.state_resolution is StateResolution.V2_1 else undisputed,
+        pool,
+        power_levels_of=pool.power_levels_of if graph.power_lineage is None else graph.power_lineage.__getitem__,
+        rejected=rejected,
+    )
+    return {key: event_id for key, event_id in settled.items() if undisputed(key) is None}
+
+
+def _nothing(key: StateKey) -> EventID | None:
+    """The empty state, which algorithm 2.1 begins from."""
+    return None
