@@ -25,11 +25,19 @@ Duration = NewType("Duration", int)
 Size = NewType("Size", int)
 """Bytes. In YAML a number of bytes, or one with a unit: `512K`, `50M`, `2G` (powers of 1024)."""
 
-Secret = NewType("Secret", str)
-"""What must not be shown: never printed, and may stand in a file of its own or in the environment instead."""
 
 Network = NewType("Network", str)
 """A range of addresses (`10.0.0.0/8`, `fe80::/10`), or one address."""
+
+
+class Secret(str):
+    """What must not be shown: its `repr` hides it, and it may stand in a file of its own or in the environment."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
 
 JSON = str | int | float | bool | None | list[Any] | dict[str, Any]
 """Anything that YAML can say, unchecked; for content that is only passed on."""
@@ -63,8 +71,8 @@ def option(
     """Declare an option with a default. `minimum` and `maximum` are in the unit of the value (bytes, milliseconds)."""
     metadata = {"description": Description(help, minimum, maximum, example, not_yet, check)}
     if isinstance(default, dict):
-        return cast(T, field(default_factory=lambda: default, metadata=metadata))
-    return cast(T, field(default=default, metadata=metadata))
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def required(
@@ -81,7 +89,7 @@ def required(
 
 def section(kind: type[T], help: str, *, not_yet: bool = False) -> T:  # noqa: A002
     """Declare a section inside a section; when the file does not have it, all of it has its defaults."""
-    return cast(T, field(default_factory=kind, metadata={"description": Description(help, not_yet=not_yet)}))
+    return field(default_factory=kind, metadata={"description": Description(help, not_yet=not_yet)})
 
 
 def description_of(declared: Field[Any]) -> Description:

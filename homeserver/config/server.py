@@ -1,20 +1,16 @@
 """Options about the server as such: its name, where it listens, where it keeps things, what it logs."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from federation.protocol.ids import is_server_name
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
-
-SERVER_NAME = re.compile(r"(?=.{1,230}\Z)(\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z.-]{1,230})(:[0-9]{1,5})?")
-"""spec: appendices#server-name; 230 and not 255 characters, so that user ids have room for a name."""
-
-
 def _check_server_name(name: str) -> str | None:
-    if SERVER_NAME.fullmatch(name):
+    # 230 and not 255 characters, so that user ids have room for a name
+    if is_server_name(name) and len(name) <= 230:
         return None
     return "must be a host name, with :PORT if need be, as in user ids: no https://, no path"
 
@@ -40,7 +36,7 @@ class Name:
     )
     serve_server_wellknown: bool = option(
         False,
-        "Whether `/.well-known/matrix/server` tells other servers to come to port 443 of `server_name` instead of 8448.",
+        "Whether `/.well-known/matrix/server` sends other servers to port 443 of `server_name` instead of 8448.",
     )
     extra_well_known_client_content: Mapping[str, JSON] = option(
         {}, "Further content of `/.well-known/matrix/client`.", example='{"org.example": {"theme": "dark"}}'
@@ -84,7 +80,7 @@ class Listener:
 
     port: int | None = option(None, "A TCP port; 0 takes any that is free.", minimum=0, maximum=65535)
     path: Path | None = option(None, "A Unix socket, instead of a port.")
-    mode: int = option(0o666, "The permissions of the Unix socket.", minimum=0, maximum=0o777)
+    mode: int = option(0o666, "The permissions of the Unix socket, as in `0o660`.", minimum=0, maximum=0o777)
     bind_addresses: tuple[str, ...] = option(
         ("::", "0.0.0.0"), "The addresses to listen on. One that this machine does not have is an error, except `::`."
     )
