@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 
-from storage.database import Database, Row, Transaction
+from storage.database import Database
+from storage.transaction import Row, Transaction
 
 
 class EventFlag(IntFlag):

@@ -6,7 +6,8 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from storage.database import Database, Transaction, WriteTransaction
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
 from storage.streams import Change, Topic
 
 

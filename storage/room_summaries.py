@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from storage.database import Database, SQLValue, Transaction, WriteTransaction
+from storage.database import Database
+from storage.transaction import SQLValue, Transaction, WriteTransaction
 
 
 @dataclass(frozen=True, slots=True)

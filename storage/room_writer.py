@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from storage.auth_chains import AuthChainStore
-from storage.database import SQLValue, WriteTransaction
+from storage.transaction import SQLValue, WriteTransaction
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, put_membership, select_memberships
 from storage.room_summaries import set_summary_fields

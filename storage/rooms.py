@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from storage.database import Database, Transaction, WriteTransaction
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ The note is written in the transaction that carries the request out, so it holds
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from storage.database import Database, Transaction, WriteTransaction
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
 
 
 @dataclass(frozen=True, slots=True)

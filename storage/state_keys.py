@@ -11,7 +11,7 @@ from functools import partial
 from threading import Lock
 from typing import Protocol
 
-from storage.database import Transaction, WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 from storage.immutable_cache import ImmutableCache
 
 StateKey = tuple[str, str]

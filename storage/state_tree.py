@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Protocol, TypeVar
 
-from storage.database import Database, Transaction, WriteTransaction
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
 from storage.immutable_cache import ImmutableCache
 from storage.radix_tree import RadixTree
 from storage.state_keys import Numbering, StateKey, StateKeys

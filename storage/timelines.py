@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from storage.database import Database, Transaction
+from storage.database import Database
+from storage.transaction import Transaction
 from storage.events import EventFlag
 
 _TIMELINE = int(EventFlag.TIMELINE)

@@ -10,12 +10,25 @@ Laws:
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from secrets import token_urlsafe
+
+from federation.identity import ServerIdentity
 from federation.protocol.errors import NotFound
 from federation.protocol.event_auth import auth_keys, check_auth
-from federation.protocol.events import Event, SigningIdentity, StateKey, build_event, encode_pdu
-from federation.protocol.ids import EventID, UserID, domain_of
+from federation.protocol.event_signing import build_event
+from federation.protocol.events import (
+    Event,
+    StateKey,
+    compute_reference_hash,
+    encode_event_json,
+    encode_pdu,
+    load_event,
+)
+from federation.protocol.ids import EventID, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.redaction import may_redact, redact
+from federation.protocol.room_versions import EventFormat
+from federation.protocol.signing import encode_base64
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import state_effect
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -47,7 +60,7 @@ class TargetInChain(Exception):
 class Chain:
     """Events upon one snapshot of a room."""
 
-    def __init__(self, snapshot: RoomSnapshot, events: RoomEvents, identity: SigningIdentity, classify: Classify) -> None:
+    def __init__(self, snapshot: RoomSnapshot, events: RoomEvents, identity: ServerIdentity, classify: Classify) -> None:
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
@@ -56,6 +69,7 @@ class Chain:
         self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][:MAX_PREV_EVENTS]
         self._depth = snapshot.head.depth
         self._known: dict[StateKey, StoredEvent] = {}
+        self._room_id = snapshot.room_id
         self.built: list[Event] = []
         self.new: list[NewEvent] = []
 
@@ -84,7 +98,7 @@ class Chain:
         state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
         if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
             return self._known.get(own_key) or state[own_key]
-        event = self._sign(draft, [state[key] for key in keys if key in state], now_ms)
+        event = await self._sign(draft, [state[key] for key in keys if key in state], now_ms)
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
             raise NotFound("This room has not been created")
@@ -100,11 +114,20 @@ class Chain:
         state.update((key, self._overlay[key]) for key in keys if key in self._overlay)
         return state
 
-    def _sign(self, draft: Draft, auth_events: Sequence[Event], now_ms: int) -> Event:
+    async def _sign(self, draft: Draft, auth_events: Sequence[Event], now_ms: int) -> Event:
+        version, server = self._snapshot.version, self._identity.server_name
+        event_id, references = None, None
+        if version.event_format is EventFormat.V1:
+            event_id = EventID(f"${token_urlsafe(18)}:{server}")
+            references = {
+                event.event_id: encode_base64(compute_reference_hash(version, event.pdu))
+                for event in (*auth_events, *await self._prev_events())
+            }
         return build_event(
-            self._snapshot.version,
-            self._identity,
-            room_id=self._snapshot.room_id,
+            version,
+            server,
+            self._identity.key,
+            room_id=None if version.room_id_is_create_hash and draft.type == CREATE.type else self._room_id,
             type=draft.type,
             sender=draft.sender,
             content=draft.content,
@@ -114,7 +137,15 @@ class Chain:
             prev_events=self._prev,
             auth_events=[event.event_id for event in auth_events],
             depth=min(self._depth + 1, MAX_DEPTH),
+            event_id=event_id,
+            reference_hashes=references,
         )
+
+    async def _prev_events(self) -> list[Event]:
+        if self.built:
+            return [self.built[-1]]
+        nids = [nid for nid, _ in self._snapshot.head.extremities][:MAX_PREV_EVENTS]
+        return [event.event for event in (await self._events.get_events(nids)).values()]
 
     async def _redaction(self, event: Event, state: Mapping[StateKey, Event], create: Event) -> Redaction | None:
         """The effect of a redaction of ours: None when its target is unknown, or not the sender's to redact."""
@@ -129,16 +160,13 @@ class Chain:
         levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
         if not may_redact(
             self._snapshot.version,
-            event,
-            target.event,
+            redacter=event.sender,
+            target_sender=target.event.sender,
             sender_level=levels.user_level(event.sender),
             redact_level=levels.redact,
         ):
             return None
-        return await prune(self._snapshot, target, self._is_local)
-
-    def _is_local(self, user_id: UserID) -> bool:
-        return domain_of(user_id) == self._identity.server_name
+        return await prune(self._snapshot, target, self._identity)
 
     def _append(
         self,
@@ -164,7 +192,7 @@ class Chain:
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,
-                effect=state_effect(event, self._is_local),
+                effect=state_effect(event, self._identity),
                 redacts=event.redacts,
                 redaction=redaction,
                 sent=None if draft.sent is None else (draft.sent, b'{"event_id":"%s"}' % event.event_id.encode()),
@@ -172,18 +200,21 @@ class Chain:
             )
         )
         self.built.append(event)
+        self._room_id = event.room_id  # a create event may only now have given the room its name
         if event.state_key is not None:
             self._overlay[event.key] = event
         self._prev = [event.event_id]
         self._depth = event.depth
 
 
-async def prune(snapshot: RoomSnapshot, target: StoredEvent, is_local: Callable[[UserID], bool]) -> Redaction:
+async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:
     """What is left of an event when its content is taken away, and what that means for the tables beside the state."""
-    pruned = redact_event(target.event)
+    event = target.event
+    pruned_pdu = encode_event_json(event.version, redact(event.version, event.pdu))
     effect = None
-    if target.event.state_key is not None:
-        current = await snapshot.state.get(target.event.key)
+    if event.state_key is not None:
+        current = await snapshot.state.get(event.key)
         if current is not None and current.nid == target.nid:
-            effect = state_effect(pruned, is_local)
-    return Redaction(target.nid, encode_pdu(pruned), effect)
+            pruned = load_event(event.version, event.event_id, event.room_id, pruned_pdu)
+            effect = state_effect(pruned, identity)
+    return Redaction(target.nid, pruned_pdu, effect)

@@ -3,9 +3,10 @@
 Content comes from anyone, so what is not of the right form counts as absent.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
+from federation.identity import ServerIdentity
 from federation.protocol.events import Event
 from federation.protocol.ids import UserID
 from storage.database import SQLValue
@@ -29,10 +30,10 @@ _SUMMARY: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-def state_effect(event: Event, is_local: Callable[[UserID], bool]) -> StateEffect:
+def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
     """The effect of a state event that becomes current state."""
     if event.type == "m.room.member" and event.state_key is not None:
-        return StateEffect(membership=_membership(event, UserID(event.state_key), is_local))
+        return StateEffect(membership=_membership(event, UserID(event.state_key), identity))
     if event.state_key != "":
         return StateEffect()
     if event.type == "m.room.create":
@@ -46,7 +47,7 @@ def state_effect(event: Event, is_local: Callable[[UserID], bool]) -> StateEffec
     return StateEffect()
 
 
-def _membership(event: Event, user_id: UserID, is_local: Callable[[UserID], bool]) -> NewMembership | None:
+def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewMembership | None:
     membership = event.membership
     if membership not in MEMBERSHIPS:
         return None
@@ -54,7 +55,7 @@ def _membership(event: Event, user_id: UserID, is_local: Callable[[UserID], bool
         user_id=user_id,
         membership=membership,
         sender=event.sender,
-        is_local=is_local(user_id),
+        is_local=identity.is_local(user_id),
         display_name=_text(event.content, "displayname"),
         avatar_url=_text(event.content, "avatar_url"),
     )

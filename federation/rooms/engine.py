@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from federation.identity import ServerIdentity
 from federation.protocol.errors import MatrixError, NotFound
-from federation.protocol.events import Event, SigningIdentity, StateKey
+from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain
@@ -23,11 +24,12 @@ from federation.rooms.drafts import Draft
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
-from storage.database import Database, WriteTransaction
+from storage.database import Database
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
 from storage.rooms import Head, RoomRow, RoomStore, add_room
 from storage.sent_transactions import AlreadySent, SentTransaction
 from storage.state_tree import StateTreeStore
+from storage.transaction import WriteTransaction
 
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 20
@@ -59,7 +61,7 @@ class RoomEngine:
         events: RoomEvents,
         trees: StateTreeStore,
         writer: RoomWriter,
-        identity: SigningIdentity,
+        identity: ServerIdentity,
         now_ms: Callable[[], int],
         classify: Classify,
         *,
