@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 
 from storage.database import Database
-from storage.transaction import Row, Transaction
+from storage.engine import Row
+from storage.transaction import Transaction
 
 
 class EventFlag(IntFlag):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from storage.database import Database
-from storage.transaction import Transaction, WriteTransaction
 from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,7 @@ def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
     return {row[0]: _row(row) for row in rows}
 
 
-def _select_members(
-    txn: Transaction, room_nid: int, membership: str, limit: int | None = None
-) -> list[MembershipRow]:
+def _select_members(txn: Transaction, room_nid: int, membership: str, limit: int | None = None) -> list[MembershipRow]:
     sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
     if limit is None:
         return [_row(row) for row in txn.query(sql, (room_nid, membership))]

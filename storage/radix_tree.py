@@ -149,7 +149,7 @@ class RadixTree:
         """All nodes on the paths from the roots to the keys."""
         nodes: dict[bytes, bytes] = {}
         wanted_keys = sorted(set(keys))
-        level = {root: wanted_keys for root in roots}
+        level = dict.fromkeys(roots, wanted_keys)
         while level:
             nodes.update(self._load_all(load, level))
             below: dict[bytes, list[int]] = {}

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from storage.database import Database
-from storage.transaction import SQLValue, Transaction, WriteTransaction
+from storage.engine import Row, SQLValue
+from storage.transaction import Transaction, WriteTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +96,8 @@ def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str
     )
 
 
-def _row(row: tuple[int, str, str, int, *tuple[str | None, ...], int]) -> SummaryRow:
-    *fields, federates = row
-    return SummaryRow(*fields, federates=bool(federates))  # type: ignore[arg-type]
+def _row(row: Row) -> SummaryRow:
+    return SummaryRow(*row[:-1], federates=bool(row[-1]))
 
 
 def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:

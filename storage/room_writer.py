@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from storage.auth_chains import AuthChainStore
-from storage.transaction import SQLValue, WriteTransaction
+from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, put_membership, select_memberships
 from storage.room_summaries import set_summary_fields
@@ -19,6 +19,7 @@ from storage.rooms import Head, RoomRow, move_head
 from storage.sent_transactions import SentTransaction, add_transaction
 from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
+from storage.transaction import WriteTransaction
 
 
 class HeadMoved(Exception):
@@ -186,7 +187,9 @@ class RoomWriter:
                 txn.announce(Change(row.position, Topic.EVENT, room.room_id, event.sender, row))
         return Appended(new_head, rows)
 
-    def add_outliers(self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int) -> list[EventRow]:
+    def add_outliers(
+        self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
+    ) -> list[EventRow]:
         """Store events without their place in the room: they are known, and neither shown nor built upon."""
         known = select_event_nids(txn, [event.event_id for event in events])
         new = [event for event in events if event.event_id not in known]

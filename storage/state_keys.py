@@ -11,8 +11,8 @@ from functools import partial
 from threading import Lock
 from typing import Protocol
 
-from storage.transaction import Transaction, WriteTransaction
 from storage.immutable_cache import ImmutableCache
+from storage.transaction import Transaction, WriteTransaction
 
 StateKey = tuple[str, str]
 """(type, state_key) of a state event."""

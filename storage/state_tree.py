@@ -18,10 +18,10 @@ from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from storage.database import Database
-from storage.transaction import Transaction, WriteTransaction
 from storage.immutable_cache import ImmutableCache
 from storage.radix_tree import RadixTree
 from storage.state_keys import Numbering, StateKey, StateKeys
+from storage.transaction import Transaction, WriteTransaction
 
 T = TypeVar("T")
 Change = tuple[int | None, int | None]

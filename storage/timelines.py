@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from storage.database import Database
-from storage.transaction import Transaction
 from storage.events import EventFlag
+from storage.transaction import Transaction
 
 _TIMELINE = int(EventFlag.TIMELINE)
 
@@ -48,9 +48,7 @@ class TimelineStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_latest(
-        self, ranges: Mapping[int, tuple[int, int]], limit: int
-    ) -> Mapping[int, list[Arrival]]:
+    async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> Mapping[int, list[Arrival]]:
         """For each room (after, up to): its newest arrivals with after < position ≤ up to, newest first, `limit` at most."""
         return await self._database.read("get_latest_arrivals", _select_latest, dict(ranges), limit)
 
@@ -137,9 +135,7 @@ def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int |
     return row[0] if row is not None else None
 
 
-def _count_unread(
-    txn: Transaction, user_id: str, marks: dict[int, int], upto: int
-) -> dict[int, tuple[int, int]]:
+def _count_unread(txn: Transaction, user_id: str, marks: dict[int, int], upto: int) -> dict[int, tuple[int, int]]:
     counts: dict[int, tuple[int, int]] = {}
     for room_nid, mark in marks.items():
         (unread,) = txn.query(

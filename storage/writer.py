@@ -43,7 +43,7 @@ TRIES = 3
 class QueuedWrite:
     """A write that waits for its batch, and its result once there is one."""
 
-    __slots__ = ("changes", "callbacks", "context", "deferred", "failure", "fn", "name", "queries", "queued", "result", "took", "waited")  # fmt: skip
+    __slots__ = ("callbacks", "changes", "context", "deferred", "failure", "fn", "name", "queries", "queued", "result", "took", "waited")  # fmt: skip
 
     def __init__(self, name: str, fn: Callable[[WriteTransaction], Any], context: Context, queued: float) -> None:
         self.name = name

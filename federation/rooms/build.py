@@ -9,7 +9,6 @@ Laws:
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-
 from secrets import token_urlsafe
 
 from federation.identity import ServerIdentity
@@ -44,7 +43,7 @@ MAX_PREV_EVENTS = 20
 class Classification:
     """What our own users have to do with an event, said by the layer that knows them."""
 
-    flags: EventFlag = EventFlag(0)
+    flags: int = 0
     """UNREAD and MENTIONS_ROOM, where they hold."""
     highlights: Sequence[UserID] = ()
     """This server's users whom it calls by name."""
@@ -60,13 +59,17 @@ class TargetInChain(Exception):
 class Chain:
     """Events upon one snapshot of a room."""
 
-    def __init__(self, snapshot: RoomSnapshot, events: RoomEvents, identity: ServerIdentity, classify: Classify) -> None:
+    def __init__(
+        self, snapshot: RoomSnapshot, events: RoomEvents, identity: ServerIdentity, classify: Classify
+    ) -> None:
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
         self._classify = classify
         self._overlay: dict[StateKey, Event] = {}
-        self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][:MAX_PREV_EVENTS]
+        self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
+            :MAX_PREV_EVENTS
+        ]
         self._depth = snapshot.head.depth
         self._known: dict[StateKey, StoredEvent] = {}
         self._room_id = snapshot.room_id
@@ -188,7 +191,7 @@ class Chain:
                 state_key=event.state_key,
                 sender=event.sender,
                 origin_server_ts=event.origin_server_ts,
-                flags=int(EventFlag.TIMELINE | classification.flags),
+                flags=EventFlag.TIMELINE | classification.flags,
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,

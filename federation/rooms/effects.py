@@ -9,7 +9,7 @@ from typing import Any, Final
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
 from federation.protocol.ids import UserID
-from storage.database import SQLValue
+from storage.engine import SQLValue
 from storage.room_writer import NewMembership, StateEffect
 
 MAX_TEXT: Final = 4096

@@ -195,7 +195,9 @@ class RoomEngine:
             names: set[SentTransaction] = set()
             for request in batch:
                 if any(draft.sent in names for draft in request.drafts if draft.sent is not None):
-                    later.append(request)  # the same request twice at once: its repetition is answered by the next chain
+                    later.append(
+                        request
+                    )  # the same request twice at once: its repetition is answered by the next chain
                     continue
                 try:
                     request.built = await chain.add(request.drafts, now)

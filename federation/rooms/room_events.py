@@ -17,7 +17,18 @@ from storage.streams import Change, Streams, Topic
 class StoredEvent:
     """An event with what storage knows of it."""
 
-    __slots__ = ("_client_prefix", "event", "flags", "nid", "pdu", "position", "redacted_by", "replaces", "room_nid", "state_root")
+    __slots__ = (
+        "_client_prefix",
+        "event",
+        "flags",
+        "nid",
+        "pdu",
+        "position",
+        "redacted_by",
+        "replaces",
+        "room_nid",
+        "state_root",
+    )
 
     def __init__(self, event: Event, row: EventRow) -> None:
         self.event = event

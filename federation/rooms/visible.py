@@ -38,18 +38,15 @@ class Visibility:
         self._trees = trees
         self._events = events
 
-    async def filter(
-        self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
-    ) -> list[Seen]:
+    async def filter(self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]) -> list[Seen]:
         """Those of the events (of one room) that the user may see, in the given order.
 
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out.
         """
         shown = [event for event in events if event.in_timeline]
-        if own is not None and own.membership == "join":
+        if own is not None and own.membership == "join" and all(_arrived_after(event, own.position) for event in shown):
             # since the latest change of their membership they have been in the room: they see all, whatever its settings
-            if all(event.position is not None and event.position > own.position for event in shown):
-                return [Seen(event, "join") for event in shown]
+            return [Seen(event, "join") for event in shown]
         return await self._filter_by_state(user_id, own, shown)
 
     async def _filter_by_state(
@@ -99,3 +96,7 @@ class Visibility:
                 return event.event.depth
             nid = event.replaces
         return None
+
+
+def _arrived_after(event: StoredEvent, position: int) -> bool:
+    return event.position is not None and event.position > position

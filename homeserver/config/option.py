@@ -60,7 +60,7 @@ class Description:
 
 def option(
     default: T,
-    help: str,  # noqa: A002 (it is what the word means)
+    help: str,
     *,
     minimum: float | None = None,
     maximum: float | None = None,
@@ -76,7 +76,7 @@ def option(
 
 
 def required(
-    help: str,  # noqa: A002
+    help: str,
     *,
     minimum: float | None = None,
     maximum: float | None = None,
@@ -87,7 +87,7 @@ def required(
     return field(metadata={"description": Description(help, minimum, maximum, example, check=check)})
 
 
-def section(kind: type[T], help: str, *, not_yet: bool = False) -> T:  # noqa: A002
+def section(kind: type[T], help: str, *, not_yet: bool = False) -> T:
     """Declare a section inside a section; when the file does not have it, all of it has its defaults."""
     return field(default_factory=kind, metadata={"description": Description(help, not_yet=not_yet)})
 

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from federation.protocol.errors import Forbidden, GuestAccessForbidden, MissingToken, UnknownToken, UserLocked, UserSuspended
+from federation.protocol.errors import (
+    Forbidden,
+    GuestAccessForbidden,
+    MissingToken,
+    UnknownToken,
+    UserLocked,
+    UserSuspended,
+)
 from homeserver.http.endpoint import PER_ADDRESS, Auth, Endpoint, Limit, Peer, RequestContext, Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 
