@@ -27,6 +27,8 @@ class EventFlag(IntFlag):
     """Stands in the timeline of the room: accepted, and neither outlier nor soft-failed."""
     MENTIONS_ROOM = 32
     """Calls everyone in the room."""
+    HIGHLIGHTS = 64
+    """Calls users of this server by name: the table `highlights` says whom."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,8 @@ def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str
 
 
 def _row(row: Row) -> SummaryRow:
-    return SummaryRow(*row[:-1], federates=bool(row[-1]))
+    *fields, federates = row
+    return SummaryRow(*fields, bool(federates))
 
 
 def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:

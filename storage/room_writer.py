@@ -10,7 +10,7 @@ Laws:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from storage.auth_chains import AuthChainStore
+from storage.auth_chains import AuthChainStore, AuthNode
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, put_membership, select_memberships
@@ -241,16 +241,14 @@ class RoomWriter:
                 for prev in event.prev_events
             ],
         )
-        state = [event for event in events if event.state_key is not None]
-        if state:
-            self._chains.add(
-                txn,
-                room.room_nid,
-                [
-                    (nids[event.event_id], (*event.auth_nids, *(nids[auth_id] for auth_id in event.auth_ids)))
-                    for event in state
-                ],
-            )
+        nodes = [
+            AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
+            for row, event in zip(rows, events, strict=True)
+            if event.state_key is not None
+            for auths in ((*event.auth_nids, *(nids[auth_id] for auth_id in event.auth_ids)),)
+        ]
+        if nodes:
+            self._chains.add(txn, nodes)
         for event in events:
             nid = nids[event.event_id]
             if event.sent is not None:

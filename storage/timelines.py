@@ -137,17 +137,19 @@ def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int |
 
 def _count_unread(txn: Transaction, user_id: str, marks: dict[int, int], upto: int) -> dict[int, tuple[int, int]]:
     counts: dict[int, tuple[int, int]] = {}
+    flag = "sum(CASE WHEN (flags & ?) <> 0 THEN 1 ELSE 0 END)"
     for room_nid, mark in marks.items():
-        (unread,) = txn.query(
-            f"SELECT count(*) FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
-            f" AND (flags & {int(EventFlag.UNREAD)}) <> 0 AND sender <> ? AND redacted_by IS NULL",
-            (room_nid, mark, upto, user_id),
-        )[0]
-        (highlights,) = txn.query(
-            "SELECT count(*) FROM highlights WHERE user_id = ? AND room_nid = ? AND position > ? AND position <= ?",
-            (user_id, room_nid, mark, upto),
-        )[0]
-        counts[room_nid] = (unread, highlights)
+        since = (room_nid, mark, upto)
+        ((unread, calls),) = txn.query(
+            f"SELECT {flag}, {flag} FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+            " AND sender <> ? AND redacted_by IS NULL",
+            (int(EventFlag.UNREAD), int(EventFlag.MENTIONS_ROOM), *since, user_id),
+        )
+        ((named,),) = txn.query(
+            "SELECT count(*) FROM highlights WHERE room_nid = ? AND position > ? AND position <= ? AND user_id = ?",
+            (*since, user_id),
+        )
+        counts[room_nid] = (int(unread or 0), int(calls or 0) + named)
     return counts
 
 

@@ -19,7 +19,7 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
 
@@ -131,6 +131,14 @@ def sqlite_database(sqlite: SQLiteConfig) -> Iterator[Database]:
 def postgres_database(postgresql: PostgresConfig) -> Iterator[Database]:
     """As `database`, on PostgreSQL only."""
     yield from _opened(postgresql)
+
+
+@pytest.fixture
+def threaded_database(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:
+    """An open database with its threads, for tests that turn the reactor."""
+    database = open_database(database_config, cast(ReactorBase, installed_reactor))
+    yield database
+    run_coroutine(database.close(), REACTOR_SECONDS)
 
 
 def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:

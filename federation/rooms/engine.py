@@ -192,6 +192,7 @@ class RoomEngine:
             now = self._now_ms()
             later: list[_Request] = []
             ready: list[_Request] = []
+            refused: list[tuple[_Request, MatrixError]] = []
             names: set[SentTransaction] = set()
             for request in batch:
                 if any(draft.sent in names for draft in request.drafts if draft.sent is not None):
@@ -206,15 +207,19 @@ class RoomEngine:
                 except TargetInChain:
                     later.append(request)
                 except MatrixError as error:
-                    request.done.errback(error)
+                    refused.append((request, error))
+            if refused and (moved := await self._moved(snapshot)) is not None:
+                snapshot = moved  # another node may have changed what the refusals rest on
+                continue
+            for request, refusal in refused:
+                request.done.errback(refusal)
             batch = [*ready, *later]
             if not ready:
                 return later
             try:
                 appended = await self._write(snapshot, chain, now)
             except HeadMoved:
-                self._snapshots.pop(snapshot.room.room_id, None)
-                snapshot = await self._read(snapshot.room)
+                snapshot = await self._moved(snapshot) or snapshot
                 continue
             except AlreadySent as error:
                 batch = self._answer_repeated(batch, error)
@@ -226,6 +231,14 @@ class RoomEngine:
                 )
             return later
         raise RuntimeError(f"the head of {snapshot.room.room_id} moved {MAX_REBUILDS} times while building upon it")
+
+    async def _moved(self, snapshot: RoomSnapshot) -> RoomSnapshot | None:
+        """The room as it is now, if that is no longer the snapshot."""
+        head = await self._rooms.get_head(snapshot.room.room_nid)
+        if head.version == snapshot.head.version:
+            return None
+        self._snapshots.pop(snapshot.room.room_id, None)
+        return await self._read(snapshot.room)
 
     async def _write(self, snapshot: RoomSnapshot, chain: Chain, now: int) -> Appended:
         if not chain.new:

@@ -42,7 +42,7 @@ CREATE TABLE events (
     sender TEXT NOT NULL,
     origin_server_ts BIGINT NOT NULL,
     -- bits: 1 outlier, 2 rejected, 4 soft-failed, 8 counts as unread, 16 stands in the timeline (accepted, no outlier),
-    -- 32 calls the whole room
+    -- 32 calls the whole room, 64 calls some of our users (see highlights)
     flags BIGINT NOT NULL,
     -- root of the state after this event; NULL for outliers
     state_root BYTES,
@@ -109,7 +109,6 @@ CREATE TABLE state_collections (
 -- Chain cover of the auth graph: each state event has a place in a chain, and chains have links to others
 CREATE TABLE auth_chain_places (
     event_nid BIGINT NOT NULL PRIMARY KEY,
-    room_nid BIGINT NOT NULL,
     chain BIGINT NOT NULL,
     place BIGINT NOT NULL
 );
@@ -122,6 +121,7 @@ CREATE TABLE auth_chain_links (
     target_place BIGINT NOT NULL,
     PRIMARY KEY (chain, place, target_chain)
 );
+CREATE INDEX auth_chain_links_by_target ON auth_chain_links (target_chain, target_place);
 
 -- The current membership of everyone who ever had one in a room, local or not
 CREATE TABLE memberships (

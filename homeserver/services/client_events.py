@@ -1,0 +1,142 @@
+"""Events as clients get them: stored bytes with the `unsigned` that is made for the reader.
+
+The bytes of an event are encoded once, when it comes into the cache; what differs from reader to reader (age, their
+membership, their own transaction id, what replaced or redacted it) is spliced in. What is needed for that besides the
+events is read for a whole page at once.
+
+spec: client-server-api#room-event-format
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from federation.protocol.events import Event
+from federation.protocol.ids import DeviceID, UserID
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.visible import Seen
+from storage.sent_transactions import SentTransactionStore
+
+_encode = msgspec.json.encode
+
+
+class ClientEvents:
+    """Makes the client form of pages of events."""
+
+    def __init__(self, events: RoomEvents, sent: SentTransactionStore, now_ms: Callable[[], int]) -> None:
+        self._events = events
+        self._sent = sent
+        self._now_ms = now_ms
+
+    async def present(
+        self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen], *, with_room_id: bool
+    ) -> list[msgspec.Raw]:
+        """The events as this device gets them, in the given order."""
+        now = self._now_ms()
+        extras = await self._load_extras(user_id, device_id, [each.event for each in seen])
+        presented: list[msgspec.Raw] = []
+        for each in seen:
+            event = each.event
+            unsigned = b'{"age":%d,"membership":%s' % (now - event.event.origin_server_ts, _encode(each.membership))
+            if event.nid in extras:
+                unsigned += extras[event.nid]
+            presented.append(_splice(event, unsigned + b"}", with_room_id))
+        return presented
+
+    async def _load_extras(
+        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
+    ) -> dict[int, bytes]:
+        """Further members of `unsigned`, beginning with a comma, for those events that have any."""
+        own = [event.nid for event in events if event.event.sender == user_id]
+        txn_ids: Mapping[int, str] = {}
+        if own and device_id is not None:
+            txn_ids = await self._sent.get_txn_ids(user_id, device_id, own)
+        others = {nid for event in events for nid in (event.replaces, event.redacted_by) if nid is not None}
+        loaded = await self._events.get_events(others) if others else {}
+        extras: dict[int, bytes] = {}
+        for event in events:
+            extra = b""
+            if event.nid in txn_ids:
+                extra += b',"transaction_id":' + _encode(txn_ids[event.nid])
+            if event.replaces in loaded:
+                former = loaded[event.replaces].event
+                extra += b',"replaces_state":%s,"prev_sender":%s,"prev_content":%s' % (
+                    _encode(former.event_id),
+                    _encode(former.sender),
+                    _encode(former.content),
+                )
+            if event.redacted_by in loaded:
+                extra += b',"redacted_because":' + bytes(present_plainly(loaded[event.redacted_by], with_room_id=True))
+            if extra:
+                extras[event.nid] = extra
+        return extras
+
+
+def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
+    """The client form without anything that is made for a reader: for state."""
+    return _splice(event, None, with_room_id)
+
+
+def present_stripped(events: Iterable[Event]) -> list[dict[str, Any]]:
+    """Stripped state. spec: client-server-api#stripped-state"""
+    return [
+        {"type": event.type, "state_key": event.state_key, "sender": event.sender, "content": event.content}
+        for event in events
+    ]
+
+
+def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[Any]:
+    """The events with only those of their properties that the dot-separated paths name.
+
+    spec: appendices#dot-separated-property-paths, client-server-api#filtering
+    """
+    split = [_split_path(path) for path in paths]
+    kept: list[Any] = []
+    for raw in events:
+        event = msgspec.json.decode(raw)
+        result: dict[str, Any] = {}
+        for path in split:
+            _copy_path(event, result, path)
+        kept.append(result)
+    return kept
+
+
+def _splice(event: StoredEvent, unsigned: bytes | None, with_room_id: bool) -> msgspec.Raw:
+    json = event.client_prefix
+    if with_room_id:
+        json += b',"room_id":"%s"' % event.event.room_id.encode()
+    if unsigned is not None:
+        json += b',"unsigned":' + unsigned
+    return msgspec.Raw(json + b"}")
+
+
+def _split_path(path: str) -> list[str]:
+    parts = [""]
+    escaped = False
+    for character in path:
+        if escaped:
+            parts[-1] += character if character in ".\\" else "\\" + character
+            escaped = False
+        elif character == "\\":
+            escaped = True
+        elif character == ".":
+            parts.append("")
+        else:
+            parts[-1] += character
+    if escaped:
+        parts[-1] += "\\"
+    return parts
+
+
+def _copy_path(source: Any, target: dict[str, Any], path: Sequence[str]) -> None:
+    for name in path[:-1]:
+        if not isinstance(source, dict) or name not in source:
+            return
+        source = source[name]
+        following = target.setdefault(name, {})
+        if not isinstance(following, dict):
+            return
+        target = following
+    if isinstance(source, dict) and path[-1] in source:
+        target[path[-1]] = source[path[-1]]

@@ -1,0 +1,158 @@
+"""Filters: what a client wants of events, as it says it and as it is applied.
+
+spec: client-server-api#filtering
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam
+
+DEFAULT_LIMIT: Final = 10
+MAX_LIMIT: Final = 1000
+MAX_ENTRIES: Final = 1000
+"""Of each list of a filter."""
+
+T = TypeVar("T", bound=msgspec.Struct)
+Names = tuple[str, ...]
+
+
+class EventFilter(msgspec.Struct, frozen=True):
+    """spec: client-server-api#post_matrixclientv3useruseridfilter_request_eventfilter"""
+
+    limit: int | None = None
+    types: Names | None = None
+    not_types: Names = ()
+    senders: Names | None = None
+    not_senders: Names = ()
+
+    @property
+    def is_open(self) -> bool:
+        """Lets everything through."""
+        return self.types is None and not self.not_types and self.senders is None and not self.not_senders
+
+    def allows(self, type: str, sender: str | None) -> bool:
+        """Whether something of that type and sender (None: it has no sender) passes."""
+        if self.is_open:
+            return True
+        if not _allows_type(self.types, self.not_types, type):
+            return False
+        return sender is None or _is_in(self.senders, self.not_senders, sender)
+
+
+class RoomEventFilter(EventFilter, frozen=True):
+    """spec: client-server-api#post_matrixclientv3useruseridfilter_request_roomeventfilter"""
+
+    rooms: Names | None = None
+    not_rooms: Names = ()
+    contains_url: bool | None = None
+    lazy_load_members: bool = False
+    include_redundant_members: bool = False
+    unread_thread_notifications: bool = False
+    related_by_senders: Names | None = None
+    related_by_rel_types: Names | None = None
+
+    @property
+    def passes_all_events(self) -> bool:
+        """No event of an allowed room is left out."""
+        return self.is_open and self.contains_url is None
+
+    def allows_room(self, room_id: str) -> bool:
+        """Whether it lets any event of the room through."""
+        return _is_in(self.rooms, self.not_rooms, room_id)
+
+    def allows_event(self, type: str, sender: str, content: Callable[[], Mapping[str, Any]]) -> bool:
+        """Whether an event of an allowed room passes; `content` is asked for only where it matters."""
+        if not self.allows(type, sender):
+            return False
+        return self.contains_url is None or self.contains_url == isinstance(content().get("url"), str)
+
+
+class RoomFilter(msgspec.Struct, frozen=True):
+    """spec: client-server-api#post_matrixclientv3useruseridfilter_request_roomfilter"""
+
+    rooms: Names | None = None
+    not_rooms: Names = ()
+    include_leave: bool = False
+    timeline: RoomEventFilter = RoomEventFilter()
+    state: RoomEventFilter = RoomEventFilter()
+    ephemeral: RoomEventFilter = RoomEventFilter()
+    account_data: RoomEventFilter = RoomEventFilter()
+
+    def allows_room(self, room_id: str) -> bool:
+        """Whether the room is wanted at all."""
+        return _is_in(self.rooms, self.not_rooms, room_id)
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """spec: client-server-api#post_matrixclientv3useruseridfilter"""
+
+    event_fields: Names | None = None
+    event_format: Literal["client", "federation"] = "client"
+    presence: EventFilter = EventFilter()
+    account_data: EventFilter = EventFilter()
+    room: RoomFilter = RoomFilter()
+
+
+NO_FILTER: Final = Filter()
+
+
+@lru_cache(maxsize=512)
+def parse_filter(json: bytes | str) -> Filter:
+    """Raises InvalidParam."""
+    return _parse(json, Filter)
+
+
+def parse_room_event_filter(json: bytes | str) -> RoomEventFilter:
+    """The filter that /messages, /context and others take in the query. Raises InvalidParam."""
+    return _parse(json, RoomEventFilter)
+
+
+def limit_of(filter: EventFilter, default: int = DEFAULT_LIMIT) -> int:
+    """How many events it asks for, within bounds."""
+    return default if filter.limit is None else max(0, min(filter.limit, MAX_LIMIT))
+
+
+def _parse(json: bytes | str, kind: type[T]) -> T:
+    try:
+        parsed = msgspec.json.decode(json, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
+        raise InvalidParam(f"The filter does not have the expected form: {error}") from None
+    _check_lengths(parsed)
+    return parsed
+
+
+def _check_lengths(part: msgspec.Struct) -> None:
+    for name in part.__struct_fields__:
+        value = getattr(part, name)
+        if isinstance(value, tuple) and len(value) > MAX_ENTRIES:
+            raise InvalidParam(f"The filter's {name} has more than {MAX_ENTRIES} entries")
+        if isinstance(value, msgspec.Struct):
+            _check_lengths(value)
+
+
+def _is_in(wanted: Sequence[str] | None, unwanted: Sequence[str], value: str) -> bool:
+    return value not in unwanted and (wanted is None or value in wanted)
+
+
+@lru_cache(maxsize=2048)
+def _allows_type(wanted: Names | None, unwanted: Names, type: str) -> bool:
+    if any(_matches(pattern, type) for pattern in unwanted):
+        return False
+    return wanted is None or any(_matches(pattern, type) for pattern in wanted)
+
+
+def _matches(pattern: str, type: str) -> bool:
+    if "*" not in pattern:
+        return pattern == type
+    return _glob(pattern).fullmatch(type) is not None
+
+
+@lru_cache(maxsize=1024)
+def _glob(pattern: str) -> re.Pattern[str]:
+    # runs of stars are one star, so that matching takes no exponential time
+    return re.compile(".*".join(re.escape(part) for part in re.split(r"\*+", pattern)), re.DOTALL)

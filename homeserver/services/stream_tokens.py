@@ -1,0 +1,51 @@
+"""The tokens that clients continue with: opaque to them, two numbers to us.
+
+- A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral counter.
+- A room token `t<depth>_<event number>` is a place in the order of one room's timeline.
+
+Where a token of the first kind is given to a reader of rooms, it stands for the place right after what had arrived then.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from federation.protocol.errors import InvalidParam
+from storage.timelines import Place
+
+_SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class SyncToken:
+    """What a client has heard of: all durable changes up to one position, all ephemeral ones up to another."""
+
+    position: int
+    ephemeral: int
+
+    def __str__(self) -> str:
+        return f"s{self.position}_{self.ephemeral}"
+
+
+def parse_sync_token(text: str) -> SyncToken:
+    """Raises InvalidParam."""
+    match = _SYNC.fullmatch(text)
+    if match is None:
+        raise InvalidParam("Not a token that /sync gave out")
+    return SyncToken(int(match[1]), int(match[2]))
+
+
+def format_place(place: Place) -> str:
+    """A room token."""
+    return f"t{place.depth}_{place.event_nid}"
+
+
+def parse_room_token(text: str) -> Place | SyncToken:
+    """Raises InvalidParam."""
+    match = _ROOM.fullmatch(text)
+    if match is not None:
+        return Place(int(match[1]), int(match[2]))
+    if _SYNC.fullmatch(text):
+        return parse_sync_token(text)
+    raise InvalidParam("Not a token that this server gave out")

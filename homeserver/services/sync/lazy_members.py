@@ -1,0 +1,56 @@
+"""Which membership events a device has been sent already, so that lazy loading need not repeat them.
+
+What an answer carried counts as sent only when the device comes back with that answer's token: an answer may get lost.
+spec: client-server-api#lazy-loading-room-members
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from federation.protocol.ids import DeviceID, UserID
+
+Member = tuple[int, str]
+"""Room number and user."""
+
+MAX_MEMBERS = 5_000
+"""Remembered for a device; past that it may be sent some again."""
+
+
+@dataclass(slots=True)
+class _Device:
+    confirmed: set[Member] = field(default_factory=set)
+    pending: set[Member] = field(default_factory=set)
+    pending_token: str = ""
+
+
+class LazyMembers:
+    """The memory of what devices were sent. For the reactor thread."""
+
+    def __init__(self, *, capacity: int) -> None:
+        """`capacity`: how many devices are remembered."""
+        self._capacity = capacity
+        self._devices: OrderedDict[tuple[UserID, DeviceID | None], _Device] = OrderedDict()
+
+    def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None) -> set[Member]:
+        """What the device has for sure, now that it has come with this token."""
+        key = (user_id, device_id)
+        device = self._devices.get(key)
+        if device is None or since is None:
+            device = self._devices[key] = _Device()
+            if len(self._devices) > self._capacity:
+                self._devices.popitem(last=False)
+        self._devices.move_to_end(key)
+        if since is not None and since == device.pending_token:
+            if len(device.confirmed) + len(device.pending) > MAX_MEMBERS:
+                device.confirmed = set()
+            device.confirmed |= device.pending
+        device.pending = set()
+        return device.confirmed
+
+    def note(self, user_id: UserID, device_id: DeviceID | None, members: Iterable[Member], token: str) -> None:
+        """These go out with the answer that has this token."""
+        device = self._devices.get((user_id, device_id))
+        if device is not None:
+            device.pending = set(members)
+            device.pending_token = token

@@ -1,0 +1,123 @@
+"""The room engine on a test database, and rooms made with it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from federation.identity import ServerIdentity
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, RoomID, ServerName, UserID
+from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
+from federation.protocol.signing import SigningKey
+from federation.rooms.build import Classification
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.timelines import Timelines
+from federation.rooms.visible import Visibility
+from storage.auth_chains import AuthChainStore
+from storage.database import Database
+from storage.events import EventFlag, EventStore
+from storage.memberships import MembershipStore
+from storage.room_writer import RoomWriter
+from storage.rooms import RoomRow, RoomStore
+from storage.state_tree import StateTreeStore
+from storage.timelines import TimelineStore
+from storage.transaction import WriteTransaction
+
+SERVER = ServerName("a.test")
+ALICE = UserID("@alice:a.test")
+BOB = UserID("@bob:a.test")
+
+
+def classify(event: Event) -> Classification:
+    """Messages count as unread."""
+    return Classification(flags=EventFlag.UNREAD if event.type == "m.room.message" else 0)
+
+
+def write_nothing_else(_txn: WriteTransaction, _room: RoomRow) -> None:
+    """A room that is created with no more than its events."""
+
+
+@dataclass
+class RoomParts:
+    """Everything about rooms, upon one database; a second one upon the same database is another node."""
+
+    database: Database
+    now: list[int] = field(default_factory=lambda: [1_700_000_000_000])
+
+    def __post_init__(self) -> None:
+        database, streams = self.database, self.database.streams
+        self.identity = ServerIdentity(SERVER, SigningKey("a_test", bytes(32)))
+        self.rooms = RoomStore(database)
+        self.events = RoomEvents(EventStore(database), self.rooms, streams, capacity=1000)
+        self.trees = StateTreeStore(database)
+        self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
+        self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
+        self.visibility = Visibility(self.trees, self.events)
+        self.engine = RoomEngine(
+            database,
+            self.rooms,
+            self.events,
+            self.trees,
+            RoomWriter(self.trees, AuthChainStore(database)),
+            self.identity,
+            self.tick,
+            classify,
+            capacity=100,
+        )
+
+    def tick(self) -> int:
+        """The time, a millisecond later each time it is asked for."""
+        self.now[0] += 1
+        return self.now[0]
+
+    async def create(
+        self, creator: UserID = ALICE, *, version: RoomVersion = DEFAULT_ROOM_VERSION, join_rule: str = "public"
+    ) -> RoomID:
+        """A room with its creator in it."""
+        content: dict[str, Any] = {"room_version": version.identifier}
+        if not version.creator_is_sender:
+            content["creator"] = creator
+        levels: dict[str, Any] = {} if version.creators_privileged else {"users": {creator: 100}}
+        drafts = [
+            Draft("m.room.create", creator, content, ""),
+            Draft("m.room.member", creator, {"membership": "join"}, creator),
+            Draft("m.room.power_levels", creator, levels, ""),
+            Draft("m.room.join_rules", creator, {"join_rule": join_rule}, ""),
+        ]
+        room_id = None if version.room_id_is_create_hash else RoomID(f"!{self.tick()}:{SERVER}")
+        snapshot, _ = await self.engine.create(version, room_id, drafts, write_nothing_else)
+        return snapshot.room_id
+
+    async def send(
+        self,
+        room_id: RoomID,
+        sender: UserID,
+        content: Mapping[str, Any] | str,
+        type: str = "m.room.message",
+        state_key: str | None = None,
+        **more: Any,
+    ) -> StoredEvent:
+        """One event; a text is a message."""
+        body = {"msgtype": "m.text", "body": content} if isinstance(content, str) else content
+        return (await self.engine.send(room_id, [Draft(type, sender, body, state_key, **more)]))[0]
+
+    async def member(
+        self, room_id: RoomID, sender: UserID, membership: str, target: UserID | None = None
+    ) -> StoredEvent:
+        """A change of membership, one's own unless there is a target."""
+        return await self.send(room_id, sender, {"membership": membership}, "m.room.member", target or sender)
+
+    async def redact(self, room_id: RoomID, sender: UserID, target: EventID) -> StoredEvent:
+        """A redaction."""
+        return await self.send(room_id, sender, {"redacts": target}, "m.room.redaction", redacts=target)
+
+    async def bodies(self, room_id: RoomID) -> Sequence[str]:
+        """The bodies of the messages in the order of their arrival."""
+        room = (await self.engine.get_snapshot(room_id)).room
+        stretch = (await self.timelines.get_latest({room.room_nid: (0, 2**53)}, 1000))[room.room_nid]
+        events = await self.events.get_events(arrival.event_nid for arrival in stretch.arrivals)
+        ordered = [events[arrival.event_nid].event for arrival in stretch.arrivals]
+        return [event.content.get("body", "") for event in ordered if event.type == "m.room.message"]
