@@ -106,7 +106,6 @@ CREATE TABLE state_collections (
 -- Chain cover of the auth graph: each state event has a place in a chain, and chains have links to others
 CREATE TABLE auth_chain_places (
     event_nid BIGINT NOT NULL PRIMARY KEY,
-    room_nid BIGINT NOT NULL,
     chain BIGINT NOT NULL,
     place BIGINT NOT NULL
 );
@@ -119,6 +118,7 @@ CREATE TABLE auth_chain_links (
     target_place BIGINT NOT NULL,
     PRIMARY KEY (chain, place, target_chain)
 );
+CREATE INDEX auth_chain_links_by_target ON auth_chain_links (target_chain, target_place);
 
 -- The current membership of everyone who ever had one in a room, local or not
 CREATE TABLE memberships (
