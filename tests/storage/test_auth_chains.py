@@ -1,0 +1,183 @@
+"""The index of auth chains gives what walking event by event gives, on any graph and in whatever portions it was made."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.auth_chains import AuthChainStore, AuthChainTooLong, AuthNode, UnknownAuthEvent
+from storage.database import Database, Transaction, WriteTransaction
+
+FIRST_NIDS = count(1, 1000)
+"""Each example has event_nids of its own, so that all can use one database."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Events 0, 1, … with earlier ones as their auth events, and how many are added at a time."""
+
+    nodes: Sequence[AuthNode]
+    portions: Sequence[int]
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    nodes = []
+    for nid in range(draw(st.integers(1, 24))):
+        auth = draw(st.lists(st.integers(0, nid - 1), max_size=4, unique=True)) if nid else []
+        previous = draw(st.sampled_from([*auth, None]))
+        nodes.append(AuthNode(nid, auth, previous))
+    return Graph(nodes, draw(st.lists(st.integers(1, 10), max_size=6)))
+
+
+EVENTS = st.sets(st.integers(0, 23), max_size=8)
+
+
+def walk(nodes: Sequence[AuthNode], start: set[int]) -> set[int]:
+    reached: set[int] = set()
+    queue = list(start)
+    while queue:
+        for nid in nodes[queue.pop()].auth_event_nids:
+            if nid not in reached:
+                reached.add(nid)
+                queue.append(nid)
+    return reached
+
+
+async def add(database: Database, store: AuthChainStore, graph: Graph, first: int) -> None:
+    nodes = [
+        AuthNode(
+            first + node.event_nid,
+            [first + nid for nid in node.auth_event_nids],
+            None if node.previous is None else first + node.previous,
+        )
+        for node in graph.nodes
+    ]
+    for size in (*graph.portions, len(nodes)):
+        await database.write("add", store.add, nodes[:size])
+        nodes = nodes[size:]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(graphs(), st.lists(EVENTS, min_size=2, max_size=3), EVENTS)
+async def test_the_index_answers_as_the_walk_does(
+    database: Database, graph: Graph, sets: list[set[int]], common: set[int]
+) -> None:
+    store = AuthChainStore(database, recent=2)
+    first = next(FIRST_NIDS)
+    await add(database, store, graph, first)
+    nodes, size = graph.nodes, len(graph.nodes)
+
+    def known(events: set[int]) -> set[int]:
+        return {nid % size for nid in events}
+
+    def there(events: set[int]) -> set[int]:
+        return {first + nid for nid in events}
+
+    for nid in range(size):
+        assert await store.get_auth_chain([first + nid]) == there(walk(nodes, {nid}))
+    a, b = known(sets[0]), known(sets[1])
+    assert await store.get_auth_chain(there(a)) == there(walk(nodes, a))
+    for x in a:
+        for y in b:
+            assert await store.is_in_auth_chain(first + x, first + y) == (x in walk(nodes, {y}))
+
+    states = [known(state | common) for state in sets]
+    chains = [walk(nodes, state) for state in states]
+    difference = set.union(*chains) - set.intersection(*chains)
+    assert await store.get_auth_difference([there(state) for state in states]) == there(difference)
+
+    below = walk(nodes, a)
+    above = {nid for nid in range(size) if walk(nodes, {nid}) & a}
+    subgraph = (below & above) | (a & (below | above))
+    assert await store.get_conflicted_subgraph(there(a)) == there(subgraph)
+
+
+def room_of(members: int) -> list[AuthNode]:
+    """Create (1), its creator's membership (2), power levels (3), join rules (4), then members who cite all these."""
+    start = [AuthNode(1, []), AuthNode(2, [1]), AuthNode(3, [1, 2]), AuthNode(4, [1, 2, 3])]
+    return start + [AuthNode(nid, [1, 3, 4]) for nid in range(5, 5 + members)]
+
+
+async def test_a_member_costs_a_place_and_a_link(database: Database) -> None:
+    store = AuthChainStore(database)
+    await database.write("add", store.add, room_of(50))
+    await database.write("add", store.add, [AuthNode(100, [1, 3, 4, 7], 7)])
+
+    def count_rows(txn: Transaction) -> tuple[int, int, int]:
+        places = txn.query("SELECT COUNT(*), COUNT(DISTINCT chain) FROM auth_chain_places")
+        links = txn.query("SELECT COUNT(*) FROM auth_chain_links WHERE chain > 4")
+        return (*places[0], links[0][0])
+
+    # the second membership of a user joins the chain of the first, and all its citations follow from that
+    assert await database.read("count", count_rows) == (55, 54, 50)
+
+
+async def test_a_large_room_in_agreement_costs_little(database: Database) -> None:
+    store = AuthChainStore(database)
+    nodes = room_of(3000)
+    # two power levels that disagree, one of which has a successor
+    nodes += [AuthNode(5001, [1, 2, 3], 3), AuthNode(5002, [1, 2, 3], 3), AuthNode(5003, [1, 2, 5002], 5002)]
+    await database.write("add", store.add, nodes)
+    agreed = {nid for nid in range(1, 3005) if nid != 3}
+
+    def difference(txn: Transaction) -> tuple[set[int], int]:
+        found = store.get_auth_difference_in(txn, [agreed | {5001}, agreed | {5003}])
+        return found, txn.queries
+
+    found, queries = await database.read("difference", difference)
+    assert found == {5002}
+    assert queries < 20
+
+
+async def test_what_is_added_again_changes_nothing(database: Database) -> None:
+    store = AuthChainStore(database)
+    await database.write("add", store.add, room_of(3))
+    await database.write("add", store.add, room_of(4))
+    assert await store.get_auth_chain([8]) == {1, 2, 3, 4}
+
+
+async def test_unknown_events_are_refused_by_number(database: Database) -> None:
+    store = AuthChainStore(database)
+    with pytest.raises(UnknownAuthEvent, match="77 is an auth event of 5"):
+        await database.write("add", store.add, [AuthNode(5, [77])])
+    with pytest.raises(UnknownAuthEvent, match="5"):
+        await store.get_auth_chain([5])
+
+
+async def test_a_chain_longer_than_the_limit_is_refused(database: Database) -> None:
+    store = AuthChainStore(database)
+    await database.write("add", store.add, room_of(3))
+    assert len(await store.get_auth_chain([5, 6], limit=4)) == 4
+    with pytest.raises(AuthChainTooLong):
+        await store.get_auth_chain([5, 6], limit=3)
+
+
+async def test_a_removed_room_leaves_other_rooms_alone(database: Database) -> None:
+    store = AuthChainStore(database)
+
+    def add_room(txn: WriteTransaction, room_nid: int, first: int) -> None:
+        nodes = [AuthNode(first + node.event_nid, [first + nid for nid in node.auth_event_nids]) for node in room_of(3)]
+        store.add(txn, nodes)
+        txn.execute_many(
+            "INSERT INTO events (event_nid, event_id, room_nid, depth, type, sender, origin_server_ts, flags, pdu)"
+            " VALUES (?, ?, ?, 1, 'm', '@a:b', 1, 0, ?)",
+            [(node.event_nid, f"${node.event_nid}", room_nid, b"{}") for node in nodes],
+        )
+
+    def count_rows(txn: Transaction) -> tuple[int, int]:
+        places = txn.query("SELECT COUNT(*) FROM auth_chain_places")
+        links = txn.query("SELECT COUNT(*) FROM auth_chain_links")
+        return places[0][0], links[0][0]
+
+    await database.write("add", add_room, 1, 0)
+    alone = await database.read("count", count_rows)
+    await database.write("add", add_room, 2, 1000)
+    await database.write("remove", store.remove_room, 1)
+    assert await database.read("count", count_rows) == alone
+    assert await store.get_auth_chain([1005]) == {1001, 1002, 1003, 1004}
+    with pytest.raises(UnknownAuthEvent):
+        await store.get_auth_chain([5])
