@@ -9,7 +9,7 @@ one sequence are committed in their order, and writers never wait for each other
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,7 +48,7 @@ _RETRIED_CLASSES = ("40", "08", "57P0")
 class PostgresConfig:
     """Where the server is, and how much of it this process uses."""
 
-    connect: dict[str, str | int]
+    connect: Mapping[str, str | int]
     """libpq's parameters: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
     pool_min: int = 1
     """Reading connections that are opened at start."""
@@ -277,7 +277,7 @@ class PostgresEngine:
         }
         own = " ".join(f"-c {name}={value}" for name, value in settings.items())
         parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
-        opened = psycopg2.connect(make_dsn(**parameters))
+        opened = psycopg2.connect(make_dsn(None, **parameters))
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
         register_type(_BYTES, opened)

@@ -152,7 +152,7 @@ class PostgresTemplates:
 
     def _run(self, statement: sql.Composed) -> bool:
         """Run a statement; whether it gave a row."""
-        connection = psycopg2.connect(make_dsn(**self._server))
+        connection = psycopg2.connect(make_dsn(None, **self._server))
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:

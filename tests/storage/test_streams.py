@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
-from twisted.logger import globalLogPublisher
+from twisted.logger import ILogObserver, globalLogPublisher
+from zope.interface import implementer
 
 from storage.streams import Change, Streams, Topic
 
@@ -13,12 +14,15 @@ def logged() -> Iterator[list[str]]:
     """The levels of what was logged during a test."""
     levels: list[str] = []
 
-    def observe(event: dict[str, object]) -> None:
-        levels.append(getattr(event["log_level"], "name", "?"))
+    @implementer(ILogObserver)
+    class Observer:
+        def __call__(self, event: dict[str, object]) -> None:
+            levels.append(getattr(event["log_level"], "name", "?"))
 
-    globalLogPublisher.addObserver(observe)
+    observer = Observer()
+    globalLogPublisher.addObserver(observer)
     yield levels
-    globalLogPublisher.removeObserver(observe)
+    globalLogPublisher.removeObserver(observer)
 
 
 def changes(*positions: int) -> list[Change]:
