@@ -7,15 +7,16 @@ spec: rooms/v1#authorisation-rules … rooms/v12#authorisation-rules
 """
 
 from collections.abc import Iterator, Sequence
-from enum import Enum
+from enum import Enum, unique
 from typing import TypeAlias
 
 from federation.protocol.errors import Forbidden
 from federation.protocol.room_versions import RoomVersion
 
 
+@unique
 class Rule(Enum):
-    """A rule that refuses. The value is what people are told when nothing more precise can be said."""
+    """A rule that refuses. The value is what people are told when nothing more precise can be said; each is distinct."""
 
     CREATE_PREV_EVENTS = "The event that creates a room must be its first"
     CREATE_ROOM_ID = "The room id does not fit the event that creates the room"
@@ -47,7 +48,7 @@ class Rule(Enum):
     INVITE_SENDER = "You must be in the room to invite to it"
     INVITE_TARGET = "The invited user is already in the room, or banned from it"
     INVITE_LEVEL = "Your power level is too low to invite"
-    LEAVE_SELF = "You are not in this room"
+    LEAVE_SELF = "You are not in this room, so you cannot leave it"
     LEAVE_SENDER = "You must be in the room to remove someone from it"
     UNBAN_LEVEL = "Your power level is too low to unban"
     KICK_LEVEL = "Your power level is too low to remove this user"
@@ -58,7 +59,7 @@ class Rule(Enum):
     KNOCK_MEMBERSHIP = "You are already in this room, invited to it or banned from it"
     MEMBERSHIP_UNKNOWN = "The membership is not known"
     SENDER_NOT_JOINED = "You are not in this room"
-    THIRD_PARTY_INVITE_LEVEL = "Your power level is too low to invite"
+    THIRD_PARTY_INVITE_LEVEL = "Your power level is too low to invite people from elsewhere"
     REQUIRED_LEVEL = "Your power level is too low to send this event"
     STATE_KEY_OF_ANOTHER = "State that is named after a user can only be set by that user"
     POWER_LEVELS_FORM = "The default power levels must be integers"

@@ -120,7 +120,9 @@ def check_auth(
         if _server_of(event.sender) != event.state_key:
             raise AuthError(version, Rule.ALIASES_SERVER)
         return
-    levels = power_levels or PowerLevels.of(version, state.get(POWER_LEVELS), create)
+    levels = power_levels
+    if levels is None:
+        levels = PowerLevels.of(version, state.get(POWER_LEVELS), create)
     if event.type == MEMBER:
         check_membership(event, Situation(state, create, levels, signed_by))
         return
@@ -205,8 +207,7 @@ def _check_power_levels(event: Event, current: Event | None, levels: PowerLevels
         raise AuthError(version, Rule.POWER_ENTRY_NEW)
     users = _entry_changes(version, old, new, "users")
     if any(
-        old_level is not None and old_level >= sender_level and user != event.sender
-        for user, old_level, _new in users
+        old_level is not None and old_level >= sender_level and user != event.sender for user, old_level, _new in users
     ):
         raise AuthError(version, Rule.POWER_USER_CURRENT)
     if any(new_level is not None and new_level > sender_level for _user, _old, new_level in users):

@@ -99,7 +99,9 @@ def _check_join(event: Event, target: str, situation: Situation) -> None:
     if rule == "invite" or (rule == "knock" and version.knocking):
         if membership in ("invite", "join"):
             return
-    elif (rule == "restricted" and version.restricted_joins) or (rule == "knock_restricted" and version.knock_restricted):
+    elif (rule == "restricted" and version.restricted_joins) or (
+        rule == "knock_restricted" and version.knock_restricted
+    ):
         if membership in ("invite", "join"):
             return
         authoriser = event.content.get("join_authorised_via_users_server")
@@ -161,7 +163,9 @@ def _is_signed_by_any(signed: Mapping[str, Any], keys: Mapping[str, Any]) -> boo
     Who signed, and the names of the keys, play no part. spec: client-server-api#mroomthird_party_invite
     """
     try:
-        message = encode_canonical({key: value for key, value in signed.items() if key not in ("signatures", "unsigned")})
+        message = encode_canonical(
+            {key: value for key, value in signed.items() if key not in ("signatures", "unsigned")}
+        )
     except BadJson:
         return False
     pairs = ((signature, key) for key in _public_keys(keys) for signature in _signatures(signed))
