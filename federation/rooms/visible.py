@@ -71,7 +71,8 @@ class Visibility:
             visibility = loaded.get(visibility_nid) if visibility_nid is not None else None
             membership_event = loaded.get(member_nid) if member_nid is not None else None
             membership = membership_event.event.membership if membership_event is not None else None
-            if is_visible(
+            # one's own leaving is shown even to who was only invited: else the room would not go from their list
+            if _is_own_membership(event, user_id) or is_visible(
                 event.event,
                 user_id,
                 visibility=read_visibility(visibility.event if visibility is not None else None),
@@ -80,6 +81,10 @@ class Visibility:
             ):
                 seen.append(Seen(event, membership_after(event.event, user_id, membership)))
         return seen
+
+    async def was_joined(self, own: MembershipRow | None) -> bool:
+        """Whether the user is, or ever was, in the room."""
+        return await self._last_join(own) is not None
 
     async def _last_join(self, own: MembershipRow | None) -> int | None:
         """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
@@ -96,6 +101,10 @@ class Visibility:
                 return event.event.depth
             nid = event.replaces
         return None
+
+
+def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:
+    return event.event.type == "m.room.member" and event.event.state_key == user_id
 
 
 def _arrived_after(event: StoredEvent, position: int) -> bool:

@@ -4,13 +4,14 @@ spec: client-server-api#filtering
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from federation.protocol.errors import InvalidParam
+from federation.protocol.events import Event
 
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 1000
@@ -65,11 +66,11 @@ class RoomEventFilter(EventFilter, frozen=True):
         """Whether it lets any event of the room through."""
         return _is_in(self.rooms, self.not_rooms, room_id)
 
-    def allows_event(self, type: str, sender: str, content: Callable[[], Mapping[str, Any]]) -> bool:
-        """Whether an event of an allowed room passes; `content` is asked for only where it matters."""
-        if not self.allows(type, sender):
+    def allows_event(self, event: Event) -> bool:
+        """Whether an event of an allowed room passes."""
+        if not self.allows(event.type, event.sender):
             return False
-        return self.contains_url is None or self.contains_url == isinstance(content().get("url"), str)
+        return self.contains_url is None or self.contains_url == isinstance(event.content.get("url"), str)
 
 
 class RoomFilter(msgspec.Struct, frozen=True):

@@ -1,0 +1,43 @@
+"""What a user is told of rooms that they are not in yet, and whether they were in a room at some position."""
+
+from collections.abc import Sequence
+
+from federation.protocol.events import Event, StateKey
+from federation.protocol.stripped_state import stripped_state_keys
+from federation.rooms.engine import RoomEngine
+from federation.rooms.room_events import RoomEvents
+from storage.memberships import MembershipRow
+
+MAX_CHANGES_BACK = 50
+"""How many changes of a membership are followed back."""
+
+
+class InvitedRooms:
+    """Reads memberships and the stripped state that goes with them."""
+
+    def __init__(self, engine: RoomEngine, events: RoomEvents) -> None:
+        self._engine = engine
+        self._events = events
+
+    async def get_stripped(self, row: MembershipRow) -> Sequence[Event]:
+        """The stripped state of a room, as it was when the user was invited or knocked; with their own membership.
+
+        spec: client-server-api#stripped-state
+        """
+        own = (await self._events.get_events([row.event_nid]))[row.event_nid]
+        inviter = row.sender if row.membership == "invite" else None
+        keys = [*stripped_state_keys(inviter), StateKey("m.room.member", row.user_id)]
+        state = await self._engine.view(row.room_nid, own.state_root).load(keys)
+        return [state[key].event for key in keys if key in state]
+
+    async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
+        """Whether the user was in the room at a position before their latest change of membership."""
+        nid: int | None = row.event_nid
+        for _ in range(MAX_CHANGES_BACK):
+            event = (await self._events.get_events([nid])).get(nid) if nid is not None else None
+            if event is None:
+                return False
+            if event.position is not None and event.position <= position:
+                return event.event.membership == "join"
+            nid = event.replaces
+        return False

@@ -1,0 +1,246 @@
+"""The rooms that the user is in: timeline, state, summary, counts, receipts, typing, account data.
+
+All rooms of an answer are worked on together, so that the number of queries does not grow with theirs; what a room needs
+besides is in memory for a client that is up to date.
+
+spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID
+from federation.rooms.engine import RoomEngine
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.timelines import Stretch, Timelines
+from federation.rooms.visible import Seen, Visibility
+from homeserver.services.client_events import ClientEvents, keep_fields, present_plainly
+from homeserver.services.event_filters import RoomEventFilter, limit_of
+from homeserver.services.stream_tokens import SyncToken, format_place
+from homeserver.services.sync.lazy_members import LazyMembers, Member
+from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.room_state import (
+    MEMBER,
+    Entries,
+    RoomStates,
+    StatePoint,
+    changes_of,
+    point_before,
+    without_members,
+)
+from homeserver.services.sync.room_summary import RoomSummaries, Summary
+from storage.memberships import MembershipRow
+from storage.rooms import RoomRow
+from storage.timelines import Place, TimelineStore
+
+FETCHED_PER_SHOWN: Final = 5
+"""How many events are looked at for one that is shown, where a filter leaves some out."""
+
+
+@dataclass(slots=True)
+class RoomWork:
+    """A room on its way into the answer."""
+
+    room: RoomRow
+    own: MembershipRow
+    since: int
+    """From where on the client lacks it; 0 for all."""
+    whole_state: bool
+    arrived: Sequence[StoredEvent] = ()
+    """Everything of the stretch that was looked at, oldest first."""
+    shown: Sequence[Seen] = ()
+    limited: bool = False
+    prev_batch: str | None = None
+    state: Sequence[StoredEvent] = ()
+    summary: Summary | None = None
+    ephemeral: list[Any] = field(default_factory=list)
+    account_data: list[Any] = field(default_factory=list)
+
+
+class JoinedRooms:
+    """Makes the parts of rooms: also for those that were left, up to the leaving."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        timelines: Timelines,
+        timeline_store: TimelineStore,
+        visibility: Visibility,
+        states: RoomStates,
+        summaries: RoomSummaries,
+        client_events: ClientEvents,
+        lazy_members: LazyMembers,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._timelines = timelines
+        self._timeline_store = timeline_store
+        self._visibility = visibility
+        self._states = states
+        self._summaries = summaries
+        self._client_events = client_events
+        self._lazy_members = lazy_members
+
+    async def fill(self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken) -> None:
+        """Find timeline, state and summary of each room."""
+        await self._fill_timelines(request, works, span)
+        former = await self._former_roots([work for work in works if work.limited and not work.whole_state])
+        lazy = request.filter.room.state.lazy_load_members or request.filter.room.timeline.lazy_load_members
+        sent: set[Member] = set()
+        if lazy:
+            since = None if request.since is None else str(request.since)
+            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
+        newly_sent: set[Member] = set()
+        for work in works:
+            if not await self._visibility.was_joined(work.own):
+                work.limited, work.whole_state = False, False  # who was never in the room is told of no state
+                continue
+            await self._fill_state(request, work, former.get(work.room.room_nid), sent if lazy else None, newly_sent)
+        if lazy:
+            self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
+
+    async def to_json(self, request: SyncRequest, works: Sequence[RoomWork]) -> dict[str, dict[str, Any]]:
+        """The rooms in their JSON form, without counts."""
+        all_shown = [seen for work in works for seen in work.shown]
+        presented = iter(await self._present(request, all_shown))
+        rooms: dict[str, dict[str, Any]] = {}
+        for work in works:
+            timeline: dict[str, Any] = {"events": [next(presented) for _ in work.shown], "limited": work.limited}
+            if work.prev_batch is not None:
+                timeline["prev_batch"] = work.prev_batch
+            state: list[Any] = [present_plainly(event, with_room_id=False) for event in work.state]
+            if request.filter.event_fields:
+                state = keep_fields(state, request.filter.event_fields)
+            room: dict[str, Any] = {
+                "timeline": timeline,
+                "state_after" if request.state_after else "state": {"events": state},
+                "account_data": {"events": work.account_data},
+            }
+            if work.own.membership == "join":
+                room["ephemeral"] = {"events": work.ephemeral}
+                room["summary"] = work.summary.json if work.summary is not None else {}
+            rooms[work.room.room_id] = room
+        return rooms
+
+    async def _present(self, request: SyncRequest, seen: Sequence[Seen]) -> list[Any]:
+        if request.filter.event_format == "federation":
+            return [msgspec.Raw(each.event.pdu) for each in seen]
+        caller = request.caller
+        presented = await self._client_events.present(caller.user_id, caller.device_id, seen, with_room_id=False)
+        return keep_fields(presented, request.filter.event_fields) if request.filter.event_fields else list(presented)
+
+    async def _fill_timelines(self, request: SyncRequest, works: Sequence[RoomWork], span: Range) -> None:
+        wanted = request.filter.room.timeline
+        limit = limit_of(wanted)
+        fetched = limit if wanted.passes_all_events else max(limit * FETCHED_PER_SHOWN, 1)
+        stretches = await self._timelines.get_latest(
+            {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched
+        )
+        events = await self._events.get_events(
+            arrival.event_nid for stretch in stretches.values() for arrival in stretch.arrivals
+        )
+        for work in works:
+            stretch = stretches[work.room.room_nid]
+            work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            await self._fill_timeline(request, work, stretch, wanted, limit, span)
+
+    async def _fill_timeline(
+        self,
+        request: SyncRequest,
+        work: RoomWork,
+        stretch: Stretch,
+        wanted: RoomEventFilter,
+        limit: int,
+        span: Range,
+    ) -> None:
+        seen = await self._visibility.filter(request.caller.user_id, work.own, work.arrived)
+        if not wanted.allows_room(work.room.room_id):
+            seen = []
+        elif not wanted.passes_all_events:
+            seen = [each for each in seen if wanted.allows_event(each.event.event)]
+        work.limited = stretch.limited or len(seen) > limit
+        work.shown = seen[-limit:] if limit else []
+        if work.shown:
+            first = work.shown[0].event
+            # what the client asks for from here is what came before the first event, this one left out
+            work.prev_batch = format_place(Place(first.event.depth, first.nid - 1))
+        else:
+            work.prev_batch = str(SyncToken(span.upto, 0))
+
+    async def _former_roots(self, works: Sequence[RoomWork]) -> dict[int, bytes | None]:
+        """The state that the client has, of rooms where it lacks some of the events since."""
+        if not works:
+            return {}
+        latest = await self._timeline_store.get_latest({work.room.room_nid: (0, work.since) for work in works}, 1)
+        events = await self._events.get_events(arrivals[0].event_nid for arrivals in latest.values() if arrivals)
+        return {
+            room_nid: events[arrivals[0].event_nid].state_root if arrivals else None
+            for room_nid, arrivals in latest.items()
+        }
+
+    async def _fill_state(
+        self,
+        request: SyncRequest,
+        work: RoomWork,
+        former: bytes | None,
+        sent: set[Member] | None,
+        newly_sent: set[Member],
+    ) -> None:
+        user_id = request.caller.user_id
+        snapshot = await self._engine.get_snapshot(RoomID(work.room.room_id))
+        end = StatePoint(work.room.room_nid, work.arrived[-1].state_root if work.arrived else snapshot.state.root)
+        start = point_before(work.shown[0].event) if work.shown else end
+        point = end if request.state_after else start
+        if work.own.membership == "join" and (
+            work.whole_state or any(event.event.type == MEMBER for event in work.arrived) or work.limited
+        ):
+            work.summary = await self._summaries.summarize(user_id, snapshot)
+        if work.whole_state:
+            entries = await self._states.get_all(point)
+        elif work.limited:
+            entries = await self._states.get_changes(former, point)
+        else:
+            entries = changes_of(work.arrived) if request.state_after else {}
+        if sent is not None:
+            entries = await self._load_lazily(request, work, point, entries, sent, newly_sent)
+        if entries:
+            work.state = await self._states.load(entries, request.filter.room.state, work.room.room_id)
+
+    async def _load_lazily(
+        self,
+        request: SyncRequest,
+        work: RoomWork,
+        point: StatePoint,
+        entries: Entries,
+        sent: set[Member],
+        newly_sent: set[Member],
+    ) -> Entries:
+        """The entries with the memberships that the shown events need, and in a whole state without all others."""
+        needed = {str(each.event.event.sender) for each in work.shown}
+        if work.summary is not None:
+            needed |= {hero.user_id for hero in work.summary.heroes}
+        if work.whole_state:
+            needed.add(str(request.caller.user_id))
+            entries = without_members(entries, needed)
+        room_nid = work.room.room_nid
+        redundant = request.filter.room.state.include_redundant_members or work.whole_state
+        missing = [
+            StateKey(MEMBER, user_id)
+            for user_id in needed
+            if StateKey(MEMBER, user_id) not in entries and (redundant or (room_nid, user_id) not in sent)
+        ]
+        if missing:
+            entries = entries | await self._states.get_some(point, missing)
+        newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
+        return entries
+
+
+def _end(work: RoomWork, span: Range) -> int:
+    """Up to where the user is told of the room: who has left hears of nothing after the leaving."""
+    return span.upto if work.own.membership == "join" else min(span.upto, work.own.position)
+

@@ -1,0 +1,247 @@
+"""/sync: everything that is new for a user since a token, or all of it; waiting for something to be new.
+
+Laws:
+- An answer covers a stretch of the one sequence, up to its head when work on it began: what comes later is in the next.
+- Who wants to wait listens before looking.
+- The cost is that of what has changed. For a client that is up to date the rooms to look at are known from memory.
+
+spec: client-server-api#syncing
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import RoomID
+from federation.rooms.memberships import Memberships
+from homeserver.notifier import Notifier
+from homeserver.services.client_events import present_stripped
+from homeserver.services.event_filters import Filter
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.joined import JoinedRooms, RoomWork
+from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.typing import Typing
+from homeserver.services.unread import UnreadCounts
+from storage.account_data import AccountData, AccountDataStore
+from storage.memberships import MembershipRow
+from storage.receipts import ReceiptRow, ReceiptStore
+from storage.rooms import RoomRow, RoomStore
+from storage.streams import Streams, Topic
+
+MAX_TIMEOUT_MS: Final = 5 * 60_000
+LEFT: Final = frozenset({"leave", "ban"})
+
+
+@dataclass(frozen=True, slots=True)
+class SyncParts:
+    """What an answer is made of."""
+
+    rooms: RoomStore
+    memberships: Memberships
+    joined: JoinedRooms
+    invited: InvitedRooms
+    unread: UnreadCounts
+    receipts: ReceiptStore
+    account_data: AccountDataStore
+    typing: Typing
+    recent: RecentChanges
+
+
+class Sync:
+    """Answers /sync."""
+
+    def __init__(self, parts: SyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime) -> None:
+        self._parts = parts
+        self._streams = streams
+        self._notifier = notifier
+        self._clock = clock
+
+    async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
+        """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
+        seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
+        if request.since is None or request.full_state or seconds <= 0:
+            answer, _ = await self._compute(request)
+            return answer
+        deadline = self._clock.seconds() + seconds
+        listener = self._notifier.listen(request.caller.user_id)
+        try:
+            while True:
+                answer, is_news = await self._compute(request)
+                remaining = deadline - self._clock.seconds()
+                if is_news or remaining <= 0 or not await listener.wait(self._clock, remaining):
+                    return answer
+        finally:
+            listener.close()
+
+    async def _compute(self, request: SyncRequest) -> tuple[dict[str, Any], bool]:
+        """An answer for now, and whether there is anything in it."""
+        parts = self._parts
+        span = Range(0 if request.since is None else request.since.position, self._streams.current())
+        token = SyncToken(max(span.upto, span.since), parts.typing.position)
+        user_id = request.caller.user_id
+        rows = await parts.memberships.of_user(user_id)
+        data = await self._read_account_data(request, span)
+        candidates = await self._find_rooms(request, span, rows, data)
+        rooms = await parts.rooms.get_rooms_by_nid(row.room_nid for row in candidates)
+        candidates = [
+            row for row in candidates if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
+        ]
+        sections = await self._rooms(request, span, token, candidates, rooms, data)
+        answer: dict[str, Any] = {
+            "next_batch": str(token),
+            "account_data": {"events": _account_data_events(data.everywhere, request.filter)},
+            "presence": {"events": []},
+            "to_device": {"events": []},
+            "device_lists": {"changed": [], "left": []},
+            "device_one_time_keys_count": {},
+            "device_unused_fallback_key_types": [],
+        }
+        if sections:
+            answer["rooms"] = sections
+        return answer, bool(sections) or bool(data.everywhere)
+
+    async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
+        store, user_id = self._parts.account_data, request.caller.user_id
+        if request.since is None:
+            return await store.get_account_data(user_id)
+        if not self._parts.recent.concerns_user(user_id, Topic.ACCOUNT_DATA, span.since):
+            return AccountData()
+        return await store.get_account_data_since(user_id, span.since, span.upto)
+
+    async def _find_rooms(
+        self, request: SyncRequest, span: Range, rows: Mapping[int, MembershipRow], data: AccountData
+    ) -> list[MembershipRow]:
+        """The memberships of the rooms that may have something for this answer."""
+        if request.since is None or request.full_state:
+            return list(rows.values())
+        changed = self._parts.recent.rooms_since(span.since)
+        if changed is None:
+            return list(rows.values())
+        wanted = changed.events | changed.receipts | self._parts.typing.changed_rooms(request.since.ephemeral)
+        if data.rooms:
+            wanted |= {room.room_nid for room in (await self._parts.rooms.get_rooms(data.rooms)).values()}
+        if len(wanted) < len(rows):
+            return [rows[room_nid] for room_nid in wanted if room_nid in rows]
+        return [row for row in rows.values() if row.room_nid in wanted]
+
+    async def _rooms(
+        self,
+        request: SyncRequest,
+        span: Range,
+        token: SyncToken,
+        candidates: Sequence[MembershipRow],
+        rooms: Mapping[int, RoomRow],
+        data: AccountData,
+    ) -> dict[str, Any]:
+        joined: list[RoomWork] = []
+        left: list[RoomWork] = []
+        outside: list[MembershipRow] = []
+        for row in candidates:
+            moved = span.since < row.position <= span.upto
+            if row.membership == "join":
+                whole = request.since is None or request.full_state
+                if moved and not whole:
+                    whole = not await self._parts.invited.was_joined_at(row, span.since)
+                joined.append(RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole))
+            elif row.membership in LEFT:
+                if moved and (request.since is not None or request.filter.room.include_leave):
+                    left.append(RoomWork(rooms[row.room_nid], row, span.since, request.since is None))
+            elif moved:
+                outside.append(row)
+        await self._parts.joined.fill(request, [*joined, *left], span, token)
+        await self._fill_beside(request, span, joined, data)
+        if request.since is not None and not request.full_state:
+            joined = [work for work in joined if _has_news(work)]
+        counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined])
+        sections: dict[str, Any] = {}
+        json = await self._parts.joined.to_json(request, [*joined, *left])
+        if joined:
+            sections["join"] = {work.room.room_id: json[work.room.room_id] for work in joined}
+            for work in joined:
+                count = counts[work.room.room_nid]
+                json[work.room.room_id]["unread_notifications"] = {
+                    "notification_count": count.notifications,
+                    "highlight_count": count.highlights,
+                }
+        if left:
+            sections["leave"] = {work.room.room_id: json[work.room.room_id] for work in left}
+        for membership in ("invite", "knock"):
+            listed = {
+                rooms[row.room_nid].room_id: {
+                    f"{membership}_state": {"events": present_stripped(await self._parts.invited.get_stripped(row))}
+                }
+                for row in outside
+                if row.membership == membership
+            }
+            if listed:
+                sections[membership] = listed
+        return sections
+
+    async def _fill_beside(
+        self, request: SyncRequest, span: Range, works: Sequence[RoomWork], data: AccountData
+    ) -> None:
+        """Receipts, typing and account data of the rooms that the user is in."""
+        wanted = request.filter.room
+        user_id = request.caller.user_id
+        by_nid = {work.room.room_nid: work for work in works}
+        changed = self._parts.recent.rooms_since(span.since) if request.since is not None else None
+        reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.since == 0]
+        if reading and wanted.ephemeral.allows("m.receipt", None):
+            ranges = {nid: (by_nid[nid].since, span.upto) for nid in reading}
+            for nid, receipts in (await self._parts.receipts.get_receipts(ranges)).items():
+                shown = [row for row in receipts if row.receipt_type != "m.read.private" or row.user_id == user_id]
+                if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
+                    by_nid[nid].ephemeral.append({"type": "m.receipt", "content": receipts_content(shown)})
+        if wanted.ephemeral.allows("m.typing", None):
+            for since, some in _by_ephemeral(request, works):
+                for nid, typing in self._parts.typing.get_changed(some, since).items():
+                    if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
+                        by_nid[nid].ephemeral.append({"type": "m.typing", "content": {"user_ids": typing}})
+        for work in works:
+            room_id = RoomID(work.room.room_id)
+            entries = data.rooms.get(room_id, {})
+            if work.since == 0 and request.since is not None:
+                entries = await self._parts.account_data.get_room_account_data(user_id, room_id)
+            if wanted.account_data.allows_room(room_id):
+                work.account_data = [
+                    {"type": type, "content": msgspec.Raw(content)}
+                    for type, content in entries.items()
+                    if wanted.account_data.allows(type, None)
+                ]
+
+
+def receipts_content(receipts: Iterable[ReceiptRow]) -> dict[str, Any]:
+    """The content of m.receipt. spec: client-server-api#mreceipt"""
+    content: dict[str, Any] = {}
+    for row in receipts:
+        data: dict[str, Any] = {"ts": row.ts}
+        if row.thread_id:
+            data["thread_id"] = row.thread_id
+        content.setdefault(row.event_id, {}).setdefault(row.receipt_type, {})[row.user_id] = data
+    return content
+
+
+def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple[int | None, list[int]]]:
+    """Rooms by the ephemeral position from which the client lacks them."""
+    if request.since is None:
+        return [(None, [work.room.room_nid for work in works])]
+    new = [work.room.room_nid for work in works if work.since == 0]
+    known = [work.room.room_nid for work in works if work.since != 0]
+    return [(None, new), (request.since.ephemeral, known)]
+
+
+def _has_news(work: RoomWork) -> bool:
+    return bool(work.whole_state or work.arrived or work.state or work.ephemeral or work.account_data)
+
+
+def _account_data_events(entries: Mapping[str, bytes], wanted: Filter) -> list[dict[str, Any]]:
+    return [
+        {"type": type, "content": msgspec.Raw(content)}
+        for type, content in entries.items()
+        if wanted.account_data.allows(type, None)
+    ]
