@@ -8,76 +8,209 @@ Laws:
 - Positions of the one sequence become visible in order: who reads at N has seen all that is ≤ N.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from storage.streams import Change
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from storage.engine import Connection, DatabaseUnavailable, Engine, Row, SQLValue
+from storage.executors import Executor, ThreadExecutor
+from storage.migrate import migrate
+from storage.observer import Observer, SilentObserver
+from storage.postgres import PostgresConfig, PostgresEngine
+from storage.sqlite import SQLiteConfig, SQLiteEngine
+from storage.streams import Streams
+from storage.transaction import Transaction, WriteTransaction
+from storage.writer import QueuedWrite, Writer
+
+__all__ = [
+    "Database",
+    "DatabaseUnavailable",
+    "PostgresConfig",
+    "Row",
+    "SQLValue",
+    "SQLiteConfig",
+    "Transaction",
+    "WriteTransaction",
+    "make_engine",
+    "open_database",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SQLValue = str | int | float | bytes | bool | None
-Row = tuple[Any, ...]
-
-
-class Transaction:
-    """What a read may do. SQL has `?` for its arguments on both databases."""
-
-    def query(self, sql: str, args: Sequence[SQLValue] = ()) -> list[Row]:
-        """All rows."""
-        raise NotImplementedError
-
-    def query_one(self, sql: str, args: Sequence[SQLValue] = ()) -> Row | None:
-        """The first row, or None."""
-        raise NotImplementedError
-
-    def query_in(self, sql: str, keys: Iterable[SQLValue], before: Sequence[SQLValue] = (), after: Sequence[SQLValue] = ()) -> list[Row]:
-        """Rows of `sql`, whose `{keys}` stands where the list of keys goes (`… WHERE id IN {keys}`), in bounded chunks.
-
-        SQLite gets a list of `?`, PostgreSQL an array (`= ANY`); `engine.py` knows how.
-        """
-        raise NotImplementedError
-
-
-class WriteTransaction(Transaction):
-    """What a write may do besides."""
-
-    def execute(self, sql: str, args: Sequence[SQLValue] = ()) -> int:
-        """Run one statement; the number of rows that it changed."""
-        raise NotImplementedError
-
-    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        """Run one statement for each of the rows, as one batch."""
-        raise NotImplementedError
-
-    def next_position(self, count: int = 1) -> int:
-        """Take `count` consecutive positions of the one sequence; the first of them."""
-        raise NotImplementedError
-
-    def allocate(self, counter: str, count: int = 1) -> int:
-        """Take `count` consecutive numbers of a named counter (`room`, `event`, `token`, …); the first of them."""
-        raise NotImplementedError
-
-    def announce(self, change: Change) -> None:
-        """Publish this change to the readers of streams once this write is committed."""
-        raise NotImplementedError
-
-    def after_commit(self, callback: Callable[[], None]) -> None:
-        """Run this on the reactor thread once this write is committed, before the write is acknowledged."""
-        raise NotImplementedError
+DatabaseConfig = SQLiteConfig | PostgresConfig
 
 
 class Database:
-    """An open database with its migrations done. `storage.engine.open_database` makes it."""
+    """An open database with its migrations done. `open_database` makes it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        streams: Streams,
+        readers: Executor,
+        writer: Executor,
+        observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`writer` has to be an executor that runs one job at a time."""
+        self.engine = engine
+        self.streams = streams
+        self._readers = readers
+        self._writer = Writer(engine, writer, streams, observer, clock)
+        self._observer = observer
+        self._clock = clock
+        self._idle = deque(engine.connect_reader() for _ in range(engine.readers_at_start))
+        self._quick: Connection | None = None
+        self._closed = False
 
     async def read(self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a read in the pool of reading threads. `name` (fixed, snake_case) feeds metrics and the slow log."""
-        raise NotImplementedError
+        """Run a read in the pool of reading threads. `name` (fixed, snake_case) feeds metrics and the slow log.
 
-    async def read_quickly(self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `read`, for a few point reads by key: on SQLite on the calling thread, which costs less than the hop."""
-        raise NotImplementedError
+        All queries of `fn` see the database at one moment.
+        """
+        return await self._read_in_pool(name, partial(fn, **kwargs), args, True)
 
-    async def write(self, name: str, fn: Callable[Concatenate[WriteTransaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Queue a write for the next group commit; returns after it is durable. Raises what `fn` raised."""
-        raise NotImplementedError
+    async def read_quickly(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, for a few point reads by key: on SQLite on the calling thread, which costs less than the hop.
+
+        Each query sees the database as it then is.
+        """
+        if not self.engine.reads_on_calling_thread:
+            return await self._read_in_pool(name, partial(fn, **kwargs), args, False)
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        started = self._clock()
+        if self._quick is None:
+            self._quick = self.engine.connect_reader()
+        txn = Transaction(self._quick)
+        try:
+            return fn(txn, *args, **kwargs)
+        finally:
+            self._observer.read_done(name, 0.0, self._clock() - started, txn.queries)
+
+    async def write(
+        self, name: str, fn: Callable[Concatenate[WriteTransaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Queue a write for the next group commit; returns after it is durable. Raises what `fn` raised.
+
+        Raises DatabaseUnavailable when the database could not do it; it may then have been done only if the connection
+        was lost during the commit itself.
+        """
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        write = QueuedWrite(name, lambda txn: fn(txn, *args, **kwargs), copy_context(), self._clock())
+        self._writer.add(write)
+        result: T = await write.deferred
+        return result
+
+    async def catch_up(self) -> int:
+        """Let the streams know of what other processes wrote; the position up to which all can be read."""
+        await self.write("catch_up", _nothing)
+        return self.streams.current()
+
+    async def close(self) -> None:
+        """Finish the writes that wait, then close. What is asked from now on gets DatabaseUnavailable."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._writer.close()
+        await self._readers.close()
+        while self._idle:
+            self._idle.pop().close()
+        if self._quick is not None:
+            self._quick.close()
+            self._quick = None
+
+    async def _read_in_pool(self, name: str, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> T:
+        if self._closed:
+            raise DatabaseUnavailable("the database is closed")
+        deferred: Deferred[T] = Deferred()
+        context = copy_context()
+        queued = self._clock()
+
+        def job() -> None:
+            started = self._clock()
+            result: T | Failure
+            queries = 0
+            try:
+                result, queries = self._run_read(partial(context.run, fn), args, snapshot)
+            except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+                result = Failure(error)
+            took = self._clock() - started
+            self._readers.deliver(partial(done, result, started - queued, took, queries))
+
+        def done(result: T | Failure, waited: float, took: float, queries: int) -> None:
+            self._observer.read_done(name, waited, took, queries)
+            deferred.callback(result)
+
+        self._readers.submit(job)
+        return await deferred
+
+    def _run_read(self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> tuple[T, int]:
+        """On a reading thread. A read is harmless, so one that lost its connection is run once more on a new one."""
+        try:
+            return self._run_read_once(fn, args, snapshot)
+        except self.engine.errors as error:
+            if not self.engine.is_worth_retrying(error):
+                raise
+        try:
+            return self._run_read_once(fn, args, snapshot)
+        except self.engine.errors as error:
+            if not self.engine.is_worth_retrying(error):
+                raise
+            raise DatabaseUnavailable(f"the read could not be done: {error}") from error
+
+    def _run_read_once(self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> tuple[T, int]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self.engine.connect_reader()
+        try:
+            txn = Transaction(connection)
+            if not snapshot:
+                return fn(txn, *args), txn.queries
+            connection.begin_snapshot()
+            try:
+                return fn(txn, *args), txn.queries
+            finally:
+                connection.end()
+        finally:
+            if connection.is_usable():
+                self._idle.append(connection)
+            else:
+                connection.close()
+
+
+def _nothing(txn: WriteTransaction) -> None:
+    """A write that writes nothing: beginning it is enough to learn of others' writes."""
+
+
+def make_engine(config: DatabaseConfig) -> Engine:
+    """The engine for a configuration; connects to nothing yet."""
+    return SQLiteEngine(config) if isinstance(config, SQLiteConfig) else PostgresEngine(config)
+
+
+def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observer | None = None) -> Database:
+    """Open, migrate, and start the threads. Blocks, so it belongs to start-up.
+
+    Raises SchemaTooNew, MigrationFailed, or the driver's error where the database cannot be reached.
+    """
+    engine = make_engine(config)
+    position = migrate(engine)
+    return Database(
+        engine,
+        Streams(position),
+        ThreadExecutor(reactor, "database-reader", engine.reader_threads),
+        ThreadExecutor(reactor, "database-writer", 1),
+        observer or SilentObserver(),
+    )

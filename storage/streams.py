@@ -3,11 +3,19 @@
 A change takes its position in the transaction that makes it; it is published on the reactor thread after the commit,
 in order of position. Readers (sync, notifier, push, the sender to other servers, application services, other nodes)
 subscribe here and import no writer.
+
+Laws:
+- All of this runs on the reactor thread.
+- `current()` never goes back; whoever reads the database at `current()` sees all that is at or below it.
+- Positions that became visible without a change published here (another process wrote them) are told to the watchers,
+  before anything with a higher position is told to anyone.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+
+from twisted.logger import Logger
 
 
 class Topic(Enum):
@@ -37,13 +45,57 @@ class Change:
 Subscriber = Callable[[Sequence[Change]], None]
 """Called on the reactor thread with the changes of one commit, in order; may not raise and may not block."""
 
+Watcher = Callable[[int, int], None]
+"""Called with (after, upto): what is above `after`, up to and with `upto`, was written by another process and can now be read."""
+
 
 class Streams:
     """The head of the sequence, and its readers."""
 
+    _log = Logger()
+
+    def __init__(self, current: int = 0) -> None:
+        self._current = current
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self._watchers: tuple[Watcher, ...] = ()
+
     def current(self) -> int:
         """The highest position below which all is committed and published."""
-        raise NotImplementedError
+        return self._current
 
-    def subscribe(self, subscriber: Subscriber) -> None:
-        raise NotImplementedError
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Hear of every later change. Calling what is returned ends that."""
+        self._subscribers += (subscriber,)
+
+        def unsubscribe() -> None:
+            self._subscribers = tuple(other for other in self._subscribers if other is not subscriber)
+
+        return unsubscribe
+
+    def watch(self, watcher: Watcher) -> None:
+        """Hear of positions that other processes wrote."""
+        self._watchers += (watcher,)
+
+    def publish(self, changes: Sequence[Change], head: int) -> None:
+        """Tell the subscribers of a commit's changes; `head` is the highest position that the commit took."""
+        ordered = sorted(changes, key=lambda change: change.position)
+        self._current = max(self._current, head)
+        if not ordered:
+            return
+        for subscriber in self._subscribers:
+            try:
+                subscriber(ordered)
+            except Exception:
+                self._log.failure("A subscriber of streams failed: {subscriber}", subscriber=subscriber)
+
+    def advance_to(self, position: int) -> None:
+        """Others have written up to `position`, and all of it can be read."""
+        after = self._current
+        if position <= after:
+            return
+        self._current = position
+        for watcher in self._watchers:
+            try:
+                watcher(after, position)
+            except Exception:
+                self._log.failure("A watcher of streams failed: {watcher}", watcher=watcher)

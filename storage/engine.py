@@ -1,0 +1,108 @@
+"""What the two databases have in common, as the rest of storage sees them.
+
+`storage/sqlite.py` and `storage/postgres.py` implement these; SQL is written once, with `?` for arguments, and only
+what stands here may differ between them.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+SQLValue = str | int | float | bytes | bool | None
+Row = tuple[Any, ...]
+
+LARGEST_CHUNK = 512
+"""How many keys go into one statement of `query_in`."""
+
+
+class DatabaseUnavailable(Exception):
+    """The database did not do what it was asked (lost, full, closed, too slow); nothing of this write was acknowledged.
+
+    For callers: M_UNKNOWN with status 503. The cause is in `__cause__`, where there is one.
+    """
+
+
+class Connection(Protocol):
+    """One connection of one database, used by one thread at a time."""
+
+    def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]: ...
+    def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None: ...
+    def query_in(
+        self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+    ) -> list[Row]:
+        """`keys` is not empty and not longer than LARGEST_CHUNK."""
+
+    def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
+    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
+    def execute_script(self, sql: str) -> None:
+        """Several statements without arguments, inside the transaction that is open."""
+
+    def begin_snapshot(self) -> None:
+        """Until `end`, all queries see the database at one moment."""
+
+    def begin_write(self) -> dict[str, int]:
+        """Begin the one write transaction that may run at a time, on whatever node; the counters as they stand."""
+
+    def begin_migration(self) -> None:
+        """Begin a transaction, once no other process migrates."""
+
+    def save(self) -> None:
+        """Set the savepoint to which `undo` goes back."""
+
+    def keep(self) -> None:
+        """Forget the savepoint, keep what was done since."""
+
+    def undo(self) -> None:
+        """Undo what was done since the savepoint."""
+
+    def commit(self, counters: dict[str, int]) -> None:
+        """Write the changed counters and commit. When this returns, all is durable."""
+
+    def rollback(self) -> None: ...
+    def end(self) -> None:
+        """Leave a snapshot."""
+
+    def transaction_is_whole(self) -> bool:
+        """False once an error has spoilt the transaction, or the part of it after the savepoint."""
+
+    def transaction_is_open(self) -> bool:
+        """False where an error ended the whole transaction, or the connection."""
+
+    def is_usable(self) -> bool:
+        """False when the connection is lost and has to be replaced."""
+
+    def close(self) -> None: ...
+
+
+class Engine(Protocol):
+    """Opens connections; knows what its errors mean."""
+
+    @property
+    def name(self) -> str:
+        """`sqlite` or `postgres`: also the infix of a migration's variant."""
+
+    @property
+    def bytes_type(self) -> str:
+        """What `BYTES` in a schema file stands for."""
+
+    @property
+    def errors(self) -> type[Exception]:
+        """The driver's base of all errors."""
+
+    @property
+    def reads_on_calling_thread(self) -> bool:
+        """Whether a point read costs less than handing it to a thread."""
+
+    @property
+    def reader_threads(self) -> int: ...
+    @property
+    def readers_at_start(self) -> int:
+        """How many reading connections are opened before they are needed."""
+
+
+    def connect_reader(self) -> Connection: ...
+    def connect_writer(self) -> Connection: ...
+    def is_worth_retrying(self, error: Exception) -> bool:
+        """Whether the same transaction, run again, may well succeed (a conflict, a connection lost before the commit)."""
+
+    def backup_before_migration(self, version: int) -> str | None:
+        """Copy the database aside, where that is this program's task; where the copy is."""

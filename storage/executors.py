@@ -1,0 +1,109 @@
+"""Where storage's work is done: in threads, or at once.
+
+An executor runs jobs in the order in which they were submitted (with one thread: one after the other) and brings
+results back to the reactor's thread in the order in which they were delivered. Jobs may not raise.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import TimeoutError as TookTooLong
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+
+class Executor(Protocol):
+    """Runs jobs, and brings what comes of them back."""
+
+    def submit(self, job: Callable[[], None]) -> None:
+        """From the reactor's thread: run `job`."""
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        """From a job: run `call` on the reactor's thread."""
+
+    def close(self) -> Deferred[None]:
+        """Fires when all that was submitted is done and delivered, or when waiting longer makes no sense."""
+
+
+class InlineExecutor:
+    """Does everything at once, on the thread that asks: for tests and for command-line tools."""
+
+    def submit(self, job: Callable[[], None]) -> None:
+        job()
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        call()
+
+    def close(self) -> Deferred[None]:
+        return succeed(None)
+
+
+class ThreadExecutor:
+    """A fixed number of threads.
+
+    Results that come while the reactor is busy are delivered together: one wake-up of the reactor for all of them.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: ReactorBase, name: str, threads: int, patience: float = 10.0) -> None:
+        """`patience`: how many seconds `close` waits for jobs to end."""
+        self._reactor = reactor
+        self._patience = patience
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._results: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._woken = False
+        self._running = threads
+        self._threads = threads
+        self._ended: Deferred[None] = Deferred()
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._jobs.put(job)
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        self._results.append(call)
+        with self._lock:
+            if self._woken:
+                return
+            self._woken = True
+        self._reactor.callFromThread(self._deliver_results)
+
+    def close(self) -> Deferred[None]:
+        for _ in range(self._threads):
+            self._jobs.put(None)
+
+        def give_up(failure: Failure) -> None:
+            failure.trap(TookTooLong)
+            self._log.warn("Gave up waiting for the database after {seconds} s.", seconds=self._patience)
+
+        return self._ended.addTimeout(self._patience, self._reactor).addErrback(give_up)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+        self.deliver(self._thread_ended)
+
+    def _thread_ended(self) -> None:
+        self._running -= 1
+        if not self._running and not self._ended.called:
+            self._ended.callback(None)
+
+    def _deliver_results(self) -> None:
+        with self._lock:
+            self._woken = False
+        results = self._results
+        # What arrives from now on has its own wake-up.
+        for _ in range(len(results)):
+            call = results.popleft()
+            try:
+                call()
+            except Exception:
+                self._log.failure("Could not deliver a result of the database.")

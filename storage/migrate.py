@@ -1,0 +1,114 @@
+"""Brings a database to the schema of this program: numbered files, forward only.
+
+`schema/NNNN_name.sql` is run once, in order, each in one transaction with the note in `schema_version` that it was.
+Where a step cannot be one text for both databases, `NNNN_name.sqlite.sql` and `NNNN_name.postgres.sql` stand in its
+place. `BYTES` in a file is replaced by the database's type for bytes.
+
+Laws:
+- A file that was released never changes.
+- An SQLite file that holds data is copied before it is changed.
+- A database that is newer than the program is left alone.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from twisted.logger import Logger
+
+from storage.engine import Connection, Engine
+from storage.transaction import POSITION
+
+SCHEMA = Path(__file__).parent / "schema"
+
+_FILE = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)(\.(?P<engine>sqlite|postgres))?\.sql")
+_BYTES = re.compile(r"\bBYTES\b")
+
+_TOO_NEW = (
+    "the database has schema version {version}, and this program knows versions up to {known}. Start the version of "
+    "Mahalla that last used this database, or a newer one; or restore a copy of the database made before the upgrade"
+)
+
+_log = Logger()
+
+
+class SchemaTooNew(Exception):
+    """The database was written by a newer program."""
+
+
+class MigrationFailed(Exception):
+    """A step of the migration failed; the database is as it was before that step. The cause is in `__cause__`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One step, as text for one of the databases."""
+
+    version: int
+    name: str
+    sql: str
+
+
+def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list[Migration]:
+    """The steps for a database, in order. Raises ValueError when numbers are missing, doubled, or lack this database."""
+    found: dict[int, Migration] = {}
+    for path in sorted(schema.glob("*.sql")):
+        match = _FILE.fullmatch(path.name)
+        if match is None:
+            raise ValueError(f"{path.name} is not named NNNN_name.sql, NNNN_name.sqlite.sql or NNNN_name.postgres.sql")
+        if match["engine"] not in (None, engine):
+            continue
+        version = int(match["version"])
+        if version in found:
+            raise ValueError(f"there are two schema files with the number {version}: {found[version].name}, {path.name}")
+        found[version] = Migration(version, match["name"], _BYTES.sub(bytes_type, path.read_text("utf-8")))
+    steps = [found[version] for version in sorted(found)]
+    if [step.version for step in steps] != list(range(1, len(steps) + 1)):
+        raise ValueError(f"the numbers of the schema files for {engine} are not 1, 2, 3, …: {sorted(found)}")
+    return steps
+
+
+def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
+    """Bring the database up to date; the position of its one sequence. Blocks.
+
+    Several processes may start at once: one migrates and the others wait for it.
+    """
+    steps = find_migrations(engine.name, engine.bytes_type, schema)
+    connection = engine.connect_writer()
+    try:
+        connection.begin_migration()
+        version = _version(connection)
+        connection.commit({})
+        if version > len(steps):
+            raise SchemaTooNew(_TOO_NEW.format(version=version, known=len(steps)))
+        if 0 < version < len(steps):
+            copy = engine.backup_before_migration(version)
+            if copy is not None:
+                _log.info("The database was copied to {copy} before its migration.", copy=copy)
+        for step in steps[version:]:
+            _run_step(engine, connection, step)
+        row = connection.query_one("SELECT value FROM counters WHERE name = ?", (POSITION,))
+        return int(row[0]) if row else 0
+    finally:
+        connection.close()
+
+
+def _version(connection: Connection) -> int:
+    connection.execute(
+        "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL PRIMARY KEY, name TEXT NOT NULL)", ()
+    )
+    row = connection.query_one("SELECT COALESCE(MAX(version), 0) FROM schema_version", ())
+    return int(row[0]) if row else 0
+
+
+def _run_step(engine: Engine, connection: Connection, step: Migration) -> None:
+    try:
+        connection.begin_migration()
+        if _version(connection) < step.version:  # else another process did it while this one waited
+            connection.execute_script(step.sql)
+            connection.execute("INSERT INTO schema_version (version, name) VALUES (?, ?)", (step.version, step.name))
+        connection.commit({})
+    except engine.errors as error:
+        connection.rollback()
+        raise MigrationFailed(f"the step {step.version:04}_{step.name} of the migration failed: {error}") from error
+    _log.info("The database now has schema version {version} ({name}).", version=step.version, name=step.name)

@@ -1,0 +1,285 @@
+"""PostgreSQL: the database that several nodes share. For PostgreSQL 13 and later, by psycopg2.
+
+Connections are in autocommit mode and transactions are begun by hand, so that BEGIN, SAVEPOINT and RELEASE travel in
+the same message as the statement that follows: a batch of writes costs one round trip more at its begin and one at its
+end, not two for each write.
+
+An advisory lock is held from begin to commit of every batch: nodes write one after the other, and so positions of the
+one sequence are committed in their order, and writers never wait for each other's rows in a circle.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import psycopg2
+from psycopg2 import errorcodes
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_INERROR,
+    TRANSACTION_STATUS_INTRANS,
+    connection,
+    new_type,
+    register_type,
+)
+from psycopg2.extras import execute_batch, execute_values
+
+from storage.engine import Connection, DatabaseUnavailable, Row, SQLValue
+
+WRITE_LOCK = 0x4D61_6861_6C6C_61
+"""The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
+MIGRATION_LOCK = WRITE_LOCK + 1
+
+SAVE_COUNTERS = "INSERT INTO counters (name, value) VALUES %s ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+
+NOT_TEXT = "\U0010ffff"
+"""Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps free of characters."""
+
+_VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
+_KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
+
+_RETRIED_CLASSES = ("40", "08", "57P0")
+"""SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresConfig:
+    """Where the server is, and how much of it this process uses."""
+
+    connect: dict[str, str | int]
+    """libpq's parameters: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
+    pool_min: int = 1
+    """Reading connections that are opened at start."""
+    pool_max: int = 8
+    """Reading connections at most, each with its thread."""
+    statement_timeout: float = 60.0
+    """Seconds after which the server gives up a statement."""
+    write_lock_timeout: float = 30.0
+    """Seconds a batch waits for another node's, and after which the server ends a batch whose node went silent."""
+
+
+def _bytes_of(value: str | None, cursor: object) -> bytes | None:
+    if value is None:
+        return None
+    if value.startswith("\\x"):
+        return bytes.fromhex(value[2:])
+    return bytes(psycopg2.BINARY(value, cursor))  # the server is set to the old format of bytea
+
+
+_BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
+
+
+@lru_cache(maxsize=4096)
+def _translate(sql: str) -> str:
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+@lru_cache(maxsize=1024)
+def _translate_in(sql: str) -> str:
+    translated, replaced = _KEYS.subn("= ANY(?)", sql)
+    if replaced != 1:
+        raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
+    return _translate(translated)
+
+
+@lru_cache(maxsize=1024)
+def _translate_many(sql: str) -> tuple[str, str | None]:
+    """The statement for `execute_values` and the template of a row; no template where it has to be run row by row.
+
+    `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of the table.
+    """
+    match = _VALUES.search(sql)
+    if match is None or "?" in sql[: match.start()] + sql[match.end() :] or "DO UPDATE" in sql.upper():
+        return _translate(sql), None
+    around = sql[: match.start(1)].replace("%", "%%"), sql[match.end(1) :].replace("%", "%%")
+    return f"{around[0]}%s{around[1]}", _translate(match[1])
+
+
+def _adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
+    """Arguments as SQLite takes them: truth as 0 and 1, text with U+0000 in it."""
+    for value in args:
+        kind = type(value)
+        if kind is bool or (kind is str and "\0" in value):  # type: ignore[operator]
+            return [_adapt_value(value) for value in args]
+    return args
+
+
+def _adapt_value(value: SQLValue) -> SQLValue:
+    if isinstance(value, bool):
+        return int(value)
+    return value.replace("\0", NOT_TEXT) if isinstance(value, str) else value
+
+
+class PostgresConnection:
+    """A connection to the server. See `storage.engine.Connection`."""
+
+    __slots__ = ("_connection", "_cursor", "_info", "_prefix")
+
+    def __init__(self, opened: connection) -> None:
+        self._connection = opened
+        self._cursor = opened.cursor()
+        self._info = opened.info
+        # Statements without results that travel with the next one.
+        self._prefix = ""
+
+    def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
+        self._run(_translate(sql), _adapt(args))
+        return self._cursor.fetchall()
+
+    def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None:
+        self._run(_translate(sql), _adapt(args))
+        return self._cursor.fetchone()
+
+    def query_in(
+        self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+    ) -> list[Row]:
+        self._run(_translate_in(sql), (*_adapt(before), list(_adapt(keys)), *_adapt(after)))
+        return self._cursor.fetchall()
+
+    def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
+        self._run(_translate(sql), _adapt(args))
+        return self._cursor.rowcount
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
+        self._flush()
+        statement, template = _translate_many(sql)
+        if template is None:
+            execute_batch(self._cursor, statement, map(_adapt, rows), page_size=500)
+        else:
+            execute_values(self._cursor, statement, map(_adapt, rows), template, page_size=500)
+
+    def execute_script(self, sql: str) -> None:
+        self._flush()
+        self._cursor.execute(sql)
+
+    def begin_snapshot(self) -> None:
+        self._prefix = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+
+    def end(self) -> None:
+        self._prefix = ""
+        if self._connection.closed == 0 and self._info.transaction_status in (
+            TRANSACTION_STATUS_INTRANS,
+            TRANSACTION_STATUS_INERROR,
+        ):
+            self._cursor.execute("ROLLBACK")
+
+    def begin_write(self) -> dict[str, int]:
+        # The counters are read by a statement of its own, which sees what was committed while the lock was waited for.
+        self._prefix = ""
+        self._cursor.execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK}); SELECT name, value FROM counters")
+        return dict(self._cursor.fetchall())
+
+    def begin_migration(self) -> None:
+        self._cursor.execute(
+            "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
+            f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
+        )
+
+    def save(self) -> None:
+        self._prefix += "SAVEPOINT one; "
+
+    def keep(self) -> None:
+        if self._prefix.endswith("SAVEPOINT one; "):
+            self._prefix = self._prefix.removesuffix("SAVEPOINT one; ")  # nothing was done in it
+        else:
+            self._prefix += "RELEASE SAVEPOINT one; "
+
+    def undo(self) -> None:
+        if self._prefix.endswith("SAVEPOINT one; "):
+            self._prefix = self._prefix.removesuffix("SAVEPOINT one; ")
+        else:
+            self._cursor.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
+
+    def commit(self, counters: dict[str, int]) -> None:
+        self._flush()
+        if counters:
+            execute_values(self._cursor, SAVE_COUNTERS, list(counters.items()))
+        self._cursor.execute("COMMIT")
+        if self._cursor.statusmessage != "COMMIT":
+            # A transaction in which a statement failed is rolled back by COMMIT, without an error.
+            raise DatabaseUnavailable("the transaction had failed before its commit")
+
+    def rollback(self) -> None:
+        self._prefix = ""
+        if self._connection.closed == 0:
+            self._cursor.execute("ROLLBACK")
+
+    def transaction_is_whole(self) -> bool:
+        return self._connection.closed == 0 and self._info.transaction_status == TRANSACTION_STATUS_INTRANS
+
+    def transaction_is_open(self) -> bool:
+        return self._connection.closed == 0 and self._info.transaction_status in (
+            TRANSACTION_STATUS_INTRANS,
+            TRANSACTION_STATUS_INERROR,
+        )
+
+    def is_usable(self) -> bool:
+        return self._connection.closed == 0
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _run(self, sql: str, args: Sequence[SQLValue | list[SQLValue]]) -> None:
+        if self._prefix:
+            # The prefix is spent only once the text is complete: an argument that cannot be sent leaves it.
+            text = self._prefix.encode() + self._cursor.mogrify(sql, args)
+            self._prefix = ""
+            self._cursor.execute(text)
+        else:
+            self._cursor.execute(sql, args)
+
+    def _flush(self) -> None:
+        if self._prefix:
+            prefix, self._prefix = self._prefix, ""
+            self._cursor.execute(prefix)
+
+
+class PostgresEngine:
+    """See `storage.engine.Engine`."""
+
+    name = "postgres"
+    bytes_type = "BYTEA"
+    errors: type[Exception] = psycopg2.Error
+    reads_on_calling_thread = False
+
+    def __init__(self, config: PostgresConfig) -> None:
+        self._config = config
+        self.reader_threads = config.pool_max
+        self.readers_at_start = min(config.pool_min, config.pool_max)
+
+    def connect_reader(self) -> Connection:
+        return self._connect({"default_transaction_read_only": "on"})
+
+    def connect_writer(self) -> Connection:
+        patience = int(self._config.write_lock_timeout * 1000)
+        return self._connect({"lock_timeout": patience, "idle_in_transaction_session_timeout": patience})
+
+    def is_worth_retrying(self, error: Exception) -> bool:
+        if not isinstance(error, psycopg2.Error):
+            return False
+        if error.pgcode is None:
+            return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+        return error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+
+    def backup_before_migration(self, version: int) -> str | None:
+        return None  # the operator's own backups of the server; a migration that fails is undone
+
+    def _connect(self, settings: dict[str, str | int]) -> PostgresConnection:
+        settings = {"statement_timeout": int(self._config.statement_timeout * 1000), "jit": "off", **settings}
+        parameters: dict[str, str | int] = {
+            "application_name": "mahalla",
+            "connect_timeout": 5,
+            # A node must notice within half a minute that the server is gone without a word.
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20000,
+            **self._config.connect,
+        }
+        own = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
+        opened = psycopg2.connect(**parameters)
+        opened.autocommit = True
+        opened.set_client_encoding("UTF8")
+        register_type(_BYTES, opened)
+        return PostgresConnection(opened)

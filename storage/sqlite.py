@@ -1,0 +1,193 @@
+"""SQLite: the embedded database of one node.
+
+WAL with `synchronous=FULL`: a commit returns after its fsync, and readers never wait for the writer. Transactions are
+begun by hand (`isolation_level=None`), so that none is open that nobody asked for.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue
+
+SAVE_COUNTERS = (
+    "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SQLiteConfig:
+    """Where the file is and what the database may use of the machine."""
+
+    path: str
+    readers: int = 3
+    """Threads for reads, each with a connection of its own."""
+    busy_timeout: float = 10.0
+    """Seconds to wait for another process (a command-line tool) that writes."""
+    cache_kib: int = 16384
+    """Page cache of each connection, at most."""
+    mmap_bytes: int = 268_435_456
+    synchronous: Literal["FULL", "NORMAL", "OFF"] = "FULL"
+    """Less than FULL loses acknowledged writes when the power fails: for tests only."""
+
+
+@lru_cache(maxsize=4096)
+def _with_keys(sql: str, count: int) -> str:
+    return sql.replace("{keys}", f"({','.join('?' * count)})")
+
+
+class SQLiteConnection:
+    """A connection to the file. See `storage.engine.Connection`."""
+
+    __slots__ = ("_connection", "_execute")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._execute = connection.execute
+
+    def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
+        return self._execute(sql, args).fetchall()
+
+    def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None:
+        cursor = self._execute(sql, args)
+        row: Row | None = cursor.fetchone()
+        cursor.close()  # else the statement stays open, and with it the snapshot it reads
+        return row
+
+    def query_in(
+        self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
+    ) -> list[Row]:
+        # Lists are filled up with the last key to a power of two, so that few statements have to be prepared.
+        size = min(1 << (len(keys) - 1).bit_length(), LARGEST_CHUNK)
+        padding = [keys[-1]] * (size - len(keys))
+        return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after)).fetchall()
+
+    def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
+        return self._execute(sql, args).rowcount
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
+        self._connection.executemany(sql, rows)
+
+    def execute_script(self, sql: str) -> None:
+        # `executescript` would commit first: the statements are told apart here.
+        statement = ""
+        for line in sql.splitlines(keepends=True):
+            statement += line
+            if sqlite3.complete_statement(statement):
+                self._execute(statement)
+                statement = ""
+        if statement.strip():
+            self._execute(statement)
+
+    def begin_snapshot(self) -> None:
+        self._execute("BEGIN")
+
+    def end(self) -> None:
+        if self._connection.in_transaction:
+            self._execute("COMMIT")
+
+    def begin_write(self) -> dict[str, int]:
+        self._execute("BEGIN IMMEDIATE")
+        return dict(self._execute("SELECT name, value FROM counters").fetchall())
+
+    def begin_migration(self) -> None:
+        self._execute("BEGIN IMMEDIATE")
+
+    def save(self) -> None:
+        self._execute("SAVEPOINT one")
+
+    def keep(self) -> None:
+        self._execute("RELEASE one")
+
+    def undo(self) -> None:
+        self._execute("ROLLBACK TO one")
+        self._execute("RELEASE one")
+
+    def commit(self, counters: dict[str, int]) -> None:
+        if counters:
+            self._connection.executemany(SAVE_COUNTERS, counters.items())
+        self._execute("COMMIT")
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:
+            self._execute("ROLLBACK")
+
+    def transaction_is_whole(self) -> bool:
+        return self._connection.in_transaction
+
+    def transaction_is_open(self) -> bool:
+        return self._connection.in_transaction
+
+    def is_usable(self) -> bool:
+        return True
+
+    def backup_to(self, path: Path) -> None:
+        """Copy the whole database as it stands."""
+        target = sqlite3.connect(path)
+        try:
+            self._connection.backup(target)
+        finally:
+            target.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class SQLiteEngine:
+    """See `storage.engine.Engine`."""
+
+    name = "sqlite"
+    bytes_type = "BLOB"
+    errors: type[Exception] = sqlite3.Error
+    reads_on_calling_thread = True
+
+    def __init__(self, config: SQLiteConfig) -> None:
+        self._config = config
+        self.reader_threads = config.readers
+        self.readers_at_start = 0
+
+    def connect_reader(self) -> Connection:
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = ON")
+        return SQLiteConnection(connection)
+
+    def connect_writer(self) -> Connection:
+        return self._connect_writer()
+
+    def is_worth_retrying(self, error: Exception) -> bool:
+        return False  # one writer, which has waited `busy_timeout` for other processes already
+
+    def backup_before_migration(self, version: int) -> str | None:
+        copy = Path(f"{self._config.path}.before-schema-{version}")
+        connection = self._connect_writer()
+        try:
+            connection.backup_to(copy)
+        finally:
+            connection.close()
+        return str(copy)
+
+    def _connect_writer(self) -> SQLiteConnection:
+        connection = self._connect()
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")
+        connection.execute("PRAGMA journal_size_limit = 67108864")
+        return SQLiteConnection(connection)
+
+    def _connect(self) -> sqlite3.Connection:
+        config = self._config
+        # Connections pass from thread to thread, but never serve two at a time.
+        connection = sqlite3.connect(
+            config.path,
+            timeout=config.busy_timeout,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=1024,
+        )
+        connection.execute(f"PRAGMA cache_size = {-config.cache_kib}")
+        connection.execute(f"PRAGMA mmap_size = {config.mmap_bytes}")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        return connection

@@ -1,0 +1,104 @@
+"""What a function that `Database.read` or `Database.write` runs may do with the database.
+
+Laws:
+- SQL has `?` for its arguments on both databases; a `?` or a `%` stands nowhere else but in `LIKE`-free literals.
+- An SQL error may not be caught inside the function: it undoes the function's whole work.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue
+from storage.streams import Change
+
+POSITION = "position"
+"""The counter that is the one sequence."""
+
+
+class Transaction:
+    """What a read may do."""
+
+    __slots__ = ("_connection", "queries")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.queries = 0
+        """How many statements were run, so that tests and metrics see what a request costs."""
+
+    def query(self, sql: str, args: Sequence[SQLValue] = ()) -> list[Row]:
+        """All rows."""
+        self.queries += 1
+        return self._connection.query(sql, args)
+
+    def query_one(self, sql: str, args: Sequence[SQLValue] = ()) -> Row | None:
+        """The first row, or None."""
+        self.queries += 1
+        return self._connection.query_one(sql, args)
+
+    def query_in(
+        self,
+        sql: str,
+        keys: Iterable[SQLValue],
+        before: Sequence[SQLValue] = (),
+        after: Sequence[SQLValue] = (),
+    ) -> list[Row]:
+        """Rows of `sql`, whose `{keys}` stands where the list of keys goes (`… WHERE id IN {keys}`), in bounded chunks.
+
+        `before` and `after` are the arguments on either side of the keys. A key that is given twice counts once; no
+        keys, no query. With more than LARGEST_CHUNK keys, an ORDER BY or LIMIT holds only within each chunk.
+        """
+        wanted = list(dict.fromkeys(keys))
+        if not wanted:
+            return []
+        if len(wanted) <= LARGEST_CHUNK:
+            self.queries += 1
+            return self._connection.query_in(sql, wanted, before, after)
+        rows: list[Row] = []
+        for start in range(0, len(wanted), LARGEST_CHUNK):
+            self.queries += 1
+            rows += self._connection.query_in(sql, wanted[start : start + LARGEST_CHUNK], before, after)
+        return rows
+
+
+class WriteTransaction(Transaction):
+    """What a write may do besides."""
+
+    __slots__ = ("_counters", "callbacks", "changes")
+
+    def __init__(self, connection: Connection, counters: dict[str, int]) -> None:
+        super().__init__(connection)
+        self._counters = counters
+        self.changes: list[Change] = []
+        self.callbacks: list[Callable[[], None]] = []
+
+    def execute(self, sql: str, args: Sequence[SQLValue] = ()) -> int:
+        """Run one statement; the number of rows that it changed."""
+        self.queries += 1
+        return self._connection.execute(sql, args)
+
+    def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
+        """Run one statement for each of the rows, in their order, as one batch."""
+        self.queries += 1
+        self._connection.execute_many(sql, rows)
+
+    def next_position(self, count: int = 1) -> int:
+        """Take `count` consecutive positions of the one sequence; the first of them."""
+        return self.allocate(POSITION, count)
+
+    def allocate(self, counter: str, count: int = 1) -> int:
+        """Take `count` consecutive numbers of a named counter (`room`, `event`, `token`, …); the first of them.
+
+        The first number of a new counter is 1. A write that fails may leave a gap.
+        """
+        if count < 0:
+            raise ValueError(f"cannot take {count} numbers of {counter}")
+        value = self._counters.get(counter, 0)
+        self._counters[counter] = value + count
+        return value + 1
+
+    def announce(self, change: Change) -> None:
+        """Publish this change to the readers of streams once this write is committed."""
+        self.changes.append(change)
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Run this on the reactor thread once this write is committed, before the write is acknowledged."""
+        self.callbacks.append(callback)

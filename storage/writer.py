@@ -1,0 +1,250 @@
+"""The one writer: many callers' writes in one transaction.
+
+Writes queue up while a batch runs; the next batch takes all that wait. So the fsync of a commit is shared by as many
+writes as came in the meantime, and an idle server still commits a lone write at once.
+
+Laws:
+- A batch is one transaction. Each write has a savepoint (but for a write that is alone), and one that raises is undone
+  alone.
+- A write is acknowledged after the commit, on the reactor's thread, after the streams and the write's own callbacks
+  have been told. All that a batch has to tell costs one wake-up of the reactor.
+- A batch that fails as a whole before its commit is run again where that makes sense; when a commit fails, nothing is
+  known of it, and so it is never run again: the callers get `DatabaseUnavailable`.
+- Between begin and commit no other node writes: positions are committed in their order.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from storage.engine import Connection, DatabaseUnavailable, Engine
+from storage.executors import Executor
+from storage.observer import Observer
+from storage.streams import Change, Streams
+from storage.transaction import POSITION, WriteTransaction
+
+MOST_WRITES = 256
+"""How many writes a batch takes at most."""
+
+LONGEST_BATCH = 0.05
+"""Seconds after which a batch takes no further write, so that those in it do not wait long for their commit."""
+
+TRIES = 3
+"""How often a batch is run, when what stopped it may pass."""
+
+
+class QueuedWrite:
+    """A write that waits for its batch, and its result once there is one."""
+
+    __slots__ = ("changes", "callbacks", "context", "deferred", "failure", "fn", "name", "queries", "queued", "result", "took", "waited")  # fmt: skip
+
+    def __init__(self, name: str, fn: Callable[[WriteTransaction], Any], context: Context, queued: float) -> None:
+        self.name = name
+        self.fn = fn
+        self.context = context
+        self.queued = queued
+        self.deferred: Deferred[Any] = Deferred()
+        self.result: Any = None
+        self.failure: Failure | None = None
+        self.changes: list[Change] = []
+        self.callbacks: list[Callable[[], None]] = []
+        self.queries = 0
+        self.waited = 0.0
+        self.took = 0.0
+
+    def fail(self, error: BaseException) -> None:
+        """The write is undone: whatever it had to tell is dropped."""
+        self.failure = Failure(error)
+        self.result = None
+        self.changes = []
+        self.callbacks = []
+
+
+class Writer:
+    """Runs queued writes in batches, on an executor with a single thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        engine: Engine,
+        executor: Executor,
+        streams: Streams,
+        observer: Observer,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._engine = engine
+        self._executor = executor
+        self._streams = streams
+        self._observer = observer
+        self._clock = clock
+        self._waiting: deque[QueuedWrite] = deque()
+        self._lock = threading.Lock()
+        self._busy = False
+        self._connection: Connection | None = None
+
+    def add(self, write: QueuedWrite) -> None:
+        """Queue a write; its Deferred fires after the commit. On the reactor's thread."""
+        with self._lock:
+            self._waiting.append(write)
+            if self._busy:
+                return
+            self._busy = True
+        self._executor.submit(self._run)
+
+    def close(self) -> Deferred[None]:
+        """Run what still waits, then let go of the database."""
+        self._executor.submit(self._disconnect)
+        return self._executor.close()
+
+    # ------------------------------------------------------------------------------- from here on the writer's thread
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._busy = False
+                    return
+            self._run_batch()
+
+    def _run_batch(self) -> None:
+        started = self._clock()
+        batch: list[QueuedWrite] = []
+        for attempt in range(1, TRIES + 1):
+            committing = False
+            try:
+                connection = self._connected()
+                before = connection.begin_write()
+                counters = dict(before)
+                self._run_writes(connection, counters, batch, started)
+                committed = self._clock()
+                committing = True
+                if connection.transaction_is_open():
+                    connection.commit({name: value for name, value in counters.items() if before.get(name) != value})
+                else:  # the only write was undone
+                    counters = before
+            except Exception as error:
+                self._give_up_transaction()
+                if not committing and attempt < TRIES and self._engine.is_worth_retrying(error):
+                    continue
+                self._fail(batch, error)
+                return
+            break
+        ended = self._clock()
+        began_at, head = before.get(POSITION, 0), counters.get(POSITION, 0)
+        self._executor.deliver(lambda: self._publish(batch, began_at, head, ended - started, ended - committed))
+
+    def _run_writes(
+        self, connection: Connection, counters: dict[str, int], batch: list[QueuedWrite], started: float
+    ) -> None:
+        """Fill the batch with what waits, running each; or, when it is filled already, run it again."""
+        if batch:
+            for write in batch:
+                self._run_write(connection, counters, write, alone=len(batch) == 1)
+            return
+        while self._waiting and len(batch) < MOST_WRITES and (not batch or self._clock() - started < LONGEST_BATCH):
+            write = self._waiting.popleft()
+            batch.append(write)
+            alone = len(batch) == 1 and not self._waiting
+            self._run_write(connection, counters, write, alone)
+            if alone:
+                return
+
+    def _run_write(self, connection: Connection, counters: dict[str, int], write: QueuedWrite, alone: bool) -> None:
+        """Run one write. Raises only what ends the whole transaction."""
+        began = self._clock()
+        write.failure = None
+        write.waited = began - write.queued
+        txn = WriteTransaction(connection, counters)
+        if not alone:
+            connection.save()
+        try:
+            write.result = write.context.run(write.fn, txn)
+            if not connection.transaction_is_whole():
+                raise DatabaseUnavailable(f"the write {write.name} went on after a statement had failed")
+        except BaseException as error:
+            # Whatever it is, the caller gets it; the writer's thread goes on.
+            if not connection.transaction_is_open() or (
+                isinstance(error, Exception) and self._engine.is_worth_retrying(error)
+            ):
+                raise
+            write.fail(error)
+            if alone:
+                connection.rollback()
+            else:
+                connection.undo()
+        else:
+            write.changes = txn.changes
+            write.callbacks = txn.callbacks
+            if not alone:
+                connection.keep()
+        write.queries = txn.queries
+        write.took = self._clock() - began
+
+    def _connected(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect_writer()
+        return self._connection
+
+    def _give_up_transaction(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            connection.rollback()
+            if connection.is_usable():
+                return
+        except self._engine.errors:
+            self._log.warn("The writer's connection is lost; a new one is made for the next batch.")
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.close()
+        except self._engine.errors:
+            self._log.warn("Could not close the writer's connection.")
+
+    def _fail(self, batch: list[QueuedWrite], error: Exception) -> None:
+        if not batch:
+            # The transaction could not even begin: those who wait must not wait for ever.
+            while self._waiting and len(batch) < MOST_WRITES:
+                batch.append(self._waiting.popleft())
+        self._log.error("A batch of {count} writes failed: {error}", count=len(batch), error=error)
+        for write in batch:
+            if write.failure is None:
+                unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
+                unavailable.__cause__ = error
+                write.fail(unavailable)
+        self._executor.deliver(lambda: self._acknowledge(batch))
+
+    # ------------------------------------------------------------------------------ from here on the reactor's thread
+
+    def _publish(self, batch: list[QueuedWrite], began_at: int, head: int, took: float, committing: float) -> None:
+        self._streams.advance_to(began_at)
+        self._streams.publish([change for write in batch for change in write.changes], head)
+        for write in batch:
+            for callback in write.callbacks:
+                try:
+                    callback()
+                except Exception:
+                    self._log.failure("What {name} does after its commit failed.", name=write.name)
+        self._observer.batch_done(len(batch), len(self._waiting), took, committing)
+        self._acknowledge(batch)
+
+    def _acknowledge(self, batch: list[QueuedWrite]) -> None:
+        for write in batch:
+            self._observer.write_done(write.name, write.waited, write.took, write.queries)
+            if write.failure is not None:
+                write.deferred.errback(write.failure)
+            else:
+                write.deferred.callback(write.result)

@@ -1,0 +1,139 @@
+"""How the tests are run: coroutines at once, with databases of their own.
+
+- `async def test_…` is run by `Deferred.fromCoroutine` and has to finish at once: databases run inline, and time moves
+  only by `clock.advance`. Where it waits for ever, the test fails and says so.
+- With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many seconds as the mark
+  says (`reactor(60)`; 30 by default).
+- `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
+"""
+
+import inspect
+from collections.abc import Coroutine, Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from tests.helpers import postgres
+from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
+
+REACTOR_SECONDS = 30.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "reactor(seconds): an async test that needs the real reactor, at most so long")
+    if not hasattr(config, "workerinput"):
+        postgres.prepare()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        postgres.end()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    test = pyfuncitem.obj
+    mark = pyfuncitem.get_closest_marker("reactor")
+    seconds = None if mark is None else (mark.args[0] if mark.args else REACTOR_SECONDS)
+    by_hypothesis = getattr(test, "hypothesis", None)
+    if by_hypothesis is not None and inspect.iscoroutinefunction(by_hypothesis.inner_test):
+        inner = by_hypothesis.inner_test
+
+        @wraps(inner)
+        def example(*args: Any, **kwargs: Any) -> None:
+            run_coroutine(inner(*args, **kwargs), seconds)
+
+        by_hypothesis.inner_test = example
+        return None
+    if not inspect.iscoroutinefunction(test):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(test).parameters}
+    run_coroutine(test(**arguments), seconds)
+    return True
+
+
+def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -> None:
+    """Run a test to its end: at once, or within so many seconds of the real reactor."""
+    deferred = Deferred.fromCoroutine(coroutine)
+    outcome: list[object] = []
+    deferred.addBoth(outcome.append)
+    if not outcome and seconds is not None:
+        _turn_reactor(deferred, seconds)
+    if not outcome:
+        deferred.cancel()
+        if seconds is None:
+            pytest.fail("the test waits for something that nobody will do: time moves only by clock.advance()")
+        pytest.fail(f"the test was not done after {seconds} seconds")
+    if isinstance(outcome[0], Failure):
+        raise outcome[0].value
+
+
+def _turn_reactor(deferred: Deferred[None], seconds: float) -> None:
+    reactor = cast(ReactorBase, installed_reactor)
+    deferred.addBoth(lambda _: reactor.crash())
+    timeout = reactor.callLater(seconds, reactor.crash)
+    reactor.run(installSignalHandlers=False)  # type: ignore[call-arg]
+    if timeout.active():
+        timeout.cancel()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_sqlite_template(tmp_path_factory.mktemp("sqlite-template"))
+
+
+@pytest.fixture(scope="session")
+def postgres_templates() -> PostgresTemplates:
+    return PostgresTemplates()
+
+
+@pytest.fixture
+def sqlite(sqlite_template: Path, tmp_path: Path) -> SQLiteConfig:
+    """An empty SQLite database with the newest schema."""
+    return copy_sqlite(sqlite_template, tmp_path)
+
+
+@pytest.fixture
+def postgresql(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
+    """An empty PostgreSQL database with the newest schema."""
+    config = postgres_templates.create()
+    yield config
+    postgres_templates.drop(config)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_config(request: pytest.FixtureRequest) -> SQLiteConfig | PostgresConfig:
+    """An empty database with the newest schema: first SQLite, then PostgreSQL."""
+    config: SQLiteConfig | PostgresConfig = request.getfixturevalue(request.param)
+    return config
+
+
+@pytest.fixture
+def database(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:
+    """An open database that does everything at once; the test runs on SQLite and on PostgreSQL."""
+    yield from _opened(database_config)
+
+
+@pytest.fixture
+def sqlite_database(sqlite: SQLiteConfig) -> Iterator[Database]:
+    """As `database`, on SQLite only: for tests of what does not depend on the database."""
+    yield from _opened(sqlite)
+
+
+@pytest.fixture
+def postgres_database(postgresql: PostgresConfig) -> Iterator[Database]:
+    """As `database`, on PostgreSQL only."""
+    yield from _opened(postgresql)
+
+
+def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:
+    database = open_inline(config)
+    yield database
+    run_coroutine(database.close(), None)

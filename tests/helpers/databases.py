@@ -1,0 +1,133 @@
+"""Databases for tests: one of its own for each test, made from a template, with everything run at once.
+
+The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and on PostgreSQL), `sqlite_database`,
+`postgres_database`.
+"""
+
+import hashlib
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg2
+from psycopg2 import sql
+
+from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
+from storage.executors import InlineExecutor
+from storage.migrate import SCHEMA, migrate
+from storage.observer import Observer, SilentObserver
+from storage.postgres import PostgresEngine
+from storage.streams import Streams
+from tests.helpers import postgres
+
+
+@dataclass
+class QueryCounter:
+    """An observer that counts, for tests of what a request costs."""
+
+    queries: Counter[str] = field(default_factory=Counter)
+    """Statements by the name of the read or write."""
+    reads: Counter[str] = field(default_factory=Counter)
+    writes: Counter[str] = field(default_factory=Counter)
+    batches: list[int] = field(default_factory=list)
+    """How many writes each batch had."""
+
+    def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
+        self.reads[name] += 1
+        self.queries[name] += queries
+
+    def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
+        self.writes[name] += 1
+        self.queries[name] += queries
+
+    def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
+        self.batches.append(writes)
+
+    def clear(self) -> None:
+        self.queries.clear()
+        self.reads.clear()
+        self.writes.clear()
+        self.batches.clear()
+
+
+def open_inline(config: SQLiteConfig | PostgresConfig, observer: Observer | None = None) -> Database:
+    """An open database that does everything at once, on the thread that asks. The schema is there already."""
+    engine = make_engine(config)
+    connection = engine.connect_reader()
+    row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
+    connection.close()
+    return Database(
+        engine, Streams(int(row[0]) if row else 0), InlineExecutor(), InlineExecutor(), observer or SilentObserver()
+    )
+
+
+def sqlite_config(path: Path) -> SQLiteConfig:
+    """A file that need not survive a power cut."""
+    return SQLiteConfig(str(path), synchronous="OFF", cache_kib=2048, mmap_bytes=0)
+
+
+def make_sqlite_template(directory: Path) -> Path:
+    """A file with the newest schema and nothing in it."""
+    path = directory / "template.db"
+    migrate(make_engine(sqlite_config(path)))
+    return path
+
+
+def copy_sqlite(template: Path, directory: Path) -> SQLiteConfig:
+    """A database of its own."""
+    path = directory / f"{uuid4().hex}.db"
+    shutil.copyfile(template, path)
+    return sqlite_config(path)
+
+
+class PostgresTemplates:
+    """Makes databases on the test server, and removes them."""
+
+    def __init__(self) -> None:
+        self._server = postgres.connection_parameters()
+        schema = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))).hexdigest()[:16]
+        self._template = f"mahalla_template_{schema}"
+        with postgres.locked():
+            if not self._run(sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(self._template))):
+                self._run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier("mahalla_unfinished")))
+                migrate(PostgresEngine(self.config("mahalla_unfinished")))
+                self._run(
+                    sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
+                        sql.Identifier("mahalla_unfinished"), sql.Identifier(self._template)
+                    )
+                )
+
+    def config(self, name: str, **options: int) -> PostgresConfig:
+        """How to open a database of the server."""
+        return PostgresConfig({**self._server, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2))
+
+    def create(self, *, empty: bool = False) -> PostgresConfig:
+        """A database of its own: with the newest schema, or with none at all."""
+        name = f"mahalla_{uuid4().hex}"
+        template = "template0" if empty else self._template
+        # One worker at a time: a template may not be used by two sessions at once.
+        with postgres.locked():
+            self._run(
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+            )
+        return self.config(name)
+
+    def drop(self, config: PostgresConfig) -> None:
+        """Remove a database, whoever is connected to it."""
+        name = str(config.connect["dbname"])
+        self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _run(self, statement: sql.Composed) -> bool:
+        """Run a statement; whether it gave a row."""
+        connection = psycopg2.connect(**self._server)
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+                return cursor.description is not None and cursor.fetchone() is not None
+        finally:
+            connection.close()
+
+

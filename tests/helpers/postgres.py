@@ -1,0 +1,145 @@
+"""A PostgreSQL server for the tests: started by the first test that needs one, shared by all workers of a run.
+
+It listens on a Unix socket in a temporary directory, keeps nothing safe (fsync off), and is ended when the run ends.
+With MAHALLA_TEST_POSTGRES (libpq's "host=… user=… dbname=…") a running server is used instead; its user must be allowed
+to create databases.
+"""
+
+import fcntl
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg2
+from psycopg2.extensions import parse_dsn
+
+GIVEN = "MAHALLA_TEST_POSTGRES"
+DIRECTORY = "MAHALLA_TEST_POSTGRES_DIRECTORY"
+"""Set by the first process of a test run for its workers: where the server is to live."""
+
+MISSING = (
+    "These tests need PostgreSQL 13 or later. Install it (Debian: apt-get install postgresql), or set "
+    f'{GIVEN} to a server of yours (for example "host=localhost user=me password=secret dbname=postgres").'
+)
+
+
+def prepare() -> None:
+    """In the first process of a run: choose the directory. Starts nothing."""
+    if DIRECTORY not in os.environ:
+        os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mahalla-postgres-")
+
+
+def end() -> None:
+    """In the first process of a run: end the server, if there is one, and remove its directory."""
+    directory = Path(os.environ.pop(DIRECTORY))
+    pid_file = directory / "data" / "postmaster.pid"
+    if pid_file.exists():
+        pid = int(pid_file.read_text().split("\n", 1)[0])
+        os.kill(pid, signal.SIGQUIT)
+        while pid_file.exists() and _is_alive(pid):
+            time.sleep(0.01)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def connection_parameters() -> dict[str, str | int]:
+    """How to reach the server's maintenance database; starts the server first, where that is needed."""
+    given = os.environ.get(GIVEN)
+    if given:
+        return dict(parse_dsn(given))
+    directory = Path(os.environ[DIRECTORY])
+    with locked():
+        if not (directory / "data" / "postmaster.pid").exists():
+            _start(directory)
+    return {"host": str(directory), "user": "mahalla", "dbname": "postgres"}
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One worker at a time."""
+    with open(Path(os.environ[DIRECTORY]) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(directory: Path) -> None:
+    binaries = _find_binaries()
+    user = _unprivileged_user()
+    directory.chmod(0o777)
+    data = directory / "data"
+    with open(directory / "log", "ab") as log:
+
+        def start(*command: str) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                user=user,
+                group=None if user is None else pwd.getpwuid(user).pw_gid,
+                extra_groups=None if user is None else [],
+            )
+
+        made = start(
+            str(binaries / "initdb"), "-D", str(data), "-U", "mahalla", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
+        )
+        if made.wait() == 0:
+            settings = {
+                "fsync": "off",
+                "full_page_writes": "off",
+                "synchronous_commit": "off",
+                "listen_addresses": "",
+                "unix_socket_directories": str(directory),
+                "max_connections": "200",
+                "autovacuum": "off",
+            }
+            options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+            server = start(str(binaries / "postgres"), "-D", str(data), *options)
+            for _ in range(1500):
+                if server.poll() is not None:
+                    break
+                try:
+                    psycopg2.connect(host=str(directory), user="mahalla", dbname="postgres").close()
+                except psycopg2.OperationalError:
+                    time.sleep(0.02)
+                else:
+                    return
+    raise RuntimeError(f"PostgreSQL did not start: {(directory / 'log').read_text(errors='replace')}")
+
+
+def _find_binaries() -> Path:
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if versions:
+        return versions[-1].parent
+    found = shutil.which("initdb")
+    if found is None:
+        raise RuntimeError(MISSING)
+    return Path(found).resolve().parent
+
+
+def _unprivileged_user() -> int | None:
+    """Whose process the server is to be, when it cannot be ours: it refuses to run as root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_uid
+        except KeyError:
+            continue
+    raise RuntimeError("PostgreSQL cannot run as root, and there is neither a user 'postgres' nor 'nobody'")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
