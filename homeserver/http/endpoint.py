@@ -4,10 +4,14 @@
     async def put_tag(account_data: AccountDataService, caller: Requester, *,
                       user_id: UserID, room_id: RoomID, tag: str, body: Tag) -> Empty: ...
 
-Positional parameters are services, found by type when the router is built; `Requester` (and `RequestContext`) among
-them is who and what asks. Keyword-only parameters are the request: first the names in the path, then `body` (a frozen
-msgspec Struct, or `Raw`/`dict` where any object will do), then query parameters with their defaults. A name in the path
-with no parameter, or a service that nobody provides, stops start-up with a sentence.
+Positional parameters are services, found by type when the router is built; `Requester`, `Peer` and `RequestContext`
+among them are who and what asks. Keyword-only parameters are the request: first the names in the path, then `body` (a
+frozen msgspec Struct, `dict` or `msgspec.Raw` where any object will do, `bytes` or `BinaryIO` where it is not JSON), then
+query parameters with their defaults. A trailing underscore of a name is not part of it on the wire (`from_`), and
+`Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names, the first found wins.
+
+A name in the path with no parameter, or a service that nobody provides, stops start-up with a sentence. Further paths may
+leave out a name whose parameter has a default; an empty segment matches only such a parameter.
 """
 
 from collections.abc import Awaitable, Callable
@@ -15,7 +19,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ParamSpec, TypeVar
 
-from federation.protocol.ids import DeviceID, UserID
+from federation.protocol.ids import DeviceID, ServerName, UserID
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -26,6 +30,7 @@ class Auth(Enum):
 
     NONE = "none"
     OPTIONAL = "optional"
+    """A user's access token, or none: the parameter is `Requester | None`."""
     USER = "user"
     """A user's access token; guests are refused."""
     GUEST = "guest"
@@ -37,16 +42,39 @@ class Auth(Enum):
 
 
 class Limit(Enum):
-    """Which rate limit a request counts against, besides those of its own. Values are keys of the configuration."""
+    """Which rate limit an action counts against. Values are keys of the configuration.
+
+    Those that `PER_ADDRESS` holds count by client address, the rest by user, when an endpoint declares them. Services check
+    others themselves, with the key that the name says (`RateLimiter.check`).
+    """
 
     NONE = "none"
     MESSAGE = "rc_message"
     REGISTRATION = "rc_registration"
-    LOGIN = "rc_login"
-    JOIN = "rc_joins"
-    INVITE = "rc_invites"
+    REGISTRATION_TOKEN = "rc_registration_token_validity"
+    LOGIN = "rc_login.address"
+    LOGIN_ACCOUNT = "rc_login.account"
+    LOGIN_FAILED = "rc_login.failed_attempts"
+    ADMIN_REDACTION = "rc_admin_redaction"
+    JOIN = "rc_joins.local"
+    JOIN_REMOTE = "rc_joins.remote"
+    JOIN_ROOM = "rc_joins_per_room"
+    THREEPID = "rc_3pid_validation"
+    INVITE = "rc_invites.per_issuer"
+    INVITE_ROOM = "rc_invites.per_room"
+    INVITE_USER = "rc_invites.per_user"
+    THIRD_PARTY_INVITE = "rc_third_party_invite"
+    MEDIA_CREATE = "rc_media_create"
+    PRESENCE = "rc_presence.per_user"
+    DELAYED_EVENT = "rc_delayed_event_mgmt"
+    REPORT = "rc_reports"
     ROOM_CREATION = "rc_room_creation"
+    USER_DIRECTORY = "rc_user_directory"
+    KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"
+
+
+PER_ADDRESS = frozenset({Limit.REGISTRATION, Limit.REGISTRATION_TOKEN, Limit.LOGIN, Limit.THREEPID})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +87,17 @@ class Requester:
     is_guest: bool = False
     is_admin: bool = False
     appservice_id: str | None = None
+    is_locked: bool = False
+    is_suspended: bool = False
+    rate_limited: bool = True
+    """False for application services that are registered so, and for users whom an administrator exempts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The server that asks, once its signature is checked."""
+
+    server_name: ServerName
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +107,22 @@ class RequestContext:
     request_id: str
     method: str
     path: str
+    """As it was sent, still percent-encoded, without the query."""
     client_ip: str
     user_agent: str
+    is_secure: bool = False
+    """Whether the client came by TLS, to us or to the proxy that we trust."""
+    cookies: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of a query parameter on the wire, by preference, where they are not the parameter's own."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +135,16 @@ class Endpoint:
     limit: Limit
     max_body: int
     handler: Callable[..., Awaitable[Any]]
+    cancellable: bool = False
+    while_locked: bool = False
+    while_suspended: bool = False
+    long_poll: bool = False
+    resource: str = "client"
+
+    @property
+    def name(self) -> str:
+        """What logs and metrics call it."""
+        return self.handler.__name__
 
 
 def endpoint(
@@ -90,9 +153,37 @@ def endpoint(
     auth: Auth,
     limit: Limit = Limit.NONE,
     max_body: int = 65536,
+    cancellable: bool | None = None,
+    while_locked: bool = False,
+    while_suspended: bool | None = None,
+    long_poll: bool = False,
+    resource: str = "client",
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare a handler. The first path is the stable one; others are older and unstable spellings of it.
 
     `max_body` is in bytes; what is longer is refused before it is read (M_TOO_LARGE).
+    `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
+    `while_locked`: an account that is locked may do this (log out).
+    `while_suspended`: a suspended account may do this; by default it may GET and nothing else.
+    `long_poll`: it may wait for long, which is nothing for the log of slow requests.
+    `resource`: the group of endpoints that a listener serves or not (`listeners[].resources[].names`).
     """
-    raise NotImplementedError
+    reads = method in ("GET", "HEAD")
+
+    def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
+        handler.__dict__["__endpoint__"] = Endpoint(
+            method=method,
+            paths=paths,
+            auth=auth,
+            limit=limit,
+            max_body=max_body,
+            handler=handler,
+            cancellable=(reads or long_poll) if cancellable is None else cancellable,
+            while_locked=while_locked,
+            while_suspended=reads if while_suspended is None else while_suspended,
+            long_poll=long_poll,
+            resource=resource,
+        )
+        return handler
+
+    return declare

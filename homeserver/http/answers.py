@@ -1,0 +1,55 @@
+"""What a handler may answer, and how it becomes bytes, once.
+
+A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.Raw` are JSON that is encoded already;
+`Response` says everything itself.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+from federation.protocol.errors import LimitExceeded, MatrixError
+
+Json = Mapping[str, object]
+JSON_TYPE: Final = "application/json"
+
+
+class Empty(msgspec.Struct, frozen=True):
+    """`{}`"""
+
+
+EMPTY: Final = Empty()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An answer with a status and headers of its own. A body that is not bytes is encoded as JSON."""
+
+    status: int = HTTPStatus.OK
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: object = b""
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def encode_body(answer: object) -> bytes:
+    """The bytes of an answer. Raises TypeError for what is not JSON: a bug of the handler."""
+    if isinstance(answer, bytes):
+        return answer
+    if isinstance(answer, msgspec.Raw):
+        return bytes(answer)
+    return _encoder.encode(answer)
+
+
+def error_response(error: MatrixError) -> Response:
+    """The answer that says no. spec: client-server-api#standard-error-response"""
+    headers: dict[str, str] = {}
+    if isinstance(error, LimitExceeded):
+        retry_after_ms = error.fields.get("retry_after_ms")
+        if isinstance(retry_after_ms, int):
+            headers["Retry-After"] = str(max(1, -(-retry_after_ms // 1000)))
+    return Response(error.status, headers, _encoder.encode(error.body()))

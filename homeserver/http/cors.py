@@ -1,0 +1,15 @@
+"""Cross-origin headers: on every answer, errors too, and the answer to a preflight, which runs no endpoint's code.
+
+spec: client-server-api#web-browser-clients
+"""
+
+from typing import Final
+
+CORS_HEADERS: Final = (
+    b"Access-Control-Allow-Origin: *\r\n"
+    b"Access-Control-Allow-Methods: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
+    b"Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization\r\n"
+    b"Access-Control-Expose-Headers: Retry-After, ETag, Location, Content-Disposition\r\n"
+)
+
+PREFLIGHT_HEADERS: Final = CORS_HEADERS + b"Access-Control-Max-Age: 86400\r\n"

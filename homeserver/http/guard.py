@@ -1,0 +1,138 @@
+"""The guard: who asks, may they, and how fast.
+
+The guard knows no accounts; it asks the checkers that it is made with. A kind of authentication that no checker is wired
+for stops start-up when an endpoint declares it.
+
+spec: client-server-api#using-access-tokens, application-service-api#identity-assertion, server-server-api#request-authentication
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from federation.protocol.errors import Forbidden, GuestAccessForbidden, MissingToken, UnknownToken, UserLocked, UserSuspended
+from homeserver.http.endpoint import PER_ADDRESS, Auth, Endpoint, Limit, Peer, RequestContext, Requester
+from homeserver.http.rate_limits import RateLimiter, address_key
+
+
+class TokenChecker(Protocol):
+    """Finds the user behind an access token."""
+
+    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
+        """None for a token that was never ours. Raises `UnknownToken(soft_logout=True)` for one that has expired.
+
+        A locked or suspended account is returned with its mark; the guard decides what it may still do.
+        """
+        ...
+
+
+class AppserviceChecker(Protocol):
+    """Finds the application service behind a token, and the user whom it acts for."""
+
+    async def get_requester(
+        self, token: str, user_id: str | None, device_id: str | None, context: RequestContext
+    ) -> Requester | None:
+        """None for a token that is no application service's. Raises `Forbidden` for a user outside its namespace."""
+        ...
+
+
+class SignatureChecker(Protocol):
+    """Checks a server's signature on a request."""
+
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+        """Raises `Unauthorized`. `authorization`: every header of that name; `uri`: path and query as they were sent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a request shows: the token, and whom an application service acts for."""
+
+    token: str | None
+    user_id: str | None = None
+    device_id: str | None = None
+
+
+class Guard:
+    """Lets a request in as somebody, or raises."""
+
+    def __init__(
+        self,
+        limiter: RateLimiter,
+        *,
+        tokens: TokenChecker | None = None,
+        appservices: AppserviceChecker | None = None,
+        signatures: SignatureChecker | None = None,
+        token_in_query: bool = True,
+    ) -> None:
+        self._limiter = limiter
+        self._tokens = tokens
+        self._appservices = appservices
+        self.signatures = signatures
+        self._token_in_query = token_in_query
+
+    def can_check(self, auth: Auth) -> bool:
+        """Whether there is a checker for this kind."""
+        match auth:
+            case Auth.NONE:
+                return True
+            case Auth.SERVER:
+                return self.signatures is not None
+            case Auth.APPSERVICE:
+                return self._appservices is not None
+        return self._tokens is not None
+
+    @property
+    def reads_query(self) -> bool:
+        """Whether the query can matter to who asks."""
+        return self._token_in_query or self._appservices is not None
+
+    def credentials(self, authorization: str | None, query: Mapping[str, list[str]]) -> Credentials:
+        """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
+        token = None
+        if authorization is not None:
+            scheme, _, rest = authorization.partition(" ")
+            if scheme.lower() == "bearer":
+                token = rest.strip()
+                if not token:
+                    raise MissingToken("The Authorization header holds no token")
+        elif self._token_in_query and "access_token" in query:
+            token = query["access_token"][0] or None
+        if not query or self._appservices is None:
+            return Credentials(token)
+        user_id = query.get("user_id", [None])[0]
+        device_id = (query.get("device_id") or query.get("org.matrix.msc3202.device_id") or [None])[0]
+        return Credentials(token, user_id, device_id)
+
+    async def admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
+        """Who asks. Raises `MissingToken`, `UnknownToken`, `UserLocked`, `UserSuspended`, `GuestAccessForbidden`, `Forbidden`."""
+        if shown.token is None:
+            if declaration.auth is Auth.OPTIONAL:
+                return None
+            raise MissingToken
+        caller: Requester | None = None
+        if self._appservices is not None:
+            caller = await self._appservices.get_requester(shown.token, shown.user_id, shown.device_id, context)
+        if caller is None and self._tokens is not None:
+            caller = await self._tokens.get_requester(shown.token, context)
+        if caller is None:
+            raise UnknownToken
+        if caller.is_locked and not declaration.while_locked:
+            raise UserLocked(soft_logout=True)
+        if caller.is_suspended and not declaration.while_suspended:
+            raise UserSuspended
+        if caller.is_guest and declaration.auth not in (Auth.GUEST, Auth.OPTIONAL):
+            raise GuestAccessForbidden
+        if declaration.auth is Auth.ADMIN and not caller.is_admin:
+            raise Forbidden("Only a server administrator may do this")
+        if declaration.auth is Auth.APPSERVICE and caller.appservice_id is None:
+            raise Forbidden("Only an application service may do this")
+        return caller
+
+    def count(self, declaration: Endpoint, caller: Requester | None, context: RequestContext) -> None:
+        """Count the request against the limit that its endpoint declares. Raises `LimitExceeded`."""
+        limit = declaration.limit
+        if limit is Limit.NONE or (caller is not None and not caller.rate_limited):
+            return
+        key = address_key(context.client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
+        self._limiter.check(limit, key)

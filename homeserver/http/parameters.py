@@ -1,0 +1,266 @@
+"""From the signature of a handler to its arguments.
+
+The signature is read once, at start-up; a `Binding` then makes the arguments of each call. What the client sent wrong is
+a Matrix error that names the parameter; what the handler declares wrong is a `DeclarationError`, which stops start-up.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qs
+
+import msgspec
+
+from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
+from homeserver.http.endpoint import Auth, Endpoint, Names, Peer, RequestContext, Requester
+
+TextParser = Callable[[str], object]
+Identifiers = Mapping[NewType, TextParser]
+"""The parsers of identifier types. They raise ValueError or a `MatrixError`."""
+
+MAX_QUERY_FIELDS: Final = 200
+_MAX_INT_DIGITS: Final = 16
+_REQUIRED: Final = object()
+
+
+class DeclarationError(Exception):
+    """An endpoint is declared wrongly; the text is a sentence for the developer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    name: str
+    wire_names: tuple[str, ...]
+    parse: TextParser
+    repeated: bool
+    default: object
+
+    def from_text(self, text: str) -> object:
+        try:
+            return self.parse(text)
+        except MatrixError as error:
+            raise InvalidParam(f"{self.wire_names[0]}: {error.text}") from None
+        except ValueError as error:
+            raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
+
+    def from_query(self, query: Mapping[str, list[str]]) -> object:
+        for name in self.wire_names:
+            values = query.get(name)
+            if values is not None:
+                if self.repeated:
+                    return [self.from_text(value) for value in values]
+                return self.from_text(values[0])
+        if self.default is _REQUIRED:
+            raise MissingParam(f"The query parameter {self.wire_names[0]} is missing")
+        return self.default
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """How to call one handler."""
+
+    positional: tuple[object, ...]
+    """Services, and the special types themselves where the request is to be filled in."""
+    path_parameters: Mapping[str, _Parameter]
+    query_parameters: tuple[_Parameter, ...]
+    decode_body: Callable[[bytes], object] | None
+    takes_file: bool
+    optional_in_path: frozenset[str]
+
+    def keywords(
+        self, path_names: tuple[str, ...], path_values: list[str], fields: Mapping[str, list[str]]
+    ) -> dict[str, object]:
+        """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
+        arguments: dict[str, object] = {}
+        for name, value in zip(path_names, path_values, strict=True):
+            arguments[name] = self.path_parameters[name].from_text(value)
+        for parameter in self.query_parameters:
+            arguments[parameter.name] = parameter.from_query(fields)
+        return arguments
+
+
+def parse_query(query: bytes) -> dict[str, list[str]]:
+    """The fields of a query string. Raises `InvalidParam`."""
+    try:
+        fields = parse_qs(query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
+    except UnicodeDecodeError:
+        raise InvalidParam("The query is not valid UTF-8") from None
+    except ValueError:
+        raise InvalidParam("The query has too many fields") from None
+    if b"%00" in query or b"\0" in query:
+        raise InvalidParam("The query has a NUL character in it")
+    return fields
+
+
+def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Identifiers) -> Binding:
+    """Read a handler's signature. Raises `DeclarationError`."""
+    handler = declaration.handler
+    where = f"{handler.__module__}.{handler.__qualname__}"
+    hints = get_type_hints(handler, include_extras=True)
+    in_path = [path_names(path) for path in declaration.paths]
+    named = set().union(*in_path)
+    positional: list[object] = []
+    path_parameters: dict[str, _Parameter] = {}
+    query_parameters: list[_Parameter] = []
+    decode_body: Callable[[bytes], object] | None = None
+    takes_file = False
+    for name, parameter in inspect.signature(handler).parameters.items():
+        if name not in hints:
+            raise DeclarationError(f"{where}: the parameter {name} has no type")
+        hint = hints[name]
+        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            positional.append(_service(where, name, hint, declaration.auth, services))
+        elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            raise DeclarationError(f"{where}: the parameter {name} is neither a service nor a part of the request")
+        elif name == "body":
+            takes_file = hint is BinaryIO
+            decode_body = None if takes_file else _body_decoder(where, hint)
+        else:
+            default = _REQUIRED if parameter.default is inspect.Parameter.empty else parameter.default
+            described = _describe(where, name, hint, default, identifiers)
+            if name in named:
+                path_parameters[name] = described
+            else:
+                query_parameters.append(described)
+    for path, names in zip(declaration.paths, in_path, strict=True):
+        if not path.startswith("/"):
+            raise DeclarationError(f"{where}: the path {path} does not begin with a slash")
+        for name in names:
+            if name not in path_parameters:
+                raise DeclarationError(f"{where}: the path {path} has {{{name}}}, but there is no parameter {name}")
+        for name in named - names:
+            if path_parameters[name].default is _REQUIRED:
+                raise DeclarationError(f"{where}: the path {path} leaves out {name}, which has no default")
+    optional = frozenset(name for name, found in path_parameters.items() if found.default is not _REQUIRED)
+    return Binding(
+        positional=tuple(positional),
+        path_parameters=path_parameters,
+        query_parameters=tuple(query_parameters),
+        decode_body=decode_body,
+        takes_file=takes_file,
+        optional_in_path=optional,
+    )
+
+
+def path_names(path: str) -> set[str]:
+    """The names in a declared path."""
+    return {segment[1:-1] for segment in path.split("/") if segment.startswith("{")}
+
+
+def _service(where: str, name: str, hint: Any, auth: Auth, services: Mapping[type, object]) -> object:
+    if hint is RequestContext:
+        return hint
+    if hint is Peer:
+        if auth is not Auth.SERVER:
+            raise DeclarationError(f"{where}: takes a Peer, but its auth is {auth.value}")
+        return hint
+    inner, optional = _without_none(hint)
+    if inner is Requester:
+        if auth in (Auth.NONE, Auth.SERVER):
+            raise DeclarationError(f"{where}: takes a Requester, but its auth is {auth.value}")
+        if (auth is Auth.OPTIONAL) is not optional:
+            raise DeclarationError(f"{where}: {name} must be `Requester | None` if, and only if, auth is optional")
+        return inner
+    if hint not in services:
+        raise DeclarationError(f"{where}: nobody provides the service {getattr(hint, '__name__', hint)} ({name})")
+    return services[hint]
+
+
+def _without_none(hint: Any) -> tuple[Any, bool]:
+    if get_origin(hint) in (Union, UnionType):
+        rest = [each for each in get_args(hint) if each is not NoneType]
+        if len(rest) == 1:
+            return rest[0], True
+    return hint, False
+
+
+def _describe(where: str, name: str, hint: Any, default: object, identifiers: Identifiers) -> _Parameter:
+    wire_names: tuple[str, ...] = (name.rstrip("_"),)
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        for extra in extras:
+            if isinstance(extra, Names):
+                wire_names = extra.names
+    hint, _ = _without_none(hint)
+    repeated = get_origin(hint) is list
+    if repeated:
+        (hint,) = get_args(hint)
+    parse = _text_parser(hint, identifiers)
+    if parse is None:
+        raise DeclarationError(f"{where}: the parameter {name} has the type {hint}, which cannot be read from text")
+    return _Parameter(name, wire_names, parse, repeated, default)
+
+
+def _text_parser(hint: Any, identifiers: Identifiers) -> TextParser | None:
+    if isinstance(hint, NewType):
+        return identifiers.get(hint)
+    if hint is str:
+        return str
+    if hint is bool:
+        return _parse_bool
+    if hint is int:
+        return _parse_int
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _choice({str(member.value): member for member in hint})
+    if get_origin(hint) is Literal:
+        return _choice({str(value): value for value in get_args(hint)})
+    return None
+
+
+def _parse_bool(text: str) -> bool:
+    if text == "true":
+        return True
+    if text == "false":
+        return False
+    raise ValueError("must be true or false")
+
+
+def _parse_int(text: str) -> int:
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= _MAX_INT_DIGITS):
+        raise ValueError("must be a whole number")
+    return int(text)
+
+
+def _choice(choices: Mapping[str, object]) -> TextParser:
+    def parse(text: str) -> object:
+        try:
+            return choices[text]
+        except KeyError:
+            raise ValueError(f"must be one of {', '.join(choices)}") from None
+
+    return parse
+
+
+def _body_decoder(where: str, hint: Any) -> Callable[[bytes], object]:
+    if hint is bytes:
+        return bytes
+    if hint is dict or get_origin(hint) is dict or get_origin(hint) is Mapping or hint is msgspec.Raw:
+        return _json_decoder(hint, is_object=True)
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return _json_decoder(hint, is_object=False)
+    raise DeclarationError(f"{where}: a body of the type {hint} cannot be read")
+
+
+def _json_decoder(hint: Any, *, is_object: bool) -> Callable[[bytes], object]:
+    decoder = msgspec.json.Decoder(hint)
+
+    def decode(body: bytes) -> object:
+        if not body:
+            body = b"{}"
+        try:
+            decoded: object = decoder.decode(body)
+        except msgspec.ValidationError as error:
+            raise BadJson(str(error)) from None
+        except RecursionError:
+            raise BadJson("The JSON is nested too deeply") from None
+        except ValueError as error:
+            raise NotJson(f"The body is not valid JSON: {error}") from None
+        if is_object and body.lstrip(b" \t\r\n")[:1] != b"{":
+            raise BadJson("Expected an object")
+        return decoded
+
+    return decode

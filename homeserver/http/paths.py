@@ -1,0 +1,97 @@
+"""The table of paths: which declared path a request's path is, and the values in it.
+
+A path is split before it is decoded, so that an encoded slash stays inside its segment. A literal segment wins over a
+parameter. A slash at the end that no declaration has is forgiven.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from federation.protocol.errors import InvalidParam
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Node(Generic[T]):
+    literals: "dict[str, _Node[T]]" = field(default_factory=dict)
+    parameter: "_Node[T] | None" = None
+    may_be_empty: bool = False
+    leaf: T | None = None
+
+
+def split_path(path: bytes) -> list[str]:
+    """The decoded segments of a request's path. Raises `InvalidParam` for bytes that are not UTF-8, and for NUL."""
+    try:
+        if b"%" in path:
+            segments = [unquote_to_bytes(segment).decode() for segment in path[1:].split(b"/")]
+        else:
+            segments = path[1:].decode().split("/")
+    except UnicodeDecodeError:
+        raise InvalidParam("The path is not valid UTF-8") from None
+    if any("\0" in segment for segment in segments):
+        raise InvalidParam("The path has a NUL character in it")
+    return segments
+
+
+class PathTable(Generic[T]):
+    """Maps paths such as `/rooms/{room_id}/members` to leaves."""
+
+    def __init__(self) -> None:
+        self._root: _Node[T] = _Node()
+
+    def node(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
+        """The node of a declared path, made if need be; the caller sets its `leaf`."""
+        node = self._root
+        for segment in path[1:].split("/"):
+            if segment.startswith("{") and segment.endswith("}"):
+                if node.parameter is None:
+                    node.parameter = _Node()
+                node = node.parameter
+                node.may_be_empty = node.may_be_empty or segment[1:-1] in may_be_empty
+            else:
+                node = node.literals.setdefault(segment, _Node())
+        return node
+
+    def find(self, path: bytes) -> tuple[T, list[str]] | None:
+        """The leaf at this path and the values of its parameters, in order. Raises `InvalidParam`."""
+        if not path.startswith(b"/"):
+            return None
+        segments = split_path(path)
+        values: list[str] = []
+        leaf = _find(self._root, segments, 0, values)
+        if leaf is None and len(segments) > 1 and not segments[-1]:
+            leaf = _find(self._root, segments[:-1], 0, values)
+        return None if leaf is None else (leaf, values)
+
+    def leaves(self) -> Iterator[T]:
+        """Every leaf there is."""
+        nodes = [self._root]
+        while nodes:
+            node = nodes.pop()
+            if node.leaf is not None:
+                yield node.leaf
+            nodes.extend(node.literals.values())
+            if node.parameter is not None:
+                nodes.append(node.parameter)
+
+
+def _find(node: _Node[T], segments: list[str], position: int, values: list[str]) -> T | None:
+    if position == len(segments):
+        return node.leaf
+    segment = segments[position]
+    literal = node.literals.get(segment)
+    if literal is not None:
+        leaf = _find(literal, segments, position + 1, values)
+        if leaf is not None:
+            return leaf
+    parameter = node.parameter
+    if parameter is None or not (segment or parameter.may_be_empty):
+        return None
+    values.append(segment)
+    leaf = _find(parameter, segments, position + 1, values)
+    if leaf is None:
+        values.pop()
+    return leaf

@@ -1,0 +1,91 @@
+"""Rate limits: token buckets, one number for each.
+
+A bucket of `burst_count` tokens refills by `per_second`. Only the time at which it will be full again is kept (GCRA), so a
+bucket that is full needs no memory, and an unlimited action costs one lookup. Addresses of IPv6 count by their /64.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import LimitExceeded
+from homeserver.http.endpoint import Limit
+
+MAX_BUCKETS: Final = 100_000
+"""For one limit; past it, buckets that are nearest to full are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """`per_second` actions in the long run, `burst_count` at once. Both are more than nothing."""
+
+    per_second: float
+    burst_count: float
+
+    def __post_init__(self) -> None:
+        if self.per_second <= 0 or self.burst_count < 1:
+            raise ValueError("a rate limit needs per_second above 0 and burst_count of at least 1")
+
+
+class RateLimiter:
+    """Counts actions. A limit that has no rate is none."""
+
+    def __init__(
+        self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS
+    ) -> None:
+        self._clock = clock
+        self._rates = dict(rates)
+        self._max_buckets = max_buckets
+        self._full_at: dict[Limit, dict[str, float]] = {limit: {} for limit in rates}
+
+    def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
+        """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate` replaces the configured one."""
+        self._check(limit, key, cost, rate, counts=True)
+
+    def check_only(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:
+        """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it fails."""
+        self._check(limit, key, 1, rate, counts=False)
+
+    def _check(self, limit: Limit, key: str, cost: float, rate: Rate | None, *, counts: bool) -> None:
+        rate = rate or self._rates.get(limit)
+        if rate is None:
+            return
+        buckets = self._full_at.setdefault(limit, {})
+        now = self._clock.seconds()
+        full_at = max(buckets.get(key, now), now) + cost / rate.per_second
+        wait = full_at - now - rate.burst_count / rate.per_second
+        if wait > 1e-9:
+            raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
+        if counts:
+            buckets[key] = full_at
+            if len(buckets) > self._max_buckets:
+                self._forget(limit, now)
+
+    def forget(self, limit: Limit, key: str) -> None:
+        """Fill a bucket: after a good password, failures before it no longer count."""
+        self._full_at.get(limit, {}).pop(key, None)
+
+    def _forget(self, limit: Limit, now: float) -> None:
+        buckets = {key: full_at for key, full_at in self._full_at[limit].items() if full_at > now}
+        if len(buckets) > self._max_buckets // 2:
+            emptiest = sorted(buckets.items(), key=lambda item: item[1])[-(self._max_buckets // 2) :]
+            buckets = dict(emptiest)
+        self._full_at[limit] = buckets
+
+    def bucket_count(self, limit: Limit) -> int:
+        """How many buckets are remembered."""
+        return len(self._full_at.get(limit, {}))
+
+
+def address_key(address: str) -> str:
+    """What an address counts as: itself, or the /64 of IPv6, which is what one subscriber has."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    return str(IPv6Network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address

@@ -1,0 +1,165 @@
+"""The router: all declared endpoints, and the way of one request through its endpoint.
+
+The order of a request: find the endpoint, let the guard look at who asks, count it against its rate limit, read path, query
+and body into typed values, call the handler. Whatever is raised leaves here as it is; the site makes it an answer.
+"""
+
+from collections.abc import Awaitable, Iterable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, BinaryIO, Protocol
+
+from federation.protocol.errors import MethodNotAllowed, Unrecognized
+from homeserver.http.endpoint import Auth, Endpoint, Peer, RequestContext, Requester
+from homeserver.http.guard import Guard
+from homeserver.http.identifiers import IDENTIFIERS
+from homeserver.http.parameters import Binding, DeclarationError, Identifiers, bind, parse_query
+from homeserver.http.paths import PathTable
+from homeserver.observe.context import set_caller
+
+
+class Handler(Protocol):
+    """A function that `@endpoint` has declared."""
+
+    __endpoint__: Endpoint
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint at one of its paths."""
+
+    path: str
+    declaration: Endpoint
+    binding: Binding
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A route, and the values in the request's path."""
+
+    route: Route
+    values: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request that has arrived whole. `file` holds the body instead of `body` where the endpoint asks for one."""
+
+    context: RequestContext
+    uri: str
+    query: bytes
+    authorization: list[str]
+    body: bytes
+    file: BinaryIO | None = None
+
+
+class Router:
+    """Finds and calls endpoints. Raises `DeclarationError` when it is made from declarations that are wrong."""
+
+    def __init__(
+        self,
+        sources: Iterable[ModuleType | Handler],
+        services: Mapping[type, object],
+        *,
+        guard: Guard,
+        identifiers: Identifiers = IDENTIFIERS,
+    ) -> None:
+        self._guard = guard
+        self._table: PathTable[dict[str, Route]] = PathTable()
+        for declaration in _declarations(sources):
+            self._add(declaration, services, identifiers)
+
+    def _add(self, declaration: Endpoint, services: Mapping[type, object], identifiers: Identifiers) -> None:
+        handler = declaration.handler
+        where = f"{handler.__module__}.{handler.__qualname__}"
+        if not self._guard.can_check(declaration.auth):
+            raise DeclarationError(f"{where}: its auth is {declaration.auth.value}, and no checker is wired for that")
+        if not declaration.paths:
+            raise DeclarationError(f"{where}: has no path")
+        binding = bind(declaration, services, identifiers)
+        for path in declaration.paths:
+            names = tuple(segment[1:-1] for segment in path.split("/") if segment.startswith("{"))
+            node = self._table.node(path, may_be_empty=binding.optional_in_path)
+            if node.leaf is None:
+                node.leaf = {}
+            if declaration.method in node.leaf:
+                other = node.leaf[declaration.method].declaration.handler
+                raise DeclarationError(
+                    f"{where}: {declaration.method} {path} is already {other.__module__}.{other.__qualname__}"
+                )
+            node.leaf[declaration.method] = Route(path, declaration, binding, names)
+
+    def routes(self) -> list[tuple[str, str]]:
+        """Method and path of everything that is served, sorted by path."""
+        return sorted(
+            ((method, route.path) for leaf in self._table.leaves() for method, route in leaf.items()),
+            key=lambda item: (item[1], item[0]),
+        )
+
+    def find(self, method: str, path: bytes) -> Match:
+        """Raises `Unrecognized` for an unknown path, `MethodNotAllowed` with the field `allow`, `InvalidParam`."""
+        found = self._table.find(path)
+        if found is None:
+            raise Unrecognized
+        leaf, values = found
+        route = leaf.get(method)
+        if route is None and method == "HEAD":
+            route = leaf.get("GET")
+        if route is None:
+            raise MethodRefused(sorted(leaf))
+        return Match(route, values)
+
+    async def call(self, match: Match, incoming: Incoming) -> object:
+        """The handler's answer. Raises whatever the guard, the parameters and the handler raise."""
+        route = match.route
+        declaration = route.declaration
+        binding = route.binding
+        context = incoming.context
+        fields = parse_query(incoming.query) if incoming.query else {}
+        caller: Requester | None = None
+        peer: Peer | None = None
+        if declaration.auth is Auth.SERVER:
+            assert self._guard.signatures is not None
+            peer = await self._guard.signatures.get_peer(
+                incoming.authorization, context.method, incoming.uri, incoming.body
+            )
+        elif declaration.auth is not Auth.NONE:
+            authorization = incoming.authorization[-1] if incoming.authorization else None
+            shown = self._guard.credentials(authorization, fields)
+            caller = await self._guard.admit(declaration, shown, context)
+            if caller is not None:
+                set_caller(caller.user_id)
+        self._guard.count(declaration, caller, context)
+        keywords = binding.keywords(route.names, match.values, fields)
+        if binding.decode_body is not None:
+            keywords["body"] = binding.decode_body(incoming.body)
+        elif binding.takes_file:
+            keywords["body"] = incoming.file
+        positional = [
+            caller if each is Requester else context if each is RequestContext else peer if each is Peer else each
+            for each in binding.positional
+        ]
+        answer: object = await declaration.handler(*positional, **keywords)
+        return answer
+
+
+class MethodRefused(MethodNotAllowed):
+    """405, knowing what the path does take."""
+
+    def __init__(self, methods: list[str]) -> None:
+        super().__init__()
+        self.allow = ", ".join([*methods, "OPTIONS"])
+
+
+def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]:
+    for source in sources:
+        if not isinstance(source, ModuleType):
+            yield source.__endpoint__
+            continue
+        for value in vars(source).values():
+            declaration = getattr(value, "__endpoint__", None)
+            if isinstance(declaration, Endpoint) and declaration.handler.__module__ == source.__name__:
+                yield declaration

@@ -1,0 +1,28 @@
+"""Which request the code that runs now works for.
+
+A context variable holds it: it survives every `await`, is separate for each coroutine, and follows into database threads
+where those run in a copy of the context. Logs take their fields from here.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(slots=True)
+class RequestInfo:
+    """What is known of the request: the caller once the guard has found out."""
+
+    request_id: str
+    endpoint: str
+    caller: str | None = None
+
+
+CURRENT: Final[ContextVar[RequestInfo | None]] = ContextVar("request", default=None)
+
+
+def set_caller(caller: str) -> None:
+    """Note who asks, for what is logged from here on."""
+    current = CURRENT.get()
+    if current is not None:
+        current.caller = caller

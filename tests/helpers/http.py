@@ -1,0 +1,217 @@
+"""Drives the real site in memory: a connection, a channel and a request as on a socket, but without one.
+
+    client = client_for([handlers_module], {Service: service}, tokens=FakeTokens({"secret": requester}))
+    answer = client.request("GET", "/_matrix/client/v3/sync", token="secret")
+    pending = client.start("GET", "/_matrix/client/v3/sync?timeout=30000", token="secret")
+    client.clock.advance(30); assert pending.done; pending.answer.json
+"""
+
+import json as json_module
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from types import ModuleType
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+
+from homeserver.http.endpoint import Limit, RequestContext, Requester
+from homeserver.http.guard import AppserviceChecker, Guard, SignatureChecker, TokenChecker
+from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.http.router import Handler, Router
+from homeserver.http.site import MatrixChannel, Site, SiteOptions
+from homeserver.observe.access import AccessRecord
+from homeserver.observe.metrics import HttpMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back. Header names are in lower case; the last of equal headers wins."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json_module.loads(self.body)
+
+    @property
+    def errcode(self) -> str:
+        return str(self.json["errcode"])
+
+
+class FakeTokens:
+    """Knows the tokens that it is given."""
+
+    def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
+        self.known = dict(known)
+
+    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
+        found = self.known.get(token)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+class RememberingAccessLog:
+    """Keeps the records of all requests."""
+
+    def __init__(self) -> None:
+        self.records: list[AccessRecord] = []
+
+    def write(self, record: AccessRecord) -> None:
+        self.records.append(record)
+
+
+class Connection:
+    """One connection to the site, on which bytes can be sent."""
+
+    def __init__(self, site: Site, ip: str = "127.0.0.1") -> None:
+        address = (IPv6Address if ":" in ip else IPv4Address)("TCP", ip, 54321)
+        self.transport = StringTransport(peerAddress=address)
+        self.channel: MatrixChannel = site.buildProtocol(address)
+        self.channel.makeConnection(self.transport)
+
+    def send(self, data: bytes) -> None:
+        """Bytes arrive at the server, as one piece, as long as it reads."""
+        self.channel.dataReceived(data)
+
+    def received(self) -> bytes:
+        """All that the server wrote."""
+        return bytes(self.transport.value())
+
+    def close(self) -> None:
+        """The client goes away."""
+        self.channel.connectionLost(Failure(ConnectionDone()))
+
+    def answers(self, *, heads: int = 0) -> list[Answer]:
+        """Every whole answer so far; the first `heads` of them have no body."""
+        answers: list[Answer] = []
+        rest = self.received()
+        while rest:
+            head, _, rest = rest.partition(b"\r\n\r\n")
+            lines = head.decode("latin-1").split("\r\n")
+            status = int(lines[0].split(" ")[1])
+            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+            if status == 100:
+                continue
+            length = 0 if len(answers) < heads else int(headers.get("content-length", "0"))
+            answers.append(Answer(status, headers, rest[:length]))
+            rest = rest[length:]
+        return answers
+
+
+class Pending:
+    """A request that may not be answered yet."""
+
+    def __init__(self, connection: Connection, *, is_head: bool) -> None:
+        self.connection = connection
+        self._heads = 1 if is_head else 0
+
+    @property
+    def done(self) -> bool:
+        return bool(self.connection.received())
+
+    @property
+    def answer(self) -> Answer:
+        assert self.done, "the server has not answered yet"
+        return self.connection.answers(heads=self._heads)[0]
+
+    def disconnect(self) -> None:
+        """The client goes away without waiting for the answer."""
+        self.connection.close()
+
+
+class Client:
+    """Sends requests to a site, each on a connection of its own."""
+
+    def __init__(self, site: Site, *, clock: Clock, access_log: RememberingAccessLog) -> None:
+        self.site = site
+        self.clock = clock
+        self.access_log = access_log
+
+    def start(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = None,
+        json: Any = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        ip: str = "127.0.0.1",
+    ) -> Pending:
+        """Send a request, and don't insist on an answer."""
+        if json is not None:
+            body = json_module.dumps(json).encode()
+        lines = {"Host": "example.org", **(headers or {})}
+        if token is not None:
+            lines["Authorization"] = f"Bearer {token}"
+        if body is not None:
+            lines.setdefault("Content-Length", str(len(body)))
+        head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+        connection = Connection(self.site, ip)
+        connection.send(head.encode() + b"\r\n" + (body or b""))
+        return Pending(connection, is_head=method == "HEAD")
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = None,
+        json: Any = None,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        ip: str = "127.0.0.1",
+    ) -> Answer:
+        """Send a request that is answered at once."""
+        pending = self.start(method, path, token=token, json=json, body=body, headers=headers, ip=ip)
+        answer = pending.answer
+        if not pending.connection.transport.disconnecting:
+            pending.connection.close()
+        return answer
+
+    def connect(self, ip: str = "127.0.0.1") -> Connection:
+        """A connection for bytes of one's own."""
+        return Connection(self.site, ip)
+
+
+def client_for(
+    sources: Iterable[ModuleType | Handler],
+    services: Mapping[type, object],
+    *,
+    tokens: TokenChecker | None = None,
+    appservices: AppserviceChecker | None = None,
+    signatures: SignatureChecker | None = None,
+    rates: Mapping[Limit, Rate] | None = None,
+    options: SiteOptions | None = None,
+    token_in_query: bool = True,
+    clock: Clock | None = None,
+) -> Client:
+    """A client of a site with these endpoints and nothing else."""
+    clock = clock or Clock()
+    guard = Guard(
+        RateLimiter(clock, rates or {}),
+        tokens=tokens or FakeTokens({}),
+        appservices=appservices,
+        signatures=signatures,
+        token_in_query=token_in_query,
+    )
+    access_log = RememberingAccessLog()
+    numbers = count(1)
+    site = Site(
+        Router(sources, services, guard=guard),
+        clock,
+        metrics=HttpMetrics(CollectorRegistry()),
+        access_log=access_log,
+        next_request_id=lambda: f"r{next(numbers)}",
+        options=options,
+    )
+    return Client(site, clock=clock, access_log=access_log)
