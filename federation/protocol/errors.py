@@ -57,6 +57,18 @@ class BadJson(MatrixError):
     errcode, status, default_text = "M_BAD_JSON", 400, "The JSON does not have the expected form"
 
 
+class BadEvent(BadJson):
+    """A PDU that is not of its room version's form, or is too large: it is dropped. spec: server-server-api#pdus"""
+
+    errcode, status, default_text = "M_BAD_JSON", 400, "The event does not have the form of its room version"
+
+
+class EventTooLarge(BadEvent):
+    """spec: client-server-api#size-limits"""
+
+    errcode, status, default_text = "M_TOO_LARGE", 413, "The event is too large"
+
+
 class NotJson(MatrixError):
     errcode, status, default_text = "M_NOT_JSON", 400, "The body is not valid JSON"
 

@@ -1,16 +1,43 @@
 """An event as servers exchange it (a PDU): reading, naming, sizing, and the form that clients see.
 
 An `Event` is a value: its bytes never change once it exists. What a reader needs besides (age, relations, membership
-at the time) is made by the reader and never stored in it.
+at the time) is made by the reader and never stored in it. `unsigned` of a PDU is what its sender says about its own
+copy; it is covered by no hash and no signature, so it is dropped on the way in and never counted in the size.
+
+There are three ways to an event: `parse_event` for what others sent (everything is checked), `load_event` for our own
+stored bytes (nothing is checked, what is not asked for is not decoded), and `event_signing.build_event` for new ones.
 
 spec: server-server-api#pdus, rooms/v12#event-format, client-server-api#room-event-format
 """
 
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
 
-from federation.protocol.ids import EventID, RoomID, UserID
-from federation.protocol.room_versions import RoomVersion
+import msgspec
+
+from federation.protocol.canonical_json import (
+    MAX_SAFE_INTEGER,
+    check_depth,
+    check_strict,
+    encode_canonical,
+    encode_checked,
+)
+from federation.protocol.errors import BadEvent, BadJson, EventTooLarge
+from federation.protocol.ids import MAX_ID_BYTES, EventID, RoomID, UserID, is_event_id, is_hash_id, is_user_id
+from federation.protocol.redaction import redact
+from federation.protocol.room_versions import EventFormat, RoomVersion
+
+MAX_PDU_BYTES: Final = 65536
+"""Of a whole PDU as canonical JSON, signatures included. spec: client-server-api#size-limits"""
+MAX_EVENT_DEPTH: Final = 240
+"""How deep a PDU may nest: less than what we read, so that an event still travels inside a transaction or a response."""
+MAX_PREV_EVENTS: Final = 20
+MAX_AUTH_EVENTS: Final = 10
+_MAX_INT64: Final = 2**63 - 1
+
+_decode_object = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class StateKey(NamedTuple):
@@ -21,13 +48,26 @@ class StateKey(NamedTuple):
 
 
 class Event:
-    """A well-formed PDU of a known room version, with its id. Made by `parse_event`; never changed.
+    """A well-formed PDU of a known room version, with its id. Made by the functions of this module; never changed.
 
-    `pdu` is the whole PDU as parsed JSON (read-only by convention; with `hashes` and `signatures`, and `unsigned` if it
-    had any). All other attributes are views of it.
+    `pdu` is the whole PDU as parsed JSON, with `hashes` and `signatures` and without `unsigned`. All other attributes
+    are views of it. Both it and `content` are read-only by convention, and decoded when first asked for.
     """
 
-    __slots__ = ("content", "depth", "event_id", "origin_server_ts", "pdu", "room_id", "sender", "state_key", "type", "version")
+    __slots__ = (
+        "_content",
+        "_content_json",
+        "_json",
+        "_pdu",
+        "depth",
+        "event_id",
+        "origin_server_ts",
+        "room_id",
+        "sender",
+        "state_key",
+        "type",
+        "version",
+    )
 
     version: RoomVersion
     event_id: EventID
@@ -37,52 +77,194 @@ class Event:
     sender: UserID
     origin_server_ts: int
     depth: int
-    content: Mapping[str, Any]
-    pdu: Mapping[str, Any]
+
+    def __init__(
+        self,
+        version: RoomVersion,
+        event_id: EventID,
+        room_id: RoomID,
+        type: str,
+        state_key: str | None,
+        sender: UserID,
+        origin_server_ts: int,
+        depth: int,
+        json: bytes,
+        content_json: msgspec.Raw | None,
+        content: Mapping[str, Any] | None,
+        pdu: Mapping[str, Any] | None,
+    ) -> None:
+        """`json` is the PDU as canonical JSON; the last three are parts of it that the maker has at hand."""
+        self.version = version
+        self.event_id = event_id
+        self.room_id = room_id
+        self.type = type
+        self.state_key = state_key
+        self.sender = sender
+        self.origin_server_ts = origin_server_ts
+        self.depth = depth
+        self._json = json
+        self._content_json = content_json
+        self._content = content
+        self._pdu = pdu
+
+    def __repr__(self) -> str:
+        return f"<Event {self.event_id} {self.type!r} in {self.room_id}>"
+
+    @property
+    def pdu(self) -> Mapping[str, Any]:
+        pdu = self._pdu
+        if pdu is None:
+            pdu = self._pdu = _decode_object(self._json)
+        return pdu
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        content = self._content
+        if content is None:
+            content = self._content = _decode_object(self._content_json or b"{}")
+        return content
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it has a `state_key`, be it empty."""
+        return self.state_key is not None
 
     @property
     def key(self) -> StateKey:
         """The state entry that this state event sets. Only for state events."""
-        raise NotImplementedError
+        if self.state_key is None:
+            raise ValueError(f"{self.event_id} is no state event")
+        return StateKey(self.type, self.state_key)
 
     @property
     def prev_events(self) -> Sequence[EventID]:
         """Ids only, whatever the event format."""
-        raise NotImplementedError
+        return _ids(self.version, self.pdu["prev_events"])
 
     @property
     def auth_events(self) -> Sequence[EventID]:
         """Ids only, whatever the event format. In rooms that are named by their create event, without that event."""
-        raise NotImplementedError
+        return _ids(self.version, self.pdu["auth_events"])
 
     @property
     def redacts(self) -> EventID | None:
         """The target of a redaction, wherever this version keeps it; None for other types and malformed values."""
-        raise NotImplementedError
+        if self.type != "m.room.redaction":
+            return None
+        target = (self.content if self.version.redacts_in_content else self.pdu).get("redacts")
+        return EventID(target) if isinstance(target, str) and is_event_id(target) else None
 
     @property
     def membership(self) -> str | None:
         """`content.membership` of m.room.member when it is a string, else None."""
-        raise NotImplementedError
+        if self.type != "m.room.member":
+            return None
+        membership = self.content.get("membership")
+        return membership if isinstance(membership, str) else None
+
+
+# ---- reading
 
 
 def parse_event(version: RoomVersion, pdu: Mapping[str, Any], *, event_id: EventID | None = None) -> Event:
     """Read a PDU of a room of that version; checks form, types, and sizes, not signatures, hashes or authorization.
 
-    `event_id` is passed for events read from our own storage, so that the hash is not computed again.
+    `pdu` is JSON as `decode_json` gives it. `event_id` is passed where it is known, so that the hash is not computed
+    again. In rooms that are named by their create event, the create event's room id follows from its hash; that it has
+    none of its own is for authorization to check.
     Raises `BadEvent` (a MatrixError, M_BAD_JSON) with what is wrong. spec: client-server-api#size-limits
     """
-    raise NotImplementedError
+    if "unsigned" in pdu:
+        pdu = {key: value for key, value in pdu.items() if key != "unsigned"}
+    get = pdu.get
+    event_type = _text("type", get("type"))
+    sender = get("sender")
+    if type(sender) is not str or not is_user_id(sender):
+        raise BadEvent("`sender` must be a user ID")
+    state_key = _text("state_key", pdu["state_key"]) if "state_key" in pdu else None
+    content = get("content")
+    if type(content) is not dict:
+        raise BadEvent("`content` must be an object")
+    # spec: rooms/v6#event-format lowers the limit of depth to what canonical JSON can carry
+    depth = _int_within("depth", get("depth"), 0, MAX_SAFE_INTEGER if version.strict_canonical_json else _MAX_INT64)
+    origin_server_ts = _int_within("origin_server_ts", get("origin_server_ts"), -_MAX_INT64, _MAX_INT64)
+    _check_references(version, "prev_events", get("prev_events"), MAX_PREV_EVENTS)
+    _check_references(version, "auth_events", get("auth_events"), MAX_AUTH_EVENTS)
+    _check_hashes(get("hashes"))
+    _check_signatures(get("signatures"))
+
+    encoded = encode_event_json(version, pdu)
+    if event_id is None:
+        event_id = compute_event_id(version, pdu)
+    room_id = _room_id(version, event_type, get("room_id"), event_id)
+    return Event(
+        version,
+        event_id,
+        room_id,
+        event_type,
+        state_key,
+        UserID(sender),
+        origin_server_ts,
+        depth,
+        encoded,
+        None,
+        content,
+        pdu,
+    )
+
+
+class _Stored(msgspec.Struct, gc=False):
+    """What `load_event` reads of stored bytes at once."""
+
+    type: str
+    sender: UserID
+    origin_server_ts: int
+    depth: int
+    content: msgspec.Raw
+    state_key: str | None = None
+
+
+_decode_stored = msgspec.json.Decoder(_Stored).decode
+
+
+def load_event(version: RoomVersion, event_id: EventID, room_id: RoomID, json: bytes) -> Event:
+    """Read the bytes that `encode_pdu` gave and that we stored. Checks nothing."""
+    stored = _decode_stored(json)
+    return Event(
+        version,
+        event_id,
+        room_id,
+        stored.type,
+        stored.state_key,
+        stored.sender,
+        stored.origin_server_ts,
+        stored.depth,
+        json,
+        stored.content,
+        None,
+        None,
+    )
+
+
+# ---- writing
 
 
 def encode_pdu(event: Event) -> bytes:
     """The PDU as canonical JSON: the bytes that are stored and sent to other servers."""
-    raise NotImplementedError
+    return event._json
 
 
-def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
-    """spec: server-server-api#calculating-the-reference-hash-for-an-event"""
-    raise NotImplementedError
+class _ClientForm(msgspec.Struct, gc=False):
+    type: str
+    sender: str
+    event_id: str
+    origin_server_ts: int
+    content: msgspec.Raw | Mapping[str, Any]
+    state_key: str | msgspec.UnsetType = msgspec.UNSET
+    redacts: str | msgspec.UnsetType = msgspec.UNSET
+
+
+_encode_client_form = msgspec.json.Encoder().encode
 
 
 def client_form_prefix(event: Event) -> bytes:
@@ -91,4 +273,136 @@ def client_form_prefix(event: Event) -> bytes:
     The reader appends `,"room_id":"…"`, `,"unsigned":{…}` and `}`. Computed once an event and cached by its keeper.
     `redacts` is given at the top level and in the content, whichever the version has. spec: client-server-api#room-event-format
     """
-    raise NotImplementedError
+    content: msgspec.Raw | Mapping[str, Any] = event.content if event._content_json is None else event._content_json
+    form = _ClientForm(event.type, event.sender, event.event_id, event.origin_server_ts, content)
+    if event.state_key is not None:
+        form.state_key = event.state_key
+    if (target := event.redacts) is not None:
+        # spec: client-server-api#mroomredaction asks for both places, for clients older and newer than the room
+        form.redacts = target
+        form.content = {**event.content, "redacts": target}
+    return _encode_client_form(form)[:-1]
+
+
+def encode_event_json(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
+    """A PDU as canonical JSON as strict as its version is, at most `MAX_PDU_BYTES`.
+
+    Raises `BadEvent`, `EventTooLarge`.
+    """
+    try:
+        if version.strict_canonical_json:
+            check_strict(pdu)
+            encoded = encode_checked(pdu)
+        else:
+            encoded = encode_canonical(pdu)
+        if encoded.count(b"{") + encoded.count(b"[") > MAX_EVENT_DEPTH:
+            check_depth(pdu, MAX_EVENT_DEPTH)
+    except BadJson as error:
+        raise BadEvent(error.text) from error
+    if len(encoded) > MAX_PDU_BYTES:
+        raise EventTooLarge(f"Events may not be larger than {MAX_PDU_BYTES} bytes")
+    return encoded
+
+
+# ---- naming
+
+
+def encode_reference(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
+    """The part of an event that its signatures and its reference hash are made over, as canonical JSON.
+
+    Raises `BadJson`. spec: server-server-api#signing-events
+    """
+    redacted = redact(version, pdu)
+    redacted.pop("signatures", None)
+    return encode_checked(redacted) if version.strict_canonical_json else encode_canonical(redacted)
+
+
+def compute_reference_hash(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
+    """spec: server-server-api#calculating-the-reference-hash-for-an-event"""
+    return sha256(encode_reference(version, pdu)).digest()
+
+
+def event_id_of_hash(version: RoomVersion, reference_hash: bytes) -> EventID:
+    """The id that an event has by its reference hash, from room version 3 on. spec: rooms/v4#event-ids"""
+    encode = b64encode if version.event_format is EventFormat.V3 else urlsafe_b64encode
+    return EventID("$" + encode(reference_hash)[:43].decode())
+
+
+def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
+    """The id of an event: its reference hash, or in versions 1 and 2 what it says itself.
+
+    Raises `BadEvent` for an `event_id` that is none. spec: server-server-api#calculating-the-reference-hash-for-an-event
+    """
+    if version.event_format is not EventFormat.V1:
+        return event_id_of_hash(version, compute_reference_hash(version, pdu))
+    event_id = pdu.get("event_id")
+    if type(event_id) is not str or not is_event_id(event_id) or ":" not in event_id:
+        raise BadEvent("`event_id` must be an event ID with a domain")
+    return EventID(event_id)
+
+
+# ---- the checks of parse_event
+
+
+def _room_id(version: RoomVersion, event_type: str, room_id: object, event_id: EventID) -> RoomID:
+    if version.room_id_is_create_hash:
+        if event_type == "m.room.create":
+            return RoomID("!" + event_id[1:])
+        if type(room_id) is not str or not room_id.startswith("!") or not is_hash_id(room_id):
+            raise BadEvent("`room_id` must be the hash of a create event")
+        return RoomID(room_id)
+    text = _text("room_id", room_id)
+    if not text.startswith("!") or ":" not in text:
+        raise BadEvent("`room_id` must be a room ID with a domain")
+    return RoomID(text)
+
+
+def _text(name: str, value: object) -> str:
+    if type(value) is not str:
+        raise BadEvent(f"`{name}` must be a string")
+    # NUL cannot be stored in every database; no honest event has it in these fields.
+    if "\0" in value:
+        raise BadEvent(f"`{name}` may not have a NUL character")
+    if len(value) * 4 > MAX_ID_BYTES and len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise EventTooLarge(f"`{name}` may not be longer than {MAX_ID_BYTES} bytes")
+    return value
+
+
+def _int_within(name: str, value: object, least: int, most: int) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise BadEvent(f"`{name}` must be an integer between {least} and {most}")
+    return value
+
+
+def _check_references(version: RoomVersion, name: str, value: object, limit: int) -> None:
+    if type(value) is not list:
+        raise BadEvent(f"`{name}` must be an array")
+    if len(value) > limit:
+        raise BadEvent(f"`{name}` may not have more than {limit} entries")
+    pairs = version.event_format is EventFormat.V1
+    for item in value:
+        if pairs:
+            if type(item) is not list or len(item) != 2 or type(item[1]) is not dict:
+                raise BadEvent(f"`{name}` must have pairs of an event ID and hashes")
+            item = item[0]
+        if type(item) is not str or not is_event_id(item):
+            raise BadEvent(f"`{name}` must name events by their IDs")
+
+
+def _check_hashes(value: object) -> None:
+    if type(value) is not dict or type(value.get("sha256")) is not str:
+        raise BadEvent("`hashes` must have the string `sha256`")
+
+
+def _check_signatures(value: object) -> None:
+    if type(value) is not dict:
+        raise BadEvent("`signatures` must be an object")
+    for signatures in value.values():
+        if type(signatures) is not dict or not all(type(signature) is str for signature in signatures.values()):
+            raise BadEvent("`signatures` must have an object of strings for each server")
+
+
+def _ids(version: RoomVersion, references: Sequence[Any]) -> list[EventID]:
+    if version.event_format is EventFormat.V1:
+        return [EventID(reference[0]) for reference in references]
+    return list(references)

@@ -1,0 +1,151 @@
+"""JSON from outside, and canonical JSON: the one byte form of a value, over which hashes and signatures are made.
+
+Laws: `decode_json` turns any bytes into a value or a `MatrixError`, never anything else. What it gives has only dicts
+with string keys, lists, strings without lone surrogates, ints, finite floats, bools and None, nested at most `MAX_DEPTH`
+deep, so that nothing behind it needs to look again. Of a key that stands twice in an object, the last value counts (as
+in every other server; RFC 8259 leaves it open); hashes and signatures are made over the value, so a second reading of
+the same bytes by another rule cannot get past them.
+
+msgspec's sorted output is canonical JSON, but for floats, which it writes differently from everyone else (`1e16`, not
+`1e+16`); those old rooms and EDUs that carry floats go through the standard library. A property test compares both with
+the canonicaljson package.
+
+spec: appendices#canonical-json, rooms/v6#canonical-json
+"""
+
+import json
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import BadJson, NotJson
+
+MAX_DEPTH: Final = 256
+"""How deep objects and arrays may nest, in what we read and in what we sign."""
+
+MAX_SAFE_INTEGER: Final = 2**53 - 1
+"""Integers beyond ± this are no canonical JSON. spec: appendices#canonical-json"""
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_encode_with_floats = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True, check_circular=False
+).encode
+
+
+def decode_json(data: bytes | bytearray | memoryview) -> Any:
+    """The value of a JSON text in UTF-8.
+
+    Raises `NotJson` for what is no JSON (NaN and Infinity among it), `BadJson` for JSON that nests too deep or has
+    numbers too big to be kept.
+    """
+    try:
+        value = _decode(data)
+    except msgspec.ValidationError as error:
+        raise BadJson(f"The JSON cannot be accepted: {error}") from error
+    except msgspec.DecodeError as error:
+        raise NotJson(f"Not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise NotJson("Not valid JSON: the text is not UTF-8") from error
+    except RecursionError as error:
+        raise BadJson("The JSON is nested too deep") from error
+    # A text with fewer opening brackets than levels allowed cannot be too deep; most texts are let off with a count.
+    raw = bytes(data)
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        check_depth(value)
+    return value
+
+
+def decode_object(data: bytes | bytearray | memoryview) -> dict[str, Any]:
+    """As `decode_json`, and the value is an object; else `BadJson`."""
+    value = decode_json(data)
+    if type(value) is not dict:
+        raise BadJson("The JSON must be an object")
+    return value
+
+
+def check_depth(value: object, limit: int = MAX_DEPTH) -> None:
+    """Raises `BadJson` for a value with more than `limit` levels of objects and arrays."""
+    level: list[Any] = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for item in level
+            if (kind := type(item)) is dict or kind is list
+            for child in (item.values() if kind is dict else item)
+            if type(child) is dict or type(child) is list
+        ]
+        if not level:
+            return
+    raise BadJson("The JSON is nested too deep")
+
+
+def check_strict(value: object) -> None:
+    """Raises `BadJson` for what canonical JSON does not allow: floats, and integers beyond ±(2^53 - 1).
+
+    Events of versions with `strict_canonical_json` are checked with it. spec: rooms/v6#canonical-json
+    """
+    items: list[Any] = [value]
+    extend = items.extend
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            continue
+        if kind is dict:
+            extend(item.values())
+        elif kind is list or kind is tuple:
+            extend(item)
+        elif kind is int:
+            if not -MAX_SAFE_INTEGER <= item <= MAX_SAFE_INTEGER:
+                raise BadJson("Integers must be between -(2^53 - 1) and 2^53 - 1")
+        elif kind is float:
+            raise BadJson("Numbers must be integers")
+        elif item is not None and kind is not bool:
+            raise BadJson(f"This is no JSON value: {kind.__name__}")
+
+
+def encode_canonical(value: object) -> bytes:
+    """The canonical JSON of a value; floats and big integers are written as old rooms do.
+
+    Raises `BadJson` for values that have no JSON form.
+    """
+    if _has_float(value):
+        try:
+            return _encode_with_floats(value).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise BadJson(f"This value has no canonical JSON form: {error}") from error
+    return encode_checked(value)
+
+
+def encode_strict(value: object) -> bytes:
+    """As `encode_canonical`, and raises `BadJson` for what `check_strict` refuses."""
+    check_strict(value)
+    return encode_checked(value)
+
+
+def encode_checked(value: object) -> bytes:
+    """The canonical JSON of a value that is known to have no floats (it passed `check_strict`, or is of our making).
+
+    `msgspec.Raw` in it is copied as it is, and must be canonical. Raises `BadJson` for values with no JSON form.
+    """
+    try:
+        return _encode(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadJson(f"This value has no canonical JSON form: {error}") from error
+
+
+def _has_float(value: object) -> bool:
+    """Whether a float is in it, at any depth."""
+    items: list[Any] = [value]
+    extend = items.extend
+    for item in items:
+        kind = type(item)
+        if kind is str:
+            continue
+        if kind is dict:
+            extend(item.values())
+        elif kind is list or kind is tuple:
+            extend(item)
+        elif kind is float:
+            return True
+    return False

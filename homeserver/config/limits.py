@@ -1,0 +1,94 @@
+"""Rate limits: how often something may be done by one user, from one address, or in one room.
+
+A limit is a bucket: `burst_count` at once, and it fills again at `per_second`.
+"""
+
+from dataclasses import dataclass
+
+from homeserver.config.option import option, section
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """One bucket."""
+
+    per_second: float = option(1.0, "How many a second in the long run.", minimum=0)
+    burst_count: float = option(10.0, "How many at once.", minimum=0)
+
+
+def limit(per_second: float, burst_count: float, text: str, *, not_yet: bool = False) -> RateLimit:
+    """Declare a rate limit with its own defaults."""
+    return option(RateLimit(per_second=per_second, burst_count=burst_count), text, not_yet=not_yet)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginLimits:
+    """Three buckets for signing in."""
+
+    address: RateLimit = limit(0.003, 5, "Sign-ins from one address.")
+    account: RateLimit = limit(0.003, 5, "Sign-ins to one account.")
+    failed_attempts: RateLimit = limit(0.17, 3, "Failed sign-ins to one account.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinLimits:
+    """Two buckets for joining rooms."""
+
+    local: RateLimit = limit(0.1, 10, "Joins of one user to rooms that this server is in.")
+    remote: RateLimit = limit(0.01, 10, "Joins of one user to rooms that this server must first join over federation.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InviteLimits:
+    """Three buckets for invitations."""
+
+    per_room: RateLimit = limit(0.3, 10, "Invitations to one room.")
+    per_user: RateLimit = limit(0.003, 5, "Invitations that one user receives.")
+    per_issuer: RateLimit = limit(0.3, 10, "Invitations that one user sends.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PresenceLimits:
+    """One bucket for presence."""
+
+    per_user: RateLimit = limit(0.1, 1, "Changes of presence by one user.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FederationLimits:
+    """How hard another server may press on this one."""
+
+    window_size: int = option(1000, "The window in which requests are counted, in milliseconds.", minimum=1)
+    sleep_limit: int = option(10, "Requests of one server in a window, before each next one waits.", minimum=0)
+    sleep_delay: int = option(500, "How long it waits, in milliseconds.", minimum=0)
+    reject_limit: int = option(50, "Waiting requests of one server, before more are refused.", minimum=0)
+    concurrent: int = option(3, "Requests of one server that are answered at the same time.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Rate limits. Each is a bucket of `burst_count` that fills at `per_second`."""
+
+    rc_message: RateLimit = limit(0.2, 10, "Messages and other events sent by one user.")
+    rc_registration: RateLimit = limit(0.17, 3, "Registrations from one address.")
+    rc_registration_token_validity: RateLimit = limit(
+        0.1, 5, "Questions from one address whether a registration token is valid."
+    )
+    rc_login: LoginLimits = section(LoginLimits, "Signing in.")
+    rc_joins: JoinLimits = section(JoinLimits, "Joining rooms.")
+    rc_joins_per_room: RateLimit = limit(1, 10, "Joins to one room.")
+    rc_invites: InviteLimits = section(InviteLimits, "Invitations.")
+    rc_room_creation: RateLimit = limit(0.016, 10, "Rooms created by one user.")
+    rc_profile: RateLimit = limit(0.2, 10, "Changes of one user's profile.")
+    rc_admin_redaction: RateLimit | None = option(
+        None, "Redactions by one administrator of the server, where they shall differ from `rc_message`.", not_yet=True
+    )
+    rc_3pid_validation: RateLimit = limit(0.003, 5, "Requests for a confirming e-mail or text message.", not_yet=True)
+    rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
+    rc_media_create: RateLimit = limit(10, 50, "Media addresses reserved by one user.", not_yet=True)
+    rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.", not_yet=True)
+    rc_presence: PresenceLimits = section(PresenceLimits, "Presence.", not_yet=True)
+    rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)
+    rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)
+    rc_delayed_event_mgmt: RateLimit = limit(1, 5, "Requests about delayed events by one user.", not_yet=True)
+    rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.", not_yet=True)

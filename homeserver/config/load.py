@@ -1,0 +1,193 @@
+"""Configuration files in, `Config` out, with everything that is to be said about them.
+
+A key that no option has is looked up among the keys that Synapse knows (`synapse_keys.tsv`): one of those has no effect
+here, which is said once and stops nothing; any other is an error, with the nearest key that exists.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from homeserver.config.option import description_of
+from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
+from homeserver.config.whole import GROUPS, Config
+from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
+
+REASONS = {
+    "later": "not implemented here yet",
+    "workers": "every node is the same program here; there are no workers to set up",
+    "tuning": "this server needs no tuning of this kind",
+    "log": "logging is set up in the section `log`",
+    "macaroons": "access tokens here are random, there is no secret that they are made with",
+    "statistics": "this server reports to nobody",
+    "process": "left to systemd or whatever starts the server",
+    "modules": "plug-ins written for Synapse do not run here",
+    "obsolete": "Synapse itself has dropped or never documented it",
+    "experimental": "a switch for experiments in Synapse; what is served here is in the documentation",
+    "default": "this server always does it",
+}
+"""Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
+
+
+class ConfigError(Exception):
+    """The files cannot be used. `lines` are all the complaints, a sentence each, with file and line."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A configuration, and what in its files has no effect."""
+
+    config: Config
+    notices: tuple[str, ...]
+
+
+def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded:
+    """Read configuration files; a key in a later file replaces that of an earlier one, a folder stands for its
+    `*.yaml` in order of name. `environment` may override secrets. Raises `ConfigError`."""
+    files = [file for path in paths for file in _files(path)]
+    sources: dict[str, tuple[Path, Document]] = {}
+    values: dict[str, Any] = {}
+    for file in files:
+        document = _read_file(file)
+        values |= document.values
+        sources |= dict.fromkeys(document.values, (file, document))
+    reading = Reading(folder=files[0].parent.absolute(), environment=environment)
+    config, notices = _build(values, reading)
+    if config is not None:
+        reading.problems.extend(_check_together(config))
+    if reading.problems or config is None:
+        raise ConfigError([_located(problem, files[0], sources) for problem in reading.problems])
+    return Loaded(config, tuple(_located(notice, files[0], sources) for notice in notices))
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
+    if not files:
+        raise ConfigError([f"{path}: there is no *.yaml file in this folder"])
+    return files
+
+
+def _read_file(path: Path) -> Document:
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError([f"{path}: there is no such file; `python -m homeserver init` makes one"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is not text in UTF-8"]) from error
+    except NotYaml as error:
+        raise ConfigError([f"{path}: {error}"]) from error
+
+
+def _located(problem: Problem, first: Path, sources: Mapping[str, tuple[Path, Document]]) -> str:
+    top = problem.place[0] if problem.place else None
+    if not isinstance(top, str) or top not in sources:
+        return f"{first}: {problem}"
+    file, document = sources[top]
+    place = problem.place
+    while place and place not in document.lines:
+        place = place[:-1]
+    return f"{file}:{document.lines[place]}: {problem}"
+
+
+def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, list[Problem]]:
+    known: list[str] = []
+    groups: dict[str, Any] = {}
+    for name, kind in GROUPS.items():
+        made = read_fields(kind, values, (), reading, known)
+        groups[name] = None if made is None else kind(**made)
+    reading.unknown.extend(((key,), values[key], known) for key in values if key not in known)
+    notices = _judge_unknown(reading) + _not_yet(reading)
+    if any(group is None for group in groups.values()):
+        return None, notices
+    return Config(**groups, folder=reading.folder), notices
+
+
+def _judge_unknown(reading: Reading) -> list[Problem]:
+    """Keys of Synapse become notices, all others problems."""
+    synapse = synapse_keys()
+    notices = []
+    for place, value, known in reading.unknown:
+        pattern = spell_place(tuple(step for step in place if isinstance(step, str)))
+        if pattern in synapse:
+            notices.append(Problem(place, f"has no effect: {REASONS[synapse[pattern]]}"))
+            continue
+        near = _near(str(place[-1]), place, known, synapse)
+        hint = f"; did you mean {near}?" if near else ""
+        reading.complain(place, f"unknown option (its value is {show(value)}){hint}")
+    return notices
+
+
+def _near(key: str, place: Place, known: Sequence[str], synapse: Mapping[str, str]) -> str | None:
+    prefix = ".".join(str(step) for step in place[:-1] if isinstance(step, str))
+    siblings = [name.rpartition(".")[2] for name in synapse if name.rpartition(".")[0] == prefix]
+    for candidates in (list(known), siblings):
+        if found := difflib.get_close_matches(key.lower(), candidates, n=1, cutoff=0.7):
+            return found[0]
+    return None
+
+
+def _not_yet(reading: Reading) -> list[Problem]:
+    notices = []
+    for place in sorted(reading.used & options_without_effect(), key=str):
+        notices.append(Problem(place, f"has no effect: {REASONS['later']}"))
+    return notices
+
+
+def options_without_effect() -> set[Place]:
+    """The options that are understood, but that nothing acts on yet."""
+    silent: set[Place] = set()
+    for kind in GROUPS.values():
+        for place, _kind, declared in each_option(kind):
+            if description_of(declared).not_yet:
+                silent.add(place)
+    return silent
+
+
+def synapse_keys() -> dict[str, str]:
+    """The keys that Synapse knows and this server has no option for, with a word of `REASONS` for each."""
+    text = resources.files("homeserver.config").joinpath("synapse_keys.tsv").read_text(encoding="utf-8")
+    return dict(line.split("\t") for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def _check_together(config: Config) -> list[Problem]:
+    """What is wrong with options that are right each by itself."""
+    problems = []
+    network = config.network
+    for at, listener in enumerate(network.listeners):
+        place: Place = ("listeners", at)
+        if (listener.port is None) == (listener.path is None):
+            problems.append(Problem(place, "must have either `port` or `path`"))
+        if listener.tls and listener.path is not None:
+            problems.append(Problem(place, "a Unix socket has no TLS; leave `tls` out"))
+        if listener.tls and not (network.tls_certificate_path and network.tls_private_key_path):
+            problems.append(Problem(place, "`tls` needs `tls_certificate_path` and `tls_private_key_path`"))
+    registration = config.registration
+    if (
+        registration.enable_registration
+        and not registration.registration_requires_token
+        and not registration.enable_registration_without_verification
+    ):
+        problems.append(
+            Problem(
+                ("enable_registration",),
+                "opens the server to anybody. Set `registration_requires_token: true`, or say that you mean it with "
+                "`enable_registration_without_verification: true`",
+            )
+        )
+    database = config.storage.database
+    if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
+        problems.append(Problem(("database", "args"), f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))
+    return problems
+
+
+SQLITE_IGNORED = {"check_same_thread", "timeout", "cp_reconnect", "cp_openfun"}
+"""Arguments for SQLite that files for Synapse have; this server opens its connections itself."""

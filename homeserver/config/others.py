@@ -1,0 +1,129 @@
+"""Options about the systems that this one talks to: other servers, application services, TURN servers, Redis."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from homeserver.config.option import Duration, Network, Secret, option, required, section
+
+PRIVATE_NETWORKS = (
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "192.0.0.0/24",
+    "169.254.0.0/16",
+    "192.88.99.0/24",
+    "198.18.0.0/15",
+    "192.0.2.0/24",
+    "198.51.100.0/24",
+    "203.0.113.0/24",
+    "224.0.0.0/4",
+    "240.0.0.0/4",
+    "0.0.0.0/8",
+    "::/128",
+    "::1/128",
+    "fe80::/10",
+    "fc00::/7",
+    "64:ff9b:1::/48",
+    "2001:db8::/32",
+    "ff00::/8",
+    "fec0::/10",
+)
+"""Where no request of a public server has any business: private, link-local, documentation, multicast ranges."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyServer:
+    """A server that is believed about other servers' keys."""
+
+    server_name: str = required("Its name.")
+    verify_keys: Mapping[str, str] = option({}, "Its own keys, when they are known beforehand.")
+    accept_keys_insecurely: bool = option(False, "Whether an answer without a known key of its own is believed.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Federation:
+    """Other Matrix servers."""
+
+    federation_domain_whitelist: tuple[str, ...] | None = option(
+        None,
+        "The only servers to talk with; `null`: all, `[]`: none.",
+        example='["ministry.example", "university.example"]',
+        not_yet=True,
+    )
+    federation_verify_certificates: bool = option(
+        True, "Whether other servers must have valid certificates. Only for tests: false.", not_yet=True
+    )
+    federation_custom_ca_list: tuple[Path, ...] = option(
+        (), "Certificate authorities to trust instead of the system's, PEM files.", not_yet=True
+    )
+    trusted_key_servers: tuple[KeyServer, ...] = option(
+        (),
+        "Servers to ask for other servers' keys when those do not answer themselves. None unless you name one.",
+        example="[{server_name: matrix.example.org}]",
+        not_yet=True,
+    )
+    ip_range_blacklist: tuple[Network, ...] = option(
+        tuple(Network(each) for each in PRIVATE_NETWORKS),
+        "Addresses that are never contacted, whatever a name resolves to.",
+        not_yet=True,
+    )
+    ip_range_whitelist: tuple[Network, ...] = option(
+        (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]', not_yet=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class URLPreviews:
+    """Previews of linked pages."""
+
+    url_preview_enabled: bool = option(
+        False, "Whether the server fetches linked pages to show previews of them.", not_yet=True
+    )
+    url_preview_ip_range_blacklist: tuple[Network, ...] = option(
+        tuple(Network(each) for each in PRIVATE_NETWORKS), "Addresses that previews never fetch from.", not_yet=True
+    )
+    url_preview_ip_range_whitelist: tuple[Network, ...] = option(
+        (), "Exceptions from `url_preview_ip_range_blacklist`.", not_yet=True
+    )
+    url_preview_accept_language: tuple[str, ...] = option(
+        ("en",), "The languages in which pages are asked for, best first.", not_yet=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """TURN servers, through which calls go that find no direct way."""
+
+    turn_uris: tuple[str, ...] = option(
+        (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]', not_yet=True
+    )
+    turn_shared_secret: Secret | None = option(
+        None, "The secret that the TURN servers share with this server.", not_yet=True
+    )
+    turn_username: str | None = option(None, "The user of TURN servers that share no secret.", not_yet=True)
+    turn_password: Secret | None = option(None, "Its password.", not_yet=True)
+    turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is good for.", not_yet=True)
+    turn_allow_guests: bool = option(False, "Whether guests may use the TURN servers.", not_yet=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    """Redis or Valkey, through which several nodes wake one another."""
+
+    enabled: bool = option(False, "Whether it is used.")
+    host: str = option("localhost", "Its host.")
+    port: int = option(6379, "Its port.", minimum=1, maximum=65535)
+    password: Secret | None = option(None, "Its password.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Others:
+    """Application services, Redis."""
+
+    app_service_config_files: tuple[Path, ...] = option(
+        (), "Registration files of application services (bridges, bots).", not_yet=True
+    )
+    redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_yet=True)

@@ -1,0 +1,314 @@
+"""From the plain values of a file to a section: every value checked, every complaint collected.
+
+A value that does not fit costs one `Problem` and the default stands in for it, so that a reader sees all that is wrong
+with a file at once. A key that no option has goes to `Reading.unknown`; `load.py` knows what to think of it.
+
+Secrets are found in four places, the first that has one wins: the environment (`MAHALLA_` and the option's path in
+capitals), the file that the environment names (`…_FILE`), the option itself, and the file that `<option>_path` or
+`<option>_file` names.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from homeserver.config.option import JSON, Description, Duration, Network, Secret, Size, default_of, description_of
+from homeserver.config.yaml_text import Place
+
+ENVIRONMENT_PREFIX = "MAHALLA_"
+SECRET_FILE_SUFFIXES = ("_path", "_file")
+
+DURATION_UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
+SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+WORDS_FOR_BOOL = {"yes": True, "on": True, "no": False, "off": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with one value. `str()` is the sentence for people, without the name of the file."""
+
+    place: Place
+    text: str
+
+    def __str__(self) -> str:
+        return f"{spell_place(self.place)}: {self.text}" if self.place else self.text
+
+
+@dataclass(slots=True)
+class Reading:
+    """What is known while a file is read, and what was found wrong."""
+
+    folder: Path
+    """Where relative paths start."""
+    environment: Mapping[str, str]
+    problems: list[Problem] = field(default_factory=list)
+    unknown: list[tuple[Place, Any, Sequence[str]]] = field(default_factory=list)
+    """Keys that no option has: where, the value, and the keys that may stand there."""
+    used: set[Place] = field(default_factory=set)
+    """Options that the file sets."""
+
+    def complain(self, place: Place, text: str) -> None:
+        self.problems.append(Problem(place, text))
+
+
+class Unfit(Exception):
+    """A value is not what its option wants. `str()` says what that is."""
+
+
+def spell_place(place: Place) -> str:
+    """`("listeners", 0, "port")` as `listeners[0].port`."""
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def show(value: object) -> str:
+    """A value as an error message shows it: short."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading) -> Any:
+    """Make a section of type `kind` from the mapping that stands at `place`; None when a required option is missing."""
+    known: list[str] = []
+    made = read_fields(kind, values, place, reading, known)
+    for key in values:
+        if key not in known:
+            reading.unknown.append(((*place, key), values[key], known))
+    return None if made is None else kind(**made)
+
+
+def read_fields(
+    kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading, known: list[str]
+) -> dict[str, Any] | None:
+    """Read the options of `kind` that stand in `values`; adds the keys that it looked for to `known`."""
+    types = get_type_hints(kind)
+    made: dict[str, Any] = {}
+    complete = True
+    for declared in fields(kind):
+        here = (*place, declared.name)
+        known.append(declared.name)
+        description = description_of(declared)
+        default = default_of(declared)
+        found = values.get(declared.name, MISSING)
+        if found is not MISSING:
+            reading.used.add(here)
+        if is_secret(types[declared.name]):
+            known.extend(declared.name + suffix for suffix in SECRET_FILE_SUFFIXES)
+            found = _find_secret(declared.name, values, place, reading, found)
+        elif is_dataclass(types[declared.name]) and found in (MISSING, None):
+            found = {}  # what is in the section may have a secret in the environment
+        if found is MISSING:
+            if default is MISSING:
+                reading.complain(
+                    here, "is required" + (f", as in {description.example}" if description.example else "")
+                )
+                complete = False
+            made[declared.name] = default
+            continue
+        try:
+            value = read_value(types[declared.name], found, here, reading, default)
+            check_bounds(value, description)
+        except Unfit as unfit:
+            shown = "a secret" if is_secret(types[declared.name]) else show(found)
+            reading.complain(here, f"got {shown}; {unfit}")
+            complete = complete and default is not MISSING
+            value = default
+        made[declared.name] = value
+    return made if complete else None
+
+
+def is_secret(kind: Any) -> bool:
+    """Whether a type is `Secret`, or that or None."""
+    return kind is Secret or Secret in get_args(kind)
+
+
+def _find_secret(name: str, values: Mapping[str, Any], place: Place, reading: Reading, found: Any) -> Any:
+    variable = environment_name((*place, name))
+    if variable in reading.environment:
+        return reading.environment[variable]
+    if f"{variable}_FILE" in reading.environment:
+        return _secret_in_file(reading.environment[f"{variable}_FILE"], (*place, name), reading)
+    for suffix in SECRET_FILE_SUFFIXES:
+        path = values.get(name + suffix)
+        if path is None:
+            continue
+        reading.used.add((*place, name + suffix))
+        if found is not MISSING and found is not None:
+            reading.complain((*place, name + suffix), f"is given, and so is {name}; one of them is enough")
+        elif not isinstance(path, str):
+            reading.complain((*place, name + suffix), f"got {show(path)}; want the path of a file")
+        else:
+            found = _secret_in_file(path, (*place, name + suffix), reading)
+    return found
+
+
+def _secret_in_file(path: str, place: Place, reading: Reading) -> Any:
+    try:
+        return (reading.folder / path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        reading.complain(place, f"cannot read {path}: {reason}")
+        return MISSING
+
+
+def environment_name(place: Place) -> str:
+    """The variable that overrides the secret at `place`: `MAHALLA_REGISTRATION_SHARED_SECRET`."""
+    return ENVIRONMENT_PREFIX + "_".join(str(step) for step in place).upper()
+
+
+def read_value(kind: Any, found: Any, place: Place, reading: Reading, default: Any = None) -> Any:
+    """One value as the type `kind`. Raises `Unfit`; what is wrong inside a section is put into `reading`."""
+    if kind is JSON:
+        return found
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        if found is None:
+            return None
+        (inner,) = (each for each in get_args(kind) if each is not NoneType)
+        return read_value(inner, found, place, reading, default)
+    if is_dataclass(kind):
+        return _read_inner_section(kind, found, place, reading, default)
+    if origin is tuple:
+        return _read_list(get_args(kind)[0], found, place, reading)
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+        return _read_mapping(get_args(kind)[1], found, place, reading)
+    if origin is Literal:
+        return _read_choice(get_args(kind), found)
+    return _read_plain(kind, found, reading)
+
+
+def _read_inner_section(kind: Any, found: Any, place: Place, reading: Reading, default: Any) -> Any:
+    if not isinstance(found, dict):
+        raise Unfit(f"want a section with {', '.join(each.name for each in fields(kind))}")
+    made = read_section(kind, with_defaults(kind, default, found), place, reading)
+    return default if made is None else made
+
+
+def with_defaults(kind: Any, default: Any, found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A limit's own defaults (`rc_login: {…}`) fill in what the file leaves out of it."""
+    if not isinstance(default, kind) or any(is_dataclass(getattr(default, each.name)) for each in fields(kind)):
+        return found
+    own = {each.name: getattr(default, each.name) for each in fields(kind)}
+    return {**{name: value for name, value in own.items() if _is_plain_number(value)}, **found}
+
+
+def _is_plain_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_list(kind: Any, found: Any, place: Place, reading: Reading) -> tuple[Any, ...]:
+    if not isinstance(found, list):
+        raise Unfit("want a list")
+    values = []
+    for at, each in enumerate(found):
+        try:
+            values.append(read_value(kind, each, (*place, at), reading))
+        except Unfit as unfit:
+            reading.complain((*place, at), f"got {show(each)}; {unfit}")
+    return tuple(value for value in values if value is not None)
+
+
+def _read_mapping(kind: Any, found: Any, place: Place, reading: Reading) -> dict[str, Any]:
+    if not isinstance(found, dict):
+        raise Unfit("want names with values")
+    values = {}
+    for name, each in found.items():
+        try:
+            values[name] = read_value(kind, each, (*place, name), reading)
+        except Unfit as unfit:
+            reading.complain((*place, name), f"got {show(each)}; {unfit}")
+    return values
+
+
+def _read_choice(choices: Sequence[object], found: Any) -> object:
+    word = WORDS_FOR_BOOL.get(found.lower(), found) if isinstance(found, str) and True in choices else found
+    for choice in choices:
+        if choice == word and isinstance(choice, bool) == isinstance(word, bool):
+            return choice
+    if found is False and "off" in choices:  # `off` as the YAML of old would have it
+        return "off"
+    raise Unfit(f"want one of {', '.join(_yaml_word(choice) for choice in choices)}")
+
+
+def _yaml_word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
+    if kind is bool:
+        return _read_bool(found)
+    if kind is int or kind is float:
+        if _is_plain_number(found) and (kind is float or isinstance(found, int)):
+            return kind(found)
+        raise Unfit("want a whole number" if kind is int else "want a number")
+    if kind is Duration:
+        return Duration(_with_unit(found, DURATION_UNITS, "a duration such as 30s, 5m, 24h or 7d"))
+    if kind is Size:
+        return Size(_with_unit(found, SIZE_UNITS, "a size such as 512K, 50M or 2G"))
+    text = _read_text(found)
+    if kind is Path:
+        return reading.folder / text
+    if kind is Network:
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError as error:
+            raise Unfit("want an address range such as 10.0.0.0/8") from error
+    if kind in (str, Secret):
+        return kind(text)
+    raise TypeError(f"an option cannot be of type {kind}")
+
+
+def _read_bool(found: Any) -> bool:
+    if isinstance(found, bool):
+        return found
+    if isinstance(found, str) and found.lower() in WORDS_FOR_BOOL:
+        return WORDS_FOR_BOOL[found.lower()]
+    raise Unfit("want true or false")
+
+
+def _read_text(found: Any) -> str:
+    if isinstance(found, str):
+        return found
+    if isinstance(found, int) and not isinstance(found, bool):
+        return str(found)
+    if isinstance(found, float | bool):
+        raise Unfit("want text: put it in quotes")
+    raise Unfit("want text")
+
+
+def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
+    if _is_plain_number(found) and isinstance(found, int):
+        return found
+    matched = re.fullmatch(r"(-?[0-9]{1,15})\s*([A-Za-z]?)", found) if isinstance(found, str) else None
+    if matched is None or (matched[2] and matched[2] not in units):
+        raise Unfit(f"want {wanted}")
+    return int(matched[1]) * units.get(matched[2], 1)
+
+
+def check_bounds(value: Any, description: Description) -> None:
+    """Hold a value against the bounds of its option. Raises `Unfit`."""
+    if value is None:
+        return
+    if _is_plain_number(value):
+        if description.minimum is not None and value < description.minimum:
+            raise Unfit(f"must be at least {description.minimum}")
+        if description.maximum is not None and value > description.maximum:
+            raise Unfit(f"must be at most {description.maximum}")
+    if description.check is not None and (wrong := description.check(value)):
+        raise Unfit(wrong)
+
+
+def each_option(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
+    """Every option of a section and of the sections in it: where, its type, its declaration."""
+    types = get_type_hints(kind)
+    for declared in fields(kind):
+        here = (*place, declared.name)
+        yield here, types[declared.name], declared
+        if is_dataclass(types[declared.name]):
+            yield from each_option(types[declared.name], here)

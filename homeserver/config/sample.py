@@ -1,0 +1,213 @@
+"""The options told to people: the sample file, and the page of the documentation, made from the declarations."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
+from textwrap import wrap
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from homeserver.config.load import REASONS, synapse_keys
+from homeserver.config.option import JSON, Duration, Network, Secret, Size, default_of, description_of
+from homeserver.config.read import environment_name, is_secret
+from homeserver.config.whole import GROUPS
+from homeserver.config.yaml_text import Place
+
+WIDTH = 100
+
+SAMPLE_HEAD = """\
+# The options of a homeserver. Only `server_name` must be given; everything else shows its default, commented out.
+# `python -m homeserver config check` says whether a file is right, and what in it has no effect.
+#
+# Durations: 30s, 5m, 24h, 7d, 2w, 1y. Sizes: 512K, 50M, 2G. Relative paths start at the folder of this file.
+# A secret may stand in a file of its own (`registration_shared_secret_path: FILE`) or in the environment
+# (MAHALLA_REGISTRATION_SHARED_SECRET, or MAHALLA_REGISTRATION_SHARED_SECRET_FILE).
+"""
+
+DOCS_HEAD = """\
+# Configuration
+
+`homeserver.yaml` is one YAML file. [`homeserver.yaml.sample`](../homeserver.yaml.sample) shows every option with its
+default; `python -m homeserver init` writes a short one to begin with. This page is made from the same declarations, by
+`scripts/write_sample_config`.
+
+- The names are those that operators of Synapse know, wherever the meaning is the same. A file made for Synapse is read;
+  what of it has no effect is said by `python -m homeserver config check` and once at start.
+- An unknown option is an error, and so is a value that does not fit; all errors are shown at once.
+- Durations are written `30s`, `5m`, `24h`, `7d`, `2w`, `1y`, or as a number of milliseconds. Sizes are written `512K`,
+  `50M`, `2G`, or as a number of bytes. Relative paths start at the folder of the configuration file.
+- `--config` may be given several times, and may name a folder, whose `*.yaml` are read in order of name: an option in a
+  later file replaces that of an earlier one.
+- YAML is read as version 1.2 has it (`no` and `off` are words), but where an option is true or false, `yes`, `no`, `on`
+  and `off` are understood too.
+- A *secret* may stand in a file of its own (option `NAME_path` or `NAME_file`) or in the environment (the variable that
+  is named with it, or the same with `_FILE` for the name of a file). The environment comes first.
+- *Not yet*: the option is understood and checked, but nothing acts on it so far.
+"""
+
+
+def write_sample() -> str:
+    """The text of `homeserver.yaml.sample`."""
+    lines = [SAMPLE_HEAD]
+    for kind in GROUPS.values():
+        lines.append(f"\n{'#' * 4} {_title(kind)}\n")
+        for declared, value_type in _declarations(kind):
+            lines.extend(_sample_option(declared, value_type, 0))
+            lines.append("")
+    return "\n".join(line.rstrip() for line in lines).rstrip() + "\n"
+
+
+def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterator[str]:
+    description = description_of(declared)
+    default = default_of(declared)
+    indent = "  " * depth
+    remark = "NOT YET: " if description.not_yet else ""
+    for line in wrap(remark + description.help, WIDTH - 2 * depth, break_on_hyphens=False):
+        yield f"#{indent}# {line}" if depth else f"# {line}"
+    if default is MISSING:
+        yield f"{declared.name}: {description.example}"
+    elif isinstance(value_type, type) and is_dataclass(value_type) and not _is_limit(default):
+        yield f"#{indent}{declared.name}:"
+        for inner, inner_type in _declarations(value_type):
+            yield from _sample_option(inner, inner_type, depth + 1)
+    else:
+        text = description.example or spell(default, value_type)
+        yield f"#{indent}{declared.name}: {text}".replace("\n", "\n#").replace(": \n", ":\n")
+
+
+def _is_limit(default: object) -> bool:
+    """A section of plain numbers goes on one line."""
+    return is_dataclass(default) and all(
+        isinstance(getattr(default, each.name), int | float) and not isinstance(getattr(default, each.name), bool)
+        for each in fields(default)
+    )
+
+
+def spell(value: Any, value_type: Any) -> str:
+    """A default, as YAML in one line."""
+    kind = _without_none(value_type)
+    if value is None:
+        return "null"
+    if kind is Duration:
+        return _with_unit(value, {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000})
+    if kind is Size:
+        return _with_unit(value, {"G": 1024**3, "M": 1024**2, "K": 1024})
+    if is_dataclass(value) and not isinstance(value, type):
+        hints = get_type_hints(type(value))
+        inner = ", ".join(
+            f"{each.name}: {spell(getattr(value, each.name), hints[each.name])}" for each in fields(value)
+        )
+        return f"{{{inner}}}"
+    if isinstance(value, tuple):
+        item = get_args(kind)[0] if get_args(kind) else str
+        return f"[{', '.join(spell(each, item) for each in value)}]"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, str) and value.replace("_", "").isalpha():
+        return value if value not in {"on", "off", "yes", "no"} else f'"{value}"'
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _with_unit(value: int, units: Mapping[str, int]) -> str:
+    for unit, factor in units.items():
+        if value and value % factor == 0:
+            return f"{value // factor}{unit}"
+    return str(value)
+
+
+def _without_none(value_type: Any) -> Any:
+    inner = [each for each in get_args(value_type) if each is not NoneType]
+    return inner[0] if len(inner) == 1 and NoneType in get_args(value_type) else value_type
+
+
+def _declarations(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(kind)
+    return [(declared, hints[declared.name]) for declared in fields(kind)]
+
+
+def _title(kind: type[Any]) -> str:
+    return (kind.__doc__ or kind.__name__).strip().rstrip(".")
+
+
+def write_docs() -> str:
+    """The text of `docs/configuration.md`."""
+    lines = [DOCS_HEAD]
+    for kind in GROUPS.values():
+        lines.append(f"## {_title(kind)}\n")
+        lines.extend(_docs_section(kind, ()))
+    lines.append("## Options of Synapse that have no effect here\n")
+    by_reason: dict[str, list[str]] = {word: [] for word in REASONS}
+    for key, word in synapse_keys().items():
+        by_reason[word].append(f"`{key}`")
+    for word, keys in by_reason.items():
+        if keys:
+            lines.append(f"- {REASONS[word]}: {', '.join(keys)}")
+    return "\n".join(lines) + "\n"
+
+
+def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
+    for declared, value_type in _declarations(kind):
+        here = (*place, declared.name)
+        description = description_of(declared)
+        default = default_of(declared)
+        name = ".".join(str(step) for step in here)
+        facts = [_type_name(value_type)]
+        if is_dataclass(value_type) and not _is_limit(default):
+            facts = ["section"]
+        elif default is MISSING:
+            facts.append("required")
+        elif declared.name == "listeners":
+            facts.append("default port 8008 of this machine alone")
+        elif not (isinstance(default, tuple) and len(default) > 5):
+            facts.append(f"default `{spell(default, value_type)}`")
+        for word, bound in (("at least", description.minimum), ("at most", description.maximum)):
+            if bound is not None and bound != 1:
+                facts.append(f"{word} {bound}")
+        if is_secret(value_type):
+            facts.append(f"secret, `{environment_name(here)}`")
+        if description.not_yet:
+            facts.append("**not yet**")
+        yield f"### `{name}`\n\n{description.help}\n\n*{', '.join(facts)}*\n"
+        if description.example and "\n" in description.example:
+            yield f"```yaml\n{declared.name}:{description.example}\n```\n"
+        elif description.example:
+            yield f"Example: `{declared.name}: {description.example}`\n"
+        inner = _section_in(value_type)
+        if inner is not None and not _is_limit(default):
+            yield from _docs_section(inner, here if inner is value_type else (*here, "…"))
+
+
+def _section_in(value_type: Any) -> type[Any] | None:
+    """The section that a type is, or that its list or mapping is made of."""
+    candidates = [value_type, *get_args(_without_none(value_type))]
+    return next((each for each in candidates if isinstance(each, type) and is_dataclass(each)), None)
+
+
+TYPE_NAMES: dict[Any, str] = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    Duration: "duration",
+    Size: "size",
+    Secret: "text",
+    Network: "address range",
+    JSON: "anything",
+}
+
+
+def _type_name(value_type: Any) -> str:
+    kind = _without_none(value_type)
+    if kind in TYPE_NAMES:
+        return TYPE_NAMES[kind]
+    if is_dataclass(kind):
+        return "section"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(f"`{str(each).lower()}`" for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"list of: {_type_name(get_args(kind)[0])}"
+    return f"names, each with: {_type_name(get_args(kind)[1])}"

@@ -1,0 +1,203 @@
+"""Options about the server as such: its name, where it listens, where it keeps things, what it logs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from federation.protocol.ids import is_server_name
+from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
+
+def _check_server_name(name: str) -> str | None:
+    # 230 and not 255 characters, so that user ids have room for a name
+    if is_server_name(name) and len(name) <= 230:
+        return None
+    return "must be a host name, with :PORT if need be, as in user ids: no https://, no path"
+
+
+def _check_base_url(url: str) -> str | None:
+    return None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Name:
+    """The name of the server and the addresses under which it is known."""
+
+    server_name: str = required(
+        "The part of user ids after the colon. It cannot be changed later.",
+        example="example.org",
+        check=_check_server_name,
+    )
+    public_baseurl: str | None = option(
+        None,
+        "The address under which clients reach this server.",
+        example="https://matrix.example.org/",
+        check=_check_base_url,
+    )
+    serve_server_wellknown: bool = option(
+        False,
+        "Whether `/.well-known/matrix/server` sends other servers to port 443 of `server_name` instead of 8448.",
+    )
+    extra_well_known_client_content: Mapping[str, JSON] = option(
+        {}, "Further content of `/.well-known/matrix/client`.", example='{"org.example": {"theme": "dark"}}'
+    )
+    admin_contact: str | None = option(
+        None,
+        "Where people may write to the administrators (`mailto:…` or `https://…`). Shown in "
+        "`/.well-known/matrix/support`.",
+        example="mailto:admin@example.org",
+    )
+    support_page: str | None = option(
+        None, "A page for people who need help. Shown in `/.well-known/matrix/support`.", check=_check_base_url
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """What a listener serves."""
+
+    names: tuple[
+        Literal[
+            "client",
+            "federation",
+            "media",
+            "keys",
+            "health",
+            "metrics",
+            "consent",
+            "openid",
+            "static",
+            "replication",
+        ],
+        ...,
+    ] = required("`client`, `federation`, `media`, `keys`, `openid`, `health`, `metrics`; the others have no effect.")
+    compress: bool = option(False, "Whether large answers are compressed.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """A socket: a TCP port, with or without TLS, or a Unix socket."""
+
+    port: int | None = option(None, "A TCP port; 0 takes any that is free.", minimum=0, maximum=65535)
+    path: Path | None = option(None, "A Unix socket, instead of a port.")
+    mode: int = option(0o666, "The permissions of the Unix socket, as in `0o660`.", minimum=0, maximum=0o777)
+    bind_addresses: tuple[str, ...] = option(
+        ("::", "0.0.0.0"), "The addresses to listen on. One that this machine does not have is an error, except `::`."
+    )
+    type: Literal["http", "metrics", "manhole"] = option(
+        "http", "`http`, or `metrics` for the figures alone. `manhole` has no effect."
+    )
+    tls: bool = option(False, "Whether this port speaks TLS; with `tls_certificate_path` and `tls_private_key_path`.")
+    x_forwarded: bool = option(
+        False, "Whether the client's address is taken from X-Forwarded-For, as it must be behind a reverse proxy."
+    )
+    tag: str | None = option(None, "A name of the listener for the log.")
+    request_id_header: str | None = option(None, "A header of the proxy that carries the id of a request.")
+    resources: tuple[Resource, ...] = option(
+        (Resource(names=("client", "federation")),), "What is served here.", example="[{names: [client, federation]}]"
+    )
+
+
+DEFAULT_LISTENER = Listener(port=8008, bind_addresses=("::1", "127.0.0.1"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """Where the server listens."""
+
+    listeners: tuple[Listener, ...] = option(
+        (DEFAULT_LISTENER,),
+        "The sockets of this server.",
+        example=(
+            "\n"
+            "  - port: 8008\n"
+            '    bind_addresses: ["::1", "127.0.0.1"]\n'
+            "    x_forwarded: true\n"
+            "    resources:\n"
+            "      - names: [client, federation]\n"
+            "        compress: false"
+        ),
+    )
+    tls_certificate_path: Path | None = option(None, "The certificate chain of the listeners with `tls`, in PEM.")
+    tls_private_key_path: Path | None = option(None, "Its private key, in PEM.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """Where everything but media is kept."""
+
+    name: Literal["sqlite3", "psycopg2"] = option(
+        "sqlite3", "`sqlite3` for SQLite (one node, nothing to set up) or `psycopg2` for PostgreSQL 13 or newer."
+    )
+    args: Mapping[str, JSON] = option(
+        {},
+        "For SQLite `database`, the file. For PostgreSQL what libpq understands (`host`, `port`, `user`, `password`, "
+        "`dbname`, …), and `cp_min` and `cp_max`, the bounds of the pool of connections.",
+        example=(
+            "\n"
+            "    user: mahalla\n"
+            "    password: …\n"
+            "    dbname: mahalla\n"
+            "    host: localhost\n"
+            "    cp_min: 2\n"
+            "    cp_max: 8"
+        ),
+    )
+    password: Secret | None = option(
+        None, "The password of PostgreSQL, where it shall not stand in `args`; see the forms of a secret."
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Where things are kept."""
+
+    database: Database = section(Database, "The database.")
+    media_store_path: Path = option(Path("media_store"), "The folder for uploaded files.", not_yet=True)
+    max_upload_size: Size = option(
+        Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What is logged, and how."""
+
+    level: Literal["debug", "info", "warn", "error"] = option("info", "From which level on.")
+    format: Literal["text", "json"] = option("text", "Lines for people, or a JSON object each.")
+    file: Path | None = option(None, "The file; without it the standard error output.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What can be seen from outside of how the server fares."""
+
+    log: Log = section(Log, "The log.")
+    enable_metrics: bool = option(False, "Whether `/metrics` on listeners with that resource has figures to show.")
+    slow_request_threshold: Duration = option(
+        Duration(1000), "Requests that take longer are logged as slow; waiting for news in /sync does not count."
+    )
+    slow_query_threshold: Duration = option(Duration(200), "Transactions of the database that take longer are logged.")
+    pid_file: Path | None = option(None, "A file to write the id of the process to while the server runs.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OldKey:
+    """A key that signed for this server once."""
+
+    key: str = required("The public key, in unpadded base64.")
+    expired_ts: int = required("Until when it was used, in milliseconds since 1970.", minimum=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keys:
+    """The keys with which this server signs."""
+
+    signing_key_path: Path | None = option(
+        None, "The file with the signing key; without it SERVER_NAME.signing.key beside this file."
+    )
+    old_signing_keys: Mapping[str, OldKey] = option(
+        {},
+        "Keys that are no longer used, so that others can still check what they signed.",
+        example='{"ed25519:old": {key: "…", expired_ts: 1576767829750}}',
+    )

@@ -1,0 +1,106 @@
+"""YAML as people mean it: plain values, where each stands in its file, and none of YAML's old surprises.
+
+`no`, `on` and `off` are text, `12:30` is not a number of minutes, a date is text, and a key that stands twice is an
+error (YAML 1.2's core schema; an option that is true or false takes `yes` and `no` all the same, see `read.py`).
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+Place = tuple[str | int, ...]
+"""Where a value is: the keys and list positions that lead to it."""
+
+MAX_VALUES = 100_000
+"""More values than any configuration has; stops a file whose aliases multiply without end."""
+
+MAX_DEPTH = 50
+
+_TRUE = {"true", "True", "TRUE"}
+_FALSE = {"false", "False", "FALSE"}
+_NULL = {"", "~", "null", "Null", "NULL"}
+_INT = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_OCTAL_OR_HEX = re.compile(r"0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
+_FLOAT = re.compile(r"-?(0|[1-9][0-9]*)?(\.[0-9]+)?([eE][-+]?[0-9]{1,3})?")
+
+
+class NotYaml(Exception):
+    """The text is not YAML, or not of the kind that a configuration is. `str()` says what and where."""
+
+
+@dataclass(slots=True)
+class Document:
+    """What a file says, and on which line it says each thing."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Place, int] = field(default_factory=dict)
+
+
+def parse_yaml(text: str) -> Document:
+    """Read one YAML document whose top is a mapping. Raises `NotYaml`."""
+    try:
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise NotYaml(f"{where}{error.problem or error.context or 'not valid YAML'}") from error
+    except yaml.YAMLError as error:
+        raise NotYaml(str(error)) from error
+    if top is None:
+        return Document()
+    if not isinstance(top, yaml.MappingNode):
+        raise NotYaml(f"line {top.start_mark.line + 1}: a configuration has the form `key: value`")
+    document = Document()
+    document.values = _value(top, (), document.lines)
+    return document
+
+
+def _value(node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
+    lines.setdefault(place, node.start_mark.line + 1)
+    if len(lines) > MAX_VALUES or len(place) > MAX_DEPTH:
+        raise NotYaml(f"line {node.start_mark.line + 1}: too many values")
+    if isinstance(node, yaml.ScalarNode):
+        return _scalar(node)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(each, (*place, at), lines) for at, each in enumerate(node.value)]
+    values: dict[str, Any] = {}
+    merged: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise NotYaml(f"line {line}: a key must be text")
+        key = key_node.value
+        if key == "<<" and key_node.style is None:
+            for each in value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]:
+                if not isinstance(each, yaml.MappingNode):
+                    raise NotYaml(f"line {line}: `<<` takes in mappings only")
+                merged = _value(each, place, lines) | merged
+            continue
+        if key in values:
+            raise NotYaml(f"line {line}: {key} stands here a second time")
+        lines[(*place, key)] = line
+        values[key] = _value(value_node, (*place, key), lines)
+    return merged | values
+
+
+def _scalar(node: yaml.ScalarNode) -> str | int | float | bool | None:
+    text: str = node.value
+    tag = node.tag.removeprefix("tag:yaml.org,2002:")
+    if node.style is not None:
+        return text
+    if tag not in {"str", "int", "float", "bool", "null", "timestamp", "value", "merge"}:
+        raise NotYaml(f"line {node.start_mark.line + 1}: {node.tag} has no place in a configuration")
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    if text in _NULL:
+        return None
+    if _INT.fullmatch(text):
+        return int(text)
+    if _OCTAL_OR_HEX.fullmatch(text):
+        return int(text, 0)
+    if any(sign.isdigit() for sign in text) and _FLOAT.fullmatch(text):
+        return float(text)
+    return text

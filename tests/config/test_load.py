@@ -1,0 +1,262 @@
+"""Configuration files as operators write them: what is read, what is refused, and what is said about it."""
+
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
+from homeserver.config.limits import RateLimit
+from homeserver.config.load import REASONS, ConfigError, Loaded, load_config, synapse_keys
+from homeserver.config.read import each_option, spell_place
+from homeserver.config.whole import GROUPS
+
+
+class Folder:
+    """A folder with configuration files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, name: str, text: str) -> Path:
+        (self.path / name).write_text(text, encoding="utf-8")
+        return self.path / name
+
+    def load(self, text: str, environment: dict[str, str] | None = None) -> Loaded:
+        return load_config([self.write("homeserver.yaml", text)], environment or {})
+
+    def complaints(self, text: str) -> list[str]:
+        with pytest.raises(ConfigError) as refused:
+            self.load(text)
+        return [line.removeprefix(f"{self.path}/") for line in refused.value.lines]
+
+    def notices(self, text: str) -> list[str]:
+        return [line.removeprefix(f"{self.path}/") for line in self.load(text).notices]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def test_a_name_is_enough(folder: Folder) -> None:
+    config = folder.load("server_name: example.org").config
+    assert config.server_name == "example.org"
+    assert config.network.listeners[0].port == 8008
+    assert config.storage.database.name == "sqlite3"
+    assert config.registration.enable_registration is False
+    assert config.federation.trusted_key_servers == ()
+    assert config.rooms.default_room_version == DEFAULT_ROOM_VERSION.identifier
+    assert config.signing_key_path == folder.path / "example.org.signing.key"
+
+
+def test_a_file_made_for_synapse_is_read_and_takes_effect(folder: Folder) -> None:
+    loaded = folder.load(
+        """
+        server_name: "hs1.example"
+        pid_file: "/run/hs.pid"
+        listeners:
+          - port: 8448
+            bind_addresses: ["127.0.0.1"]
+            type: http
+            tls: true
+            x_forwarded: false
+            resources:
+              - names: [federation]
+                compress: true
+        tls_certificate_path: "/etc/tls.crt"
+        tls_private_key_path: "/etc/tls.key"
+        database:
+          name: psycopg2
+          txn_limit: 10000
+          args: {user: hs, dbname: hs, host: /run, cp_min: 2, cp_max: 9}
+        media_store_path: "/srv/media"
+        max_upload_size: 50M
+        signing_key_path: "/etc/signing.key"
+        report_stats: false
+        enable_registration: yes
+        enable_registration_without_verification: true
+        bcrypt_rounds: 4
+        macaroon_secret_key: "abc"
+        rc_message: {per_second: 100000, burst_count: 100000}
+        rc_login:
+          failed_attempts: {per_second: 7}
+        session_lifetime: 7d
+        trusted_key_servers: []
+        experimental_features: {msc9999_enabled: true}
+        encryption_enabled_by_default_for_room_type: off
+        """
+    )
+    config = loaded.config
+    (listener,) = config.network.listeners
+    assert (listener.port, listener.tls, listener.bind_addresses) == (8448, True, ("127.0.0.1",))
+    assert (listener.resources[0].names, listener.resources[0].compress) == (("federation",), True)
+    assert config.network.tls_certificate_path == Path("/etc/tls.crt")
+    assert config.storage.database.args["cp_max"] == 9
+    assert config.storage.max_upload_size == 50 * 1024 * 1024
+    assert config.registration.enable_registration is True
+    assert config.sessions.bcrypt_rounds == 4
+    assert config.sessions.session_lifetime == 7 * 24 * 3600 * 1000
+    assert config.limits.rc_message == RateLimit(per_second=100000, burst_count=100000)
+    assert config.limits.rc_login.failed_attempts == RateLimit(per_second=7, burst_count=3)
+    assert config.limits.rc_login.address == RateLimit(per_second=0.003, burst_count=5)
+    assert config.rooms.encryption_enabled_by_default_for_room_type == "off"
+    silent = {notice.split(": ")[1] for notice in loaded.notices}
+    assert {"report_stats", "macaroon_secret_key", "experimental_features", "database.txn_limit"} <= silent
+    assert "bcrypt_rounds" not in silent
+
+
+def test_all_errors_are_told_at_once_with_file_line_key_value_and_the_nearest_name(folder: Folder) -> None:
+    assert folder.complaints(
+        "server_name: https://example.org\n"
+        "max_upload_size: 50MiBB\n"
+        "rc_mesage: {per_second: 1}\n"
+        "session_lifetime: soon\n"
+        "bcrypt_rounds: 99\n"
+        "rc_login:\n"
+        "  adress: {per_second: 1}\n"
+        "listeners:\n"
+        "  - port: http\n"
+        "    resources: [{names: [clients]}]\n"
+        "zzz: 1\n"
+    ) == [
+        "homeserver.yaml:1: server_name: got 'https://example.org'; must be a host name, with :PORT if need be, as in "
+        "user ids: no https://, no path",
+        "homeserver.yaml:9: listeners[0].port: got 'http'; want a whole number",
+        "homeserver.yaml:10: listeners[0].resources[0].names[0]: got 'clients'; want one of client, federation, media, "
+        "keys, health, metrics, consent, openid, static, replication",
+        "homeserver.yaml:2: max_upload_size: got '50MiBB'; want a size such as 512K, 50M or 2G",
+        "homeserver.yaml:5: bcrypt_rounds: got 99; must be at most 20",
+        "homeserver.yaml:4: session_lifetime: got 'soon'; want a duration such as 30s, 5m, 24h or 7d",
+        "homeserver.yaml:7: rc_login.adress: unknown option (its value is {'per_second': 1}); did you mean address?",
+        "homeserver.yaml:3: rc_mesage: unknown option (its value is {'per_second': 1}); did you mean rc_message?",
+        "homeserver.yaml:11: zzz: unknown option (its value is 1)",
+    ]
+
+
+def test_the_server_name_is_required(folder: Folder) -> None:
+    assert folder.complaints("bcrypt_rounds: 4") == [
+        "homeserver.yaml: server_name: is required, as in example.org",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["example.org", "example.org:8448", "[2001:db8::1]:80", "10.0.0.1", "localhost", "xn--e1afmkfd.example"]
+)
+def test_server_names_that_are_good(folder: Folder, name: str) -> None:
+    assert folder.load(f'server_name: "{name}"').config.server_name == name
+
+
+@pytest.mark.parametrize("name", ["@a:b", "exa mple", "example.org/", "пример.org", "a" * 250, "example.org:port"])
+def test_server_names_that_are_not(folder: Folder, name: str) -> None:
+    assert "server_name" in folder.complaints(f'server_name: "{name}"')[0]
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("server_name: a.b\nserver_name: c.d", "homeserver.yaml: line 2: server_name stands here a second time"),
+        ("- a", "homeserver.yaml: line 1: a configuration has the form `key: value`"),
+        ("a: [", "homeserver.yaml: line 1: expected the node content, but found '<stream end>'"),
+        ("server_name: !!python/name:os.system x", "has no place in a configuration"),
+    ],
+)
+def test_what_is_not_a_configuration(folder: Folder, written: str, complaint: str) -> None:
+    assert complaint in folder.complaints(written)[0]
+
+
+def test_a_bomb_of_aliases_is_refused(folder: Folder) -> None:
+    bomb = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
+    assert "too many values" in folder.complaints(f"a0: &a0 [1]\n{bomb}")[0]
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_config([tmp_path / "none.yaml"], {})
+
+
+def test_yaml_surprises(folder: Folder) -> None:
+    config = folder.load(
+        "server_name: a.b\nadmin_contact: no\nturn_username: 12:30\nauto_join_rooms: [2024-01-01, 0123, on]\n"
+        "default_room_version: 10"
+    ).config
+    assert config.name.admin_contact == "no"
+    assert config.calls.turn_username == "12:30"
+    assert config.registration.auto_join_rooms == ("2024-01-01", "0123", "on")
+    assert config.rooms.default_room_version == "10"
+
+
+def test_merged_mappings(folder: Folder) -> None:
+    config = folder.load(
+        "server_name: a.b\nrc_message: &many {per_second: 5, burst_count: 6}\nrc_profile: {<<: *many, burst_count: 7}"
+    ).config
+    assert config.limits.rc_profile == RateLimit(per_second=5, burst_count=7)
+
+
+def test_later_files_replace_keys_of_earlier_ones(folder: Folder, tmp_path: Path) -> None:
+    first = folder.write("homeserver.yaml", "server_name: a.b\nbcrypt_rounds: 4\nmax_upload_size: 1K")
+    (tmp_path / "conf.d").mkdir()
+    (tmp_path / "conf.d" / "10-size.yaml").write_text("max_upload_size: 2K")
+    (tmp_path / "conf.d" / "20-size.yaml").write_text("max_upload_size: 3K")
+    config = load_config([first, tmp_path / "conf.d"], {}).config
+    assert (config.sessions.bcrypt_rounds, config.storage.max_upload_size) == (4, 3072)
+    (tmp_path / "conf.d" / "30-bad.yaml").write_text("\nbcrypt_rounds: many")
+    with pytest.raises(ConfigError, match=r"30-bad\.yaml:2: bcrypt_rounds"):
+        load_config([first, tmp_path / "conf.d"], {})
+
+
+def test_secrets_from_files_and_from_the_environment(folder: Folder) -> None:
+    folder.write("secret", "from the file\n")
+    by_file = "server_name: a.b\nregistration_shared_secret_path: secret"
+    assert folder.load(by_file).config.registration.registration_shared_secret == "from the file"
+    named = {"MAHALLA_REGISTRATION_SHARED_SECRET": "from the environment"}
+    assert folder.load(by_file, named).config.registration.registration_shared_secret == "from the environment"
+    filed = {"MAHALLA_PASSWORD_CONFIG_PEPPER_FILE": str(folder.path / "secret")}
+    assert folder.load("server_name: a.b", filed).config.sessions.password_config.pepper == "from the file"
+    assert folder.complaints(by_file.replace("secret_path: secret", "secret_file: nowhere")) == [
+        "homeserver.yaml:2: registration_shared_secret_file: cannot read nowhere: No such file or directory"
+    ]
+    assert folder.complaints(by_file + "\nregistration_shared_secret: x") == [
+        "homeserver.yaml:2: registration_shared_secret_path: is given, and so is registration_shared_secret; "
+        "one of them is enough"
+    ]
+
+
+def test_a_secret_is_not_shown(folder: Folder) -> None:
+    (line,) = folder.complaints("server_name: a.b\nregistration_shared_secret: [hunter2]")
+    assert "hunter2" not in line
+    config = folder.load("server_name: a.b\nregistration_shared_secret: hunter2").config
+    assert "hunter2" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ("enable_registration: true", "opens the server to anybody"),
+        ("listeners: [{port: 80, path: /run/hs}]", "must have either `port` or `path`"),
+        ("listeners: [{bind_addresses: [127.0.0.1]}]", "must have either `port` or `path`"),
+        ("listeners: [{port: 8448, tls: true}]", "`tls` needs `tls_certificate_path`"),
+        ("database: {args: {host: db}}", "SQLite takes only `database`, not host"),
+        ("ip_range_blacklist: [10.0.0.0/99]", "want an address range such as 10.0.0.0/8"),
+        ('default_room_version: "13"', "must be one of 1, 2, 3"),
+        ("public_baseurl: matrix.example.org", "must start with https:// or http://"),
+        ("listeners: 8008", "want a list"),
+        ("database: sqlite3", "want a section with name"),
+        ("password_config: {enabled: maybe}", "want one of true, false, only_for_reauth"),
+        ("enable_metrics: 1", "want true or false"),
+        ("turn_username: 1.5", "put it in quotes"),
+    ],
+)
+def test_what_does_not_fit(folder: Folder, written: str, complaint: str) -> None:
+    (line,) = folder.complaints(f"server_name: a.b\n{written}")
+    assert complaint in line
+
+
+def test_options_that_nothing_acts_on_yet_are_told(folder: Folder) -> None:
+    (notice,) = folder.notices("server_name: a.b\napp_service_config_files: [a.yaml]")
+    assert notice == "homeserver.yaml:2: app_service_config_files: has no effect: not implemented here yet"
+
+
+def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:
+    ours = {spell_place(place) for kind in GROUPS.values() for place, _kind, _declared in each_option(kind)}
+    assert not ours & set(synapse_keys())
+    assert set(synapse_keys().values()) <= set(REASONS)
