@@ -176,39 +176,20 @@ def parse_event(version: RoomVersion, pdu: Mapping[str, Any], *, event_id: Event
     """
     if "unsigned" in pdu:
         pdu = {key: value for key, value in pdu.items() if key != "unsigned"}
-    get = pdu.get
-    event_type = _text("type", get("type"))
-    sender = get("sender")
-    if type(sender) is not str or not is_user_id(sender):
-        raise BadEvent("`sender` must be a user ID")
-    state_key = _text("state_key", pdu["state_key"]) if "state_key" in pdu else None
-    content = get("content")
-    if type(content) is not dict:
-        raise BadEvent("`content` must be an object")
-    # spec: rooms/v6#event-format lowers the limit of depth to what canonical JSON can carry
-    depth = _int_within("depth", get("depth"), 0, MAX_SAFE_INTEGER if version.strict_canonical_json else _MAX_INT64)
-    origin_server_ts = _int_within("origin_server_ts", get("origin_server_ts"), -_MAX_INT64, _MAX_INT64)
-    _check_references(version, "prev_events", get("prev_events"), MAX_PREV_EVENTS)
-    _check_references(version, "auth_events", get("auth_events"), MAX_AUTH_EVENTS)
-    _check_hashes(get("hashes"))
-    _check_signatures(get("signatures"))
-
     encoded = encode_event_json(version, pdu)
-    if event_id is None:
-        event_id = compute_event_id(version, pdu)
-    room_id = _room_id(version, event_type, get("room_id"), event_id)
+    event_id = check_fields(version, pdu, event_id)
     return Event(
         version,
         event_id,
-        room_id,
-        event_type,
-        state_key,
-        UserID(sender),
-        origin_server_ts,
-        depth,
+        room_id_for(version, pdu, event_id),
+        pdu["type"],
+        pdu.get("state_key"),
+        pdu["sender"],
+        pdu["origin_server_ts"],
+        pdu["depth"],
         encoded,
         None,
-        content,
+        pdu["content"],
         pdu,
     )
 
@@ -295,10 +276,10 @@ def encode_event_json(version: RoomVersion, pdu: Mapping[str, Any]) -> bytes:
             encoded = encode_checked(pdu)
         else:
             encoded = encode_canonical(pdu)
-        if encoded.count(b"{") + encoded.count(b"[") > MAX_EVENT_DEPTH:
-            check_depth(pdu, MAX_EVENT_DEPTH)
     except BadJson as error:
         raise BadEvent(error.text) from error
+    if encoded.count(b"{") + encoded.count(b"[") > MAX_EVENT_DEPTH:
+        check_event_depth(pdu)
     if len(encoded) > MAX_PDU_BYTES:
         raise EventTooLarge(f"Events may not be larger than {MAX_PDU_BYTES} bytes")
     return encoded
@@ -341,23 +322,57 @@ def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
     return EventID(event_id)
 
 
-# ---- the checks of parse_event
+# ---- the checks of new events, others' and ours
 
 
-def _room_id(version: RoomVersion, event_type: str, room_id: object, event_id: EventID) -> RoomID:
+def check_fields(version: RoomVersion, pdu: Mapping[str, Any], event_id: EventID | None) -> EventID:
+    """Check all fields of a PDU but `room_id`, and give its id, which is computed unless it is known.
+
+    Raises `BadEvent`. spec: rooms/v1#event-format, rooms/v6#event-format, client-server-api#size-limits
+    """
+    get = pdu.get
+    _check_text("type", get("type"))
+    sender = get("sender")
+    if type(sender) is not str or not is_user_id(sender):
+        raise BadEvent("`sender` must be a user ID")
+    if "state_key" in pdu:
+        _check_text("state_key", pdu["state_key"])
+    if type(get("content")) is not dict:
+        raise BadEvent("`content` must be an object")
+    # spec: rooms/v6#event-format lowers the limit of depth to what canonical JSON can carry
+    _check_int("depth", get("depth"), 0, MAX_SAFE_INTEGER if version.strict_canonical_json else _MAX_INT64)
+    _check_int("origin_server_ts", get("origin_server_ts"), -_MAX_INT64, _MAX_INT64)
+    _check_references(version, "prev_events", get("prev_events"), MAX_PREV_EVENTS)
+    _check_references(version, "auth_events", get("auth_events"), MAX_AUTH_EVENTS)
+    _check_hashes(get("hashes"))
+    _check_signatures(get("signatures"))
+    return compute_event_id(version, pdu) if event_id is None else event_id
+
+
+def check_event_depth(value: Mapping[str, Any]) -> None:
+    """Raises `BadEvent` for what nests deeper than an event may."""
+    try:
+        check_depth(value, MAX_EVENT_DEPTH)
+    except BadJson as error:
+        raise BadEvent(error.text) from error
+
+
+def room_id_for(version: RoomVersion, pdu: Mapping[str, Any], event_id: EventID) -> RoomID:
+    """The room that an event belongs to: what it says, or what its hash is if it makes the room. Raises `BadEvent`."""
+    room_id = pdu.get("room_id")
     if version.room_id_is_create_hash:
-        if event_type == "m.room.create":
+        if pdu.get("type") == "m.room.create":
             return RoomID("!" + event_id[1:])
         if type(room_id) is not str or not room_id.startswith("!") or not is_hash_id(room_id):
             raise BadEvent("`room_id` must be the hash of a create event")
         return RoomID(room_id)
-    text = _text("room_id", room_id)
-    if not text.startswith("!") or ":" not in text:
+    _check_text("room_id", room_id)
+    if type(room_id) is not str or not room_id.startswith("!") or ":" not in room_id:
         raise BadEvent("`room_id` must be a room ID with a domain")
-    return RoomID(text)
+    return RoomID(room_id)
 
 
-def _text(name: str, value: object) -> str:
+def _check_text(name: str, value: object) -> None:
     if type(value) is not str:
         raise BadEvent(f"`{name}` must be a string")
     # NUL cannot be stored in every database; no honest event has it in these fields.
@@ -365,13 +380,11 @@ def _text(name: str, value: object) -> str:
         raise BadEvent(f"`{name}` may not have a NUL character")
     if len(value) * 4 > MAX_ID_BYTES and len(value.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
         raise EventTooLarge(f"`{name}` may not be longer than {MAX_ID_BYTES} bytes")
-    return value
 
 
-def _int_within(name: str, value: object, least: int, most: int) -> int:
+def _check_int(name: str, value: object, least: int, most: int) -> None:
     if type(value) is not int or not least <= value <= most:
         raise BadEvent(f"`{name}` must be an integer between {least} and {most}")
-    return value
 
 
 def _check_references(version: RoomVersion, name: str, value: object, limit: int) -> None:
