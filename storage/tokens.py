@@ -164,6 +164,11 @@ class TokenStore:
         txn.execute("DELETE FROM access_tokens WHERE user_id = ?", (user_id,))
         txn.execute("DELETE FROM refresh_tokens WHERE user_id = ?", (user_id,))
 
+    def remove_tokens_without_device(self, txn: WriteTransaction, user_id: str, but: int) -> None:
+        """End the sessions of a user that have no device, all but one token."""
+        sql = "DELETE FROM access_tokens WHERE user_id = ? AND device_id IS NULL AND token_nid <> ?"
+        txn.execute(sql, (user_id, but))
+
     def remove_access_token(self, txn: WriteTransaction, token_nid: int) -> None:
         """End one session that has no device."""
         txn.execute("DELETE FROM access_tokens WHERE token_nid = ?", (token_nid,))
