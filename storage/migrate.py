@@ -52,18 +52,20 @@ class Migration:
 def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list[Migration]:
     """The steps for a database, in order. Raises ValueError when numbers are missing, doubled, or lack this database."""
     found: dict[int, Migration] = {}
+    numbers: set[int] = set()
     for path in sorted(schema.glob("*.sql")):
         match = _FILE.fullmatch(path.name)
         if match is None:
             raise ValueError(f"{path.name} is not named NNNN_name.sql, NNNN_name.sqlite.sql or NNNN_name.postgres.sql")
+        version = int(match["version"])
+        numbers.add(version)
         if match["engine"] not in (None, engine):
             continue
-        version = int(match["version"])
         if version in found:
             raise ValueError(f"there are two schema files with the number {version}: {found[version].name}, {path.name}")
         found[version] = Migration(version, match["name"], _BYTES.sub(bytes_type, path.read_text("utf-8")))
     steps = [found[version] for version in sorted(found)]
-    if [step.version for step in steps] != list(range(1, len(steps) + 1)):
+    if [step.version for step in steps] != list(range(1, len(numbers) + 1)):
         raise ValueError(f"the numbers of the schema files for {engine} are not 1, 2, 3, …: {sorted(found)}")
     return steps
 

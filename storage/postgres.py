@@ -9,7 +9,7 @@ one sequence are committed in their order, and writers never wait for each other
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,6 +19,8 @@ from psycopg2.extensions import (
     TRANSACTION_STATUS_INERROR,
     TRANSACTION_STATUS_INTRANS,
     connection,
+    cursor,
+    make_dsn,
     new_type,
     register_type,
 )
@@ -46,7 +48,7 @@ _RETRIED_CLASSES = ("40", "08", "57P0")
 class PostgresConfig:
     """Where the server is, and how much of it this process uses."""
 
-    connect: dict[str, str | int]
+    connect: Mapping[str, str | int]
     """libpq's parameters: `host`, `port`, `dbname`, `user`, `password`, `sslmode`, …"""
     pool_min: int = 1
     """Reading connections that are opened at start."""
@@ -58,12 +60,9 @@ class PostgresConfig:
     """Seconds a batch waits for another node's, and after which the server ends a batch whose node went silent."""
 
 
-def _bytes_of(value: str | None, cursor: object) -> bytes | None:
-    if value is None:
-        return None
-    if value.startswith("\\x"):
-        return bytes.fromhex(value[2:])
-    return bytes(psycopg2.BINARY(value, cursor))  # the server is set to the old format of bytea
+def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
+    # Always text in the format `hex`, which `_connect` asks for.
+    return bytes.fromhex(value[2:]) if isinstance(value, str) else value
 
 
 _BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
@@ -265,7 +264,7 @@ class PostgresEngine:
         return None  # the operator's own backups of the server; a migration that fails is undone
 
     def _connect(self, settings: dict[str, str | int]) -> PostgresConnection:
-        settings = {"statement_timeout": int(self._config.statement_timeout * 1000), "jit": "off", **settings}
+        settings = {"statement_timeout": int(self._config.statement_timeout * 1000), "bytea_output": "hex", "jit": "off", **settings}
         parameters: dict[str, str | int] = {
             "application_name": "mahalla",
             "connect_timeout": 5,
@@ -278,7 +277,7 @@ class PostgresEngine:
         }
         own = " ".join(f"-c {name}={value}" for name, value in settings.items())
         parameters["options"] = f"{parameters.get('options', '')} {own}".strip()
-        opened = psycopg2.connect(**parameters)
+        opened = psycopg2.connect(make_dsn(None, **parameters))
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
         register_type(_BYTES, opened)

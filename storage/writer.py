@@ -39,11 +39,27 @@ LONGEST_BATCH = 0.05
 TRIES = 3
 """How often a batch is run, when what stopped it may pass."""
 
+PAUSE = 0.1
+"""Seconds before the second try, twice as many before the third: a restarting PostgreSQL is back in less."""
+
 
 class QueuedWrite:
     """A write that waits for its batch, and its result once there is one."""
 
-    __slots__ = ("changes", "callbacks", "context", "deferred", "failure", "fn", "name", "queries", "queued", "result", "took", "waited")  # fmt: skip
+    __slots__ = (
+        "callbacks",
+        "changes",
+        "context",
+        "deferred",
+        "failure",
+        "fn",
+        "name",
+        "queries",
+        "queued",
+        "result",
+        "took",
+        "waited",
+    )
 
     def __init__(self, name: str, fn: Callable[[WriteTransaction], Any], context: Context, queued: float) -> None:
         self.name = name
@@ -79,12 +95,14 @@ class Writer:
         streams: Streams,
         observer: Observer,
         clock: Callable[[], float] = time.perf_counter,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._engine = engine
         self._executor = executor
         self._streams = streams
         self._observer = observer
         self._clock = clock
+        self._pause = pause
         self._waiting: deque[QueuedWrite] = deque()
         self._lock = threading.Lock()
         self._busy = False
@@ -133,6 +151,7 @@ class Writer:
             except Exception as error:
                 self._give_up_transaction()
                 if not committing and attempt < TRIES and self._engine.is_worth_retrying(error):
+                    self._pause(PAUSE * attempt)
                     continue
                 self._fail(batch, error)
                 return
@@ -194,16 +213,13 @@ class Writer:
         return self._connection
 
     def _give_up_transaction(self) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        try:
-            connection.rollback()
-            if connection.is_usable():
-                return
-        except self._engine.errors:
-            self._log.warn("The writer's connection is lost; a new one is made for the next batch.")
-        self._disconnect()
+        """Undo what can be undone; the next batch gets a new connection, whatever befell this one."""
+        if self._connection is not None:
+            try:
+                self._connection.rollback()
+            except self._engine.errors as error:
+                self._log.warn("The writer's connection was lost: {error}", error=error)
+            self._disconnect()
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

@@ -62,7 +62,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -> None:
     """Run a test to its end: at once, or within so many seconds of the real reactor."""
     deferred = Deferred.fromCoroutine(coroutine)
-    outcome: list[object] = []
+    outcome: list[None | Failure] = []
     deferred.addBoth(outcome.append)
     if not outcome and seconds is not None:
         _turn_reactor(deferred, seconds)
@@ -71,15 +71,15 @@ def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -
         if seconds is None:
             pytest.fail("the test waits for something that nobody will do: time moves only by clock.advance()")
         pytest.fail(f"the test was not done after {seconds} seconds")
-    if isinstance(outcome[0], Failure):
-        raise outcome[0].value
+    if outcome[0] is not None:
+        outcome[0].raiseException()
 
 
 def _turn_reactor(deferred: Deferred[None], seconds: float) -> None:
     reactor = cast(ReactorBase, installed_reactor)
     deferred.addBoth(lambda _: reactor.crash())
     timeout = reactor.callLater(seconds, reactor.crash)
-    reactor.run(installSignalHandlers=False)  # type: ignore[call-arg]
+    reactor.run(installSignalHandlers=False)
     if timeout.active():
         timeout.cancel()
 

@@ -6,16 +6,19 @@ The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and
 
 import hashlib
 import shutil
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
 import psycopg2
 from psycopg2 import sql
+from psycopg2.extensions import make_dsn
+from twisted.internet.defer import Deferred, succeed
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, make_engine
-from storage.executors import InlineExecutor
+from storage.executors import Executor, InlineExecutor
 from storage.migrate import SCHEMA, migrate
 from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresEngine
@@ -52,14 +55,42 @@ class QueryCounter:
         self.batches.clear()
 
 
-def open_inline(config: SQLiteConfig | PostgresConfig, observer: Observer | None = None) -> Database:
+class SteppedExecutor:
+    """Does nothing until it is told to: so that a test can let several writes wait, and then run them as one batch."""
+
+    def __init__(self) -> None:
+        self._jobs: deque[Callable[[], None]] = deque()
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._jobs.append(job)
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        call()
+
+    def close(self) -> Deferred[None]:
+        self.run()
+        return succeed(None)
+
+    def run(self) -> None:
+        """Run what was submitted, and what comes of it."""
+        while self._jobs:
+            self._jobs.popleft()()
+
+
+def open_inline(
+    config: SQLiteConfig | PostgresConfig, observer: Observer | None = None, writer: Executor | None = None
+) -> Database:
     """An open database that does everything at once, on the thread that asks. The schema is there already."""
     engine = make_engine(config)
     connection = engine.connect_reader()
     row = connection.query_one("SELECT value FROM counters WHERE name = ?", ("position",))
     connection.close()
     return Database(
-        engine, Streams(int(row[0]) if row else 0), InlineExecutor(), InlineExecutor(), observer or SilentObserver()
+        engine,
+        Streams(int(row[0]) if row else 0),
+        InlineExecutor(),
+        writer or InlineExecutor(),
+        observer or SilentObserver(),
     )
 
 
@@ -121,7 +152,7 @@ class PostgresTemplates:
 
     def _run(self, statement: sql.Composed) -> bool:
         """Run a statement; whether it gave a row."""
-        connection = psycopg2.connect(**self._server)
+        connection = psycopg2.connect(make_dsn(None, **self._server))
         try:
             connection.autocommit = True
             with connection.cursor() as cursor:

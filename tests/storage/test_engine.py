@@ -1,0 +1,170 @@
+"""One SQL text, two databases: what may differ, and does not."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from storage.database import Database, SQLValue, Transaction, WriteTransaction
+from storage.engine import LARGEST_CHUNK
+
+
+async def make_table(database: Database, columns: str = "id BIGINT NOT NULL PRIMARY KEY, text TEXT, raw BYTES") -> None:
+    """A table `things`, with what the engine calls bytes."""
+
+    def make(txn: WriteTransaction) -> None:
+        txn.execute("DROP TABLE IF EXISTS things")
+        txn.execute(f"CREATE TABLE things ({columns.replace('BYTES', database.engine.bytes_type)})")
+
+    await database.write("make_table", make)
+
+
+def add(txn: WriteTransaction, rows: list[tuple[SQLValue, ...]]) -> None:
+    txn.execute_many("INSERT INTO things (id, text, raw) VALUES (?, ?, ?)", rows)
+
+
+def everything(txn: Transaction) -> list[tuple[Any, ...]]:
+    return txn.query("SELECT id, text, raw FROM things ORDER BY id")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.dictionaries(
+        st.integers(-(2**63), 2**63 - 1), st.tuples(st.none() | texts, st.none() | st.binary(max_size=300)), max_size=6
+    )
+)
+async def test_values_come_back_as_they_were(
+    database: Database, rows: dict[int, tuple[str | None, bytes | None]]
+) -> None:
+    await make_table(database)
+    expected: list[tuple[SQLValue, ...]] = [(key, *rows[key]) for key in sorted(rows)]
+    await database.write("add", add, expected)
+    assert await database.read("everything", everything) == expected
+    for row in expected:
+
+        def find(txn: Transaction, row: tuple[SQLValue, ...] = row) -> list[tuple[Any, ...]]:
+            return txn.query("SELECT raw FROM things WHERE id = ? AND (text = ? OR text IS NULL)", row[:2])
+
+        assert await database.read_quickly("find", find) == [(row[2],)]
+
+
+async def test_truth_is_a_number(database: Database) -> None:
+    await make_table(database, "id INTEGER NOT NULL, text TEXT, raw INTEGER")
+    await database.write("add", add, [(True, "a", False)])
+    await database.write("add", lambda txn: txn.execute("INSERT INTO things (id, raw) VALUES (?, ?)", (2, True)))
+    assert await database.read("everything", everything) == [(1, "a", 0), (2, None, 1)]
+
+
+async def test_text_with_a_null_character_is_a_key_like_any_other(database: Database) -> None:
+    await make_table(database)
+    await database.write("add", add, [(1, "a\0b", b"\0")])
+
+    def find(txn: Transaction) -> tuple[Any, ...]:
+        args: tuple[SQLValue, ...] = ("a\0b",)
+        return (
+            txn.query_one("SELECT id, raw FROM things WHERE text = ?", args),
+            txn.query_in("SELECT id FROM things WHERE text IN {keys}", args),
+            txn.query("SELECT id FROM things WHERE text = ?", ("ab",)),
+        )
+
+    assert await database.read("find", find) == ((1, b"\0"), [(1,)], [])
+
+
+async def test_a_percent_sign_is_a_percent_sign(database: Database) -> None:
+    await make_table(database)
+    await database.write("add", add, [(1, "100% of it", None), (2, "half", None)])
+
+    def find(txn: Transaction) -> tuple[Any, ...]:
+        return (
+            txn.query("SELECT id FROM things WHERE text LIKE '%of%'"),
+            txn.query("SELECT id FROM things WHERE text LIKE '%of%' AND id = ?", (1,)),
+            txn.query("SELECT id FROM things WHERE text LIKE ?", ("%al%",)),
+        )
+
+    assert await database.read("find", find) == ([(1,)], [(1,)], [(2,)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, LARGEST_CHUNK, LARGEST_CHUNK + 1, 3 * LARGEST_CHUNK])
+async def test_many_keys_are_looked_up_in_chunks(database: Database, count: int) -> None:
+    await make_table(database)
+    await database.write("add", add, [(number, str(number), bytes([number % 256])) for number in range(count + 3)])
+
+    def find(txn: Transaction) -> tuple[list[Any], int]:
+        keys = [*range(count), *range(count)]
+        rows = txn.query_in("SELECT id FROM things WHERE id > ? AND id IN {keys} AND id < ?", keys, (-1,), (10**6,))
+        return sorted(number for (number,) in rows), txn.queries
+
+    found, queries = await database.read("find", find)
+    assert found == list(range(count))
+    assert queries == -(-count // LARGEST_CHUNK)
+
+
+async def test_keys_may_be_text_or_bytes(database: Database) -> None:
+    await make_table(database)
+    await database.write("add", add, [(1, "x", b"\x00\xff"), (2, "y", b"")])
+
+    def find(txn: Transaction) -> tuple[Any, ...]:
+        return (
+            txn.query_in("SELECT id FROM things WHERE text IN {keys}", {"y", "z", "%s"}),
+            txn.query_in("SELECT id FROM things WHERE raw IN {keys} ORDER BY id", [b"\x00\xff", b"", b"?"]),
+        )
+
+    assert await database.read("find", find) == ([(2,)], [(1,), (2,)])
+
+
+async def test_rows_written_at_once_keep_their_order_when_they_meet(database: Database) -> None:
+    await make_table(database)
+
+    def upsert(txn: WriteTransaction) -> None:
+        txn.execute_many(
+            "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text",
+            [(1, "first"), (2, "other"), (1, "last")],
+        )
+        txn.execute_many("INSERT INTO things (id, text) VALUES (?, 'kept') ON CONFLICT DO NOTHING", [(2,), (3,), (3,)])
+        txn.execute_many("UPDATE things SET raw = ? WHERE id = ?", [(b"1", 1), (b"2", 2)])
+        txn.execute_many("DELETE FROM things WHERE id = ?", [])
+
+    await database.write("upsert", upsert)
+    assert await database.read("everything", everything) == [(1, "last", b"1"), (2, "other", b"2"), (3, "kept", None)]
+
+
+async def test_execute_counts_and_returning_returns(database: Database) -> None:
+    await make_table(database)
+    await database.write("add", add, [(number, "x", None) for number in range(5)])
+
+    def change(txn: WriteTransaction) -> tuple[Any, ...]:
+        return (
+            txn.execute("UPDATE things SET text = ? WHERE id >= ?", ("y", 2)),
+            txn.execute("UPDATE things SET text = ? WHERE id = ?", ("y", 99)),
+            txn.query("DELETE FROM things WHERE id = ? RETURNING id, text", (4,)),
+            txn.query_one("SELECT COUNT(*) FROM things"),
+            txn.query_one("SELECT id FROM things WHERE id = 99"),
+        )
+
+    assert await database.write("change", change) == (3, 0, [(4, "y")], (4,), None)
+
+
+async def test_a_read_cannot_write(database: Database) -> None:
+    await make_table(database)
+
+    def cheat(txn: Transaction) -> None:
+        txn.query("INSERT INTO things (id) VALUES (1) RETURNING id")
+
+    for read in (database.read, database.read_quickly):
+        with pytest.raises(database.engine.errors):
+            await read("cheat", cheat)
+    assert await database.read("everything", everything) == []
+
+
+async def test_a_read_that_fails_leaves_the_next_one_well(database: Database) -> None:
+    def wrong(txn: Transaction) -> None:
+        txn.query("SELECT nonsense FROM nowhere")
+
+    for read in (database.read, database.read_quickly):
+        with pytest.raises(database.engine.errors):
+            await read("wrong", wrong)
+        assert await read("right", lambda txn: txn.query_one("SELECT 1")) == (1,)

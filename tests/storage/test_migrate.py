@@ -1,0 +1,166 @@
+"""From an empty database to the newest schema, a step at a time; what must not happen on the way."""
+
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.engine import Engine
+from storage.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
+from tests.helpers.databases import PostgresTemplates
+
+COUNTERS = "CREATE TABLE counters (name TEXT NOT NULL PRIMARY KEY, value BIGINT NOT NULL);\n"
+
+
+@pytest.fixture
+def empty_postgres(postgres_templates: PostgresTemplates) -> Iterator[PostgresConfig]:
+    config = postgres_templates.create(empty=True)
+    yield config
+    postgres_templates.drop(config)
+
+
+@pytest.fixture
+def empty_sqlite(tmp_path: Path) -> SQLiteConfig:
+    return SQLiteConfig(str(tmp_path / "homeserver.db"))
+
+
+@pytest.fixture(params=["empty_sqlite", "empty_postgres"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return make_engine(request.getfixturevalue(request.param))
+
+
+@pytest.fixture
+def schema(tmp_path: Path) -> Path:
+    """A folder of schema files with two steps, the second of which differs between the databases."""
+    folder = tmp_path / "schema"
+    folder.mkdir()
+    (folder / "0001_initial.sql").write_text(
+        COUNTERS + "CREATE TABLE things (raw BYTES); -- BYTES; 100%\nINSERT INTO things VALUES ('a;b');"
+    )
+    for name in ("sqlite", "postgres"):
+        (folder / f"0002_more.{name}.sql").write_text(f"INSERT INTO counters VALUES ('{name}', 7);\n")
+    return folder
+
+
+def ask(engine: Engine, sql: str) -> list[tuple[object, ...]]:
+    connection = engine.connect_reader()
+    try:
+        return connection.query(sql, ())
+    finally:
+        connection.close()
+
+
+def test_the_steps_are_run_once_and_in_order(engine: Engine, schema: Path) -> None:
+    for _ in range(2):
+        assert migrate(engine, schema) == 0
+    assert ask(engine, "SELECT name, value FROM counters") == [(engine.name, 7)]
+    assert ask(engine, "SELECT version, name FROM schema_version ORDER BY version") == [(1, "initial"), (2, "more")]
+
+
+def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, schema: Path) -> None:
+    (schema / "0003_broken.sql").write_text("CREATE TABLE half (id BIGINT);\nINSERT INTO nowhere VALUES (1);")
+    with pytest.raises(MigrationFailed, match="0003_broken"):
+        migrate(engine, schema)
+    assert ask(engine, "SELECT MAX(version) FROM schema_version") == [(2,)]
+    (schema / "0003_broken.sql").write_text("CREATE TABLE half (id BIGINT);")
+    migrate(engine, schema)
+    assert ask(engine, "SELECT id FROM half") == []
+
+
+def test_a_newer_database_is_refused_with_both_versions(engine: Engine, schema: Path) -> None:
+    migrate(engine, schema)
+    for path in schema.glob("0002*"):
+        path.unlink()
+    with pytest.raises(SchemaTooNew, match=r"version 2.*up to 1.*newer one"):
+        migrate(engine, schema)
+
+
+def test_two_nodes_may_start_at_once(engine: Engine, schema: Path) -> None:
+    failures: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            migrate(engine, schema)
+        except BaseException as error:
+            failures.append(error)
+
+    nodes = [threading.Thread(target=start) for _ in range(4)]
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.join(30)
+    assert failures == []
+    assert ask(engine, "SELECT COUNT(*) FROM schema_version") == [(2,)]
+
+
+def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Path) -> None:
+    second = [(path, path.read_text()) for path in schema.glob("0002*")]
+    for path, _ in second:
+        path.unlink()
+    engine = make_engine(empty_sqlite)
+    migrate(engine, schema)
+    copies = Path(empty_sqlite.path).parent
+    assert list(copies.glob("*.before-*")) == []
+    for path, text in second:
+        path.write_text(text)
+    migrate(engine, schema)
+    (copy,) = copies.glob("*.before-*")
+    before = sqlite3.connect(copy)
+    assert before.execute("SELECT MAX(version) FROM schema_version").fetchall() == [(1,)]
+    assert before.execute("SELECT COUNT(*) FROM things").fetchall() == [(1,)]
+    before.close()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["0002_a.sql"], ["0001_a.sql", "0003_c.sql"], ["0001_a.sql", "0001_b.sql"], ["1_a.sql"], ["0001_a.sqlite.sql"]],
+)
+def test_files_that_are_numbered_wrongly_are_refused(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("SELECT 1;")
+    with pytest.raises(ValueError, match="schema files|is not named"):
+        for engine in ("sqlite", "postgres"):
+            assert find_migrations(engine, "X", tmp_path)
+
+
+def test_both_databases_get_the_same_tables_and_indices(
+    empty_sqlite: SQLiteConfig, empty_postgres: PostgresConfig
+) -> None:
+    dumps = []
+    for config in (empty_sqlite, empty_postgres):
+        engine = make_engine(config)
+        migrate(engine)
+        dumps.append(dump_sqlite(engine) if isinstance(config, SQLiteConfig) else dump_postgres(engine))
+    assert len(dumps[0]) > 50
+    assert dumps[0] == dumps[1]
+
+
+TYPES = {"BYTEA": "BLOB", "DOUBLE PRECISION": "REAL"}
+
+
+def dump_sqlite(engine: Engine) -> set[tuple[object, ...]]:
+    found: set[tuple[object, ...]] = set()
+    for (table,) in ask(engine, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
+        for _, name, kind, not_null, _, _ in ask(engine, f"PRAGMA table_info({table})"):
+            found.add((table, name, kind, bool(not_null)))
+        for _, index, unique, _, partial in ask(engine, f"PRAGMA index_list({table})"):
+            columns = tuple(row[2] for row in ask(engine, f"PRAGMA index_info({index})"))
+            found.add((table, "index", columns, bool(unique), bool(partial)))
+    return found
+
+
+def dump_postgres(engine: Engine) -> set[tuple[object, ...]]:
+    found: set[tuple[object, ...]] = set()
+    columns = "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
+    for table, name, kind, nullable in ask(engine, f"{columns} WHERE table_schema = 'public'"):
+        found.add((table, name, TYPES.get(str(kind).upper(), str(kind).upper()), nullable == "NO"))
+    for table, definition in ask(engine, "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'"):
+        match = re.search(r"\(([^)]*)\)(.*)", str(definition))
+        assert match is not None
+        names = tuple(part.strip().split(" ")[0].strip('"') for part in match[1].split(","))
+        found.add((table, "index", names, "UNIQUE" in str(definition), " WHERE " in match[2]))
+    return found

@@ -1,0 +1,281 @@
+"""Group commit: batches, isolation of the writes in them, failure and recovery. On both databases."""
+
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
+from storage.streams import Change, Topic
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
+
+asked_by: ContextVar[str] = ContextVar("asked_by", default="nobody")
+
+
+class Stepped:
+    """A database whose writes wait for `step`, and what has come of them."""
+
+    def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
+        self.writer = SteppedExecutor()
+        self.observer = QueryCounter()
+        self.database = open_inline(config, self.observer, self.writer)
+        self.results: dict[str, object] = {}
+
+    def queue(self, name: str, fn: Callable[[WriteTransaction], Any]) -> None:
+        deferred: Deferred[Any] = Deferred.fromCoroutine(self.database.write(name, fn))
+
+        def done(result: object) -> None:
+            self.results[name] = type(result.value) if isinstance(result, Failure) else result
+
+        deferred.addBoth(done)
+
+    def step(self) -> None:
+        self.writer.run()
+
+    def names(self) -> list[str]:
+        found: list[str] = []
+
+        async def read() -> None:
+            found.extend(await self.database.read("names", names))
+
+        run_coroutine(read(), None)
+        return found
+
+
+@pytest.fixture
+def stepped(database_config: SQLiteConfig | PostgresConfig) -> Iterator[Stepped]:
+    stepped = Stepped(database_config)
+    yield stepped
+    run_coroutine(stepped.database.close(), None)
+
+
+def names(txn: Transaction) -> list[str]:
+    return [name for (name,) in txn.query("SELECT name FROM jobs ORDER BY name")]
+
+
+def put(name: str, fail: bool = False, positions: int = 1) -> Callable[[WriteTransaction], int]:
+    def fn(txn: WriteTransaction) -> int:
+        txn.execute("INSERT INTO jobs (name, progress) VALUES (?, ?)", (name, ""))
+        first = txn.next_position(positions)
+        for position in range(first, first + positions):
+            txn.announce(Change(position, Topic.PROFILE, user_id=name))
+        if fail:
+            raise ValueError(name)
+        return first
+
+    return fn
+
+
+def twice(txn: WriteTransaction) -> None:
+    """Breaks a rule of the database."""
+    for _ in range(2):
+        txn.execute("INSERT INTO jobs (name, progress) VALUES ('twice', '')")
+
+
+def test_all_that_wait_share_one_commit(stepped: Stepped) -> None:
+    for name in "abcdefgh":
+        stepped.queue(name, put(name))
+    assert stepped.results == {}
+    assert stepped.names() == []
+    stepped.step()
+    assert stepped.observer.batches == [8]
+    assert stepped.results == {name: position for position, name in enumerate("abcdefgh", 1)}
+    assert stepped.names() == list("abcdefgh")
+
+
+def test_a_batch_is_bounded(stepped: Stepped) -> None:
+    for number in range(300):
+        stepped.queue(f"{number:03}", put(f"{number:03}"))
+    stepped.step()
+    assert sum(stepped.observer.batches) == 300
+    assert max(stepped.observer.batches) <= 256
+    assert len(stepped.names()) == 300
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(outcomes=st.lists(st.sampled_from(["good", "raises", "breaks", "idle"]), min_size=1, max_size=9))
+def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]) -> None:
+    stepped.queue("clear", lambda txn: txn.execute("DELETE FROM jobs"))
+    stepped.step()
+    heard: list[Change] = []
+    end = stepped.database.streams.subscribe(heard.extend)
+    expected: dict[str, object] = {}
+    for number, outcome in enumerate(outcomes):
+        name = f"{number}{outcome}"
+        match outcome:
+            case "good":
+                stepped.queue(name, put(name, positions=2))
+            case "raises":
+                stepped.queue(name, put(name, fail=True))
+                expected[name] = ValueError
+            case "breaks":
+                stepped.queue(name, twice)
+            case _:
+                stepped.queue(name, lambda txn: None)
+                expected[name] = None
+    stepped.step()
+    end()
+    good = [f"{number}good" for number, outcome in enumerate(outcomes) if outcome == "good"]
+    assert stepped.names() == good
+    assert [change.user_id for change in heard] == [name for name in good for _ in range(2)]
+    positions = [change.position for change in heard]
+    assert positions == sorted(set(positions))
+    assert stepped.database.streams.current() >= max(positions, default=0)
+    for name, result in expected.items():
+        assert stepped.results[name] == result
+    for number, outcome in enumerate(outcomes):
+        if outcome == "breaks":
+            assert issubclass(stepped.results[f"{number}{outcome}"], stepped.database.engine.errors)  # type: ignore[arg-type]
+
+
+def test_callers_hear_after_streams_and_callbacks(stepped: Stepped) -> None:
+    order: list[str] = []
+    stepped.database.streams.subscribe(lambda told: order.append(f"stream {len(told)}"))
+
+    def write(name: str) -> Callable[[WriteTransaction], None]:
+        def fn(txn: WriteTransaction) -> None:
+            put(name)(txn)
+            txn.after_commit(lambda: order.append(f"callback {name} sees {stepped.names()}"))
+
+        return fn
+
+    async def call(name: str) -> None:
+        await stepped.database.write("call", write(name))
+        order.append(f"caller {name}")
+
+    for name in "ab":
+        Deferred.fromCoroutine(call(name))
+    stepped.step()
+    assert order == ["stream 2", "callback a sees ['a', 'b']", "callback b sees ['a', 'b']", "caller a", "caller b"]
+
+
+def test_a_write_from_a_callback_is_done_too(stepped: Stepped) -> None:
+    stepped.database.streams.subscribe(
+        lambda told: stepped.queue("second", put("second")) if told[0].user_id == "first" else None
+    )
+    stepped.queue("first", put("first"))
+    stepped.step()
+    assert stepped.names() == ["first", "second"]
+    assert stepped.results == {"first": 1, "second": 2}
+
+
+def test_each_write_and_read_has_the_context_of_its_caller(stepped: Stepped) -> None:
+    for name in "ab":
+        asked_by.set(name)
+        stepped.queue(name, lambda txn: asked_by.get())
+    asked_by.set("c")
+    stepped.step()
+    assert stepped.results == {"a": "a", "b": "b"}
+
+
+def test_counters_are_independent_and_go_on_after_a_restart(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
+    taken: list[object] = []
+    for _ in range(2):
+        stepped = Stepped(database_config)
+        taken.append(stepped.database.streams.current())
+        stepped.queue("a", lambda txn: (txn.allocate("room"), txn.next_position(3), txn.allocate("room", 2)))
+        stepped.queue("b", lambda txn: (txn.allocate("room"), txn.next_position()))
+        stepped.step()
+        taken += [stepped.results["a"], stepped.results["b"]]
+        run_coroutine(stepped.database.close(), None)
+    assert taken == [0, (1, 1, 2), (4, 4), 4, (5, 5, 6), (8, 8)]
+
+
+def test_a_swallowed_error_of_the_database_is_an_error_where_it_spoils_the_write(stepped: Stepped) -> None:
+    def swallow(txn: WriteTransaction) -> None:
+        txn.execute("INSERT INTO jobs (name, progress) VALUES ('swallowed', '')")
+        try:
+            txn.execute("INSERT INTO jobs (name, progress) VALUES ('swallowed', '')")
+        except stepped.database.engine.errors:
+            return
+
+    stepped.queue("before", put("before"))
+    stepped.queue("swallow", swallow)
+    stepped.queue("after", put("after"))
+    stepped.step()
+    if stepped.database.engine.name == "postgres":
+        assert stepped.results["swallow"] is DatabaseUnavailable
+        assert stepped.names() == ["after", "before"]
+    else:
+        assert stepped.names() == ["after", "before", "swallowed"]
+
+
+def test_a_lost_connection_costs_a_retry(postgresql: PostgresConfig) -> None:
+    stepped = Stepped(postgresql)
+    tries: list[int] = []
+
+    def lose(txn: WriteTransaction) -> int:
+        tries.append(1)
+        position = put("lost")(txn)
+        if len(tries) == 1:
+            txn.query("SELECT pg_terminate_backend(pg_backend_pid())")
+        return position
+
+    stepped.queue("first", put("first"))
+    stepped.queue("lose", lose)
+    stepped.queue("last", put("last"))
+    stepped.step()
+    assert stepped.results == {"first": 1, "lose": 2, "last": 3}
+    assert stepped.names() == ["first", "last", "lost"]
+    run_coroutine(stepped.database.close(), None)
+
+
+def test_a_connection_that_is_always_lost_is_an_error_and_then_all_is_well(postgresql: PostgresConfig) -> None:
+    stepped = Stepped(postgresql)
+    stepped.queue("first", put("first"))
+    stepped.queue("lose", lambda txn: txn.query("SELECT pg_terminate_backend(pg_backend_pid())"))
+    stepped.step()
+    assert stepped.results == {"first": DatabaseUnavailable, "lose": DatabaseUnavailable}
+    assert stepped.names() == []
+    stepped.queue("next", put("next"))
+    stepped.step()
+    assert stepped.names() == ["next"]
+    run_coroutine(stepped.database.close(), None)
+
+
+def test_a_full_disk_is_an_error_and_afterwards_all_is_well(sqlite: SQLiteConfig) -> None:
+    stepped = Stepped(sqlite)
+
+    def fill(txn: WriteTransaction) -> None:
+        (pages,) = txn.query("PRAGMA page_count")[0]
+        txn.query(f"PRAGMA max_page_count = {pages + 5}")
+        for number in range(100):
+            txn.execute("INSERT INTO jobs (name, progress) VALUES (?, ?)", (f"big{number}", "x" * 5000))
+
+    stepped.queue("first", put("first"))
+    stepped.queue("fill", fill)
+    stepped.step()
+    assert stepped.results["fill"] is not None
+    assert not [name for name in stepped.names() if name.startswith("big")]
+    assert ("first" in stepped.names()) == (stepped.results["first"] == 1)
+    stepped.queue("next", put("next"))
+    stepped.step()
+    assert "next" in stepped.names()
+    run_coroutine(stepped.database.close(), None)
+
+
+def test_another_process_on_the_same_database_is_heard_of(database_config: SQLiteConfig | PostgresConfig) -> None:
+    here, there = Stepped(database_config), Stepped(database_config)
+    heard: list[object] = []
+    here.database.streams.watch(lambda after, upto: heard.append((after, upto)))
+    here.database.streams.subscribe(lambda told: heard.append([change.position for change in told]))
+    there.queue("a", put("a", positions=3))
+    there.step()
+    here.queue("b", put("b"))
+    here.step()
+    there.queue("c", put("c"))
+    there.step()
+    Deferred.fromCoroutine(here.database.catch_up())
+    here.step()
+    assert heard == [(0, 3), [4], (4, 5)]
+    assert here.database.streams.current() == 5
+    for stepped in (here, there):
+        run_coroutine(stepped.database.close(), None)
