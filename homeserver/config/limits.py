@@ -12,8 +12,8 @@ from homeserver.config.option import option, section
 class RateLimit:
     """One bucket."""
 
-    per_second: float = option(1.0, "How many a second in the long run.", minimum=0)
-    burst_count: float = option(10.0, "How many at once.", minimum=0)
+    per_second: float = option(1.0, "How many a second in the long run.", minimum=0.000001)
+    burst_count: float = option(10.0, "How many at once.", minimum=1)
 
 
 def limit(per_second: float, burst_count: float, text: str, *, not_yet: bool = False) -> RateLimit:

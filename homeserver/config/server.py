@@ -8,6 +8,7 @@ from typing import Literal
 from federation.protocol.ids import is_server_name
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
+
 def _check_server_name(name: str) -> str | None:
     # 230 and not 255 characters, so that user ids have room for a name
     if is_server_name(name) and len(name) <= 230:

@@ -1,0 +1,201 @@
+"""The laws of the house that a machine can see: a function each, from a file to complaints about it."""
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePosixPath
+
+from federation.protocol.room_versions import ROOM_VERSIONS
+
+PACKAGES = ("homeserver", "federation", "storage")
+MAX_LINES = 500
+VAGUE_NAMES = {"utils", "util", "helpers", "base", "common", "manager", "misc"}
+
+SQL = re.compile(
+    r"\b(SELECT\s.+\sFROM\s|INSERT\s+(OR\s+\w+\s+)?INTO\s|UPDATE\s+\w+\s+SET\s|DELETE\s+FROM\s"
+    r"|(CREATE|ALTER|DROP)\s+(TABLE|INDEX|VIEW)\s)",
+    re.DOTALL,
+)
+MACHINE_PATH = re.compile(r"(?<![\w.])/(work|root|home)/\w")
+REGISTRY_HOST = re.compile(r"pypi\.org|pythonhosted\.org|npmjs\.(org|com)|deb\.debian\.org|yarnpkg\.com")
+VERSION_RECORD = re.compile(r"V\d+")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the project: where it is from the project's folder, and what is in it."""
+
+    path: PurePosixPath
+    text: str
+
+    @property
+    def package(self) -> str:
+        return self.path.parts[0]
+
+    @property
+    def is_product(self) -> bool:
+        return self.package in PACKAGES
+
+    @property
+    def is_python(self) -> bool:
+        return self.path.suffix == ".py"
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.text)
+
+    def at(self, node: ast.AST, text: str) -> str:
+        return f"{self.path}:{getattr(node, 'lineno', 1)}: {text}"
+
+
+Rule = Callable[[SourceFile], Iterator[str]]
+
+
+def no_import_in_a_function(file: SourceFile) -> Iterator[str]:
+    for function in ast.walk(file.tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    yield file.at(node, "an import inside a function hides what a module needs")
+
+
+def no_import_for_types_alone(file: SourceFile) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("TYPE_CHECKING"):
+            yield file.at(node, "an import under TYPE_CHECKING hides a cycle")
+
+
+def no_sql_outside_storage(file: SourceFile) -> Iterator[str]:
+    if not file.is_product or file.package == "storage":
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.search(node.value + " "):
+            yield file.at(node, "SQL belongs in storage/")
+
+
+def no_comparison_of_room_versions(file: SourceFile) -> Iterator[str]:
+    if not file.is_product or file.path.name == "room_versions.py":
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+        elif isinstance(node, ast.Match):
+            sides = [node.subject, *_matched_values(node)]
+        else:
+            continue
+        about_versions = any(word in ast.unparse(side) for side in sides for word in ("version", "identifier"))
+        if any(_is_version_record(side) or (about_versions and _has_version(side)) for side in sides):
+            yield file.at(node, "a room version is a record: ask it, never compare it")
+
+
+def _matched_values(node: ast.Match) -> Iterator[ast.expr]:
+    for case in node.cases:
+        for pattern in ast.walk(case.pattern):
+            if isinstance(pattern, ast.MatchValue):
+                yield pattern.value
+
+
+def _is_version_record(node: ast.expr) -> bool:
+    """`V12` or `room_versions.V12`; a member of an enum, such as `EventFormat.V1`, is what a record says of itself."""
+    return VERSION_RECORD.fullmatch(ast.unparse(node).removeprefix("room_versions.")) is not None
+
+
+def _has_version(node: ast.expr) -> bool:
+    if isinstance(node, ast.Constant):
+        return node.value in ROOM_VERSIONS
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return any(_has_version(each) or _is_version_record(each) for each in node.elts)
+    return False
+
+
+def no_vague_name(file: SourceFile) -> Iterator[str]:
+    names = {*file.path.parts[:-1], file.path.stem}
+    if file.path.parts[:2] == ("tests", "helpers"):
+        names.discard("helpers")
+    for name in sorted(names & VAGUE_NAMES):
+        yield f"{file.path}: `{name}` says nothing about what is inside"
+
+
+def says_what_it_is_for(file: SourceFile) -> Iterator[str]:
+    if file.text.strip() and not ast.get_docstring(file.tree):
+        yield f"{file.path}: a module opens with what it is for"
+
+
+def fits_the_eye(file: SourceFile) -> Iterator[str]:
+    lines = file.text.count("\n")
+    if lines > MAX_LINES:
+        yield f"{file.path}: {lines} lines; look for the second room in it"
+
+
+def no_mock(file: SourceFile) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.ImportFrom | ast.Import) and any("mock" in name for name in _imported(node)):
+            yield file.at(node, "a fake is a small class in tests/helpers, not a Mock")
+
+
+def one_kind_of_waiting(file: SourceFile) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.ImportFrom | ast.Import):
+            names = _imported(node)
+            if "asyncio" in names or any(name.endswith("inlineCallbacks") for name in names):
+                yield file.at(node, "coroutines on Twisted's reactor only: no asyncio, no inlineCallbacks")
+
+
+def _imported(node: ast.ImportFrom | ast.Import) -> list[str]:
+    module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    return [module + each.name for each in node.names]
+
+
+def no_global_state(file: SourceFile) -> Iterator[str]:
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Global):
+            yield file.at(node, "no module state: pass it to whoever needs it")
+
+
+def no_stub(file: SourceFile) -> Iterator[str]:
+    if not file.is_product:
+        return
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Raise) and node.exc is not None and "NotImplementedError" in ast.unparse(node.exc):
+            yield file.at(node, "a stub: write it, or leave it out")
+
+
+PYTHON_RULES: tuple[Rule, ...] = (
+    no_import_in_a_function,
+    no_import_for_types_alone,
+    no_sql_outside_storage,
+    no_comparison_of_room_versions,
+    no_vague_name,
+    says_what_it_is_for,
+    fits_the_eye,
+    no_mock,
+    one_kind_of_waiting,
+    no_global_state,
+    no_stub,
+)
+
+
+def no_machine_path(file: SourceFile) -> Iterator[str]:
+    for at, line in enumerate(file.text.splitlines(), 1):
+        if MACHINE_PATH.search(line):
+            yield f"{file.path}:{at}: a path of one machine"
+
+
+def no_registry_host(file: SourceFile) -> Iterator[str]:
+    for at, line in enumerate(file.text.splitlines(), 1):
+        if REGISTRY_HOST.search(line):
+            yield f"{file.path}:{at}: a package registry is the machine's choice, not the project's"
+
+
+def careful_script(file: SourceFile) -> Iterator[str]:
+    if not file.text.startswith("#!") or "bash" not in file.text.splitlines()[0]:
+        return
+    if "\nset -euo pipefail\n" not in file.text:
+        yield f"{file.path}: a script begins with `set -euo pipefail`"
+    if "--help" not in file.text:
+        yield f"{file.path}: a script knows --help"
+
+
+TEXT_RULES: tuple[Rule, ...] = (no_machine_path, no_registry_host, careful_script)

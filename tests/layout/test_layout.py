@@ -1,0 +1,38 @@
+"""Every file of the project keeps every law of the house."""
+
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tests.layout.rules import PACKAGES, PYTHON_RULES, TEXT_RULES, Rule, SourceFile
+
+ROOT = Path(__file__).parents[2]
+TEXT_SUFFIXES = {".py", ".md", ".sql", ".cfg", ".toml", ".yaml", ".yml", ".sample", ".json", ".mjs", ".js", ".html", ""}
+LEFT_OUT = {"node_modules", "__pycache__", "rules.py", "test_rules.py"}
+
+
+def files_below(*folders: str) -> list[SourceFile]:
+    paths = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    paths += sorted(path for path in ROOT.iterdir() if path.suffix in TEXT_SUFFIXES - {""})
+    return [
+        SourceFile(PurePosixPath(path.relative_to(ROOT).as_posix()), path.read_text(encoding="utf-8"))
+        for path in paths
+        if path.is_file() and path.suffix in TEXT_SUFFIXES and not LEFT_OUT & set(path.parts)
+    ]
+
+
+@pytest.fixture(scope="module")
+def files() -> list[SourceFile]:
+    return files_below(*PACKAGES, "tests", "scripts", ".ci", "docs", "changelog.d")
+
+
+@pytest.mark.parametrize("rule", PYTHON_RULES, ids=lambda rule: str(rule.__name__))
+def test_python_files(files: list[SourceFile], rule: Rule) -> None:
+    looked_at = [file for file in files if file.is_python]
+    assert len(looked_at) > 20
+    assert [complaint for file in looked_at for complaint in rule(file)] == []
+
+
+@pytest.mark.parametrize("rule", TEXT_RULES, ids=lambda rule: str(rule.__name__))
+def test_all_files(files: list[SourceFile], rule: Rule) -> None:
+    assert [complaint for file in files for complaint in rule(file)] == []

@@ -1,0 +1,89 @@
+"""Each law of the house sees what it forbids, and leaves alone what looks like it."""
+
+from pathlib import PurePosixPath
+
+import pytest
+
+from tests.layout import rules
+from tests.layout.rules import PYTHON_RULES, TEXT_RULES, Rule, SourceFile
+
+DOC = '"""What it is for."""\n'
+
+
+def complaints(rule: Rule, text: str, path: str = "homeserver/services/rooms.py") -> list[str]:
+    return list(rule(SourceFile(PurePosixPath(path), text)))
+
+
+BAD: list[tuple[Rule, str, str]] = [
+    (rules.no_import_in_a_function, "def f():\n    import os\n", "homeserver/app.py"),
+    (
+        rules.no_import_in_a_function,
+        "class A:\n    async def f(self):\n        from os import path\n",
+        "tests/test_x.py",
+    ),
+    (
+        rules.no_import_for_types_alone,
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import os\n",
+        "storage/a.py",
+    ),
+    (rules.no_import_for_types_alone, "import typing\nif typing.TYPE_CHECKING:\n    import os\n", "storage/a.py"),
+    (rules.no_sql_outside_storage, 'q = "SELECT a FROM b"\n', "homeserver/services/a.py"),
+    (rules.no_sql_outside_storage, 'q = f"UPDATE {x} b"\nr = "DELETE FROM events WHERE x"\n', "federation/rooms/a.py"),
+    (rules.no_sql_outside_storage, 'q = """\n  INSERT INTO\n a VALUES (1)"""\n', "homeserver/client/a.py"),
+    (rules.no_comparison_of_room_versions, 'if room_version == "11":\n    x()\n', "federation/rooms/a.py"),
+    (rules.no_comparison_of_room_versions, 'y = version.identifier not in ("1", "2")\n', "homeserver/client/a.py"),
+    (rules.no_comparison_of_room_versions, "y = rules is V12\n", "federation/protocol/event_auth.py"),
+    (rules.no_comparison_of_room_versions, "y = rules in (V1, V2) or version in {V3}\n", "federation/rooms/a.py"),
+    (rules.no_comparison_of_room_versions, 'match version:\n    case "12":\n        x()\n', "federation/rooms/a.py"),
+    (rules.no_vague_name, DOC, "homeserver/utils.py"),
+    (rules.no_vague_name, DOC, "federation/common/ids.py"),
+    (rules.no_vague_name, DOC, "homeserver/helpers/ids.py"),
+    (rules.says_what_it_is_for, "import os\n", "storage/a.py"),
+    (rules.fits_the_eye, "x = 1\n" * 501, "storage/a.py"),
+    (rules.no_mock, "from unittest.mock import Mock\n", "tests/a.py"),
+    (rules.no_mock, "import unittest.mock\n", "tests/a.py"),
+    (rules.no_mock, "from unittest import mock\n", "tests/a.py"),
+    (rules.one_kind_of_waiting, "import asyncio\n", "homeserver/a.py"),
+    (rules.one_kind_of_waiting, "from twisted.internet.defer import inlineCallbacks\n", "homeserver/a.py"),
+    (rules.no_global_state, "x = 1\ndef f():\n    global x\n    x = 2\n", "homeserver/a.py"),
+    (rules.no_stub, "def f():\n    raise NotImplementedError\n", "storage/a.py"),
+    (rules.no_stub, 'def f():\n    raise NotImplementedError("later")\n', "homeserver/a.py"),
+    (rules.no_machine_path, "cd /" + "work/main\n", "scripts/run"),
+    (rules.no_machine_path, "see /" + "home/me/notes\n", "docs/a.md"),
+    (rules.no_registry_host, "pip install -i https://pypi" + ".org/simple x\n", "scripts/run"),
+    (rules.careful_script, "#!/usr/bin/env bash\necho --help\n", "scripts/run"),
+    (rules.careful_script, "#!/usr/bin/env bash\nset -euo pipefail\n", "scripts/run"),
+]
+
+GOOD: list[tuple[Rule, str, str]] = [
+    (rules.no_import_in_a_function, "import os\ndef f():\n    return os\n", "homeserver/app.py"),
+    (rules.no_import_for_types_alone, "from typing import Any\n", "homeserver/app.py"),
+    (rules.no_sql_outside_storage, 'q = "SELECT a FROM b"\n', "storage/rooms.py"),
+    (rules.no_sql_outside_storage, 'text = "Select a room from the list; update it"\n', "homeserver/client/a.py"),
+    (rules.no_comparison_of_room_versions, 'if kind == "11" or version == other:\n    x()\n', "homeserver/client/a.py"),
+    (rules.no_comparison_of_room_versions, 'x = version == "11"\n', "federation/protocol/room_versions.py"),
+    (rules.no_comparison_of_room_versions, "x = version.event_format is EventFormat.V1\n", "federation/rooms/a.py"),
+    (rules.no_vague_name, DOC, "tests/helpers/clock.py"),
+    (rules.says_what_it_is_for, "", "homeserver/__init__.py"),
+    (rules.says_what_it_is_for, DOC, "homeserver/a.py"),
+    (rules.fits_the_eye, "x = 1\n" * 500, "storage/a.py"),
+    (rules.no_mock, "from tests.helpers import server\n", "tests/a.py"),
+    (rules.one_kind_of_waiting, "from twisted.internet.defer import Deferred\n", "homeserver/a.py"),
+    (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
+    (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),
+    (rules.careful_script, "#!/usr/bin/env bash\nset -euo pipefail\n# --help\n", "scripts/run"),
+]
+
+
+@pytest.mark.parametrize(("rule", "text", "path"), BAD)
+def test_a_law_sees_what_it_forbids(rule: Rule, text: str, path: str) -> None:
+    assert complaints(rule, text, path)
+
+
+@pytest.mark.parametrize(("rule", "text", "path"), GOOD)
+def test_a_law_leaves_the_rest_alone(rule: Rule, text: str, path: str) -> None:
+    assert complaints(rule, text, path) == []
+
+
+def test_every_law_has_a_bad_example() -> None:
+    assert {rule for rule, _text, _path in BAD} == {*PYTHON_RULES, *TEXT_RULES}
