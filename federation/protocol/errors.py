@@ -119,6 +119,14 @@ class WeakPassword(MatrixError):
     errcode, status, default_text = "M_WEAK_PASSWORD", 400, "This password is too weak"
 
 
+class ProfileTooLarge(MatrixError):
+    errcode, status, default_text = "M_PROFILE_TOO_LARGE", 400, "A profile may not be larger than 64 KiB"
+
+
+class KeyTooLarge(MatrixError):
+    errcode, status, default_text = "M_KEY_TOO_LARGE", 400, "The name of a profile field may not be longer than 255 bytes"
+
+
 class RoomInUse(MatrixError):
     errcode, status, default_text = "M_ROOM_IN_USE", 400, "This alias is taken"
 

@@ -220,7 +220,15 @@ CREATE TABLE accounts (
     locked INTEGER NOT NULL DEFAULT 0,
     suspended INTEGER NOT NULL DEFAULT 0,
     user_type TEXT,
-    appservice_id TEXT
+    appservice_id TEXT,
+    -- when its sessions, flags or password last changed: other nodes forget what they remember of it
+    position BIGINT NOT NULL
+);
+CREATE INDEX accounts_by_position ON accounts (position);
+
+-- Deactivated accounts that have not left all of their rooms yet
+CREATE TABLE departing_accounts (
+    user_id TEXT NOT NULL PRIMARY KEY
 );
 
 CREATE TABLE devices (
@@ -234,6 +242,13 @@ CREATE TABLE devices (
     PRIMARY KEY (user_id, device_id)
 );
 
+-- When the list of a user's devices last changed
+CREATE TABLE device_list_positions (
+    user_id TEXT NOT NULL PRIMARY KEY,
+    position BIGINT NOT NULL
+);
+CREATE INDEX device_list_positions_by_position ON device_list_positions (position);
+
 -- Access tokens by the SHA-256 of their text
 CREATE TABLE access_tokens (
     token_hash BYTES NOT NULL PRIMARY KEY,
@@ -245,9 +260,11 @@ CREATE TABLE access_tokens (
     expires_ts BIGINT,
     -- the refresh token that was given out with it
     refresh_nid BIGINT,
-    first_used INTEGER NOT NULL DEFAULT 0
+    -- 0 for the token of a refresh until it is used: then what it replaces ends
+    first_used INTEGER NOT NULL DEFAULT 1
 );
 CREATE INDEX access_tokens_by_device ON access_tokens (user_id, device_id);
+CREATE INDEX access_tokens_by_refresh ON access_tokens (refresh_nid) WHERE refresh_nid IS NOT NULL;
 
 CREATE TABLE refresh_tokens (
     token_hash BYTES NOT NULL PRIMARY KEY,
@@ -261,6 +278,7 @@ CREATE TABLE refresh_tokens (
     next_nid BIGINT
 );
 CREATE INDEX refresh_tokens_by_device ON refresh_tokens (user_id, device_id);
+CREATE INDEX refresh_tokens_by_next ON refresh_tokens (next_nid) WHERE next_nid IS NOT NULL;
 
 CREATE TABLE registration_tokens (
     token TEXT NOT NULL PRIMARY KEY,
@@ -277,9 +295,10 @@ CREATE TABLE uia_sessions (
     -- method and path of the request, and the user who is to confirm it, if any: a session serves no other
     operation TEXT NOT NULL,
     user_id TEXT,
-    -- JSON: stages completed with their results, and the server's own notes
+    -- JSON object: stages completed, with their results
     completed TEXT NOT NULL,
-    notes TEXT NOT NULL
+    -- what the finished operation made (the user id that was registered), so that a repeated request finds it
+    result TEXT
 );
 CREATE INDEX uia_sessions_by_age ON uia_sessions (created_ts);
 
@@ -288,7 +307,9 @@ CREATE TABLE profiles (
     -- displayname, avatar_url, m.tz, …
     field TEXT NOT NULL,
     -- JSON
-    value TEXT NOT NULL,
+    value BYTES NOT NULL,
+    -- when it was set
+    position BIGINT NOT NULL,
     PRIMARY KEY (user_id, field)
 );
 
@@ -299,6 +320,8 @@ CREATE TABLE account_data (
     type TEXT NOT NULL,
     -- JSON object
     content BYTES NOT NULL,
+    -- deleted: the row stays, with {}, so that other devices hear of it
+    deleted INTEGER NOT NULL DEFAULT 0,
     position BIGINT NOT NULL,
     PRIMARY KEY (user_id, room_id, type)
 );

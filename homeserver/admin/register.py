@@ -1,0 +1,56 @@
+"""Making accounts with the shared secret: what scripts and playbooks call."""
+
+import msgspec
+
+from federation.protocol.ids import parse_device_id
+from homeserver.http.endpoint import Auth, Limit, endpoint
+from homeserver.services.devices import check_device_name
+from homeserver.services.sessions import session_answer
+from homeserver.services.shared_secret_registration import SharedSecretRegistration, SignedWish
+from homeserver.services.registration import Wish
+from homeserver.services.profiles import Profiles
+
+_PATH = "/_synapse/admin/v1/register"
+
+
+class Register(msgspec.Struct, frozen=True, kw_only=True):
+    """The account that is wanted. `admin` counts by its truth; an empty or null `user_type` is none."""
+
+    nonce: str | None = None
+    username: str | None = None
+    password: str | None = None
+    admin: object = False
+    user_type: str | None = None
+    mac: str | None = None
+    displayname: str | None = None
+    inhibit_login: bool = False
+    device_id: str | None = None
+    initial_device_display_name: str | None = None
+    refresh_token: bool = False
+
+
+@endpoint("GET", _PATH, auth=Auth.NONE, limit=Limit.REGISTRATION)
+async def get_nonce(registration: SharedSecretRegistration) -> dict[str, object]:
+    """A nonce for one request."""
+    return {"nonce": await registration.do_make_nonce()}
+
+
+@endpoint("POST", _PATH, auth=Auth.NONE)
+async def post_register(
+    registration: SharedSecretRegistration, profiles: Profiles, *, body: Register
+) -> dict[str, object]:
+    """Make an account."""
+    wish = Wish(
+        username=body.username,
+        password=body.password,
+        device_id=None if body.device_id is None else parse_device_id(body.device_id),
+        device_name=check_device_name(body.initial_device_display_name),
+        inhibit_login=body.inhibit_login,
+        refreshable=body.refresh_token,
+        is_admin=bool(body.admin),
+        user_type=body.user_type or None,
+    )
+    registered = await registration.do_register(SignedWish(body.nonce, body.mac, wish))
+    if body.displayname:
+        await profiles.do_set_display_name(registered.user_id, body.displayname)
+    return session_answer(registered.user_id, registered.session)

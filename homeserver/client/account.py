@@ -1,0 +1,56 @@
+"""Who one is, one's password, and the end of one's account.
+
+spec: client-server-api#current-account-information, client-server-api#legacy-account-management
+"""
+
+import msgspec
+
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, RequestContext, endpoint
+from homeserver.services.accounts import Accounts
+
+
+class ChangePassword(msgspec.Struct, frozen=True, kw_only=True):
+    new_password: str
+    logout_devices: bool = True
+    auth: dict[str, object] | None = None
+
+
+class Deactivate(msgspec.Struct, frozen=True, kw_only=True):
+    erase: bool = False
+    auth: dict[str, object] | None = None
+
+
+@endpoint("GET", "/_matrix/client/v3/account/whoami", "/_matrix/client/r0/account/whoami", auth=Auth.GUEST)
+async def get_whoami(caller: Requester) -> dict[str, object]:
+    """Whom the token belongs to."""
+    answer: dict[str, object] = {"user_id": caller.user_id, "is_guest": caller.is_guest}
+    if caller.device_id is not None:
+        answer["device_id"] = caller.device_id
+    return answer
+
+
+@endpoint("POST", "/_matrix/client/v3/account/password", "/_matrix/client/r0/account/password", auth=Auth.USER)
+async def post_password(
+    accounts: Accounts, caller: Requester, context: RequestContext, *, body: ChangePassword
+) -> Empty:
+    """Change the password."""
+    await accounts.do_change_password(
+        caller, body.new_password, body.auth, context.client_ip, log_out_others=body.logout_devices
+    )
+    return EMPTY
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/deactivate",
+    "/_matrix/client/r0/account/deactivate",
+    auth=Auth.USER,
+    while_suspended=True,
+)
+async def post_deactivate(
+    accounts: Accounts, caller: Requester, context: RequestContext, *, body: Deactivate
+) -> dict[str, object]:
+    """End the account. No identifiers are bound with identity servers, so none are left bound: `success`."""
+    await accounts.do_deactivate_self(caller, body.auth, context.client_ip, erase=body.erase)
+    return {"id_server_unbind_result": "success"}

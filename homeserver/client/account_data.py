@@ -1,0 +1,76 @@
+"""Account data, global and of rooms. spec: client-server-api#client-config; deletion: MSC3391"""
+
+import msgspec
+
+from federation.protocol.ids import RoomID, UserID, parse_room_id
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.account_data import LARGEST_CONTENT, AccountData
+
+_GLOBAL = "/user/{user_id}/account_data/{type_}"
+_ROOM = "/user/{user_id}/rooms/{room_id}/account_data/{type_}"
+_DELETE = "/_matrix/client/unstable/org.matrix.msc3391"
+
+
+@endpoint("GET", "/_matrix/client/v3" + _GLOBAL, "/_matrix/client/r0" + _GLOBAL, auth=Auth.USER)
+async def get_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str
+) -> msgspec.Raw:
+    """One entry."""
+    return await account_data.get(caller, user_id, None, type_)
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/client/v3" + _GLOBAL,
+    "/_matrix/client/r0" + _GLOBAL,
+    auth=Auth.USER,
+    max_body=LARGEST_CONTENT,
+    while_suspended=True,
+)
+async def put_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str, body: msgspec.Raw
+) -> Empty:
+    """Set one entry."""
+    await account_data.do_set(caller, user_id, None, type_, body)
+    return EMPTY
+
+
+@endpoint("DELETE", _DELETE + _GLOBAL, auth=Auth.USER, while_suspended=True)
+async def delete_account_data(account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str) -> Empty:
+    """Remove one entry."""
+    await account_data.do_remove(caller, user_id, None, type_)
+    return EMPTY
+
+
+@endpoint("GET", "/_matrix/client/v3" + _ROOM, "/_matrix/client/r0" + _ROOM, auth=Auth.USER)
+async def get_room_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str
+) -> msgspec.Raw:
+    """One entry of a room."""
+    return await account_data.get(caller, user_id, parse_room_id(room_id), type_)
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/client/v3" + _ROOM,
+    "/_matrix/client/r0" + _ROOM,
+    auth=Auth.USER,
+    max_body=LARGEST_CONTENT,
+    while_suspended=True,
+)
+async def put_room_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str, body: msgspec.Raw
+) -> Empty:
+    """Set one entry of a room."""
+    await account_data.do_set(caller, user_id, parse_room_id(room_id), type_, body)
+    return EMPTY
+
+
+@endpoint("DELETE", _DELETE + _ROOM, auth=Auth.USER, while_suspended=True)
+async def delete_room_account_data(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str
+) -> Empty:
+    """Remove one entry of a room."""
+    await account_data.do_remove(caller, user_id, parse_room_id(room_id), type_)
+    return EMPTY

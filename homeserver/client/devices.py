@@ -1,0 +1,89 @@
+"""A user's devices. spec: client-server-api#device-management"""
+
+from typing import Annotated
+
+import msgspec
+
+from federation.protocol.ids import DeviceID, parse_device_id
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, RequestContext, endpoint
+from homeserver.services.devices import Devices
+from storage.devices import DeviceRow
+
+
+class Rename(msgspec.Struct, frozen=True):
+    display_name: str | None = None
+
+
+class Remove(msgspec.Struct, frozen=True):
+    auth: dict[str, object] | None = None
+
+
+class RemoveMany(msgspec.Struct, frozen=True, kw_only=True):
+    devices: Annotated[list[str], msgspec.Meta(max_length=1000)]
+    auth: dict[str, object] | None = None
+
+
+@endpoint("GET", "/_matrix/client/v3/devices", "/_matrix/client/r0/devices", auth=Auth.GUEST)
+async def get_devices(devices: Devices, caller: Requester) -> dict[str, object]:
+    """All of them."""
+    return {"devices": [_device(device) for device in await devices.get_devices(caller.user_id)]}
+
+
+@endpoint("GET", "/_matrix/client/v3/devices/{device_id}", "/_matrix/client/r0/devices/{device_id}", auth=Auth.GUEST)
+async def get_device(devices: Devices, caller: Requester, *, device_id: DeviceID) -> dict[str, object]:
+    """One of them."""
+    return _device(await devices.get_device(caller.user_id, device_id))
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/client/v3/devices/{device_id}",
+    "/_matrix/client/r0/devices/{device_id}",
+    auth=Auth.GUEST,
+    while_suspended=True,
+)
+async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename) -> Empty:
+    """Rename one."""
+    await devices.do_rename(caller.user_id, device_id, body.display_name)
+    return EMPTY
+
+
+@endpoint(
+    "DELETE",
+    "/_matrix/client/v3/devices/{device_id}",
+    "/_matrix/client/r0/devices/{device_id}",
+    auth=Auth.USER,
+    while_suspended=True,
+)
+async def delete_device(
+    devices: Devices, caller: Requester, context: RequestContext, *, device_id: DeviceID, body: Remove
+) -> Empty:
+    """Remove one, once that is confirmed."""
+    await devices.do_remove(caller, [device_id], body.auth, context.client_ip)
+    return EMPTY
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/delete_devices",
+    "/_matrix/client/r0/delete_devices",
+    auth=Auth.USER,
+    while_suspended=True,
+)
+async def post_delete_devices(
+    devices: Devices, caller: Requester, context: RequestContext, *, body: RemoveMany
+) -> Empty:
+    """Remove some, once that is confirmed."""
+    await devices.do_remove(caller, [parse_device_id(each) for each in body.devices], body.auth, context.client_ip)
+    return EMPTY
+
+
+def _device(device: DeviceRow) -> dict[str, object]:
+    fields = {
+        "device_id": device.device_id,
+        "display_name": device.display_name,
+        "last_seen_ip": device.last_seen_ip,
+        "last_seen_ts": device.last_seen_ts,
+    }
+    return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,84 @@
+"""Signing in, and renewing what one is signed in with.
+
+spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
+"""
+
+import msgspec
+
+from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Unrecognized
+from federation.protocol.ids import parse_device_id
+from homeserver.http.endpoint import Auth, Limit, RequestContext, endpoint
+from homeserver.services.client_discovery import ClientDiscovery
+from homeserver.services.devices import check_device_name
+from homeserver.services.sessions import Sessions, session_answer
+from homeserver.services.sign_in import SignIn, parse_identifier
+
+
+class UnknownLoginType(MatrixError):
+    default_text = "This server does not know this way to sign in"
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """How somebody signs in. `user`, `medium` and `address` are older forms of `identifier`."""
+
+    type: str
+    identifier: dict[str, object] | None = None
+    user: str | None = None
+    medium: str | None = None
+    address: str | None = None
+    password: str | None = None
+    device_id: str | None = None
+    initial_device_display_name: str | None = None
+    refresh_token: bool = False
+
+
+class Refresh(msgspec.Struct, frozen=True):
+    refresh_token: str
+
+
+@endpoint("GET", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE, limit=Limit.LOGIN)
+async def get_login(sign_in: SignIn) -> dict[str, object]:
+    """Ways to sign in."""
+    if not sign_in.password_login:
+        raise Unrecognized("This server has no sign-in with a password")
+    return {"flows": [{"type": "m.login.password"}]}
+
+
+@endpoint("POST", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE, limit=Limit.LOGIN)
+async def post_login(
+    sign_in: SignIn, discovery: ClientDiscovery, context: RequestContext, *, body: Login
+) -> dict[str, object]:
+    """Sign in."""
+    if body.type != "m.login.password":
+        raise UnknownLoginType
+    if not sign_in.password_login:
+        raise Forbidden("This server has no sign-in with a password")
+    older = {"user": body.user, "medium": body.medium, "address": body.address}
+    name = parse_identifier(
+        {key: value for key, value in {"identifier": body.identifier, **older}.items() if value is not None}
+    )
+    if body.password is None:
+        raise MissingParam("password is missing")
+    session = await sign_in.do_sign_in(
+        name,
+        body.password,
+        context.client_ip,
+        device_id=None if body.device_id is None else parse_device_id(body.device_id),
+        device_name=check_device_name(body.initial_device_display_name),
+        refreshable=body.refresh_token,
+    )
+    return session_answer(session.user_id, session) | discovery.in_login
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/refresh",
+    "/_matrix/client/v1/refresh",
+    "/_matrix/client/unstable/org.matrix.msc2918.refresh_token/refresh",
+    auth=Auth.NONE,
+    limit=Limit.LOGIN,
+)
+async def post_refresh(sessions: Sessions, *, body: Refresh) -> dict[str, object]:
+    """Exchange a refresh token for new tokens."""
+    answer = session_answer(None, await sessions.do_refresh(body.refresh_token))
+    return {key: answer[key] for key in ("access_token", "refresh_token", "expires_in_ms") if key in answer}

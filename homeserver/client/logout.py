@@ -1,0 +1,33 @@
+"""Signing out. spec: client-server-api#post_matrixclientv3logout"""
+
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.sessions import Sessions
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/logout",
+    "/_matrix/client/r0/logout",
+    auth=Auth.GUEST,
+    while_locked=True,
+    while_suspended=True,
+)
+async def post_logout(sessions: Sessions, caller: Requester) -> Empty:
+    """End this session, and its device."""
+    await sessions.do_log_out(caller)
+    return EMPTY
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/logout/all",
+    "/_matrix/client/r0/logout/all",
+    auth=Auth.GUEST,
+    while_locked=True,
+    while_suspended=True,
+)
+async def post_logout_all(sessions: Sessions, caller: Requester) -> Empty:
+    """End all sessions, and all devices."""
+    await sessions.do_log_out_everywhere(caller.user_id)
+    return EMPTY

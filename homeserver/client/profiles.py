@@ -1,0 +1,55 @@
+"""Profiles. spec: client-server-api#profiles"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Limit, Names, Requester, endpoint
+from homeserver.services.profiles import LARGEST_PROFILE, Profiles
+
+_WHOLE = ("/_matrix/client/v3/profile/{user_id}", "/_matrix/client/r0/profile/{user_id}")
+_FIELD = (
+    "/_matrix/client/v3/profile/{user_id}/{field}",
+    "/_matrix/client/r0/profile/{user_id}/{field}",
+    "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}/{field}",
+)
+Propagate = Annotated[bool, Names("org.matrix.msc4069.propagate")]
+
+
+@endpoint("GET", *_WHOLE, "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}", auth=Auth.NONE)
+async def get_profile(profiles: Profiles, *, user_id: UserID) -> Mapping[str, object]:
+    """All fields."""
+    return await profiles.get_profile(user_id)
+
+
+@endpoint("GET", *_FIELD, auth=Auth.NONE)
+async def get_profile_field(profiles: Profiles, *, user_id: UserID, field: str) -> Mapping[str, object]:
+    """One field, under its name."""
+    return await profiles.get_field(user_id, field)
+
+
+@endpoint("PUT", *_FIELD, auth=Auth.GUEST, limit=Limit.PROFILE, max_body=2 * LARGEST_PROFILE)
+async def put_profile_field(
+    profiles: Profiles,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    field: str,
+    body: dict[str, msgspec.Raw],
+    propagate: Propagate = True,
+) -> Empty:
+    """Set one field. Without `propagate`, rooms keep showing the old one (MSC4069)."""
+    await profiles.do_set_field(caller, user_id, field, body, propagate=propagate)
+    return EMPTY
+
+
+@endpoint("DELETE", *_FIELD, auth=Auth.GUEST, limit=Limit.PROFILE)
+async def delete_profile_field(
+    profiles: Profiles, caller: Requester, *, user_id: UserID, field: str, propagate: Propagate = True
+) -> Empty:
+    """Remove one field."""
+    await profiles.do_remove_field(caller, user_id, field, propagate=propagate)
+    return EMPTY

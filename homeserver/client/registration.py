@@ -1,0 +1,78 @@
+"""Making an account. spec: client-server-api#account-registration"""
+
+from enum import Enum
+
+import msgspec
+
+from federation.protocol.ids import parse_device_id
+from homeserver.http.endpoint import Auth, Limit, RequestContext, endpoint
+from homeserver.services.devices import check_device_name
+from homeserver.services.registration import Registration, Wish
+from homeserver.services.sessions import session_answer
+
+
+class Kind(Enum):
+    """Of an account."""
+
+    USER = "user"
+    GUEST = "guest"
+
+
+class Register(msgspec.Struct, frozen=True, kw_only=True):
+    """The account that is wanted."""
+
+    auth: dict[str, object] | None = None
+    username: str | None = None
+    password: str | None = None
+    device_id: str | None = None
+    initial_device_display_name: str | None = None
+    inhibit_login: bool = False
+    refresh_token: bool = False
+
+
+@endpoint(
+    "POST", "/_matrix/client/v3/register", "/_matrix/client/r0/register", auth=Auth.NONE, limit=Limit.REGISTRATION
+)
+async def post_register(
+    registration: Registration, context: RequestContext, *, body: Register, kind: Kind = Kind.USER
+) -> dict[str, object]:
+    """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over."""
+    device_name = check_device_name(body.initial_device_display_name)
+    if kind is Kind.GUEST:
+        registered = await registration.do_register_guest(device_name, body.refresh_token)
+    else:
+        wish = Wish(
+            username=body.username,
+            password=body.password,
+            device_id=None if body.device_id is None else parse_device_id(body.device_id),
+            device_name=device_name,
+            inhibit_login=body.inhibit_login,
+            refreshable=body.refresh_token,
+        )
+        registered = await registration.do_register(wish, body.auth, context.client_ip)
+    return session_answer(registered.user_id, registered.session)
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/register/available",
+    "/_matrix/client/r0/register/available",
+    auth=Auth.NONE,
+    limit=Limit.REGISTRATION,
+)
+async def get_available(registration: Registration, *, username: str) -> dict[str, object]:
+    """Whether a name is free: yes, or an error that says why not."""
+    await registration.check_available(username)
+    return {"available": True}
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/register/m.login.registration_token/validity",
+    "/_matrix/client/unstable/org.matrix.msc3231/register/org.matrix.msc3231.login.registration_token/validity",
+    auth=Auth.NONE,
+    limit=Limit.REGISTRATION_TOKEN,
+)
+async def get_registration_token_validity(registration: Registration, *, token: str) -> dict[str, object]:
+    """Whether a registration token would be taken now."""
+    return {"valid": await registration.is_token_valid(token)}

@@ -1,0 +1,54 @@
+"""Tags on rooms. spec: client-server-api#room-tagging"""
+
+from collections.abc import Mapping
+
+from federation.protocol.errors import BadJson
+from federation.protocol.ids import RoomID, UserID, parse_room_id
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.account_data import AccountData
+
+_TAGS = "/user/{user_id}/rooms/{room_id}/tags"
+_TAG = _TAGS + "/{tag}"
+
+
+@endpoint("GET", "/_matrix/client/v3" + _TAGS, "/_matrix/client/r0" + _TAGS, auth=Auth.USER)
+async def get_tags(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID
+) -> Mapping[str, object]:
+    """All tags of a room."""
+    return {"tags": await account_data.get_tags(caller, user_id, parse_room_id(room_id))}
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/client/v3" + _TAG,
+    "/_matrix/client/r0" + _TAG,
+    auth=Auth.USER,
+    max_body=4096,
+    while_suspended=True,
+)
+async def put_tag(
+    account_data: AccountData,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    room_id: RoomID,
+    tag: str,
+    body: dict[str, object],
+) -> Empty:
+    """Put a tag on a room. `order`, where there is one, is a number; other keys are kept."""
+    order = body.get("order", 0)
+    if isinstance(order, bool) or not isinstance(order, int | float):
+        raise BadJson("order must be a number")
+    await account_data.do_set_tag(caller, user_id, parse_room_id(room_id), tag, body)
+    return EMPTY
+
+
+@endpoint("DELETE", "/_matrix/client/v3" + _TAG, "/_matrix/client/r0" + _TAG, auth=Auth.USER, while_suspended=True)
+async def delete_tag(
+    account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, tag: str
+) -> Empty:
+    """Take a tag off a room."""
+    await account_data.do_remove_tag(caller, user_id, parse_room_id(room_id), tag)
+    return EMPTY

@@ -1,0 +1,129 @@
+"""Who a token belongs to: asked by every request, so answered from memory.
+
+Laws:
+- A remembered token costs no query, and is forgotten when the stream tells of a change of its account (`Topic.ACCOUNT`):
+  on every node, as soon as the change is heard of.
+- What was read while such a change came in is not remembered: it may be the state from before.
+- Memory is bounded: the token that was learnt first is forgotten first.
+- Unknown tokens are not remembered, and damaged ones are refused without a query.
+- The first use of a token from a refresh ends the pair that it replaced, before the request goes on.
+
+spec: client-server-api#using-access-tokens, client-server-api#refreshing-access-tokens
+"""
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import UnknownToken
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.endpoint import RequestContext, Requester
+from homeserver.services.last_seen import LastSeen
+from homeserver.services.secret_text import hash_token, is_damaged
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.streams import Change, Streams, Topic
+from storage.tokens import AccessTokenRow, TokenStore
+from storage.transaction import WriteTransaction
+
+
+class AccessTokens:
+    """Checks access tokens."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        tokens: TokenStore,
+        accounts: AccountStore,
+        streams: Streams,
+        last_seen: LastSeen,
+        *,
+        most_remembered: int = 100_000,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._tokens = tokens
+        self._accounts = accounts
+        self._last_seen = last_seen
+        self._most_remembered = most_remembered
+        self._remembered: dict[bytes, tuple[Requester, float]] = {}
+        self._by_user: dict[str, set[bytes]] = {}
+        self._forgotten_meanwhile: list[set[str]] = []
+        streams.subscribe(self._heed)
+
+    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
+        """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with `soft_logout`, for
+        a session that is only to be renewed. Locked and suspended accounts are told, not refused: the guard decides."""
+        token_hash = hash_token(token)
+        remembered = self._remembered.get(token_hash)
+        if remembered is not None and remembered[1] > self._clock.seconds():
+            owner: Requester | None = remembered[0]
+        elif is_damaged(token):
+            return None
+        else:
+            owner = await self._learn(token_hash)
+        if owner is not None and owner.device_id is not None:
+            self._last_seen.note(owner.user_id, owner.device_id, context.client_ip, context.user_agent)
+        return owner
+
+    async def _learn(self, token_hash: bytes) -> Requester | None:
+        forgotten: set[str] = set()
+        self._forgotten_meanwhile.append(forgotten)
+        try:
+            row = await self._tokens.get_access_token(token_hash)
+        finally:
+            self._forgotten_meanwhile = [each for each in self._forgotten_meanwhile if each is not forgotten]
+        if row is None or row.deactivated:
+            return None
+        if row.expires_ts is not None and row.expires_ts <= self._clock.seconds() * 1000:
+            raise UnknownToken("The access token has expired", soft_logout=True)
+        if not row.first_used:
+            await self._end_replaced(row)
+        owner = Requester(
+            user_id=UserID(row.user_id),
+            device_id=None if row.device_id is None else DeviceID(row.device_id),
+            token_nid=row.token_nid,
+            is_guest=row.is_guest,
+            is_admin=row.is_admin,
+            is_locked=row.locked,
+            is_suspended=row.suspended,
+        )
+        if row.user_id not in forgotten:
+            self._remember(token_hash, owner, float("inf") if row.expires_ts is None else row.expires_ts / 1000)
+        return owner
+
+    async def _end_replaced(self, row: AccessTokenRow) -> None:
+        now = int(self._clock.seconds() * 1000)
+
+        def write(txn: WriteTransaction) -> None:
+            if row.refresh_nid is None or row.device_id is None:
+                return
+            if self._tokens.set_pair_used(txn, row.refresh_nid, row.user_id, row.device_id, now):
+                self._accounts.set_account_changed(txn, row.user_id)
+
+        await self._database.write("set_pair_used", write)
+
+    def _remember(self, token_hash: bytes, owner: Requester, expires: float) -> None:
+        if len(self._remembered) >= self._most_remembered:
+            oldest = next(iter(self._remembered))
+            self._forget_token(self._remembered[oldest][0].user_id, oldest)
+        self._remembered[token_hash] = (owner, expires)
+        self._by_user.setdefault(owner.user_id, set()).add(token_hash)
+
+    def _forget_token(self, user_id: str, token_hash: bytes) -> None:
+        self._remembered.pop(token_hash, None)
+        of_user = self._by_user.get(user_id)
+        if of_user is not None:
+            of_user.discard(token_hash)
+            if not of_user:
+                del self._by_user[user_id]
+
+    def _heed(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is not Topic.ACCOUNT or change.user_id is None:
+                continue
+            for forgotten in self._forgotten_meanwhile:
+                forgotten.add(change.user_id)
+            for token_hash in self._by_user.pop(change.user_id, ()):
+                self._remembered.pop(token_hash, None)

@@ -1,0 +1,97 @@
+"""What becomes of an account: its password, what an administrator lays on it, what has to be confirmed.
+
+spec: client-server-api#legacy-account-management, client-server-api#account-moderation
+"""
+
+from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.ids import UserID
+from homeserver.http.endpoint import Requester
+from homeserver.services.deactivation import Deactivation
+from homeserver.services.passwords import Passwords
+from homeserver.services.sessions import Sessions
+from homeserver.services.sign_in import SignIn
+from homeserver.services.uia import UIA, AuthData, Operation
+from homeserver.services.uia_stages import PASSWORD
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database
+from storage.transaction import WriteTransaction
+
+
+class Accounts:
+    """Changes accounts."""
+
+    def __init__(
+        self,
+        database: Database,
+        accounts: AccountStore,
+        passwords: Passwords,
+        sessions: Sessions,
+        sign_in: SignIn,
+        uia: UIA,
+        deactivation: Deactivation,
+    ) -> None:
+        self._database = database
+        self._accounts = accounts
+        self._passwords = passwords
+        self._sessions = sessions
+        self._sign_in = sign_in
+        self._uia = uia
+        self._deactivation = deactivation
+
+    async def check_confirmed(self, caller: Requester, operation: str, auth: AuthData | None, address: str) -> None:
+        """Return once the caller has confirmed, with their password, that they do this. Raises
+        `AuthenticationRequired`, and `Forbidden` where they have nothing to confirm it with."""
+        accounts = await self._accounts.get_accounts([caller.user_id])
+        if not self._sign_in.password_confirmation or accounts[caller.user_id].password_hash is None:
+            raise Forbidden("This account has no password to confirm this with")
+        await self._uia.check(Operation(operation, caller.user_id, address), [[PASSWORD]], auth)
+
+    async def do_change_password(
+        self, caller: Requester, new_password: str, auth: AuthData | None, address: str, *, log_out_others: bool
+    ) -> None:
+        """Change it, once that is confirmed. Raises `WeakPassword`, and as `check_confirmed`."""
+        self._passwords.check_policy(new_password)
+        await self.check_confirmed(caller, "POST account/password", auth, address)
+        await self.do_set_password(caller.user_id, new_password, log_out_but=caller if log_out_others else None)
+
+    async def do_set_password(
+        self, user_id: UserID, new_password: str, *, log_out_all: bool = False, log_out_but: Requester | None = None
+    ) -> None:
+        """Set it, and end all sessions, or all but one. Raises `WeakPassword`, `InvalidParam`."""
+        self._passwords.check_policy(new_password)
+        password_hash = await self._passwords.hash(new_password)
+
+        def write(txn: WriteTransaction) -> None:
+            self._accounts.set_password_hash(txn, user_id, password_hash)
+            if log_out_all or log_out_but is not None:
+                self._sessions.remove_sessions(txn, user_id, log_out_but)
+
+        await self._database.write("set_password", write)
+
+    async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> None:
+        """End the caller's account, once that is confirmed. Raises as `check_confirmed`."""
+        await self.check_confirmed(caller, "POST account/deactivate", auth, address)
+        await self._deactivation.do_deactivate(caller.user_id, erase=erase)
+
+    async def get_account(self, user_id: UserID) -> AccountRow:
+        """Raises `NotFound`."""
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        if account is None:
+            raise NotFound("There is no such user here")
+        return account
+
+    async def do_set_flags(
+        self,
+        user_id: UserID,
+        *,
+        is_admin: bool | None = None,
+        locked: bool | None = None,
+        suspended: bool | None = None,
+    ) -> None:
+        """Lay something on an account, or lift it; None leaves it. Raises `NotFound`."""
+        await self.get_account(user_id)
+
+        def write(txn: WriteTransaction) -> None:
+            self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+
+        await self._database.write("set_account_flags", write)

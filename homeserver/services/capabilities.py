@@ -1,0 +1,42 @@
+"""What the people of this server can do. spec: client-server-api#capabilities-negotiation"""
+
+import msgspec
+
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME
+
+
+class Capabilities:
+    """Answers from what the server was made with; encoded once. `fixed_profile_fields`: those that people may not
+    change themselves."""
+
+    def __init__(
+        self,
+        *,
+        default_room_version: RoomVersion,
+        passwords_can_change: bool,
+        fixed_profile_fields: frozenset[str] = frozenset(),
+    ) -> None:
+        profile_fields: dict[str, object] = {"enabled": True}
+        if fixed_profile_fields:
+            profile_fields["disallowed"] = sorted(fixed_profile_fields)
+        self.body = msgspec.Raw(
+            msgspec.json.encode(
+                {
+                    "capabilities": {
+                        "m.change_password": {"enabled": passwords_can_change},
+                        "m.room_versions": {
+                            "default": default_room_version.identifier,
+                            "available": dict.fromkeys(ROOM_VERSIONS, "stable"),
+                        },
+                        "m.profile_fields": profile_fields,
+                        "uk.tcpip.msc4133.profile_fields": profile_fields,
+                        "m.set_displayname": {"enabled": DISPLAY_NAME not in fixed_profile_fields},
+                        "m.set_avatar_url": {"enabled": AVATAR_URL not in fixed_profile_fields},
+                        "m.3pid_changes": {"enabled": False},
+                        "m.get_login_token": {"enabled": False},
+                    }
+                }
+            )
+        )
+        """The answer."""

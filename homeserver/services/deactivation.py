@@ -1,0 +1,79 @@
+"""The end of an account.
+
+Laws:
+- The account is closed and its sessions are ended in one write; it leaves its rooms after that, and after a restart
+  where the server stopped in between.
+- The user id stays taken.
+
+spec: client-server-api#account-deactivation
+"""
+
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import NotFound
+from federation.protocol.ids import UserID
+from homeserver.services.sessions import Sessions
+from storage.account_data import AccountDataStore
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.profiles import ProfileStore
+from storage.transaction import WriteTransaction
+
+
+class RoomsOfUser(Protocol):
+    """The rooms that a user is in."""
+
+    async def leave_all(self, user_id: UserID) -> None:
+        """Leave them all, and reject invites and take back knocks. May be called again for the same user, until it
+        returns without an error."""
+        ...
+
+
+class Deactivation:
+    """Closes accounts."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountStore,
+        account_data: AccountDataStore,
+        profiles: ProfileStore,
+        sessions: Sessions,
+        rooms: RoomsOfUser,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._accounts = accounts
+        self._account_data = account_data
+        self._profiles = profiles
+        self._sessions = sessions
+        self._rooms = rooms
+
+    async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
+        """End an account for good, then leave its rooms; `erase`: take away its profile and account data too, and mark
+        it so that who comes later sees no content of its events. Raises `NotFound`."""
+        if not await self._accounts.get_accounts([user_id]):
+            raise NotFound("There is no such user here")
+        now = int(self._clock.seconds() * 1000)
+
+        def write(txn: WriteTransaction) -> None:
+            self._accounts.set_deactivated(txn, user_id, now, erase=erase)
+            self._sessions.remove_sessions(txn, user_id)
+            if erase:
+                self._account_data.remove_account_data(txn, user_id)
+                self._profiles.remove_profile(txn, user_id)
+
+        await self._database.write("deactivate", write)
+        await self._leave_rooms(user_id)
+
+    async def do_resume_departures(self) -> None:
+        """After a start: let deactivated accounts leave the rooms that they had not left when the server stopped."""
+        for user_id in await self._accounts.get_departing_accounts():
+            await self._leave_rooms(UserID(user_id))
+
+    async def _leave_rooms(self, user_id: UserID) -> None:
+        await self._rooms.leave_all(user_id)
+        await self._database.write("remove_departing_account", self._accounts.remove_departing_account, user_id)

@@ -1,0 +1,67 @@
+"""A user's devices. spec: client-server-api#device-management"""
+
+from collections.abc import Sequence
+
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.endpoint import Requester
+from homeserver.services.accounts import Accounts
+from homeserver.services.sessions import Sessions
+from homeserver.services.uia import AuthData
+from storage.database import Database
+from storage.devices import DeviceRow, DeviceStore
+from storage.transaction import WriteTransaction
+
+LONGEST_DEVICE_NAME = 100
+"""In characters."""
+
+
+def check_device_name(name: str | None) -> str | None:
+    """A name that may be kept, cut to `LONGEST_DEVICE_NAME`. Raises `InvalidParam`."""
+    if name is not None and "\0" in name:
+        raise InvalidParam("A device's name may not contain NUL")
+    return None if name is None else name[:LONGEST_DEVICE_NAME]
+
+
+class Devices:
+    """Lists, renames and removes devices."""
+
+    def __init__(self, database: Database, devices: DeviceStore, sessions: Sessions, accounts: Accounts) -> None:
+        self._database = database
+        self._devices = devices
+        self._sessions = sessions
+        self._accounts = accounts
+
+    async def get_devices(self, user_id: UserID) -> Sequence[DeviceRow]:
+        """All of them."""
+        return (await self._devices.get_devices([user_id])).get(user_id, [])
+
+    async def get_device(self, user_id: UserID, device_id: DeviceID) -> DeviceRow:
+        """Raises `NotFound`."""
+        device = await self._devices.get_device(user_id, device_id)
+        if device is None:
+            raise NotFound("You have no such device")
+        return device
+
+    async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
+        """None leaves the name. Raises `NotFound`, `InvalidParam`."""
+        await self.get_device(user_id, device_id)
+        checked = check_device_name(name)
+        if checked is None:
+            return
+
+        def write(txn: WriteTransaction) -> bool:
+            return self._devices.set_display_name(txn, user_id, device_id, checked)
+
+        if not await self._database.write("rename_device", write):
+            raise NotFound("You have no such device")
+
+    async def do_remove(
+        self, caller: Requester, device_ids: Sequence[DeviceID], auth: AuthData | None, address: str
+    ) -> None:
+        """Remove them with their sessions, once that is confirmed; an application service confirms nothing. Raises
+        `AuthenticationRequired`, `Forbidden`."""
+        if caller.appservice_id is None:
+            operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
+            await self._accounts.check_confirmed(caller, operation, auth, address)
+        await self._database.write("remove_devices", self._sessions.remove_devices, caller.user_id, device_ids)

@@ -1,0 +1,69 @@
+"""When devices were last seen: noted in memory by every request, written in batches.
+
+A device is noted anew once `granularity` seconds have passed since the last note of it; the notes are written every
+`interval` seconds, in one write, and when the server stops. A crash loses a minute of them, which is as exact as the
+specification asks.
+"""
+
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from federation.protocol.ids import DeviceID, UserID
+from storage.devices import DeviceSighting, DeviceStore
+
+_LONGEST_USER_AGENT: Final = 512
+_MOST_REMEMBERED: Final = 100_000
+
+
+class LastSeen:
+    """Notes and writes them."""
+
+    log = Logger()
+
+    def __init__(
+        self, clock: IReactorTime, devices: DeviceStore, *, granularity: float = 120.0, interval: float = 30.0
+    ) -> None:
+        self._clock = clock
+        self._devices = devices
+        self._granularity = granularity
+        self._interval = interval
+        self._noted: dict[tuple[UserID, DeviceID], float] = {}
+        self._waiting: dict[tuple[UserID, DeviceID], DeviceSighting] = {}
+        self._loop = LoopingCall(lambda: Deferred.fromCoroutine(self.flush()))
+        self._loop.clock = clock
+
+    def start(self) -> None:
+        """Write every interval from now on."""
+        self._loop.start(self._interval, now=False)
+
+    async def stop(self) -> None:
+        """Write what waits, and no more."""
+        if self._loop.running:
+            self._loop.stop()
+        await self.flush()
+
+    def note(self, user_id: UserID, device_id: DeviceID, ip: str, user_agent: str) -> None:
+        """The device made a request just now."""
+        key = (user_id, device_id)
+        now = self._clock.seconds()
+        if now - self._noted.get(key, 0.0) < self._granularity:
+            return
+        if len(self._noted) >= _MOST_REMEMBERED:
+            self._noted.clear()
+        self._noted[key] = now
+        agent = user_agent[:_LONGEST_USER_AGENT].replace("\0", "")
+        self._waiting[key] = DeviceSighting(user_id, device_id, int(now * 1000), ip, agent)
+
+    async def flush(self) -> None:
+        """Write what waits. A failure loses no request: it is logged, and the notes come again in time."""
+        if not self._waiting:
+            return
+        sightings, self._waiting = self._waiting, {}
+        try:
+            await self._devices.set_sightings(sightings.values())
+        except Exception:
+            self.log.failure("could not write when devices were last seen")

@@ -1,0 +1,201 @@
+"""Profiles: a display name, an avatar, and further fields that anyone may read.
+
+Laws:
+- A whole profile, as JSON, has at most 64 KiB.
+- Rooms show display name and avatar: a change of these is noted in the same write, and then carried into the rooms.
+- An unknown user and one without the field look alike.
+
+spec: client-server-api#profiles
+"""
+
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import msgspec
+
+from federation.protocol.canonical_json import decode_json
+from federation.protocol.errors import (
+    BadJson,
+    Forbidden,
+    InvalidParam,
+    KeyTooLarge,
+    MissingParam,
+    NotFound,
+    ProfileTooLarge,
+)
+from federation.protocol.ids import ServerName, UserID, domain_of, is_namespaced
+from homeserver.http.endpoint import Requester
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.profiles import ProfileStore
+from storage.transaction import WriteTransaction
+
+DISPLAY_NAME: Final = "displayname"
+AVATAR_URL: Final = "avatar_url"
+SHOWN_IN_ROOMS: Final = frozenset({DISPLAY_NAME, AVATAR_URL})
+LARGEST_PROFILE: Final = 64 * 1024
+"""In bytes, of the profile as a JSON object."""
+
+_LONGEST_FIELD: Final = 255
+_LONGEST: Final = {DISPLAY_NAME: 256, AVATAR_URL: 1000, "m.tz": 255}
+"""In characters, of the fields that are strings."""
+
+
+class ProfilePropagation(Protocol):
+    """Carries changed names and avatars into rooms."""
+
+    def wake(self, user_id: UserID) -> None:
+        """There is a new note about this user in `profile_propagations`."""
+        ...
+
+
+class RemoteProfiles(Protocol):
+    """Profiles of other servers' users."""
+
+    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
+        """The whole profile, or the one field. Raises `NotFound`."""
+        ...
+
+
+class NoRemoteProfiles:
+    """A server that asks no other."""
+
+    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
+        """There is none."""
+        raise NotFound("This server does not know the profiles of other servers' users")
+
+
+class Profiles:
+    """Reads and changes profiles. `fixed`: fields that people may not change themselves."""
+
+    def __init__(
+        self,
+        database: Database,
+        accounts: AccountStore,
+        profiles: ProfileStore,
+        propagation: ProfilePropagation,
+        remote: RemoteProfiles,
+        *,
+        server_name: ServerName,
+        fixed: frozenset[str] = frozenset(),
+    ) -> None:
+        self._database = database
+        self._accounts = accounts
+        self._profiles = profiles
+        self._propagation = propagation
+        self._remote = remote
+        self._server_name = server_name
+        self.fixed = fixed
+
+    async def get_profile(self, user_id: UserID) -> Mapping[str, object]:
+        """All fields of anyone. Raises `NotFound`."""
+        if domain_of(user_id) != self._server_name:
+            return await self._remote.get_profile(user_id, None)
+        fields = (await self._profiles.get_profiles([user_id])).get(user_id)
+        if fields is None:
+            account = (await self._accounts.get_accounts([user_id])).get(user_id)
+            if account is None or account.deactivated_ts is not None:
+                raise NotFound("There is no such user here")
+            return {}
+        return {name: msgspec.Raw(value) for name, value in fields.items()}
+
+    async def get_field(self, user_id: UserID, field: str) -> Mapping[str, object]:
+        """One field of anyone, under its name. Raises `NotFound`."""
+        if domain_of(user_id) != self._server_name:
+            return await self._remote.get_profile(user_id, field)
+        value = (await self._profiles.get_profiles([user_id])).get(user_id, {}).get(field)
+        if value is None:
+            raise NotFound("The profile has no such field")
+        return {field: msgspec.Raw(value)}
+
+    async def get_names(self, user_ids: list[UserID]) -> dict[UserID, tuple[str | None, str | None]]:
+        """Display name and avatar of each of these local users, in one query, for their memberships."""
+        profiles = await self._profiles.get_profiles(user_ids)
+        return {
+            user_id: (_text(profiles.get(user_id, {}).get(DISPLAY_NAME)), _text(profiles.get(user_id, {}).get(AVATAR_URL)))
+            for user_id in user_ids
+        }
+
+    async def do_set_field(
+        self, caller: Requester, user_id: UserID, field: str, body: Mapping[str, msgspec.Raw], *, propagate: bool = True
+    ) -> None:
+        """Set one field to `body[field]`. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`, `MissingParam`, `BadJson`,
+        `ProfileTooLarge`."""
+        self._check(caller, user_id, field)
+        if field not in body:
+            raise MissingParam(f"The body has no {field}")
+        value = bytes(body[field])
+        if _is_removal(field, value):
+            await self._remove(user_id, field, propagate)
+        else:
+            await self._set(user_id, field, value, propagate)
+
+    async def do_set_display_name(self, user_id: UserID, name: str) -> None:
+        """Give somebody a name, whatever people may change themselves. Raises `InvalidParam`."""
+        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True)
+
+    async def _set(self, user_id: UserID, field: str, value: bytes, propagate: bool) -> None:
+        _check_value(field, value)
+        propagate = propagate and field in SHOWN_IN_ROOMS
+
+        def write(txn: WriteTransaction) -> bool:
+            profile = self._profiles.get_profiles_in(txn, [user_id]).get(user_id, {})
+            if profile.get(field) == value:
+                return False
+            profile[field] = value
+            # {"name":value, …}: four characters for each field, and those around the whole.
+            if sum(len(name) + len(each) + 4 for name, each in profile.items()) + 1 > LARGEST_PROFILE:
+                raise ProfileTooLarge
+            self._profiles.set_field(txn, user_id, field, value, propagate=propagate)
+            return True
+
+        if await self._database.write("set_profile_field", write) and propagate:
+            self._propagation.wake(user_id)
+
+    async def do_remove_field(
+        self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True
+    ) -> None:
+        """Remove one field; that there is none is no error. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
+        self._check(caller, user_id, field)
+        await self._remove(user_id, field, propagate)
+
+    async def _remove(self, user_id: UserID, field: str, propagate: bool) -> None:
+        propagate = propagate and field in SHOWN_IN_ROOMS
+
+        def write(txn: WriteTransaction) -> bool:
+            return self._profiles.remove_field(txn, user_id, field, propagate=propagate) is not None
+
+        if await self._database.write("remove_profile_field", write) and propagate:
+            self._propagation.wake(user_id)
+
+    def _check(self, caller: Requester, user_id: UserID, field: str) -> None:
+        if len(field.encode()) > _LONGEST_FIELD:
+            raise KeyTooLarge
+        if not is_namespaced(field):
+            raise InvalidParam("The name of a profile field has the characters a-z 0-9 . _ - and begins with a letter")
+        if caller.user_id != user_id:
+            raise Forbidden("You may change your own profile only")
+        if field in self.fixed and not caller.is_admin:
+            raise Forbidden("This server does not let people change this field of their profile")
+
+
+def _is_removal(field: str, value: bytes) -> bool:
+    # COMPAT(Element Web): an avatar or name is taken away by setting it to nothing.
+    return field in SHOWN_IN_ROOMS and value in (b'""', b"null")
+
+
+def _check_value(field: str, value: bytes) -> None:
+    decoded = decode_json(value)
+    longest = _LONGEST.get(field)
+    if longest is None:
+        return
+    if not isinstance(decoded, str):
+        raise BadJson(f"{field} must be a string")
+    if len(decoded) > longest:
+        raise InvalidParam(f"{field} may have at most {longest} characters")
+    if field == AVATAR_URL and not decoded.startswith("mxc://"):
+        raise InvalidParam("avatar_url must be an mxc:// URI")
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else msgspec.json.decode(value, type=str)

@@ -1,0 +1,249 @@
+"""New accounts: by people themselves, by who knows the shared secret, and for guests.
+
+Laws:
+- An account, its first session, the use of its registration token and the note of both in the session of
+  user-interactive authentication are one write.
+- A request that is repeated in that session, since its answer was lost, gets the account that is there.
+- A name is checked before anything is asked of people, and again in the write.
+
+spec: client-server-api#post_matrixclientv3register
+"""
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import Exclusive, Forbidden, InvalidUsername, MatrixError, UserInUse
+from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
+from homeserver.services.passwords import Passwords
+from homeserver.services.secret_text import SecretText
+from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
+from homeserver.services.uia_stages import DUMMY, REGISTRATION_TOKEN
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database
+from storage.registration_tokens import RegistrationTokenStore
+from storage.transaction import WriteTransaction
+
+_ATTEMPTS: Final = 5
+"""At finding a name that nobody has."""
+
+
+class ReservedNames(Protocol):
+    """Names that are somebody's own: application services have whole ranges of them."""
+
+    def is_reserved(self, user_id: UserID) -> bool:
+        """Whether people may not take this one."""
+        ...
+
+
+class NoReservedNames:
+    """A server without application services."""
+
+    def is_reserved(self, user_id: UserID) -> bool:
+        """None is."""
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationRules:
+    """Who may make an account."""
+
+    enabled: bool = False
+    without_verification: bool = False
+    requires_token: bool = False
+    guests: bool = False
+    names_can_be_asked: bool = True
+    """False: a question whether a name is free is always answered with yes."""
+    underscore_names: bool = False
+    """Whether a name may begin with an underscore, as those of bridges do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody asks for."""
+
+    username: str | None = None
+    password: str | None = None
+    device_id: DeviceID | None = None
+    device_name: str | None = None
+    inhibit_login: bool = False
+    refreshable: bool = False
+    is_admin: bool = False
+    user_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """An account, and its first session where one was wanted."""
+
+    user_id: UserID
+    session: NewSession | None
+
+
+class Registration:
+    """Makes accounts."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        secret_text: SecretText,
+        database: Database,
+        accounts: AccountStore,
+        tokens: RegistrationTokenStore,
+        passwords: Passwords,
+        sessions: Sessions,
+        uia: UIA,
+        *,
+        server_name: ServerName,
+        rules: RegistrationRules,
+        reserved: ReservedNames,
+    ) -> None:
+        self._clock = clock
+        self._secret_text = secret_text
+        self._database = database
+        self._accounts = accounts
+        self._tokens = tokens
+        self._passwords = passwords
+        self._sessions = sessions
+        self._uia = uia
+        self._rules = rules
+        self._reserved = reserved
+        self.server_name = server_name
+        self._flows: list[list[str]] = []
+        if rules.requires_token:
+            self._flows = [[REGISTRATION_TOKEN]]
+        elif rules.without_verification:
+            self._flows = [[DUMMY]]
+
+    def check_open(self) -> None:
+        """Raises `Forbidden` unless people may register themselves."""
+        if not self._rules.enabled or not self._flows:
+            raise Forbidden("Registration is closed on this server")
+
+    async def check_username(self, username: str, *, privileged: bool = False) -> UserID:
+        """The id that this name makes, in small letters. Raises `InvalidUsername`, `Exclusive`, `UserInUse`."""
+        user_id = self._user_id(username, privileged=privileged)
+        if await self._accounts.get_accounts([user_id]):
+            raise UserInUse("User ID already taken")
+        return user_id
+
+    async def check_available(self, username: str) -> None:
+        """Raises as `check_username` does, and `Forbidden`. Tells nothing of who is here where that is not wanted."""
+        self.check_open()
+        if self._rules.names_can_be_asked:
+            await self.check_username(username)
+        else:
+            self._user_id(username)
+
+    async def is_token_valid(self, token: str) -> bool:
+        """Whether a registration token could be used now. Raises `Forbidden` where registration is closed."""
+        self.check_open()
+        row = await self._tokens.get_registration_token(token)
+        if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()):
+            return False
+        return row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
+
+    async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
+        """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
+        `WeakPassword`, `AuthenticationRequired`."""
+        self.check_open()
+        taken: MatrixError | None = None
+        if wish.username is not None:
+            try:
+                await self.check_username(wish.username)
+            except UserInUse as error:
+                # Told at once, unless it may be a repeated request, whose session made this very account.
+                if auth is None or auth.get("session") is None:
+                    if self._rules.names_can_be_asked:
+                        raise
+                taken = error
+        if wish.password is not None:
+            self._passwords.check_policy(wish.password)
+        operation = Operation("POST register", None, address)
+        confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
+        if confirmation.result is not None:
+            return await self._repeat(wish, UserID(confirmation.result))
+        if taken is not None:
+            raise taken
+        return await self._make(wish, confirmation)
+
+    async def do_register_privileged(self, wish: Wish) -> Registered:
+        """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`, `UserInUse`."""
+        if wish.username is not None:
+            await self.check_username(wish.username, privileged=True)
+        return await self._make(wish, None)
+
+    async def do_register_guest(self, device_name: str | None, refreshable: bool) -> Registered:
+        """Make a guest. Raises `Forbidden`."""
+        if not self._rules.guests:
+            raise Forbidden("This server has no guests")
+        return await self._make(Wish(device_name=device_name, refreshable=refreshable), None, is_guest=True)
+
+    async def _make(self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False) -> Registered:
+        password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
+        for _ in range(1 if wish.username is not None else _ATTEMPTS):
+            user_id = self._user_id(wish.username or self._secret_text.localpart(), privileged=confirmation is None)
+            account = AccountRow(
+                user_id=user_id,
+                password_hash=password_hash,
+                created_ts=self._now(),
+                is_guest=is_guest,
+                is_admin=wish.is_admin,
+                user_type=wish.user_type,
+            )
+            registered = Registered(user_id, None if wish.inhibit_login else self._session(wish, user_id))
+            if await self._database.write("register", self._write, account, registered.session, confirmation):
+                return registered
+        raise UserInUse("User ID already taken")
+
+    def _write(
+        self,
+        txn: WriteTransaction,
+        account: AccountRow,
+        session: NewSession | None,
+        confirmation: Confirmation | None,
+    ) -> bool:
+        if not self._accounts.add_account(txn, account):
+            return False
+        if session is not None:
+            self._sessions.add(txn, session)
+        if confirmation is not None:
+            token = confirmation.completed.get(REGISTRATION_TOKEN)
+            if token is not None:
+                self._tokens.set_completed(txn, token)
+            self._uia.set_result(txn, confirmation, account.user_id)
+        return True
+
+    async def _repeat(self, wish: Wish, user_id: UserID) -> Registered:
+        """The account that an earlier request made, in the same session, for who knows its password."""
+        account = (await self._accounts.get_accounts([user_id]))[user_id]
+        verdict = await self._passwords.verify(wish.password or "", account.password_hash)
+        same_name = wish.username is None or self._user_id(wish.username) == user_id
+        no_password = account.password_hash is None and wish.password is None
+        if account.deactivated_ts is not None or not same_name or not (verdict.correct or no_password):
+            raise Forbidden("This session has been used to register another account")
+        session = None if wish.inhibit_login else self._session(wish, user_id)
+        if session is not None:
+            await self._sessions.do_begin(session)
+        return Registered(user_id, session)
+
+    def _session(self, wish: Wish, user_id: UserID) -> NewSession:
+        return self._sessions.prepare(
+            user_id, device_id=wish.device_id, device_name=wish.device_name, refreshable=wish.refreshable
+        )
+
+    def _user_id(self, username: str, *, privileged: bool = False) -> UserID:
+        user_id = parse_new_user_id(username.lower(), self.server_name)
+        if not privileged:
+            if username.startswith("_") and not self._rules.underscore_names:
+                raise InvalidUsername("A user name may not begin with an underscore")
+            if self._reserved.is_reserved(user_id):
+                raise Exclusive
+        return user_id
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+

@@ -1,0 +1,86 @@
+"""Secrets that this server gives out: access and refresh tokens, device and session ids, generated names.
+
+A token says what it is and carries a checksum: `mha_` (access) or `mhr_` (refresh), 33 random characters, 6 of CRC-32.
+So a scanner of leaked secrets finds it, and a request with a token that was cut short or made up costs no query.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from string import ascii_letters, ascii_lowercase, ascii_uppercase, digits
+from typing import Final
+
+RandomBytes = Callable[[int], bytes]
+"""A source of random bytes that nobody can foresee: `secrets.token_bytes`, or a seeded one in tests."""
+
+ACCESS_PREFIX: Final = "mha_"
+REFRESH_PREFIX: Final = "mhr_"
+
+_ALPHABET: Final = digits + ascii_letters
+_RANDOM_LENGTH: Final = 33
+_CHECK_LENGTH: Final = 6
+
+
+class SecretText:
+    """Makes them, from one source of randomness."""
+
+    def __init__(self, random: RandomBytes) -> None:
+        self._random = random
+
+    def access_token(self) -> str:
+        """196 bits."""
+        return self._token(ACCESS_PREFIX)
+
+    def refresh_token(self) -> str:
+        """196 bits."""
+        return self._token(REFRESH_PREFIX)
+
+    def device_id(self) -> str:
+        """Ten capital letters."""
+        return self._text(ascii_uppercase, 10)
+
+    def localpart(self) -> str:
+        """Twelve small letters: a name for somebody who did not choose one."""
+        return self._text(ascii_lowercase, 12)
+
+    def session_id(self) -> str:
+        """24 letters, 136 bits: who knows it may go on with what it stands for."""
+        return self._text(ascii_letters, 24)
+
+    def nonce(self) -> str:
+        """128 hexadecimal digits."""
+        return self._random(64).hex()
+
+    def _token(self, prefix: str) -> str:
+        body = prefix + self._text(_ALPHABET, _RANDOM_LENGTH)
+        return body + _checksum(body)
+
+    def _text(self, alphabet: str, length: int) -> str:
+        # 16 bits more than needed a letter make the bias of the remainder unmeasurable.
+        number = int.from_bytes(self._random(length * 3), "big")
+        letters = []
+        for _ in range(length):
+            number, rest = divmod(number, len(alphabet))
+            letters.append(alphabet[rest])
+        return "".join(letters)
+
+
+def hash_token(token: str) -> bytes:
+    """What a token is kept and found by: the SHA-256 of its text."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def is_damaged(token: str) -> bool:
+    """Whether it claims to be one of our tokens and cannot be. Tokens of imported sessions look otherwise, and pass."""
+    if not token.startswith((ACCESS_PREFIX, REFRESH_PREFIX)):
+        return False
+    return _checksum(token[:-_CHECK_LENGTH]) != token[-_CHECK_LENGTH:]
+
+
+def _checksum(text: str) -> str:
+    number = zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    letters = []
+    for _ in range(_CHECK_LENGTH):
+        number, rest = divmod(number, len(_ALPHABET))
+        letters.append(_ALPHABET[rest])
+    return "".join(letters)

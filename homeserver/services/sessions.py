@@ -1,0 +1,260 @@
+"""Signed-in devices: beginning a session, renewing its tokens, ending it.
+
+Laws:
+- The texts of tokens are made outside the transaction and leave the server once, in the answer.
+- A sign-in on a device that exists ends the session it had, and keeps its name and keys.
+- A renewal leaves the old pair usable until one of the new pair is used; `session_lifetime` bounds all renewals.
+- Other stores that keep something by device (keys, messages to it) take part in its removal, in the same write.
+
+spec: client-server-api#relationship-between-access-tokens-and-devices, client-server-api#refreshing-access-tokens
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import UnknownToken
+from federation.protocol.ids import DeviceID, UserID, domain_of
+from homeserver.http.endpoint import Requester
+from homeserver.services.secret_text import SecretText, hash_token
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.devices import DeviceRow, DeviceStore
+from storage.tokens import TokenStore
+from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long tokens and sessions live, in milliseconds; None: for ever."""
+
+    session: int | None = None
+    refreshable_access_token: int = 300_000
+    refresh_token: int | None = None
+    nonrefreshable_access_token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session that is ready to be written, and then to be told to its client. Times are milliseconds since 1970."""
+
+    user_id: UserID
+    device_id: DeviceID
+    access_token: str
+    access_expires_ts: int | None
+    now: int
+    device_name: str | None = None
+    refresh_token: str | None = None
+    refresh_expires_ts: int | None = None
+    ultimate_expires_ts: int | None = None
+
+    @property
+    def expires_in_ms(self) -> int | None:
+        """As clients are told."""
+        return None if self.access_expires_ts is None else self.access_expires_ts - self.now
+
+
+def session_answer(user_id: UserID | None, session: NewSession | None) -> dict[str, object]:
+    """What a client is told of its new session. `home_server` is deprecated, and still read by old clients."""
+    answer: dict[str, object] = {}
+    if user_id is not None:
+        answer |= {"user_id": user_id, "home_server": domain_of(user_id)}
+    if session is None:
+        return answer
+    answer |= {"access_token": session.access_token, "device_id": session.device_id}
+    if session.refresh_token is not None:
+        answer["refresh_token"] = session.refresh_token
+    if session.expires_in_ms is not None:
+        answer["expires_in_ms"] = session.expires_in_ms
+    return answer
+
+
+class KeepsByDevice(Protocol):
+    """A store that keeps something for each device."""
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+        """Remove what is kept for these devices."""
+        ...
+
+
+class Sessions:
+    """Begins, renews and ends sessions."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        secret_text: SecretText,
+        database: Database,
+        accounts: AccountStore,
+        devices: DeviceStore,
+        tokens: TokenStore,
+        *,
+        lifetimes: Lifetimes | None = None,
+        kept_by_device: Sequence[KeepsByDevice] = (),
+    ) -> None:
+        self._clock = clock
+        self._secret_text = secret_text
+        self._database = database
+        self._accounts = accounts
+        self._devices = devices
+        self._tokens = tokens
+        self._lifetimes = lifetimes or Lifetimes()
+        self._kept_by_device = tuple(kept_by_device)
+
+    def prepare(
+        self,
+        user_id: UserID,
+        *,
+        device_id: DeviceID | None = None,
+        device_name: str | None = None,
+        refreshable: bool = False,
+    ) -> NewSession:
+        """A session to be written with `add`; without a device id, of a new device."""
+        now = self._now()
+        lifetimes = self._lifetimes
+        ends = _after(now, lifetimes.session)
+        lasts = lifetimes.refreshable_access_token if refreshable else lifetimes.nonrefreshable_access_token
+        return NewSession(
+            user_id=user_id,
+            device_id=device_id or DeviceID(self._secret_text.device_id()),
+            access_token=self._secret_text.access_token(),
+            access_expires_ts=_earliest(_after(now, lasts), ends),
+            now=now,
+            device_name=device_name,
+            refresh_token=self._secret_text.refresh_token() if refreshable else None,
+            refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), ends),
+            ultimate_expires_ts=ends,
+        )
+
+    def add(self, txn: WriteTransaction, session: NewSession) -> None:
+        """Write a prepared session; it takes the place of the one that the device had."""
+        device = DeviceRow(
+            user_id=session.user_id,
+            device_id=session.device_id,
+            display_name=session.device_name,
+            created_ts=session.now,
+        )
+        if not self._devices.add_device(txn, device):
+            self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
+            self._accounts.set_account_changed(txn, session.user_id)
+        self._add_tokens(txn, session)
+
+    async def do_begin(self, session: NewSession) -> None:
+        """Write a prepared session."""
+        await self._database.write("begin_session", self.add, session)
+
+    async def do_refresh(self, refresh_token: str) -> NewSession:
+        """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where only time is over."""
+        now = self._now()
+        # Texts may not be made in the transaction, which may run twice.
+        access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()
+        renewed = await self._database.write(
+            "refresh_session", self._refresh, hash_token(refresh_token), access_token, new_refresh_token, now
+        )
+        if renewed is None:
+            raise UnknownToken("Unknown refresh token")
+        if renewed.refresh_token is None:
+            raise UnknownToken("The session has expired", soft_logout=True)
+        return renewed
+
+    def _refresh(
+        self, txn: WriteTransaction, token_hash: bytes, access_token: str, refresh_token: str, now: int
+    ) -> NewSession | None:
+        old = self._tokens.get_refresh_token(txn, token_hash)
+        if old is None:
+            return None
+        ends = old.ultimate_expires_ts
+        session = NewSession(
+            user_id=UserID(old.user_id),
+            device_id=DeviceID(old.device_id),
+            access_token=access_token,
+            access_expires_ts=_earliest(now + self._lifetimes.refreshable_access_token, ends),
+            now=now,
+            refresh_token=refresh_token,
+            refresh_expires_ts=_earliest(_after(now, self._lifetimes.refresh_token), ends),
+            ultimate_expires_ts=ends,
+        )
+        if old.expires_ts is not None and old.expires_ts <= now:
+            return NewSession(session.user_id, session.device_id, access_token, None, now)
+        account = self._accounts.get_accounts_in(txn, [old.user_id])[old.user_id]
+        if account.deactivated_ts is not None:
+            return None
+        ended = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
+        if ended or old.next_nid is not None:
+            self._accounts.set_account_changed(txn, old.user_id)
+        self._tokens.set_next(txn, old, self._add_tokens(txn, session, first_used=False))
+        return session
+
+    def _add_tokens(self, txn: WriteTransaction, session: NewSession, *, first_used: bool = True) -> int:
+        refresh_nid = None
+        if session.refresh_token is not None:
+            refresh_nid = self._tokens.add_refresh_token(
+                txn,
+                hash_token(session.refresh_token),
+                session.user_id,
+                session.device_id,
+                now=session.now,
+                expires_ts=session.refresh_expires_ts,
+                ultimate_expires_ts=session.ultimate_expires_ts,
+            )
+        self._tokens.add_access_token(
+            txn,
+            hash_token(session.access_token),
+            session.user_id,
+            session.device_id,
+            now=session.now,
+            expires_ts=session.access_expires_ts,
+            refresh_nid=refresh_nid,
+            first_used=first_used,
+        )
+        return refresh_nid or 0
+
+    async def do_log_out(self, caller: Requester) -> None:
+        """End the caller's session, and its device with it."""
+        await self._database.write("log_out", self._log_out, caller)
+
+    def _log_out(self, txn: WriteTransaction, caller: Requester) -> None:
+        if caller.device_id is None:
+            self._tokens.remove_access_token(txn, caller.token_nid)
+            self._accounts.set_account_changed(txn, caller.user_id)
+        else:
+            self.remove_devices(txn, caller.user_id, [caller.device_id])
+
+    async def do_log_out_everywhere(self, user_id: UserID) -> None:
+        """End all sessions of a user, and all devices with them."""
+        await self._database.write("log_out_everywhere", self.remove_sessions, user_id)
+
+    def remove_devices(self, txn: WriteTransaction, user_id: UserID, device_ids: Iterable[DeviceID]) -> None:
+        """Remove devices with their sessions and all that is kept for them; unknown ones are no error."""
+        gone = list(device_ids)
+        if not gone:
+            return
+        self._tokens.remove_tokens_of_devices(txn, user_id, gone)
+        for store in self._kept_by_device:
+            store.remove_devices(txn, user_id, gone)
+        self._devices.remove_devices(txn, user_id, gone)
+        self._accounts.set_account_changed(txn, user_id)
+
+    def remove_sessions(self, txn: WriteTransaction, user_id: UserID, but: Requester | None = None) -> None:
+        """Remove all devices and sessions of a user, but the one that asks, if it is to stay."""
+        devices = self._devices.get_devices_in(txn, [user_id]).get(user_id, [])
+        stays = None if but is None else but.device_id
+        self.remove_devices(txn, user_id, [DeviceID(d.device_id) for d in devices if d.device_id != stays])
+        if but is None:
+            self._tokens.remove_tokens(txn, user_id)
+        else:
+            self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
+        self._accounts.set_account_changed(txn, user_id)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _after(now: int, lifetime: int | None) -> int | None:
+    return None if lifetime is None else now + lifetime
+
+
+def _earliest(*times: int | None) -> int | None:
+    return min((time for time in times if time is not None), default=None)

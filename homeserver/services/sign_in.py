@@ -1,0 +1,150 @@
+"""Signing in with a password: who is meant, is the password right, may the account be used.
+
+Laws:
+- An unknown user, one without a password and a wrong password look alike, and take the same time.
+- Failures count against the account and the address; who has too many waits, with the right password too.
+- What an account may not do any more is told only to who has shown its password.
+
+spec: client-server-api#legacy-login, client-server-api#identifier-types
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from federation.protocol.errors import (
+    BadJson,
+    Forbidden,
+    LimitExceeded,
+    MissingParam,
+    Unrecognized,
+    UserDeactivated,
+    UserLocked,
+)
+from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.passwords import Passwords
+from homeserver.services.sessions import NewSession, Sessions
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database
+
+_WRONG: Final = "Wrong user name or password"
+_LONGEST_NAME: Final = 255
+
+
+class SignIn:
+    """Checks passwords and begins sessions with them."""
+
+    def __init__(
+        self,
+        database: Database,
+        accounts: AccountStore,
+        passwords: Passwords,
+        sessions: Sessions,
+        limiter: RateLimiter,
+        *,
+        server_name: ServerName,
+        password_login: bool = True,
+        password_confirmation: bool = True,
+    ) -> None:
+        self._database = database
+        self._accounts = accounts
+        self._passwords = passwords
+        self._sessions = sessions
+        self._limiter = limiter
+        self._server_name = server_name
+        self.password_login = password_login
+        """Whether people sign in with passwords."""
+        self.password_confirmation = password_confirmation
+        """Whether a password confirms, in user-interactive authentication, who somebody is."""
+
+    async def do_sign_in(
+        self,
+        name: str,
+        password: str,
+        address: str,
+        *,
+        device_id: DeviceID | None = None,
+        device_name: str | None = None,
+        refreshable: bool = False,
+    ) -> NewSession:
+        """Begin a session. `name`: localpart or user id. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
+        `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
+        if not self.password_login:
+            raise Unrecognized("This server has no sign-in with a password")
+        account = await self.check_password(name, password, address)
+        if account.locked:
+            raise UserLocked(soft_logout=True)
+        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
+        session = self._sessions.prepare(
+            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
+        )
+        await self._sessions.do_begin(session)
+        return session
+
+    async def check_password(self, name: str, password: str, address: str) -> AccountRow:
+        """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
+        candidates = self._candidates(name)
+        keys = (candidates[-1] if candidates else name[:_LONGEST_NAME], address_key(address))
+        for key in keys:
+            self._limiter.check_only(Limit.LOGIN_FAILED, key)
+        accounts = await self._accounts.get_accounts(candidates)
+        account = next((accounts[user_id] for user_id in candidates if user_id in accounts), None)
+        known = None if account is None else account.password_hash
+        verdict = await self._passwords.verify(password, known)
+        if account is None or not verdict.correct:
+            for key in keys:
+                self._count_failure(key)
+            raise Forbidden(_WRONG)
+        if account.deactivated_ts is not None:
+            raise UserDeactivated
+        self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
+        if verdict.new_hash is not None:
+            await self._database.write(
+                "renew_password_hash", self._accounts.set_password_hash, account.user_id, verdict.new_hash, known
+            )
+        return account
+
+    def _count_failure(self, key: str) -> None:
+        try:
+            self._limiter.check(Limit.LOGIN_FAILED, key)
+        except LimitExceeded:  # others failed while this password was being checked: the bucket is full already
+            return
+
+    def _candidates(self, name: str) -> list[UserID]:
+        """The user ids that may be meant, best first: as it was typed, and in small letters."""
+        if not name or len(name) > _LONGEST_NAME or "\0" in name:
+            return []
+        localpart = name
+        if name.startswith("@"):
+            localpart, _, domain = name[1:].partition(":")
+            if domain != self._server_name:
+                return []
+        found = [f"@{localpart}:{self._server_name}", f"@{localpart.lower()}:{self._server_name}"]
+        return [UserID(user_id) for user_id in dict.fromkeys(found)]
+
+
+def parse_identifier(data: Mapping[str, object]) -> str:
+    """Whom a request names: the `user` of an `m.id.user` identifier, or the older `user` beside it.
+
+    Raises `Forbidden` for an e-mail address or telephone number, which nobody has bound here (the answer that the
+    specification asks for), `BadJson` and `MissingParam` else.
+    """
+    identifier = data.get("identifier")
+    if identifier is None:
+        if "medium" in data or "address" in data:
+            raise Forbidden("This server knows people by their user names only")
+        identifier = {"type": "m.id.user", "user": data.get("user")}
+    if not isinstance(identifier, Mapping):
+        raise BadJson("identifier must be an object")
+    kind = identifier.get("type")
+    if kind in ("m.id.thirdparty", "m.id.phone") or (kind is None and "medium" in identifier):
+        raise Forbidden("This server knows people by their user names only")
+    if kind != "m.id.user":
+        raise BadJson("identifier.type must be m.id.user")
+    user = identifier.get("user")
+    if user is None:
+        raise MissingParam("identifier.user is missing")
+    if not isinstance(user, str):
+        raise BadJson("identifier.user must be a string")
+    return user

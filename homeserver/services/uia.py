@@ -1,0 +1,256 @@
+"""User-interactive authentication: confirming, in stages, that one may do an operation.
+
+Laws:
+- A session is bound to one operation: method, path, further particulars and user. Shown for another, it is unknown.
+- A confirmation is good for one operation, once: `check` ends the session, unless the caller keeps it to answer a
+  repeated request in the same way.
+- A request without `auth` is never let through.
+- What a stage holds back (a use of a registration token) is written together with the stage's completion.
+
+spec: client-server-api#user-interactive-authentication-api
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import BadJson, MatrixError
+from federation.protocol.ids import UserID
+from homeserver.services.secret_text import SecretText
+from storage.database import Database
+from storage.transaction import WriteTransaction
+from storage.uia import UIASessionRow, UIAStore
+
+Flows = Sequence[Sequence[str]]
+"""Names of stages, in order, for each way to the goal."""
+AuthData = Mapping[str, object]
+"""The `auth` of a request."""
+
+_SWEPT_AT_ONCE: Final = 100
+_completed_decoder: Final = msgspec.json.Decoder(dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What is to be confirmed."""
+
+    name: str
+    """Fixed, with what matters of the request: `DELETE device ABCDEF`."""
+    user_id: UserID | None
+    """Who is to confirm it; None where there is no user yet."""
+    address: str
+    """Where the request comes from; a session is not bound to it."""
+
+
+class AuthenticationRequired(MatrixError):
+    """401 with the flows. Where a stage failed, its error is in it; else there is no errcode."""
+
+    status = 401
+
+    def __init__(self, state: Mapping[str, object], error: MatrixError | None = None) -> None:
+        super().__init__("Confirm who you are" if error is None else error.text)
+        self._state = state
+        self._error = error
+
+    def body(self) -> Mapping[str, object]:
+        """See the specification: flows, params, session and completed."""
+        if self._error is None:
+            return self._state
+        return {**self._error.body(), **self._state}
+
+
+class Stage(Protocol):
+    """One kind of proof."""
+
+    name: str
+
+    def params(self) -> Mapping[str, object] | None:
+        """What clients have to know beforehand."""
+        ...
+
+    async def check(self, auth: AuthData, operation: Operation) -> str:
+        """Check the proof, and return what is to be kept of it. Raises `MatrixError` where it fails."""
+        ...
+
+    def add(self, txn: WriteTransaction, result: str) -> None:
+        """Hold back what the proof is worth, in the write that completes the stage. Raises `MatrixError`."""
+        ...
+
+    def remove(self, txn: WriteTransaction, result: str) -> None:
+        """Give back what was held, when the session ends without success."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """An operation is confirmed."""
+
+    completed: Mapping[str, str]
+    """Stages, with what was kept of each."""
+    session_id: str | None
+    """The session, where it was kept."""
+    result: str | None = None
+    """What the operation made when this session confirmed it before."""
+
+
+class UIA:
+    """Asks for confirmation, and checks it. `lifetime`: how long a session lives, in seconds."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        secret_text: SecretText,
+        database: Database,
+        store: UIAStore,
+        stages: Sequence[Stage],
+        *,
+        lifetime: float = 15 * 60,
+    ) -> None:
+        self._clock = clock
+        self._secret_text = secret_text
+        self._database = database
+        self._store = store
+        self._stages = {stage.name: stage for stage in stages}
+        self._lifetime = lifetime
+
+    async def check(
+        self, operation: Operation, flows: Flows, auth: AuthData | None, *, keep: bool = False
+    ) -> Confirmation:
+        """Return once the operation is confirmed; until then raise `AuthenticationRequired`, or `BadJson` for a
+        malformed `auth`.
+
+        `keep`: leave the session in place, for `set_result` and for a repeated request.
+        """
+        if auth is None:
+            raise self._required(flows, await self._begin(operation), {})
+        session = await self._find(operation, auth)
+        completed = {} if session is None else _completed_decoder.decode(session.completed)
+        name = auth.get("type")
+        if name is not None and not isinstance(name, str):
+            raise BadJson("auth.type must be a string")
+        if name is not None and name not in completed:
+            if name not in _next_stages(flows, completed):
+                session = session or await self._begin(operation)
+                error = BadJson(f"The stage {name[:100]} is not one of those to do now")
+                raise self._required(flows, session, completed, error)
+            try:
+                result = await self._stages[name].check(auth, operation)
+                session, completed = await self._complete(operation, session, name, result)
+            except MatrixError as error:
+                session = session or await self._begin(operation)
+                raise self._required(flows, session, completed, error) from None
+        if not any(set(flow) <= completed.keys() for flow in flows) or not flows:
+            session = session or await self._begin(operation)
+            raise self._required(flows, session, completed)
+        if session is None:
+            return Confirmation(completed, None)
+        if not keep and not await self._database.write("end_uia", self._store.remove_session, session.session_id):
+            # Another request has used it up in the meantime.
+            raise self._required(flows, await self._begin(operation), {})
+        return Confirmation(completed, session.session_id if keep else None, session.result)
+
+    def set_result(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
+        """Note what the operation made, for a repeated request."""
+        if confirmation.session_id is not None:
+            self._store.set_result(txn, confirmation.session_id, result)
+
+    async def do_sweep(self) -> int:
+        """Remove sessions that have grown old, and give back what they held; how many there were."""
+        return await self._database.write("sweep_uia", self._sweep, self._oldest())
+
+    def _sweep(self, txn: WriteTransaction, oldest: int) -> int:
+        rows = self._store.remove_old_sessions(txn, oldest, _SWEPT_AT_ONCE)
+        for row in rows:
+            if row.result is None:
+                for name, result in _completed_decoder.decode(row.completed).items():
+                    if name in self._stages:
+                        self._stages[name].remove(txn, result)
+        return len(rows)
+
+    async def _find(self, operation: Operation, auth: AuthData) -> UIASessionRow | None:
+        session_id = auth.get("session")
+        if session_id is None:
+            return None
+        if not isinstance(session_id, str):
+            raise BadJson("auth.session must be a string")
+        if "\0" in session_id:
+            return None
+        session = await self._store.get_session(session_id, self._oldest())
+        if session is None or session.operation != operation.name or session.user_id != operation.user_id:
+            return None
+        return session
+
+    async def _begin(self, operation: Operation) -> UIASessionRow:
+        session = self._new_session(operation, {})
+        await self._database.write("begin_uia", self._store.add_session, session)
+        return session
+
+    async def _complete(
+        self, operation: Operation, session: UIASessionRow | None, name: str, result: str
+    ) -> tuple[UIASessionRow | None, dict[str, str]]:
+        """Note that a stage is done. Where there is no session and nothing to hold, nothing is written."""
+        if session is None and not result:
+            return None, {name: result}
+        found = session or self._new_session(operation, {})
+
+        def write(txn: WriteTransaction) -> dict[str, str]:
+            now = self._store.get_session_in(txn, found.session_id, 0)
+            completed = {} if now is None else _completed_decoder.decode(now.completed)
+            if name not in completed:
+                self._stages[name].add(txn, result)
+                completed[name] = result
+            if now is None:
+                self._store.add_session(txn, self._filled(found, completed))
+            else:
+                self._store.set_completed(txn, found.session_id, msgspec.json.encode(completed).decode())
+            return completed
+
+        completed = await self._database.write("complete_uia_stage", write)
+        return self._filled(found, completed), completed
+
+    def _new_session(self, operation: Operation, completed: Mapping[str, str]) -> UIASessionRow:
+        return UIASessionRow(
+            session_id=self._secret_text.session_id(),
+            created_ts=int(self._clock.seconds() * 1000),
+            operation=operation.name,
+            user_id=operation.user_id,
+            completed=msgspec.json.encode(completed).decode(),
+        )
+
+    def _filled(self, session: UIASessionRow, completed: Mapping[str, str]) -> UIASessionRow:
+        return UIASessionRow(
+            session_id=session.session_id,
+            created_ts=session.created_ts,
+            operation=session.operation,
+            user_id=session.user_id,
+            completed=msgspec.json.encode(completed).decode(),
+            result=session.result,
+        )
+
+    def _oldest(self) -> int:
+        return int((self._clock.seconds() - self._lifetime) * 1000)
+
+    def _required(
+        self, flows: Flows, session: UIASessionRow, completed: Mapping[str, str], error: MatrixError | None = None
+    ) -> AuthenticationRequired:
+        names = {name for flow in flows for name in flow}
+        params = {name: self._stages[name].params() for name in sorted(names)}
+        state: dict[str, object] = {
+            "flows": [{"stages": list(flow)} for flow in flows],
+            "params": {name: value for name, value in params.items() if value is not None},
+            "session": session.session_id,
+        }
+        if completed or error is not None:
+            state["completed"] = list(completed)
+        return AuthenticationRequired(state, error)
+
+
+def _next_stages(flows: Flows, completed: Mapping[str, str]) -> set[str]:
+    """What may be done now: in each flow that begins with what is done, the stage after it."""
+    done = list(completed)
+    return {
+        flow[len(done)] for flow in flows if len(flow) > len(done) and set(flow[: len(done)]) == set(done)
+    }

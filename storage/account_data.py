@@ -1,0 +1,104 @@
+"""Account data: what clients keep with the server for themselves, global and of rooms. Tags are the room type `m.tag`.
+
+Laws:
+- Contents are JSON objects, kept and given back as bytes.
+- Each change takes a position (`Topic.ACCOUNT_DATA`, with the room it is of). The latest of each entry is kept: who has
+  read up to an earlier position hears of it with the later one.
+- A deleted entry stays as `{}`, for incremental readers; it is absent for all others.
+"""
+
+from dataclasses import dataclass, field
+
+from storage.database import Database
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+GLOBAL = ""
+"""Stands where a room's id would, for data that is of no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountData:
+    """Contents (JSON objects) by type, global and by room."""
+
+    everywhere: dict[str, bytes] = field(default_factory=dict)
+    rooms: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+
+class AccountDataStore:
+    """The table of account data."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_account_data(self, user_id: str) -> AccountData:
+        """All of a user's account data that is not deleted, in one query."""
+        return await self._database.read("get_account_data", self.get_account_data_in, user_id)
+
+    def get_account_data_in(self, txn: Transaction, user_id: str) -> AccountData:
+        """As `get_account_data`, in a transaction."""
+        sql = "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND deleted = 0 ORDER BY position"
+        return _collect(txn.query(sql, (user_id,)))
+
+    async def get_account_data_since(self, user_id: str, since: int, upto: int) -> AccountData:
+        """What changed after `since`, up to `upto`, in one query; a deleted entry is `{}`."""
+        return await self._database.read("get_account_data_since", self.get_account_data_since_in, user_id, since, upto)
+
+    def get_account_data_since_in(self, txn: Transaction, user_id: str, since: int, upto: int) -> AccountData:
+        """As `get_account_data_since`, in a transaction."""
+        sql = (
+            "SELECT room_id, type, content FROM account_data WHERE user_id = ? AND position > ? AND position <= ?"
+            " ORDER BY position"
+        )
+        return _collect(txn.query(sql, (user_id, since, upto)))
+
+    async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
+        """One entry's content; None where it was never set, or is deleted. `room_id` None: global."""
+        return await self._database.read_quickly("get_account_data_entry", self.get_entry_in, user_id, room_id, type_)
+
+    def get_entry_in(self, txn: Transaction, user_id: str, room_id: str | None, type_: str) -> bytes | None:
+        """As `get_entry`, in a transaction."""
+        row = txn.query_one(
+            "SELECT content FROM account_data WHERE user_id = ? AND room_id = ? AND type = ? AND deleted = 0",
+            (user_id, room_id or GLOBAL, type_),
+        )
+        return None if row is None else bytes(row[0])
+
+    def set_entry(
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        room_id: str | None,
+        type_: str,
+        content: bytes,
+        *,
+        deleted: bool = False,
+    ) -> int:
+        """Set one entry; the position of the change."""
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO account_data (user_id, room_id, type, content, deleted, position) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content,"
+            " deleted = excluded.deleted, position = excluded.position",
+            (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
+        )
+        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id))
+        return position
+
+    def remove_entry(self, txn: WriteTransaction, user_id: str, room_id: str | None, type_: str) -> int | None:
+        """Delete one entry; the position of the change, None where there is no entry."""
+        if self.get_entry_in(txn, user_id, room_id, type_) is None:
+            return None
+        return self.set_entry(txn, user_id, room_id, type_, b"{}", deleted=True)
+
+    def remove_account_data(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all of it, for an account that is erased."""
+        txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,))
+
+
+def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:
+    data = AccountData()
+    for room_id, type_, content in rows:
+        of = data.rooms.setdefault(room_id, {}) if room_id else data.everywhere
+        of[type_] = bytes(content)
+    return data

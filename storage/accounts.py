@@ -1,0 +1,156 @@
+"""Accounts of this server: who has one, their password hash, and what an administrator has laid on them.
+
+Laws:
+- An account never goes: a deactivated one stays, so that nobody else ever gets its user id.
+- Whatever ends sessions or changes what an account may do moves its `position`, and is announced (`Topic.ACCOUNT`), so
+  that every node forgets what it remembers of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class AccountRow:
+    """One account. Times are milliseconds since 1970."""
+
+    user_id: str
+    password_hash: str | None
+    created_ts: int
+    is_guest: bool = False
+    is_admin: bool = False
+    deactivated_ts: int | None = None
+    erased: bool = False
+    locked: bool = False
+    suspended: bool = False
+    user_type: str | None = None
+    appservice_id: str | None = None
+
+
+class AccountStore:
+    """The table of accounts."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_accounts(self, user_ids: Iterable[str]) -> dict[str, AccountRow]:
+        """The accounts that exist among these, in one query."""
+        return await self._database.read_quickly("get_accounts", self.get_accounts_in, tuple(user_ids))
+
+    def get_accounts_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, AccountRow]:
+        """As `get_accounts`, in a transaction."""
+        rows = txn.query_in(
+            "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
+            " user_type, appservice_id FROM accounts WHERE user_id IN {keys}",
+            user_ids,
+        )
+        return {
+            row[0]: AccountRow(
+                user_id=row[0],
+                password_hash=row[1],
+                created_ts=row[2],
+                is_guest=bool(row[3]),
+                is_admin=bool(row[4]),
+                deactivated_ts=row[5],
+                erased=bool(row[6]),
+                locked=bool(row[7]),
+                suspended=bool(row[8]),
+                user_type=row[9],
+                appservice_id=row[10],
+            )
+            for row in rows
+        }
+
+    async def get_changed_accounts(self, since: int, upto: int) -> set[str]:
+        """Accounts whose sessions, flags or password changed after `since`, up to `upto`: for a node that missed the
+        announcements."""
+
+        def read(txn: Transaction) -> set[str]:
+            rows = txn.query("SELECT user_id FROM accounts WHERE position > ? AND position <= ?", (since, upto))
+            return {row[0] for row in rows}
+
+        return await self._database.read("get_changed_accounts", read)
+
+    def add_account(self, txn: WriteTransaction, account: AccountRow) -> bool:
+        """Make an account; False where the user id is taken (also by a deactivated account)."""
+        position = txn.next_position()
+        added = txn.execute(
+            "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased,"
+            " locked, suspended, user_type, appservice_id, position) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            (
+                account.user_id,
+                account.password_hash,
+                account.created_ts,
+                int(account.is_guest),
+                int(account.is_admin),
+                account.deactivated_ts,
+                int(account.erased),
+                int(account.locked),
+                int(account.suspended),
+                account.user_type,
+                account.appservice_id,
+                position,
+            ),
+        )
+        if added:
+            txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
+        return bool(added)
+
+    def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
+        """Move the account's position and announce that what was remembered of it no longer holds."""
+        position = txn.next_position()
+        txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, user_id))
+        txn.announce(Change(position, Topic.ACCOUNT, user_id=user_id))
+
+    def set_password_hash(
+        self, txn: WriteTransaction, user_id: str, password_hash: str | None, instead_of: str | None = None
+    ) -> bool:
+        """Set the hash; with `instead_of`, only while that one still stands. False where nothing changed."""
+        if instead_of is not None:
+            sql, args = " AND password_hash = ?", (password_hash, user_id, instead_of)
+            return bool(txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?" + sql, args))
+        return bool(txn.execute("UPDATE accounts SET password_hash = ? WHERE user_id = ?", (password_hash, user_id)))
+
+    def set_flags(
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        *,
+        is_admin: bool | None = None,
+        locked: bool | None = None,
+        suspended: bool | None = None,
+    ) -> None:
+        """Set those that are given, and announce it."""
+        txn.execute(
+            "UPDATE accounts SET is_admin = COALESCE(?, is_admin), locked = COALESCE(?, locked),"
+            " suspended = COALESCE(?, suspended) WHERE user_id = ?",
+            (*(None if flag is None else int(flag) for flag in (is_admin, locked, suspended)), user_id),
+        )
+        self.set_account_changed(txn, user_id)
+
+    def set_deactivated(self, txn: WriteTransaction, user_id: str, now: int, *, erase: bool) -> None:
+        """End the account for good: no password, no rights; and note that it has rooms to leave."""
+        txn.execute(
+            "UPDATE accounts SET deactivated_ts = COALESCE(deactivated_ts, ?), password_hash = NULL, is_admin = 0,"
+            " erased = CASE WHEN ? = 1 THEN 1 ELSE erased END WHERE user_id = ?",
+            (now, int(erase), user_id),
+        )
+        txn.execute("INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,))
+        self.set_account_changed(txn, user_id)
+
+    async def get_departing_accounts(self) -> list[str]:
+        """Deactivated accounts that have rooms left to leave."""
+
+        def read(txn: Transaction) -> list[str]:
+            return [row[0] for row in txn.query("SELECT user_id FROM departing_accounts ORDER BY user_id")]
+
+        return await self._database.read("get_departing_accounts", read)
+
+    def remove_departing_account(self, txn: WriteTransaction, user_id: str) -> None:
+        """It has left all of its rooms."""
+        txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))

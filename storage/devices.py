@@ -1,0 +1,135 @@
+"""Devices of users: their names, when and whence they were last seen, and when the list of them changed.
+
+Laws:
+- A change of the list (a device more, fewer, another name) takes a position (`Topic.DEVICE`). One position a user is
+  kept, the latest: who has read up to an earlier one hears of it with the later one.
+- When a device was last seen is written in batches, takes no position, and may be minutes old.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """One device. Times are milliseconds since 1970."""
+
+    user_id: str
+    device_id: str
+    display_name: str | None
+    created_ts: int
+    last_seen_ts: int | None = None
+    last_seen_ip: str | None = None
+    last_seen_user_agent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSighting:
+    """A device was seen."""
+
+    user_id: str
+    device_id: str
+    ts: int
+    ip: str
+    user_agent: str
+
+
+_COLUMNS = "user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip, last_seen_user_agent"
+
+
+class DeviceStore:
+    """The table of devices."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_devices(self, user_ids: Iterable[str]) -> dict[str, list[DeviceRow]]:
+        """All devices of these users, in one query, by device id; a user without any is absent."""
+        return await self._database.read("get_devices", self.get_devices_in, tuple(user_ids))
+
+    def get_devices_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceRow]]:
+        """As `get_devices`, in a transaction."""
+        devices: dict[str, list[DeviceRow]] = {}
+        for row in txn.query_in(
+            f"SELECT {_COLUMNS} FROM devices WHERE user_id IN {{keys}} ORDER BY device_id", user_ids
+        ):
+            devices.setdefault(row[0], []).append(DeviceRow(*row))
+        return devices
+
+    async def get_device(self, user_id: str, device_id: str) -> DeviceRow | None:
+        """One device of one user."""
+
+        def read(txn: Transaction) -> DeviceRow | None:
+            sql = f"SELECT {_COLUMNS} FROM devices WHERE user_id = ? AND device_id = ?"
+            row = txn.query_one(sql, (user_id, device_id))
+            return None if row is None else DeviceRow(*row)
+
+        return await self._database.read_quickly("get_device", read)
+
+    async def get_changed_device_lists(self, user_ids: Iterable[str], since: int, upto: int) -> set[str]:
+        """Those of the users whose list of devices changed after `since`, up to `upto`; one query."""
+
+        def read(txn: Transaction, keys: tuple[str, ...]) -> set[str]:
+            sql = "SELECT user_id FROM device_list_positions WHERE position > ? AND position <= ? AND user_id IN {keys}"
+            return {row[0] for row in txn.query_in(sql, keys, before=(since, upto))}
+
+        return await self._database.read("get_changed_device_lists", read, tuple(user_ids))
+
+    def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
+        """Make the device where there is none of that id; False where there is: then it keeps its name."""
+        added = txn.execute(
+            f"INSERT INTO devices ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (
+                device.user_id,
+                device.device_id,
+                device.display_name,
+                device.created_ts,
+                device.last_seen_ts,
+                device.last_seen_ip,
+                device.last_seen_user_agent,
+            ),
+        )
+        if added:
+            self._announce(txn, device.user_id)
+        return bool(added)
+
+    def set_display_name(self, txn: WriteTransaction, user_id: str, device_id: str, name: str) -> bool:
+        """Rename a device; False where there is none."""
+        sql = "UPDATE devices SET display_name = ? WHERE user_id = ? AND device_id = ?"
+        if not txn.execute(sql, (name, user_id, device_id)):
+            return False
+        self._announce(txn, user_id)
+        return True
+
+    async def set_sightings(self, sightings: Iterable[DeviceSighting]) -> None:
+        """When devices were last seen, as one batch."""
+
+        def write(txn: WriteTransaction, rows: list[tuple[str | int, ...]]) -> None:
+            txn.execute_many(
+                "UPDATE devices SET last_seen_ts = ?, last_seen_ip = ?, last_seen_user_agent = ?"
+                " WHERE user_id = ? AND device_id = ?",
+                rows,
+            )
+
+        rows: list[tuple[str | int, ...]] = [(s.ts, s.ip, s.user_agent, s.user_id, s.device_id) for s in sightings]
+        await self._database.write("set_sightings", write, rows)
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]) -> None:
+        """Remove those that exist. Tokens and keys of a device are removed by their own stores, in the same write."""
+        rows = [(user_id, device_id) for device_id in device_ids]
+        if rows:
+            txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
+            self._announce(txn, user_id)
+
+    def _announce(self, txn: WriteTransaction, user_id: str) -> None:
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
+            " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
+            (user_id, position),
+        )
+        txn.announce(Change(position, Topic.DEVICE, user_id=user_id))

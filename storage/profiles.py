@@ -1,0 +1,77 @@
+"""Profiles of our own users: a display name, an avatar and any further fields, each a JSON value kept as bytes.
+
+A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also leaves a note in
+`profile_propagations`, in the same write: the memberships are rewritten afterwards, and after a crash.
+"""
+
+from collections.abc import Iterable
+
+from storage.database import Database
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+
+class ProfileStore:
+    """The tables of profiles."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_profiles(self, user_ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
+        """Fields and their JSON values, in one query; a user with none is absent."""
+        return await self._database.read_quickly("get_profiles", self.get_profiles_in, tuple(user_ids))
+
+    def get_profiles_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, dict[str, bytes]]:
+        """As `get_profiles`, in a transaction."""
+        profiles: dict[str, dict[str, bytes]] = {}
+        sql = "SELECT user_id, field, value FROM profiles WHERE user_id IN {keys} ORDER BY field"
+        for user_id, field, value in txn.query_in(sql, user_ids):
+            profiles.setdefault(user_id, {})[field] = bytes(value)
+        return profiles
+
+    def set_field(self, txn: WriteTransaction, user_id: str, field: str, value: bytes, *, propagate: bool) -> int:
+        """Set one field to a JSON value; the position of the change. `propagate`: rooms have to show it."""
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO profiles (user_id, field, value, position) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value, position = excluded.position",
+            (user_id, field, value, position),
+        )
+        self._announce(txn, user_id, position, propagate)
+        return position
+
+    def remove_field(self, txn: WriteTransaction, user_id: str, field: str, *, propagate: bool) -> int | None:
+        """Remove one field; the position of the change, None where it was not set."""
+        if not txn.execute("DELETE FROM profiles WHERE user_id = ? AND field = ?", (user_id, field)):
+            return None
+        position = txn.next_position()
+        self._announce(txn, user_id, position, propagate)
+        return position
+
+    def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all fields; rooms are not told (an erased account leaves them)."""
+        if txn.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,)):
+            self._announce(txn, user_id, txn.next_position(), propagate=False)
+
+    async def get_propagations(self, limit: int) -> dict[str, int]:
+        """Users whose memberships have to be rewritten, oldest change first, with the position of the change."""
+
+        def read(txn: Transaction) -> dict[str, int]:
+            sql = "SELECT user_id, position FROM profile_propagations ORDER BY position LIMIT ?"
+            return {user_id: position for user_id, position in txn.query(sql, (limit,))}
+
+        return await self._database.read("get_propagations", read)
+
+    def remove_propagation(self, txn: WriteTransaction, user_id: str, position: int) -> bool:
+        """All rooms show the profile as of this position; False where it has changed again since."""
+        sql = "DELETE FROM profile_propagations WHERE user_id = ? AND position = ?"
+        return bool(txn.execute(sql, (user_id, position)))
+
+    def _announce(self, txn: WriteTransaction, user_id: str, position: int, propagate: bool) -> None:
+        if propagate:
+            txn.execute(
+                "INSERT INTO profile_propagations (user_id, position) VALUES (?, ?)"
+                " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
+                (user_id, position),
+            )
+        txn.announce(Change(position, Topic.PROFILE, user_id=user_id))
