@@ -52,6 +52,10 @@ class AccountDataStore:
         )
         return _collect(txn.query(sql, (user_id, since, upto)))
 
+    async def get_room_account_data(self, user_id: str, room_id: str) -> dict[str, bytes]:
+        """What a user keeps of one room."""
+        return await self._database.read_quickly("get_room_account_data", _select_of_room, user_id, room_id)
+
     async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
         """One entry's content; None where it was never set, or is deleted. `room_id` None: global."""
         return await self._database.read_quickly("get_account_data_entry", self.get_entry_in, user_id, room_id, type_)
@@ -102,3 +106,11 @@ def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:
         of = data.rooms.setdefault(room_id, {}) if room_id else data.everywhere
         of[type_] = bytes(content)
     return data
+
+
+def _select_of_room(txn: Transaction, user_id: str, room_id: str) -> dict[str, bytes]:
+    rows = txn.query(
+        "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND deleted = 0 ORDER BY position",
+        (user_id, room_id),
+    )
+    return {type_: bytes(content) for type_, content in rows}

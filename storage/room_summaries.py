@@ -1,7 +1,7 @@
 """What a directory shows of a room, kept as its state changes, and the search in it."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storage.database import Database
 from storage.engine import Row, SQLValue
@@ -97,8 +97,8 @@ def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str
 
 
 def _row(row: Row) -> SummaryRow:
-    *fields, federates = row
-    return SummaryRow(*fields, bool(federates))
+    summary = SummaryRow(*row)
+    return replace(summary, federates=bool(summary.federates))
 
 
 def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:

@@ -191,7 +191,9 @@ class Chain:
                 state_key=event.state_key,
                 sender=event.sender,
                 origin_server_ts=event.origin_server_ts,
-                flags=int(EventFlag.TIMELINE) | classification.flags | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
+                flags=int(EventFlag.TIMELINE)
+                | classification.flags
+                | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,

@@ -59,14 +59,14 @@ class ClientEvents:
             extra = b""
             if event.nid in txn_ids:
                 extra += b',"transaction_id":' + _encode(txn_ids[event.nid])
-            if event.replaces in loaded:
+            if event.replaces is not None and event.replaces in loaded:
                 former = loaded[event.replaces].event
                 extra += b',"replaces_state":%s,"prev_sender":%s,"prev_content":%s' % (
                     _encode(former.event_id),
                     _encode(former.sender),
                     _encode(former.content),
                 )
-            if event.redacted_by in loaded:
+            if event.redacted_by is not None and event.redacted_by in loaded:
                 extra += b',"redacted_because":' + bytes(present_plainly(loaded[event.redacted_by], with_room_id=True))
             if extra:
                 extras[event.nid] = extra

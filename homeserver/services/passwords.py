@@ -100,7 +100,9 @@ class Passwords:
     """Makes and checks hashes. `rounds` is the cost on bcrypt's scale: 12 costs 19 MiB and two passes, which is the
     smallest that OWASP recommends for Argon2id; each step doubles or halves it; 4 is for filling a test database."""
 
-    def __init__(self, threads: Threads, *, rounds: int = 12, pepper: str = "", policy: PasswordPolicy | None = None) -> None:
+    def __init__(
+        self, threads: Threads, *, rounds: int = 12, pepper: str = "", policy: PasswordPolicy | None = None
+    ) -> None:
         memory, passes = _cost(rounds)
         self._threads = threads
         self._pepper = pepper

@@ -112,7 +112,10 @@ class Profiles:
         """Display name and avatar of each of these local users, in one query, for their memberships."""
         profiles = await self._profiles.get_profiles(user_ids)
         return {
-            user_id: (_text(profiles.get(user_id, {}).get(DISPLAY_NAME)), _text(profiles.get(user_id, {}).get(AVATAR_URL)))
+            user_id: (
+                _text(profiles.get(user_id, {}).get(DISPLAY_NAME)),
+                _text(profiles.get(user_id, {}).get(AVATAR_URL)),
+            )
             for user_id in user_ids
         }
 
@@ -152,9 +155,7 @@ class Profiles:
         if await self._database.write("set_profile_field", write) and propagate:
             self._propagation.wake(user_id)
 
-    async def do_remove_field(
-        self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True
-    ) -> None:
+    async def do_remove_field(self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True) -> None:
         """Remove one field; that there is none is no error. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
         self._check(caller, user_id, field)
         await self._remove(user_id, field, propagate)

@@ -245,5 +245,3 @@ class Registration:
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
-
-

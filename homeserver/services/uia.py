@@ -251,6 +251,4 @@ class UIA:
 def _next_stages(flows: Flows, completed: Mapping[str, str]) -> set[str]:
     """What may be done now: in each flow that begins with what is done, the stage after it."""
     done = list(completed)
-    return {
-        flow[len(done)] for flow in flows if len(flow) > len(done) and set(flow[: len(done)]) == set(done)
-    }
+    return {flow[len(done)] for flow in flows if len(flow) > len(done) and set(flow[: len(done)]) == set(done)}

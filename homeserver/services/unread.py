@@ -38,9 +38,7 @@ class _Count:
 class UnreadCounts:
     """Counts by user and room."""
 
-    def __init__(
-        self, timelines: TimelineStore, receipts: ReceiptStore, streams: Streams, *, capacity: int
-    ) -> None:
+    def __init__(self, timelines: TimelineStore, receipts: ReceiptStore, streams: Streams, *, capacity: int) -> None:
         """`capacity`: how many counts are kept."""
         self._timelines = timelines
         self._receipts = receipts
@@ -113,9 +111,7 @@ class UnreadCounts:
             row = change.detail
             if isinstance(row, EventRow):
                 self._remember(row, change.position)
-            elif isinstance(row, ReceiptRow):
-                self._counts.pop((row.user_id, row.room_nid), None)
-            elif isinstance(row, MembershipRow):
+            elif isinstance(row, ReceiptRow) or isinstance(row, MembershipRow):
                 self._counts.pop((row.user_id, row.room_nid), None)
             elif change.topic in (Topic.REDACTED, Topic.EVENT):
                 self._counts.clear()

@@ -243,4 +243,3 @@ class JoinedRooms:
 def _end(work: RoomWork, span: Range) -> int:
     """Up to where the user is told of the room: who has left hears of nothing after the leaving."""
     return span.upto if work.own.membership == "join" else min(span.upto, work.own.position)
-

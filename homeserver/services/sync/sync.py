@@ -89,7 +89,9 @@ class Sync:
         candidates = await self._find_rooms(request, span, rows, data)
         rooms = await parts.rooms.get_rooms_by_nid(row.room_nid for row in candidates)
         candidates = [
-            row for row in candidates if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
+            row
+            for row in candidates
+            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
         ]
         sections = await self._rooms(request, span, token, candidates, rooms, data)
         answer: dict[str, Any] = {
@@ -147,7 +149,9 @@ class Sync:
                 whole = request.since is None or request.full_state
                 if moved and not whole:
                     whole = not await self._parts.invited.was_joined_at(row, span.since)
-                joined.append(RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole))
+                joined.append(
+                    RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole)
+                )
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, request.since is None))
