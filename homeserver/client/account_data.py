@@ -13,9 +13,7 @@ _DELETE = "/_matrix/client/unstable/org.matrix.msc3391"
 
 
 @endpoint("GET", "/_matrix/client/v3" + _GLOBAL, "/_matrix/client/r0" + _GLOBAL, auth=Auth.USER)
-async def get_account_data(
-    account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str
-) -> msgspec.Raw:
+async def get_account_data(account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str) -> msgspec.Raw:
     """One entry."""
     return await account_data.get(caller, user_id, None, type_)
 

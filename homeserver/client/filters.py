@@ -10,9 +10,7 @@ _ALL = "/user/{user_id}/filter"
 _ONE = _ALL + "/{filter_id}"
 
 
-@endpoint(
-    "POST", "/_matrix/client/v3" + _ALL, "/_matrix/client/r0" + _ALL, auth=Auth.GUEST, while_suspended=True
-)
+@endpoint("POST", "/_matrix/client/v3" + _ALL, "/_matrix/client/r0" + _ALL, auth=Auth.GUEST, while_suspended=True)
 async def post_filter(
     filters: Filters, caller: Requester, *, user_id: UserID, body: dict[str, object]
 ) -> dict[str, object]:

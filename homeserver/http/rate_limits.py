@@ -33,9 +33,7 @@ class Rate:
 class RateLimiter:
     """Counts actions. A limit that has no rate is none."""
 
-    def __init__(
-        self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS
-    ) -> None:
+    def __init__(self, clock: IReactorTime, rates: Mapping[Limit, Rate], *, max_buckets: int = MAX_BUCKETS) -> None:
         self._clock = clock
         self._rates = dict(rates)
         self._max_buckets = max_buckets

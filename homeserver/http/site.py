@@ -357,7 +357,9 @@ class MatrixChannel(HTTPChannel):
             return
         body = b'{"errcode":"M_UNKNOWN","error":"This is not a well-formed HTTP request"}'
         self.transport.write(
-            _STATUS_LINES[400] + self.factory.date_header() + _JSON_HEADERS
+            _STATUS_LINES[400]
+            + self.factory.date_header()
+            + _JSON_HEADERS
             + b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
         )
         self.refuse()

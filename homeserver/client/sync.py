@@ -1,0 +1,33 @@
+"""Hearing what is new. spec: client-server-api#syncing"""
+
+from typing import Annotated, Any, Literal
+
+from homeserver.http.endpoint import Auth, Names, Requester, endpoint
+from homeserver.services.filters import Filters
+from homeserver.services.stream_tokens import parse_sync_token
+from homeserver.services.sync.request import SyncRequest
+from homeserver.services.sync.sync import Sync
+
+
+@endpoint("GET", "/_matrix/client/v3/sync", "/_matrix/client/r0/sync", auth=Auth.GUEST, long_poll=True)
+async def get_sync(
+    sync: Sync,
+    filters: Filters,
+    caller: Requester,
+    *,
+    filter: str | None = None,
+    since: str | None = None,
+    full_state: bool = False,
+    set_presence: Literal["offline", "online", "unavailable"] = "online",
+    timeout: int = 0,
+    use_state_after: Annotated[bool, Names("use_state_after", "org.matrix.msc4222.use_state_after")] = False,
+) -> dict[str, Any]:
+    """All that is new for the caller since a token."""
+    request = SyncRequest(
+        caller=caller,
+        since=parse_sync_token(since) if since else None,
+        filter=await filters.get_filter(caller.user_id, filter),
+        full_state=full_state,
+        state_after=use_state_after,
+    )
+    return await sync.sync(request, timeout)
