@@ -6,11 +6,11 @@ spec: client-server-api#filtering
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import BadJson
 from federation.protocol.events import Event
 
 DEFAULT_LIMIT: Final = 10
@@ -19,13 +19,15 @@ MAX_ENTRIES: Final = 1000
 """Of each list of a filter."""
 
 T = TypeVar("T", bound=msgspec.Struct)
-Names = tuple[str, ...]
+Name = Annotated[str, msgspec.Meta(max_length=255)]
+Names = Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_ENTRIES)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class EventFilter(msgspec.Struct, frozen=True):
     """spec: client-server-api#post_matrixclientv3useruseridfilter_request_eventfilter"""
 
-    limit: int | None = None
+    limit: Count | None = None
     types: Names | None = None
     not_types: Names = ()
     senders: Names | None = None
@@ -104,12 +106,12 @@ NO_FILTER: Final = Filter()
 
 @lru_cache(maxsize=512)
 def parse_filter(json: bytes | str) -> Filter:
-    """Raises InvalidParam."""
+    """Raises BadJson."""
     return _parse(json, Filter)
 
 
 def parse_room_event_filter(json: bytes | str) -> RoomEventFilter:
-    """The filter that /messages, /context and others take in the query. Raises InvalidParam."""
+    """The filter that /messages, /context and others take in the query. Raises BadJson."""
     return _parse(json, RoomEventFilter)
 
 
@@ -120,20 +122,9 @@ def limit_of(filter: EventFilter, default: int = DEFAULT_LIMIT) -> int:
 
 def _parse(json: bytes | str, kind: type[T]) -> T:
     try:
-        parsed = msgspec.json.decode(json, type=kind)
+        return msgspec.json.decode(json, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise InvalidParam(f"The filter does not have the expected form: {error}") from None
-    _check_lengths(parsed)
-    return parsed
-
-
-def _check_lengths(part: msgspec.Struct) -> None:
-    for name in part.__struct_fields__:
-        value = getattr(part, name)
-        if isinstance(value, tuple) and len(value) > MAX_ENTRIES:
-            raise InvalidParam(f"The filter's {name} has more than {MAX_ENTRIES} entries")
-        if isinstance(value, msgspec.Struct):
-            _check_lengths(value)
+        raise BadJson(f"The filter does not have the expected form: {error}") from None
 
 
 def _is_in(wanted: Sequence[str] | None, unwanted: Sequence[str], value: str) -> bool:

@@ -111,7 +111,7 @@ class UnreadCounts:
             row = change.detail
             if isinstance(row, EventRow):
                 self._remember(row, change.position)
-            elif isinstance(row, ReceiptRow) or isinstance(row, MembershipRow):
+            elif isinstance(row, ReceiptRow | MembershipRow):
                 self._counts.pop((row.user_id, row.room_nid), None)
             elif change.topic in (Topic.REDACTED, Topic.EVENT):
                 self._counts.clear()
