@@ -272,9 +272,12 @@ def _select_targets(links: _Links, own: Place, cited: Iterable[Place]) -> Mappin
     for target_chain, target_place in cited:
         if target_place > max(known.get(target_chain, 0), targets.get(target_chain, 0)):
             targets[target_chain] = target_place
-    if len(targets) < 2:
+    starts = set(targets.items())
+    if place > 1:
+        starts.add((chain, place - 1))
+    if not targets or len(starts) < 2:
         return targets
-    reached = links.reach(targets.items())
+    reached = links.reach(starts)
     return {target: last for target, last in targets.items() if last > reached.get(target, 0)}
 
 

@@ -92,7 +92,7 @@ CREATE TABLE state_nodes (
     room_nid BIGINT NOT NULL,
     node BYTES NOT NULL,
     content BYTES NOT NULL,
-    -- the last collection of garbage that saw the node in use, 0 if none did
+    -- the mark of the last collection of garbage that met the node, 0 if none did (state_garbage.py)
     cycle BIGINT NOT NULL,
     PRIMARY KEY (room_nid, node)
 );
@@ -100,7 +100,7 @@ CREATE TABLE state_nodes (
 -- Rooms whose unused state nodes are being collected
 CREATE TABLE state_collections (
     room_nid BIGINT NOT NULL PRIMARY KEY,
-    -- a number of its own for each collection, rising
+    -- an even number of its own for each collection, rising
     cycle BIGINT NOT NULL,
     -- how far it is: JSON
     progress TEXT NOT NULL
