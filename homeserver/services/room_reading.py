@@ -189,6 +189,11 @@ class RoomReading:
         rows = await self._membership_store.get_members(reader.snapshot.room.room_nid, "join")
         return {row.user_id: {"display_name": row.display_name, "avatar_url": row.avatar_url} for row in rows}
 
+    async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
+        """The user's present membership of a room, None if they never had one."""
+        own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        return None if own is None else own.membership
+
     async def check_visible(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """The room, for someone who may look into it. Raises Forbidden."""
         return (await self._reader(user_id, room_id)).snapshot
