@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.engine import Engine
+from storage.engine import DatabaseUnavailable, Engine, UnsuitableDatabase
 from storage.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
@@ -113,6 +113,33 @@ def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Pa
     assert before.execute("SELECT MAX(version) FROM schema_version").fetchall() == [(1,)]
     assert before.execute("SELECT COUNT(*) FROM things").fetchall() == [(1,)]
     before.close()
+
+
+def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: PostgresTemplates, schema: Path) -> None:
+    config = postgres_templates.create(empty=True, encoding="SQL_ASCII")
+    with pytest.raises(UnsuitableDatabase, match="has encoding SQL_ASCII.*CREATE DATABASE"):
+        migrate(make_engine(config), schema)
+    postgres_templates.drop(config)
+
+
+def test_sqlite_in_memory_is_refused() -> None:
+    with pytest.raises(UnsuitableDatabase, match="needs a file"):
+        make_engine(SQLiteConfig(":memory:"))
+
+
+def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for config, name in (
+        (SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")), "nowhere/homeserver.db"),
+        (PostgresConfig({"host": str(tmp_path), "dbname": "town", "user": "me", "password": "secret"}), "dbname=town"),
+    ):
+        with pytest.raises(DatabaseUnavailable, match=name) as raised:
+            migrate(make_engine(config))
+        assert "secret" not in str(raised.value)
+
+
+def test_a_new_file_is_nobody_elses_business(empty_sqlite: SQLiteConfig) -> None:
+    migrate(make_engine(empty_sqlite))
+    assert Path(empty_sqlite.path).stat().st_mode & 0o077 == 0
 
 
 @pytest.mark.parametrize(

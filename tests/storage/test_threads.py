@@ -32,7 +32,9 @@ reactor = cast(ReactorBase, installed_reactor)
 
 
 @asynccontextmanager
-async def opened(config: SQLiteConfig | PostgresConfig, observer: QueryCounter | None = None) -> AsyncIterator[Database]:
+async def opened(
+    config: SQLiteConfig | PostgresConfig, observer: QueryCounter | None = None
+) -> AsyncIterator[Database]:
     database = open_database(config, reactor, observer)
     try:
         yield database
@@ -102,20 +104,6 @@ async def test_closing_finishes_what_waits(database_config: SQLiteConfig | Postg
     again = open_inline(database_config)
     assert await again.read("positions", positions) == list(range(1, 101))
     await again.close()
-
-
-@pytest.mark.reactor
-async def test_a_read_sees_one_moment(database_config: SQLiteConfig | PostgresConfig) -> None:
-    async with opened(database_config) as database:
-
-        def twice(txn: Transaction) -> bool:
-            first = positions(txn)
-            return all(positions(txn) == first for _ in range(20))
-
-        writes = [Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(300)]
-        reads = [Deferred.fromCoroutine(database.read("twice", twice)) for _ in range(30)]
-        assert all(await gatherResults(reads))
-        await gatherResults(writes)
 
 
 @pytest.mark.reactor
@@ -218,7 +206,9 @@ async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConf
 
 
 @pytest.mark.reactor
-async def test_a_callback_of_a_write_runs_on_the_reactors_thread(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_a_callback_of_a_write_runs_on_the_reactors_thread(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     threads: list[bool] = []
 
     def note() -> None:
