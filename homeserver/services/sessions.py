@@ -146,7 +146,7 @@ class Sessions:
         await self._database.write("begin_session", self.add, session)
 
     async def do_refresh(self, refresh_token: str) -> NewSession:
-        """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where only time is over."""
+        """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over."""
         now = self._now()
         # Texts may not be made in the transaction, which may run twice.
         access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()
