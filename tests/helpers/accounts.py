@@ -280,6 +280,5 @@ class User:
         }
         return auth if session is None else {**auth, "session": session}
 
-    @property
     def is_signed_in(self) -> bool:
         return self.get("account/whoami").status == 200

@@ -31,11 +31,11 @@ def server(database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter
 def test_a_known_token_costs_no_query(server: AccountsServer, counter: QueryCounter) -> None:
     alice = server.register()
     counter.clear()
-    assert alice.is_signed_in
+    assert alice.is_signed_in()
     assert counter.queries == {"get_access_token": 1}
     counter.clear()
     for _ in range(5):
-        assert alice.is_signed_in
+        assert alice.is_signed_in()
     assert not counter.queries
 
 
@@ -64,7 +64,7 @@ def test_damaged_tokens_cost_no_query(server: AccountsServer, counter: QueryCoun
 
 def test_what_the_operations_cost(server: AccountsServer, counter: QueryCounter) -> None:
     alice = server.register()
-    assert alice.is_signed_in
+    assert alice.is_signed_in()
     for path, body, reads, writes in (
         ("user/{me}/account_data/m.direct", {}, 0, 1),
         ("profile/{me}/displayname", {"displayname": "Alice"}, 0, 1),
@@ -178,7 +178,7 @@ def test_sightings_are_written_in_batches(server: AccountsServer, counter: Query
     users = [server.register(f"user{number}") for number in range(5)]
     server.last_seen.start()
     for _ in range(10):
-        assert all(user.is_signed_in for user in users)
+        assert all(user.is_signed_in() for user in users)
     counter.clear()
     server.clock.advance(30)
     server.clock.advance(30)

@@ -30,8 +30,8 @@ def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) ->
 
     done = alice.post("account/password", {"new_password": "looking glass", "auth": alice.proof(session)})
     assert (done.status, done.json) == (200, {})
-    assert alice.is_signed_in
-    assert not other.is_signed_in
+    assert alice.is_signed_in()
+    assert not other.is_signed_in()
     assert server.login().status == 403
     assert server.login(password="looking glass").status == 200
     # The confirmation was good for once.
@@ -44,7 +44,7 @@ def test_other_devices_may_stay_signed_in(server: AccountsServer) -> None:
     other = User(server, server.login().json, "")
     body = {"new_password": "looking glass", "logout_devices": False, "auth": alice.proof()}
     assert alice.post("account/password", body).status == 200
-    assert other.is_signed_in
+    assert other.is_signed_in()
 
 
 def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsServer) -> None:
@@ -93,7 +93,7 @@ def test_deactivation(server: AccountsServer) -> None:
     done = alice.post("account/deactivate", {"auth": alice.proof(), "erase": False})
     assert done.json == {"id_server_unbind_result": "success"}
     assert server.rooms.left == [alice.id]
-    assert not alice.is_signed_in
+    assert not alice.is_signed_in()
     assert server.login().status == 403
     assert server.request("POST", "register", {"username": "alice", "password": "x"}).errcode == "M_USER_IN_USE"
 
@@ -114,7 +114,7 @@ async def test_rooms_are_left_after_a_restart(database: Database) -> None:
     server.rooms.failure = RuntimeError("the server stops")
     with pytest.raises(RuntimeError):
         await server.deactivation.do_deactivate(alice.id, erase=False)
-    assert not alice.is_signed_in
+    assert not alice.is_signed_in()
 
     server.rooms.failure = None
     await server.deactivation.do_resume_departures()
@@ -141,10 +141,10 @@ def test_devices_are_removed_once_that_is_confirmed(server: AccountsServer) -> N
     others = [User(server, server.login(device_id=name).json, "") for name in ("A", "B", "C")]
     session = alice.delete("devices/A").json["session"]
     assert alice.delete("devices/A", {"auth": alice.proof(session)}).json == {}
-    assert [user.is_signed_in for user in others] == [False, True, True]
+    assert [user.is_signed_in() for user in others] == [False, True, True]
     # One that is gone already is no error.
     assert alice.post("delete_devices", {"devices": ["A", "B", "C"], "auth": alice.proof()}).json == {}
-    assert [user.is_signed_in for user in others] == [False, False, False]
+    assert [user.is_signed_in() for user in others] == [False, False, False]
     assert [device["device_id"] for device in alice.get("devices").json["devices"]] == ["PHONE"]
 
 

@@ -142,7 +142,7 @@ async def test_locked_suspended_and_deactivated_accounts(server: AccountsServer)
     assert server.login().errcode == "M_USER_LOCKED"
     assert server.login(password="guess").errcode == "M_FORBIDDEN"
     await server.accounts.do_set_flags(alice.id, locked=False)
-    assert alice.is_signed_in
+    assert alice.is_signed_in()
 
     await server.accounts.do_set_flags(alice.id, locked=True)
     assert alice.post("logout", {}).status == 200
@@ -238,7 +238,7 @@ def test_tokens_that_cannot_be_renewed_end_softly(sqlite_database: Database) -> 
     server = AccountsServer(sqlite_database, lifetimes=BRIEF)
     alice = server.register("alice")
     server.clock.advance(599)
-    assert alice.is_signed_in
+    assert alice.is_signed_in()
     server.clock.advance(2)
     assert alice.get("account/whoami").json["soft_logout"] is True
     unknown = server.request("GET", "account/whoami", token="syt_unknown")
@@ -251,10 +251,10 @@ def test_signing_out(server: AccountsServer) -> None:
     session = server.login(device_id="LAPTOP", refresh_token=True).json
     laptop, desktop = User(server, session, ""), User(server, server.login(device_id="DESKTOP").json, "")
     assert laptop.post("logout", {}).json == {}
-    assert not laptop.is_signed_in
-    assert phone.is_signed_in
+    assert not laptop.is_signed_in()
+    assert phone.is_signed_in()
     assert _refresh(server, session["refresh_token"]).status == 401
     assert [device["device_id"] for device in phone.get("devices").json["devices"]] == ["DESKTOP", "PHONE"]
     assert phone.post("logout/all", {}).json == {}
-    assert not phone.is_signed_in
-    assert not desktop.is_signed_in
+    assert not phone.is_signed_in()
+    assert not desktop.is_signed_in()

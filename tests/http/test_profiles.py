@@ -101,7 +101,7 @@ def test_others_may_not_change_it(server: AccountsServer, alice: User) -> None:
     assert bob.put(f"{ALICE}/displayname", {"displayname": "Malice"}).errcode == "M_FORBIDDEN"
     assert bob.delete(f"{ALICE}/displayname").errcode == "M_FORBIDDEN"
     assert server.request("PUT", f"{ALICE}/displayname", {"displayname": "x"}).errcode == "M_MISSING_TOKEN"
-    assert alice.is_signed_in
+    assert alice.is_signed_in()
 
 
 def test_fields_that_the_institution_sets(sqlite_database: Database) -> None:
