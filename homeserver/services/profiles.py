@@ -60,7 +60,7 @@ class RemoteProfiles(Protocol):
 class NoRemoteProfiles:
     """A server that asks no other."""
 
-    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:  # noqa: ARG002
+    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         """There is none."""
         raise NotFound("This server does not know the profiles of other servers' users")
 

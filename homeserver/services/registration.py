@@ -41,7 +41,7 @@ class ReservedNames(Protocol):
 class NoReservedNames:
     """A server without application services."""
 
-    def is_reserved(self, user_id: UserID) -> bool:  # noqa: ARG002
+    def is_reserved(self, user_id: UserID) -> bool:
         """None is."""
         return False
 

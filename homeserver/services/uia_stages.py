@@ -27,7 +27,7 @@ class DummyStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:  # noqa: ARG002
+    async def check(self, auth: AuthData, operation: Operation) -> str:
         return ""
 
     def add(self, txn: WriteTransaction, result: str) -> None:
@@ -79,7 +79,7 @@ class RegistrationTokenStage:
     def params(self) -> Mapping[str, object] | None:
         return None
 
-    async def check(self, auth: AuthData, operation: Operation) -> str:  # noqa: ARG002
+    async def check(self, auth: AuthData, operation: Operation) -> str:
         token = auth.get("token")
         if not isinstance(token, str) or not token or "\0" in token:
             raise MissingParam("auth.token is missing")

@@ -105,3 +105,44 @@ def test_filters(alice: User) -> None:
 def test_filters_that_are_refused(alice: User, bad: object) -> None:
     answer = alice.post("user/{me}/filter", bad)
     assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "user/{me}/account_data/a%00b"),
+        ("PUT", "user/{me}/account_data/a%00b"),
+        ("GET", ROOM + "%00/account_data/x"),
+        ("PUT", ROOM + "/tags/a%00b"),
+        ("DELETE", ROOM + "/tags/a%00b"),
+        ("DELETE", DELETE + "user/{me}/account_data/a%00b"),
+        ("GET", "user/{me}/filter/%00"),
+        ("GET", "profile/@a%00b:example.org"),
+        ("GET", "profile/{me}/a%00b"),
+        ("PUT", "profile/{me}/a%00b"),
+        ("GET", "devices/a%00b"),
+        ("PUT", "devices/a%00b"),
+        ("DELETE", "devices/a%00b"),
+        ("GET", "devices/a%ff"),
+    ],
+)
+def test_odd_characters_in_paths_are_refused(alice: User, method: str, path: str) -> None:
+    body = None if method == "GET" else {}
+    assert 400 <= alice.request(method, path, body).status < 500
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("register", {"username": "a\0b", "password": "x"}),
+        ("register", {"password": "a\0b"}),
+        ("register", {"device_id": "a\0b", "auth": {"type": "m.login.dummy"}}),
+        ("register", {"auth": {"type": "m.login.dummy", "session": "\0"}, "initial_device_display_name": "\0"}),
+        ("login", {"type": "m.login.password", "user": "a\0b", "password": "a\0b"}),
+        ("refresh", {"refresh_token": "\0"}),
+        ("/_synapse/admin/v1/register", {"nonce": "\0", "mac": "\0"}),
+        ("delete_devices", {"devices": ["\0"]}),
+    ],
+)
+def test_odd_characters_in_bodies_are_refused(alice: User, path: str, body: object) -> None:
+    assert 400 <= alice.post(path, body).status < 500

@@ -246,6 +246,16 @@ def test_tokens_that_cannot_be_renewed_end_softly(sqlite_database: Database) -> 
     assert not unknown.json.get("soft_logout", False)
 
 
+async def test_a_locked_account_gets_no_new_tokens(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database)
+    alice = server.register()
+    session = server.login(refresh_token=True).json
+    await server.accounts.do_set_flags(alice.id, locked=True)
+    assert _refresh(server, session["refresh_token"]).errcode == "M_USER_LOCKED"
+    await server.accounts.do_set_flags(alice.id, locked=False)
+    assert _refresh(server, session["refresh_token"]).status == 200
+
+
 def test_signing_out(server: AccountsServer) -> None:
     phone = server.register("alice", device_id="PHONE")
     session = server.login(device_id="LAPTOP", refresh_token=True).json
