@@ -1,0 +1,30 @@
+"""What this server speaks: the versions of the specification, and the unstable features that clients look for by name.
+
+A feature stands here only when it works; the module that serves it says so in its tests.
+
+spec: client-server-api#get_matrixclientversions
+"""
+
+from typing import Final
+
+import msgspec
+
+from homeserver.http.endpoint import Auth, endpoint
+
+VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))
+
+UNSTABLE_FEATURES: Final = {
+    "uk.tcpip.msc4133": True,
+    "uk.tcpip.msc4133.stable": True,
+    "org.matrix.msc2285.stable": True,
+    "org.matrix.msc3771": True,
+    "org.matrix.msc3827.stable": True,
+}
+
+_ANSWER: Final = msgspec.Raw(msgspec.json.encode({"versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES}))
+
+
+@endpoint("GET", "/_matrix/client/versions", auth=Auth.NONE)
+async def get_versions() -> msgspec.Raw:
+    """The same for everybody, so it is encoded once."""
+    return _ANSWER

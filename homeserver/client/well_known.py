@@ -1,0 +1,35 @@
+"""Where clients and other servers find this server, and its people find help.
+
+spec: client-server-api#well-known-uris, server-server-api#getwell-knownmatrixserver
+"""
+
+from collections.abc import Mapping
+
+from federation.protocol.errors import NotFound
+from homeserver.http.endpoint import Auth, endpoint
+from homeserver.services.client_discovery import ClientDiscovery
+from homeserver.services.discovery import Discovery
+
+
+@endpoint("GET", "/.well-known/matrix/client", auth=Auth.NONE)
+async def get_client(discovery: ClientDiscovery) -> Mapping[str, object]:
+    """Served where `public_baseurl` is configured."""
+    return _or_not_found(discovery.document)
+
+
+@endpoint("GET", "/.well-known/matrix/server", auth=Auth.NONE)
+async def get_server(discovery: Discovery) -> Mapping[str, object]:
+    """Served where `serve_server_wellknown` is on."""
+    return _or_not_found(discovery.server)
+
+
+@endpoint("GET", "/.well-known/matrix/support", auth=Auth.NONE)
+async def get_support(discovery: Discovery) -> Mapping[str, object]:
+    """Served where `admin_contact` or `support_page` is configured."""
+    return _or_not_found(discovery.support)
+
+
+def _or_not_found(document: Mapping[str, object] | None) -> Mapping[str, object]:
+    if document is None:
+        raise NotFound("This is not configured here")
+    return document
