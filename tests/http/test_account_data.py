@@ -127,7 +127,7 @@ def test_filters_that_are_refused(alice: User, bad: object) -> None:
     ],
 )
 def test_odd_characters_in_paths_are_refused(alice: User, method: str, path: str) -> None:
-    body = None if method == "GET" else {}
+    body: dict[str, object] | None = None if method == "GET" else {}
     assert 400 <= alice.request(method, path, body).status < 500
 
 
