@@ -111,13 +111,7 @@ class Profiles:
     async def get_names(self, user_ids: list[UserID]) -> dict[UserID, tuple[str | None, str | None]]:
         """Display name and avatar of each of these local users, in one query, for their memberships."""
         profiles = await self._profiles.get_profiles(user_ids)
-        return {
-            user_id: (
-                _text(profiles.get(user_id, {}).get(DISPLAY_NAME)),
-                _text(profiles.get(user_id, {}).get(AVATAR_URL)),
-            )
-            for user_id in user_ids
-        }
+        return {user_id: names_of(profiles.get(user_id, {})) for user_id in user_ids}
 
     async def do_set_field(
         self, caller: Requester, user_id: UserID, field: str, body: Mapping[str, msgspec.Raw], *, propagate: bool = True
@@ -196,6 +190,11 @@ def _check_value(field: str, value: bytes) -> None:
         raise InvalidParam(f"{field} may have at most {longest} characters")
     if field == AVATAR_URL and not decoded.startswith("mxc://"):
         raise InvalidParam("avatar_url must be an mxc:// URI")
+
+
+def names_of(fields: Mapping[str, bytes]) -> tuple[str | None, str | None]:
+    """Display name and avatar among the stored fields of a profile."""
+    return _text(fields.get(DISPLAY_NAME)), _text(fields.get(AVATAR_URL))
 
 
 def _text(value: bytes | None) -> str | None:
