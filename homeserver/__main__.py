@@ -120,9 +120,7 @@ def run(paths: tuple[Path, ...]) -> None:
     read_keys(loaded.config)
     server = open_server(loaded.config, reactor)
     try:
-        server.start(
-            cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor)
-        )
+        server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
     except (CannotListenError, OSError) as error:
         raise click.ClickException(f"Cannot listen: {error}") from error
     reactor.addSystemEventTrigger(
@@ -139,7 +137,9 @@ def run(paths: tuple[Path, ...]) -> None:
 @click.argument("name")
 @click.option("--admin", is_flag=True, help="An administrator of the server.")
 @click.option(
-    "--password-file", type=click.File(), help="Read the password from this file (`-`: standard input), not the terminal."
+    "--password-file",
+    type=click.File(),
+    help="Read the password from this file (`-`: standard input), not the terminal.",
 )
 def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None) -> None:
     """Make an account named NAME, also while the server runs."""

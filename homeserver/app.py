@@ -49,7 +49,12 @@ class Server:
     log = Logger()
 
     def __init__(
-        self, config: Config, clock: IReactorTime, database: Database, router: Router, accounts: AccountParts,
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        router: Router,
+        accounts: AccountParts,
         metrics: HttpMetrics,
     ) -> None:
         self.config = config

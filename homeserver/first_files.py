@@ -45,7 +45,9 @@ class CannotInit(Exception):
     """The files cannot be made. `str()` says why."""
 
 
-def write_first_files(folder: Path, server_name: str, public_baseurl: str | None, random: RandomBytes) -> Sequence[Path]:
+def write_first_files(
+    folder: Path, server_name: str, public_baseurl: str | None, random: RandomBytes
+) -> Sequence[Path]:
     """Make the folder and the files in it; the paths of what was made. Raises `CannotInit` and changes nothing where
     there is a configuration already; a signing key that is there is kept."""
     if not is_server_name(server_name):

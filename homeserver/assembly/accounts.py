@@ -46,9 +46,7 @@ class AccountParts:
         uia_store = UIAStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
-        self.access_tokens = AccessTokens(
-            clock, database, token_store, self.store, database.streams, self.last_seen
-        )
+        self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
             clock,
