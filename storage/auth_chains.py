@@ -298,9 +298,9 @@ def _find_above(txn: Transaction, firsts: Mapping[int, int]) -> dict[int, int]:
 def _raise_bottoms(ranges: dict[int, Place], reach: Reach) -> None:
     """Take what is reached out of the ranges (after the first place, up to the second)."""
     for chain, (bottom, top) in list(ranges.items()):
-        bottom = max(bottom, reach.get(chain, 0))
-        if bottom < top:
-            ranges[chain] = (bottom, top)
+        reached = max(bottom, reach.get(chain, 0))
+        if reached < top:
+            ranges[chain] = (reached, top)
         else:
             del ranges[chain]
 

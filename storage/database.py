@@ -71,7 +71,9 @@ class Database:
         self._quick: Connection | None = None
         self._closed = False
 
-    async def read(self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read(
+        self, name: str, fn: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run a read in the pool of reading threads. `name` (fixed, snake_case) feeds metrics and the slow log.
 
         All queries of `fn` see the database at one moment.
@@ -203,7 +205,7 @@ def make_engine(config: DatabaseConfig) -> Engine:
 def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observer | None = None) -> Database:
     """Open, migrate, and start the threads. Blocks, so it belongs to start-up.
 
-    Raises SchemaTooNew, MigrationFailed, or the driver's error where the database cannot be reached.
+    Raises what `storage.migrate.migrate` raises: errors whose text tells the operator what to do.
     """
     engine = make_engine(config)
     position = migrate(engine)

@@ -2,6 +2,15 @@
 
 `storage/sqlite.py` and `storage/postgres.py` implement these; SQL is written once, with `?` for arguments, and only
 what stands here may differ between them.
+
+Laws of SQL that runs on both:
+- `INSERT … ON CONFLICT … DO UPDATE` and `RETURNING` are the same on both, and so are comparison and order of text (by code
+  point: a PostgreSQL database with another collation is refused).
+- Truth is stored as 0 or 1. Bytes go in and come out as `bytes`.
+- A write may not go on after a statement of it has failed (PostgreSQL cannot).
+- U+0000 in text is found again by the same key, but PostgreSQL gives it back as U+10FFFF: what has to be exact is stored
+  as bytes.
+- Whole numbers have 64 bits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,6 +28,10 @@ class DatabaseUnavailable(Exception):
 
     For callers: M_UNKNOWN with status 503. The cause is in `__cause__`, where there is one.
     """
+
+
+class UnsuitableDatabase(Exception):
+    """The database cannot be used as it is; the text says what to do."""
 
 
 class Connection(Protocol):
@@ -81,6 +94,10 @@ class Engine(Protocol):
         """`sqlite` or `postgres`: also the infix of a migration's variant."""
 
     @property
+    def where(self) -> str:
+        """Where the database is, in words for the operator; no secrets."""
+
+    @property
     def bytes_type(self) -> str:
         """What `BYTES` in a schema file stands for."""
 
@@ -98,11 +115,13 @@ class Engine(Protocol):
     def readers_at_start(self) -> int:
         """How many reading connections are opened before they are needed."""
 
-
     def connect_reader(self) -> Connection: ...
     def connect_writer(self) -> Connection: ...
     def is_worth_retrying(self, error: Exception) -> bool:
         """Whether the same transaction, run again, may well succeed (a conflict, a connection lost before the commit)."""
+
+    def check(self, connection: Connection) -> None:
+        """Raises UnsuitableDatabase when it is too old or was set up in a way that would lead to errors later."""
 
     def backup_before_migration(self, version: int) -> str | None:
         """Copy the database aside, where that is this program's task; where the copy is."""

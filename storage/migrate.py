@@ -16,7 +16,7 @@ from pathlib import Path
 
 from twisted.logger import Logger
 
-from storage.engine import Connection, Engine
+from storage.engine import Connection, DatabaseUnavailable, Engine
 from storage.transaction import POSITION
 
 SCHEMA = Path(__file__).parent / "schema"
@@ -62,7 +62,9 @@ def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list
         if match["engine"] not in (None, engine):
             continue
         if version in found:
-            raise ValueError(f"there are two schema files with the number {version}: {found[version].name}, {path.name}")
+            raise ValueError(
+                f"there are two schema files with the number {version}: {found[version].name}, {path.name}"
+            )
         found[version] = Migration(version, match["name"], _BYTES.sub(bytes_type, path.read_text("utf-8")))
     steps = [found[version] for version in sorted(found)]
     if [step.version for step in steps] != list(range(1, len(numbers) + 1)):
@@ -73,11 +75,16 @@ def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list
 def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
     """Bring the database up to date; the position of its one sequence. Blocks.
 
-    Several processes may start at once: one migrates and the others wait for it.
+    Several processes may start at once: one migrates and the others wait for it. Raises DatabaseUnavailable when the
+    database cannot be reached, UnsuitableDatabase, SchemaTooNew, MigrationFailed.
     """
     steps = find_migrations(engine.name, engine.bytes_type, schema)
-    connection = engine.connect_writer()
     try:
+        connection = engine.connect_writer()
+    except engine.errors as error:
+        raise DatabaseUnavailable(f"cannot open {engine.where}: {str(error).strip()}") from error
+    try:
+        engine.check(connection)
         connection.begin_migration()
         version = _version(connection)
         connection.commit({})

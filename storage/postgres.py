@@ -26,7 +26,7 @@ from psycopg2.extensions import (
 )
 from psycopg2.extras import execute_batch, execute_values
 
-from storage.engine import Connection, DatabaseUnavailable, Row, SQLValue
+from storage.engine import Connection, DatabaseUnavailable, Row, SQLValue, UnsuitableDatabase
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
@@ -39,6 +39,9 @@ NOT_TEXT = "\U0010ffff"
 
 _VALUES = re.compile(r"\bVALUES\s*(\([^()]*\))", re.IGNORECASE)
 _KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
+
+_COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
+"""Those that order text by code point, as SQLite does, and do so for ever."""
 
 _RETRIED_CLASSES = ("40", "08", "57P0")
 """SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting."""
@@ -243,6 +246,8 @@ class PostgresEngine:
 
     def __init__(self, config: PostgresConfig) -> None:
         self._config = config
+        parts = [f"{key}={config.connect[key]}" for key in ("host", "port", "dbname", "user") if key in config.connect]
+        self.where = f"the PostgreSQL database {' '.join(parts)}"
         self.reader_threads = config.pool_max
         self.readers_at_start = min(config.pool_min, config.pool_max)
 
@@ -258,13 +263,35 @@ class PostgresEngine:
             return False
         if error.pgcode is None:
             return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
-        return error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+        return (
+            error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
+        )
+
+    def check(self, connection: Connection) -> None:
+        row = connection.query_one(
+            "SELECT current_setting('server_version_num')::int, pg_encoding_to_char(encoding), datcollate "
+            "FROM pg_database WHERE datname = current_database()",
+            (),
+        )
+        version, encoding, collation = row or (0, "", "")
+        if version < 130000:
+            raise UnsuitableDatabase(f"PostgreSQL 13 or later is needed; {self.where} is on version {version // 10000}")
+        if encoding != "UTF8" or collation.upper() not in _COLLATIONS:
+            raise UnsuitableDatabase(
+                f"{self.where} has encoding {encoding} and collation {collation}, and needs UTF8 and C: make it with "
+                "CREATE DATABASE … ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"
+            )
 
     def backup_before_migration(self, version: int) -> str | None:
         return None  # the operator's own backups of the server; a migration that fails is undone
 
     def _connect(self, settings: dict[str, str | int]) -> PostgresConnection:
-        settings = {"statement_timeout": int(self._config.statement_timeout * 1000), "bytea_output": "hex", "jit": "off", **settings}
+        settings = {
+            "statement_timeout": int(self._config.statement_timeout * 1000),
+            "bytea_output": "hex",
+            "jit": "off",
+            **settings,
+        }
         parameters: dict[str, str | int] = {
             "application_name": "mahalla",
             "connect_timeout": 5,

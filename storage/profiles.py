@@ -58,7 +58,7 @@ class ProfileStore:
 
         def read(txn: Transaction) -> dict[str, int]:
             sql = "SELECT user_id, position FROM profile_propagations ORDER BY position LIMIT ?"
-            return {user_id: position for user_id, position in txn.query(sql, (limit,))}
+            return dict(txn.query(sql, (limit,)))
 
         return await self._database.read("get_propagations", read)
 

@@ -43,9 +43,11 @@ class RegistrationTokenStore:
 
     def add_registration_token(self, txn: WriteTransaction, row: RegistrationTokenRow) -> bool:
         """Make one; False where the token exists."""
-        sql = "INSERT INTO registration_tokens (token, uses_allowed, pending, completed, expires_ts) VALUES (?, ?, ?, ?, ?)"
-        args = (row.token, row.uses_allowed, row.pending, row.completed, row.expires_ts)
-        return bool(txn.execute(sql + " ON CONFLICT DO NOTHING", args))
+        sql = (
+            "INSERT INTO registration_tokens (token, uses_allowed, pending, completed, expires_ts)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        )
+        return bool(txn.execute(sql, (row.token, row.uses_allowed, row.pending, row.completed, row.expires_ts)))
 
     def add_pending(self, txn: WriteTransaction, token: str, now: int) -> bool:
         """Hold back one use; False where the token is unknown, expired or used up."""

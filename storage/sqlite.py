@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue
+from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue, UnsuitableDatabase
 
 SAVE_COUNTERS = (
     "INSERT INTO counters (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
@@ -145,7 +145,10 @@ class SQLiteEngine:
     reads_on_calling_thread = True
 
     def __init__(self, config: SQLiteConfig) -> None:
+        if config.path.startswith(":") or not config.path:
+            raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is none")
         self._config = config
+        self.where = f"the SQLite file {config.path}"
         self.reader_threads = config.readers
         self.readers_at_start = 0
 
@@ -160,6 +163,10 @@ class SQLiteEngine:
     def is_worth_retrying(self, error: Exception) -> bool:
         return False  # one writer, which has waited `busy_timeout` for other processes already
 
+    def check(self, connection: Connection) -> None:
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise UnsuitableDatabase(f"SQLite 3.37 or later is needed; this Python has {sqlite3.sqlite_version}")
+
     def backup_before_migration(self, version: int) -> str | None:
         copy = Path(f"{self._config.path}.before-schema-{version}")
         connection = self._connect_writer()
@@ -170,6 +177,9 @@ class SQLiteEngine:
         return str(copy)
 
     def _connect_writer(self) -> SQLiteConnection:
+        path = Path(self._config.path)
+        if path.parent.is_dir() and not path.exists():
+            path.touch(mode=0o600)  # what is in it is nobody else's business
         connection = self._connect()
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")

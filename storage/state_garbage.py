@@ -1,7 +1,9 @@
 """Collection of state nodes that neither an event nor the head of a room needs any more.
 
-States are only orphaned when events are removed (retention, a purge), so nothing is looked for anywhere else: whoever
-removes events calls `note_garbage` for the room in the same transaction, and a job calls `step` while that does something.
+States are orphaned when events are removed (retention, a purge), so nothing is looked for anywhere else: whoever removes
+events calls `note_garbage` for the room in the same transaction, and a job calls `step` while that does something. (A head
+that was resolved from several states leaves a few nodes too when the next event replaces it; they go with the others. What is
+orphaned during a collection may be left for the next one.)
 
 A collection has an even number, its *cycle*, that rises from each to the next. What a write makes meanwhile is marked with
 this number; it may lean on nodes that the collection has not come to. What the collection reaches from the head and the

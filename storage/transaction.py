@@ -1,7 +1,7 @@
 """What a function that `Database.read` or `Database.write` runs may do with the database.
 
 Laws:
-- SQL has `?` for its arguments on both databases; a `?` or a `%` stands nowhere else but in `LIKE`-free literals.
+- SQL has `?` for its arguments, on both databases, and nowhere else.
 - An SQL error may not be caught inside the function: it undoes the function's whole work.
 """
 

@@ -62,7 +62,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def run_coroutine(coroutine: Coroutine[Any, Any, None], seconds: float | None) -> None:
     """Run a test to its end: at once, or within so many seconds of the real reactor."""
     deferred = Deferred.fromCoroutine(coroutine)
-    outcome: list[None | Failure] = []
+    outcome: list[Failure | None] = []
     deferred.addBoth(outcome.append)
     if not outcome and seconds is not None:
         _turn_reactor(deferred, seconds)

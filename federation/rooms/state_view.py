@@ -50,11 +50,11 @@ class StateView:
         """One entry, or None."""
         return (await self.load([key])).get(key)
 
-    async def load_nids(self) -> Mapping[tuple[str, str], int]:
-        """The whole state as numbers of events: grows with the room, not for hot paths."""
-        if self.root is None:
-            return {}
-        return await self._trees.get_all(self.room_nid, self.root)
+    async def load_nids(self, type: str | None = None) -> Mapping[tuple[str, str], int]:
+        """The whole state, or what has that type, as numbers of events: grows with the room, not for hot paths."""
+        if type is None:
+            return await self._trees.get_all(self.room_nid, self.root)
+        return await self._trees.get_by_type(self.room_nid, self.root, [type])
 
     async def load_all(self) -> dict[StateKey, StoredEvent]:
         """The whole state: grows with the room, not for hot paths."""

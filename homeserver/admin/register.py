@@ -5,10 +5,10 @@ import msgspec
 from federation.protocol.ids import parse_device_id
 from homeserver.http.endpoint import Auth, Limit, endpoint
 from homeserver.services.devices import check_device_name
+from homeserver.services.profiles import Profiles
+from homeserver.services.registration import Wish
 from homeserver.services.sessions import session_answer
 from homeserver.services.shared_secret_registration import SharedSecretRegistration, SignedWish
-from homeserver.services.registration import Wish
-from homeserver.services.profiles import Profiles
 
 _PATH = "/_synapse/admin/v1/register"
 

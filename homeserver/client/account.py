@@ -6,7 +6,7 @@ spec: client-server-api#current-account-information, client-server-api#legacy-ac
 import msgspec
 
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, RequestContext, endpoint
+from homeserver.http.endpoint import Auth, RequestContext, Requester, endpoint
 from homeserver.services.accounts import Accounts
 
 

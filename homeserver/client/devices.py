@@ -6,7 +6,7 @@ import msgspec
 
 from federation.protocol.ids import DeviceID, parse_device_id
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, RequestContext, endpoint
+from homeserver.http.endpoint import Auth, RequestContext, Requester, endpoint
 from homeserver.services.devices import Devices
 from storage.devices import DeviceRow
 

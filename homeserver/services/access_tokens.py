@@ -1,8 +1,8 @@
 """Who a token belongs to: asked by every request, so answered from memory.
 
 Laws:
-- A remembered token costs no query, and is forgotten when the stream tells of a change of its account (`Topic.ACCOUNT`):
-  on every node, as soon as the change is heard of.
+- A remembered token costs no query, and is forgotten when the stream tells of a change of its account
+  (`Topic.ACCOUNT`): on every node, as soon as the change is heard of.
 - What was read while such a change came in is not remembered: it may be the state from before.
 - Memory is bounded: the token that was learnt first is forgotten first.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
@@ -12,8 +12,11 @@ spec: client-server-api#using-access-tokens, client-server-api#refreshing-access
 """
 
 from collections.abc import Sequence
+from typing import Final
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
@@ -26,9 +29,13 @@ from storage.streams import Change, Streams, Topic
 from storage.tokens import AccessTokenRow, TokenStore
 from storage.transaction import WriteTransaction
 
+_EVERYBODY: Final = ""
+
 
 class AccessTokens:
     """Checks access tokens."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -51,6 +58,7 @@ class AccessTokens:
         self._by_user: dict[str, set[bytes]] = {}
         self._forgotten_meanwhile: list[set[str]] = []
         streams.subscribe(self._heed)
+        streams.watch(self._heed_others)
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with `soft_logout`, for
@@ -89,7 +97,7 @@ class AccessTokens:
             is_locked=row.locked,
             is_suspended=row.suspended,
         )
-        if row.user_id not in forgotten:
+        if row.user_id not in forgotten and _EVERYBODY not in forgotten:
             self._remember(token_hash, owner, float("inf") if row.expires_ts is None else row.expires_ts / 1000)
         return owner
 
@@ -121,9 +129,25 @@ class AccessTokens:
 
     def _heed(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is not Topic.ACCOUNT or change.user_id is None:
-                continue
-            for forgotten in self._forgotten_meanwhile:
-                forgotten.add(change.user_id)
-            for token_hash in self._by_user.pop(change.user_id, ()):
-                self._remembered.pop(token_hash, None)
+            if change.topic is Topic.ACCOUNT and change.user_id is not None:
+                self._forget(change.user_id)
+
+    def _heed_others(self, after: int, upto: int) -> None:
+        Deferred.fromCoroutine(self._forget_changed(after, upto))
+
+    async def _forget_changed(self, after: int, upto: int) -> None:
+        """Another process wrote these positions: find out whom they concern."""
+        try:
+            changed = await self._accounts.get_changed_accounts(after, upto)
+        except Exception:
+            # Better to ask again for everybody than to let in whom another node has put out.
+            self._log.failure("could not read whose sessions have changed")
+            changed = {*self._by_user, _EVERYBODY}
+        for user_id in changed:
+            self._forget(user_id)
+
+    def _forget(self, user_id: str) -> None:
+        for forgotten in self._forgotten_meanwhile:
+            forgotten.add(user_id)
+        for token_hash in self._by_user.pop(user_id, ()):
+            self._remembered.pop(token_hash, None)

@@ -22,7 +22,7 @@ _MOST_REMEMBERED: Final = 100_000
 class LastSeen:
     """Notes and writes them."""
 
-    log = Logger()
+    _log = Logger()
 
     def __init__(
         self, clock: IReactorTime, devices: DeviceStore, *, granularity: float = 120.0, interval: float = 30.0
@@ -66,4 +66,4 @@ class LastSeen:
         try:
             await self._devices.set_sightings(sightings.values())
         except Exception:
-            self.log.failure("could not write when devices were last seen")
+            self._log.failure("could not write when devices were last seen")

@@ -155,9 +155,8 @@ class Registration:
                 await self.check_username(wish.username)
             except UserInUse as error:
                 # Told at once, unless it may be a repeated request, whose session made this very account.
-                if auth is None or auth.get("session") is None:
-                    if self._rules.names_can_be_asked:
-                        raise
+                if (auth is None or auth.get("session") is None) and self._rules.names_can_be_asked:
+                    raise
                 taken = error
         if wish.password is not None:
             self._passwords.check_policy(wish.password)

@@ -81,6 +81,18 @@ class RoomMemberships:
         await self._send(caller, room_id, caller.user_id, content)
         return room_id
 
+    async def check_may_join(self, caller: Requester, room_id: RoomID) -> None:
+        """For a join that is sent as a state event: what authorization does not ask. Raises LimitExceeded, Forbidden."""
+        snapshot = await self._engine.get_snapshot(room_id)
+        present = (await self._memberships.of_user(caller.user_id)).get(snapshot.room.room_nid)
+        if present is not None and present.membership == "join":
+            return
+        if caller.rate_limited:
+            self._limiter.check(Limit.JOIN, caller.user_id)
+            self._limiter.check(Limit.JOIN_ROOM, room_id)
+        if caller.is_guest:
+            await self._check_guests_may_join(snapshot)
+
     async def do_knock(self, caller: Requester, room_id: RoomID, reason: str | None) -> RoomID:
         """Ask to be let in. Raises NotFound, Forbidden."""
         await self._send(caller, room_id, caller.user_id, await self._content("knock", caller.user_id, reason, {}))

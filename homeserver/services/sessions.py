@@ -15,7 +15,7 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import UnknownToken
+from federation.protocol.errors import UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
 from homeserver.http.endpoint import Requester
 from homeserver.services.secret_text import SecretText, hash_token
@@ -146,7 +146,8 @@ class Sessions:
         await self._database.write("begin_session", self.add, session)
 
     async def do_refresh(self, refresh_token: str) -> NewSession:
-        """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where only time is over."""
+        """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
+        and `UserLocked`."""
         now = self._now()
         # Texts may not be made in the transaction, which may run twice.
         access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()
@@ -181,6 +182,8 @@ class Sessions:
         account = self._accounts.get_accounts_in(txn, [old.user_id])[old.user_id]
         if account.deactivated_ts is not None:
             return None
+        if account.locked:
+            raise UserLocked(soft_logout=True)
         ended = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
         if ended or old.next_nid is not None:
             self._accounts.set_account_changed(txn, old.user_id)

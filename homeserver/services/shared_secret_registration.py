@@ -95,7 +95,7 @@ class SharedSecretRegistration:
 
 
 def compute_mac(secret: str, nonce: str, wish: Wish) -> str:
-    """HMAC-SHA1 over nonce, name, password, `admin` or `notadmin` and, where there is one, the user type; NUL between."""
+    """HMAC-SHA1 over nonce, name, password, `admin` or `notadmin` and the user type, if any; NUL between them."""
     parts = [nonce, wish.username or "", wish.password or "", "admin" if wish.is_admin else "notadmin"]
     if wish.user_type:
         parts.append(wish.user_type)

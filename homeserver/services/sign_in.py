@@ -30,6 +30,8 @@ from storage.database import Database
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
+_COST_FOR_ADDRESS: Final = 0.1
+"""A failure counts less against the address than against the account: a whole office may stand behind one address."""
 
 
 class SignIn:
@@ -93,8 +95,8 @@ class SignIn:
         known = None if account is None else account.password_hash
         verdict = await self._passwords.verify(password, known)
         if account is None or not verdict.correct:
-            for key in keys:
-                self._count_failure(key)
+            for key, cost in zip(keys, (1.0, _COST_FOR_ADDRESS), strict=True):
+                self._count_failure(key, cost)
             raise Forbidden(_WRONG)
         if account.deactivated_ts is not None:
             raise UserDeactivated
@@ -105,9 +107,9 @@ class SignIn:
             )
         return account
 
-    def _count_failure(self, key: str) -> None:
+    def _count_failure(self, key: str, cost: float) -> None:
         try:
-            self._limiter.check(Limit.LOGIN_FAILED, key)
+            self._limiter.check(Limit.LOGIN_FAILED, key, cost=cost)
         except LimitExceeded:  # others failed while this password was being checked: the bucket is full already
             return
 

@@ -121,8 +121,11 @@ class PostgresTemplates:
         schema = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(SCHEMA.glob("*.sql")))).hexdigest()[:16]
         self._template = f"mahalla_template_{schema}"
         with postgres.locked():
-            if not self._run(sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(self._template))):
-                self._run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier("mahalla_unfinished")))
+            if not self._run(
+                sql.SQL("SELECT 1 FROM pg_database WHERE datname = {}").format(sql.Literal(self._template))
+            ):
+                self._run(sql.SQL("DROP DATABASE IF EXISTS mahalla_unfinished WITH (FORCE)"))
+                self._run(sql.SQL("CREATE DATABASE mahalla_unfinished ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0"))
                 migrate(PostgresEngine(self.config("mahalla_unfinished")))
                 self._run(
                     sql.SQL("ALTER DATABASE {} RENAME TO {}").format(
@@ -134,14 +137,16 @@ class PostgresTemplates:
         """How to open a database of the server."""
         return PostgresConfig({**self._server, "dbname": name}, pool_min=0, pool_max=options.get("pool_max", 2))
 
-    def create(self, *, empty: bool = False) -> PostgresConfig:
+    def create(self, *, empty: bool = False, encoding: str = "UTF8") -> PostgresConfig:
         """A database of its own: with the newest schema, or with none at all."""
         name = f"mahalla_{uuid4().hex}"
         template = "template0" if empty else self._template
         # One worker at a time: a template may not be used by two sessions at once.
         with postgres.locked():
             self._run(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+                sql.SQL("CREATE DATABASE {} ENCODING {} LOCALE 'C' TEMPLATE {}").format(
+                    sql.Identifier(name), sql.Literal(encoding), sql.Identifier(template)
+                )
             )
         return self.config(name)
 
@@ -150,7 +155,7 @@ class PostgresTemplates:
         name = str(config.connect["dbname"])
         self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
-    def _run(self, statement: sql.Composed) -> bool:
+    def _run(self, statement: sql.Composable) -> bool:
         """Run a statement; whether it gave a row."""
         connection = psycopg2.connect(make_dsn(None, **self._server))
         try:
@@ -160,5 +165,3 @@ class PostgresTemplates:
                 return cursor.description is not None and cursor.fetchone() is not None
         finally:
             connection.close()
-
-

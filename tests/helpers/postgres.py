@@ -24,16 +24,22 @@ GIVEN = "MAHALLA_TEST_POSTGRES"
 DIRECTORY = "MAHALLA_TEST_POSTGRES_DIRECTORY"
 """Set by the first process of a test run for its workers: where the server is to live."""
 
+OWNER = "MAHALLA_TEST_POSTGRES_OWNER"
+"""The process id of the first process of a test run."""
+
 MISSING = (
     "These tests need PostgreSQL 13 or later. Install it (Debian: apt-get install postgresql), or set "
     f'{GIVEN} to a server of yours (for example "host=localhost user=me password=secret dbname=postgres").'
 )
 
+_WATCH = 'while [ -d "/proc/$0" ] && [ -e "$2" ]; do sleep 1; done; [ ! -e "$2" ] || kill -QUIT "$1"'
+"""Ends the server when the test run was killed before it could."""
+
 
 def prepare() -> None:
     """In the first process of a run: choose the directory. Starts nothing."""
-    if DIRECTORY not in os.environ:
-        os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mahalla-postgres-")
+    os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mahalla-postgres-")
+    os.environ[OWNER] = str(os.getpid())
 
 
 def end() -> None:
@@ -111,6 +117,7 @@ def _start(directory: Path) -> None:
                 except psycopg2.OperationalError:
                     time.sleep(0.02)
                 else:
+                    start("sh", "-c", _WATCH, os.environ[OWNER], str(server.pid), str(data / "postmaster.pid"))
                     return
     raise RuntimeError(f"PostgreSQL did not start: {(directory / 'log').read_text(errors='replace')}")
 

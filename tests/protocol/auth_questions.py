@@ -1,18 +1,21 @@
 """Random questions to the authorization rules: an event and a state, legal or not, well-formed or just so.
 
 States are drawn entry by entry, without asking whether a room could have come to them: the rules must have an answer for
-each. New power levels are drawn as changes of the current ones, so that the points about changes are reached.
+each. New power levels are drawn as changes of the current ones, so that the points about changes are reached; and a
+`Focus` draws questions that get past the first rules, to those about memberships or about power levels.
 """
 
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Final
 
 from canonicaljson import encode_canonical_json
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
+from federation.protocol.event_auth import auth_keys
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from tests.helpers.room_factory import ALICE, BOB, CHARLIE
@@ -22,9 +25,16 @@ DORA: Final = "@dora:gamma.example"
 USERS: Final = [ALICE, BOB, CHARLIE, DORA]
 SERVERS: Final = ["alpha.example", "gamma.example"]
 TYPES: Final = ["m.room.message", "m.room.topic", "m.room.power_levels", "m.room.redaction", "org.example.custom"]
+OTHER_TYPES: Final = ["m.room.member", "m.room.create", "m.room.aliases", "m.room.third_party_invite"]
 KEYS: Final = [SigningKey(bytes([number]) * 32) for number in (1, 2)]
 NAMED: Final = ["users_default", "events_default", "state_default", "ban", "redact", "kick", "invite"]
 ABSENT: Final = object()
+
+
+class Focus(Enum):
+    ANYTHING = "anything"
+    MEMBERSHIPS = "memberships"
+    POWER_LEVELS = "power levels"
 
 
 @dataclass(frozen=True)
@@ -66,11 +76,14 @@ def level(version: RoomVersion, *, odd: bool) -> st.SearchStrategy[Any]:
     return integers if version.integer_power_levels else st.one_of(integers, integers, strings)
 
 
-def power_content(version: RoomVersion) -> st.SearchStrategy[dict[str, Any]]:
-    """Power levels as a room may have them, now and then with something odd."""
+def power_content(version: RoomVersion, focus: Focus) -> st.SearchStrategy[dict[str, Any]]:
+    """Power levels as a room may have them; in focus, most users have enough to change them."""
     plain = level(version, odd=False)
+    users = st.dictionaries(st.sampled_from(USERS), plain)
+    if focus is not Focus.ANYTHING:
+        users = st.fixed_dictionaries({BOB: some(0, 50, 51), CHARLIE: some(49, 50, 51), DORA: some(0, 50, 100)})
     return content(
-        users=st.dictionaries(st.sampled_from(USERS), plain),
+        users=users,
         events=st.dictionaries(st.sampled_from(TYPES), plain),
         notifications=st.one_of(st.just(ABSENT), st.dictionaries(some("room", "other"), plain)),
         **{name: st.one_of(st.just(ABSENT), st.just(ABSENT), plain) for name in NAMED},
@@ -127,7 +140,7 @@ def member_content(draw: st.DrawFn, version: RoomVersion, target: str) -> dict[s
             membership=some(
                 *["join"] * 4, *["invite"] * 4, *["leave"] * 3, "ban", "ban", "knock", "knock", "odd", 5, ABSENT
             ),
-            join_authorised_via_users_server=some(*[ABSENT] * 4, ALICE, BOB, CHARLIE, 5, "nobody"),
+            join_authorised_via_users_server=some(*[ABSENT] * 9, ALICE, BOB, CHARLIE, 5, "nobody"),
         )
     )
     if drawn.get("membership") == "invite" and draw(some(False, True)):
@@ -176,7 +189,7 @@ class Maker:
 
 
 @st.composite
-def questions(draw: st.DrawFn, identifier: str) -> Drawn:
+def questions(draw: st.DrawFn, identifier: str, focus: Focus = Focus.ANYTHING) -> Drawn:
     version = ROOM_VERSIONS[identifier]
     make = Maker(version)
     create = make.event(
@@ -185,19 +198,19 @@ def questions(draw: st.DrawFn, identifier: str) -> Drawn:
         draw(
             content(
                 creator=some(ALICE, ALICE, ALICE, BOB, 5, ABSENT),
-                additional_creators=some(ABSENT, [BOB], [BOB, CHARLIE]),
-                **{"m.federate": some(ABSENT, ABSENT, ABSENT, ABSENT, True, False, "false")},
+                additional_creators=some(*[ABSENT] * (3 if focus is Focus.ANYTHING else 12), [BOB], [BOB, CHARLIE]),
+                **{"m.federate": some(*[ABSENT] * 9, True, False, "false")},
             )
         ),
         "",
     )
     make.room_id = create.room_id
-    state = draw(_states(version, make))
-    event, prev_events = draw(_events(version, make, create, state))
+    state = draw(_states(version, make, focus))
+    event, prev_events = draw(_events(version, make, create, state, focus))
     if not version.room_id_is_create_hash:
         state[StateKey("m.room.create", "")] = create
-    auth_events, rejected = draw(_auth_events(make, create, event, state))
-    signed_by = draw(st.frozensets(st.sampled_from(SERVERS)))
+    auth_events, rejected = draw(_auth_events(make, create, event, state, focus))
+    signed_by = draw(some(frozenset(SERVERS), frozenset(SERVERS), frozenset(SERVERS[:1]), frozenset()))
     question = Question(
         version=identifier,
         event=event.pdu,
@@ -219,10 +232,25 @@ def _pdu_of_room(event: Event) -> Mapping[str, Any]:
 
 
 @st.composite
-def _states(draw: st.DrawFn, version: RoomVersion, make: Maker) -> dict[StateKey, Event]:
+def _states(draw: st.DrawFn, version: RoomVersion, make: Maker, focus: Focus) -> dict[StateKey, Event]:
     events = []
+    usual = {Focus.ANYTHING: 14, Focus.MEMBERSHIPS: 8, Focus.POWER_LEVELS: 60}[focus]
     for user in USERS:
-        membership = draw(some(*["join"] * 6, "invite", "leave", "ban", "knock", "odd", 5, None, ABSENT, ABSENT))
+        membership = draw(
+            some(
+                *["join"] * usual,
+                *["invite", "ban"] * 2,
+                "invite",
+                "leave",
+                "ban",
+                "knock",
+                "odd",
+                5,
+                None,
+                ABSENT,
+                ABSENT,
+            )
+        )
         if membership is not ABSENT:
             events.append(make.event(user, "m.room.member", {"membership": membership} if membership else {}, user))
     rule = draw(
@@ -233,7 +261,7 @@ def _states(draw: st.DrawFn, version: RoomVersion, make: Maker) -> dict[StateKey
     if rule is not ABSENT:
         events.append(make.event(ALICE, "m.room.join_rules", {"join_rule": rule} if rule else {}, ""))
     if draw(some(True, True, True, False)):
-        events.append(make.event(ALICE, "m.room.power_levels", draw(power_content(version)), ""))
+        events.append(make.event(ALICE, "m.room.power_levels", draw(power_content(version, focus)), ""))
     if draw(some(True, True, True, False)):
         public_keys = [{"public_key": base64_of(bytes(key.verify_key))} for key in KEYS]
         keys = draw(
@@ -245,22 +273,14 @@ def _states(draw: st.DrawFn, version: RoomVersion, make: Maker) -> dict[StateKey
 
 @st.composite
 def _events(
-    draw: st.DrawFn, version: RoomVersion, make: Maker, create: Event, state: Mapping[StateKey, Event]
+    draw: st.DrawFn, version: RoomVersion, make: Maker, create: Event, state: Mapping[StateKey, Event], focus: Focus
 ) -> tuple[Event, list[str]]:
     sender = draw(st.sampled_from(USERS))
-    type = draw(
-        some(
-            *["m.room.member"] * 8,
-            *["m.room.power_levels"] * 5,
-            "m.room.create",
-            "m.room.aliases",
-            "m.room.third_party_invite",
-            "m.room.redaction",
-            "m.room.message",
-            "m.room.topic",
-            "org.example.custom",
-        )
-    )
+    type = {
+        Focus.ANYTHING: draw(st.sampled_from([*TYPES, *OTHER_TYPES])),
+        Focus.MEMBERSHIPS: "m.room.member",
+        Focus.POWER_LEVELS: "m.room.power_levels",
+    }[focus]
     fields: dict[str, Any] = {}
     state_key: str | None = draw(some(None, "", "@other:alpha.example", sender))
     body: Any = {}
@@ -270,7 +290,7 @@ def _events(
         body = draw(member_content(version, state_key or ""))
     elif type == "m.room.power_levels":
         current = state.get(StateKey("m.room.power_levels", ""))
-        old = dict(current.content) if current is not None else draw(power_content(version))
+        old = dict(current.content) if current is not None else draw(power_content(version, focus))
         body = draw(changed_power_content(version, old))
         state_key = draw(some("", "", "", None))
     elif type == "m.room.create":
@@ -293,7 +313,12 @@ def _events(
         state_key = draw(some(None, "", *SERVERS))
     elif type == "m.room.redaction":
         fields["redacts"] = draw(some("$target:alpha.example", "$target:gamma.example", 5, None))
-    if version.room_id_is_create_hash and type != "m.room.create" and draw(some(*[False] * 15, True)):
+    if (
+        version.room_id_is_create_hash
+        and focus is Focus.ANYTHING
+        and type != "m.room.create"
+        and draw(some(*[False] * 15, True))
+    ):
         fields["room_id"] = "!" + "A" * 43
     fields["prev_events"] = [make.reference(prev) for prev in prev_events]
     return make.event(sender, type, body, state_key, **fields), prev_events
@@ -301,7 +326,7 @@ def _events(
 
 @st.composite
 def _auth_events(
-    draw: st.DrawFn, make: Maker, create: Event, event: Event, state: Mapping[StateKey, Event]
+    draw: st.DrawFn, make: Maker, create: Event, event: Event, state: Mapping[StateKey, Event], focus: Focus
 ) -> tuple[list[Event], frozenset[str]]:
     """Mostly what the event should name."""
     keys = {
@@ -319,6 +344,9 @@ def _auth_events(
             keys.add(StateKey("m.room.member", BOB))
     auth_events = [state[key] for key in sorted(keys) if key in state]
     rejected: frozenset[str] = frozenset()
+    if focus is not Focus.ANYTHING:
+        keys = set(auth_keys(make.version, event.type, event.sender, event.state_key, event.content))
+        return [state[key] for key in sorted(keys) if key in state], rejected
     fault = draw(some(*[""] * 20, "duplicate", "unexpected", "rejected", "create rejected", "no create", "other room"))
     if fault == "duplicate" and auth_events:
         auth_events.append(draw(st.sampled_from(auth_events)))

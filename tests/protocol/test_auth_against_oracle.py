@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from federation.protocol.auth_rules import AuthError
 from federation.protocol.event_auth import check_auth, check_auth_events
 from federation.protocol.room_versions import ROOM_VERSIONS
-from tests.protocol.auth_questions import Drawn, questions
+from tests.protocol.auth_questions import Drawn, Focus, questions
 from tests.protocol.oracle_auth import answer
 
 
@@ -23,11 +23,12 @@ def verdict(drawn: Drawn) -> str | None:
     return None
 
 
+@pytest.mark.parametrize("focus", Focus)
 @pytest.mark.parametrize("identifier", ROOM_VERSIONS)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_verdict_and_rule_agree_with_the_page(identifier: str, data: st.DataObject) -> None:
-    drawn = data.draw(questions(identifier))
+def test_verdict_and_rule_agree_with_the_page(identifier: str, focus: Focus, data: st.DataObject) -> None:
+    drawn = data.draw(questions(identifier, focus))
     expected = answer(drawn.question)
     note(expected or "allowed")
     assert verdict(drawn) == expected

@@ -87,7 +87,7 @@ async def test_the_index_answers_as_the_walk_does(
 
     states = [known(state | common) for state in sets]
     chains = [walk(nodes, state) for state in states]
-    difference = set.union(*chains) - set.intersection(*chains)
+    difference: set[int] = set().union(*chains).difference(chains[0].intersection(*chains[1:]))
     assert await store.get_auth_difference([there(state) for state in states]) == there(difference)
 
     below = walk(nodes, a)

@@ -1,9 +1,11 @@
 """Reads and writes: what callers rely on, on both databases, run inline."""
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred
 
-from storage.database import Database, DatabaseUnavailable, Transaction, WriteTransaction
+from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
 from storage.streams import Change, Topic
+from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
 
 
 def put(txn: WriteTransaction, name: str, progress: str) -> int:
@@ -40,6 +42,44 @@ async def test_a_write_that_raises_leaves_nothing_and_announces_nothing(database
     assert (heard, called) == ([], [])
     await database.write("put", put, "b", "1")
     assert [change.user_id for change in heard] == ["b"]
+
+
+async def test_a_read_sees_one_moment(database: Database, database_config: SQLiteConfig | PostgresConfig) -> None:
+    other = open_inline(database_config)
+
+    def look_twice(txn: Transaction) -> tuple[list[str], list[str]]:
+        first = names(txn)
+        Deferred.fromCoroutine(other.write("put", put, "meanwhile", "1"))
+        return first, names(txn)
+
+    assert await database.read("look_twice", look_twice) == ([], [])
+    assert await database.read("names", names) == ["meanwhile"]
+    await other.close()
+
+
+async def test_a_caller_that_gives_up_takes_nothing_with_it(database_config: SQLiteConfig | PostgresConfig) -> None:
+    writer = SteppedExecutor()
+    database = open_inline(database_config, writer=writer)
+    gave_up = Deferred.fromCoroutine(database.write("put", put, "a", "1"))
+    stayed = Deferred.fromCoroutine(database.write("put", put, "b", "1"))
+    gave_up.cancel()
+    writer.run()
+    with pytest.raises(CancelledError):
+        await gave_up
+    assert await stayed == 2
+    assert await database.read("names", names) == ["a", "b"]
+    await database.close()
+
+
+async def test_what_a_request_costs_can_be_counted(database_config: SQLiteConfig | PostgresConfig) -> None:
+    counter = QueryCounter()
+    database = open_inline(database_config, counter)
+    await database.write("put", put, "a", "1")
+    await database.read("names", names)
+    await database.read_quickly("names", names)
+    await database.close()
+    assert counter.queries == {"put": 1, "names": 2}
+    assert (counter.reads, counter.writes, counter.batches) == ({"names": 2}, {"put": 1}, [1])
 
 
 async def test_a_closed_database_says_so(database: Database) -> None:

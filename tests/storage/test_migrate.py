@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from storage.database import PostgresConfig, SQLiteConfig, make_engine
-from storage.engine import Engine
+from storage.engine import DatabaseUnavailable, Engine, UnsuitableDatabase
 from storage.migrate import MigrationFailed, SchemaTooNew, find_migrations, migrate
 from tests.helpers.databases import PostgresTemplates
 
@@ -115,6 +115,37 @@ def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Pa
     before.close()
 
 
+def test_a_database_of_an_unsuitable_kind_is_refused(postgres_templates: PostgresTemplates, schema: Path) -> None:
+    config = postgres_templates.create(empty=True, encoding="SQL_ASCII")
+    with pytest.raises(UnsuitableDatabase, match=r"has encoding SQL_ASCII.*CREATE DATABASE"):
+        migrate(make_engine(config), schema)
+    postgres_templates.drop(config)
+
+
+def test_sqlite_in_memory_is_refused() -> None:
+    with pytest.raises(UnsuitableDatabase, match="needs a file"):
+        make_engine(SQLiteConfig(":memory:"))
+
+
+def test_a_database_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for config, name in (
+        (SQLiteConfig(str(tmp_path / "nowhere" / "homeserver.db")), "nowhere/homeserver.db"),
+        (PostgresConfig({"host": str(tmp_path), "dbname": "town", "user": "me", "password": "secret"}), "dbname=town"),
+    ):
+        with pytest.raises(DatabaseUnavailable, match=name) as raised:
+            migrate(make_engine(config))
+        assert "secret" not in str(raised.value)
+
+
+def test_a_new_file_is_nobody_elses_business(empty_sqlite: SQLiteConfig) -> None:
+    migrate(make_engine(empty_sqlite))
+    assert Path(empty_sqlite.path).stat().st_mode & 0o077 == 0
+
+
+def find_both(folder: Path) -> list[object]:
+    return [find_migrations(engine, "X", folder) for engine in ("sqlite", "postgres")]
+
+
 @pytest.mark.parametrize(
     "names",
     [["0002_a.sql"], ["0001_a.sql", "0003_c.sql"], ["0001_a.sql", "0001_b.sql"], ["1_a.sql"], ["0001_a.sqlite.sql"]],
@@ -122,9 +153,8 @@ def test_a_file_with_data_is_copied_first(empty_sqlite: SQLiteConfig, schema: Pa
 def test_files_that_are_numbered_wrongly_are_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_text("SELECT 1;")
-    with pytest.raises(ValueError, match="schema files|is not named"):
-        for engine in ("sqlite", "postgres"):
-            assert find_migrations(engine, "X", tmp_path)
+    with pytest.raises(ValueError, match=r"schema files|is not named"):
+        find_both(tmp_path)
 
 
 def test_both_databases_get_the_same_tables_and_indices(

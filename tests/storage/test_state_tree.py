@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from storage.database import Database, Transaction, WriteTransaction
@@ -147,3 +147,65 @@ async def test_reading_costs_a_query_a_level_and_then_none(database: Database) -
     assert await database.read("count", count) == 4
     assert await database.read("count", count) == 0
     assert reader.get_cached(ROOM, roots[-1], [member(9), TOPIC]) == {member(9): 9009}
+
+
+async def test_numbers_of_a_failed_write_are_given_again(database: Database) -> None:
+    states = StateTreeStore(database)
+    [first] = await database.write("apply", apply_all, states, None, {CREATE: 1})
+
+    def fail(txn: WriteTransaction) -> None:
+        root = states.apply(txn, ROOM, first, {TOPIC: 2})
+        assert states.get_all_in(txn, ROOM, root) == {CREATE: 1, TOPIC: 2}
+        raise RuntimeError("undone")
+
+    with pytest.raises(RuntimeError, match="undone"):
+        await database.write("fail", fail)
+    [second] = await database.write("apply", apply_all, states, first, {POWER: 3, TOPIC: 4})
+    for reader in (states, StateTreeStore(database)):
+        assert await reader.get_all(ROOM, second) == {CREATE: 1, POWER: 3, TOPIC: 4}
+
+
+async def test_a_store_learns_what_another_node_numbered(database: Database) -> None:
+    here, there = StateTreeStore(database), StateTreeStore(database)
+    [first] = await database.write("apply", apply_all, here, None, {CREATE: 1})
+    assert await there.get_entries(ROOM, first, [TOPIC]) == {}
+    [second] = await database.write("apply", apply_all, here, first, {TOPIC: 2})
+    [third] = await database.write("apply", apply_all, there, second, {POWER: 3, TOPIC: 4})
+    assert there.get_cached(ROOM, third, [CREATE, POWER, TOPIC]) == {CREATE: 1, POWER: 3, TOPIC: 4}
+    assert await here.get_entries(ROOM, third, [POWER, TOPIC]) == {POWER: 3, TOPIC: 4}
+    assert await here.get_by_type(ROOM, third, ["m.room.power_levels"]) == {POWER: 3}
+
+
+async def test_what_a_cache_does_not_hold_is_not_taken_for_absent(database: Database) -> None:
+    writer, reader = StateTreeStore(database), StateTreeStore(database)
+    [first] = await database.write("apply", apply_all, writer, None, {CREATE: 1})
+    assert reader.get_cached(ROOM, first, [CREATE]) is None
+    await reader.get_all(ROOM, first)
+    assert reader.get_cached(ROOM, first, [CREATE, TOPIC]) == {CREATE: 1}
+    [second] = await database.write("apply", apply_all, writer, first, {TOPIC: 2})
+    assert reader.get_cached(ROOM, second, [TOPIC]) is None
+
+
+async def test_small_caches_forget_and_read_again(database: Database) -> None:
+    states = StateTreeStore(database, cache_bytes=2000, cache_keys=50)
+    everyone = {member(number): 100 + number for number in range(300)}
+    roots = await database.write(
+        "apply", apply_all, states, None, everyone, *({member(number): 900 + number} for number in range(20))
+    )
+    for number, root in enumerate(roots):
+        assert await states.get_all(ROOM, root) == everyone | {member(i): 900 + i for i in range(number)}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(st.integers(0, 150), st.integers(1, 9), max_size=6), min_size=1, max_size=5))
+async def test_any_steps_give_the_state_that_was_set(database: Database, steps: list[dict[int, int]]) -> None:
+    changes = [{member(number): value for number, value in step.items()} for step in steps]
+    states = StateTreeStore(database)
+    roots = await database.write("apply", apply_all, states, None, *changes)
+    model: dict[StateKey, int] = {}
+    for root, change in zip(roots, changes, strict=True):
+        model |= change
+        for reader in (states, StateTreeStore(database)):
+            assert await reader.get_all(ROOM, root) == model
+            assert await reader.get_by_type(ROOM, root, ["m.room.member"]) == model
+            assert await reader.get_entries(ROOM, root, [member(number) for number in range(151)]) == model

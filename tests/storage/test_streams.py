@@ -43,7 +43,7 @@ def test_one_subscriber_that_raises_stops_no_other(logged: list[str]) -> None:
     streams = Streams()
     heard: list[int] = []
 
-    def broken(told: Sequence[Change]) -> None:
+    def broken(_: Sequence[Change]) -> None:
         raise RuntimeError("broken")
 
     streams.subscribe(broken)

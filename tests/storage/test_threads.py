@@ -32,7 +32,9 @@ reactor = cast(ReactorBase, installed_reactor)
 
 
 @asynccontextmanager
-async def opened(config: SQLiteConfig | PostgresConfig, observer: QueryCounter | None = None) -> AsyncIterator[Database]:
+async def opened(
+    config: SQLiteConfig | PostgresConfig, observer: QueryCounter | None = None
+) -> AsyncIterator[Database]:
     database = open_database(config, reactor, observer)
     try:
         yield database
@@ -51,7 +53,7 @@ def positions(txn: Transaction) -> list[int]:
     return sorted(int(position) for (position,) in txn.query("SELECT progress FROM jobs"))
 
 
-def in_thread(txn: Transaction) -> tuple[str, bool]:
+def in_thread(_: Transaction) -> tuple[str, bool]:
     return asked_by.get(), current_thread() is main_thread()
 
 
@@ -69,7 +71,7 @@ async def test_reads_and_writes_run_elsewhere_in_the_context_of_their_caller(
 
 @pytest.mark.reactor
 async def test_errors_come_back_from_threads(database_config: SQLiteConfig | PostgresConfig) -> None:
-    def fail(txn: Transaction) -> None:
+    def fail(_: Transaction) -> None:
         raise LookupError("not there")
 
     async with opened(database_config) as database:
@@ -102,20 +104,6 @@ async def test_closing_finishes_what_waits(database_config: SQLiteConfig | Postg
     again = open_inline(database_config)
     assert await again.read("positions", positions) == list(range(1, 101))
     await again.close()
-
-
-@pytest.mark.reactor
-async def test_a_read_sees_one_moment(database_config: SQLiteConfig | PostgresConfig) -> None:
-    async with opened(database_config) as database:
-
-        def twice(txn: Transaction) -> bool:
-            first = positions(txn)
-            return all(positions(txn) == first for _ in range(20))
-
-        writes = [Deferred.fromCoroutine(database.write("put", put, str(number))) for number in range(300)]
-        reads = [Deferred.fromCoroutine(database.read("twice", twice)) for _ in range(30)]
-        assert all(await gatherResults(reads))
-        await gatherResults(writes)
 
 
 @pytest.mark.reactor
@@ -182,6 +170,23 @@ def postgres_arguments(config: PostgresConfig) -> tuple[str, str]:
     return "postgres", make_dsn(None, **config.connect)
 
 
+def write_and_kill(arguments: tuple[str, str], until: int) -> list[str]:
+    """What a process that was killed after so many acknowledged writes had acknowledged."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.writing_process", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    acknowledged = [process.stdout.readline().strip() for _ in range(until)]
+    process.kill()
+    acknowledged += process.stdout.read().splitlines()
+    process.stdout.close()
+    process.wait()
+    return acknowledged
+
+
 @pytest.mark.reactor(60)
 async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConfig | PostgresConfig) -> None:
     arguments = (
@@ -191,18 +196,7 @@ async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConf
     )
     acknowledged: list[str] = []
     for until in (1, 60, 333):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.writing_process", *arguments],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        assert process.stdout is not None
-        for _ in range(until):
-            acknowledged.append(process.stdout.readline().decode().strip())
-        process.kill()
-        acknowledged += process.stdout.read().decode().split("\n")[:-1]
-        process.stdout.close()
-        process.wait()
+        acknowledged += write_and_kill(arguments, until)
 
     def names(txn: Transaction) -> dict[str, int]:
         return {name: int(position) for name, position in txn.query("SELECT name, progress FROM jobs")}
@@ -218,7 +212,9 @@ async def test_what_was_acknowledged_survives_a_kill(database_config: SQLiteConf
 
 
 @pytest.mark.reactor
-async def test_a_callback_of_a_write_runs_on_the_reactors_thread(database_config: SQLiteConfig | PostgresConfig) -> None:
+async def test_a_callback_of_a_write_runs_on_the_reactors_thread(
+    database_config: SQLiteConfig | PostgresConfig,
+) -> None:
     threads: list[bool] = []
 
     def note() -> None:
@@ -228,7 +224,7 @@ async def test_a_callback_of_a_write_runs_on_the_reactors_thread(database_config
         txn.after_commit(callback)
 
     async with opened(database_config) as database:
-        database.streams.subscribe(lambda told: note())
+        database.streams.subscribe(lambda _: note())
         await database.write("put", put, "a")
         await database.write("write", write, note)
     assert threads == [True, True]

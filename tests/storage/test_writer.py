@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from storage.database import Database, DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
+from storage.database import DatabaseUnavailable, PostgresConfig, SQLiteConfig, Transaction, WriteTransaction
 from storage.streams import Change, Topic
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, SteppedExecutor, open_inline
@@ -117,7 +117,7 @@ def test_a_write_that_fails_harms_no_other(stepped: Stepped, outcomes: list[str]
             case "breaks":
                 stepped.queue(name, twice)
             case _:
-                stepped.queue(name, lambda txn: None)
+                stepped.queue(name, lambda _: None)
                 expected[name] = None
     stepped.step()
     end()
@@ -168,7 +168,7 @@ def test_a_write_from_a_callback_is_done_too(stepped: Stepped) -> None:
 def test_each_write_and_read_has_the_context_of_its_caller(stepped: Stepped) -> None:
     for name in "ab":
         asked_by.set(name)
-        stepped.queue(name, lambda txn: asked_by.get())
+        stepped.queue(name, lambda _: asked_by.get())
     asked_by.set("c")
     stepped.step()
     assert stepped.results == {"a": "a", "b": "b"}

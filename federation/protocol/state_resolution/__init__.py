@@ -36,6 +36,7 @@ from federation.protocol.state_resolution.pool import (
     EventPool,
     MissingEvent,
     MissingInput,
+    MissingLineage,
     MissingStateKey,
     StateLookup,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "Conflicts",
     "MissingEvent",
     "MissingInput",
+    "MissingLineage",
     "MissingStateKey",
     "Needs",
     "compute_auth_difference",
@@ -69,6 +71,12 @@ class AuthGraph:
     power_lineage: Mapping[EventID, EventID | None] | None = None
     """As `compute_power_lineage` of the events that are replayed and the undisputed power levels. None: it is read
     from the events, which must then hold all auth events of every m.room.power_levels event in the auth chains."""
+
+    def power_levels_of(self, event_id: EventID) -> EventID | None:
+        """Ask `power_lineage`. Raises `MissingLineage`."""
+        if self.power_lineage is None or event_id not in self.power_lineage:
+            raise MissingLineage(event_id)
+        return self.power_lineage[event_id]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,7 @@ def _settle(
         _find_disputed(version, conflicts, graph),
         _nothing if version.state_resolution is StateResolution.V2_1 else undisputed,
         pool,
-        power_levels_of=pool.power_levels_of if graph.power_lineage is None else graph.power_lineage.__getitem__,
+        power_levels_of=pool.power_levels_of if graph.power_lineage is None else graph.power_levels_of,
         rejected=rejected,
     )
     return {key: event_id for key, event_id in settled.items() if undisputed(key) is None}

@@ -39,6 +39,14 @@ class MissingStateKey(MissingInput):
         self.key = key
 
 
+class MissingLineage(MissingInput):
+    """`event_id` was needed and not among the events whose power lineage was given."""
+
+    def __init__(self, event_id: EventID) -> None:
+        super().__init__(f"State resolution needs the power lineage of {event_id}, which was not given")
+        self.event_id = event_id
+
+
 class EventPool:
     """The events at hand by id, the room's create event always among them, and what their contents mean."""
 

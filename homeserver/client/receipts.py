@@ -1,0 +1,68 @@
+"""Receipts, read markers and typing notices. spec: client-server-api#receipts, client-server-api#typing-notifications"""
+
+from typing import Any
+
+import msgspec
+
+from federation.protocol.errors import Forbidden
+from federation.protocol.ids import EventID, RoomID, UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.read_markers import ReadMarkers
+from homeserver.services.room_reading import RoomReading
+from homeserver.services.typing import DEFAULT_TIMEOUT_MS, Typing
+
+
+def _paths(rest: str) -> tuple[str, str]:
+    return f"/_matrix/client/v3/rooms/{{room_id}}/{rest}", f"/_matrix/client/r0/rooms/{{room_id}}/{rest}"
+
+
+class ReceiptBody(msgspec.Struct, frozen=True):
+    """Which thread the receipt is of."""
+
+    thread_id: str | None = None
+
+
+@endpoint("POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER)
+async def post_receipt(
+    markers: ReadMarkers,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    receipt_type: str,
+    event_id: EventID,
+    body: ReceiptBody = ReceiptBody(),
+) -> Empty:
+    """Move one receipt."""
+    await markers.do_mark(caller, room_id, {receipt_type: event_id}, body.thread_id)
+    return EMPTY
+
+
+@endpoint("POST", *_paths("read_markers"), auth=Auth.USER)
+async def set_read_marker(markers: ReadMarkers, caller: Requester, *, room_id: RoomID, body: dict[str, Any]) -> Empty:
+    """Move the fully read marker and receipts at once."""
+    kinds = ("m.fully_read", "m.read", "m.read.private")
+    await markers.do_mark(caller, room_id, {kind: EventID(str(body[kind])) for kind in kinds if body.get(kind)}, None)
+    return EMPTY
+
+
+class TypingBody(msgspec.Struct, frozen=True):
+    """Whether the user types, and for how long that is to be believed, in milliseconds."""
+
+    typing: bool
+    timeout: int = DEFAULT_TIMEOUT_MS
+
+
+@endpoint("PUT", *_paths("typing/{user_id}"), auth=Auth.USER)
+async def set_typing(
+    typing: Typing, reading: RoomReading, caller: Requester, *, room_id: RoomID, user_id: UserID, body: TypingBody
+) -> Empty:
+    """Say that one is typing, or no longer."""
+    if user_id != caller.user_id:
+        raise Forbidden("You can only say of yourself that you are typing")
+    snapshot = await reading.check_joined(caller.user_id, room_id)
+    if body.typing:
+        typing.start(snapshot.room.room_nid, user_id, body.timeout)
+    else:
+        typing.stop(snapshot.room.room_nid, user_id)
+    return EMPTY

@@ -1,0 +1,17 @@
+"""Creating rooms. spec: client-server-api#creation"""
+
+from homeserver.http.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.services.room_creation import CreateRoom, RoomCreation
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/createRoom",
+    "/_matrix/client/r0/createRoom",
+    auth=Auth.USER,
+    limit=Limit.ROOM_CREATION,
+    max_body=1024 * 1024,
+)
+async def create_room(creation: RoomCreation, caller: Requester, *, body: CreateRoom) -> dict[str, str]:
+    """Create a room."""
+    return {"room_id": await creation.do_create(caller, body)}

@@ -1,0 +1,119 @@
+"""Aliases and the directory of public rooms. spec: client-server-api#room-aliases"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from federation.protocol.ids import RoomAlias, RoomID, ServerName, parse_room_id
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.room_directory import RoomDirectory
+
+_ALIAS = ("/_matrix/client/v3/directory/room/{room_alias}", "/_matrix/client/r0/directory/room/{room_alias}")
+_LISTED = ("/_matrix/client/v3/directory/list/room/{room_id}", "/_matrix/client/r0/directory/list/room/{room_id}")
+_PUBLIC = ("/_matrix/client/v3/publicRooms", "/_matrix/client/r0/publicRooms")
+
+
+@endpoint("GET", *_ALIAS, auth=Auth.NONE)
+async def get_room_id_by_alias(directory: RoomDirectory, *, room_alias: RoomAlias) -> dict[str, Any]:
+    """The room that an alias stands for."""
+    room_id, servers = await directory.get_alias(room_alias)
+    return {"room_id": room_id, "servers": list(servers)}
+
+
+class AliasBody(msgspec.Struct, frozen=True):
+    """Which room gets the alias."""
+
+    room_id: str
+
+
+@endpoint("PUT", *_ALIAS, auth=Auth.USER)
+async def set_room_alias(
+    directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias, body: AliasBody
+) -> Empty:
+    """Give a room an alias."""
+    await directory.do_add_alias(caller, room_alias, parse_room_id(body.room_id))
+    return EMPTY
+
+
+@endpoint("DELETE", *_ALIAS, auth=Auth.USER)
+async def delete_room_alias(directory: RoomDirectory, caller: Requester, *, room_alias: RoomAlias) -> Empty:
+    """Take an alias away."""
+    await directory.do_remove_alias(caller, room_alias)
+    return EMPTY
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/rooms/{room_id}/aliases",
+    "/_matrix/client/r0/rooms/{room_id}/aliases",
+    "/_matrix/client/unstable/org.matrix.msc2432/rooms/{room_id}/aliases",
+    auth=Auth.USER,
+)
+async def get_local_aliases(directory: RoomDirectory, caller: Requester, *, room_id: RoomID) -> dict[str, list[str]]:
+    """This server's aliases of a room."""
+    return {"aliases": await directory.get_aliases_of_room(caller, room_id)}
+
+
+@endpoint("GET", *_LISTED, auth=Auth.NONE)
+async def get_room_visibility_on_directory(directory: RoomDirectory, *, room_id: RoomID) -> dict[str, str]:
+    """Whether a room stands in the directory."""
+    return {"visibility": await directory.get_visibility(room_id)}
+
+
+class VisibilityBody(msgspec.Struct, frozen=True):
+    """Whether to list the room."""
+
+    visibility: Literal["public", "private"] = "public"
+
+
+@endpoint("PUT", *_LISTED, auth=Auth.USER)
+async def set_room_visibility_on_directory(
+    directory: RoomDirectory, caller: Requester, *, room_id: RoomID, body: VisibilityBody = VisibilityBody()
+) -> Empty:
+    """List a room in the directory, or take it out."""
+    await directory.do_set_visibility(caller, room_id, body.visibility)
+    return EMPTY
+
+
+@endpoint("GET", *_PUBLIC, auth=Auth.NONE)
+async def get_public_rooms(
+    directory: RoomDirectory, *, limit: int | None = None, since: str | None = None, server: ServerName | None = None
+) -> dict[str, Any]:
+    """A page of the directory."""
+    return await directory.get_public_rooms(limit=limit, since=since, term=None, room_types=None, server=server)
+
+
+class DirectoryFilter(msgspec.Struct, frozen=True):
+    """What to look for; a null among the room types is the type of rooms that have none."""
+
+    generic_search_term: str | None = None
+    room_types: Annotated[tuple[str | None, ...], msgspec.Meta(max_length=100)] | None = None
+
+
+class DirectoryQuery(msgspec.Struct, frozen=True):
+    """A query of the directory."""
+
+    limit: int | None = None
+    since: str | None = None
+    filter: DirectoryFilter = DirectoryFilter()
+    include_all_networks: bool = False
+    third_party_instance_id: str | None = None
+
+
+@endpoint("POST", *_PUBLIC, auth=Auth.USER)
+async def query_public_rooms(
+    directory: RoomDirectory,
+    caller: Requester,
+    *,
+    body: DirectoryQuery = DirectoryQuery(),
+    server: ServerName | None = None,
+) -> dict[str, Any]:
+    """A page of the directory, filtered."""
+    return await directory.get_public_rooms(
+        limit=body.limit,
+        since=body.since,
+        term=body.filter.generic_search_term,
+        room_types=body.filter.room_types,
+        server=server,
+    )

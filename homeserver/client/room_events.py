@@ -1,0 +1,162 @@
+"""Sending events into rooms, and reading them. spec: client-server-api#events"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import EventID, RoomID
+from homeserver.http.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
+from homeserver.services.room_memberships import RoomMemberships
+from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
+from homeserver.services.room_sending import RoomSending
+from storage.timelines import Direction
+
+Content = dict[str, Any]
+
+
+def _paths(rest: str) -> tuple[str, str]:
+    return f"/_matrix/client/v3/rooms/{{room_id}}/{rest}", f"/_matrix/client/r0/rooms/{{room_id}}/{rest}"
+
+
+@endpoint("PUT", *_paths("send/{event_type}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE, max_body=128 * 1024)
+async def send_message(
+    sending: RoomSending,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_type: str,
+    txn_id: str,
+    body: Content,
+    ts: int | None = None,
+) -> msgspec.Raw:
+    """Send an event that is no state, once for a transaction id."""
+    return await sending.do_send(caller, room_id, event_type, body, txn_id, ts)
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """Why an event is redacted."""
+
+    reason: str | None = None
+
+
+@endpoint("PUT", *_paths("redact/{event_id}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE)
+async def redact_event(
+    sending: RoomSending,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    txn_id: str,
+    body: Reason = Reason(),
+) -> msgspec.Raw:
+    """Take an event's content away."""
+    return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id)
+
+
+@endpoint(
+    "PUT",
+    *_paths("state/{event_type}/{state_key}"),
+    *_paths("state/{event_type}"),
+    auth=Auth.GUEST,
+    limit=Limit.MESSAGE,
+    max_body=128 * 1024,
+)
+async def set_room_state(
+    sending: RoomSending,
+    memberships: RoomMemberships,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_type: str,
+    state_key: str = "",
+    body: Content,
+    ts: int | None = None,
+) -> dict[str, EventID]:
+    """Set a state entry."""
+    if event_type == "m.room.member" and body.get("membership") == "join" and state_key == caller.user_id:
+        await memberships.check_may_join(caller, room_id)
+    return {"event_id": await sending.do_set_state(caller, room_id, event_type, state_key, body, ts)}
+
+
+@endpoint("GET", *_paths("state/{event_type}/{state_key}"), *_paths("state/{event_type}"), auth=Auth.GUEST)
+async def get_room_state_with_key(
+    reading: RoomReading,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_type: str,
+    state_key: str = "",
+    format: Literal["content", "event"] = "content",
+) -> Any:
+    """One entry of the state: its content, or the whole event."""
+    return await reading.get_state_entry(caller, room_id, StateKey(event_type, state_key), whole=format == "event")
+
+
+@endpoint("GET", *_paths("state"), auth=Auth.GUEST)
+async def get_room_state(reading: RoomReading, caller: Requester, *, room_id: RoomID) -> list[msgspec.Raw]:
+    """The whole state."""
+    return await reading.get_state(caller, room_id)
+
+
+@endpoint("GET", *_paths("messages"), auth=Auth.GUEST)
+async def get_room_messages(
+    reading: RoomReading,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    dir: Literal["b", "f"],
+    from_: str | None = None,
+    to: str | None = None,
+    limit: int = DEFAULT_PAGE,
+    filter: str | None = None,
+) -> dict[str, Any]:
+    """A page of the timeline."""
+    return await reading.get_messages(caller, room_id, Direction(dir), from_, to, limit, _filter(filter))
+
+
+@endpoint("GET", *_paths("event/{event_id}"), auth=Auth.GUEST)
+async def get_room_event(reading: RoomReading, caller: Requester, *, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
+    """One event."""
+    return await reading.get_event(caller, room_id, event_id)
+
+
+@endpoint("GET", *_paths("context/{event_id}"), auth=Auth.GUEST)
+async def get_event_context(
+    reading: RoomReading,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    limit: int = DEFAULT_PAGE,
+    filter: str | None = None,
+) -> dict[str, Any]:
+    """An event with what stands around it."""
+    return await reading.get_context(caller, room_id, event_id, limit, _filter(filter))
+
+
+@endpoint("GET", *_paths("members"), auth=Auth.GUEST)
+async def get_members_by_room(
+    reading: RoomReading,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    at: str | None = None,
+    membership: Literal["join", "invite", "knock", "leave", "ban"] | None = None,
+    not_membership: Literal["join", "invite", "knock", "leave", "ban"] | None = None,
+) -> dict[str, list[msgspec.Raw]]:
+    """The membership events of a room."""
+    return {"chunk": await reading.get_members(caller, room_id, at, membership, not_membership)}
+
+
+@endpoint("GET", *_paths("joined_members"), auth=Auth.GUEST)
+async def get_joined_members_by_room(
+    reading: RoomReading, caller: Requester, *, room_id: RoomID
+) -> dict[str, dict[str, dict[str, str | None]]]:
+    """Names and avatars of who is in a room."""
+    return {"joined": await reading.get_joined_members(caller, room_id)}
+
+
+def _filter(text: str | None) -> RoomEventFilter:
+    return RoomEventFilter() if text is None else parse_room_event_filter(text)

@@ -1,0 +1,154 @@
+"""Coming into rooms and leaving them. spec: client-server-api#room-membership"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import RoomID, is_room_alias, is_room_id, parse_user_id
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Limit, Names, Requester, endpoint
+from homeserver.services.room_memberships import RoomMemberships
+
+Servers = Annotated[list[str] | None, Names("via", "server_name")]
+Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class WithReason(msgspec.Struct, frozen=True):
+    """Why."""
+
+    reason: Reason | None = None
+
+
+class Join(msgspec.Struct, frozen=True):
+    """`third_party_signed` proves an invite to an address; it is carried into the event, where it is checked."""
+
+    reason: Reason | None = None
+    third_party_signed: dict[str, Any] | None = None
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Someone else's membership."""
+
+    user_id: str
+    reason: Reason | None = None
+
+
+class Invitation(msgspec.Struct, frozen=True):
+    """Whom to invite: a user, or an address with the identity server that knows it."""
+
+    user_id: str | None = None
+    reason: Reason | None = None
+    medium: str | None = None
+    address: str | None = None
+
+
+def _paths(action: str) -> tuple[str, str]:
+    return f"/_matrix/client/v3/rooms/{{room_id}}/{action}", f"/_matrix/client/r0/rooms/{{room_id}}/{action}"
+
+
+@endpoint("POST", *_paths("join"), auth=Auth.GUEST, limit=Limit.JOIN)
+async def join_room(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Join = Join()
+) -> dict[str, str]:
+    """Join a room by its id."""
+    return {"room_id": await memberships.do_join(caller, room_id, body.reason, _more(body))}
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/join/{room_id_or_alias}",
+    "/_matrix/client/r0/join/{room_id_or_alias}",
+    auth=Auth.GUEST,
+    limit=Limit.JOIN,
+)
+async def join_room_or_alias(
+    memberships: RoomMemberships, caller: Requester, *, room_id_or_alias: str, body: Join = Join(), via: Servers = None
+) -> dict[str, str]:
+    """Join a room by its id or an alias."""
+    room_id = await memberships.resolve(_check(room_id_or_alias))
+    return {"room_id": await memberships.do_join(caller, room_id, body.reason, _more(body))}
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/knock/{room_id_or_alias}",
+    "/_matrix/client/unstable/xyz.amorgan.knock/knock/{room_id_or_alias}",
+    auth=Auth.USER,
+    limit=Limit.JOIN,
+)
+async def knock_room(
+    memberships: RoomMemberships,
+    caller: Requester,
+    *,
+    room_id_or_alias: str,
+    body: WithReason = WithReason(),
+    via: Servers = None,
+) -> dict[str, str]:
+    """Ask to be let into a room."""
+    room_id = await memberships.resolve(_check(room_id_or_alias))
+    return {"room_id": await memberships.do_knock(caller, room_id, body.reason)}
+
+
+@endpoint("POST", *_paths("leave"), auth=Auth.GUEST)
+async def leave_room(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: WithReason = WithReason()
+) -> Empty:
+    """Leave a room, or decline an invite."""
+    await memberships.do_leave(caller, room_id, body.reason)
+    return EMPTY
+
+
+@endpoint("POST", *_paths("forget"), auth=Auth.USER)
+async def forget_room(
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: dict[str, Any] | None = None
+) -> Empty:
+    """Forget a room that one has left."""
+    await memberships.do_forget(caller, room_id)
+    return EMPTY
+
+
+@endpoint("POST", *_paths("invite"), auth=Auth.USER)
+async def invite_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation) -> Empty:
+    """Invite someone."""
+    if body.user_id is None:
+        raise InvalidParam("Inviting by e-mail or phone number needs an identity server, and none is configured here")
+    await memberships.do_invite(caller, room_id, parse_user_id(body.user_id), body.reason)
+    return EMPTY
+
+
+@endpoint("POST", *_paths("kick"), auth=Auth.USER)
+async def kick_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
+    """Remove someone."""
+    await memberships.do_kick(caller, room_id, parse_user_id(body.user_id), body.reason)
+    return EMPTY
+
+
+@endpoint("POST", *_paths("ban"), auth=Auth.USER)
+async def ban_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
+    """Ban someone."""
+    await memberships.do_ban(caller, room_id, parse_user_id(body.user_id), body.reason)
+    return EMPTY
+
+
+@endpoint("POST", *_paths("unban"), auth=Auth.USER)
+async def unban_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Target) -> Empty:
+    """Lift a ban."""
+    await memberships.do_unban(caller, room_id, parse_user_id(body.user_id), body.reason)
+    return EMPTY
+
+
+@endpoint("GET", "/_matrix/client/v3/joined_rooms", "/_matrix/client/r0/joined_rooms", auth=Auth.GUEST)
+async def get_joined_rooms(memberships: RoomMemberships, caller: Requester) -> dict[str, list[RoomID]]:
+    """The rooms that the caller is in."""
+    return {"joined_rooms": list(await memberships.get_joined_rooms(caller.user_id))}
+
+
+def _more(body: Join) -> dict[str, Any]:
+    return {} if body.third_party_signed is None else {"third_party_signed": body.third_party_signed}
+
+
+def _check(room_id_or_alias: str) -> str:
+    if not is_room_id(room_id_or_alias) and not is_room_alias(room_id_or_alias):
+        raise InvalidParam(f"{room_id_or_alias[:255]!r} is neither a room id nor a room alias")
+    return room_id_or_alias

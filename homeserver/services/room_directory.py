@@ -1,0 +1,168 @@
+"""Finding rooms: aliases, and the directory of public rooms.
+
+spec: client-server-api#room-aliases, client-server-api#published-room-directory
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, NotFound
+from federation.protocol.ids import RoomAlias, RoomID, ServerName
+from federation.protocol.power_levels import PowerLevels
+from federation.rooms.engine import RoomEngine
+from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
+from homeserver.http.endpoint import Requester
+from homeserver.services.room_reading import RoomReading
+from storage.aliases import AliasRow, AliasStore, AliasTaken
+from storage.room_summaries import RoomSummaryStore, SummaryRow
+from storage.rooms import RoomStore
+
+MAX_PAGE: Final = 500
+DEFAULT_PAGE: Final = 100
+MAX_TERM: Final = 256
+
+
+class AliasExists(MatrixError):
+    """The status is what the specification gives. spec: client-server-api#put_matrixclientv3directoryroomroomalias"""
+
+    errcode, status, default_text = "M_UNKNOWN", 409, "This alias exists already"
+
+
+class RoomDirectory:
+    """Aliases and the public directory of this server."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        aliases: AliasStore,
+        summaries: RoomSummaryStore,
+        reading: RoomReading,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._rooms = rooms
+        self._aliases = aliases
+        self._summaries = summaries
+        self._reading = reading
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def get_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room that an alias stands for, and servers that are in it. Raises NotFound."""
+        row = (await self._aliases.get_aliases([alias])).get(alias)
+        if row is None:
+            raise NotFound(f"The alias {alias} does not point to a room")
+        room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
+        return RoomID(room.room_id), [self._identity.server_name]
+
+    async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
+        """Give a room an alias of this server. Raises InvalidParam, Forbidden, AliasExists."""
+        if not self._identity.is_local(alias):
+            raise InvalidParam(f"{alias} is not an alias of this server")
+        snapshot = await self._reading.check_joined(caller.user_id, room_id)
+        row = AliasRow(alias, snapshot.room.room_nid, caller.user_id, self._now_ms())
+        try:
+            await self._aliases.add_alias(row)
+        except AliasTaken:
+            raise AliasExists(f"The alias {alias} exists already") from None
+
+    async def do_remove_alias(self, caller: Requester, alias: RoomAlias) -> None:
+        """Take an alias away: by who made it, an administrator, or who may change the room's canonical alias."""
+        row = (await self._aliases.get_aliases([alias])).get(alias)
+        if row is None:
+            raise NotFound(f"The alias {alias} does not exist")
+        if row.creator != caller.user_id and not caller.is_admin:
+            room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            if not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
+                raise Forbidden("You may only remove aliases that you made, or of rooms whose aliases you may change")
+        await self._aliases.remove_alias(alias)
+
+    async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
+        """This server's aliases of a room that the caller may look into. Raises Forbidden."""
+        snapshot = await self._reading.check_visible(caller.user_id, room_id)
+        return [row.alias for row in await self._aliases.get_aliases_of_room(snapshot.room.room_nid)]
+
+    async def get_visibility(self, room_id: RoomID) -> str:
+        """Whether the room stands in the directory: public or private. Raises NotFound."""
+        snapshot = await self._engine.get_snapshot(room_id)
+        flags = await self._rooms.get_public_flags([snapshot.room.room_nid])
+        return "public" if flags[snapshot.room.room_nid] else "private"
+
+    async def do_set_visibility(self, caller: Requester, room_id: RoomID, visibility: str) -> None:
+        """List a room in the directory or take it out: for who may change its aliases. Raises NotFound, Forbidden."""
+        snapshot = await self._engine.get_snapshot(room_id)
+        if not caller.is_admin and not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
+            raise Forbidden("You may not change whether this room is listed")
+        await self._rooms.set_public(snapshot.room.room_nid, visibility == "public")
+
+    async def get_public_rooms(
+        self,
+        *,
+        limit: int | None,
+        since: str | None,
+        term: str | None,
+        room_types: Sequence[str | None] | None,
+        server: ServerName | None,
+    ) -> dict[str, Any]:
+        """A page of the directory, the largest rooms first. Raises InvalidParam, NotFound."""
+        if server is not None and server != self._identity.server_name:
+            raise NotFound(f"This server does not federate with {server}")
+        if term is not None and len(term) > MAX_TERM:
+            raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
+        page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
+        before = None if not since else _parse_since(since)
+        rows = await self._summaries.get_public_rooms(
+            term=term, room_types=room_types, before=before, limit=page + 1, only_federating=False
+        )
+        answer: dict[str, Any] = {
+            "chunk": [_public_room(row) for row in rows[:page]],
+            "total_room_count_estimate": await self._summaries.count_public_rooms(),
+        }
+        if len(rows) > page:
+            last = rows[page - 1]
+            answer["next_batch"] = f"d{last.joined_count}_{last.room_nid}"
+        return answer
+
+    async def _may_set_state(self, snapshot: RoomSnapshot, caller: Requester, type: str) -> bool:
+        own = await self._reading.find_membership(caller.user_id, snapshot)
+        if own != "join":
+            return False
+        levels = await snapshot.state.get(POWER_LEVELS)
+        power = PowerLevels.of(
+            snapshot.version, None if levels is None else levels.event, await snapshot.create_event()
+        )
+        return power.can_send(caller.user_id, type, is_state=True)
+
+
+def _parse_since(since: str) -> tuple[int, int]:
+    count, _, nid = since.removeprefix("d").partition("_")
+    if not since.startswith("d") or not (count.isascii() and count.isdecimal() and nid.isascii() and nid.isdecimal()):
+        raise InvalidParam("Not a token that the directory gave out")
+    if len(since) > 40:
+        raise InvalidParam("Not a token that the directory gave out")
+    return int(count), int(nid)
+
+
+def _public_room(row: SummaryRow) -> dict[str, Any]:
+    """spec: client-server-api#get_matrixclientv3publicrooms_response-200_publishedroomschunk"""
+    room: dict[str, Any] = {
+        "room_id": row.room_id,
+        "num_joined_members": row.joined_count,
+        "world_readable": row.history_visibility == "world_readable",
+        "guest_can_join": row.guest_access == "can_join",
+        "join_rule": row.join_rule or "invite",
+        "room_version": row.version,
+    }
+    optional = {
+        "name": row.name,
+        "topic": row.topic,
+        "canonical_alias": row.canonical_alias,
+        "avatar_url": row.avatar_url,
+        "room_type": row.room_type,
+        "encryption": row.encryption,
+    }
+    return room | {key: value for key, value in optional.items() if value is not None}

@@ -1,0 +1,274 @@
+"""Reading rooms: pages of the timeline, single events and what stands around them, state, members.
+
+Laws:
+- Who may look, and at what, is decided here once: `_reader` finds the reader's standing in the room, `Visibility` filters
+  events. Whoever was in the room may read it as it was when they left; anyone may read rooms that are world readable.
+- Pages cost a fixed number of queries.
+
+spec: client-server-api#getting-events-for-a-room
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.events import StateKey
+from federation.protocol.ids import EventID, RoomID, UserID
+from federation.protocol.visibility import HISTORY_VISIBILITY, HistoryVisibility, read_visibility
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.state_view import StateView
+from federation.rooms.visible import Seen, Visibility
+from homeserver.http.endpoint import Requester
+from homeserver.services.client_events import ClientEvents, present_plainly
+from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
+from storage.memberships import MembershipRow, MembershipStore
+from storage.timelines import START, Direction, Place, TimelineStore
+
+MEMBER: Final = "m.room.member"
+DEFAULT_PAGE: Final = 10
+MAX_PAGE: Final = 1000
+MAX_PAGES_LOOKED_AT: Final = 5
+"""How often a page that the filter or the room's settings left empty is followed by another look."""
+END: Final = Place(2**53, 2**53)
+"""After all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Someone who may look into a room, and how."""
+
+    snapshot: RoomSnapshot
+    own: MembershipRow | None
+    state: StateView
+    """The state that they may see: the present one, or the one in which they left."""
+
+
+class RoomReading:
+    """Reads rooms for their members, former members and, where a room lets everyone read it, anyone."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        timelines: TimelineStore,
+        visibility: Visibility,
+        client_events: ClientEvents,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._timelines = timelines
+        self._visibility = visibility
+        self._client_events = client_events
+
+    async def get_messages(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        direction: Direction,
+        from_: str | None,
+        to: str | None,
+        limit: int,
+        wanted: RoomEventFilter,
+    ) -> dict[str, Any]:
+        """A page of the timeline. spec: client-server-api#get_matrixclientv3roomsroomidmessages"""
+        reader = await self._reader(caller.user_id, room_id)
+        start = await self._place(reader, from_) if from_ is not None else self._default_start(direction)
+        end = await self._place(reader, to) if to is not None else None
+        limit = max(1, min(limit, MAX_PAGE))
+        if direction is Direction.BACKWARDS and reader.own is not None and reader.own.membership in ("leave", "ban"):
+            start = min(start, await self._place_after(reader.own.event_nid))
+        shown: list[Seen] = []
+        place, exhausted = start, False
+        for _ in range(MAX_PAGES_LOOKED_AT):
+            asked = limit - len(shown)
+            page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, end, direction, asked)
+            shown += await self._see(caller, reader, [nid for _, nid in page], wanted)
+            if page:
+                last = page[-1][0]
+                place = last if direction is Direction.FORWARDS else Place(last.depth, last.event_nid - 1)
+            exhausted = len(page) < asked
+            if exhausted or len(shown) >= limit:
+                break
+        chunk = await self._client_events.present(caller.user_id, caller.device_id, shown, with_room_id=True)
+        answer: dict[str, Any] = {"chunk": chunk, "start": from_ if from_ is not None else format_place(start)}
+        # without an end there is no more; forwards there may always be more to come
+        if not exhausted or (direction is Direction.FORWARDS and shown):
+            answer["end"] = format_place(place)
+        if wanted.lazy_load_members and shown:
+            answer["state"] = await self._members_of(reader, [seen.event for seen in shown])
+        return answer
+
+    async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
+        """One event. Raises NotFound, also where the caller may not see it."""
+        reader = await self._reader(caller.user_id, room_id)
+        seen = await self._see_one(caller, reader, event_id)
+        presented = await self._client_events.present(caller.user_id, caller.device_id, [seen], with_room_id=True)
+        return presented[0]
+
+    async def get_context(
+        self, caller: Requester, room_id: RoomID, event_id: EventID, limit: int, wanted: RoomEventFilter
+    ) -> dict[str, Any]:
+        """An event with what stands around it. spec: client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
+        reader = await self._reader(caller.user_id, room_id)
+        seen = await self._see_one(caller, reader, event_id)
+        event = seen.event
+        half = max(0, min(limit, MAX_PAGE)) // 2
+        room_nid = reader.snapshot.room.room_nid
+        here = Place(event.event.depth, event.nid)
+        before_here = Place(here.depth, here.event_nid - 1)
+        before = await self._timelines.get_page(room_nid, before_here, None, Direction.BACKWARDS, half)
+        after = await self._timelines.get_page(room_nid, here, None, Direction.FORWARDS, half)
+        events_before = await self._see(caller, reader, [nid for _, nid in before], wanted)
+        events_after = await self._see(caller, reader, [nid for _, nid in after], wanted)
+        everything = [*events_before, seen, *events_after]
+        presented = await self._client_events.present(caller.user_id, caller.device_id, everything, with_room_id=True)
+        last = (events_after[-1] if events_after else seen).event
+        state = self._engine.view(room_nid, last.state_root)
+        if wanted.lazy_load_members:
+            state_events = await self._members_of(reader, [each.event for each in everything], state)
+        else:
+            state_events = [present_plainly(entry, with_room_id=True) for entry in (await state.load_all()).values()]
+        first_place = before[-1][0] if before else here
+        return {
+            "start": format_place(Place(first_place.depth, first_place.event_nid - 1)),
+            "end": format_place(after[-1][0] if after else here),
+            "events_before": presented[: len(events_before)],
+            "event": presented[len(events_before)],
+            "events_after": presented[len(events_before) + 1 :],
+            "state": state_events,
+        }
+
+    async def get_state(self, caller: Requester, room_id: RoomID) -> list[msgspec.Raw]:
+        """The whole state that the caller may see."""
+        reader = await self._reader(caller.user_id, room_id)
+        return [present_plainly(event, with_room_id=True) for event in (await reader.state.load_all()).values()]
+
+    async def get_state_entry(
+        self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
+    ) -> msgspec.Raw | Mapping[str, Any]:
+        """The content of one entry of the state that the caller may see, or the whole event. Raises NotFound."""
+        reader = await self._reader(caller.user_id, room_id)
+        event = await reader.state.get(key)
+        if event is None:
+            raise NotFound("The room has no such state")
+        return present_plainly(event, with_room_id=True) if whole else event.event.content
+
+    async def get_members(
+        self, caller: Requester, room_id: RoomID, at: str | None, membership: str | None, not_membership: str | None
+    ) -> list[msgspec.Raw]:
+        """Membership events. spec: client-server-api#get_matrixclientv3roomsroomidmembers"""
+        reader = await self._reader(caller.user_id, room_id)
+        state = reader.state
+        if at is not None:
+            state = await self._state_at(caller.user_id, reader, at)
+        nids = await state.load_nids(MEMBER)
+        events = await self._events.get_events(nids.values())
+        return [
+            present_plainly(event, with_room_id=True)
+            for event in events.values()
+            if (membership is None or event.event.membership == membership)
+            and (not_membership is None or event.event.membership != not_membership)
+        ]
+
+    async def get_joined_members(self, caller: Requester, room_id: RoomID) -> dict[str, dict[str, str | None]]:
+        """Names and avatars of who is in the room. Only for who is in it too. Raises Forbidden."""
+        reader = await self._reader(caller.user_id, room_id)
+        if reader.own is None or reader.own.membership != "join":
+            raise Forbidden("You are not in this room")
+        rows = await self._membership_store.get_members(reader.snapshot.room.room_nid, "join")
+        return {row.user_id: {"display_name": row.display_name, "avatar_url": row.avatar_url} for row in rows}
+
+    async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
+        """The user's present membership of a room, None if they never had one."""
+        own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        return None if own is None else own.membership
+
+    async def check_visible(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """The room, for someone who may look into it. Raises Forbidden."""
+        return (await self._reader(user_id, room_id)).snapshot
+
+    async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """The room, for someone who is in it. Raises Forbidden."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        own = None
+        if snapshot is not None:
+            own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        if snapshot is None or own is None or own.membership != "join":
+            raise Forbidden("You are not in this room")
+        return snapshot
+
+    async def _reader(self, user_id: UserID, room_id: RoomID) -> _Reader:
+        """How the user may look into the room. Raises Forbidden, whether the room exists or not."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        if snapshot is None:
+            raise Forbidden("You are not in this room")
+        own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        if own is not None and own.membership == "join":
+            return _Reader(snapshot, own, snapshot.state)
+        visibility = await snapshot.state.get(HISTORY_VISIBILITY)
+        readable = read_visibility(None if visibility is None else visibility.event) is HistoryVisibility.WORLD_READABLE
+        if readable:
+            return _Reader(snapshot, own, snapshot.state)
+        if own is None or own.forgotten or not await self._visibility.was_joined(own):
+            raise Forbidden("You are not in this room")
+        leaving = (await self._events.get_events([own.event_nid]))[own.event_nid]
+        return _Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
+
+    async def _see(
+        self, caller: Requester, reader: _Reader, nids: Sequence[int], wanted: RoomEventFilter
+    ) -> list[Seen]:
+        if not wanted.allows_room(reader.snapshot.room_id):
+            return []
+        events = await self._events.get_events(nids)
+        seen = await self._visibility.filter(caller.user_id, reader.own, [events[nid] for nid in nids])
+        if wanted.passes_all_events:
+            return seen
+        return [each for each in seen if wanted.allows_event(each.event.event)]
+
+    async def _see_one(self, caller: Requester, reader: _Reader, event_id: EventID) -> Seen:
+        event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
+        seen = await self._visibility.filter(caller.user_id, reader.own, [event]) if event is not None else []
+        if not seen:
+            raise NotFound("The room has no such event, or you may not see it")
+        return seen[0]
+
+    async def _members_of(
+        self, reader: _Reader, events: Sequence[StoredEvent], state: StateView | None = None
+    ) -> list[msgspec.Raw]:
+        keys = {StateKey(MEMBER, event.event.sender) for event in events}
+        members = await (state or reader.state).load(keys)
+        return [present_plainly(event, with_room_id=True) for event in members.values()]
+
+    async def _state_at(self, user_id: UserID, reader: _Reader, at: str) -> StateView:
+        place = await self._place(reader, at)
+        page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, None, Direction.BACKWARDS, 1)
+        if not page:
+            return self._engine.view(reader.snapshot.room.room_nid, None)
+        nid = page[0][1]
+        event = (await self._events.get_events([nid]))[nid]
+        if not await self._visibility.filter(user_id, reader.own, [event]):
+            raise Forbidden("You may not see the room as it was then")
+        return self._engine.view(reader.snapshot.room.room_nid, event.state_root)
+
+    async def _place(self, reader: _Reader, token: str) -> Place:
+        parsed = parse_room_token(token)
+        if isinstance(parsed, SyncToken):
+            return await self._timelines.get_place_at(reader.snapshot.room.room_nid, parsed.position)
+        return parsed
+
+    async def _place_after(self, event_nid: int) -> Place:
+        return (await self._timelines.get_places([event_nid]))[event_nid]
+
+    def _default_start(self, direction: Direction) -> Place:
+        return END if direction is Direction.BACKWARDS else START

@@ -1,0 +1,284 @@
+"""A server that has accounts and nothing else, with a client that speaks to it over the real HTTP tree."""
+
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any, TypeVar
+
+from twisted.internet.task import Clock
+
+from federation.protocol.ids import ServerName, UserID
+from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
+from homeserver.admin import register
+from homeserver.client import (
+    account,
+    account_data,
+    capabilities,
+    devices,
+    filters,
+    login,
+    logout,
+    profiles,
+    registration,
+    tags,
+)
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.account_data import AccountData
+from homeserver.services.accounts import Accounts
+from homeserver.services.capabilities import Capabilities
+from homeserver.services.client_discovery import ClientDiscovery
+from homeserver.services.deactivation import Deactivation
+from homeserver.services.devices import Devices
+from homeserver.services.filters import Filters
+from homeserver.services.last_seen import LastSeen
+from homeserver.services.passwords import PasswordPolicy, Passwords
+from homeserver.services.profiles import NoRemoteProfiles, Profiles
+from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules, ReservedNames
+from homeserver.services.secret_text import SecretText
+from homeserver.services.sessions import Lifetimes, Sessions
+from homeserver.services.shared_secret_registration import SharedSecretRegistration
+from homeserver.services.sign_in import SignIn
+from homeserver.services.uia import UIA, Stage
+from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from storage.account_data import AccountDataStore
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.devices import DeviceStore
+from storage.filters import FilterStore
+from storage.profiles import ProfileStore
+from storage.registration_tokens import RegistrationTokenStore
+from storage.tokens import TokenStore
+from storage.uia import UIAStore
+from tests.helpers.http import Answer, Client, client_for
+
+T = TypeVar("T")
+SERVER_NAME = ServerName("example.org")
+START = 1_700_000_000.0
+OPEN = RegistrationRules(enabled=True, without_verification=True, guests=True)
+SHARED_SECRET = "example-shared-secret"
+
+
+class InlineThreads:
+    """Does the work at once, and counts it."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    async def run(self, work: Callable[[], T]) -> T:
+        self.runs += 1
+        return work()
+
+
+class RememberingRooms:
+    """Remembers who has left all rooms; may be told to fail."""
+
+    def __init__(self) -> None:
+        self.left: list[UserID] = []
+        self.failure: Exception | None = None
+
+    async def leave_all(self, user_id: UserID) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.left.append(user_id)
+
+
+class RememberingPropagation:
+    """Remembers whom it was woken for."""
+
+    def __init__(self) -> None:
+        self.woken: list[UserID] = []
+
+    def wake(self, user_id: UserID) -> None:
+        self.woken.append(user_id)
+
+
+class AccountsServer:
+    """All services that have to do with accounts, on one database."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        rules: RegistrationRules = OPEN,
+        lifetimes: Lifetimes | None = None,
+        policy: PasswordPolicy | None = None,
+        rates: Mapping[Limit, Rate] | None = None,
+        reserved: ReservedNames | None = None,
+        fixed_profile_fields: frozenset[str] = frozenset(),
+        password_login: bool = True,
+        public_baseurl: str | None = None,
+        shared_secret: str | None = SHARED_SECRET,
+    ) -> None:
+        self.clock = clock = Clock()
+        clock.advance(START)
+        self.database = database
+        self.secret_text = SecretText(Random(1).randbytes)
+        self.threads = InlineThreads()
+        self.rooms = RememberingRooms()
+        self.propagation = RememberingPropagation()
+        self.limiter = RateLimiter(clock, rates or {})
+
+        self.account_store = AccountStore(database)
+        self.device_store = DeviceStore(database)
+        self.token_store = TokenStore(database)
+        self.registration_tokens = RegistrationTokenStore(database)
+        self.profile_store = ProfileStore(database)
+        self.account_data_store = AccountDataStore(database)
+        self.uia_store = UIAStore(database)
+
+        self.last_seen = LastSeen(clock, self.device_store)
+        self.access_tokens = AccessTokens(
+            clock, database, self.token_store, self.account_store, database.streams, self.last_seen
+        )
+        self.passwords = Passwords(self.threads, rounds=4, pepper="pepper", policy=policy)
+        self.sessions = Sessions(
+            clock,
+            self.secret_text,
+            database,
+            self.account_store,
+            self.device_store,
+            self.token_store,
+            lifetimes=lifetimes,
+        )
+        self.sign_in = SignIn(
+            database,
+            self.account_store,
+            self.passwords,
+            self.sessions,
+            self.limiter,
+            server_name=SERVER_NAME,
+            password_login=password_login,
+        )
+        stages: list[Stage] = [
+            DummyStage(),
+            PasswordStage(self.sign_in),
+            RegistrationTokenStage(clock, self.registration_tokens),
+        ]
+        self.uia = UIA(clock, self.secret_text, database, self.uia_store, stages)
+        self.registration = Registration(
+            clock,
+            self.secret_text,
+            database,
+            self.account_store,
+            self.registration_tokens,
+            self.passwords,
+            self.sessions,
+            self.uia,
+            server_name=SERVER_NAME,
+            rules=rules,
+            reserved=reserved or NoReservedNames(),
+        )
+        self.deactivation = Deactivation(
+            clock, database, self.account_store, self.account_data_store, self.profile_store, self.sessions, self.rooms
+        )
+        self.accounts = Accounts(
+            database, self.account_store, self.passwords, self.sessions, self.sign_in, self.uia, self.deactivation
+        )
+        self.profiles = Profiles(
+            database,
+            self.account_store,
+            self.profile_store,
+            self.propagation,
+            NoRemoteProfiles(),
+            server_name=SERVER_NAME,
+            fixed=fixed_profile_fields,
+        )
+        shared = SharedSecretRegistration(
+            clock, self.secret_text, database, self.uia_store, self.registration, secret=shared_secret
+        )
+        services: list[object] = [
+            self.accounts,
+            AccountData(database, self.account_data_store),
+            Capabilities(
+                default_room_version=DEFAULT_ROOM_VERSION,
+                passwords_can_change=True,
+                fixed_profile_fields=fixed_profile_fields,
+            ),
+            ClientDiscovery(public_baseurl),
+            Devices(database, self.device_store, self.sessions, self.accounts),
+            Filters(database, FilterStore(database)),
+            self.profiles,
+            self.registration,
+            self.sessions,
+            shared,
+            self.sign_in,
+        ]
+        sources = [
+            account,
+            account_data,
+            capabilities,
+            devices,
+            filters,
+            login,
+            logout,
+            profiles,
+            register,
+            registration,
+            tags,
+        ]
+        self.http: Client = client_for(
+            sources, {type(service): service for service in services}, tokens=self.access_tokens, clock=clock
+        )
+
+    def request(
+        self, method: str, path: str, json: Any = None, *, token: str | None = None, ip: str = "10.0.0.1"
+    ) -> Answer:
+        """One request; a path without a slash is one of the client API, v3."""
+        if not path.startswith("/"):
+            path = "/_matrix/client/v3/" + path
+        return self.http.request(method, path, token=token, json=json, ip=ip)
+
+    def register(self, name: str = "alice", password: str = "wonderland", **further: object) -> "User":
+        """Somebody with an account, signed in."""
+        body = {"username": name, "password": password, "auth": {"type": "m.login.dummy"}, **further}
+        answer = self.request("POST", "register", body)
+        assert answer.status == 200, answer.body
+        return User(self, answer.json, password)
+
+    def login(
+        self, name: str = "alice", password: str = "wonderland", *, ip: str = "10.0.0.1", **further: object
+    ) -> Answer:
+        """An attempt to sign in."""
+        identifier = {"type": "m.id.user", "user": name}
+        body = {"type": "m.login.password", "identifier": identifier, "password": password, **further}
+        return self.request("POST", "login", body, ip=ip)
+
+
+class User:
+    """Somebody who is signed in."""
+
+    def __init__(self, server: AccountsServer, session: Mapping[str, Any], password: str) -> None:
+        self.server = server
+        self.id = UserID(session["user_id"])
+        self.token = str(session["access_token"])
+        self.device_id = str(session["device_id"])
+        self.password = password
+
+    def request(self, method: str, path: str, json: Any = None) -> Answer:
+        """One request with the token; `{me}` in the path is the user's id."""
+        return self.server.request(method, path.replace("{me}", self.id), json, token=self.token)
+
+    def get(self, path: str) -> Answer:
+        return self.request("GET", path)
+
+    def put(self, path: str, json: Any) -> Answer:
+        return self.request("PUT", path, json)
+
+    def post(self, path: str, json: Any) -> Answer:
+        return self.request("POST", path, json)
+
+    def delete(self, path: str, json: Any = None) -> Answer:
+        return self.request("DELETE", path, json)
+
+    def proof(self, session: str | None = None, password: str | None = None) -> dict[str, object]:
+        """What confirms, in user-interactive authentication, that it is them."""
+        auth: dict[str, object] = {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": self.id},
+            "password": password or self.password,
+        }
+        return auth if session is None else {**auth, "session": session}
+
+    def is_signed_in(self) -> bool:
+        return self.get("account/whoami").status == 200

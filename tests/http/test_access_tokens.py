@@ -1,0 +1,185 @@
+"""What it costs to know who asks, and how soon a token that has ended is refused."""
+
+from collections.abc import Coroutine
+from pathlib import Path
+from time import process_time
+
+import pytest
+
+from homeserver.http.endpoint import RequestContext
+from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.secret_text import hash_token, is_damaged
+from homeserver.services.sessions import Lifetimes
+from storage.database import PostgresConfig, SQLiteConfig
+from storage.tokens import AccessTokenRow, TokenStore
+from tests.helpers.accounts import AccountsServer, User
+from tests.helpers.databases import QueryCounter, open_inline
+
+CONTEXT = RequestContext(request_id="r", method="GET", path="/", client_ip="10.0.0.1", user_agent="test")
+
+
+@pytest.fixture
+def counter() -> QueryCounter:
+    return QueryCounter()
+
+
+@pytest.fixture
+def server(database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter) -> AccountsServer:
+    return AccountsServer(open_inline(database_config, counter))
+
+
+def test_a_known_token_costs_no_query(server: AccountsServer, counter: QueryCounter) -> None:
+    alice = server.register()
+    counter.clear()
+    assert alice.is_signed_in()
+    assert counter.queries == {"get_access_token": 1}
+    counter.clear()
+    for _ in range(5):
+        assert alice.is_signed_in()
+    assert not counter.queries
+
+
+async def test_a_known_token_costs_microseconds(server: AccountsServer) -> None:
+    alice = server.register()
+    check = server.access_tokens.get_requester
+    await check(alice.token, CONTEXT)
+    rounds = 5000
+    before = process_time()
+    for _ in range(rounds):
+        await check(alice.token, CONTEXT)
+    # It takes some 3 µs; the bound leaves room for a slow and busy machine.
+    assert (process_time() - before) / rounds < 50e-6
+
+
+def test_damaged_tokens_cost_no_query(server: AccountsServer, counter: QueryCounter) -> None:
+    alice = server.register()
+    counter.clear()
+    other = "A" if alice.token[10] != "A" else "B"
+    for damaged in (alice.token[:-1], alice.token + "x", alice.token[:10] + other + alice.token[11:], "mha_"):
+        assert server.request("GET", "account/whoami", token=damaged).errcode == "M_UNKNOWN_TOKEN"
+    assert not counter.queries
+    assert not is_damaged(alice.token)
+    assert not is_damaged("syt_from_elsewhere")
+
+
+def test_what_the_operations_cost(server: AccountsServer, counter: QueryCounter) -> None:
+    alice = server.register()
+    assert alice.is_signed_in()
+    for path, body, reads, writes in (
+        ("user/{me}/account_data/m.direct", {}, 0, 1),
+        ("profile/{me}/displayname", {"displayname": "Alice"}, 0, 1),
+        ("user/{me}/rooms/!r:example.org/tags/x", {}, 0, 1),
+    ):
+        counter.clear()
+        assert alice.put(path, body).status == 200
+        assert (counter.reads.total(), counter.writes.total()) == (reads, writes), path
+    counter.clear()
+    server.login()
+    assert (counter.reads.total(), counter.writes.total()) == (1, 1)
+
+
+def test_tokens_do_not_stand_in_the_database(sqlite: SQLiteConfig) -> None:
+    alice = AccountsServer(open_inline(sqlite)).register()
+    path = Path(sqlite.path)
+    written = b"".join(file.read_bytes() for file in path.parent.glob(path.name + "*"))
+    assert alice.id.encode() in written
+    assert alice.token.encode() not in written
+    assert hash_token(alice.token) in written
+
+
+def test_memory_is_bounded(server: AccountsServer, counter: QueryCounter) -> None:
+    users = [server.register(name) for name in ("alice", "bob", "carol")]
+    bounded = AccessTokens(
+        server.clock,
+        server.database,
+        server.token_store,
+        server.account_store,
+        server.database.streams,
+        server.last_seen,
+        most_remembered=2,
+    )
+    counter.clear()
+
+    async def ask(user: User) -> None:
+        assert await bounded.get_requester(user.token, CONTEXT) is not None
+
+    for user in (*users, users[2], users[1]):
+        _at_once(ask(user))
+    assert counter.queries["get_access_token"] == 3
+    _at_once(ask(users[0]))
+    assert counter.queries["get_access_token"] == 4
+
+
+def _at_once(coroutine: Coroutine[None, None, None]) -> None:
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits")
+
+
+class SlowTokenStore(TokenStore):
+    """In its first read, after the database has answered, all sessions of the user end."""
+
+    def __init__(self, server: AccountsServer, user: User) -> None:
+        super().__init__(server.database)
+        self._server = server
+        self._user: User | None = user
+
+    async def get_access_token(self, token_hash: bytes) -> AccessTokenRow | None:
+        row = await super().get_access_token(token_hash)
+        user, self._user = self._user, None
+        if user is not None:
+            await self._server.sessions.do_log_out_everywhere(user.id)
+        return row
+
+
+async def test_a_token_read_while_it_ends_is_not_remembered(server: AccountsServer) -> None:
+    alice = server.register()
+    tokens = AccessTokens(
+        server.clock,
+        server.database,
+        SlowTokenStore(server, alice),
+        server.account_store,
+        server.database.streams,
+        server.last_seen,
+    )
+    assert await tokens.get_requester(alice.token, CONTEXT) is not None
+    assert await tokens.get_requester(alice.token, CONTEXT) is None
+
+
+async def test_another_node_hears_of_it(database_config: SQLiteConfig | PostgresConfig) -> None:
+    here, there = (AccountsServer(open_inline(database_config)) for _ in range(2))
+    alice, bob = here.register("alice"), here.register("bob")
+    await there.database.catch_up()
+    for user in (alice, bob):
+        assert there.request("GET", "account/whoami", token=user.token).status == 200
+    assert alice.post("logout/all", {}).status == 200
+    await there.database.catch_up()
+    assert there.request("GET", "account/whoami", token=alice.token).errcode == "M_UNKNOWN_TOKEN"
+    assert there.request("GET", "account/whoami", token=bob.token).status == 200
+
+
+async def test_a_renewed_session_is_known_from_its_second_request_on(
+    database_config: SQLiteConfig | PostgresConfig, counter: QueryCounter
+) -> None:
+    server = AccountsServer(open_inline(database_config, counter), lifetimes=Lifetimes(refreshable_access_token=60_000))
+    server.register()
+    first = server.login(refresh_token=True).json
+    token = server.request("POST", "refresh", {"refresh_token": first["refresh_token"]}).json["access_token"]
+    for _ in range(2):
+        assert server.request("GET", "account/whoami", token=token).status == 200
+    counter.clear()
+    assert server.request("GET", "account/whoami", token=token).status == 200
+    assert not counter.queries
+
+
+def test_sightings_are_written_in_batches(server: AccountsServer, counter: QueryCounter) -> None:
+    users = [server.register(f"user{number}") for number in range(5)]
+    server.last_seen.start()
+    for _ in range(10):
+        assert all(user.is_signed_in() for user in users)
+    counter.clear()
+    server.clock.advance(30)
+    server.clock.advance(30)
+    assert counter.writes == {"set_sightings": 1}

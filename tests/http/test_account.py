@@ -1,0 +1,157 @@
+"""Passwords, the end of an account, devices, and how these are confirmed."""
+
+import pytest
+
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import Rate
+from storage.database import Database
+from tests.helpers.accounts import AccountsServer, User
+
+
+@pytest.fixture
+def server(database: Database) -> AccountsServer:
+    return AccountsServer(database)
+
+
+def test_a_password_is_changed_once_that_is_confirmed(server: AccountsServer) -> None:
+    alice = server.register()
+    other = User(server, server.login().json, "wonderland")
+    asked = alice.post("account/password", {"new_password": "looking glass"})
+    assert asked.status == 401
+    assert asked.json["flows"] == [{"stages": ["m.login.password"]}]
+    session = asked.json["session"]
+
+    wrong = alice.post("account/password", {"new_password": "looking glass", "auth": alice.proof(session, "guess")})
+    assert (wrong.status, wrong.errcode) == (401, "M_FORBIDDEN")
+    assert wrong.json["session"] == session
+    assert wrong.json["completed"] == []
+    unknown_stage = {"type": "m.login.dummy", "session": session}
+    assert alice.post("account/password", {"new_password": "looking glass", "auth": unknown_stage}).status == 401
+
+    done = alice.post("account/password", {"new_password": "looking glass", "auth": alice.proof(session)})
+    assert (done.status, done.json) == (200, {})
+    assert alice.is_signed_in()
+    assert not other.is_signed_in()
+    assert server.login().status == 403
+    assert server.login(password="looking glass").status == 200
+    # The confirmation was good for once.
+    alice.password = "looking glass"
+    assert alice.post("account/password", {"new_password": "x", "auth": {"session": session}}).status == 401
+
+
+def test_other_devices_may_stay_signed_in(server: AccountsServer) -> None:
+    alice = server.register()
+    other = User(server, server.login().json, "")
+    body = {"new_password": "looking glass", "logout_devices": False, "auth": alice.proof()}
+    assert alice.post("account/password", body).status == 200
+    assert other.is_signed_in()
+
+
+def test_a_confirmation_is_good_for_its_operation_and_its_user(server: AccountsServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob", "builder")
+    session = alice.post("account/password", {"new_password": "x"}).json["session"]
+    # Another's password is no proof, nor is one's own for another's session.
+    assert alice.post("account/password", {"new_password": "x", "auth": bob.proof(session)}).status == 401
+    assert bob.post("account/password", {"new_password": "x", "auth": {"session": session}}).status == 401
+    first = server.login(device_id="ONE").status, server.login(device_id="TWO").status
+    assert first == (200, 200)
+    session = alice.delete("devices/ONE").json["session"]
+    assert alice.delete("devices/TWO", {"auth": {"session": session}}).status == 401
+    server.clock.advance(15 * 60 + 1)
+    renewed = alice.delete("devices/ONE", {"auth": {"session": session}})
+    assert renewed.status == 401
+    assert renewed.json["session"] != session
+
+
+@pytest.mark.parametrize(
+    "auth",
+    [
+        {"type": 1},
+        {"type": "m.login.password", "session": 1},
+        {"type": "m.login.password", "session": "\0"},
+        {},
+        {"type": "x"},
+    ],
+)
+def test_malformed_proofs_are_refused(sqlite_database: Database, auth: object) -> None:
+    alice = AccountsServer(sqlite_database).register()
+    assert alice.post("account/password", {"new_password": "x", "auth": auth}).status in (400, 401)
+    assert alice.post("account/password", {"new_password": "x", "auth": "y"}).errcode == "M_BAD_JSON"
+
+
+def test_guessing_while_confirming_is_limited(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 2)})
+    alice = server.register()
+    errors = [alice.post("account/deactivate", {"auth": alice.proof(password="guess")}).errcode for _ in range(3)]
+    assert errors == ["M_FORBIDDEN", "M_FORBIDDEN", "M_LIMIT_EXCEEDED"]
+
+
+def test_deactivation(server: AccountsServer) -> None:
+    alice = server.register()
+    alice.put("profile/{me}/displayname", {"displayname": "Alice"})
+    assert alice.post("account/deactivate", {}).status == 401
+    done = alice.post("account/deactivate", {"auth": alice.proof(), "erase": False})
+    assert done.json == {"id_server_unbind_result": "success"}
+    assert server.rooms.left == [alice.id]
+    assert not alice.is_signed_in()
+    assert server.login().status == 403
+    assert server.request("POST", "register", {"username": "alice", "password": "x"}).errcode == "M_USER_IN_USE"
+
+
+async def test_an_erased_account_keeps_nothing(server: AccountsServer) -> None:
+    alice = server.register()
+    alice.put("profile/{me}/displayname", {"displayname": "Alice"})
+    alice.put("user/{me}/account_data/m.direct", {"a": 1})
+    alice.post("account/deactivate", {"auth": alice.proof(), "erase": True})
+    assert server.request("GET", "profile/@alice:example.org").errcode == "M_NOT_FOUND"
+    assert (await server.account_data_store.get_account_data(alice.id)).everywhere == {}
+    assert (await server.accounts.get_account(alice.id)).erased
+
+
+async def test_rooms_are_left_after_a_restart(database: Database) -> None:
+    server = AccountsServer(database)
+    alice = server.register()
+    server.rooms.failure = RuntimeError("the server stops")
+    with pytest.raises(RuntimeError):
+        await server.deactivation.do_deactivate(alice.id, erase=False)
+    assert not alice.is_signed_in()
+
+    server.rooms.failure = None
+    await server.deactivation.do_resume_departures()
+    await server.deactivation.do_resume_departures()
+    assert server.rooms.left == [alice.id]
+
+
+def test_devices(server: AccountsServer) -> None:
+    alice = server.register(device_id="PHONE")
+    server.login(device_id="LAPTOP", initial_device_display_name="Laptop")
+    assert alice.get("devices").json == {
+        "devices": [{"device_id": "LAPTOP", "display_name": "Laptop"}, {"device_id": "PHONE"}]
+    }
+    assert alice.put("devices/PHONE", {"display_name": "Phone"}).json == {}
+    assert alice.put("devices/PHONE", {}).json == {}
+    assert alice.get("devices/PHONE").json == {"device_id": "PHONE", "display_name": "Phone"}
+    for answer in (alice.get("devices/NONE"), alice.put("devices/NONE", {"display_name": "x"})):
+        assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+    assert alice.put("devices/PHONE", {"display_name": "a\0b"}).errcode == "M_INVALID_PARAM"
+
+
+def test_devices_are_removed_once_that_is_confirmed(server: AccountsServer) -> None:
+    alice = server.register(device_id="PHONE")
+    others = [User(server, server.login(device_id=name).json, "") for name in ("A", "B", "C")]
+    session = alice.delete("devices/A").json["session"]
+    assert alice.delete("devices/A", {"auth": alice.proof(session)}).json == {}
+    assert [user.is_signed_in() for user in others] == [False, True, True]
+    # One that is gone already is no error.
+    assert alice.post("delete_devices", {"devices": ["A", "B", "C"], "auth": alice.proof()}).json == {}
+    assert [user.is_signed_in() for user in others] == [False, False, False]
+    assert [device["device_id"] for device in alice.get("devices").json["devices"]] == ["PHONE"]
+
+
+def test_devices_are_seen(server: AccountsServer) -> None:
+    alice = server.register(device_id="PHONE")
+    assert "last_seen_ts" not in alice.get("devices/PHONE").json
+    server.last_seen.start()
+    server.clock.advance(31)
+    assert alice.get("devices/PHONE").json["last_seen_ts"] == 1_700_000_000_000
+    assert alice.get("devices/PHONE").json["last_seen_ip"] == "10.0.0.1"

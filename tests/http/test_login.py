@@ -1,0 +1,270 @@
+"""Signing in, and how long that lasts."""
+
+import bcrypt
+import pytest
+
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import Rate
+from homeserver.services.sessions import Lifetimes
+from storage.accounts import AccountRow
+from storage.database import Database
+from tests.helpers.accounts import AccountsServer, User
+from tests.helpers.http import Answer
+
+HOUR = 3_600_000
+BRIEF = Lifetimes(
+    refreshable_access_token=60_000, refresh_token=HOUR, nonrefreshable_access_token=600_000, session=3 * HOUR
+)
+
+
+@pytest.fixture
+def server(database: Database) -> AccountsServer:
+    return AccountsServer(database)
+
+
+def test_ways_to_sign_in(sqlite_database: Database) -> None:
+    assert AccountsServer(sqlite_database).request("GET", "login").json == {"flows": [{"type": "m.login.password"}]}
+    without = AccountsServer(sqlite_database, password_login=False)
+    assert without.request("GET", "login").errcode == "M_UNRECOGNIZED"
+    assert without.login().status == 403
+
+
+@pytest.mark.parametrize("name", ["alice", "Alice", "@alice:example.org", "@Alice:example.org"])
+def test_a_name_may_be_typed_in_several_ways(server: AccountsServer, name: str) -> None:
+    server.register("alice")
+    answer = server.login(name, device_id="LAPTOP", initial_device_display_name="Laptop")
+    assert answer.status == 200
+    assert answer.json["user_id"] == "@alice:example.org"
+    assert answer.json["device_id"] == "LAPTOP"
+    assert User(server, answer.json, "").get("devices/LAPTOP").json["display_name"] == "Laptop"
+    assert (
+        server.request("POST", "login", {"type": "m.login.password", "user": name, "password": "wonderland"}).status
+        == 200
+    )
+
+
+def test_wrong_passwords_and_unknown_users_look_alike(server: AccountsServer) -> None:
+    server.register("alice")
+    server.threads.runs = 0
+    wrong, unknown = server.login(password="guess"), server.login("nobody")
+    assert (wrong.status, wrong.body) == (unknown.status, unknown.body)
+    assert (wrong.status, wrong.errcode) == (403, "M_FORBIDDEN")
+    assert server.threads.runs == 2
+    assert server.login("@alice:elsewhere.org").status == 403
+    assert server.login("\0").status == 403
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "errcode"),
+    [
+        ({"type": "m.login.token", "token": "x"}, 400, "M_UNKNOWN"),
+        ({"type": "m.login.password"}, 400, "M_MISSING_PARAM"),
+        ({"type": "m.login.password", "user": "alice"}, 400, "M_MISSING_PARAM"),
+        ({"type": "m.login.password", "identifier": {"type": "m.id.user"}, "password": "x"}, 400, "M_MISSING_PARAM"),
+        (
+            {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": 1}, "password": "x"},
+            400,
+            "M_BAD_JSON",
+        ),
+        (
+            {"type": "m.login.password", "identifier": {"type": "m.id.x", "user": "a"}, "password": "x"},
+            400,
+            "M_BAD_JSON",
+        ),
+        (
+            {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.thirdparty", "medium": "email", "address": "a@b.c"},
+                "password": "x",
+            },
+            403,
+            "M_FORBIDDEN",
+        ),
+        (
+            {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.phone", "country": "UZ", "phone": "1"},
+                "password": "x",
+            },
+            403,
+            "M_FORBIDDEN",
+        ),
+        ({"type": "m.login.password", "medium": "email", "address": "a@b.c", "password": "x"}, 403, "M_FORBIDDEN"),
+        ({"type": "m.login.password", "user": "alice", "password": "x", "device_id": ""}, 400, "M_INVALID_PARAM"),
+        (
+            {"type": "m.login.password", "user": "alice", "password": "x", "initial_device_display_name": "\0"},
+            400,
+            "M_INVALID_PARAM",
+        ),
+    ],
+)
+def test_requests_that_are_refused(sqlite_database: Database, body: object, status: int, errcode: str) -> None:
+    answer = AccountsServer(sqlite_database).request("POST", "login", body)
+    assert (answer.status, answer.errcode) == (status, errcode)
+
+
+def test_failures_are_limited_by_account_and_by_address(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN_FAILED: Rate(0.1, 3)})
+    server.register("alice")
+    for _ in range(3):
+        assert server.login(password="guess").status == 403
+    limited = server.login()
+    assert (limited.status, limited.errcode) == (429, "M_LIMIT_EXCEEDED")
+    assert limited.json["retry_after_ms"] > 0
+    assert "retry-after" in limited.headers
+    server.clock.advance(10.1)
+    assert server.login().status == 200
+    # From one address, whatever the names.
+    server.clock.advance(60)
+    statuses = [server.login(f"nobody{number}").status for number in range(30)]
+    assert statuses == [403] * statuses.index(429) + [429] * (30 - statuses.index(429))
+    assert 10 < statuses.index(429) < 30
+    assert server.login("nobody", ip="10.0.0.2").status == 403
+
+
+def test_a_sign_in_on_a_known_device_ends_its_session_and_keeps_its_name(server: AccountsServer) -> None:
+    alice = server.register("alice", device_id="PHONE", initial_device_display_name="Phone")
+    again = User(server, server.login(device_id="PHONE", initial_device_display_name="Other").json, "")
+    assert alice.get("account/whoami").errcode == "M_UNKNOWN_TOKEN"
+    assert again.get("devices").json["devices"][0]["display_name"] == "Phone"
+
+
+async def test_locked_suspended_and_deactivated_accounts(server: AccountsServer) -> None:
+    alice = server.register("alice")
+    await server.accounts.do_set_flags(alice.id, suspended=True)
+    assert alice.get("account/whoami").status == 200
+    assert alice.put("profile/{me}/displayname", {"displayname": "A"}).errcode == "M_USER_SUSPENDED"
+    assert server.login().status == 200
+
+    await server.accounts.do_set_flags(alice.id, suspended=False, locked=True)
+    locked = alice.get("account/whoami")
+    assert (locked.status, locked.errcode, locked.json["soft_logout"]) == (401, "M_USER_LOCKED", True)
+    assert server.login().errcode == "M_USER_LOCKED"
+    assert server.login(password="guess").errcode == "M_FORBIDDEN"
+    await server.accounts.do_set_flags(alice.id, locked=False)
+    assert alice.is_signed_in()
+
+    await server.accounts.do_set_flags(alice.id, locked=True)
+    assert alice.post("logout", {}).status == 200
+    await server.deactivation.do_deactivate(alice.id, erase=False)
+    assert (server.login().status, server.login().errcode) == (403, "M_FORBIDDEN")
+
+
+async def test_imported_bcrypt_hashes_are_replaced_at_the_first_sign_in(database: Database) -> None:
+    server = AccountsServer(database)
+    imported = bcrypt.hashpw(b"wonderland" + b"pepper", bcrypt.gensalt(4)).decode()
+    await database.write("t", server.account_store.add_account, AccountRow("@alice:example.org", imported, 0))
+    assert server.login(password="guess").status == 403
+    assert server.login().status == 200
+    account = (await server.account_store.get_accounts(["@alice:example.org"]))["@alice:example.org"]
+    assert account.password_hash is not None
+    assert account.password_hash.startswith("$argon2id$")
+    assert server.login().status == 200
+
+
+def test_the_same_password_typed_on_another_keyboard(server: AccountsServer) -> None:
+    server.register("alice", "caf\u00e9")
+    assert server.login(password="cafe\u0301").status == 200
+
+
+def test_where_the_server_is_found_is_told_when_it_is_known(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, public_baseurl="https://chat.example.org/")
+    server.register()
+    assert server.login().json["well_known"] == {"m.homeserver": {"base_url": "https://chat.example.org/"}}
+
+
+def _refresh(server: AccountsServer, token: str) -> Answer:
+    return server.request("POST", "refresh", {"refresh_token": token})
+
+
+def _works(server: AccountsServer, token: str) -> bool:
+    return server.request("GET", "account/whoami", token=token).status == 200
+
+
+def test_tokens_are_renewed(database: Database) -> None:
+    server = AccountsServer(database, lifetimes=BRIEF)
+    server.register("alice")
+    first = server.login(refresh_token=True, device_id="PHONE").json
+    assert first["expires_in_ms"] == 60_000
+    server.clock.advance(61)
+    expired = server.request("GET", "account/whoami", token=first["access_token"])
+    assert (expired.status, expired.errcode, expired.json["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
+    second = _refresh(server, first["refresh_token"])
+    assert second.status == 200
+    assert set(second.json) == {"access_token", "refresh_token", "expires_in_ms"}
+    assert server.request("GET", "account/whoami", token=second.json["access_token"]).json["device_id"] == "PHONE"
+    assert _refresh(server, first["refresh_token"]).errcode == "M_UNKNOWN_TOKEN"
+
+
+def test_a_lost_answer_costs_nothing(database: Database) -> None:
+    server = AccountsServer(database, lifetimes=BRIEF)
+    server.register("alice")
+    first = server.login(refresh_token=True).json
+    lost = _refresh(server, first["refresh_token"]).json
+    assert _works(server, first["access_token"])
+    second = _refresh(server, first["refresh_token"]).json
+    assert not _works(server, lost["access_token"])
+    assert _refresh(server, lost["refresh_token"]).status == 401
+    assert _works(server, first["access_token"])
+    # The first use of the new access token ends the old pair: refused softly, since the session lives on.
+    assert _works(server, second["access_token"])
+    old = server.request("GET", "account/whoami", token=first["access_token"])
+    assert (old.status, old.json["soft_logout"]) == (401, True)
+    assert _refresh(server, first["refresh_token"]).status == 401
+    # And so does the first use of the new refresh token.
+    third = _refresh(server, second["refresh_token"]).json
+    fourth = _refresh(server, third["refresh_token"]).json
+    assert _refresh(server, second["refresh_token"]).status == 401
+    assert not _works(server, second["access_token"])
+    assert _works(server, fourth["access_token"])
+    assert not _works(server, third["access_token"])
+
+
+def test_a_session_ends_however_often_it_is_renewed(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, lifetimes=BRIEF)
+    server.register("alice")
+    session = server.login(refresh_token=True).json
+    for _ in range(5):
+        server.clock.advance(1795)
+        session = _refresh(server, session["refresh_token"]).json
+    server.clock.advance(1790)
+    assert _refresh(server, session["refresh_token"]).json["expires_in_ms"] == 35_000
+    server.clock.advance(36)
+    ended = _refresh(server, session["refresh_token"])
+    assert (ended.status, ended.errcode, ended.json["soft_logout"]) == (401, "M_UNKNOWN_TOKEN", True)
+
+
+def test_tokens_that_cannot_be_renewed_end_softly(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, lifetimes=BRIEF)
+    alice = server.register("alice")
+    server.clock.advance(599)
+    assert alice.is_signed_in()
+    server.clock.advance(2)
+    assert alice.get("account/whoami").json["soft_logout"] is True
+    unknown = server.request("GET", "account/whoami", token="syt_unknown")
+    assert unknown.errcode == "M_UNKNOWN_TOKEN"
+    assert not unknown.json.get("soft_logout", False)
+
+
+async def test_a_locked_account_gets_no_new_tokens(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database)
+    alice = server.register()
+    session = server.login(refresh_token=True).json
+    await server.accounts.do_set_flags(alice.id, locked=True)
+    assert _refresh(server, session["refresh_token"]).errcode == "M_USER_LOCKED"
+    await server.accounts.do_set_flags(alice.id, locked=False)
+    assert _refresh(server, session["refresh_token"]).status == 200
+
+
+def test_signing_out(server: AccountsServer) -> None:
+    phone = server.register("alice", device_id="PHONE")
+    session = server.login(device_id="LAPTOP", refresh_token=True).json
+    laptop, desktop = User(server, session, ""), User(server, server.login(device_id="DESKTOP").json, "")
+    assert laptop.post("logout", {}).json == {}
+    assert not laptop.is_signed_in()
+    assert phone.is_signed_in()
+    assert _refresh(server, session["refresh_token"]).status == 401
+    assert [device["device_id"] for device in phone.get("devices").json["devices"]] == ["DESKTOP", "PHONE"]
+    assert phone.post("logout/all", {}).json == {}
+    assert not phone.is_signed_in()
+    assert not desktop.is_signed_in()

@@ -1,0 +1,40 @@
+"""What becomes of a password."""
+
+import pytest
+from twisted.internet import reactor
+from twisted.python.threadpool import ThreadPool
+
+from federation.protocol.errors import LimitExceeded
+from homeserver.services.passwords import HashingThreads, Passwords
+from tests.helpers.accounts import InlineThreads
+
+
+async def test_cost_and_pepper() -> None:
+    cheap, usual = (Passwords(InlineThreads(), rounds=rounds, pepper="p") for rounds in (4, 12))
+    kept = await cheap.hash("wonderland")
+    assert kept.startswith("$argon2id$v=19$m=76,t=1,p=1$")
+    assert (await cheap.verify("wonderland", kept)).correct
+    assert not (await cheap.verify("wonderland", None)).correct
+    assert not (await cheap.verify("wonderland", "not a hash")).correct
+    assert not (await cheap.verify("wonderland", "$2b$not a hash")).correct
+    assert not (await Passwords(InlineThreads(), rounds=4).verify("wonderland", kept)).correct
+
+    verdict = await usual.verify("wonderland", kept)
+    assert verdict.correct
+    assert verdict.new_hash is not None
+    assert verdict.new_hash.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert (await usual.verify("wonderland", verdict.new_hash)).new_hash is None
+
+
+@pytest.mark.reactor(20)
+async def test_hashing_runs_in_threads_before_which_a_bounded_queue_stands() -> None:
+    pool = ThreadPool(minthreads=1, maxthreads=2)
+    pool.start()
+    try:
+        passwords = Passwords(HashingThreads(reactor, pool), rounds=4)  # type: ignore[arg-type]
+        assert (await passwords.verify("x", await passwords.hash("x"))).correct
+        full = Passwords(HashingThreads(reactor, pool, longest_queue=0), rounds=4)  # type: ignore[arg-type]
+        with pytest.raises(LimitExceeded):
+            await full.hash("x")
+    finally:
+        pool.stop()

@@ -1,0 +1,293 @@
+"""Making accounts."""
+
+import pytest
+
+from federation.protocol.ids import UserID
+from homeserver.services.passwords import PasswordPolicy
+from homeserver.services.registration import RegistrationRules, Wish
+from homeserver.services.shared_secret_registration import compute_mac
+from storage.accounts import AccountRow
+from storage.database import Database
+from storage.registration_tokens import RegistrationTokenRow
+from tests.helpers.accounts import SHARED_SECRET, AccountsServer, User
+from tests.helpers.http import Answer
+
+DUMMY = {"type": "m.login.dummy"}
+WITH_TOKEN = RegistrationRules(enabled=True, requires_token=True)
+TOKEN_STAGE = "m.login.registration_token"
+
+
+@pytest.fixture
+def server(database: Database) -> AccountsServer:
+    return AccountsServer(database)
+
+
+def test_registering_takes_a_stage_and_signs_in(server: AccountsServer) -> None:
+    wanted = {
+        "username": "Alice",
+        "password": "wonderland",
+        "device_id": "PHONE",
+        "initial_device_display_name": "Phone",
+    }
+    asked = server.request("POST", "register", wanted)
+    assert asked.status == 401
+    assert asked.json["flows"] == [{"stages": ["m.login.dummy"]}]
+    assert "errcode" not in asked.json
+    assert asked.json["params"] == {}
+
+    done = server.request("POST", "register", {**wanted, "auth": {**DUMMY, "session": asked.json["session"]}})
+    assert done.status == 200
+    assert done.json["user_id"] == "@alice:example.org"
+    assert done.json["device_id"] == "PHONE"
+    assert done.json["home_server"] == "example.org"
+    assert "refresh_token" not in done.json
+    whoami = User(server, done.json, "wonderland").get("account/whoami").json
+    assert whoami == {"user_id": "@alice:example.org", "device_id": "PHONE", "is_guest": False}
+
+
+def test_the_dummy_stage_needs_no_session(server: AccountsServer) -> None:
+    assert server.request("POST", "register", {"auth": DUMMY, "username": "bob"}).status == 200
+
+
+def test_a_repeated_request_gets_the_same_account(server: AccountsServer) -> None:
+    session = server.request("POST", "register", {}).json["session"]
+    wanted = {"password": "wonderland", "auth": {**DUMMY, "session": session}}
+    first, again = (server.request("POST", "register", wanted) for _ in range(2))
+    assert first.status == again.status == 200
+    assert first.json["user_id"] == again.json["user_id"]
+
+    named = {"username": "carol", "password": "wonderland"}
+    session = server.request("POST", "register", named).json["session"]
+    named["auth"] = {**DUMMY, "session": session}  # type: ignore[assignment]
+    assert server.request("POST", "register", named).status == 200
+    assert server.request("POST", "register", named).json["user_id"] == "@carol:example.org"
+    # Who learns of the session, but not of the password, gets nothing.
+    stranger = server.request("POST", "register", {**named, "password": "guess"})
+    assert (stranger.status, stranger.errcode) == (403, "M_FORBIDDEN")
+    other_name = server.request("POST", "register", {**named, "username": "dave"})
+    assert other_name.status == 403
+
+
+def test_a_session_serves_only_registration(server: AccountsServer) -> None:
+    alice = server.register()
+    session = alice.post("account/deactivate", {}).json["session"]
+    wanted = {"username": "bob", "auth": {"session": session}}
+    assert server.request("POST", "register", wanted).status == 401
+
+
+@pytest.mark.parametrize("name", ["has space", "ünï", "a!b", "a" * 250, "_bridged", ""])
+def test_names_that_the_grammar_refuses(server: AccountsServer, name: str) -> None:
+    answer = server.request("POST", "register", {"username": name, "password": "x"})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_USERNAME")
+    available = server.request(
+        "GET", f"register/available?username={name.replace(' ', '%20').replace('ü', '%C3%BC').replace('ï', '%C3%AF')}"
+    )
+    assert available.errcode == "M_INVALID_USERNAME"
+
+
+def test_taken_names_are_told_before_anything_is_asked(server: AccountsServer) -> None:
+    server.register("alice")
+    taken = server.request("POST", "register", {"username": "ALICE", "password": "x"})
+    assert (taken.status, taken.errcode) == (400, "M_USER_IN_USE")
+    assert server.request("GET", "register/available?username=alice").errcode == "M_USER_IN_USE"
+    assert server.request("GET", "register/available?username=bob").json == {"available": True}
+
+
+def test_a_name_taken_while_another_confirms_is_refused(server: AccountsServer) -> None:
+    session = server.request("POST", "register", {"username": "alice", "password": "x"}).json["session"]
+    server.register("alice")
+    answer = server.request(
+        "POST", "register", {"username": "alice", "password": "x", "auth": {**DUMMY, "session": session}}
+    )
+    assert answer.errcode == "M_USER_IN_USE"
+
+
+def test_inhibit_login(server: AccountsServer) -> None:
+    answer = server.request("POST", "register", {"auth": DUMMY, "username": "alice", "inhibit_login": True})
+    assert answer.json == {"user_id": "@alice:example.org", "home_server": "example.org"}
+
+
+def test_names_are_made_where_none_is_wanted(server: AccountsServer) -> None:
+    names = {server.request("POST", "register", {"auth": DUMMY}).json["user_id"] for _ in range(3)}
+    assert len(names) == 3
+
+
+def test_guests(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database)
+    answer = server.request("POST", "register?kind=guest", {"username": "alice", "device_id": "X"})
+    assert answer.status == 200
+    assert answer.json["user_id"] != "@alice:example.org"
+    assert answer.json["device_id"] != "X"
+    guest = User(server, answer.json, "")
+    assert guest.get("account/whoami").json["is_guest"] is True
+    assert guest.post("account/password", {"new_password": "x"}).errcode == "M_GUEST_ACCESS_FORBIDDEN"
+    assert server.request("POST", "register?kind=robot", {}).status == 400
+
+
+@pytest.mark.parametrize(
+    "rules", [RegistrationRules(), RegistrationRules(without_verification=True), RegistrationRules(enabled=True)]
+)
+def test_closed_registration(sqlite_database: Database, rules: RegistrationRules) -> None:
+    server = AccountsServer(sqlite_database, rules=rules)
+    for answer in (
+        server.request("POST", "register", {"auth": DUMMY, "username": "alice"}),
+        server.request("POST", "register?kind=guest", {}),
+        server.request("GET", "register/available?username=alice"),
+        server.request("GET", f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token=x"),
+    ):
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+
+
+def test_reserved_names(sqlite_database: Database) -> None:
+    class Bridged:
+        def is_reserved(self, user_id: UserID) -> bool:
+            return user_id.startswith("@irc")
+
+    server = AccountsServer(sqlite_database, reserved=Bridged())
+    assert server.request("POST", "register", {"username": "irc-bob", "password": "x"}).errcode == "M_EXCLUSIVE"
+
+
+def test_weak_passwords(sqlite_database: Database) -> None:
+    policy = PasswordPolicy(
+        minimum_length=8, require_digit=True, require_symbol=True, require_lowercase=True, require_uppercase=True
+    )
+    server = AccountsServer(sqlite_database, policy=policy)
+    for weak in ("sH0rt!", "nodigits!A", "n0symbolsA", "NO-LOWER-1", "no-upper-1"):
+        answer = server.request("POST", "register", {"username": "alice", "password": weak})
+        assert (answer.status, answer.errcode) == (400, "M_WEAK_PASSWORD"), weak
+    assert server.request("POST", "register", {"username": "alice", "password": "G00d-enough"}).status == 401
+    assert server.request("POST", "register", {"password": "x" * 513}).errcode == "M_INVALID_PARAM"
+
+
+def test_whether_a_name_is_free_can_be_kept_secret(sqlite_database: Database) -> None:
+    server = AccountsServer(
+        sqlite_database, rules=RegistrationRules(enabled=True, without_verification=True, names_can_be_asked=False)
+    )
+    server.register("alice")
+    assert server.request("GET", "register/available?username=alice").json == {"available": True}
+    assert server.request("POST", "register", {"username": "alice", "password": "x"}).status == 401
+    assert (
+        server.request("POST", "register", {"username": "alice", "password": "x", "auth": DUMMY}).errcode
+        == "M_USER_IN_USE"
+    )
+
+
+async def test_registration_tokens(database: Database) -> None:
+    server = AccountsServer(database, rules=WITH_TOKEN)
+    tokens = server.registration_tokens
+
+    def valid(token: str) -> bool:
+        answer = server.request("GET", f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token={token}")
+        return bool(answer.json["valid"])
+
+    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("twice", uses_allowed=2))
+    expires = int(server.clock.seconds() * 1000) + 60_000
+    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("brief", expires_ts=expires))
+    assert valid("twice")
+    assert valid("brief")
+    assert not valid("unknown")
+
+    def attempt(token: str, **further: object) -> tuple[int, dict[str, object]]:
+        session = server.request("POST", "register", further).json["session"]
+        auth = {"type": TOKEN_STAGE, "token": token, "session": session}
+        answer = server.request("POST", "register", {**further, "auth": auth})
+        return answer.status, answer.json
+
+    assert attempt("twice")[0] == 200
+    status, body = attempt("unknown")
+    assert (status, body["errcode"]) == (401, "M_FORBIDDEN")
+    assert body["flows"] == [{"stages": [TOKEN_STAGE]}]
+    assert body["session"]
+    assert attempt("twice")[0] == 200
+    assert not valid("twice")
+    assert attempt("twice")[0] == 401
+    row = await tokens.get_registration_token("twice")
+    assert row is not None
+    assert (row.pending, row.completed) == (0, 2)
+
+    server.clock.advance(61)
+    assert not valid("brief")
+    assert attempt("brief")[0] == 401
+    # Without a session, and the dummy stage in its place.
+    assert server.request("POST", "register", {"auth": {"type": TOKEN_STAGE, "token": "unknown"}}).status == 401
+    assert server.request("POST", "register", {"auth": DUMMY}).status == 401
+
+
+async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> None:
+    server = AccountsServer(database, rules=WITH_TOKEN)
+    tokens = server.registration_tokens
+    await database.write("t", tokens.add_registration_token, RegistrationTokenRow("once", uses_allowed=1))
+    await database.write("t", server.account_store.add_account, AccountRow("@alice:example.org", None, 0))
+    # The name is found to be taken only when the token has been taken.
+    session = server.request("POST", "register", {}).json["session"]
+    auth = {"type": TOKEN_STAGE, "token": "once", "session": session}
+    assert (
+        server.request("POST", "register", {"username": "alice", "password": "x", "auth": auth}).errcode
+        == "M_USER_IN_USE"
+    )
+    assert not await server.registration.is_token_valid("once")
+    server.clock.advance(15 * 60 + 1)
+    assert await server.uia.do_sweep() > 0
+    assert await server.registration.is_token_valid("once")
+
+
+VECTORS = [
+    ("ada", "correct horse", False, None, "c0eaf936391c517567149eefb5f6cc253ce2000b"),
+    ("ada", "correct horse", True, None, "0a909bba62ba572627e925093ea4b974c2fb82b1"),
+    ("ada", "correct horse", True, "bot", "a78cb605a3164171e3baf1a2f9051e19544aa5d6"),
+    ("Zoë", "pässword", False, None, "f8241ff53cedb4fc307de696f47f617d20941c39"),
+]
+
+
+@pytest.mark.parametrize(("username", "password", "admin", "user_type", "mac"), VECTORS)
+def test_the_mac_of_shared_secret_registration(
+    username: str, password: str, admin: bool, user_type: str | None, mac: str
+) -> None:
+    wish = Wish(username=username, password=password, is_admin=admin, user_type=user_type)
+    assert compute_mac("example-shared-secret", "5c1e0f", wish) == mac
+
+
+ADMIN_PATH = "/_synapse/admin/v1/register"
+
+
+def _shared(server: AccountsServer, nonce: str, *, mac: str | None = None, **body: object) -> Answer:
+    wish = Wish(
+        username=str(body.get("username")), password=str(body.get("password")), is_admin=bool(body.get("admin"))
+    )
+    signed = {"nonce": nonce, "mac": mac or compute_mac(SHARED_SECRET, nonce, wish), **body}
+    return server.request("POST", ADMIN_PATH, signed)
+
+
+def test_shared_secret_registration(database: Database) -> None:
+    server = AccountsServer(database, rules=RegistrationRules())
+
+    def nonce() -> str:
+        return str(server.request("GET", ADMIN_PATH).json["nonce"])
+
+    once = nonce()
+    done = _shared(
+        server, once, username="Ada", password="correct horse", admin=True, displayname="Ada L.", user_type=None
+    )
+    assert done.status == 200
+    assert done.json["user_id"] == "@ada:example.org"
+    assert done.json["home_server"] == "example.org"
+    assert server.request("GET", "profile/@ada:example.org").json == {"displayname": "Ada L."}
+    assert _shared(server, once, username="bob", password="x").status == 400
+
+    wrong = _shared(server, nonce(), mac="00", username="bob", password="x")
+    assert (wrong.status, wrong.json["error"]) == (403, "HMAC incorrect")
+    taken = _shared(server, nonce(), username="ada", password="x")
+    assert (taken.errcode, taken.json["error"]) == ("M_USER_IN_USE", "User ID already taken")
+    late = nonce()
+    server.clock.advance(61)
+    assert _shared(server, late, username="bob", password="x").status == 400
+    assert _shared(server, nonce(), username="_bot", password="x", inhibit_login=True).json == {
+        "user_id": "@_bot:example.org",
+        "home_server": "example.org",
+    }
+
+
+def test_shared_secret_registration_is_off_without_a_secret(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, shared_secret=None)
+    assert server.request("GET", ADMIN_PATH).status == 400
+    assert _shared(server, "x", username="bob", password="x").status == 400

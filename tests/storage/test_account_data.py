@@ -1,0 +1,59 @@
+"""Account data by position, for those who read incrementally."""
+
+from storage.account_data import AccountDataStore
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from storage.streams import Change, Topic
+from tests.helpers.databases import QueryCounter, open_inline
+
+ALICE = "@alice:example.org"
+ROOM = "!room:example.org"
+
+
+async def test_incremental_readers_see_each_change_once(database: Database) -> None:
+    store = AccountDataStore(database)
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend)
+    start = database.streams.current()
+    first = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":1}')
+    second = await database.write("t", store.set_entry, ALICE, ROOM, "m.tag", b'{"tags":{}}')
+    await database.write("t", store.set_entry, "@bob:example.org", None, "m.direct", b"{}")
+    assert [(change.topic, change.room_id, change.user_id) for change in heard] == [
+        (Topic.ACCOUNT_DATA, None, ALICE),
+        (Topic.ACCOUNT_DATA, ROOM, ALICE),
+        (Topic.ACCOUNT_DATA, None, "@bob:example.org"),
+    ]
+
+    both = await store.get_account_data_since(ALICE, start, second)
+    assert (both.everywhere, both.rooms) == ({"m.direct": b'{"a":1}'}, {ROOM: {"m.tag": b'{"tags":{}}'}})
+    later = await store.get_account_data_since(ALICE, first, second)
+    assert (later.everywhere, later.rooms) == ({}, {ROOM: {"m.tag": b'{"tags":{}}'}})
+    assert (await store.get_account_data_since(ALICE, second, database.streams.current())).rooms == {}
+
+    # Changed again: told with the later position, and not with the earlier one as well.
+    third = await database.write("t", store.set_entry, ALICE, None, "m.direct", b'{"a":2}')
+    assert (await store.get_account_data_since(ALICE, start, second)).everywhere == {}
+    assert (await store.get_account_data_since(ALICE, second, third)).everywhere == {"m.direct": b'{"a":2}'}
+
+
+async def test_a_deleted_entry_is_told_incrementally_and_absent_else(database: Database) -> None:
+    store = AccountDataStore(database)
+    position = await database.write("t", store.set_entry, ALICE, ROOM, "x", b'{"a":1}')
+    assert await database.write("t", store.remove_entry, ALICE, ROOM, "y") is None
+    removed = await database.write("t", store.remove_entry, ALICE, ROOM, "x")
+    assert removed is not None
+    assert (await store.get_account_data_since(ALICE, position, removed)).rooms == {ROOM: {"x": b"{}"}}
+    assert (await store.get_account_data(ALICE)).rooms == {}
+    assert await store.get_entry(ALICE, ROOM, "x") is None
+
+
+async def test_reading_costs_one_query(database_config: SQLiteConfig | PostgresConfig) -> None:
+    counter = QueryCounter()
+    database = open_inline(database_config, counter)
+    store = AccountDataStore(database)
+    for number in range(30):
+        await database.write("t", store.set_entry, ALICE, f"!r{number}:example.org", "m.tag", b"{}")
+    counter.clear()
+    assert len((await store.get_account_data(ALICE)).rooms) == 30
+    assert len((await store.get_account_data_since(ALICE, 0, database.streams.current())).rooms) == 30
+    assert counter.queries.total() == 2
+    await database.close()

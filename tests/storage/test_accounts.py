@@ -1,0 +1,36 @@
+"""Accounts, as they are kept."""
+
+from dataclasses import replace
+
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database
+
+ALICE = AccountRow("@alice:example.org", "hash", 1)
+
+
+async def test_a_user_id_is_given_once(database: Database) -> None:
+    store = AccountStore(database)
+    assert await database.write("t", store.add_account, ALICE)
+    assert not await database.write("t", store.add_account, replace(ALICE, password_hash="other"))
+    assert await store.get_accounts(["@alice:example.org", "@bob:example.org"]) == {ALICE.user_id: ALICE}
+
+
+async def test_a_hash_is_replaced_only_while_it_stands(database: Database) -> None:
+    store = AccountStore(database)
+    await database.write("t", store.add_account, ALICE)
+    assert not await database.write("t", store.set_password_hash, ALICE.user_id, "new", "outdated")
+    assert await database.write("t", store.set_password_hash, ALICE.user_id, "new", "hash")
+    assert (await store.get_accounts([ALICE.user_id]))[ALICE.user_id].password_hash == "new"
+
+
+async def test_flags_are_set_one_by_one_and_move_the_position(database: Database) -> None:
+    store = AccountStore(database)
+    await database.write("t", store.add_account, ALICE)
+    since = database.streams.current()
+
+    await database.write("t", lambda txn: store.set_flags(txn, ALICE.user_id, locked=True))
+    await database.write("t", lambda txn: store.set_flags(txn, ALICE.user_id, is_admin=True))
+    row = (await store.get_accounts([ALICE.user_id]))[ALICE.user_id]
+    assert row == replace(ALICE, locked=True, is_admin=True)
+    assert await store.get_changed_accounts(since, database.streams.current()) == {ALICE.user_id}
+    assert await store.get_changed_accounts(database.streams.current(), database.streams.current() + 9) == set()
