@@ -1,0 +1,249 @@
+"""The command line: `python -m homeserver COMMAND`."""
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TextIO, TypeVar, cast
+
+import click
+import psycopg2
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
+from twisted.logger import Logger, LogLevel, globalLogBeginner
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from federation.protocol.errors import MatrixError
+from homeserver.app import Server, build, declared_routes
+from homeserver.assembly.databases import database_config_of
+from homeserver.config.load import ConfigError, Loaded, load_config
+from homeserver.config.sample import write_docs, write_sample
+from homeserver.config.server import Log
+from homeserver.config.whole import Config
+from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
+from homeserver.observe.logs import JsonObserver, TextObserver
+from homeserver.services.passwords import HashingThreads
+from homeserver.services.registration import Wish
+from storage.database import open_database
+from storage.migrate import MigrationFailed, SchemaTooNew
+
+T = TypeVar("T")
+
+SECONDS_TO_STOP = 4.0
+"""After so long a stop is forced."""
+HASHING_THREADS = 2
+
+config_option = click.option(
+    "--config",
+    "-c",
+    "paths",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=(CONFIG_NAME,),
+    show_default=True,
+    help="A configuration file, or a folder of *.yaml; may be given several times.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Mahalla, a Matrix homeserver."""
+
+
+@main.command("version")
+def print_version() -> None:
+    """Print the version."""
+    try:
+        click.echo(f"mahalla {version('mahalla')}")
+    except PackageNotFoundError:
+        click.echo("mahalla, not installed")
+
+
+@main.command()
+def routes() -> None:
+    """Print METHOD and PATH of every endpoint, one a line."""
+    for method, path in declared_routes():
+        click.echo(f"{method} {path}")
+
+
+@main.command()
+@click.argument("server_name")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=".", help="Where; here by default.")
+@click.option("--public-baseurl", help="The address under which clients reach the server, with https://.")
+def init(server_name: str, folder: Path, public_baseurl: str | None) -> None:
+    """Write a configuration and a signing key for SERVER_NAME, the part of user ids after the colon."""
+    try:
+        made = write_first_files(folder, server_name, public_baseurl, os.urandom)
+    except (CannotInit, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for path in made:
+        click.echo(f"made {path}")
+
+
+@main.group()
+def config() -> None:
+    """Check configuration files, or tell all options."""
+
+
+@config.command("check")
+@config_option
+def check(paths: tuple[Path, ...]) -> None:
+    """Say whether the files are right, and what in them has no effect."""
+    loaded = load(paths)
+    for notice in loaded.notices:
+        click.echo(notice)
+    click.echo(f"The configuration of {loaded.config.server_name} is right.")
+
+
+@config.command("sample")
+@click.option("--docs", is_flag=True, help="As the page of the documentation instead.")
+def sample(docs: bool) -> None:
+    """Print a configuration file with every option."""
+    click.echo(write_docs() if docs else write_sample(), nl=False)
+
+
+@main.command()
+@config_option
+def run(paths: tuple[Path, ...]) -> None:
+    """Start the server, and serve until SIGTERM or Ctrl-C."""
+    loaded = load(paths)
+    begin_logging(loaded.config.observation.log)
+    log = Logger(namespace="homeserver")
+    for notice in loaded.notices:
+        log.warn("{notice}", notice=notice)
+    reactor = cast(ReactorBase, installed_reactor)
+    read_keys(loaded.config)
+    server = open_server(loaded.config, reactor)
+    try:
+        server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
+    except (CannotListenError, OSError) as error:
+        raise click.ClickException(f"Cannot listen: {error}") from error
+    reactor.addSystemEventTrigger(
+        "before",
+        "shutdown",
+        lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, cast(IReactorTime, reactor)),
+    )
+    with pid_file(loaded.config.observation.pid_file):
+        reactor.run()
+
+
+@main.command("create-user")
+@config_option
+@click.argument("name")
+@click.option("--admin", is_flag=True, help="An administrator of the server.")
+@click.option(
+    "--password-file",
+    type=click.File(),
+    help="Read the password from this file (`-`: standard input), not the terminal.",
+)
+def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None) -> None:
+    """Make an account named NAME, also while the server runs."""
+    loaded = load(paths)
+    if password_file is not None:
+        password = password_file.readline().rstrip("\n")
+    else:
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    reactor = cast(ReactorBase, installed_reactor)
+    server = open_server(loaded.config, reactor)
+
+    async def register() -> str:
+        registration = server.accounts.registration
+        server.accounts.passwords.check_policy(password)
+        wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
+        try:
+            return (await registration.do_register_privileged(wish)).user_id
+        finally:
+            await server.database.close()
+
+    try:
+        user_id = run_until_done(reactor, register)
+    except MatrixError as error:
+        raise click.ClickException(error.text) from error
+    click.echo(f"made {user_id}" + (", an administrator" if admin else ""))
+
+
+def load(paths: tuple[Path, ...]) -> Loaded:
+    """The configuration, or the end of the command with all that is wrong."""
+    try:
+        return load_config(paths, os.environ)
+    except ConfigError as error:
+        lines = "\n".join(f"  {line}" for line in error.lines)
+        raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
+
+
+def read_keys(config: Config) -> None:
+    """A server without its signing key does not start."""
+    try:
+        read_signing_keys(config.signing_key_path)
+    except CannotInit as error:
+        raise click.ClickException(str(error)) from error
+
+
+def open_server(config: Config, reactor: ReactorBase) -> Server:
+    """Open the database and build the server; the end of the command where that fails."""
+    try:
+        database = open_database(database_config_of(config.storage.database, config.folder), reactor)
+    except (SchemaTooNew, MigrationFailed, OSError, psycopg2.Error) as error:
+        raise click.ClickException(f"Cannot open the database: {str(error).strip()}") from error
+    pool = ThreadPool(0, HASHING_THREADS, "passwords")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return build(
+        config,
+        cast(IReactorTime, reactor),
+        database,
+        threads=HashingThreads(reactor, pool),
+        random=os.urandom,
+    )
+
+
+def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
+    """Run the reactor for one piece of work. Raises what it raises."""
+    outcome: list[T | Failure] = []
+
+    async def whole() -> None:
+        try:
+            outcome.append(await work())
+        except Exception:
+            outcome.append(Failure())
+        reactor.stop()
+
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(whole()))
+    reactor.run()
+    (result,) = outcome
+    if isinstance(result, Failure):
+        result.raiseException()
+    return cast(T, result)
+
+
+class pid_file:  # noqa: N801 (a context manager reads as a verb)
+    """Keeps the id of the process in a file while it runs."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        if self._path is not None:
+            self._path.write_text(f"{os.getpid()}\n")
+
+    def __exit__(self, *_: object) -> None:
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def begin_logging(log: Log) -> None:
+    """Write the log to where the configuration says, from now on."""
+    file = sys.stderr if log.file is None else log.file.open("a", encoding="utf-8", buffering=1)
+    observer = JsonObserver if log.format == "json" else TextObserver
+    globalLogBeginner.beginLoggingTo(
+        [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Builds a server, once, by plain construction in the order of the layers; nothing else knows all the parts.
+
+The clock, the random source and the threads for passwords are arguments, so a test builds the same server with its own;
+two servers can live in one process.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+from types import ModuleType
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import gatherResults, maybeDeferred
+from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
+from twisted.logger import Logger
+
+from federation.protocol.ids import ServerName
+from homeserver.admin import register
+from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.limits import rates_of
+from homeserver.client import login, logout, registration, versions, well_known
+from homeserver.config.server import Listener
+from homeserver.config.whole import Config
+from homeserver.http import probes
+from homeserver.http.endpoint import Endpoint
+from homeserver.http.guard import Guard
+from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, listen_tcp, listen_unix
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.router import Router
+from homeserver.http.site import Site, SiteOptions
+from homeserver.observe.access import LoggedAccess
+from homeserver.observe.metrics import HttpMetrics
+from homeserver.services.client_discovery import ClientDiscovery
+from homeserver.services.discovery import Discovery
+from homeserver.services.passwords import Threads
+from homeserver.services.secret_text import RandomBytes
+from homeserver.web import landing
+from homeserver.web.landing import LandingPage
+from storage.database import Database
+
+SOURCES: tuple[ModuleType, ...] = (login, logout, probes, register, registration, versions, well_known, landing)
+"""Every module that declares endpoints."""
+
+ALWAYS_SERVED = frozenset({"client", "health"})
+
+
+class Server:
+    """A server that is built: it can listen, and stop."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        router: Router,
+        accounts: AccountParts,
+        metrics: HttpMetrics,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.database = database
+        self.router = router
+        self.accounts = accounts
+        self._metrics = metrics
+        self._request_numbers = count(1)
+        self._ports: list[IListeningPort] = []
+
+    def site(self, listener: Listener) -> Site:
+        """What answers on one listener."""
+        names = frozenset(name for resource in listener.resources for name in resource.names)
+        resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
+        if not self.config.observation.enable_metrics:
+            resources -= {"metrics"}
+        return Site(
+            self.router,
+            self.clock,
+            metrics=self._metrics,
+            access_log=LoggedAccess(
+                Logger(namespace="homeserver.access"),
+                slow_seconds=self.config.observation.slow_request_threshold / 1000,
+            ),
+            next_request_id=lambda: f"{next(self._request_numbers):x}",
+            options=SiteOptions(
+                resources=resources,
+                x_forwarded=listener.x_forwarded,
+                request_id_header=listener.request_id_header,
+                compress=any(resource.compress for resource in listener.resources),
+            ),
+        )
+
+    def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
+        """Listen, then do what is done at intervals. Raises `CannotListenError`, and for TLS `OSError`, `SSL.Error`."""
+        for listener in self.config.network.listeners:
+            if listener.type == "manhole":
+                continue
+            self._ports.extend(self._listen(listener, tcp, tls, unix))
+        self.accounts.last_seen.start()
+        for port in self._ports:
+            self.log.info("listening on {address}", address=str(port.getHost()))
+
+    def _listen(
+        self, listener: Listener, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
+    ) -> Sequence[IListeningPort]:
+        site = self.site(listener)
+        if listener.path is not None:
+            return [listen_unix(unix, UnixListener(listener.path, listener.mode), site)]
+        assert listener.port is not None  # the configuration was checked
+        context = None
+        network = self.config.network
+        if listener.tls:
+            assert network.tls_certificate_path is not None
+            assert network.tls_private_key_path is not None
+            context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+        return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+
+    async def stop(self) -> None:
+        """Listen no more, write what waits, and close the database. Connections end with the process."""
+        ports, self._ports = self._ports, []
+        await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        await self.accounts.last_seen.stop()
+        await self.database.close()
+
+
+def build(config: Config, clock: IReactorTime, database: Database, *, threads: Threads, random: RandomBytes) -> Server:
+    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
+    server_name = ServerName(config.server_name)
+    name = config.name
+    registry = CollectorRegistry()
+    limiter = RateLimiter(clock, rates_of(config.limits))
+    accounts = AccountParts(config, clock, database, limiter, threads, random)
+    services: Sequence[object] = (
+        accounts.registration,
+        accounts.sessions,
+        accounts.shared_secret_registration,
+        accounts.sign_in,
+        registry,
+        ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
+        Discovery(
+            server_name,
+            delegates_to_443=name.serve_server_wellknown,
+            admin_contact=name.admin_contact,
+            support_page=name.support_page,
+        ),
+        LandingPage(
+            server_name,
+            name.public_baseurl,
+            registration_open=config.registration.enable_registration,
+        ),
+    )
+    router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
+    return Server(config, clock, database, router, accounts, HttpMetrics(registry))
+
+
+def by_type(services: Sequence[object]) -> Mapping[type, object]:
+    """Services as handlers find them."""
+    return {type(service): service for service in services}
+
+
+def declared_routes() -> list[tuple[str, str]]:
+    """Method and path of everything that is served, sorted by path; needs no configuration and no database."""
+    declarations = [
+        value.__endpoint__
+        for source in SOURCES
+        for value in vars(source).values()
+        if isinstance(getattr(value, "__endpoint__", None), Endpoint) and value.__module__ == source.__name__
+    ]
+    return sorted(
+        ((declaration.method, path) for declaration in declarations for path in declaration.paths),
+        key=lambda route: (route[1], route[0]),
+    )

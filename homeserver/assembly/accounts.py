@@ -1,0 +1,131 @@
+"""Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import ServerName
+from homeserver.config.whole import Config
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.last_seen import LastSeen
+from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
+from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
+from homeserver.services.secret_text import RandomBytes, SecretText
+from homeserver.services.sessions import Lifetimes, Sessions
+from homeserver.services.shared_secret_registration import SharedSecretRegistration
+from homeserver.services.sign_in import SignIn
+from homeserver.services.uia import UIA
+from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.devices import DeviceStore
+from storage.profiles import ProfileStore
+from storage.registration_tokens import RegistrationTokenStore
+from storage.tokens import TokenStore
+from storage.uia import UIAStore
+
+
+class AccountParts:
+    """Everything about accounts that needs no rooms. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        threads: Threads,
+        random: RandomBytes,
+    ) -> None:
+        server_name = ServerName(config.server_name)
+        self.secret_text = SecretText(random)
+        self.store = AccountStore(database)
+        self.device_store = DeviceStore(database)
+        self.profile_store = ProfileStore(database)
+        token_store = TokenStore(database)
+        registration_tokens = RegistrationTokenStore(database)
+        uia_store = UIAStore(database)
+
+        self.last_seen = LastSeen(clock, self.device_store)
+        self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
+        self.passwords = _passwords(config, threads)
+        self.sessions = Sessions(
+            clock,
+            self.secret_text,
+            database,
+            self.store,
+            self.device_store,
+            token_store,
+            lifetimes=_lifetimes(config),
+        )
+        passwords = config.sessions.password_config
+        self.sign_in = SignIn(
+            database,
+            self.store,
+            self.passwords,
+            self.sessions,
+            limiter,
+            server_name=server_name,
+            password_login=passwords.localdb_enabled and passwords.enabled is True,
+            password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
+        )
+        stages = [DummyStage(), PasswordStage(self.sign_in), RegistrationTokenStage(clock, registration_tokens)]
+        self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
+        self.registration = Registration(
+            clock,
+            self.secret_text,
+            database,
+            self.store,
+            registration_tokens,
+            self.passwords,
+            self.sessions,
+            self.uia,
+            server_name=server_name,
+            rules=_rules(config),
+            reserved=NoReservedNames(),
+        )
+        self.shared_secret_registration = SharedSecretRegistration(
+            clock,
+            self.secret_text,
+            database,
+            uia_store,
+            self.registration,
+            secret=config.registration.registration_shared_secret,
+        )
+
+
+def _passwords(config: Config, threads: Threads) -> Passwords:
+    policy = config.sessions.password_config.policy
+    return Passwords(
+        threads,
+        rounds=config.sessions.bcrypt_rounds,
+        pepper=config.sessions.password_config.pepper or "",
+        policy=PasswordPolicy(
+            minimum_length=policy.minimum_length,
+            require_digit=policy.require_digit,
+            require_symbol=policy.require_symbol,
+            require_lowercase=policy.require_lowercase,
+            require_uppercase=policy.require_uppercase,
+        )
+        if policy.enabled
+        else None,
+    )
+
+
+def _lifetimes(config: Config) -> Lifetimes:
+    return Lifetimes(
+        session=config.sessions.session_lifetime,
+        refreshable_access_token=config.sessions.refreshable_access_token_lifetime,
+        refresh_token=config.sessions.refresh_token_lifetime,
+        nonrefreshable_access_token=config.sessions.nonrefreshable_access_token_lifetime,
+    )
+
+
+def _rules(config: Config) -> RegistrationRules:
+    registration = config.registration
+    return RegistrationRules(
+        enabled=registration.enable_registration,
+        without_verification=registration.enable_registration_without_verification,
+        requires_token=registration.registration_requires_token,
+        guests=registration.allow_guest_access,
+        names_can_be_asked=not registration.inhibit_user_in_use_error,
+    )

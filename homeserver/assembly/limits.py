@@ -1,0 +1,19 @@
+"""The configured rate limits, as the limiter wants them."""
+
+from collections.abc import Mapping
+
+from homeserver.config.limits import Limits, RateLimit
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import Rate
+
+
+def rates_of(limits: Limits) -> Mapping[Limit, Rate]:
+    """A rate for each limit that is configured; the name of a limit is the path of its option."""
+    rates = {}
+    for limit in Limit:
+        found: object = limits
+        for step in limit.value.split("."):
+            found = getattr(found, step, None)
+        if isinstance(found, RateLimit):
+            rates[limit] = Rate(found.per_second, found.burst_count)
+    return rates
