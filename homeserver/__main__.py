@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import MatrixError
+from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build, declared_routes
 from homeserver.assembly.databases import database_config_of
 from homeserver.config.load import ConfigError, Loaded, load_config
@@ -117,7 +118,6 @@ def run(paths: tuple[Path, ...]) -> None:
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
     reactor = cast(ReactorBase, installed_reactor)
-    read_keys(loaded.config)
     server = open_server(loaded.config, reactor)
     try:
         server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
@@ -176,16 +176,17 @@ def load(paths: tuple[Path, ...]) -> Loaded:
         raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
 
 
-def read_keys(config: Config) -> None:
-    """A server without its signing key does not start."""
+def read_key(config: Config) -> SigningKey:
+    """The key that signs; a server without one does not start."""
     try:
-        read_signing_keys(config.signing_key_path)
+        return read_signing_keys(config.signing_key_path)[0]
     except CannotInit as error:
         raise click.ClickException(str(error)) from error
 
 
 def open_server(config: Config, reactor: ReactorBase) -> Server:
     """Open the database and build the server; the end of the command where that fails."""
+    key = read_key(config)
     try:
         database = open_database(database_config_of(config.storage.database, config.folder), reactor)
     except (SchemaTooNew, MigrationFailed, OSError, psycopg2.Error) as error:
@@ -197,6 +198,7 @@ def open_server(config: Config, reactor: ReactorBase) -> Server:
         config,
         cast(IReactorTime, reactor),
         database,
+        key=key,
         threads=HashingThreads(reactor, pool),
         random=os.urandom,
     )

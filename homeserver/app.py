@@ -13,11 +13,22 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.identity import ServerIdentity
 from federation.protocol.ids import ServerName
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.signing import SigningKey
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.limits import rates_of
-from homeserver.client import login, logout, registration, versions, well_known
+from homeserver.assembly.people import PeopleParts
+from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.client import (
+    login,
+    logout,
+    registration,
+    versions,
+    well_known,
+)
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.http import probes
@@ -29,6 +40,7 @@ from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
 from homeserver.observe.access import LoggedAccess
 from homeserver.observe.metrics import HttpMetrics
+from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.passwords import Threads
@@ -55,6 +67,8 @@ class Server:
         database: Database,
         router: Router,
         accounts: AccountParts,
+        rooms: RoomParts,
+        people: PeopleParts,
         metrics: HttpMetrics,
     ) -> None:
         self.config = config
@@ -62,6 +76,8 @@ class Server:
         self.database = database
         self.router = router
         self.accounts = accounts
+        self.rooms = rooms
+        self.people = people
         self._metrics = metrics
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
@@ -96,6 +112,8 @@ class Server:
                 continue
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
+        self.rooms.propagation.wake()
+        self.people.resume_departures()
         for port in self._ports:
             self.log.info("listening on {address}", address=str(port.getHost()))
 
@@ -122,19 +140,47 @@ class Server:
         await self.database.close()
 
 
-def build(config: Config, clock: IReactorTime, database: Database, *, threads: Threads, random: RandomBytes) -> Server:
+def build(
+    config: Config,
+    clock: IReactorTime,
+    database: Database,
+    *,
+    key: SigningKey,
+    threads: Threads,
+    random: RandomBytes,
+) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     accounts = AccountParts(config, clock, database, limiter, threads, random)
+    rooms = RoomParts(config, clock, database, limiter, ServerIdentity(server_name, key), accounts)
+    people = PeopleParts(clock, database, accounts, rooms)
     services: Sequence[object] = (
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
         accounts.sign_in,
+        people.account_data,
+        people.accounts,
+        people.devices,
+        people.filters,
+        rooms.creation,
+        rooms.directory,
+        rooms.markers,
+        rooms.profiles,
+        rooms.reading,
+        rooms.room_memberships,
+        rooms.sending,
+        rooms.sync,
+        rooms.typing,
         registry,
+        Capabilities(
+            default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
+            passwords_can_change=bool(config.sessions.password_config.enabled),
+            fixed_profile_fields=fixed_profile_fields(config),
+        ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
             server_name,
@@ -149,7 +195,7 @@ def build(config: Config, clock: IReactorTime, database: Database, *, threads: T
         ),
     )
     router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    return Server(config, clock, database, router, accounts, HttpMetrics(registry))
+    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry))
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:

@@ -76,12 +76,17 @@ async def set_room_visibility_on_directory(
     return EMPTY
 
 
-@endpoint("GET", *_PUBLIC, auth=Auth.NONE)
+@endpoint("GET", *_PUBLIC, auth=Auth.OPTIONAL)
 async def get_public_rooms(
-    directory: RoomDirectory, *, limit: int | None = None, since: str | None = None, server: ServerName | None = None
+    directory: RoomDirectory,
+    caller: Requester | None,
+    *,
+    limit: int | None = None,
+    since: str | None = None,
+    server: ServerName | None = None,
 ) -> dict[str, Any]:
     """A page of the directory."""
-    return await directory.get_public_rooms(limit=limit, since=since, term=None, room_types=None, server=server)
+    return await directory.get_public_rooms(caller, limit=limit, since=since, term=None, room_types=None, server=server)
 
 
 class DirectoryFilter(msgspec.Struct, frozen=True):
@@ -111,6 +116,7 @@ async def query_public_rooms(
 ) -> dict[str, Any]:
     """A page of the directory, filtered."""
     return await directory.get_public_rooms(
+        caller,
         limit=body.limit,
         since=body.since,
         term=body.filter.generic_search_term,

@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - the names of methods are twisted.web's
 """The site: twisted.web's HTTP channel, without its tree of resources.
 
 A request is routed as soon as its headers are there, so that a body too long is refused before it is read. A request

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, NotFound
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
 from federation.protocol.ids import RoomAlias, RoomID, ServerName
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.engine import RoomEngine
@@ -41,7 +41,13 @@ class RoomDirectory:
         reading: RoomReading,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
+        *,
+        readable_without_account: bool,
+        shown: bool,
     ) -> None:
+        """`shown`: there is a directory; otherwise it is shown empty."""
+        self._readable_without_account = readable_without_account
+        self._shown = shown
         self._engine = engine
         self._rooms = rooms
         self._aliases = aliases
@@ -101,6 +107,7 @@ class RoomDirectory:
 
     async def get_public_rooms(
         self,
+        caller: Requester | None,
         *,
         limit: int | None,
         since: str | None,
@@ -108,7 +115,11 @@ class RoomDirectory:
         room_types: Sequence[str | None] | None,
         server: ServerName | None,
     ) -> dict[str, Any]:
-        """A page of the directory, the largest rooms first. Raises InvalidParam, NotFound."""
+        """A page of the directory, the largest rooms first. Raises MissingToken, InvalidParam, NotFound."""
+        if caller is None and not self._readable_without_account:
+            raise MissingToken("The directory of this server is for people with an account")
+        if not self._shown:
+            return {"chunk": [], "total_room_count_estimate": 0}
         if server is not None and server != self._identity.server_name:
             raise NotFound(f"This server does not federate with {server}")
         if term is not None and len(term) > MAX_TERM:

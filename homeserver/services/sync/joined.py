@@ -75,7 +75,10 @@ class JoinedRooms:
         summaries: RoomSummaries,
         client_events: ClientEvents,
         lazy_members: LazyMembers,
+        *,
+        most_events: int,
     ) -> None:
+        """`most_events` of a room are in one answer, whatever a filter says; negative: no bound of the operator's."""
         self._engine = engine
         self._events = events
         self._timelines = timelines
@@ -85,6 +88,7 @@ class JoinedRooms:
         self._summaries = summaries
         self._client_events = client_events
         self._lazy_members = lazy_members
+        self._most_events = most_events
 
     async def fill(self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken) -> None:
         """Find timeline, state and summary of each room."""
@@ -137,6 +141,8 @@ class JoinedRooms:
     async def _fill_timelines(self, request: SyncRequest, works: Sequence[RoomWork], span: Range) -> None:
         wanted = request.filter.room.timeline
         limit = limit_of(wanted)
+        if self._most_events >= 0:
+            limit = min(limit, self._most_events)
         fetched = limit if wanted.passes_all_events else max(limit * FETCHED_PER_SHOWN, 1)
         stretches = await self._timelines.get_latest(
             {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched

@@ -1,0 +1,195 @@
+"""Puts together what has to do with rooms: the engine and its caches, and the services that use them."""
+
+from collections.abc import Callable
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.identity import ServerIdentity
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.timelines import Timelines
+from federation.rooms.visible import Visibility
+from homeserver.assembly.accounts import AccountParts
+from homeserver.config.whole import Config
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.notifier import Notifier
+from homeserver.services.client_events import ClientEvents
+from homeserver.services.mentions import Mentions
+from homeserver.services.profile_propagation import ProfilePropagation
+from homeserver.services.profiles import NoRemoteProfiles, Profiles
+from homeserver.services.read_markers import ReadMarkers
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.room_creation import RoomCreation
+from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_memberships import RoomMemberships
+from homeserver.services.room_reading import RoomReading
+from homeserver.services.room_sending import RoomSending
+from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.joined import JoinedRooms
+from homeserver.services.sync.lazy_members import LazyMembers
+from homeserver.services.sync.room_state import RoomStates
+from homeserver.services.sync.room_summary import RoomSummaries
+from homeserver.services.sync.sync import Sync, SyncParts
+from homeserver.services.typing import Typing
+from homeserver.services.unread import UnreadCounts
+from storage.account_data import AccountDataStore
+from storage.aliases import AliasStore
+from storage.auth_chains import AuthChainStore
+from storage.database import Database
+from storage.events import EventStore
+from storage.memberships import MembershipStore
+from storage.receipts import ReceiptStore
+from storage.room_summaries import RoomSummaryStore
+from storage.room_writer import RoomWriter
+from storage.rooms import RoomStore
+from storage.sent_transactions import SentTransactionStore
+from storage.state_tree import StateTreeStore
+from storage.timelines import TimelineStore
+
+EVENTS_CACHED = 50_000
+ROOMS_CACHED = 20_000
+USERS_CACHED = 20_000
+COUNTS_CACHED = 200_000
+DEVICES_CACHED = 20_000
+ENCRYPTED_PRESETS = {
+    "off": frozenset[str](),
+    "invite": frozenset({"private_chat", "trusted_private_chat"}),
+    "all": frozenset({"private_chat", "trusted_private_chat", "public_chat"}),
+}
+
+
+class RoomParts:
+    """The rooms of this server. What is public is for the other parts and for the router.
+
+    The order of construction is the order in which the parts hear the stream: caches first, then who wakes readers.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+    ) -> None:
+        now_ms = _milliseconds(clock)
+        streams = database.streams
+        room_store = RoomStore(database)
+        membership_store = MembershipStore(database)
+        timeline_store = TimelineStore(database)
+        alias_store = AliasStore(database)
+        receipt_store = ReceiptStore(database)
+        account_data_store = AccountDataStore(database)
+        trees = StateTreeStore(database)
+
+        self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
+        self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
+        timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
+        recent = RecentChanges(streams)
+        unread = UnreadCounts(timeline_store, receipt_store, streams, capacity=COUNTS_CACHED)
+        self.notifier = Notifier(streams, self.memberships, clock)
+
+        visibility = Visibility(trees, self.events)
+        self.engine = RoomEngine(
+            database,
+            room_store,
+            self.events,
+            trees,
+            RoomWriter(trees, AuthChainStore(database)),
+            identity,
+            now_ms,
+            Mentions(identity).classify,
+            capacity=ROOMS_CACHED,
+        )
+        client_events = ClientEvents(self.events, SentTransactionStore(database), now_ms)
+
+        self.propagation = ProfilePropagation(
+            database, accounts.profile_store, room_store, self.engine, self.memberships
+        )
+        self.profiles = Profiles(
+            database,
+            accounts.store,
+            accounts.profile_store,
+            self.propagation,
+            NoRemoteProfiles(),
+            server_name=identity.server_name,
+            fixed=fixed_profile_fields(config),
+        )
+        self.room_memberships = RoomMemberships(
+            self.engine,
+            self.memberships,
+            membership_store,
+            room_store,
+            alias_store,
+            self.profiles,
+            limiter,
+            identity,
+        )
+        self.creation = RoomCreation(
+            self.engine,
+            alias_store,
+            self.profiles,
+            limiter,
+            identity,
+            now_ms,
+            default_version=ROOM_VERSIONS[config.rooms.default_room_version],
+            encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
+        )
+        self.sending = RoomSending(self.engine, alias_store)
+        self.reading = RoomReading(
+            self.engine, self.events, self.memberships, membership_store, timeline_store, visibility, client_events
+        )
+        self.directory = RoomDirectory(
+            self.engine,
+            room_store,
+            alias_store,
+            RoomSummaryStore(database),
+            self.reading,
+            identity,
+            now_ms,
+            readable_without_account=config.rooms.allow_public_rooms_without_auth,
+            shown=config.rooms.enable_room_list_search,
+        )
+        self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
+        self.typing = Typing(self.notifier, clock)
+        joined = JoinedRooms(
+            self.engine,
+            self.events,
+            timelines,
+            timeline_store,
+            visibility,
+            RoomStates(trees, self.events),
+            RoomSummaries(self.engine, membership_store),
+            client_events,
+            LazyMembers(capacity=DEVICES_CACHED),
+            most_events=config.rooms.filter_timeline_limit,
+        )
+        parts = SyncParts(
+            room_store,
+            self.memberships,
+            joined,
+            InvitedRooms(self.engine, self.events),
+            unread,
+            receipt_store,
+            account_data_store,
+            self.typing,
+            recent,
+        )
+        self.sync = Sync(parts, streams, self.notifier, clock)
+
+
+def fixed_profile_fields(config: Config) -> frozenset[str]:
+    """Fields of their profiles that people may not change."""
+    registration = config.registration
+    fixed = {
+        "displayname": not registration.enable_set_displayname,
+        "avatar_url": not registration.enable_set_avatar_url,
+    }
+    return frozenset(field for field, is_fixed in fixed.items() if is_fixed)
+
+
+def _milliseconds(clock: IReactorTime) -> Callable[[], int]:
+    return lambda: int(clock.seconds() * 1000)
