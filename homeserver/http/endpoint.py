@@ -6,12 +6,12 @@
 
 Positional parameters are services, found by type when the router is built; `Requester`, `Peer` and `RequestContext`
 among them are who and what asks. Keyword-only parameters are the request: first the names in the path, then `body` (a
-frozen msgspec Struct, `dict` or `msgspec.Raw` where any object will do, `bytes` or `BinaryIO` where it is not JSON), then
-query parameters with their defaults. A trailing underscore of a name is not part of it on the wire (`from_`), and
+frozen msgspec Struct, `dict` or `msgspec.Raw` where any object will do, `bytes` or `BinaryIO` where it is not JSON),
+then query parameters with their defaults. A trailing underscore of a name is not part of it on the wire (`from_`), and
 `Annotated[bool, Names("use_state_after", "org.example.use_state_after")]` gives other names, the first found wins.
 
-A name in the path with no parameter, or a service that nobody provides, stops start-up with a sentence. Further paths may
-leave out a name whose parameter has a default; an empty segment matches only such a parameter.
+A name in the path with no parameter, or a service that nobody provides, stops start-up with a sentence. Further paths
+may leave out a name whose parameter has a default; an empty segment matches only such a parameter.
 """
 
 from collections.abc import Awaitable, Callable
@@ -44,8 +44,8 @@ class Auth(Enum):
 class Limit(Enum):
     """Which rate limit an action counts against. Values are keys of the configuration.
 
-    Those that `PER_ADDRESS` holds count by client address, the rest by user, when an endpoint declares them. Services check
-    others themselves, with the key that the name says (`RateLimiter.check`).
+    Those that `PER_ADDRESS` holds count by client address, the rest by user, when an endpoint declares them. Services
+    check others themselves, with the key that the name says (`RateLimiter.check`).
     """
 
     NONE = "none"

@@ -1,9 +1,10 @@
 """The guard: who asks, may they, and how fast.
 
-The guard knows no accounts; it asks the checkers that it is made with. A kind of authentication that no checker is wired
-for stops start-up when an endpoint declares it.
+The guard knows no accounts; it asks the checkers that it is made with. A kind of authentication that no checker is
+wired for stops start-up when an endpoint declares it.
 
-spec: client-server-api#using-access-tokens, application-service-api#identity-assertion, server-server-api#request-authentication
+spec: client-server-api#using-access-tokens, application-service-api#identity-assertion,
+server-server-api#request-authentication
 """
 
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ class SignatureChecker(Protocol):
     """Checks a server's signature on a request."""
 
     async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
-        """Raises `Unauthorized`. `authorization`: every header of that name; `uri`: path and query as they were sent."""
+        """Raises `Unauthorized`. `authorization`: every header of that name; `uri`: path and query as sent."""
         ...
 
 
@@ -89,11 +90,6 @@ class Guard:
                 return self._appservices is not None
         return self._tokens is not None
 
-    @property
-    def reads_query(self) -> bool:
-        """Whether the query can matter to who asks."""
-        return self._token_in_query or self._appservices is not None
-
     def credentials(self, authorization: str | None, query: Mapping[str, list[str]]) -> Credentials:
         """Find the token. A header wins over the query. Raises `MissingToken` for a header that holds no token."""
         token = None
@@ -107,12 +103,15 @@ class Guard:
             token = query["access_token"][0] or None
         if not query or self._appservices is None:
             return Credentials(token)
-        user_id = query.get("user_id", [None])[0]
-        device_id = (query.get("device_id") or query.get("org.matrix.msc3202.device_id") or [None])[0]
-        return Credentials(token, user_id, device_id)
+        users = query.get("user_id")
+        devices = query.get("device_id") or query.get("org.matrix.msc3202.device_id")
+        return Credentials(token, users[0] if users else None, devices[0] if devices else None)
 
     async def admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
-        """Who asks. Raises `MissingToken`, `UnknownToken`, `UserLocked`, `UserSuspended`, `GuestAccessForbidden`, `Forbidden`."""
+        """Who asks.
+
+        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `UserSuspended`, `GuestAccessForbidden`, `Forbidden`.
+        """
         if shown.token is None:
             if declaration.auth is Auth.OPTIONAL:
                 return None

@@ -5,7 +5,7 @@ Filled from the protocol core, so that a malformed identifier never reaches a ha
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, NewType
+from typing import Final
 
 from federation.protocol.ids import DeviceID, EventID, RoomAlias, RoomID, ServerName, UserID
 from homeserver.http.parameters import TextParser
@@ -28,7 +28,7 @@ def _bounded(text: str) -> object:
     return text
 
 
-IDENTIFIERS: Final[Mapping[NewType, TextParser]] = MappingProxyType(
+IDENTIFIERS: Final[Mapping[object, TextParser]] = MappingProxyType(
     {
         UserID: _with_sigil("@", "user ID"),
         RoomID: _with_sigil("!", "room ID"),

@@ -1,7 +1,7 @@
 """Rate limits: token buckets, one number for each.
 
-A bucket of `burst_count` tokens refills by `per_second`. Only the time at which it will be full again is kept (GCRA), so a
-bucket that is full needs no memory, and an unlimited action costs one lookup. Addresses of IPv6 count by their /64.
+A bucket of `burst_count` tokens refills by `per_second`. Only the time when it will be full again is kept (GCRA), so
+a bucket that is full needs no memory, and an unlimited action costs one lookup. Addresses of IPv6 count by their /64.
 """
 
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class RateLimiter:
         self._full_at: dict[Limit, dict[str, float]] = {limit: {} for limit in rates}
 
     def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
-        """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate` replaces the configured one."""
+        """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate` replaces the usual one."""
         self._check(limit, key, cost, rate, counts=True)
 
     def check_only(self, limit: Limit, key: str, *, rate: Rate | None = None) -> None:

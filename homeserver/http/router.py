@@ -1,7 +1,8 @@
 """The router: all declared endpoints, and the way of one request through its endpoint.
 
-The order of a request: find the endpoint, let the guard look at who asks, count it against its rate limit, read path, query
-and body into typed values, call the handler. Whatever is raised leaves here as it is; the site makes it an answer.
+The order of a request: find the endpoint, let the guard look at who asks, count it against its rate limit, read path,
+query and body into typed values, call the handler. Whatever is raised leaves here as it is; the site makes it an
+answer.
 """
 
 from collections.abc import Awaitable, Iterable, Mapping

@@ -1,18 +1,18 @@
+# ruff: noqa: N802 - the names of methods are twisted.web's
 """The site: twisted.web's HTTP channel, without its tree of resources.
 
-A request is routed as soon as its headers are there, so that a body too long is refused before it is read; what a client
-still sends after such an answer is thrown away for a moment, that it may read the answer, and the connection ends. A
-request that is whole runs as one coroutine. This is the only place where an exception becomes an answer:
+A request is routed as soon as its headers are there, so that a body too long is refused before it is read. A request
+that is whole runs as one coroutine. This is the only place where an exception becomes an answer:
 
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;
 - anything else is a bug: 500, with an id in the body and the traceback under that id in the log.
 
-A client that goes away cancels its handler where the endpoint is `cancellable`; other handlers run to their end, unheard.
+A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their end, unheard.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
@@ -23,27 +23,26 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.http import HTTPChannel, Request
+from twisted.web.http import Request
 
 from federation.protocol.errors import MatrixError, RemoteError, TooLarge, Unrecognized
-from homeserver.http.addresses import Networks, forwarded_address, normalise
-from homeserver.http.answers import JSON_TYPE, Response, encode_body, error_response
+from homeserver.http.addresses import Networks, forwarded_address
+from homeserver.http.answers import Response, encode_body, error_response
+from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, pays
-from homeserver.http.cors import CORS_HEADERS, PREFLIGHT_HEADERS
+from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.endpoint import RequestContext
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
+from homeserver.http.wire import NO_BODY, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
 
-LINGER_SECONDS: Final = 5
-LINGER_BYTES: Final = 1 << 20
 SPOOL_BYTES: Final = 1 << 20
 """A body that is read as a file stays in memory up to here."""
 UNROUTED_MAX_BODY: Final = 65536
-_NO_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
-_JSON_HEADERS: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n" + CORS_HEADERS
-_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_NOTHING: Final[list[bytes]] = []
+_NO_HEADERS: Final[Mapping[str, str]] = {}
 DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
 
@@ -58,9 +57,9 @@ class SiteOptions:
     trusted_proxies: Networks = ()
     request_id_header: str | None = None
     compress: bool = False
-    idle_timeout: float = 60.0
+    idle_timeout: int = 60
+    """Seconds without a byte, while no request is being answered."""
     max_header_bytes: int = 16384
-    extra_headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class MatrixRequest(Request):
@@ -98,7 +97,7 @@ class MatrixRequest(Request):
                 route = self._match.route
                 self._limit = route.declaration.max_body
                 if route.binding.takes_file:
-                    self._file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))
+                    self._file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115 - closed with the request
         if length is not None and length > self._limit:
             self._refuse_body()
 
@@ -113,7 +112,7 @@ class MatrixRequest(Request):
         else:
             self._chunks.append(data)
 
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+    def requestReceived(self, _command: bytes, _path: bytes, _version: bytes) -> None:
         self._begin()
         if self.method == b"OPTIONS":
             self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS, b"")
@@ -124,7 +123,7 @@ class MatrixRequest(Request):
 
     def connectionLost(self, reason: Failure) -> None:
         super().connectionLost(reason)
-        if self._file is not None:
+        if self._task is None and self._file is not None:
             self._file.close()
         if self._request_id and not self.finished:
             self._site.observed(self._record(DISCONNECTED, 0))
@@ -173,6 +172,9 @@ class MatrixRequest(Request):
         except Exception:
             self._caller = info.caller
             self._respond_bug()
+        finally:
+            if self._file is not None:
+                self._file.close()
 
     def _incoming(self) -> Incoming:
         headers = self.requestHeaders
@@ -208,7 +210,7 @@ class MatrixRequest(Request):
             proto = self.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
             if proto:
                 return proto[-1].strip().lower() == b"https"
-        return self.channel.isSecure()
+        return bool(self.channel.isSecure())
 
     def _find_client_ip(self) -> str:
         options = self._site.options
@@ -247,12 +249,7 @@ class MatrixRequest(Request):
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
-        headers = response.headers
-        if not headers:
-            block = _JSON_HEADERS
-            content_type = JSON_TYPE
-        else:
-            block, content_type = _header_block(headers)
+        block, content_type = header_lines(response.headers)
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
@@ -266,23 +263,23 @@ class MatrixRequest(Request):
         if self._disconnected:
             return
         site = self._site
-        parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status, site.date_header(), block]
-        if status not in _NO_BODY:
+        parts = [status_line(status), site.date_header(), block]
+        if status not in NO_BODY:
             parts.append(b"Content-Length: %d\r\n" % len(body))
         if not self.channel.persistent:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")
         sent = 0
-        if self.method != b"HEAD" and status not in _NO_BODY:
+        if self.method != b"HEAD" and status not in NO_BODY:
             parts.append(body)
             sent = len(body)
-        self.channel.transport.write(b"".join(parts))
+        transport = self.channel.transport
+        assert transport is not None
+        transport.write(b"".join(parts))
         self.code = status
         self.startedWriting = 1
         self.finished = 1
         self.sentLength = sent
-        if self._file is not None:
-            self._file.close()
         site.observed(self._record(status, sent))
         self._cleanup()
 
@@ -301,68 +298,6 @@ class MatrixRequest(Request):
             received=self._received,
             sent=sent,
         )
-
-
-class MatrixChannel(HTTPChannel):
-    """A connection. What twisted.web would answer with bare text is a Matrix error here."""
-
-    factory: "Site"
-    requestFactory = MatrixRequest
-    peer_address = ""
-    _refused = False
-    _thrown_away = 0
-
-    def connectionMade(self) -> None:
-        super().connectionMade()
-        self.peer_address = normalise(str(getattr(self.transport.getPeer(), "host", ""))) or ""
-
-    def refuse(self) -> None:
-        """Read nothing more: what comes is thrown away for a moment, then the connection ends."""
-        self._refused = True
-        self.persistent = 0
-        self.clearLineBuffer()
-        self.setTimeout(LINGER_SECONDS)
-
-    def requestDone(self, request: MatrixRequest) -> None:
-        if self._refused:
-            self.requests.remove(request)
-        else:
-            super().requestDone(request)
-
-    def dataReceived(self, data: bytes) -> None:
-        if not self._refused:
-            super().dataReceived(data)
-            return
-        self._thrown_away += len(data)
-        if self._thrown_away > LINGER_BYTES:
-            self.loseConnection()
-
-    def lineReceived(self, line: bytes) -> None:
-        if not self._refused:
-            super().lineReceived(line)
-
-    def rawDataReceived(self, data: bytes) -> None:
-        if not self._refused:
-            super().rawDataReceived(data)
-
-    def allContentReceived(self) -> None:
-        if not self._refused:
-            super().allContentReceived()
-
-    def lineLengthExceeded(self, line: bytes) -> None:
-        self._respondToBadRequestAndDisconnect()
-
-    def _respondToBadRequestAndDisconnect(self) -> None:
-        if self._refused:
-            return
-        body = b'{"errcode":"M_UNKNOWN","error":"This is not a well-formed HTTP request"}'
-        self.transport.write(
-            _STATUS_LINES[400]
-            + self.factory.date_header()
-            + _JSON_HEADERS
-            + b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        self.refuse()
 
 
 class Site(ServerFactory):
@@ -387,10 +322,8 @@ class Site(ServerFactory):
         self._access_log = access_log
         self._date = (0, b"")
 
-    def buildProtocol(self, addr: IAddress | None) -> MatrixChannel:
-        channel = MatrixChannel()
-        channel.factory = self
-        channel.callLater = self.clock.callLater
+    def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
+        channel = MatrixChannel(self, self.clock, MatrixRequest)
         channel.timeOut = self.options.idle_timeout
         channel.totalHeadersSize = self.options.max_header_bytes
         return channel
@@ -416,23 +349,3 @@ class Site(ServerFactory):
         if self._date[0] != now or not self._date[1]:
             self._date = (now, f"Date: {format_date_time(now)}\r\n".encode())
         return self._date[1]
-
-
-_NOTHING: Final[list[bytes]] = []
-_NO_HEADERS: Final[Mapping[str, str]] = {}
-
-
-def _header_block(headers: Mapping[str, str]) -> tuple[bytes, str]:
-    """The header lines of an answer with headers of its own, and its content type."""
-    lowered = {name.lower() for name in headers}
-    content_type = next((value for name, value in headers.items() if name.lower() == "content-type"), JSON_TYPE)
-    lines = []
-    if "content-type" not in lowered:
-        lines.append("Content-Type: application/json\r\n")
-    if "cache-control" not in lowered:
-        lines.append("Cache-Control: no-store\r\n")
-    for name, value in headers.items():
-        if "\r" in value or "\n" in value or "\0" in value:
-            raise ValueError(f"the header {name} has a line break in it")
-        lines.append(f"{name}: {value}\r\n")
-    return "".join(lines).encode() + CORS_HEADERS, content_type

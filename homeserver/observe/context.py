@@ -1,6 +1,6 @@
 """Which request the code that runs now works for.
 
-A context variable holds it: it survives every `await`, is separate for each coroutine, and follows into database threads
+A context variable holds it: it survives every `await`, is separate for each coroutine, and follows into threads
 where those run in a copy of the context. Logs take their fields from here.
 """
 

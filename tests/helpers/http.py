@@ -1,9 +1,9 @@
 """Drives the real site in memory: a connection, a channel and a request as on a socket, but without one.
 
-    client = client_for([handlers_module], {Service: service}, tokens=FakeTokens({"secret": requester}))
-    answer = client.request("GET", "/_matrix/client/v3/sync", token="secret")
-    pending = client.start("GET", "/_matrix/client/v3/sync?timeout=30000", token="secret")
-    client.clock.advance(30); assert pending.done; pending.answer.json
+client = client_for([handlers_module], {Service: service}, tokens=FakeTokens({"secret": requester}))
+answer = client.request("GET", "/_matrix/client/v3/sync", token="secret")
+pending = client.start("GET", "/_matrix/client/v3/sync?timeout=30000", token="secret")
+client.clock.advance(30); assert pending.done; pending.answer.json
 """
 
 import json as json_module
@@ -20,11 +20,12 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from homeserver.http.channel import MatrixChannel
 from homeserver.http.endpoint import Limit, RequestContext, Requester
 from homeserver.http.guard import AppserviceChecker, Guard, SignatureChecker, TokenChecker
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.http.router import Handler, Router
-from homeserver.http.site import MatrixChannel, Site, SiteOptions
+from homeserver.http.site import Site, SiteOptions
 from homeserver.observe.access import AccessRecord
 from homeserver.observe.metrics import HttpMetrics
 
@@ -52,7 +53,7 @@ class FakeTokens:
     def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
         self.known = dict(known)
 
-    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
+    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:  # noqa: ARG002 - the protocol's
         found = self.known.get(token)
         if isinstance(found, Exception):
             raise found
@@ -194,6 +195,7 @@ def client_for(
     options: SiteOptions | None = None,
     token_in_query: bool = True,
     clock: Clock | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> Client:
     """A client of a site with these endpoints and nothing else."""
     clock = clock or Clock()
@@ -209,7 +211,7 @@ def client_for(
     site = Site(
         Router(sources, services, guard=guard),
         clock,
-        metrics=HttpMetrics(CollectorRegistry()),
+        metrics=HttpMetrics(registry or CollectorRegistry()),
         access_log=access_log,
         next_request_id=lambda: f"r{next(numbers)}",
         options=options,

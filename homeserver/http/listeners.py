@@ -1,0 +1,94 @@
+"""Listening: a site on TCP, TLS or a Unix socket."""
+
+from dataclasses import dataclass
+from errno import EADDRNOTAVAIL, EAFNOSUPPORT
+from pathlib import Path
+from typing import Final
+
+from OpenSSL import SSL
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort, IOpenSSLContextFactory, IReactorSSL, IReactorTCP, IReactorUNIX
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.ssl import CertificateOptions, TLSVersion
+from zope.interface import implementer
+
+BACKLOG: Final = 511
+
+
+@dataclass(frozen=True, slots=True)
+class TcpListener:
+    """A port on some addresses; with a TLS context it speaks TLS."""
+
+    port: int
+    bind_addresses: tuple[str, ...] = ("::", "0.0.0.0")
+    tls: "TlsContext | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class UnixListener:
+    """A socket in the file system, with permission bits."""
+
+    path: Path
+    mode: int = 0o666
+
+
+@implementer(IOpenSSLContextFactory)
+class TlsContext:
+    """Makes the TLS context of each connection, and reads the certificate again when it is told to."""
+
+    def __init__(self, certificate: Path, private_key: Path) -> None:
+        self._certificate = certificate
+        self._private_key = private_key
+        self._context = self._read()
+
+    def reload(self) -> None:
+        """Read the files again, for connections from now on. Raises `OSError`, `SSL.Error`; then the old ones stay."""
+        self._context = self._read()
+
+    def getContext(self) -> SSL.Context:  # noqa: N802 - Twisted's name
+        """What Twisted asks for each connection."""
+        return self._context
+
+    def _read(self) -> SSL.Context:
+        options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2)
+        context: SSL.Context = options.getContext()
+        context.use_certificate_chain_file(str(self._certificate))
+        context.use_privatekey_file(str(self._private_key))
+        context.check_privatekey()
+        return context
+
+
+def listen_tcp(
+    reactor: IReactorTCP, tls_reactor: IReactorSSL, listener: TcpListener, site: ServerFactory
+) -> list[IListeningPort]:
+    """Listen on every address of a TCP listener. Raises `CannotListenError`, but not where `::` took `0.0.0.0` already.
+
+    Port 0 takes a free one on the first address, and the same one on the others.
+    """
+    ports: list[IListeningPort] = []
+    number = listener.port
+    for address in listener.bind_addresses:
+        try:
+            if listener.tls is None:
+                port = reactor.listenTCP(number, site, BACKLOG, address)
+            else:
+                port = tls_reactor.listenSSL(number, site, listener.tls, BACKLOG, address)
+        except CannotListenError as error:
+            covered = address == "0.0.0.0" and "::" in listener.bind_addresses and bool(ports)
+            absent = address in ("::", "::1") and _has_no_ipv6(error) and len(listener.bind_addresses) > 1
+            if not (covered or absent):
+                raise
+            continue
+        ports.append(port)
+        number = number or int(getattr(port.getHost(), "port", 0))
+    return ports
+
+
+def listen_unix(reactor: IReactorUNIX, listener: UnixListener, site: ServerFactory) -> IListeningPort:
+    """Listen on a Unix socket; one that a dead server left behind is replaced. Raises `CannotListenError`."""
+    return reactor.listenUNIX(str(listener.path), site, BACKLOG, listener.mode, wantPID=True)
+
+
+def _has_no_ipv6(error: CannotListenError) -> bool:
+    cause = error.socketError
+    return isinstance(cause, OSError) and cause.errno in (EAFNOSUPPORT, EADDRNOTAVAIL)

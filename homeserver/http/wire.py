@@ -1,0 +1,45 @@
+"""The head of an answer, as bytes. What is the same for most answers is made once."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from homeserver.http.answers import JSON_TYPE
+from homeserver.http.cors import CORS_HEADERS
+
+NO_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+JSON_HEADERS: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n" + CORS_HEADERS
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+
+def status_line(status: int) -> bytes:
+    """The first line of an answer."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
+
+
+def header_lines(headers: Mapping[str, str]) -> tuple[bytes, str]:
+    """The header lines of an answer, and its content type. Raises ValueError for a line break in a header."""
+    if not headers:
+        return JSON_HEADERS, JSON_TYPE
+    content_type = JSON_TYPE
+    caching = "no-store"
+    lines = []
+    for name, value in headers.items():
+        if "\r" in value or "\n" in value or "\0" in value:
+            raise ValueError(f"the header {name} has a line break in it")
+        match name.lower():
+            case "content-type":
+                content_type = value
+            case "cache-control":
+                caching = value
+            case _:
+                lines.append(f"{name}: {value}\r\n")
+    head = f"Content-Type: {content_type}\r\nCache-Control: {caching}\r\n{''.join(lines)}"
+    return head.encode() + CORS_HEADERS, content_type
+
+
+def malformed() -> bytes:
+    """The whole answer to what is not HTTP."""
+    body = b'{"errcode":"M_UNKNOWN","error":"This is not a well-formed HTTP request"}'
+    head = b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    return status_line(HTTPStatus.BAD_REQUEST) + JSON_HEADERS + head + body

@@ -1,0 +1,112 @@
+"""Logs: a line for each event, as JSON for machines or as text for people.
+
+The request that the code works for is added to every event from its context, so nobody has to pass it along. What
+Twisted itself says of its factories and ports is left out below warnings.
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from homeserver.observe.context import CURRENT
+
+Write = Callable[[str], object]
+
+_OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
+"""Keys of the old and the new logging of Twisted, which are no fields of the event; and all that begin with `log_`."""
+_TWISTED: Final = "twisted."
+
+
+def _is_wanted(event: LogEvent, minimum: LogLevel) -> bool:
+    level = event.get("log_level", LogLevel.info)
+    if level < minimum:
+        return False
+    namespace = event.get("log_namespace") or ""
+    return not (namespace.startswith(_TWISTED) and level < LogLevel.warn)
+
+
+def _fields(event: LogEvent) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    request = CURRENT.get()
+    if request is not None:
+        fields["request_id"] = request.request_id
+        fields["endpoint"] = request.endpoint
+        if request.caller is not None:
+            fields["caller"] = request.caller
+    for key, value in event.items():
+        if key not in _OWN and not key.startswith("log_"):
+            fields[key] = value
+    return fields
+
+
+def _traceback(event: LogEvent) -> str | None:
+    failure = event.get("log_failure")
+    return failure.getTraceback() if isinstance(failure, Failure) else None
+
+
+def _plain(value: object) -> object:
+    return str(value)
+
+
+@implementer(ILogObserver)
+class JsonObserver:
+    """Writes each event as an object on one line: `time` (ISO 8601, UTC), `level`, `logger`, `text`, its fields."""
+
+    def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
+        self._write = write
+        self._minimum = minimum
+        self._encoder = msgspec.json.Encoder(enc_hook=_plain)
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write one event."""
+        if not _is_wanted(event, self._minimum):
+            return
+        line: dict[str, object] = {
+            "time": _time(event),
+            "level": event.get("log_level", LogLevel.info).name,
+            "logger": event.get("log_namespace") or "",
+            "text": formatEvent(event),
+            **_fields(event),
+        }
+        traceback = _traceback(event)
+        if traceback is not None:
+            line["traceback"] = traceback
+        self._write(self._encode(line) + "\n")
+
+    def _encode(self, line: Mapping[str, object]) -> str:
+        try:
+            return self._encoder.encode(line).decode()
+        except (TypeError, ValueError, RecursionError):
+            return self._encoder.encode({str(key): ascii(value) for key, value in line.items()}).decode()
+
+
+@implementer(ILogObserver)
+class TextObserver:
+    """Writes each event as text: time, level, request, what happened, and a traceback where there is one."""
+
+    def __init__(self, write: Write, minimum: LogLevel = LogLevel.info) -> None:
+        self._write = write
+        self._minimum = minimum
+
+    def __call__(self, event: LogEvent) -> None:
+        """Write one event."""
+        if not _is_wanted(event, self._minimum):
+            return
+        fields = _fields(event)
+        who = f" [{fields['request_id']}]" if fields.get("request_id") else ""
+        text = formatEvent(event).replace("\r", "\\r").replace("\n", "\\n")
+        level = event.get("log_level", LogLevel.info).name
+        self._write(f"{_time(event)} {level:8} {event.get('log_namespace') or '-'}{who} {text}\n")
+        traceback = _traceback(event)
+        if traceback is not None:
+            self._write("".join(f"    {line}\n" for line in traceback.splitlines()))
+
+
+def _time(event: LogEvent) -> str:
+    moment = datetime.fromtimestamp(event.get("log_time") or 0, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

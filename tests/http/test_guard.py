@@ -1,0 +1,124 @@
+"""Who is let in, and as whom."""
+
+from typing import Any
+
+import pytest
+
+from federation.protocol.errors import Forbidden, Unauthorized
+from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.http.endpoint import Auth, Peer, RequestContext, Requester, endpoint
+from tests.helpers.http import Client, client_for
+from tests.http import endpoints
+from tests.http.conftest import TOKENS
+from tests.http.endpoints import Bell
+
+OBJECT = "/_matrix/client/v3/message"
+WHO = "/_matrix/client/v3/who"
+LOGOUT = "/_matrix/client/v3/logout"
+ADMIN = "/_synapse/admin/v1/thing"
+
+
+def test_no_token_is_missing_and_a_wrong_one_unknown(client: Client) -> None:
+    missing, unknown = client.request("POST", OBJECT), client.request("POST", OBJECT, token="stolen")
+    assert (missing.status, missing.errcode) == (401, "M_MISSING_TOKEN")
+    assert (unknown.status, unknown.errcode) == (401, "M_UNKNOWN_TOKEN")
+
+
+def test_an_expired_token_is_a_soft_logout(client: Client) -> None:
+    assert client.request("POST", OBJECT, token="old").json["soft_logout"] is True
+
+
+def test_a_token_may_come_in_the_query_unless_switched_off(client: Client) -> None:
+    assert client.request("POST", OBJECT + "?access_token=alice").status == 200
+    strict = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS, token_in_query=False)
+    assert strict.request("POST", OBJECT + "?access_token=alice").errcode == "M_MISSING_TOKEN"
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Basic YTpi", "alice", ""])
+def test_a_header_without_a_token_is_missing(client: Client, header: str) -> None:
+    answer = client.request("POST", OBJECT, headers={"Authorization": header})
+    assert (answer.status, answer.errcode) == (401, "M_MISSING_TOKEN")
+
+
+def test_the_scheme_is_read_in_any_case(client: Client) -> None:
+    assert client.request("POST", OBJECT, headers={"Authorization": "bearer alice"}).status == 200
+
+
+def test_optional_is_somebody_or_nobody_but_not_anybody(client: Client) -> None:
+    assert client.request("GET", WHO).json["user_id"] is None
+    assert client.request("GET", WHO, token="alice").json["user_id"] == "@alice:example.org"
+    assert client.request("GET", WHO, token="stolen").errcode == "M_UNKNOWN_TOKEN"
+
+
+def test_guests_are_let_in_only_where_declared(client: Client) -> None:
+    refused = client.request("POST", OBJECT, token="guest")
+    assert (refused.status, refused.errcode) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    assert not client.start("GET", "/_matrix/client/v3/sync", token="guest").done
+
+
+def test_a_locked_user_can_only_log_out(client: Client) -> None:
+    refused = client.request("POST", OBJECT, token="locked")
+    assert (refused.status, refused.errcode, refused.json["soft_logout"]) == (401, "M_USER_LOCKED", True)
+    assert client.request("POST", LOGOUT, token="locked").status == 200
+
+
+def test_a_suspended_user_may_read_and_log_out(client: Client) -> None:
+    refused = client.request("POST", OBJECT, token="suspended")
+    assert (refused.status, refused.errcode) == (403, "M_USER_SUSPENDED")
+    assert client.request("GET", WHO, token="suspended").status == 200
+    assert client.request("POST", LOGOUT, token="suspended").status == 200
+
+
+def test_administrators_only(client: Client) -> None:
+    assert client.request("GET", ADMIN, token="alice").errcode == "M_FORBIDDEN"
+    assert client.request("GET", ADMIN, token="admin").json == {"colour": "blue"}
+
+
+class _Bridge:
+    """One application service, `irc`, for users called `@irc_…`."""
+
+    async def get_requester(
+        self, token: str, user_id: str | None, device_id: str | None, _context: RequestContext
+    ) -> Requester | None:
+        if token != "bridge":
+            return None
+        user_id = user_id or "@irc:example.org"
+        if not user_id.startswith("@irc"):
+            raise Forbidden("This user is not the application service's")
+        device = None if device_id is None else DeviceID(device_id)
+        return Requester(UserID(user_id), device, 0, appservice_id="irc")
+
+
+class _Signatures:
+    """Believes whoever says that it is good."""
+
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+        if authorization != ["X-Matrix good"]:
+            raise Unauthorized
+        return Peer(ServerName(f"{method} {uri} {body.decode()}"))
+
+
+@endpoint("POST", "/ping", auth=Auth.APPSERVICE)
+async def post_ping(caller: Requester) -> Any:
+    return [caller.user_id, caller.device_id, caller.appservice_id]
+
+
+@endpoint("PUT", "/send/{txn}", auth=Auth.SERVER)
+async def put_send(peer: Peer, *, txn: str, body: dict[str, Any]) -> Any:
+    return [peer.server_name, txn, body]
+
+
+def test_an_application_service_acts_for_its_users() -> None:
+    client = client_for([post_ping], {}, tokens=TOKENS, appservices=_Bridge())
+    assert client.request("POST", "/ping", token="bridge").json == ["@irc:example.org", None, "irc"]
+    path = "/ping?user_id=@irc_bob:example.org&device_id=B"
+    assert client.request("POST", path, token="bridge").json == ["@irc_bob:example.org", "B", "irc"]
+    assert client.request("POST", "/ping?user_id=@alice:example.org", token="bridge").errcode == "M_FORBIDDEN"
+    assert client.request("POST", "/ping", token="alice").errcode == "M_FORBIDDEN"
+
+
+def test_a_server_is_known_by_its_signature() -> None:
+    client = client_for([put_send], {}, signatures=_Signatures())
+    answer = client.request("PUT", "/send/a%2Fb?x=1", json={}, headers={"Authorization": "X-Matrix good"})
+    assert answer.json == ["PUT /send/a%2Fb?x=1 {}", "a/b", {}]
+    assert client.request("PUT", "/send/1", json={}, token="alice").errcode == "M_UNAUTHORIZED"

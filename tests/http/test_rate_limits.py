@@ -1,0 +1,111 @@
+"""Who is slowed down, when, and for how long."""
+
+import pytest
+from twisted.internet.task import Clock
+
+from federation.protocol.errors import LimitExceeded
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import Rate, RateLimiter, address_key
+from tests.helpers.http import Client, client_for
+from tests.http import endpoints
+from tests.http.conftest import TOKENS
+from tests.http.endpoints import Bell
+
+LOGIN = "/_matrix/client/v3/login"
+MESSAGE = "/_matrix/client/v3/message"
+
+
+def _limited() -> Client:
+    rates = {Limit.LOGIN: Rate(0.1, 2), Limit.MESSAGE: Rate(1, 3)}
+    return client_for([endpoints], {Bell: Bell()}, tokens=TOKENS, rates=rates)
+
+
+def test_a_burst_is_let_through_and_then_a_steady_rate() -> None:
+    client = _limited()
+    assert [client.request("POST", LOGIN).status for _ in range(3)] == [200, 200, 429]
+    refused = client.request("POST", LOGIN)
+    assert refused.errcode == "M_LIMIT_EXCEEDED"
+    assert refused.json["retry_after_ms"] == 10_000
+    assert refused.headers["retry-after"] == "10"
+    client.clock.advance(9.9)
+    assert client.request("POST", LOGIN).status == 429
+    client.clock.advance(0.1)
+    assert [client.request("POST", LOGIN).status for _ in range(2)] == [200, 429]
+
+
+def test_whoever_waits_as_told_is_let_in() -> None:
+    clock = Clock()
+    limiter = RateLimiter(clock, {Limit.LOGIN: Rate(0.003, 5)})
+    for _ in range(5):
+        limiter.check(Limit.LOGIN, "a")
+    for _ in range(20):
+        with pytest.raises(LimitExceeded) as refused:
+            limiter.check(Limit.LOGIN, "a")
+        clock.advance(int(str(refused.value.fields["retry_after_ms"])) / 1000)
+        limiter.check(Limit.LOGIN, "a")
+
+
+def test_addresses_and_users_count_apart() -> None:
+    client = _limited()
+    assert [client.request("POST", LOGIN, ip="10.0.0.1").status for _ in range(3)] == [200, 200, 429]
+    assert client.request("POST", LOGIN, ip="10.0.0.2").status == 200
+    assert [client.request("POST", MESSAGE, token="alice").status for _ in range(4)] == [200, 200, 200, 429]
+    assert client.request("POST", MESSAGE, token="bob").status == 200
+
+
+def test_one_subscriber_of_ipv6_is_one() -> None:
+    client = _limited()
+    assert [client.request("POST", LOGIN, ip=f"2001:db8::{n}").status for n in (1, 2, 3)] == [200, 200, 429]
+    assert client.request("POST", LOGIN, ip="2001:db8:0:1::1").status == 200
+    assert address_key("192.0.2.1") == "192.0.2.1"
+
+
+def test_some_are_exempt() -> None:
+    client = _limited()
+    assert {client.request("POST", MESSAGE, token="free").status for _ in range(10)} == {200}
+
+
+def test_looking_is_not_counting_and_a_bucket_can_be_filled() -> None:
+    limiter = RateLimiter(Clock(), {Limit.LOGIN_FAILED: Rate(0.1, 1)})
+    for _ in range(5):
+        limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
+    limiter.check(Limit.LOGIN_FAILED, "@a:b")
+    with pytest.raises(LimitExceeded):
+        limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
+    limiter.forget(Limit.LOGIN_FAILED, "@a:b")
+    limiter.check_only(Limit.LOGIN_FAILED, "@a:b")
+
+
+def test_a_rate_of_ones_own_replaces_the_usual_one() -> None:
+    limiter = RateLimiter(Clock(), {})
+    limiter.check(Limit.MESSAGE, "@a:b", rate=Rate(1, 1))
+    with pytest.raises(LimitExceeded):
+        limiter.check(Limit.MESSAGE, "@a:b", rate=Rate(1, 1))
+
+
+def test_memory_is_bounded_and_the_emptiest_buckets_are_kept() -> None:
+    clock = Clock()
+    limiter = RateLimiter(clock, {Limit.LOGIN: Rate(0.1, 2)}, max_buckets=100)
+    limiter.check(Limit.LOGIN, "attacker")
+    limiter.check(Limit.LOGIN, "attacker")
+    for number in range(1000):
+        limiter.check(Limit.LOGIN, str(number))
+        assert limiter.bucket_count(Limit.LOGIN) <= 100
+    with pytest.raises(LimitExceeded):
+        limiter.check(Limit.LOGIN, "attacker")
+
+
+def test_full_buckets_are_forgotten() -> None:
+    clock = Clock()
+    limiter = RateLimiter(clock, {Limit.LOGIN: Rate(1, 2)}, max_buckets=10)
+    for number in range(10):
+        limiter.check(Limit.LOGIN, str(number))
+    clock.advance(60)
+    limiter.check(Limit.LOGIN, "new")
+    assert limiter.bucket_count(Limit.LOGIN) == 1
+
+
+@pytest.mark.parametrize(("per_second", "burst_count"), [(0, 1), (-1, 1), (1, 0)])
+def test_a_rate_of_nothing_is_refused(per_second: float, burst_count: float) -> None:
+    with pytest.raises(ValueError, match="rate limit needs"):
+        Rate(per_second, burst_count)

@@ -1,0 +1,365 @@
+"""How a request finds its handler, and what the handler is given."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.protocol.ids import EventID
+from homeserver.http.endpoint import Auth, Peer, RequestContext, Requester, endpoint
+from homeserver.http.guard import Guard
+from homeserver.http.parameters import DeclarationError
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.router import Handler, Router
+from tests.helpers.http import Client, client_for
+from tests.http import endpoints
+from tests.http.conftest import TOKENS
+from tests.http.endpoints import Bell
+
+TAG = "/_matrix/client/v3/user/@alice:example.org/rooms/!r:example.org/tags/"
+SEARCH = "/_matrix/client/v3/search?needed=x"
+STATE = "/_matrix/client/v3/rooms/!r:example.org/state"
+
+
+def test_path_body_and_caller_reach_the_handler(client: Client) -> None:
+    answer = client.request("PUT", TAG + "m.favourite", token="alice", json={"order": 0.5})
+    assert answer.status == 200
+    assert answer.json == {
+        "caller": "@alice:example.org",
+        "user": "@alice:example.org",
+        "room": "!r:example.org",
+        "tag": "m.favourite",
+        "order": 0.5,
+    }
+    assert answer.headers["content-type"] == "application/json"
+    assert int(answer.headers["content-length"]) == len(answer.body)
+
+
+@pytest.mark.parametrize(
+    ("segment", "value"),
+    [("u.a%2Fb", "u.a/b"), ("%F0%9F%92%A9", "💩"), ("a+b", "a+b"), ("100%", "100%"), ("%252F", "%2F"), ("a;b", "a;b")],
+)
+def test_a_segment_is_decoded_once_and_stays_one(client: Client, segment: str, value: str) -> None:
+    assert client.request("PUT", TAG + segment, token="alice").json["tag"] == value
+
+
+def test_encoded_literals_and_sigils_are_the_same_path(client: Client) -> None:
+    path = "/%5Fmatrix/client/v3/rooms/%21r%3Aexample.org/state"
+    assert client.request("GET", path).json == ["!r:example.org"]
+
+
+@pytest.mark.parametrize("path", [TAG + "%FF", TAG + "a%00b"])
+def test_a_path_that_is_no_text_is_refused(client: Client, path: str) -> None:
+    answer = client.request("PUT", path, token="alice")
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (STATE + "/m.room.name/key", ["!r:example.org", "m.room.name", "key"]),
+        (STATE + "/m.room.name/", ["!r:example.org", "m.room.name", ""]),
+        (STATE + "/m.room.name", ["!r:example.org", "m.room.name", ""]),
+        (STATE, ["!r:example.org"]),
+        (STATE + "/", ["!r:example.org"]),
+    ],
+)
+def test_a_state_key_may_be_empty_or_left_out(client: Client, path: str, expected: list[str]) -> None:
+    assert client.request("GET", path).json == expected
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/_matrix/client/v3/searches", "/_matrix/client/v3/search/more", "//", STATE + "/a/b/c", "*"]
+)
+def test_unknown_paths_are_unrecognized(client: Client, path: str) -> None:
+    answer = client.request("GET", path)
+    assert (answer.status, answer.errcode) == (404, "M_UNRECOGNIZED")
+
+
+def test_a_wrong_method_is_told_the_right_ones(client: Client) -> None:
+    answer = client.request("DELETE", TAG + "x")
+    assert (answer.status, answer.errcode, answer.headers["allow"]) == (405, "M_UNRECOGNIZED", "PUT, OPTIONS")
+
+
+def test_an_older_spelling_of_a_path_is_the_same_endpoint(client: Client) -> None:
+    assert client.request("GET", "/_matrix/client/unstable/org.example/search?needed=1").json["needed"] == "1"
+
+
+def test_head_is_get_without_a_body(client: Client) -> None:
+    head, get = client.request("HEAD", STATE), client.request("GET", STATE)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-length"] == str(len(get.body))
+
+
+def test_query_parameters_have_their_types(client: Client) -> None:
+    query = "&limit=-3&full=true&colour=blue&dir=b&server=a&server=b%20c&at=!r:x.org&from=t1&org.example.use_after=true"
+    assert client.request("GET", SEARCH + query).json == {
+        "needed": "x",
+        "limit": -3,
+        "full": True,
+        "colour": "blue",
+        "dir": "b",
+        "server": ["a", "b c"],
+        "at": "!r:x.org",
+        "from": "t1",
+        "after": True,
+    }
+
+
+def test_query_parameters_have_their_defaults(client: Client) -> None:
+    answer = client.request("GET", SEARCH).json
+    assert (answer["limit"], answer["full"], answer["server"], answer["at"]) == (10, False, [], None)
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("&limit=many", "limit"),
+        ("&limit=" + "9" * 400, "limit"),
+        ("&limit=1_0", "limit"),
+        ("&limit=", "limit"),
+        ("&full=1", "full"),
+        ("&colour=green", "colour"),
+        ("&dir=x", "dir"),
+        ("&at=nonsense", "at"),
+        ("&from=%FF", "query"),
+        ("&from=%00", "query"),
+        ("&a=1" * 300, "query"),
+    ],
+)
+def test_a_bad_query_parameter_is_named(client: Client, query: str, named: str) -> None:
+    answer = client.request("GET", SEARCH + query)
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    assert named in answer.json["error"]
+
+
+def test_a_missing_query_parameter_is_named(client: Client) -> None:
+    answer = client.request("GET", "/_matrix/client/v3/search")
+    assert (answer.status, answer.errcode) == (400, "M_MISSING_PARAM")
+    assert "needed" in answer.json["error"]
+
+
+def test_an_identifier_in_the_path_is_checked(client: Client) -> None:
+    answer = client.request("GET", "/_matrix/client/v3/rooms/nonsense/state")
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    assert "room_id" in answer.json["error"]
+
+
+def test_no_body_is_an_empty_object(client: Client) -> None:
+    assert client.request("PUT", TAG + "x", token="alice").json["order"] is None
+    assert client.request("POST", "/_matrix/client/v3/object").json == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "errcode"),
+    [
+        (b"{", "M_NOT_JSON"),
+        (b"nonsense", "M_NOT_JSON"),
+        (b'{"a": "\xff"}', "M_NOT_JSON"),
+        (b'{"a": "\\ud800"}', "M_NOT_JSON"),
+        (b"{} {}", "M_NOT_JSON"),
+        (b'{"a": NaN}', "M_NOT_JSON"),
+        (b"[]", "M_BAD_JSON"),
+        (b"null", "M_BAD_JSON"),
+        (b"[" * 60_000, "M_BAD_JSON"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/_matrix/client/v3/object", "/_matrix/client/v3/raw"])
+def test_a_body_that_is_no_object_is_refused(client: Client, path: str, body: bytes, errcode: str) -> None:
+    answer = client.request("POST", path, body=body)
+    assert (answer.status, answer.errcode) == (400, errcode)
+
+
+def test_huge_numbers_do_no_harm(client: Client) -> None:
+    for number in (b"1e999", b"-1e999", b"9" * 5000, b"-" + b"9" * 30, b"0." + b"1" * 5000):
+        for path in ("object", "raw"):
+            answer = client.request("POST", "/_matrix/client/v3/" + path, body=b'{"a":%s}' % number)
+            assert answer.status in (200, 400), (path, number[:10], answer.body[:200])
+
+
+def test_deep_nesting_does_no_harm(client: Client) -> None:
+    for body in (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, b'{"a":' + b"[" * 25_000 + b"]" * 25_000 + b"}"):
+        for path in ("object", "raw"):
+            answer = client.request("POST", "/_matrix/client/v3/" + path, body=body)
+            assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+
+
+def test_a_wrong_shape_is_told_where(client: Client) -> None:
+    answer = client.request("PUT", TAG + "x", token="alice", json={"words": ["a", 3]})
+    assert (answer.status, answer.errcode) == (400, "M_BAD_JSON")
+    assert "$.words[1]" in answer.json["error"]
+
+
+def test_raw_bytes_pass_unchanged(client: Client) -> None:
+    body = b' {"b" : 1.0, "a":[ ]} '
+    assert client.request("POST", "/_matrix/client/v3/raw", body=body).body.strip() == body.strip()
+
+
+def test_the_content_type_does_not_matter(client: Client) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    assert client.request("POST", "/_matrix/client/v3/object", json={"a": 1}, headers=headers).json == {"a": 1}
+
+
+def test_a_file_is_not_json_and_may_be_large(client: Client) -> None:
+    answer = client.request("POST", "/_matrix/media/v3/upload?filename=x", body=b"\xff" * (2 << 20))
+    assert answer.json == {"bytes": 2 << 20, "filename": "x"}
+
+
+def test_routes_are_listed_with_their_aliases() -> None:
+    router = Router([endpoints], {Bell: Bell()}, guard=Guard(_limiter(), tokens=TOKENS))
+    assert ("GET", "/_matrix/client/unstable/org.example/search") in router.routes()
+    assert ("PUT", "/_matrix/client/v3/user/{user_id}/rooms/{room_id}/tags/{tag}") in router.routes()
+
+
+# Declarations that stop start-up.
+
+
+def _limiter() -> RateLimiter:
+    from_nothing: Any = None
+    return RateLimiter(from_nothing, {})
+
+
+def _build(handler: Any) -> None:
+    Router([handler], {}, guard=Guard(_limiter(), tokens=TOKENS))
+
+
+def _missing_parameter() -> Any:
+    @endpoint("GET", "/a/{b}", auth=Auth.NONE)
+    async def get_a() -> None: ...
+
+    return get_a
+
+
+def _missing_service() -> Any:
+    @endpoint("GET", "/a", auth=Auth.NONE)
+    async def get_a(bell: Bell) -> None: ...
+
+    return get_a
+
+
+def _unreadable_type() -> Any:
+    @endpoint("GET", "/a", auth=Auth.NONE)
+    async def get_a(*, when: complex) -> None: ...
+
+    return get_a
+
+
+def _untyped() -> Any:
+    async def get_a(*, when) -> None: ...  # type: ignore[no-untyped-def]
+
+    return endpoint("GET", "/a", auth=Auth.NONE)(get_a)
+
+
+def _nobody_to_ask() -> Any:
+    @endpoint("GET", "/a", auth=Auth.NONE)
+    async def get_a(caller: Requester) -> None: ...
+
+    return get_a
+
+
+def _not_optional() -> Any:
+    @endpoint("GET", "/a", auth=Auth.OPTIONAL)
+    async def get_a(caller: Requester) -> None: ...
+
+    return get_a
+
+
+def _no_checker() -> Any:
+    @endpoint("GET", "/a", auth=Auth.SERVER)
+    async def get_a(peer: Peer) -> None: ...
+
+    return get_a
+
+
+def _alias_leaves_out_too_much() -> Any:
+    @endpoint("GET", "/a/{event_id}", "/a", auth=Auth.NONE)
+    async def get_a(*, event_id: EventID) -> None: ...
+
+    return get_a
+
+
+def _relative() -> Any:
+    @endpoint("GET", "a", auth=Auth.NONE)
+    async def get_a(context: RequestContext) -> None: ...
+
+    return get_a
+
+
+def _body_of_text() -> Any:
+    @endpoint("PUT", "/a", auth=Auth.NONE)
+    async def put_a(*, body: str) -> None: ...
+
+    return put_a
+
+
+@pytest.mark.parametrize(
+    ("declare", "words"),
+    [
+        (_missing_parameter, "no parameter b"),
+        (_missing_service, "nobody provides the service Bell"),
+        (_unreadable_type, "cannot be read from text"),
+        (_untyped, "has no type"),
+        (_nobody_to_ask, "auth is none"),
+        (_not_optional, "must be `Requester | None`"),
+        (_no_checker, "no checker is wired"),
+        (_alias_leaves_out_too_much, "leaves out event_id"),
+        (_relative, "does not begin with a slash"),
+        (_body_of_text, "cannot be read"),
+    ],
+)
+def test_a_wrong_declaration_is_a_sentence(declare: Any, words: str) -> None:
+    with pytest.raises(DeclarationError, match=words):
+        _build(declare())
+
+
+def test_two_handlers_of_one_path_stop_start_up() -> None:
+    with pytest.raises(DeclarationError, match="is already"):
+        Router([_same(), _same()], {}, guard=Guard(_limiter()))
+
+
+def _same() -> Handler:
+    @endpoint("GET", "/a", auth=Auth.NONE)
+    async def get_a() -> None: ...
+
+    return get_a  # type: ignore[return-value]
+
+
+# Whatever comes, the answer is a Matrix one.
+
+_ANY = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
+_PATHS = [TAG + "x", SEARCH, STATE, "/_matrix/client/v3/object", "/_matrix/client/v3/raw", "/_matrix/client/v3/who"]
+_TARGETS = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    method=st.sampled_from(["GET", "PUT", "POST", "DELETE", "PATCH", "HEAD", "BREW"]),
+    path=st.one_of(_TARGETS.map("/".__add__), st.tuples(st.sampled_from(_PATHS), _TARGETS).map("".join)),
+    body=st.one_of(st.none(), st.binary(max_size=100)),
+    token=st.sampled_from([None, "alice", "nobody"]),
+)
+def test_any_path_and_body_get_a_matrix_answer(method: str, path: str, body: bytes | None, token: str | None) -> None:
+    _check(method, path, body, token)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=10),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(path=st.sampled_from(_PATHS), value=_JSON)
+def test_any_json_gets_a_matrix_answer(path: str, value: object) -> None:
+    _check("PUT" if "tags" in path else "POST", path, json.dumps(value).encode("utf-8", "surrogatepass"), "alice")
+
+
+def _check(method: str, path: str, body: bytes | None, token: str | None) -> None:
+    answer = _ANY.request(method, path, body=body, token=token)
+    assert answer.status < 500
+    if answer.status >= 400 and method != "HEAD":
+        assert answer.errcode.startswith("M_")
+        assert isinstance(answer.json["error"], str)

@@ -1,0 +1,348 @@
+"""Answers, errors, bodies, connections, and clients that go away."""
+
+import gzip
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from twisted.logger import LogEvent, globalLogPublisher
+
+from homeserver.http import probes
+from homeserver.http.addresses import forwarded_address, normalise
+from homeserver.http.channel import LINGER_BYTES, LINGER_SECONDS
+from homeserver.http.site import DISCONNECTED, SiteOptions
+from tests.helpers.http import Client, Connection, client_for
+from tests.http import endpoints
+from tests.http.conftest import TOKENS
+from tests.http.endpoints import Bell
+
+OBJECT = "/_matrix/client/v3/object"
+SYNC = "/_matrix/client/v3/sync"
+SLOW = "/_matrix/client/v3/slow"
+UPLOAD = "/_matrix/media/v3/upload"
+WHO = "/_matrix/client/v3/who"
+
+
+def _with(options: SiteOptions, bell: Bell | None = None) -> Client:
+    return client_for([endpoints], {Bell: bell or Bell()}, tokens=TOKENS, options=options)
+
+
+# Errors.
+
+
+def test_a_matrix_error_is_its_answer(client: Client) -> None:
+    answer = client.request("GET", "/fails/forbidden")
+    assert (answer.status, answer.json) == (403, {"errcode": "M_FORBIDDEN", "error": "No, not you"})
+
+
+def test_a_limit_says_when_to_come_back(client: Client) -> None:
+    assert client.request("GET", "/fails/limit").headers["retry-after"] == "2"
+
+
+def test_a_remotes_fault_is_not_the_clients(client: Client) -> None:
+    answer = client.request("GET", "/fails/remote")
+    assert (answer.status, answer.errcode) == (502, "M_UNKNOWN")
+    assert b"secret" not in answer.body
+
+
+@pytest.mark.parametrize("how", ["bug", "header", "unencodable"])
+def test_a_bug_is_a_500_whose_traceback_is_in_the_log(client: Client, how: str) -> None:
+    events: list[LogEvent] = []
+    globalLogPublisher.addObserver(events.append)
+    try:
+        answer = client.request("GET", "/fails/" + how)
+    finally:
+        globalLogPublisher.removeObserver(events.append)
+    assert (answer.status, answer.errcode) == (500, "M_UNKNOWN")
+    (logged,) = [event for event in events if event.get("request_id") == answer.json["request_id"]]
+    assert "Error" in logged["log_failure"].getTraceback()
+    assert b"Traceback" not in answer.body
+
+
+def test_a_wait_given_up_is_worth_another_try(client: Client) -> None:
+    assert client.request("GET", "/fails/cancelled").status == 503
+
+
+# Headers.
+
+
+def test_cross_origin_headers_are_on_every_answer(client: Client) -> None:
+    for answer in (
+        client.request("GET", WHO),
+        client.request("GET", "/nowhere"),
+        client.request("GET", "/fails/forbidden"),
+        client.request("GET", "/page"),
+        client.request("POST", OBJECT, body=b"x" * 70_000),
+        client.request("OPTIONS", "/nowhere"),
+    ):
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "PUT" in answer.headers["access-control-allow-methods"]
+        assert "Authorization" in answer.headers["access-control-allow-headers"]
+
+
+def test_a_preflight_runs_nothing(client: Client, bell: Bell) -> None:
+    answer = client.request("OPTIONS", SLOW)
+    assert (answer.status, answer.body) == (204, b"")
+    assert not bell.waiting
+
+
+def test_a_handler_may_answer_with_headers_of_its_own(client: Client) -> None:
+    answer = client.request("GET", "/page")
+    assert (answer.status, answer.body) == (202, b"<p>")
+    assert (answer.headers["content-type"], answer.headers["cache-control"]) == ("text/html", "max-age=5")
+    assert answer.headers["x-own"] == "1"
+
+
+def test_large_text_is_compressed_for_who_can_read_it() -> None:
+    client = _with(SiteOptions(compress=True))
+    plain = client.request("GET", "/big")
+    packed = client.request("GET", "/big", headers={"Accept-Encoding": "br, gzip;q=1.0"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body) == plain.body
+    assert len(packed.body) < len(plain.body) // 10
+    assert plain.headers["vary"] == packed.headers["vary"] == "Accept-Encoding"
+    assert "content-encoding" not in client.request("GET", WHO, headers={"Accept-Encoding": "gzip"}).headers
+
+
+def test_nothing_is_compressed_unless_switched_on(client: Client) -> None:
+    assert "content-encoding" not in client.request("GET", "/big", headers={"Accept-Encoding": "gzip"}).headers
+
+
+# Bodies.
+
+
+def test_a_body_too_long_is_refused_before_it_is_read(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: 65537\r\n" % OBJECT.encode())
+    connection.send(b"Expect: 100-continue\r\n\r\n")
+    (answer,) = connection.answers()
+    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    assert answer.headers["connection"] == "close"
+    assert b"100 Continue" not in connection.received()
+
+
+def test_a_chunked_body_is_refused_when_it_grows_too_long(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode())
+    for _ in range(16):
+        connection.send(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+    assert not connection.received()
+    connection.send(b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+    (answer,) = connection.answers()
+    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+
+
+def test_what_comes_after_a_refusal_is_thrown_away_for_a_moment(client: Client) -> None:
+    def refused() -> Connection:
+        connection = client.connect()
+        connection.send(b"POST %s HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n" % OBJECT.encode())
+        connection.send(b"x" * 1000)
+        assert len(connection.answers()) == 1
+        assert not connection.transport.disconnecting
+        return connection
+
+    connection = refused()
+    connection.send(b"x" * LINGER_BYTES)
+    assert connection.transport.disconnecting
+    connection = refused()
+    client.clock.advance(LINGER_SECONDS)
+    assert connection.transport.disconnecting
+
+
+def test_a_chunked_body_is_read_whole(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"POST %s HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" % OBJECT.encode())
+    connection.send(b'5\r\n{"a":\r\n2\r\n1}\r\n0\r\n\r\n')
+    assert connection.answers()[0].json == {"a": 1}
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"POST %s HTTP/1.1\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n" % OBJECT.encode())
+    assert connection.received() == b"HTTP/1.1 100 Continue\r\n\r\n"
+    connection.send(b"{}")
+    assert connection.answers()[0].status == 200
+
+
+def test_an_unknown_path_reads_no_large_body(client: Client) -> None:
+    connection = client.connect()
+    connection.send(b"POST /nowhere HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n")
+    assert connection.answers()[0].errcode == "M_UNRECOGNIZED"
+
+
+# Connections.
+
+
+def test_a_connection_is_kept_and_requests_are_answered_in_order(client: Client, bell: Bell) -> None:
+    connection = client.connect()
+    slow = b"POST %s HTTP/1.1\r\nHost: x\r\n\r\n" % SLOW.encode()
+    who = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % WHO.encode()
+    connection.send(slow + who + who)
+    assert not connection.received()
+    bell.ring()
+    assert [answer.status for answer in connection.answers()] == [200, 200, 200]
+    connection.send(who)
+    assert len(connection.answers()) == 4
+    assert not connection.transport.disconnecting
+
+
+@pytest.mark.parametrize("head", [b"GET %s HTTP/1.0\r\n\r\n", b"GET %s HTTP/1.1\r\nConnection: close\r\n\r\n"])
+def test_a_connection_ends_when_the_client_wants_it(client: Client, head: bytes) -> None:
+    connection = client.connect()
+    connection.send(head % WHO.encode())
+    assert connection.answers()[0].headers["connection"] == "close"
+    assert connection.transport.disconnecting
+
+
+def test_an_idle_connection_ends_but_a_long_poll_does_not(client: Client, bell: Bell) -> None:
+    idle, poll = client.connect(), client.start("GET", SYNC, token="alice")
+    client.clock.advance(61)
+    assert idle.transport.disconnecting
+    assert not poll.connection.transport.disconnecting
+    bell.ring()
+    assert poll.answer.json == {"text": "rung", "caller": "@alice:example.org"}
+
+
+def test_a_client_that_goes_away_ends_its_long_poll(client: Client, bell: Bell) -> None:
+    pending = client.start("GET", SYNC, token="alice")
+    assert len(bell.waiting) == 1
+    pending.disconnect()
+    assert (bell.cancelled, bell.waiting) == (1, [])
+    assert client.access_log.records[-1].status == DISCONNECTED
+
+
+def test_what_changes_something_is_finished_though_its_client_went_away(client: Client, bell: Bell) -> None:
+    client.start("POST", SLOW).disconnect()
+    assert (bell.cancelled, len(bell.waiting)) == (0, 1)
+    bell.ring()
+    assert bell.finished == 1
+
+
+MALFORMED = [
+    b"nonsense\r\n\r\n",
+    b"GET /\r\n\r\n",
+    b"GET / HTTP/2.0\r\n\r\n",
+    b"GET  / HTTP/1.1\r\n\r\n",
+    b"GET /\xff HTTP/1.1\r\n\r\n",
+    b"G(T / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno colon\r\nHost: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nBad Name: x\r\n\r\n",
+    b"GET / HTTP/1.1\r\nX: a\0b\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\nHost: x\r\n\r\nabc",
+    b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + b"X: " + b"a" * 20_000 + b"\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 1000 + b"\r\n",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("data", MALFORMED)
+def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: bytes) -> None:
+    connection = client.connect()
+    connection.send(data + b"GET /_matrix/client/v3/who HTTP/1.1\r\n\r\n")
+    (answer,) = connection.answers()
+    assert (answer.status, answer.errcode) == (400, "M_UNKNOWN")
+    assert answer.headers["connection"] == "close"
+    client.clock.advance(LINGER_SECONDS)
+    assert connection.transport.disconnecting
+    connection.close()
+
+
+_BYTES_CLIENT = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
+_PIECES = st.sampled_from(
+    [b"GET ", b"POST ", b"PUT ", b"/", OBJECT.encode(), UPLOAD.encode(), b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n"]
+    + [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"{}", b"3\r\n", b"0\r\n"]
+    + [b"Host: x\r\n", b"Connection: close\r\n", b"Content-Length: 999999999\r\n", b"?a=%", b"\0", b"\xff", b" ", b":"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(_PIECES | st.binary(max_size=8), max_size=12).map(b"".join), max_size=4))
+def test_no_bytes_break_a_connection(writes: list[bytes]) -> None:
+    connection = _BYTES_CLIENT.connect()
+    for data in writes:
+        connection.send(data)
+    for answer in connection.answers():
+        assert answer.status < 500
+        assert answer.status < 400 or answer.errcode.startswith("M_")
+    connection.close()
+
+
+# Where a request comes from.
+
+
+def test_forwarded_headers_are_believed_only_behind_a_proxy(client: Client) -> None:
+    headers = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9", "X-Forwarded-Proto": "https"}
+    direct = client.request("GET", WHO, headers=headers, ip="127.0.0.1").json
+    assert (direct["ip"], direct["secure"]) == ("127.0.0.1", False)
+    proxied = _with(SiteOptions(x_forwarded=True)).request("GET", WHO, headers=headers).json
+    assert (proxied["ip"], proxied["secure"]) == ("203.0.113.9", True)
+    further = SiteOptions(x_forwarded=True, trusted_proxies=(ip_network("203.0.113.0/24"),))
+    assert _with(further).request("GET", WHO, headers=headers).json["ip"] == "198.51.100.7"
+    nonsense = _with(further).request("GET", WHO, headers={"X-Forwarded-For": "<script>"}).json
+    assert nonsense["ip"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        (" 192.0.2.1:5555 ", "192.0.2.1"),
+        ("[2001:DB8::1]:443", "2001:db8::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("unknown", None),
+        ("", None),
+    ],
+)
+def test_an_address_has_one_spelling(written: str, address: str | None) -> None:
+    assert normalise(written) == address
+
+
+def test_an_address_behind_nonsense_is_not_believed() -> None:
+    trusted = (ip_network("10.0.0.0/8"),)
+    assert forwarded_address(["1.1.1.1, bogus, 10.0.0.1"], trusted) == "10.0.0.1"
+    assert forwarded_address(["1.1.1.1", "2.2.2.2"], trusted) == "2.2.2.2"
+    assert forwarded_address(["10.0.0.1"], trusted) == "10.0.0.1"
+
+
+def test_a_handler_sees_agent_and_cookies(client: Client) -> None:
+    answer = client.request("GET", WHO, headers={"User-Agent": "nheko/1", "Cookie": "a=1; b=2"}).json
+    assert (answer["agent"], answer["cookies"]) == ("nheko/1", {"a": "1", "b": "2"})
+
+
+def test_a_proxys_request_id_is_used_if_it_is_one() -> None:
+    client = _with(SiteOptions(request_id_header="X-Request-Id"))
+    assert client.request("GET", WHO, headers={"X-Request-Id": "abc-123"}).json["id"] == "abc-123"
+    assert client.request("GET", WHO, headers={"X-Request-Id": "a\tb"}).json["id"] != "a\tb"
+    assert client.request("GET", WHO).json["id"]
+
+
+# Resources, probes.
+
+
+def test_a_listener_serves_only_its_resources() -> None:
+    client = _with(SiteOptions(resources=frozenset({"client"})))
+    assert client.request("GET", WHO).status == 200
+    assert client.request("GET", "/_synapse/admin/v1/thing", token="admin").errcode == "M_UNRECOGNIZED"
+
+
+def test_health_and_metrics() -> None:
+    registry = CollectorRegistry()
+    client = client_for([endpoints, probes], {Bell: Bell(), CollectorRegistry: registry}, registry=registry)
+    client.request("GET", WHO)
+    client.request("BREW", "/pot")
+    pending = client.start("POST", SLOW)
+    assert client.request("GET", "/health").body == b"OK"
+    text = client.request("GET", "/metrics").body.decode()
+    assert 'mahalla_http_requests_total{code="200",endpoint="get_who",method="GET"} 1.0' in text
+    assert 'mahalla_http_requests_total{code="404",endpoint="none",method="other"} 1.0' in text
+    assert "mahalla_http_requests_in_flight 2.0" in text
+    pending.disconnect()
+    assert "mahalla_http_requests_in_flight 1.0" in client.request("GET", "/metrics").body.decode()
