@@ -60,8 +60,7 @@ class MatrixChannel(HTTPChannel):
         self._thrown_away += len(data)
         if self._thrown_away > LINGER_BYTES:
             self.setTimeout(None)
-            assert self.transport is not None
-            self.transport.abortConnection()
+            self.forceAbortClient()
 
     def lineReceived(self, line: bytes) -> None:
         if not self._refused:
