@@ -1,9 +1,10 @@
-# ruff: noqa: N802 - the names are twisted.web's
 """One connection: twisted.web's HTTP channel, made to answer what is malformed or too long with a Matrix error.
 
 After such an answer, what the client still sends is thrown away for a moment, that it may read the answer before the
 connection ends; closing at once would make its system throw the answer away.
 """
+
+# mypy: allow-untyped-calls
 
 from collections.abc import Callable
 from typing import Any, Final

@@ -45,7 +45,7 @@ class TlsContext:
         """Read the files again, for connections from now on. Raises `OSError`, `SSL.Error`; then the old ones stay."""
         self._context = self._read()
 
-    def getContext(self) -> SSL.Context:  # noqa: N802 - Twisted's name
+    def getContext(self) -> SSL.Context:
         """What Twisted asks for each connection."""
         return self._context
 

@@ -18,7 +18,6 @@ from homeserver.http.parameters import Binding, DeclarationError, Identifiers, b
 from homeserver.http.paths import PathTable
 from homeserver.observe.context import set_caller
 
-
 Handler = Callable[..., Awaitable[Any]]
 """A function that `@endpoint` has declared."""
 

@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - the names of methods are twisted.web's
 """The site: twisted.web's HTTP channel, without its tree of resources.
 
 A request is routed as soon as its headers are there, so that a body too long is refused before it is read. A request
@@ -10,6 +9,8 @@ that is whole runs as one coroutine. This is the only place where an exception b
 
 A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their end, unheard.
 """
+
+# mypy: allow-untyped-calls
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """Listening on TCP, TLS and Unix sockets: what is asked of the reactor, and which TLS is spoken."""
 
+# mypy: allow-untyped-calls
+
 import datetime
 from contextlib import suppress
 from pathlib import Path
@@ -65,7 +67,7 @@ def test_tcp_listens_on_every_address() -> None:
 
 def test_a_taken_port_stops_start_up() -> None:
     class Taken(MemoryReactorClock):
-        def listenTCP(self, port: int, *_rest: object, interface: str = "") -> NoReturn:  # noqa: N802
+        def listenTCP(self, port: int, *_rest: object, interface: str = "") -> NoReturn:
             raise CannotListenError(interface, port, OSError(98, "Address already in use"))
 
     reactor = Taken()
