@@ -4,6 +4,8 @@ After such an answer, what the client still sends is thrown away for a moment, t
 connection ends; closing at once would make its system throw the answer away.
 """
 
+# mypy: allow-untyped-calls
+
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -59,8 +61,7 @@ class MatrixChannel(HTTPChannel):
         self._thrown_away += len(data)
         if self._thrown_away > LINGER_BYTES:
             self.setTimeout(None)
-            assert self.transport is not None
-            self.transport.abortConnection()
+            self.forceAbortClient()
 
     def lineReceived(self, line: bytes) -> None:
         if not self._refused:

@@ -5,10 +5,10 @@ query and body into typed values, call the handler. Whatever is raised leaves he
 answer.
 """
 
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from federation.protocol.errors import MethodNotAllowed, Unrecognized
 from homeserver.http.endpoint import Auth, Endpoint, Peer, RequestContext, Requester
@@ -18,13 +18,8 @@ from homeserver.http.parameters import Binding, DeclarationError, Identifiers, b
 from homeserver.http.paths import PathTable
 from homeserver.observe.context import set_caller
 
-
-class Handler(Protocol):
-    """A function that `@endpoint` has declared."""
-
-    __endpoint__: Endpoint
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]: ...
+Handler = Callable[..., Awaitable[Any]]
+"""A function that `@endpoint` has declared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +153,10 @@ class MethodRefused(MethodNotAllowed):
 def _declarations(sources: Iterable[ModuleType | Handler]) -> Iterable[Endpoint]:
     for source in sources:
         if not isinstance(source, ModuleType):
-            yield source.__endpoint__
+            declaration = getattr(source, "__endpoint__", None)
+            if not isinstance(declaration, Endpoint):
+                raise DeclarationError(f"{source} is not declared as an endpoint")
+            yield declaration
             continue
         for value in vars(source).values():
             declaration = getattr(value, "__endpoint__", None)

@@ -10,6 +10,8 @@ that is whole runs as one coroutine. This is the only place where an exception b
 A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their end, unheard.
 """
 
+# mypy: allow-untyped-calls
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus

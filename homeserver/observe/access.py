@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 
 _SECRETS: Final = re.compile(r"(?<=[?&])([^=&]*(?:token|password|secret|sid|code)[^=&]*)=[^&]*", re.IGNORECASE)
 
@@ -52,15 +52,19 @@ class LoggedAccess:
         slow = record.seconds >= self._slow_seconds and not record.long_poll
         if self._only_slow and not slow:
             return
-        (self._log.warn if slow else self._log.info)(
-            "{method} {uri} {status} {milliseconds} ms {sent} bytes{slow_mark}",
+        uri = without_secrets(record.uri)
+        milliseconds = round(record.seconds * 1000, 1)
+        self._log.emit(
+            LogLevel.warn if slow else LogLevel.info,
+            "{log_text}",
+            log_text=f"{record.method} {uri} {record.status} {milliseconds} ms {record.sent} bytes{' (slow)' * slow}",
             method=record.method,
-            uri=without_secrets(record.uri),
+            uri=uri,
             status=record.status,
-            milliseconds=round(record.seconds * 1000, 1),
+            milliseconds=milliseconds,
             sent=record.sent,
             received=record.received,
-            slow_mark=" (slow)" if slow else "",
+            slow=slow,
             request_id=record.request_id,
             endpoint=record.endpoint,
             client_ip=record.client_ip,

@@ -74,7 +74,7 @@ async def get_search(
     limit: int = 10,
     full: bool = False,
     colour: Colour = Colour.RED,
-    dir: Literal["b", "f"] = "f",  # noqa: A002 - the parameter's name on the wire
+    dir: Literal["b", "f"] = "f",
     server: list[str] = [],  # noqa: B006 - nobody changes it
     at: RoomID | None = None,
     from_: str | None = None,

@@ -71,7 +71,8 @@ def test_a_state_key_may_be_empty_or_left_out(client: Client, path: str, expecte
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/nothing", "/_matrix/client/v3/searches", "/_matrix/client/v3/search/more", "//", STATE + "/a/b/c", "*"]
+    "path",
+    ["/", "/nothing", "/_matrix/client/v3/searches", "/_matrix/client/v3/search/more", "//", STATE + "/a/b/c", "*"],
 )
 def test_unknown_paths_are_unrecognized(client: Client, path: str) -> None:
     answer = client.request("GET", path)
@@ -323,7 +324,7 @@ def _same() -> Handler:
     @endpoint("GET", "/a", auth=Auth.NONE)
     async def get_a() -> None: ...
 
-    return get_a  # type: ignore[return-value]
+    return get_a
 
 
 # Whatever comes, the answer is a Matrix one.

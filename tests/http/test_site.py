@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import implementer
 
 from homeserver.http import probes
 from homeserver.http.addresses import forwarded_address, normalise
@@ -50,11 +51,16 @@ def test_a_remotes_fault_is_not_the_clients(client: Client) -> None:
 @pytest.mark.parametrize("how", ["bug", "header", "unencodable"])
 def test_a_bug_is_a_500_whose_traceback_is_in_the_log(client: Client, how: str) -> None:
     events: list[LogEvent] = []
-    globalLogPublisher.addObserver(events.append)
+
+    @implementer(ILogObserver)
+    def remember(event: LogEvent) -> None:
+        events.append(event)
+
+    globalLogPublisher.addObserver(remember)
     try:
         answer = client.request("GET", "/fails/" + how)
     finally:
-        globalLogPublisher.removeObserver(events.append)
+        globalLogPublisher.removeObserver(remember)
     assert (answer.status, answer.errcode) == (500, "M_UNKNOWN")
     (logged,) = [event for event in events if event.get("request_id") == answer.json["request_id"]]
     assert "Error" in logged["log_failure"].getTraceback()
@@ -257,9 +263,12 @@ def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: b
 
 _BYTES_CLIENT = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
 _PIECES = st.sampled_from(
-    [b"GET ", b"POST ", b"PUT ", b"/", OBJECT.encode(), UPLOAD.encode(), b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n"]
-    + [b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"{}", b"3\r\n", b"0\r\n"]
-    + [b"Host: x\r\n", b"Connection: close\r\n", b"Content-Length: 999999999\r\n", b"?a=%", b"\0", b"\xff", b" ", b":"]
+    [
+        *(b"GET ", b"POST ", b"PUT ", b"/", OBJECT.encode(), UPLOAD.encode(), b" HTTP/1.1\r\n", b" HTTP/1.0\r\n"),
+        *(b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"3\r\n"),
+        *(b"Host: x\r\n", b"Connection: close\r\n", b"Content-Length: 999999999\r\n", b"{}", b"0\r\n", b"\r\n"),
+        *(b"?a=%", b"\0", b"\xff", b" ", b":"),
+    ]
 )
 
 

@@ -1,0 +1,124 @@
+"""What the log shows of a request, and what it never shows."""
+
+import json
+from itertools import count
+
+import pytest
+from prometheus_client import CollectorRegistry
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, Logger, LogLevel
+
+from homeserver.http.guard import Guard
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.http.router import Router
+from homeserver.http.site import Site
+from homeserver.observe.access import LoggedAccess, without_secrets
+from homeserver.observe.context import CURRENT, RequestInfo
+from homeserver.observe.logs import JsonObserver, TextObserver
+from homeserver.observe.metrics import HttpMetrics
+from tests.helpers.http import Client, RememberingAccessLog
+from tests.http import endpoints
+from tests.http.conftest import TOKENS
+from tests.http.endpoints import Bell
+
+SYNC = "/_matrix/client/v3/sync?since=s1&access_token=alice"
+SLOW = "/_matrix/client/v3/slow"
+
+
+def _logged(observer: ILogObserver, bell: Bell, *, only_slow: bool = False) -> Client:
+    clock = Clock()
+    numbers = count(1)
+    site = Site(
+        Router([endpoints], {Bell: bell}, guard=Guard(RateLimiter(clock, {}), tokens=TOKENS)),
+        clock,
+        metrics=HttpMetrics(CollectorRegistry()),
+        access_log=LoggedAccess(Logger("access", observer=observer), slow_seconds=5, only_slow=only_slow),
+        next_request_id=lambda: f"r{next(numbers)}",
+    )
+    return Client(site, clock=clock, access_log=RememberingAccessLog())
+
+
+def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
+    lines: list[str] = []
+    client = _logged(JsonObserver(lines.append), bell)
+    client.start("GET", SYNC, ip="192.0.2.1")
+    client.clock.advance(30)
+    bell.ring()
+    (line,) = [json.loads(line) for line in lines]
+    assert line["level"] == "info"
+    assert (line["method"], line["status"], line["endpoint"]) == ("GET", 200, "get_sync")
+    assert (line["request_id"], line["client_ip"], line["caller"]) == ("r1", "192.0.2.1", "@alice:example.org")
+    assert line["milliseconds"] == 30_000
+    assert "since=s1" in line["uri"]
+    assert "=alice" not in lines[0]
+
+
+def test_a_slow_request_is_a_warning(bell: Bell) -> None:
+    lines: list[str] = []
+    client = _logged(TextObserver(lines.append, LogLevel.warn), bell, only_slow=True)
+    client.request("GET", "/big")
+    client.start("POST", SLOW)
+    client.clock.advance(6)
+    bell.ring()
+    (line,) = lines
+    assert "warn" in line
+    assert "POST /_matrix/client/v3/slow 200 6000.0 ms" in line
+    assert "(slow)" in line
+
+
+@pytest.mark.parametrize(
+    ("uri", "logged"),
+    [
+        ("/a?access_token=x&since=1", "/a?access_token=…&since=1"),
+        ("/a?b=1&loginToken=secret", "/a?b=1&loginToken=…"),
+        ("/a?client_secret=s&sid=1", "/a?client_secret=…&sid=…"),
+        ("/access_token=1", "/access_token=1"),
+    ],
+)
+def test_secrets_of_a_query_are_hidden(uri: str, logged: str) -> None:
+    assert without_secrets(uri) == logged
+
+
+def test_every_event_knows_its_request() -> None:
+    lines: list[str] = []
+    log = Logger("part", observer=JsonObserver(lines.append))
+    token = CURRENT.set(RequestInfo("r7", "put_tag", "@a:b"))
+    try:
+        log.info("event {event_id} rejected", event_id="$x")
+    finally:
+        CURRENT.reset(token)
+    line = json.loads(lines[0])
+    assert (line["text"], line["event_id"]) == ("event $x rejected", "$x")
+    assert (line["request_id"], line["endpoint"], line["caller"]) == ("r7", "put_tag", "@a:b")
+    assert line["time"].endswith("Z")
+
+
+def test_a_failure_brings_its_traceback_and_text_stays_on_one_line() -> None:
+    lines: list[str] = []
+    texts: list[str] = []
+    both = (JsonObserver(lines.append), TextObserver(texts.append))
+    for observer in both:
+        log = Logger("part", observer=observer)
+        try:
+            raise RuntimeError("oh")
+        except RuntimeError:
+            log.failure("it\nbroke: {thing}", thing=object())
+    assert "RuntimeError: oh" in json.loads(lines[0])["traceback"]
+    assert texts[0].count("\n") == 1
+    assert "RuntimeError: oh" in texts[1]
+
+
+def test_what_cannot_be_encoded_is_logged_all_the_same() -> None:
+    lines: list[str] = []
+    log = Logger("part", observer=JsonObserver(lines.append))
+    log.info("bad", value="\ud800", keys={(1, 2): 3})
+    assert json.loads(lines[0])["text"]
+
+
+def test_levels_and_twisteds_own_chatter() -> None:
+    lines: list[str] = []
+    observer = JsonObserver(lines.append, LogLevel.info)
+    Logger("part", observer=observer).debug("quiet")
+    Logger("twisted.internet.protocol", observer=observer).info("starting factory")
+    Logger("twisted.internet.protocol", observer=observer).error("broken")
+    assert [json.loads(line)["text"] for line in lines] == ["broken"]
