@@ -22,10 +22,12 @@ MAX_HEADER_CHARS: Final = 2048
 """Far more than two server names, a key id and a signature need."""
 
 _SCHEME = re.compile(r"X-Matrix +", re.IGNORECASE)
-# spec: RFC 9110 section 5.6.2 (token) with ":" added, section 5.6.4 (quoted-string)
+# RFC 9110 section 5.6.2 (token), 5.6.4 (quoted-string); bare values may have colons besides
+_TOKEN_CHARS = "!#$%&'*+.^_`|~0-9A-Za-z-"
 _PARAMETER = re.compile(
-    r"""(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)\""""
-    r"""|(?P<bare>[!#$%&'*+.^_`|~0-9A-Za-z:/=-]+))"""
+    rf"(?P<name>[{_TOKEN_CHARS}]+)="
+    r'(?:"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)"'
+    rf"|(?P<bare>[:{_TOKEN_CHARS}]+))"
 )
 _COMMA = re.compile(r"[ \t]*,[ \t]*")
 _ESCAPED = re.compile(r"\\(.)")

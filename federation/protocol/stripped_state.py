@@ -64,6 +64,8 @@ def parse_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> 
     """
     events = []
     for entry in _entries(entries):
+        if not isinstance(entry, Mapping):
+            raise InvalidParam("An event of the room's state is no object")
         try:
             event = parse_event(version, entry)
         except BadEvent as error:
@@ -84,6 +86,8 @@ def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
     """
     stripped: dict[StateKey, dict[str, Any]] = {}
     for entry in _entries(entries):
+        if not isinstance(entry, Mapping):
+            continue
         event_type, state_key, sender, content = (entry.get(key) for key in ("type", "state_key", "sender", "content"))
         if (
             isinstance(event_type, str)
@@ -101,9 +105,9 @@ def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
     return list(stripped.values())
 
 
-def _entries(entries: object) -> list[Mapping[str, Any]]:
+def _entries(entries: object) -> list[object]:
     if not isinstance(entries, list):
         raise InvalidParam("The room's state must be an array")
     if len(entries) > MAX_STRIPPED_EVENTS:
         raise InvalidParam(f"The room's state may not have more than {MAX_STRIPPED_EVENTS} events")
-    return [entry for entry in entries if isinstance(entry, Mapping)]
+    return entries
