@@ -135,7 +135,7 @@ def parse_new_user_id(localpart: str, domain: ServerName) -> UserID:
 
 
 def is_hash_id(text: str) -> bool:
-    """Whether, sigil apart, it is a SHA-256 hash in unpadded base64: an event id from room version 3, a room id from 12."""
+    """Whether, sigil apart, it is a SHA-256 hash in unpadded base64: an event id from version 3, a room id from 12."""
     return _HASH_ID.fullmatch(text) is not None
 
 

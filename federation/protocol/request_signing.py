@@ -48,8 +48,8 @@ def encode_request(
 ) -> bytes:
     """What the signature of a request is made over.
 
-    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for no body; `msgspec.Raw` of
-    canonical JSON is taken as it is. Raises `BadJson`.
+    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for no body; `msgspec.Raw`
+    of canonical JSON is taken as it is. Raises `BadJson`.
     """
     fields = [b'"destination":' + encode_canonical(destination)] if destination is not None else []
     if content is not None:
@@ -108,8 +108,8 @@ def check_request(
 ) -> None:
     """Check that the request was signed with this key, and was meant for us (`destination`).
 
-    That the key is the origin's, and valid now, is for the keyring to say. Raises `Unauthorized`, or `BadJson` for a body
-    that has no canonical form.
+    That the key is the origin's, and valid now, is for the keyring to say. Raises `Unauthorized`, or `BadJson` for a
+    body that has no canonical form.
     """
     if claimed.destination is not None and claimed.destination != destination:
         raise Unauthorized("The request is signed for another server")

@@ -56,8 +56,8 @@ _STARS = re.compile(r"\*+")
 def _matches_parts(parts: tuple[str, ...], host: str) -> bool:
     """Whether a glob matches. Its parts are found from left to right, each as early as can be: no backtracking.
 
-    A regular expression with many `.*` takes time without bound on a hostile list; this takes at most the product of the
-    two lengths.
+    A regular expression with many `.*` takes time without bound on a hostile list; this takes at most the product of
+    the two lengths.
     """
     if len(parts) == 1:
         return len(host) == len(parts[0]) and _stands_at(parts[0], host, 0)

@@ -73,7 +73,7 @@ def test_any_bytes_are_a_value_or_a_matrix_error(data: bytes) -> None:
     assert decode_json(encode_canonical(value)) == value
 
 
-@pytest.mark.parametrize("opening, closing", [(b"[", b"]"), (b'{"a":', b"}")])
+@pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
 def test_nesting_is_bounded(opening: bytes, closing: bytes) -> None:
     inner = b"[]"
     allowed = opening * (MAX_DEPTH - 1) + inner + closing * (MAX_DEPTH - 1)

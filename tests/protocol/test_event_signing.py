@@ -162,7 +162,7 @@ def test_the_content_that_was_given_is_not_changed_and_may_change_later() -> Non
 
 
 @pytest.mark.parametrize(
-    "fields, error",
+    ("fields", "error"),
     [
         ({"content": {"body": "x" * MAX_PDU_BYTES}}, EventTooLarge),
         ({"type": "t" * 256}, EventTooLarge),

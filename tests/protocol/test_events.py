@@ -50,7 +50,7 @@ def without(pdu: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in pdu.items() if name != key}
 
 
-@pytest.mark.parametrize("version, event_id", load("events", "event_ids")["event_id_by_room_version"].items())
+@pytest.mark.parametrize(("version", "event_id"), load("events", "event_ids")["event_id_by_room_version"].items())
 def test_the_id_of_a_real_event(version: str, event_id: str) -> None:
     assert compute_event_id(ROOM_VERSIONS[version], load("events", "event_ids")["event"]) == event_id
 
@@ -100,7 +100,7 @@ def test_the_membership_is_that_of_member_events_if_it_is_a_string() -> None:
 
 
 @pytest.mark.parametrize(
-    "version, top, inner, target",
+    ("version", "top", "inner", "target"),
     [
         (V10, "$top", "$inner", "$top"),
         (V11, "$top", "$inner", "$inner"),
@@ -144,14 +144,14 @@ WRONG: list[tuple[str, list[object]]] = [
 ]
 
 
-@pytest.mark.parametrize("key, value", [(key, value) for key, values in WRONG for value in values])
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG for value in values])
 def test_every_field_is_checked(key: str, value: object) -> None:
     with pytest.raises(BadEvent):
         parse_event(V11, {**PDU, key: value})
 
 
 @pytest.mark.parametrize(
-    "key, value",
+    ("key", "value"),
     [
         ("event_id", None),
         ("event_id", "$nodomain"),
@@ -250,7 +250,9 @@ def test_the_form_for_clients(pdu: dict[str, Any]) -> None:
     event = parse_event(V6, pdu)
     prefix = client_form_prefix(event)
     shown = msgspec.json.decode(prefix + b',"room_id":"!r","unsigned":{}}')
-    expected: dict[str, Any] = {key: pdu[key] for key in ("type", "sender", "origin_server_ts", "content", "state_key") if key in pdu}
+    expected: dict[str, Any] = {
+        key: pdu[key] for key in ("type", "sender", "origin_server_ts", "content", "state_key") if key in pdu
+    }
     if event.redacts is not None:
         expected |= {"redacts": event.redacts, "content": {**pdu["content"], "redacts": event.redacts}}
     assert shown == {**expected, "event_id": event.event_id, "room_id": "!r", "unsigned": {}}

@@ -12,7 +12,7 @@ from tests.protocol.strategies import json_values
 
 
 @pytest.mark.parametrize(
-    "content, server, allowed",
+    ("content", "server", "allowed"),
     [
         ({}, "example.com", False),
         ({"allow": ["*"]}, "example.com", True),

@@ -126,7 +126,7 @@ def test_a_key_of_another_length_verifies_nothing() -> None:
     assert not is_signature_valid(b"short", b"", "A" * 86)
 
 
-@pytest.mark.parametrize("key_id, key", [("ed25519:1", "AAAA"), ("rsa:1", "A" * 43), ("ed25519:1", "é"), ("", "")])
+@pytest.mark.parametrize(("key_id", "key"), [("ed25519:1", "AAAA"), ("rsa:1", "A" * 43), ("ed25519:1", "é"), ("", "")])
 def test_public_keys_that_are_none(key_id: str, key: str) -> None:
     with pytest.raises(InvalidParam):
         parse_public_key(key_id, key)
@@ -141,7 +141,7 @@ def test_a_signing_key_file_comes_back_and_is_of_the_known_form() -> None:
 
 
 @pytest.mark.parametrize(
-    "text, complaint",
+    ("text", "complaint"),
     [
         ("", "no signing key"),
         ("ed25519 1", "line 1"),
