@@ -1,8 +1,8 @@
 """JSON from outside, and canonical JSON: the one byte form of a value, over which hashes and signatures are made.
 
 Laws: `decode_json` turns any bytes into a value or a `MatrixError`, never anything else. What it gives has only dicts
-with string keys, lists, strings without lone surrogates, ints, finite floats, bools and None, nested at most `MAX_DEPTH`
-deep, so that nothing behind it needs to look again. Of a key that stands twice in an object, the last value counts (as
+with string keys, lists, strings without lone surrogates, ints, finite floats, bools and None, nested at most
+`MAX_DEPTH` deep, so that nothing behind it needs to look again. Of a key that stands twice in an object, the last value counts (as
 in every other server; RFC 8259 leaves it open); hashes and signatures are made over the value, so a second reading of
 the same bytes by another rule cannot get past them.
 

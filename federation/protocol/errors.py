@@ -124,7 +124,11 @@ class ProfileTooLarge(MatrixError):
 
 
 class KeyTooLarge(MatrixError):
-    errcode, status, default_text = "M_KEY_TOO_LARGE", 400, "The name of a profile field may not be longer than 255 bytes"
+    errcode, status, default_text = (
+        "M_KEY_TOO_LARGE",
+        400,
+        "The name of a profile field may not be longer than 255 bytes",
+    )
 
 
 class RoomInUse(MatrixError):

@@ -65,8 +65,8 @@ def required_signers(event: Event) -> frozenset[ServerName]:
     """The servers whose signatures an event must carry.
 
     The sender's server, unless the event is an invite of somebody known by a third-party identifier, which another
-    server may send for the inviter; in room versions 1 and 2 also the server that the event id names; where joins can be
-    restricted, also the server of the user who vouches for a join. Raises `BadEvent` if that one is not a user id.
+    server may send for the inviter; in room versions 1 and 2 also the server that the event id names; where joins can
+    be restricted, also the server of the user who vouches for a join. Raises `BadEvent` if that one is not a user id.
 
     spec: server-server-api#validating-hashes-and-signatures-on-received-events, rooms/v8#authorization-rules 4.2
     """

@@ -32,7 +32,7 @@ from federation.protocol.room_versions import EventFormat, RoomVersion
 MAX_PDU_BYTES: Final = 65536
 """Of a whole PDU as canonical JSON, signatures included. spec: client-server-api#size-limits"""
 MAX_EVENT_DEPTH: Final = 240
-"""How deep a PDU may nest: less than what we read, so that an event still travels inside a transaction or a response."""
+"""How deep a PDU may nest: less than what we read, so that it still travels inside a transaction or a response."""
 MAX_PREV_EVENTS: Final = 20
 MAX_AUTH_EVENTS: Final = 10
 _MAX_INT64: Final = 2**63 - 1
@@ -252,7 +252,8 @@ def client_form_prefix(event: Event) -> bytes:
     """The event as clients see it, without `room_id` and `unsigned`, as JSON bytes that lack the closing brace.
 
     The reader appends `,"room_id":"…"`, `,"unsigned":{…}` and `}`. Computed once an event and cached by its keeper.
-    `redacts` is given at the top level and in the content, whichever the version has. spec: client-server-api#room-event-format
+    `redacts` is given at the top level and in the content, whichever the version has.
+    spec: client-server-api#room-event-format
     """
     content: msgspec.Raw | Mapping[str, Any] = event.content if event._content_json is None else event._content_json
     form = _ClientForm(event.type, event.sender, event.event_id, event.origin_server_ts, content)
@@ -312,7 +313,8 @@ def event_id_of_hash(version: RoomVersion, reference_hash: bytes) -> EventID:
 def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
     """The id of an event: its reference hash, or in versions 1 and 2 what it says itself.
 
-    Raises `BadEvent` for an `event_id` that is none. spec: server-server-api#calculating-the-reference-hash-for-an-event
+    Raises `BadEvent` for an `event_id` that is none.
+    spec: server-server-api#calculating-the-reference-hash-for-an-event
     """
     if version.event_format is not EventFormat.V1:
         return event_id_of_hash(version, compute_reference_hash(version, pdu))
@@ -394,11 +396,10 @@ def _check_references(version: RoomVersion, name: str, value: object, limit: int
         raise BadEvent(f"`{name}` may not have more than {limit} entries")
     pairs = version.event_format is EventFormat.V1
     for item in value:
-        if pairs:
-            if type(item) is not list or len(item) != 2 or type(item[1]) is not dict:
-                raise BadEvent(f"`{name}` must have pairs of an event ID and hashes")
-            item = item[0]
-        if type(item) is not str or not is_event_id(item):
+        if pairs and (type(item) is not list or len(item) != 2 or type(item[1]) is not dict):
+            raise BadEvent(f"`{name}` must have pairs of an event ID and hashes")
+        event_id = item[0] if pairs else item
+        if type(event_id) is not str or not is_event_id(event_id):
             raise BadEvent(f"`{name}` must name events by their IDs")
 
 

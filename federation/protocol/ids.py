@@ -67,19 +67,13 @@ def parse_server_name(text: str) -> ServerName:
 def host_of(server_name: str) -> str:
     """The server name without its port; an IPv6 literal keeps its brackets."""
     host, separator, port = server_name.rpartition(":")
-    return (
-        host if separator and port.isascii() and port.isdigit() and not _inside_brackets(server_name) else server_name
-    )
+    return host if separator and port.isascii() and port.isdigit() else server_name
 
 
 def is_ip_literal(server_name: str) -> bool:
     """Whether the host is an IPv4 or IPv6 address rather than a name."""
     host = host_of(server_name)
     return _is_ipv6(host[1:-1]) if host.startswith("[") and host.endswith("]") else _is_ipv4(host)
-
-
-def _inside_brackets(server_name: str) -> bool:
-    return server_name.startswith("[") and server_name.endswith("]")
 
 
 def _is_ipv4(text: str) -> bool:
@@ -141,7 +135,7 @@ def parse_new_user_id(localpart: str, domain: ServerName) -> UserID:
 
 
 def is_hash_id(text: str) -> bool:
-    """Whether, sigil apart, it is a SHA-256 hash in unpadded base64: an event id from room version 3, a room id from 12."""
+    """Whether, sigil apart, it is a SHA-256 hash in unpadded base64: an event id from version 3, a room id from 12."""
     return _HASH_ID.fullmatch(text) is not None
 
 

@@ -68,8 +68,8 @@ def may_redact(
 ) -> bool:
     """Whether an accepted redaction is applied to its target, both being in the same room.
 
-    From version 3 on authorization lets every redaction in, and this decides: who has the level to redact may, and so may
-    users of the server that the target came from. In versions 1 and 2 authorization has decided already.
+    From version 3 on authorization lets every redaction in, and this decides: who has the level to redact may, and so
+    may users of the server that the target came from. In versions 1 and 2 authorization has decided already.
     `sender_level` is infinite for the creators of rooms that privilege them. spec: rooms/v3#handling-redactions
     """
     if version.redaction_event_authorised or sender_level >= redact_level:
@@ -104,7 +104,7 @@ def _aliases(rules: RedactionRules, content: Content) -> dict[str, Any]:
     return _only(content, ("aliases",)) if rules.keeps_aliases else {}
 
 
-def _history_visibility(rules: RedactionRules, content: Content) -> dict[str, Any]:
+def _history_visibility(_rules: RedactionRules, content: Content) -> dict[str, Any]:
     return _only(content, ("history_visibility",))
 
 

@@ -22,10 +22,12 @@ MAX_HEADER_CHARS: Final = 2048
 """Far more than two server names, a key id and a signature need."""
 
 _SCHEME = re.compile(r"X-Matrix +", re.IGNORECASE)
-# spec: RFC 9110 section 5.6.2 (token) with ":" added, section 5.6.4 (quoted-string)
+# RFC 9110 section 5.6.2 (token), 5.6.4 (quoted-string); bare values may have colons besides
+_TOKEN_CHARS = "!#$%&'*+.^_`|~0-9A-Za-z-"
 _PARAMETER = re.compile(
-    r"""(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+)=(?:"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)\""""
-    r"""|(?P<bare>[!#$%&'*+.^_`|~0-9A-Za-z:/=-]+))"""
+    rf"(?P<name>[{_TOKEN_CHARS}]+)="
+    r'(?:"(?P<quoted>(?:[^"\\\x00-\x08\x0a-\x1f\x7f]|\\[\t\x20-\x7e])*)"'
+    rf"|(?P<bare>[:{_TOKEN_CHARS}]+))"
 )
 _COMMA = re.compile(r"[ \t]*,[ \t]*")
 _ESCAPED = re.compile(r"\\(.)")
@@ -46,8 +48,8 @@ def encode_request(
 ) -> bytes:
     """What the signature of a request is made over.
 
-    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for no body; `msgspec.Raw` of
-    canonical JSON is taken as it is. Raises `BadJson`.
+    `uri` begins with `/_matrix/` and has the query. `content` is the body as JSON value, None for no body; `msgspec.Raw`
+    of canonical JSON is taken as it is. Raises `BadJson`.
     """
     fields = [b'"destination":' + encode_canonical(destination)] if destination is not None else []
     if content is not None:
@@ -106,8 +108,8 @@ def check_request(
 ) -> None:
     """Check that the request was signed with this key, and was meant for us (`destination`).
 
-    That the key is the origin's, and valid now, is for the keyring to say. Raises `Unauthorized`, or `BadJson` for a body
-    that has no canonical form.
+    That the key is the origin's, and valid now, is for the keyring to say. Raises `Unauthorized`, or `BadJson` for a
+    body that has no canonical form.
     """
     if claimed.destination is not None and claimed.destination != destination:
         raise Unauthorized("The request is signed for another server")

@@ -23,42 +23,41 @@ class ServerACL:
         """`content` is that of the event, whatever is in it."""
         allow_ip_literals = content.get("allow_ip_literals")
         self._allow_ip_literals = allow_ip_literals if isinstance(allow_ip_literals, bool) else True
-        self._allow = _compile(content.get("allow"))
-        self._deny = _compile(content.get("deny"))
+        self._allow = _Globs(content.get("allow"))
+        self._deny = _Globs(content.get("deny"))
 
     def allows(self, server_name: str) -> bool:
         """Whether a server may take part. Its port does not count, nor does case."""
         if not self._allow_ip_literals and is_ip_literal(server_name):
             return False
         host = host_of(server_name).lower()
-        return not _matches(self._deny, host) and _matches(self._allow, host)
+        return not self._deny.match(host) and self._allow.match(host)
 
 
-def _compile(globs: object) -> list[tuple[str, ...] | str]:
-    """Each glob as the string that it stands for, or as its parts between `*`."""
-    if not isinstance(globs, list):
-        return []
-    compiled: list[tuple[str, ...] | str] = []
-    for glob in globs:
-        if isinstance(glob, str):
-            # Case is taken away here and from the host, so that it costs nothing at each question.
-            glob = _STARS.sub("*", glob.lower())
-            compiled.append(tuple(glob.split("*")) if "*" in glob or "?" in glob else glob)
-    return compiled
+class _Globs:
+    """A list of globs: those without wildcards in a set, the others as their parts between the `*`."""
+
+    __slots__ = ("_exact", "_patterns")
+
+    def __init__(self, globs: object) -> None:
+        # Case is taken away here and from the host, so that it costs nothing at each question.
+        texts = {glob.lower() for glob in globs if isinstance(glob, str)} if isinstance(globs, list) else set()
+        wild = {text for text in texts if "*" in text or "?" in text}
+        self._exact = texts - wild
+        self._patterns = [tuple(_STARS.sub("*", text).split("*")) for text in wild]
+
+    def match(self, host: str) -> bool:
+        return host in self._exact or any(_matches_parts(parts, host) for parts in self._patterns)
 
 
 _STARS = re.compile(r"\*+")
 
 
-def _matches(globs: list[tuple[str, ...] | str], host: str) -> bool:
-    return any(glob == host if isinstance(glob, str) else _matches_parts(glob, host) for glob in globs)
-
-
 def _matches_parts(parts: tuple[str, ...], host: str) -> bool:
     """Whether a glob matches. Its parts are found from left to right, each as early as can be: no backtracking.
 
-    A regular expression with many `.*` takes time without bound on a hostile list; this takes at most the product of the
-    two lengths.
+    A regular expression with many `.*` takes time without bound on a hostile list; this takes at most the product of
+    the two lengths.
     """
     if len(parts) == 1:
         return len(host) == len(parts[0]) and _stands_at(parts[0], host, 0)

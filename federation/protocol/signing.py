@@ -151,7 +151,8 @@ def signatures_of(value: Mapping[str, Any], entity: str) -> dict[KeyID, str]:
 def are_signatures_valid(message: bytes, signatures: Mapping[KeyID, str], public_keys: Mapping[KeyID, bytes]) -> bool:
     """Whether one signature at least is by a known key, and all that are by known keys are right.
 
-    Signatures by other keys are passed over. spec: server-server-api#validating-hashes-and-signatures-on-received-events
+    Signatures by other keys are passed over.
+    spec: server-server-api#validating-hashes-and-signatures-on-received-events
     """
     known = [(public_keys[key_id], signature) for key_id, signature in signatures.items() if key_id in public_keys]
     return bool(known) and all(is_signature_valid(key, message, signature) for key, signature in known)

@@ -58,12 +58,15 @@ def federation_form(events: Iterable[Event]) -> list[msgspec.Raw]:
 def parse_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> list[Event]:
     """The events of an `invite_room_state` or `knock_room_state` of a room, checked for form, room and create event.
 
-    Signatures are for the caller to check. Raises `InvalidParam` if the list is none, if an entry is no event of that room
-    and version, or if the create event is missing. For versions before 12 servers may be lenient, since many send only
-    stripped events: `parse_stripped_state` reads those. spec: server-server-api#put_matrixfederationv2inviteroomideventid
+    Signatures are for the caller to check. Raises `InvalidParam` if the list is none, if an entry is no event of that
+    room and version, or if the create event is missing. For versions before 12 servers may be lenient, since many send only
+    stripped events: `parse_stripped_state` reads those.
+    spec: server-server-api#put_matrixfederationv2inviteroomideventid
     """
     events = []
     for entry in _entries(entries):
+        if not isinstance(entry, Mapping):
+            raise InvalidParam("An event of the room's state is no object")
         try:
             event = parse_event(version, entry)
         except BadEvent as error:
@@ -79,11 +82,13 @@ def parse_room_state(version: RoomVersion, room_id: RoomID, entries: object) -> 
 def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
     """What may be shown to clients of state that another server claims: four keys of each, what is malformed left out.
 
-    Entries may be stripped events or whole PDUs. Of entries for the same state the last counts. Raises `InvalidParam` if
-    it is no list or too long.
+    Entries may be stripped events or whole PDUs. Of entries for the same state the last counts. Raises `InvalidParam`
+    if it is no list or too long.
     """
     stripped: dict[StateKey, dict[str, Any]] = {}
     for entry in _entries(entries):
+        if not isinstance(entry, Mapping):
+            continue
         event_type, state_key, sender, content = (entry.get(key) for key in ("type", "state_key", "sender", "content"))
         if (
             isinstance(event_type, str)
@@ -101,9 +106,9 @@ def parse_stripped_state(entries: object) -> list[dict[str, Any]]:
     return list(stripped.values())
 
 
-def _entries(entries: object) -> list[Mapping[str, Any]]:
+def _entries(entries: object) -> list[object]:
     if not isinstance(entries, list):
         raise InvalidParam("The room's state must be an array")
     if len(entries) > MAX_STRIPPED_EVENTS:
         raise InvalidParam(f"The room's state may not have more than {MAX_STRIPPED_EVENTS} events")
-    return [entry for entry in entries if isinstance(entry, Mapping)]
+    return entries

@@ -1,0 +1,201 @@
+"""The grammar of identifiers: what is taken from others, and what this server gives out."""
+
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from federation.protocol.errors import InvalidParam, InvalidUsername
+from federation.protocol.ids import (
+    ServerName,
+    domain_of,
+    host_of,
+    is_compliant_user_id,
+    is_ip_literal,
+    is_namespaced,
+    is_opaque_id,
+    localpart_of,
+    parse_device_id,
+    parse_event_id,
+    parse_key_id,
+    parse_new_user_id,
+    parse_room_alias,
+    parse_room_id,
+    parse_server_name,
+    parse_user_id,
+)
+
+HASH = "XqxmpuIz2-GG_5RRvWqK-RYBVFhL5TnhF_xY-Mi0PRY"
+LONG = "a" * 242
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "matrix.org",
+        "matrix.org:8888",
+        "1.2.3.4",
+        "1.2.3.4:1234",
+        "[1234:5678::abcd]",
+        "[1234:5678::abcd]:5678",
+        "[::ffff:1.2.3.4]",
+        "localhost",
+        "EXAMPLE.com",
+        "xn--e1afmkfd.uz",
+        "a" * 255,
+    ],
+)
+def test_server_names(text: str) -> None:
+    assert parse_server_name(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":80",
+        "a b",
+        "пример.uz",
+        "a_b.com",
+        "example.com:",
+        "example.com:123456",
+        "example.com:8a",
+        "example.com:٣",
+        "example.com:80:80",
+        "256.1.1.1",
+        "[::1",
+        "[]",
+        "[1:2]",
+        "[1.2.3.4]",
+        "::1",
+        "a" * 256,
+        "example.com\n",
+        "a/b",
+    ],
+)
+def test_what_is_no_server_name(text: str) -> None:
+    with pytest.raises(InvalidParam):
+        parse_server_name(text)
+
+
+@pytest.mark.parametrize(
+    ("server", "host", "literal"),
+    [
+        ("example.com", "example.com", False),
+        ("example.com:8448", "example.com", False),
+        ("1.2.3.4:8448", "1.2.3.4", True),
+        ("[::1]", "[::1]", True),
+        ("[::1]:8448", "[::1]", True),
+        ("1.2.3.example", "1.2.3.example", False),
+    ],
+)
+def test_hosts_and_ip_literals(server: str, host: str, literal: bool) -> None:
+    assert (host_of(server), is_ip_literal(server)) == (host, literal)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@alice:example.com",
+        "@:example.com",
+        "@Алиса:example.com",
+        "@a b\t!:1.2.3.4:80",
+        "@a:[::1]",
+        f"@{LONG}:example.com",
+    ],
+)
+def test_user_ids_of_the_world_and_of_history(text: str) -> None:
+    assert parse_user_id(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "@",
+        "alice:example.com",
+        "@alice",
+        "@alice:",
+        "@a\x00:example.com",
+        "@a:b:c",
+        f"@a{LONG}:example.com",
+        "@\ud800:a.b",
+        "@" + "я" * 125 + ":b.uz",
+    ],
+)
+def test_what_is_no_user_id(text: str) -> None:
+    with pytest.raises(InvalidParam):
+        parse_user_id(text)
+
+
+@pytest.mark.parametrize(("text", "compliant"), [("@a~B:x", True), ("@:x", False), ("@é:x", False), ("@a b:x", False)])
+def test_compliant_user_ids(text: str, compliant: bool) -> None:
+    assert is_compliant_user_id(text) is compliant
+
+
+def test_new_users_get_ids_of_todays_grammar() -> None:
+    assert parse_new_user_id("a.b_c=d-e/f+0", ServerName("example.com")) == "@a.b_c=d-e/f+0:example.com"
+    for localpart in ("", "Alice", "é", "a b", "a:b", "a" * 243):
+        with pytest.raises(InvalidUsername):
+            parse_new_user_id(localpart, ServerName("example.com"))
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_room_id, "!opaque:example.com"),
+        (parse_room_id, "!" + HASH),
+        (parse_room_id, "!Комната:example.com:80"),
+        (parse_event_id, "$opaque:example.com"),
+        (parse_event_id, "$" + HASH),
+        (parse_event_id, "$RrGxF28UrHLmoASHndYb9Jb/1SFww2ptmtur9INS438"),
+        (parse_room_alias, "#маҳалла:example.uz"),
+        (parse_device_id, "Моё устройство"),
+        (parse_key_id, "ed25519:a_xyz"),
+        (parse_key_id, "signed_curve25519:AAAA-+/"),
+    ],
+)
+def test_other_identifiers(parse: Callable[[str], str], text: str) -> None:
+    assert parse(text) == text
+
+
+@pytest.mark.parametrize(
+    ("parse", "texts"),
+    [
+        (parse_room_id, ["", "!", "!opaque", "#a:b", "!a\0:b", "!" + HASH[:-1], "!" + HASH + "a", "!:", "!a:b c"]),
+        (parse_event_id, ["", "$", "!a:b", "$" + "a" * 255, "$a\0", "$\udfff"]),
+        (parse_room_alias, ["", "#", "#a", "a:b", "#a:b:c", "#" + "a" * 253 + ":b", "#a\0:b"]),
+        (parse_device_id, ["", "a" * 256, "a\0"]),
+        (parse_key_id, ["", "ed25519", "ed25519:", ":a", "ed25519:a b", 'ed25519:a"', "ED:a", "a:" + "b" * 254]),
+    ],
+)
+def test_what_they_are_not(parse: Callable[[str], str], texts: list[str]) -> None:
+    for text in texts:
+        with pytest.raises(InvalidParam):
+            parse(text)
+
+
+def test_common_grammars() -> None:
+    assert is_namespaced("m.room.name")
+    assert is_namespaced("com.example-x_1")
+    assert not any(map(is_namespaced, ["", "1a", "M.a", "a/b", "a" * 256, "a\n"]))
+    assert is_opaque_id("aZ09-._~")
+    assert not any(map(is_opaque_id, ["", "a/b", "a" * 256, "é"]))
+
+
+def test_parts() -> None:
+    assert (localpart_of("@a:b:80"), domain_of("@a:b:80")) == ("a", "b:80")
+    assert localpart_of("@:b") == ""
+    with pytest.raises(InvalidParam):
+        domain_of("!" + HASH)
+
+
+@settings(max_examples=100)
+@given(st.text(max_size=30))
+def test_any_text_is_an_identifier_or_an_invalid_parameter(text: str) -> None:
+    for sigil, parse in (("@", parse_user_id), ("!", parse_room_id), ("$", parse_event_id), ("#", parse_room_alias)):
+        for candidate in (text, sigil + text, f"{sigil}{text}:example.com"):
+            with suppress(InvalidParam):
+                assert parse(candidate) == candidate
