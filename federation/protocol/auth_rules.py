@@ -94,7 +94,7 @@ def rule_numbers(version: RoomVersion) -> dict[Rule, str]:
     return dict(_number(_outline(version), ""))
 
 
-_Outline: TypeAlias = Sequence["Rule | None | _Outline"]
+_Outline: TypeAlias = Sequence["Rule | _Outline | None"]
 """None: a point that allows, that was removed, or that only leads to others; it takes a number, but refuses nothing."""
 
 
@@ -106,7 +106,7 @@ def _number(outline: _Outline, prefix: str) -> Iterator[tuple[Rule, str]]:
             yield from _number(point, f"{prefix}{position}.")
 
 
-def _when(condition: bool, *points: "Rule | None | _Outline") -> _Outline:
+def _when(condition: bool, *points: "Rule | _Outline | None") -> _Outline:
     return points if condition else ()
 
 

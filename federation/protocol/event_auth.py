@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from federation.protocol.auth_rules import AuthError, Rule
 from federation.protocol.events import Event, StateKey
-from federation.protocol.ids import EventID, is_user_id
+from federation.protocol.ids import is_user_id
 from federation.protocol.membership_auth import JOIN_RULES, MEMBER, Situation, check_membership, membership_of
 from federation.protocol.power_levels import LEVEL_DEFAULTS, PowerLevels, level_entries, parse_level
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
@@ -60,7 +60,7 @@ def check_auth_events(
     event: Event,
     auth_events: Sequence[Event],
     *,
-    rejected: Collection[EventID] = frozenset(),
+    rejected: Collection[str] = frozenset(),
     create: Event | None = None,
 ) -> None:
     """Whether the event names the right auth events. Raises `AuthError`.

@@ -134,7 +134,7 @@ def third_party_signed(draw: st.DrawFn, target: str) -> Any:
 
 
 @st.composite
-def member_content(draw: st.DrawFn, version: RoomVersion, target: str) -> dict[str, Any]:
+def member_content(draw: st.DrawFn, target: str) -> dict[str, Any]:
     drawn = draw(
         content(
             membership=some(
@@ -217,7 +217,7 @@ def questions(draw: st.DrawFn, identifier: str, focus: Focus = Focus.ANYTHING) -
         event_id=event.event_id,
         create=create.pdu,
         create_id=create.event_id,
-        state={tuple(key): entry.pdu for key, entry in state.items()},
+        state={(key.type, key.state_key): entry.pdu for key, entry in state.items()},
         auth_events=[(auth.event_id, _pdu_of_room(auth)) for auth in auth_events],
         rejected=rejected,
         signed_by=signed_by,
@@ -287,7 +287,7 @@ def _events(
     prev_events = draw(some(["$before:alpha.example"], ["$before:alpha.example"], [create.event_id], []))
     if type == "m.room.member":
         state_key = draw(some(sender, sender, *USERS, None))
-        body = draw(member_content(version, state_key or ""))
+        body = draw(member_content(state_key or ""))
     elif type == "m.room.power_levels":
         current = state.get(StateKey("m.room.power_levels", ""))
         old = dict(current.content) if current is not None else draw(power_content(version, focus))
