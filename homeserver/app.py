@@ -14,7 +14,6 @@ from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP
 from twisted.logger import Logger
 
 from federation.protocol.ids import ServerName
-from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.limits import rates_of
 from homeserver.client import login, logout, registration, versions, well_known
@@ -37,7 +36,7 @@ from homeserver.web import landing
 from homeserver.web.landing import LandingPage
 from storage.database import Database
 
-SOURCES: tuple[ModuleType, ...] = (login, logout, probes, register, registration, versions, well_known, landing)
+SOURCES: tuple[ModuleType, ...] = (login, logout, probes, registration, versions, well_known, landing)
 """Every module that declares endpoints."""
 
 ALWAYS_SERVED = frozenset({"client", "health"})
@@ -132,7 +131,6 @@ def build(config: Config, clock: IReactorTime, database: Database, *, threads: T
     services: Sequence[object] = (
         accounts.registration,
         accounts.sessions,
-        accounts.shared_secret_registration,
         accounts.sign_in,
         registry,
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
