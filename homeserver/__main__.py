@@ -1,6 +1,7 @@
 """The command line: `python -m homeserver COMMAND`."""
 
 import os
+import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +10,7 @@ from typing import TextIO, TypeVar, cast
 
 import click
 import psycopg2
+from OpenSSL import SSL
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -20,17 +22,19 @@ from twisted.python.threadpool import ThreadPool
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
-from homeserver.app import Server, build, declared_routes
+from homeserver.app import build, declared_routes
+from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.logs import JsonObserver, TextObserver
 from homeserver.services.passwords import HashingThreads
 from homeserver.services.registration import Wish
-from storage.database import open_database
+from storage.database import Database, open_database
 from storage.migrate import MigrationFailed, SchemaTooNew
 
 T = TypeVar("T")
@@ -118,18 +122,27 @@ def run(paths: tuple[Path, ...]) -> None:
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
     reactor = cast(ReactorBase, installed_reactor)
-    server = open_server(loaded.config, reactor)
-    try:
-        server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
-    except (CannotListenError, OSError) as error:
-        raise click.ClickException(f"Cannot listen: {error}") from error
+    clock = cast(IReactorTime, reactor)
+    key = read_key(loaded.config)
+    database = open_storage(loaded.config, reactor)
+    server = build(loaded.config, clock, database, key=key, threads=hashing_threads(reactor), random=os.urandom)
     reactor.addSystemEventTrigger(
-        "before",
-        "shutdown",
-        lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, cast(IReactorTime, reactor)),
+        "before", "shutdown", lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock)
     )
+    failures: list[str] = []
+
+    def start() -> None:
+        try:
+            server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
+        except (CannotListenError, OSError, SSL.Error) as error:
+            failures.append(f"cannot listen: {error}")
+            reactor.stop()
+
+    reactor.callWhenRunning(start)
     with pid_file(loaded.config.observation.pid_file):
         reactor.run()
+    if failures:
+        raise click.ClickException(failures[0])
 
 
 @main.command("create-user")
@@ -149,16 +162,18 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
     else:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     reactor = cast(ReactorBase, installed_reactor)
-    server = open_server(loaded.config, reactor)
+    clock = cast(IReactorTime, reactor)
+    database = open_storage(loaded.config, reactor)
+    limiter = RateLimiter(clock, {})
+    accounts = AccountParts(loaded.config, clock, database, limiter, hashing_threads(reactor), os.urandom)
 
     async def register() -> str:
-        registration = server.accounts.registration
-        server.accounts.passwords.check_policy(password)
-        wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
         try:
-            return (await registration.do_register_privileged(wish)).user_id
+            accounts.passwords.check_policy(password)
+            wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
+            return (await accounts.registration.do_register_privileged(wish)).user_id
         finally:
-            await server.database.close()
+            await database.close()
 
     try:
         user_id = run_until_done(reactor, register)
@@ -184,24 +199,20 @@ def read_key(config: Config) -> SigningKey:
         raise click.ClickException(str(error)) from error
 
 
-def open_server(config: Config, reactor: ReactorBase) -> Server:
-    """Open the database and build the server; the end of the command where that fails."""
-    key = read_key(config)
+def open_storage(config: Config, reactor: ReactorBase) -> Database:
+    """The database, migrated; the end of the command where that fails."""
     try:
-        database = open_database(database_config_of(config.storage.database, config.folder), reactor)
-    except (SchemaTooNew, MigrationFailed, OSError, psycopg2.Error) as error:
-        raise click.ClickException(f"Cannot open the database: {str(error).strip()}") from error
+        return open_database(database_config_of(config.storage.database, config.folder), reactor)
+    except (SchemaTooNew, MigrationFailed, OSError, sqlite3.Error, psycopg2.Error) as error:
+        raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
+
+
+def hashing_threads(reactor: ReactorBase) -> HashingThreads:
+    """Threads for passwords, which end with the reactor."""
     pool = ThreadPool(0, HASHING_THREADS, "passwords")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
-    return build(
-        config,
-        cast(IReactorTime, reactor),
-        database,
-        key=key,
-        threads=HashingThreads(reactor, pool),
-        random=os.urandom,
-    )
+    return HashingThreads(reactor, pool)
 
 
 def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
@@ -220,7 +231,7 @@ def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
     (result,) = outcome
     if isinstance(result, Failure):
         result.raiseException()
-    return cast(T, result)
+    return result
 
 
 class pid_file:  # noqa: N801 (a context manager reads as a verb)

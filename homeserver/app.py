@@ -23,9 +23,22 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.client import (
+    account,
+    account_data,
+    capabilities,
+    devices,
+    filters,
     login,
     logout,
+    profiles,
+    receipts,
     registration,
+    room_creation,
+    room_directory,
+    room_events,
+    room_membership,
+    sync,
+    tags,
     versions,
     well_known,
 )
@@ -49,7 +62,29 @@ from homeserver.web import landing
 from homeserver.web.landing import LandingPage
 from storage.database import Database
 
-SOURCES: tuple[ModuleType, ...] = (login, logout, probes, register, registration, versions, well_known, landing)
+SOURCES: tuple[ModuleType, ...] = (
+    account,
+    account_data,
+    capabilities,
+    devices,
+    filters,
+    landing,
+    login,
+    logout,
+    probes,
+    profiles,
+    receipts,
+    register,
+    registration,
+    room_creation,
+    room_directory,
+    room_events,
+    room_membership,
+    sync,
+    tags,
+    versions,
+    well_known,
+)
 """Every module that declares endpoints."""
 
 ALWAYS_SERVED = frozenset({"client", "health"})

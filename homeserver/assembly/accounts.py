@@ -13,7 +13,7 @@ from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
-from homeserver.services.uia import UIA
+from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -68,7 +68,11 @@ class AccountParts:
             password_login=passwords.localdb_enabled and passwords.enabled is True,
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
         )
-        stages = [DummyStage(), PasswordStage(self.sign_in), RegistrationTokenStage(clock, registration_tokens)]
+        stages: list[Stage] = [
+            DummyStage(),
+            PasswordStage(self.sign_in),
+            RegistrationTokenStage(clock, registration_tokens),
+        ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.registration = Registration(
             clock,

@@ -101,7 +101,7 @@ async def leave_room(
 
 @endpoint("POST", *_paths("forget"), auth=Auth.USER)
 async def forget_room(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: dict[str, Any] | None = None
+    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID
 ) -> Empty:
     """Forget a room that one has left."""
     await memberships.do_forget(caller, room_id)

@@ -70,11 +70,7 @@ class JsonObserver:
             "time": _time(event),
             "level": event.get("log_level", LogLevel.info).name,
             "logger": event.get("log_namespace") or "",
-<<<<<<< HEAD
-            "text": formatEvent(event),
-=======
             "text": _text(event),
->>>>>>> http
             **_fields(event),
         }
         traceback = _traceback(event)
@@ -103,11 +99,7 @@ class TextObserver:
             return
         fields = _fields(event)
         who = f" [{fields['request_id']}]" if fields.get("request_id") else ""
-<<<<<<< HEAD
-        text = formatEvent(event).replace("\r", "\\r").replace("\n", "\\n")
-=======
         text = _text(event).replace("\r", "\\r").replace("\n", "\\n")
->>>>>>> http
         level = event.get("log_level", LogLevel.info).name
         self._write(f"{_time(event)} {level:8} {event.get('log_namespace') or '-'}{who} {text}\n")
         traceback = _traceback(event)
@@ -115,15 +107,12 @@ class TextObserver:
             self._write("".join(f"    {line}\n" for line in traceback.splitlines()))
 
 
-<<<<<<< HEAD
-=======
 def _text(event: LogEvent) -> str:
     """What happened. An event that brings its text spares the formatting, which costs more than all the rest."""
     text = event.get("log_text")
     return text if isinstance(text, str) else formatEvent(event)
 
 
->>>>>>> http
 def _time(event: LogEvent) -> str:
     moment = datetime.fromtimestamp(event.get("log_time") or 0, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
