@@ -100,9 +100,7 @@ async def leave_room(
 
 
 @endpoint("POST", *_paths("forget"), auth=Auth.USER)
-async def forget_room(
-    memberships: RoomMemberships, caller: Requester, *, room_id: RoomID
-) -> Empty:
+async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID) -> Empty:
     """Forget a room that one has left."""
     await memberships.do_forget(caller, room_id)
     return EMPTY
