@@ -259,6 +259,7 @@ def _read_plain(kind: Any, found: Any, reading: Reading) -> Any:
             ipaddress.ip_network(text, strict=False)
         except ValueError as error:
             raise Unfit("want an address range such as 10.0.0.0/8") from error
+        return Network(text)
     if kind in (str, Secret):
         return kind(text)
     raise TypeError(f"an option cannot be of type {kind}")

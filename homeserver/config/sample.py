@@ -67,7 +67,7 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
         yield f"#{indent}# {line}" if depth else f"# {line}"
     if default is MISSING:
         yield f"{declared.name}: {description.example}"
-    elif isinstance(value_type, type) and is_dataclass(value_type) and not _is_limit(default):
+    elif isinstance(value_type, type) and is_dataclass(value_type) and not _is_limit(declared):
         yield f"#{indent}{declared.name}:"
         for inner, inner_type in _declarations(value_type):
             yield from _sample_option(inner, inner_type, depth + 1)
@@ -76,12 +76,9 @@ def _sample_option(declared: Field[Any], value_type: Any, depth: int) -> Iterato
         yield f"#{indent}{declared.name}: {text}".replace("\n", "\n#").replace(": \n", ":\n")
 
 
-def _is_limit(default: object) -> bool:
-    """A section of plain numbers goes on one line."""
-    return is_dataclass(default) and all(
-        isinstance(getattr(default, each.name), int | float) and not isinstance(getattr(default, each.name), bool)
-        for each in fields(default)
-    )
+def _is_limit(declared: Field[Any]) -> bool:
+    """A rate limit goes on one line, with the defaults of its own that it was declared with."""
+    return is_dataclass(declared.default)
 
 
 def spell(value: Any, value_type: Any) -> str:
@@ -155,7 +152,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         default = default_of(declared)
         name = ".".join(str(step) for step in here)
         facts = [_type_name(value_type)]
-        if is_dataclass(value_type) and not _is_limit(default):
+        if is_dataclass(value_type) and not _is_limit(declared):
             facts = ["section"]
         elif default is MISSING:
             facts.append("required")
@@ -176,7 +173,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
         elif description.example:
             yield f"Example: `{declared.name}: {description.example}`\n"
         inner = _section_in(value_type)
-        if inner is not None and not _is_limit(default):
+        if inner is not None and not _is_limit(declared):
             yield from _docs_section(inner, here if inner is value_type else (*here, "…"))
 
 

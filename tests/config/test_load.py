@@ -185,6 +185,11 @@ def test_yaml_surprises(folder: Folder) -> None:
     assert config.rooms.default_room_version == "10"
 
 
+def test_address_ranges(folder: Folder) -> None:
+    config = folder.load("server_name: a.b\nip_range_blacklist: [10.0.0.0/8, 'fe80::/10', 192.0.2.7]").config
+    assert config.federation.ip_range_blacklist == ("10.0.0.0/8", "fe80::/10", "192.0.2.7")
+
+
 def test_merged_mappings(folder: Folder) -> None:
     config = folder.load(
         "server_name: a.b\nrc_message: &many {per_second: 5, burst_count: 6}\nrc_profile: {<<: *many, burst_count: 7}"

@@ -1,0 +1,139 @@
+"""The command line, as an operator uses it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from federation.protocol.signing import parse_signing_keys
+from homeserver.__main__ import main
+
+SECONDS = 30.0
+
+
+def call(*words: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
+    made = call("init", "example.org", "--folder", tmp_path / "data", "--public-baseurl", "https://matrix.example.org/")
+    assert made.exit_code == 0, made.output
+    config = tmp_path / "data" / "homeserver.yaml"
+    assert yaml.safe_load(config.read_text())["server_name"] == "example.org"
+    key = tmp_path / "data" / "example.org.signing.key"
+    assert key.stat().st_mode & 0o777 == 0o600
+    assert len(parse_signing_keys(key.read_text())) == 1
+    checked = call("config", "check", "--config", config)
+    assert checked.exit_code == 0
+    assert checked.output.endswith("The configuration of example.org is right.\n")
+
+
+def test_init_overwrites_nothing(tmp_path: Path) -> None:
+    assert call("init", "example.org", "--folder", tmp_path).exit_code == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    again = call("init", "other.example", "--folder", tmp_path)
+    assert again.exit_code == 1
+    assert "is there already" in again.output
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_init_keeps_a_signing_key(tmp_path: Path) -> None:
+    call("init", "example.org", "--folder", tmp_path)
+    key = (tmp_path / "example.org.signing.key").read_bytes()
+    (tmp_path / "homeserver.yaml").unlink()
+    assert call("init", "example.org", "--folder", tmp_path).exit_code == 0
+    assert (tmp_path / "example.org.signing.key").read_bytes() == key
+
+
+def test_init_refuses_what_is_no_server_name(tmp_path: Path) -> None:
+    refused = call("init", "https://example.org/", "--folder", tmp_path / "data")
+    assert refused.exit_code == 1
+    assert "is not a server name" in refused.output
+    assert not (tmp_path / "data").exists()
+
+
+def test_check_tells_all_errors(tmp_path: Path) -> None:
+    (tmp_path / "homeserver.yaml").write_text("server_nam: a.b\nbcrypt_rounds: many\n")
+    checked = call("config", "check", "-c", tmp_path / "homeserver.yaml")
+    assert checked.exit_code == 1
+    assert "did you mean server_name?" in checked.output
+    assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
+
+
+def test_routes_are_method_and_path() -> None:
+    lines = call("routes").output.splitlines()
+    assert "GET /_matrix/client/versions" in lines
+    assert all(line.split(" ")[0] in ("GET", "PUT", "POST", "DELETE") and line.count(" ") == 1 for line in lines)
+
+
+def test_a_server_without_its_key_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "homeserver.yaml").write_text("server_name: a.b\n")
+    started = run_command("run", "--config", str(tmp_path / "homeserver.yaml"))
+    assert started.returncode == 1
+    assert "there is no signing key" in started.stderr
+
+
+def run_command(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "homeserver", *words]
+    return subprocess.run(command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder with a configuration on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = tmp_path / "homeserver.yaml"
+    call("init", "example.org", "--folder", tmp_path)
+    text = path.read_text().replace("port: 8008", f"port: {port}").replace('["::1", "127.0.0.1"]', '["127.0.0.1"]')
+    path.write_text(f"{text}\npid_file: pid\nbcrypt_rounds: 4\n")
+    return tmp_path
+
+
+def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> None:
+    config = data / "homeserver.yaml"
+    port = yaml.safe_load(config.read_text())["listeners"][0]["port"]
+    with open(data / "log", "wb") as log:
+        command = [sys.executable, "-m", "homeserver", "run", "--config", str(config)]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}/_matrix/client/versions")
+        assert int((data / "pid").read_text()) == process.pid
+        made = run_command(
+            "create-user", "-c", str(config), "alice", "--admin", "--password-file", "-", given="secret\n"
+        )
+        assert made.stdout == "made @alice:example.org, an administrator\n", made.stderr
+        again = run_command("create-user", "-c", str(config), "alice", "--password-file", "-", given="secret\n")
+        assert (again.returncode, again.stderr) == (1, "Error: User ID already taken\n")
+        second = run_command("run", "-c", str(config))
+        assert second.returncode == 1
+        assert "cannot listen" in second.stderr
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=5) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert not (data / "pid").exists()
+    assert "Traceback" not in (data / "log").read_text()
+
+
+def wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                assert answer.status == 200
+            return
+        except URLError:
+            assert time.monotonic() < deadline, "the server did not start"
+            time.sleep(0.05)

@@ -1,0 +1,103 @@
+"""The whole server in memory: built as in production, on an SQLite file that does everything at once, with a clock that
+moves only by `server.clock.advance`.
+
+    alice = server.register("alice")
+    answer = alice.put("/_matrix/client/v3/…", {"topic": "tea"})
+    assert answer.status == 200
+
+`TestServer(tmp_path, sqlite_database)` makes one; its third argument is further configuration.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from twisted.internet.task import Clock
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.app import Server, build
+from homeserver.config.load import load_config
+from storage.database import Database
+from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
+
+T = TypeVar("T")
+
+START = 1_700_000_000.0
+OPEN_CONFIG = """
+server_name: example.org
+enable_registration: true
+enable_registration_without_verification: true
+allow_guest_access: true
+bcrypt_rounds: 4
+rc_message: &unlimited {per_second: 100000, burst_count: 100000}
+rc_registration: *unlimited
+rc_login: {address: *unlimited, account: *unlimited, failed_attempts: *unlimited}
+rc_joins: {local: *unlimited, remote: *unlimited}
+rc_joins_per_room: *unlimited
+rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
+rc_room_creation: *unlimited
+rc_profile: *unlimited
+"""
+
+
+class InlineThreads:
+    """Does the work at once."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        return work()
+
+
+class TestServer:
+    """The server, and people on it."""
+
+    __test__ = False
+
+    def __init__(self, folder: Path, database: Database, further_config: str = "") -> None:
+        path = folder / "homeserver.yaml"
+        path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
+        self.clock = Clock()
+        self.clock.advance(START)
+        self.config = load_config([path], {}).config
+        self.app: Server = build(self.config, self.clock, database, threads=InlineThreads(), random=Random(1).randbytes)
+        site = self.app.site(self.config.network.listeners[0])
+        self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())
+
+    def register(self, name: str, password: str = "wonderland") -> "User":
+        """Somebody with an account, signed in."""
+        body = {"username": name, "password": password, "auth": {"type": "m.login.dummy"}}
+        answer = self.post("/_matrix/client/v3/register", body)
+        assert answer.status == 200, answer.body
+        return User(self, answer.json)
+
+    def get(self, path: str, **options: Any) -> Answer:
+        return self.client.request("GET", path, **options)
+
+    def post(self, path: str, json: Any = None, **options: Any) -> Answer:
+        return self.client.request("POST", path, json=json, **options)
+
+
+class User:
+    """Somebody who is signed in."""
+
+    def __init__(self, server: TestServer, session: Mapping[str, Any]) -> None:
+        self.server = server
+        self.user_id = UserID(session["user_id"])
+        self.token = str(session["access_token"])
+        self.device_id = DeviceID(session["device_id"])
+
+    def get(self, path: str) -> Answer:
+        return self.server.client.request("GET", path, token=self.token)
+
+    def put(self, path: str, json: Any) -> Answer:
+        return self.server.client.request("PUT", path, token=self.token, json=json)
+
+    def post(self, path: str, json: Any = None) -> Answer:
+        return self.server.client.request("POST", path, token=self.token, json={} if json is None else json)
+
+    def delete(self, path: str, json: Any = None) -> Answer:
+        return self.server.client.request("DELETE", path, token=self.token, json=json)
+
+    def start(self, method: str, path: str, json: Any = None) -> Pending:
+        """A request that need not be answered at once, such as a long poll."""
+        return self.server.client.start(method, path, token=self.token, json=json)

@@ -1,0 +1,95 @@
+"""What anybody may ask before there is an account: versions, well-known documents, the landing page."""
+
+import re
+from base64 import b64encode
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from homeserver.web.landing import LandingPage
+from storage.database import Database
+from tests.helpers.server import TestServer
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database)
+
+
+def configured(tmp_path: Path, database: Database, config: str) -> TestServer:
+    return TestServer(tmp_path, database, config)
+
+
+def test_versions(server: TestServer) -> None:
+    answer = server.get("/_matrix/client/versions")
+    assert answer.status == 200
+    assert answer.json["versions"][0] == "v1.1"
+    assert answer.json["versions"][-1] == "v1.19"
+    assert set(answer.json["unstable_features"].values()) == {True}
+    assert answer.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("document", ["client", "server", "support"])
+def test_a_document_that_is_not_configured(server: TestServer, document: str) -> None:
+    answer = server.get(f"/.well-known/matrix/{document}")
+    assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+
+
+def test_documents_that_are(tmp_path: Path, sqlite_database: Database) -> None:
+    server = configured(
+        tmp_path,
+        sqlite_database,
+        "public_baseurl: https://matrix.example.org/\nextra_well_known_client_content: {org.example: 1}\n"
+        "serve_server_wellknown: true\nadmin_contact: mailto:admin@example.org\nsupport_page: https://example.org/help",
+    )
+    assert server.get("/.well-known/matrix/client").json == {
+        "m.homeserver": {"base_url": "https://matrix.example.org/"},
+        "org.example": 1,
+    }
+    assert server.get("/.well-known/matrix/server").json == {"m.server": "example.org:443"}
+    assert server.get("/.well-known/matrix/support").json == {
+        "contacts": [{"email_address": "admin@example.org", "role": "m.role.admin"}],
+        "support_page": "https://example.org/help",
+    }
+
+
+@pytest.mark.parametrize(
+    ("contact", "document"),
+    [
+        ('"@admin:example.org"', {"contacts": [{"matrix_id": "@admin:example.org", "role": "m.role.admin"}]}),
+        ("https://example.org/admins", {"support_page": "https://example.org/admins"}),
+    ],
+)
+def test_other_ways_to_reach_administrators(
+    tmp_path: Path, sqlite_database: Database, contact: str, document: object
+) -> None:
+    server = configured(tmp_path, sqlite_database, f"admin_contact: {contact}")
+    assert server.get("/.well-known/matrix/support").json == document
+
+
+def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(tmp_path: Path, sqlite_database: Database) -> None:
+    page = configured(tmp_path, sqlite_database, "public_baseurl: https://matrix.example.org/").get("/")
+    text = page.body.decode()
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "https://matrix.example.org/" in text
+    assert "Create an account" in text
+    assert not re.search(r"(src|href|@import|url\()", text)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
+    assert style is not None
+    digest = b64encode(sha256(style[1].encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
+
+
+def test_the_landing_page_of_a_closed_server() -> None:
+    text = LandingPage("example.org", None, registration_open=False).response.body
+    assert isinstance(text, bytes)
+    assert b"Accounts are made by the people who run this server" in text
+    assert b"Create an account" not in text
+
+
+def test_people_register_and_sign_in(server: TestServer) -> None:
+    alice = server.register("alice")
+    assert alice.user_id == "@alice:example.org"
+    assert alice.post("/_matrix/client/v3/logout").status == 200
+    assert alice.post("/_matrix/client/v3/logout").errcode == "M_UNKNOWN_TOKEN"
