@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.server import TestServer
 
 REACTOR_SECONDS = 30.0
 
@@ -139,6 +140,12 @@ def threaded_database(database_config: SQLiteConfig | PostgresConfig) -> Iterato
     database = open_database(database_config, cast(ReactorBase, installed_reactor))
     yield database
     run_coroutine(database.close(), REACTOR_SECONDS)
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    """The whole server in memory, on SQLite."""
+    return TestServer(tmp_path, sqlite_database)
 
 
 def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:

@@ -55,7 +55,7 @@ class FakeTokens:
     def __init__(self, known: Mapping[str, Requester | Exception]) -> None:
         self.known = dict(known)
 
-    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:  # noqa: ARG002 - the protocol's
+    async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         found = self.known.get(token)
         if isinstance(found, Exception):
             raise found

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from twisted.internet.task import Clock
 
 from federation.protocol.ids import DeviceID, UserID
+from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build
 from homeserver.config.load import load_config
 from storage.database import Database
@@ -59,7 +60,14 @@ class TestServer:
         self.clock = Clock()
         self.clock.advance(START)
         self.config = load_config([path], {}).config
-        self.app: Server = build(self.config, self.clock, database, threads=InlineThreads(), random=Random(1).randbytes)
+        self.app: Server = build(
+            self.config,
+            self.clock,
+            database,
+            key=SigningKey("a_test", bytes(32)),
+            threads=InlineThreads(),
+            random=Random(1).randbytes,
+        )
         site = self.app.site(self.config.network.listeners[0])
         self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())
 

@@ -12,11 +12,6 @@ from storage.database import Database
 from tests.helpers.server import TestServer
 
 
-@pytest.fixture
-def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
-    return TestServer(tmp_path, sqlite_database)
-
-
 def configured(tmp_path: Path, database: Database, config: str) -> TestServer:
     return TestServer(tmp_path, database, config)
 

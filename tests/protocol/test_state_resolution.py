@@ -1,23 +1,19 @@
 """State resolution: the scenarios of the specification, the laws on random rooms, and the cases that the text decides."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from typing import Final
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.protocol.events import Event, StateKey
+from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import ROOM_VERSIONS, V1, V2, V11, V12, RoomVersion, StateResolution
 from federation.protocol.state_resolution import (
     AuthGraph,
     MissingEvent,
-    MissingInput,
-    MissingLineage,
-    MissingStateKey,
     compute_auth_difference,
     compute_conflicted_subgraph,
     compute_needs,
@@ -28,7 +24,7 @@ from federation.protocol.state_resolution import (
     resolve_conflicts,
 )
 from federation.protocol.state_resolution.pool import sets_power_levels
-from tests.protocol.room_strategies import USERS, Dispute, GrownRoom, build, disputes
+from tests.protocol.room_strategies import USERS, Dispute, disputes
 from tests.protocol.state_resolution_vectors import read_vectors
 
 State = dict[StateKey, EventID]
