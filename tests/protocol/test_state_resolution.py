@@ -411,3 +411,19 @@ def test_what_was_not_loaded_is_named() -> None:
         with pytest.raises(MissingStateKey) as missing:
             attempt({other: None for other in undisputed if other != key}, AuthGraph())
         assert missing.value.key == key
+
+
+def test_power_levels_are_asked_for_even_where_no_disputed_event_needs_them() -> None:
+    scene = Scene(V2)
+    conflicts = find_conflicts(V2, [{}, {scene.create.key: scene.create.event_id}])
+    needs = compute_needs(V2, conflicts, AuthGraph(), scene.room.events)
+    assert needs.state_events == {POWER_LEVELS}
+    changes = resolve_conflicts(
+        V2,
+        conflicts,
+        {**dict.fromkeys(needs.state_keys), POWER_LEVELS: scene.levels},
+        scene.room.events,
+        create=scene.create,
+        graph=AuthGraph(power_lineage=compute_power_lineage([scene.create.event_id, scene.levels], scene.room.events)),
+    )
+    assert changes == {scene.create.key: scene.create.event_id}
