@@ -37,7 +37,7 @@ State = dict[StateKey, EventID]
 ALICE, BOB, _, DAVE = USERS
 POWER_LEVELS: Final = StateKey("m.room.power_levels", "")
 VERSIONS: Final = pytest.mark.parametrize("version", ROOM_VERSIONS.values(), ids=lambda version: version.identifier)
-ALGORITHMS: Final = pytest.mark.parametrize("version", (V1, V2, V11, V12), ids=lambda version: version.identifier)
+ALGORITHMS: Final = pytest.mark.parametrize("version", [V1, V2, V11, V12], ids=lambda version: version.identifier)
 
 law = settings(max_examples=40, deadline=None)
 
@@ -203,19 +203,15 @@ def test_missing_event_is_named_or_was_not_needed(version: RoomVersion, data: st
     room = dispute.room
     lost = data.draw(st.sampled_from(sorted(room.events)))
     rest = {event_id: event for event_id, event in room.events.items() if event_id != lost}
+    named = None
+    result = None
     try:
         result = resolve(
-            version,
-            dispute.state_sets,
-            rest,
-            create=room.create,
-            graph=graph_of(dispute),
-            rejected=dispute.rejected,
+            version, dispute.state_sets, rest, create=room.create, graph=graph_of(dispute), rejected=dispute.rejected
         )
     except MissingEvent as missing:
-        assert missing.event_id == lost
-    else:
-        assert result == resolution(dispute)
+        named = missing.event_id
+    assert named == lost or result == resolution(dispute)
 
 
 # ---- what the text decides
@@ -292,7 +288,7 @@ def test_entry_that_one_state_lacks_is_no_conflict_in_version_1() -> None:
     assert scene.resolve(scene.state(), scene.state(by_a_stranger)) == scene.state(by_a_stranger)
 
 
-@pytest.mark.parametrize("version", (V2, V11), ids=("2", "11"))
+@pytest.mark.parametrize("version", [V2, V11], ids=("2", "11"))
 def test_entry_that_one_state_lacks_is_a_conflict_from_version_2_on(version: RoomVersion) -> None:
     scene = Scene(version)
     by_a_stranger = scene.add("m.room.topic", "", DAVE, {"topic": "mine"}, scene.levels)
@@ -363,7 +359,7 @@ def test_message_among_auth_events_sets_no_state() -> None:
     assert scene.resolve(scene.state(), scene.state(topic)) == scene.state(topic)
 
 
-@pytest.mark.parametrize("version", (V1, V2), ids=("1", "2"))
+@pytest.mark.parametrize("version", [V1, V2], ids=("1", "2"))
 def test_cycle_of_auth_events_ends_and_authorises_nothing(version: RoomVersion) -> None:
     scene = Scene(version)
     one, two = EventID("$one:b.test"), EventID("$two:b.test")

@@ -20,6 +20,8 @@ spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-reso
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 from federation.protocol.event_auth import POWER_LEVELS, auth_events_needed
 from federation.protocol.events import Event, StateKey
@@ -58,6 +60,9 @@ __all__ = [
     "resolve",
     "resolve_conflicts",
 ]
+
+_EMPTY_STATE: Final[Mapping[StateKey, EventID]] = MappingProxyType({})
+"""What algorithm 2.1 begins from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +198,9 @@ def _settle(
         return v1.resolve(conflicts.conflicted, undisputed, pool)
     settled = v2.resolve(
         _find_disputed(version, conflicts, graph),
-        _nothing if version.state_resolution is StateResolution.V2_1 else undisputed,
+        _EMPTY_STATE.get if version.state_resolution is StateResolution.V2_1 else undisputed,
         pool,
         power_levels_of=pool.power_levels_of if graph.power_lineage is None else graph.power_levels_of,
         rejected=rejected,
     )
     return {key: event_id for key, event_id in settled.items() if undisputed(key) is None}
-
-
-def _nothing(key: StateKey) -> EventID | None:
-    """The empty state, which algorithm 2.1 begins from."""
-    return None
