@@ -20,8 +20,10 @@ spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-reso
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
-from federation.protocol.event_auth import auth_events_needed
+from federation.protocol.event_auth import POWER_LEVELS, auth_events_needed
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import RoomVersion, StateResolution
@@ -58,6 +60,9 @@ __all__ = [
     "resolve",
     "resolve_conflicts",
 ]
+
+_EMPTY_STATE: Final[Mapping[StateKey, EventID]] = MappingProxyType({})
+"""What algorithm 2.1 begins from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +111,11 @@ def compute_needs(
 
     Raises `MissingEvent`. The create event is passed to the resolution by itself, but may be among what is named.
     """
-    if version.state_resolution is StateResolution.V1:
-        disputed = frozenset(conflicts.events)
-    else:
-        disputed = _find_disputed(version, conflicts, graph).replayed
+    with_auth_graph = version.state_resolution is not StateResolution.V1
+    disputed = _find_disputed(version, conflicts, graph).replayed if with_auth_graph else conflicts.events
     state_keys: set[StateKey] = set()
-    state_events: set[StateKey] = set()
+    # The mainline begins at the power levels, whether or not a disputed event asks for them.
+    state_events: set[StateKey] = {POWER_LEVELS} if with_auth_graph else set()
     auth_events: set[EventID] = set()
     for event_id in disputed:
         event = events.get(event_id)
@@ -120,9 +124,8 @@ def compute_needs(
         if event.state_key is not None:
             state_keys.add(event.key)
         state_events |= auth_events_needed(version, event)
-        auth_events.update(event.auth_events)
-    if version.state_resolution is StateResolution.V1:
-        auth_events.clear()
+        if with_auth_graph:
+            auth_events.update(event.auth_events)
     return Needs(frozenset(state_keys | state_events), frozenset(state_events), frozenset(auth_events - events.keys()))
 
 
@@ -195,14 +198,9 @@ def _settle(
         return v1.resolve(conflicts.conflicted, undisputed, pool)
     settled = v2.resolve(
         _find_disputed(version, conflicts, graph),
-        _nothing if version.state_resolution is StateResolution.V2_1 else undisputed,
+        _EMPTY_STATE.get if version.state_resolution is StateResolution.V2_1 else undisputed,
         pool,
         power_levels_of=pool.power_levels_of if graph.power_lineage is None else graph.power_levels_of,
         rejected=rejected,
     )
     return {key: event_id for key, event_id in settled.items() if undisputed(key) is None}
-
-
-def _nothing(key: StateKey) -> EventID | None:
-    """The empty state, which algorithm 2.1 begins from."""
-    return None
