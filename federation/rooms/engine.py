@@ -79,6 +79,7 @@ class RoomEngine:
         self._capacity = capacity
         self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
         self._queues: dict[str, _Queue] = {}
+        self._last_creation = 0
         self._log = Logger()
 
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
@@ -126,7 +127,8 @@ class RoomEngine:
         `room_id` is None where the create event names the room. `also` runs in the same transaction.
         Raises what authorization of a draft raises.
         """
-        now = self._now_ms()
+        # two rooms that one person makes in the same millisecond would be one: the create event names the room
+        now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
         placeholder = RoomRow(0, room_id or "", version.identifier, now)
         empty = Head(0, (), 0, None, 0, 0)
         chain = Chain(

@@ -108,6 +108,13 @@ async def test_two_nodes_build_upon_each_other(parts: RoomParts) -> None:
     assert await parts.bodies(room_id) == ["from the first node", "from the second", "and the first again"]
 
 
+async def test_two_rooms_made_in_the_same_millisecond(sqlite_database: Database) -> None:
+    parts = RoomParts(sqlite_database)
+    parts.tick = lambda: 1_700_000_000_000  # type: ignore[method-assign]
+    parts.__post_init__()
+    assert await parts.create() != await parts.create()
+
+
 async def test_redaction_takes_the_content_away(parts: RoomParts) -> None:
     room_id = await parts.create()
     await parts.member(room_id, BOB, "join")
