@@ -11,6 +11,7 @@ from typing import TextIO, TypeVar, cast
 import click
 import psycopg2
 from OpenSSL import SSL
+from prometheus_client import CollectorRegistry
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -31,11 +32,14 @@ from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.logs import JsonObserver, TextObserver
+from homeserver.observe.page import write_metrics_page
 from homeserver.services.passwords import HashingThreads
 from homeserver.services.registration import Wish
 from storage.database import Database, open_database
 from storage.migrate import MigrationFailed, SchemaTooNew
+from storage.observer import Observer
 
 T = TypeVar("T")
 
@@ -74,6 +78,12 @@ def routes() -> None:
     """Print METHOD and PATH of every endpoint, one a line."""
     for method, path in declared_routes():
         click.echo(f"{method} {path}")
+
+
+@main.command()
+def metrics() -> None:
+    """Print what the server tells Prometheus, as the page of the documentation."""
+    click.echo(write_metrics_page(), nl=False)
 
 
 @main.command()
@@ -124,8 +134,18 @@ def run(paths: tuple[Path, ...]) -> None:
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
     key = read_key(loaded.config)
-    database = open_storage(loaded.config, reactor)
-    server = build(loaded.config, clock, database, key=key, threads=hashing_threads(reactor), random=os.urandom)
+    registry = CollectorRegistry()
+    observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
+    database = open_storage(loaded.config, reactor, observer)
+    server = build(
+        loaded.config,
+        clock,
+        database,
+        key=key,
+        threads=hashing_threads(reactor),
+        random=os.urandom,
+        registry=registry,
+    )
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock)
     )
@@ -199,10 +219,10 @@ def read_key(config: Config) -> SigningKey:
         raise click.ClickException(str(error)) from error
 
 
-def open_storage(config: Config, reactor: ReactorBase) -> Database:
+def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None = None) -> Database:
     """The database, migrated; the end of the command where that fails."""
     try:
-        return open_database(database_config_of(config.storage.database, config.folder), reactor)
+        return open_database(database_config_of(config.storage.database, config.folder), reactor, observer)
     except (SchemaTooNew, MigrationFailed, OSError, sqlite3.Error, psycopg2.Error) as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 

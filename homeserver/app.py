@@ -19,6 +19,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
@@ -51,6 +52,7 @@ from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, lis
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
+from homeserver.jobs import JobMetrics, Jobs
 from homeserver.observe.access import LoggedAccess
 from homeserver.observe.metrics import HttpMetrics
 from homeserver.services.capabilities import Capabilities
@@ -105,6 +107,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         metrics: HttpMetrics,
+        jobs: Jobs,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -114,6 +117,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self._metrics = metrics
+        self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
 
@@ -149,8 +153,13 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
         self.people.resume_departures()
+        self.start_jobs()
         for port in self._ports:
             self.log.info("listening on {address}", address=str(port.getHost()))
+
+    def start_jobs(self) -> None:
+        """Do from now on what is done unasked."""
+        self._jobs.start()
 
     def _listen(
         self, listener: Listener, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
@@ -171,6 +180,7 @@ class Server:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.database.close()
 
@@ -183,11 +193,13 @@ def build(
     key: SigningKey,
     threads: Threads,
     random: RandomBytes,
+    registry: CollectorRegistry | None = None,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
+    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
+    metrics of what was made before, such as the database."""
     server_name = ServerName(config.server_name)
     name = config.name
-    registry = CollectorRegistry()
+    registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     accounts = AccountParts(config, clock, database, limiter, threads, random)
     rooms = RoomParts(config, clock, database, limiter, ServerIdentity(server_name, key), accounts)
@@ -230,7 +242,8 @@ def build(
         ),
     )
     router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry))
+    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia), JobMetrics(registry))
+    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), jobs)
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:
