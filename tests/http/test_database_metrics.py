@@ -1,9 +1,10 @@
 """What the server tells of its database, and what a client hears when the database is away."""
 
 from pathlib import Path
+from typing import cast
 
 from prometheus_client import CollectorRegistry
-from twisted.logger import LogEvent, Logger
+from twisted.logger import ILogObserver, LogEvent, Logger
 
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.page import write_metrics_page
@@ -41,7 +42,8 @@ async def test_transactions_are_counted(sqlite: SQLiteConfig) -> None:
 
 def test_slow_transactions_are_logged() -> None:
     events: list[LogEvent] = []
-    metrics = DatabaseMetrics(CollectorRegistry(), slow_seconds=0.2, log=Logger(observer=events.append))
+    observer = cast(ILogObserver, events.append)
+    metrics = DatabaseMetrics(CollectorRegistry(), slow_seconds=0.2, log=Logger(observer=observer))
     metrics.read_done("quick", 5.0, 0.1, 1)
     metrics.read_done("slow_read", 0.5, 0.25, 3)
     metrics.batch_done(4, 0, 0.5, 0.4)
