@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from storage.database import Database
 from storage.devices import announce_device_list
+from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -106,6 +107,7 @@ class DeviceKeyStore:
                 raise KeyExists(*name)
         if not new:
             return
+        _announce_count(txn, user_id)
         first = txn.allocate("one_time_key", len(new))
         txn.execute_many(
             "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_nid, key_id, content)"
@@ -120,6 +122,7 @@ class DeviceKeyStore:
         self, txn: WriteTransaction, user_id: str, device_id: str, keys: Mapping[tuple[str, str], bytes]
     ) -> None:
         """Set fallback keys by (algorithm, id), one an algorithm. A new one counts as unused."""
+        _announce_count(txn, user_id)
         for (algorithm, key_id), content in keys.items():
             txn.execute(
                 "INSERT INTO fallback_keys (user_id, device_id, algorithm, key_id, content, used)"
@@ -189,4 +192,10 @@ def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, Cl
                     "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?", key
                 )
             claimed[wish] = ClaimedKey(fallback[0], fallback[1], is_fallback=True)
+    for user_id in sorted({wish.user_id for wish in claimed}):
+        _announce_count(txn, user_id)
     return claimed
+
+
+def _announce_count(txn: WriteTransaction, user_id: str) -> None:
+    txn.announce(Change(txn.next_position(), Topic.KEY_COUNT, user_id=user_id))

@@ -24,18 +24,14 @@ class ToDeviceStore:
         self._database = database
 
     async def get_messages(
-        self, user_id: str, device_id: str, after: int, upto: int, limit: int
+        self, user_id: str, device_id: str, after: int, upto: int, limit: int | None
     ) -> Sequence[DeviceMessage]:
-        """The oldest messages with after < position ≤ up to."""
+        """The oldest messages with after < position ≤ up to; `limit` None: all of them."""
         return await self._database.read_quickly("get_to_device", _select, user_id, device_id, after, upto, limit)
 
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
         """The device has all up to that position."""
         await self._database.write("remove_to_device", _delete, user_id, device_id, upto)
-
-    async def get_waiting(self, user_id: str, device_id: str) -> int:
-        """How many messages wait."""
-        return await self._database.read_quickly("count_to_device", _count, user_id, device_id)
 
     def add_messages(self, txn: WriteTransaction, messages: Mapping[tuple[str, str], Sequence[bytes]]) -> None:
         """Add messages by (user, device), each at a position of its own."""
@@ -58,12 +54,15 @@ class ToDeviceStore:
         )
 
 
-def _select(txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int) -> list[DeviceMessage]:
-    rows = txn.query(
+def _select(
+    txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int | None
+) -> list[DeviceMessage]:
+    sql = (
         "SELECT position, content FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position > ?"
-        " AND position <= ? ORDER BY position LIMIT ?",
-        (user_id, device_id, after, upto, limit),
+        " AND position <= ? ORDER BY position"
     )
+    args = (user_id, device_id, after, upto)
+    rows = txn.query(sql, args) if limit is None else txn.query(sql + " LIMIT ?", (*args, limit))
     return [DeviceMessage(*row) for row in rows]
 
 
@@ -72,10 +71,3 @@ def _delete(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> N
         "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?",
         (user_id, device_id, upto),
     )
-
-
-def _count(txn: Transaction, user_id: str, device_id: str) -> int:
-    ((count,),) = txn.query(
-        "SELECT count(*) FROM to_device_messages WHERE user_id = ? AND device_id = ?", (user_id, device_id)
-    )
-    return int(count)

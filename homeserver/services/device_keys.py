@@ -9,6 +9,7 @@ Laws:
 spec: client-server-api#end-to-end-encryption
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
@@ -22,6 +23,7 @@ from homeserver.http.endpoint import Requester
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, KeyWish, select_counts
+from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
@@ -58,8 +60,19 @@ class DeviceKeys:
     """Publishes, finds and claims keys."""
 
     def __init__(
-        self, database: Database, keys: DeviceKeyStore, cross_signing: CrossSigningStore, identity: ServerIdentity
+        self,
+        database: Database,
+        keys: DeviceKeyStore,
+        cross_signing: CrossSigningStore,
+        identity: ServerIdentity,
+        *,
+        capacity: int,
     ) -> None:
+        """`capacity`: of how many users' devices the counts are kept in memory."""
+        self._capacity = capacity
+        self._counts: OrderedDict[str, dict[str, KeyCounts]] = OrderedDict()
+        self._counts_heard = 0
+        database.streams.subscribe(self._hear)
         self._database = database
         self._keys = keys
         self._cross_signing = cross_signing
@@ -97,8 +110,20 @@ class DeviceKeys:
         return counts.one_time
 
     async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
-        """What a device has left, for /sync."""
-        return await self._keys.get_counts(user_id, device_id)
+        """What a device has left: on the path of every /sync, so from memory."""
+        known = self._counts.get(user_id, {}).get(device_id)
+        if known is not None:
+            self._counts.move_to_end(user_id)
+            return known
+        while True:
+            heard = self._counts_heard
+            counts = await self._keys.get_counts(user_id, device_id)
+            if heard == self._counts_heard:
+                break
+        self._counts.setdefault(user_id, {})[device_id] = counts
+        if len(self._counts) > self._capacity:
+            self._counts.popitem(last=False)
+        return counts
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam."""
@@ -138,6 +163,12 @@ class DeviceKeys:
             devices = answer.setdefault(wish.user_id, {})
             devices[wish.device_id] = {f"{wish.algorithm}:{key.key_id}": msgspec.Raw(key.content)}
         return {"one_time_keys": answer, "failures": self._failures(wanted)}
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
+                self._counts_heard += 1
+                self._counts.pop(change.user_id, None)
 
     def _failures(self, user_ids: Mapping[str, object]) -> dict[str, dict[str, str]]:
         """Servers that were not asked: this one does not federate yet."""

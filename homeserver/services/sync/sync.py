@@ -22,6 +22,7 @@ from homeserver.services.client_events import present_stripped
 from homeserver.services.event_filters import Filter
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.request import Range, SyncRequest
@@ -50,6 +51,7 @@ class SyncParts:
     account_data: AccountDataStore
     typing: Typing
     recent: RecentChanges
+    devices: DeviceNewsReader
 
 
 class Sync:
@@ -82,6 +84,8 @@ class Sync:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
         span = Range(0 if request.since is None else request.since.position, self._streams.current())
+        messages, upto = await parts.devices.find_messages(request, span)
+        span = Range(span.since, upto)
         token = SyncToken(max(span.upto, span.since), parts.typing.position)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
@@ -93,19 +97,17 @@ class Sync:
             for row in candidates
             if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
         ]
+        devices = await parts.devices.read(request, span, messages)
         sections = await self._rooms(request, span, token, candidates, rooms, data)
         answer: dict[str, Any] = {
             "next_batch": str(token),
             "account_data": {"events": _account_data_events(data.everywhere, request.filter)},
             "presence": {"events": []},
-            "to_device": {"events": []},
-            "device_lists": {"changed": [], "left": []},
-            "device_one_time_keys_count": {},
-            "device_unused_fallback_key_types": [],
+            **devices.to_json(),
         }
         if sections:
             answer["rooms"] = sections
-        return answer, bool(sections) or bool(data.everywhere)
+        return answer, bool(sections) or bool(data.everywhere) or devices.is_news
 
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
         store, user_id = self._parts.account_data, request.caller.user_id
