@@ -40,6 +40,7 @@ from homeserver.observe.page import write_metrics_page
 from homeserver.services.passwords import HashingThreads
 from homeserver.services.registration import Wish
 from storage.database import Database, open_database
+from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
 
@@ -232,7 +233,9 @@ def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None
     """The database, migrated; the end of the command where that fails."""
     try:
         return open_database(database_config_of(config.storage.database, config.folder), reactor, observer)
-    except (SchemaTooNew, MigrationFailed, OSError, sqlite3.Error, psycopg2.Error) as error:
+    except (DatabaseUnavailable, UnsuitableDatabase, SchemaTooNew, MigrationFailed) as error:
+        raise click.ClickException(str(error)) from error
+    except (OSError, sqlite3.Error, psycopg2.Error) as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 
 
