@@ -163,7 +163,7 @@ class Database:
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
-            if not self.engine.is_worth_retrying(error):
+            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
                 raise
         # What ended one connection has ended those that idle: the second try is to get a new one.
         while self._idle:
@@ -171,7 +171,7 @@ class Database:
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
-            if not self.engine.is_worth_retrying(error):
+            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
                 raise
             raise DatabaseUnavailable(f"the read could not be done: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import resource
 import socket
 import stat
 import subprocess
@@ -224,6 +225,25 @@ def test_an_account_is_made_while_the_server_runs(
         assert server.stop() == 0
     finally:
         files.end()
+
+
+def test_a_full_disk_is_said_and_passes(make: Make) -> None:
+    server = make().start()
+    token = server.register("alice")
+    room = server.request("POST", "/_matrix/client/v3/createRoom", {}, token=token).json["room_id"]
+    path = f"/_matrix/client/v3/rooms/{room}/send/m.room.message/"
+    unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    # No file may grow beyond what the write-ahead log has already: as on a disk that is full.
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (60_000, unlimited[1]))
+    for number in range(3):
+        reply = server.request("PUT", f"{path}{number}", {"body": "x" * 20000}, token=token)
+        assert (reply.status, reply.json["errcode"]) == (503, "M_UNKNOWN")
+    assert server.request("GET", WHOAMI, token=token).status == 200
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    for number in range(3):
+        assert server.request("PUT", f"{path}{number}", {"body": "x" * 20000}, token=token).status == 200
+    assert "Traceback" not in server.log.read_text()
+    assert server.stop() == 0
 
 
 def test_a_postgresql_that_comes_back_is_used_again(
