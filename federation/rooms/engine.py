@@ -290,15 +290,20 @@ class RoomEngine:
         self._events.expect(chain.built)
         try:
             return await self._database.write(
-                "append_events", self._append_in, snapshot, chain.new, chain.built[-1].event_id, now
+                "append_events", self._append_in, snapshot, chain.new, chain.extremities, now
             )
         finally:
             self._events.forget_expected(chain.built)
 
     def _append_in(
-        self, txn: WriteTransaction, snapshot: RoomSnapshot, new: Sequence[NewEvent], extremity: str, now: int
+        self,
+        txn: WriteTransaction,
+        snapshot: RoomSnapshot,
+        new: Sequence[NewEvent],
+        extremities: Sequence[str],
+        now: int,
     ) -> Appended:
-        return self._writer.append(txn, snapshot.room, snapshot.head, new, [extremity], now_ms=now)
+        return self._writer.append(txn, snapshot.room, snapshot.head, new, extremities, now_ms=now)
 
     def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
         others: list[_Request] = []

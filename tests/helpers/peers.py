@@ -100,7 +100,13 @@ class Peer(RoomParts):
         )
 
     async def fork(
-        self, room_id: RoomID, prev: Event, type: str, content: Mapping[str, Any], state_key: str | None = None, **more: Any
+        self,
+        room_id: RoomID,
+        prev: Event,
+        type: str,
+        content: Mapping[str, Any],
+        state_key: str | None = None,
+        **more: Any,
     ) -> Event:
         """An event of this server's user that follows a given one, made in the state after that."""
         snapshot = await self.engine.get_snapshot(room_id)
@@ -131,7 +137,10 @@ async def join(resident: Peer, newcomer: Peer, version: RoomVersion, room_id: Ro
 def servers(databases: Sequence[Database]) -> list[Peer]:
     """Servers that know each other's keys and share a clock."""
     now, keys = [1_700_000_000_000], {}  # type: ignore[var-annotated]
-    return [Peer(database, now, ServerName(f"{name}.test"), keys) for name, database in zip("abcdef", databases, strict=False)]
+    return [
+        Peer(database, now, ServerName(f"{name}.test"), keys)
+        for name, database in zip("abcdef", databases, strict=False)
+    ]
 
 
 def copy(version: RoomVersion, pdu: Mapping[str, Any], **changes: Any) -> Event:

@@ -56,6 +56,7 @@ class RoomParts:
     server: ServerName = SERVER
     keys: dict[ServerName, Mapping[KeyID, bytes]] = field(default_factory=dict)
     """The public keys of all servers; shared by those that are to know each other."""
+    writer_class: type[RoomWriter] = RoomWriter
 
     def __post_init__(self) -> None:
         database, streams = self.database, self.database.streams
@@ -68,7 +69,7 @@ class RoomParts:
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.visibility = Visibility(self.trees, self.events)
         chains = AuthChainStore(database)
-        writer = RoomWriter(self.trees, chains)
+        writer = self.writer_class(self.trees, chains)
         self.engine = RoomEngine(
             database,
             self.rooms,
@@ -87,9 +88,7 @@ class RoomParts:
         )
         questions = Questions(self.events, self.resolver, self.get_signers, self.approve)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
-        self.receiver = Receiver(
-            self.engine, self.events, store, self.resolver, self.placements, outliers, questions
-        )
+        self.receiver = Receiver(self.engine, self.events, store, self.resolver, self.placements, outliers, questions)
         self.adoptions = Adoptions(
             database,
             self.engine,

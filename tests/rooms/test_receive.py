@@ -1,6 +1,6 @@
 """What other servers send: each event gets its verdict, and both sides end with the same room."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -8,19 +8,22 @@ import pytest
 
 from federation.protocol.errors import NotFound, TooLarge
 from federation.protocol.events import Event, StateKey
-from federation.protocol.ids import EventID, RoomID
+from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.check import Verdict
-from storage.database import Database
+from storage.database import Database, PostgresConfig, SQLiteConfig
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
 from storage.room_summaries import RoomSummaryStore
+from storage.room_writer import Appended, RoomWriter
 from storage.timelines import TimelineStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.peers import Peer, copy, join, servers
 
 VERSIONS = list(ROOM_VERSIONS.values())
+WRITES_OF_A_MESSAGE = 5
+"""Statements of the one write that takes in a message."""
 V11 = ROOM_VERSIONS["11"]
 EachVersion = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.identifier)
 
@@ -283,9 +286,7 @@ async def test_redactions_find_their_targets_before_and_after(pair: list[Peer], 
     a, b = pair
     room_id, joined = await shared_room(pair, version)
     secret = await b.fork(room_id, joined, "m.room.message", {"body": "secret"})
-    redaction = await b.fork(
-        room_id, joined, "m.room.redaction", {}, redacts=secret.event_id
-    )
+    redaction = await b.fork(room_id, joined, "m.room.redaction", {}, redacts=secret.event_id)
     for order in ((secret, redaction), (redaction, secret)):
         peer = a if order[0] is secret else b
         for event in order:
@@ -359,20 +360,38 @@ async def test_members_and_summary_follow_a_resolution(both: list[Peer]) -> None
         assert snapshot.head.joined_count == 1
 
 
+class InterruptedWriter(RoomWriter):
+    """Stops before the last write of an adoption."""
+
+    def append(self, *_args: object, **_more: object) -> Appended:
+        raise OSError("the lights went out")
+
+
 async def test_an_adoption_goes_on_after_a_restart(both: list[Peer]) -> None:
     a, b = both
     room_id = await a.create(a.user, version=V11)
     for number in range(5):
         await a.send(room_id, a.user, {"v": number}, "x.state", str(number))
     snapshot = await a.engine.get_snapshot(room_id)
-    stored = [event.event for event in (await snapshot.state.load_all()).values()]
-    await b.receiver._outliers.add(
-        await b.adoptions._find_room(V11, room_id), []
-    )
-    joined = await join(a, Peer(b.database, b.now, b.server, b.keys), V11, room_id)
-    assert await Peer(b.database, b.now, b.server, b.keys).state(room_id) == await a.state(room_id)
-    assert {event.event_id for event in stored} < set((await b.state(room_id)).values())
-    assert await b.shown(room_id) == [joined.event_id]
+    state = [event.event for event in (await snapshot.state.load_all()).values()]
+    tips = [event.event for event in (await a.events.get_events(nid for nid, _ in snapshot.head.extremities)).values()]
+    keyed = {event.key: event for event in state}
+    joining = await b.build(V11, room_id, tips, keyed, b.user, "m.room.member", {"membership": "join"}, b.user)
+    chain = await a.auth_chain(joining)
+    pdus = [event.pdu for event in state]
+    with pytest.raises(OSError):
+        await Peer(b.database, b.now, b.server, b.keys, InterruptedWriter).adoptions.adopt(
+            V11, room_id, pdus, chain, joining.pdu
+        )
+    assert await b.extremities(room_id) == set()
+    with pytest.raises(NotFound):
+        await b.take(room_id, joining)
+    restarted = Peer(b.database, b.now, b.server, b.keys)
+    await restarted.adoptions.adopt(V11, room_id, pdus, chain, joining.pdu)
+    await a.take(room_id, joining)
+    assert await restarted.state(room_id) == await a.state(room_id)
+    assert await restarted.shown(room_id) == [joining.event_id]
+    assert (await restarted.engine.get_snapshot(room_id)).head.joined_count == 2
 
 
 async def test_a_join_that_the_state_does_not_allow_is_refused(pair: list[Peer]) -> None:
@@ -386,3 +405,36 @@ async def test_a_join_that_the_state_does_not_allow_is_refused(pair: list[Peer])
         await b.adoptions.adopt(
             V11, room_id, [other.pdu for other in state.values()], await a.auth_chain(event), event.pdu
         )
+
+
+async def test_what_an_ordinary_event_costs(
+    database_config: SQLiteConfig | PostgresConfig, other_databases: list[Database]
+) -> None:
+    """The same for a small room and for a large one."""
+    counter = QueryCounter()
+    database = open_inline(database_config, counter)
+    a, b = servers([other_databases[0], database])
+    room_id, _ = await shared_room([a, b])
+    for members in (0, 60):
+        for number in range(members):
+            event = await a.send(room_id, a.user, {"v": 1}, "x.state", str(number))
+            await b.take(room_id, event.event)
+        await b.take(room_id, (await a.send(room_id, a.user, "before")).event)
+        message = await a.send(room_id, a.user, "counted")
+        counter.clear()
+        assert await b.verdict(room_id, message.event) is Verdict.ACCEPT
+        assert counter.queries == {"get_event_nids": 1, "get_waiting": 2, "place_event": WRITES_OF_A_MESSAGE}
+    await database.close()
+
+
+async def test_many_extremities_are_merged_and_none_is_lost(pair: list[Peer]) -> None:
+    a, b = pair
+    room_id, joined = await shared_room(pair)
+    tips = [await b.fork(room_id, joined, "m.room.message", {"body": str(number)}) for number in range(25)]
+    await a.take(room_id, *tips)
+    assert len(await a.extremities(room_id)) == 25
+    first = (await a.send(room_id, a.user, "first")).event
+    second = (await a.send(room_id, a.user, "second")).event
+    assert len(first.prev_events) == 20
+    assert {*first.prev_events, *second.prev_events} == {tip.event_id for tip in tips} | {first.event_id}
+    assert await a.extremities(room_id) == {second.event_id}
