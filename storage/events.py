@@ -108,6 +108,19 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
     return {event_id: nid for event_id, nid in rows}
 
 
+def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
+    """The flags of events by id; unknown ids are missing from the answer."""
+    return dict(txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids))
+
+
+def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """The (type, state_key) of those of the events that are state events."""
+    rows = txn.query_in(
+        "SELECT event_nid, type, state_key FROM events WHERE event_nid IN {keys} AND state_key IS NOT NULL", event_nids
+    )
+    return {nid: (type, state_key) for nid, type, state_key in rows}
+
+
 def make_row(row: Row) -> EventRow:
     """An EventRow of a row with the columns of the table in their order."""
     return EventRow(*row)

@@ -16,7 +16,7 @@ from federation.protocol.events import Event, StateKey, encode_event_json, encod
 from federation.protocol.ids import EventID, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.redaction import may_redact, redact
-from federation.rooms.build import Classification, Classify, prune
+from federation.rooms.build import MAX_DEPTH, Classification, Classify, prune
 from federation.rooms.check import SHOWN, Checked, Verdict
 from federation.rooms.effects import effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
@@ -24,7 +24,7 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from storage.database import Database
-from storage.events import EventFlag, EventRow, select_event_nids
+from storage.events import EventFlag, EventRow, select_flags
 from storage.room_writer import (
     NO_EFFECT,
     Appended,
@@ -36,7 +36,7 @@ from storage.room_writer import (
     StateChange,
     StateEffect,
 )
-from storage.rooms import RoomRow
+from storage.rooms import RoomRow, select_head
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction
 
@@ -248,11 +248,18 @@ class Placements:
 
     def _add_aside(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> EventRow:
         self._check_unchanged(txn, snapshot, arrival, new)
+        if (
+            new.flags & EventFlag.SOFT_FAILED
+            and select_head(txn, snapshot.room.room_nid).version != snapshot.head.version
+        ):
+            raise HeadMoved(snapshot.room.room_id)  # it was refused by a state that is no longer the present one
         return self._writer.add_aside(txn, snapshot.room, [new], self._now_ms())[0]
 
     def _check_unchanged(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> None:
         """Another node may have received the same event meanwhile."""
-        if select_event_nids(txn, [new.event_id]).get(new.event_id) != new.placed_nid:
+        flags = select_flags(txn, [new.event_id])
+        was_outlier = bool(flags.get(new.event_id, 0) & EventFlag.OUTLIER)
+        if was_outlier != (new.placed_nid is not None) or (flags and not was_outlier):
             raise HeadMoved(snapshot.room.room_id)
         move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing)
 
@@ -260,8 +267,8 @@ class Placements:
 def _depth(arrival: Arrival) -> int:
     """How deep an event stands: one more than what it follows. What it claims counts only where that is not known."""
     if arrival.missing or not arrival.prev:
-        return arrival.event.depth
-    return 1 + max(stored.depth for stored in arrival.prev)
+        return min(arrival.event.depth, MAX_DEPTH)
+    return min(1 + max(stored.depth for stored in arrival.prev), MAX_DEPTH)
 
 
 def new_event(event: Event, flags: int, auth_nids: Sequence[int], redactions: Sequence[StoredEvent]) -> NewEvent:

@@ -136,6 +136,7 @@ class Receiver:
                 return await self._place(snapshot, candidate, known, past)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
+                self._events.forget([event_id])
                 known.events.update(await self._events.get_anywhere([event_id]))
         raise RuntimeError(f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received")
 

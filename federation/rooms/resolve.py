@@ -9,9 +9,10 @@ spec: server-server-api#room-state-resolution
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from federation.protocol.event_auth import POWER_LEVELS
+from federation.protocol.event_auth import CREATE, POWER_LEVELS
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID
+from federation.protocol.membership_auth import JOIN_RULES
 from federation.protocol.room_versions import RoomVersion, StateResolution
 from federation.protocol.state_resolution import (
     AuthGraph,
@@ -24,11 +25,15 @@ from federation.protocol.state_resolution import (
 )
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.auth_chains import AuthChainStore
+from storage.database import Database, Transaction
+from storage.events import select_state_keys
 from storage.room_writer import StateChange
 from storage.state_tree import StateTreeStore
 
 Entries = dict[StateKey, int | None]
 """Numbers of events by key; None where the state has no such entry."""
+_CITED_BY_MANY = (CREATE, POWER_LEVELS, JOIN_RULES)
+"""Entries that most others rest on."""
 Difference = Mapping[StateKey, tuple[int | None, int | None]]
 
 
@@ -36,9 +41,16 @@ class StateResolver:
     """Resolves the states of rooms, and remembers the latest answers. For the reactor thread."""
 
     def __init__(
-        self, trees: StateTreeStore, chains: AuthChainStore, events: RoomEvents, *, capacity: int = 1000
+        self,
+        database: Database,
+        trees: StateTreeStore,
+        chains: AuthChainStore,
+        events: RoomEvents,
+        *,
+        capacity: int = 1000,
     ) -> None:
         """`capacity`: how many resolutions are remembered."""
+        self._database = database
         self._trees = trees
         self._chains = chains
         self._events = events
@@ -140,28 +152,47 @@ class StateResolver:
     ) -> AuthGraph:
         """What the auth chains say; the events that it names are added to those loaded."""
         conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in conflicts.events}
-        whole = dict(await self._trees.get_all(room_nid, states[0].root)) | dict(states[0].entries)
-        shared = {nid for key, nid in whole.items() if key not in disputed}
-        sets = [
-            shared | {nid for values in disputed.values() if (nid := values[at]) is not None}
-            for at in range(len(states))
-        ]
-        difference = await self._chains.get_auth_difference(sets)
+        sets = [{nid for values in disputed.values() if (nid := values[at]) is not None} for at in range(len(states))]
+        senders = {StateKey("m.room.member", stored.event.sender) for stored in loaded.values()}
+        likely = {*_CITED_BY_MANY, *senders} - disputed.keys()
+        agreed = await self._entries(room_nid, states[0], likely)
+        difference = await self._database.read(
+            "get_auth_difference",
+            self._read_difference,
+            room_nid,
+            states[0],
+            frozenset(disputed),
+            sets,
+            [nid for nid in agreed.values() if nid is not None],
+        )
         subgraph = await self._chains.get_conflicted_subgraph(conflicted)
         loaded.update(await self._events.get_events((difference | subgraph) - loaded.keys()))
         graph = AuthGraph(_ids(difference, loaded), _ids(subgraph, loaded))
-        start = {
-            name: event
-            for name, event in _by_id(loaded).items()
-            if name in events_in_dispute(version, conflicts, graph)
-        }
-        levels = None if POWER_LEVELS in disputed else whole.get(POWER_LEVELS)
+        in_dispute = events_in_dispute(version, conflicts, graph)
+        start = {name: event for name, event in _by_id(loaded).items() if name in in_dispute}
+        levels = agreed.get(POWER_LEVELS)
         if levels is not None:
             event = (await self._events.get_events([levels]))[levels].event
             start[event.event_id] = event
         return AuthGraph(
             graph.auth_difference, graph.conflicted_subgraph, await self._read_power_lineage(room_nid, start)
         )
+
+    def _read_difference(
+        self,
+        txn: Transaction,
+        room_nid: int,
+        state: StateChange,
+        disputed: Collection[tuple[str, str]],
+        sets: Sequence[Collection[int]],
+        likely: Collection[int],
+    ) -> set[int]:
+        def find_agreed(nids: Collection[int]) -> list[int]:
+            keys = {nid: key for nid, key in select_state_keys(txn, nids).items() if key not in disputed}
+            stored = self._trees.get_entries_in(txn, room_nid, state.root, set(keys.values()))
+            return [nid for nid, key in keys.items() if (state.entries.get(key) or stored.get(key)) == nid]
+
+        return self._chains.get_difference_of_disputed_in(txn, sets, likely, find_agreed)
 
     async def _read_power_lineage(
         self, room_nid: int, start: Mapping[EventID, Event]

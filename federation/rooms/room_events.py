@@ -151,6 +151,13 @@ class RoomEvents:
         for event in events:
             self._expected.pop(event.event_id, None)
 
+    def forget(self, event_ids: Iterable[EventID]) -> None:
+        """Read these anew when they are next asked for: another node may have changed them."""
+        for event_id in event_ids:
+            nid = self._nids.pop(event_id, None)
+            if nid is not None:
+                self._cache.pop(nid, None)
+
     def _put(self, stored: StoredEvent) -> StoredEvent:
         self._cache[stored.nid] = stored
         self._nids[stored.event.event_id] = stored.nid

@@ -82,7 +82,7 @@ class RoomParts:
             capacity=100,
         )
         store = EventStore(database)
-        self.resolver = StateResolver(self.trees, chains, self.events)
+        self.resolver = StateResolver(database, self.trees, chains, self.events)
         self.placements = Placements(
             database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
         )

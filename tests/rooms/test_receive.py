@@ -79,7 +79,7 @@ async def test_a_room_is_adopted_and_talked_in(pair: list[Peer], version: RoomVe
 @EachVersion
 async def test_forks_meet_in_the_same_state_in_whatever_order(pair: list[Peer], version: RoomVersion) -> None:
     a, b = pair
-    room_id, last = await shared_room(pair, version)
+    room_id, _last = await shared_room(pair, version)
     levels = {"users": {b.user: 100} if version.creators_privileged else {a.user: 100, b.user: 100}}
     power = await a.send(room_id, a.user, levels, "m.room.power_levels", "")
     await b.take(room_id, power.event)
@@ -141,7 +141,7 @@ async def test_who_was_banned_meanwhile_is_not_heard(both: list[Peer]) -> None:
 
 async def test_what_was_soft_failed_may_be_built_upon(pair: list[Peer]) -> None:
     a, b = pair
-    room_id, joined = await shared_room(pair)
+    room_id, _joined = await shared_room(pair)
     levels = {"users": {a.user: 100}, "state_default": 0}
     opened = (await a.send(room_id, a.user, levels, "m.room.power_levels", "")).event
     await b.take(room_id, opened)
@@ -257,7 +257,7 @@ async def test_what_is_missing_is_said(pair: list[Peer]) -> None:
 
 
 async def test_too_much_or_nowhere(pair: list[Peer]) -> None:
-    a, b = pair
+    a, _b = pair
     room_id, joined = await shared_room(pair)
     with pytest.raises(TooLarge):
         await a.receiver.receive(room_id, [joined.pdu] * 501)
@@ -343,7 +343,7 @@ async def test_the_past_is_no_news(both: list[Peer]) -> None:
 
 async def test_members_and_summary_follow_a_resolution(both: list[Peer]) -> None:
     a, b = both
-    room_id, joined = await shared_room(both)
+    room_id, _joined = await shared_room(both)
     await b.take(room_id, (await a.send(room_id, a.user, {"name": "one"}, "m.room.name", "")).event)
     left = (await b.member(room_id, b.user, "leave")).event
     ban = (await a.member(room_id, a.user, "ban", b.user)).event
@@ -379,7 +379,7 @@ async def test_an_adoption_goes_on_after_a_restart(both: list[Peer]) -> None:
     joining = await b.build(V11, room_id, tips, keyed, b.user, "m.room.member", {"membership": "join"}, b.user)
     chain = await a.auth_chain(joining)
     pdus = [event.pdu for event in state]
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="lights"):
         await Peer(b.database, b.now, b.server, b.keys, InterruptedWriter).adoptions.adopt(
             V11, room_id, pdus, chain, joining.pdu
         )
@@ -438,3 +438,48 @@ async def test_many_extremities_are_merged_and_none_is_lost(pair: list[Peer]) ->
     assert len(first.prev_events) == 20
     assert {*first.prev_events, *second.prev_events} == {tip.event_id for tip in tips} | {first.event_id}
     assert await a.extremities(room_id) == {second.event_id}
+
+
+async def test_two_nodes_receive_the_same(pair: list[Peer]) -> None:
+    a, b = pair
+    room_id, _ = await shared_room(pair)
+    node = Peer(b.database, b.now, b.server, b.keys)
+    await node.state(room_id)
+    name = (await a.send(room_id, a.user, {"name": "Hovli"}, "m.room.name", "")).event
+    await b.receiver.receive_outliers(room_id, [name.pdu])
+    assert (await node.find(room_id, name)) is not None  # as an outlier, which it will remember
+    await b.take(room_id, name)
+    (outcome,) = await node.take(room_id, name)
+    assert outcome.was_known
+    said = (await a.send(room_id, a.user, "said")).event
+    await node.take(room_id, said)
+    (outcome,) = await b.take(room_id, said)
+    assert outcome.was_known
+    last = (await a.send(room_id, a.user, "last")).event
+    assert await b.verdict(room_id, last) is Verdict.ACCEPT
+    assert await b.extremities(room_id) == {last.event_id}
+    assert (await b.shown(room_id))[-3:] == [name.event_id, said.event_id, last.event_id]
+
+
+async def test_a_local_send_and_events_from_outside_take_turns(pair: list[Peer]) -> None:
+    a, b = pair
+    room_id, joined = await shared_room(pair)
+    theirs = await b.fork(room_id, joined, "m.room.message", {"body": "theirs"})
+    ours = await a.send(room_id, a.user, "ours")
+    await a.take(room_id, theirs)
+    merge = await a.send(room_id, a.user, "both")
+    assert set(merge.event.prev_events) == {ours.event.event_id, theirs.event_id}
+    assert merge.event.depth == joined.depth + 2
+
+
+async def test_a_node_that_lags_behind_does_not_refuse(pair: list[Peer]) -> None:
+    a, b = pair
+    room_id, joined = await shared_room(pair)
+    node = Peer(a.database, a.now, a.server, a.keys)
+    levels = {"users": {a.user: 100}, "events_default": 50}
+    silence = (await a.send(room_id, a.user, levels, "m.room.power_levels", "")).event
+    await b.take(room_id, silence)
+    await node.state(room_id)  # this node remembers the room as it is now
+    late = await b.fork(room_id, joined, "m.room.message", {"body": "late"})
+    await a.send(room_id, a.user, {"users": {a.user: 100}}, "m.room.power_levels", "")
+    assert await node.verdict(room_id, late) is Verdict.ACCEPT
