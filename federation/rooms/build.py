@@ -5,7 +5,8 @@ Laws:
 - A request's drafts succeed or fail together: a failed one leaves the chain as it was before the request.
 - Our own events pass the same authorization as everyone's (`check.py`). Their form, hash and signature are right by
   construction. They follow all forward extremities, so the state before them is the current one, and their auth events are
-  chosen from it: the three state checks of a received event are one here.
+  chosen from it: the three state checks of a received event are one here. (Where more than MAX_PREV_EVENTS branches hang
+  loose, which no honest room comes to, the first event names the oldest of them and the next one the others.)
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
