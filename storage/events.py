@@ -77,10 +77,6 @@ class EventStore:
         """The numbers of events; unknown ids are missing from the answer."""
         return await self._database.read_quickly("get_event_nids", select_event_nids, list(event_ids))
 
-    async def get_successors(self, event_ids: Iterable[str]) -> Mapping[str, list[int]]:
-        """The stored events that name each of these among their prev_events."""
-        return await self._database.read("get_successors", _select_successors, list(event_ids))
-
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
     """The form of `get_events` for use inside a transaction."""
@@ -97,11 +93,3 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
 def make_row(row: Row) -> EventRow:
     """An EventRow of a row with the columns of the table in their order."""
     return EventRow(*row)
-
-
-def _select_successors(txn: Transaction, event_ids: list[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {event_id: [] for event_id in event_ids}
-    rows = txn.query_in("SELECT prev_event_id, event_nid FROM event_edges WHERE prev_event_id IN {keys}", event_ids)
-    for event_id, nid in rows:
-        found[event_id].append(nid)
-    return found

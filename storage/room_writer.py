@@ -78,8 +78,8 @@ class NewEvent:
     effect: StateEffect = NO_EFFECT
     redacts: str | None = None
     redaction: Redaction | None = None
-    sent: tuple[SentTransaction, bytes] | None = None
-    """The client's request that it comes from, with the answer."""
+    sent: SentTransaction | None = None
+    """The client's request that it comes from."""
     highlights: Sequence[str] = ()
     """This server's users whom it calls by name."""
     state_before: "StateChange | None" = None
@@ -232,15 +232,6 @@ class RoomWriter:
                 for row in rows
             ],
         )
-        txn.execute_many(
-            "INSERT INTO event_edges (prev_event_id, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            [
-                (prev, nids[event.event_id])
-                for event in events
-                if not event.flags & EventFlag.OUTLIER
-                for prev in event.prev_events
-            ],
-        )
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
@@ -252,7 +243,7 @@ class RoomWriter:
         for event in events:
             nid = nids[event.event_id]
             if event.sent is not None:
-                add_transaction(txn, event.sent[0], nid, event.sent[1], now_ms)
+                add_transaction(txn, event.sent, nid, None, now_ms)
             if event.redacts is not None:
                 txn.execute(
                     "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",

@@ -200,7 +200,7 @@ class Chain:
                 effect=state_effect(event, self._identity),
                 redacts=event.redacts,
                 redaction=redaction,
-                sent=None if draft.sent is None else (draft.sent, b'{"event_id":"%s"}' % event.event_id.encode()),
+                sent=draft.sent,
                 highlights=classification.highlights,
             )
         )
