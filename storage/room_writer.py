@@ -8,7 +8,7 @@ Laws:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.engine import SQLValue
@@ -168,6 +168,10 @@ class RoomWriter:
             effects = [
                 (nids[ref] if isinstance(ref, str) else ref, last_position, effect) for ref, effect in current.effects
             ]
+        for row, event in zip(rows, events, strict=True):
+            if event.redaction is not None:
+                # before the effects: what replaces the target in the same batch has the last word
+                self._redact(txn, room.room_nid, row, event.redaction)
         joined, invited = self._apply_effects(txn, room.room_nid, effects)
         new_head = Head(
             version=head.version + 1,
@@ -181,8 +185,6 @@ class RoomWriter:
             raise HeadMoved(room.room_id)
         self._insert(txn, room, events, rows, nids, now_ms)
         for row, event in zip(rows, events, strict=True):
-            if event.redaction is not None:
-                self._redact(txn, room.room_nid, row, event.redaction)
             if row.position is not None:
                 txn.announce(Change(row.position, Topic.EVENT, room.room_id, event.sender, row))
         return Appended(new_head, rows)
@@ -312,11 +314,11 @@ class RoomWriter:
             set_summary_fields(txn, room_nid, redaction.effect.summary)
         member = redaction.effect.membership
         if member is not None:
-            txn.execute(
-                "UPDATE memberships SET display_name = NULL, avatar_url = NULL"
-                " WHERE room_nid = ? AND user_id = ? AND event_nid = ?",
-                (room_nid, member.user_id, redaction.target_nid),
-            )
+            old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
+            if old is not None and old.event_nid == redaction.target_nid:
+                nameless = replace(old, display_name=None, avatar_url=None)
+                put_membership(txn, nameless)
+                txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))
 
 
 def _row(
