@@ -67,9 +67,9 @@ class Chain:
         self._identity = identity
         self._classify = classify
         self._overlay: dict[StateKey, Event] = {}
-        self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
-            :MAX_PREV_EVENTS
-        ]
+        ends = [EventID(event_id) for _, event_id in snapshot.head.extremities]
+        self._prev: Sequence[EventID] = ends[:MAX_PREV_EVENTS]
+        self._unnamed = ends[MAX_PREV_EVENTS:]
         self._depth = snapshot.head.depth
         self._known: dict[StateKey, StoredEvent] = {}
         self._room_id = snapshot.room_id
@@ -80,6 +80,11 @@ class Chain:
     def changed_state(self) -> Mapping[StateKey, Event]:
         """The entries of the state that events of this chain set."""
         return self._overlay
+
+    @property
+    def extremities(self) -> Sequence[EventID]:
+        """The ends of the room once the chain is written: its last event, and what its first had no room to name."""
+        return [*self._unnamed, self.built[-1].event_id]
 
     async def add(self, drafts: Sequence[Draft], now_ms: int) -> list[Event | StoredEvent]:
         """Build the drafts of one request; for a draft that would change nothing, the event that is there already.
@@ -100,7 +105,7 @@ class Chain:
         own_key = StateKey(draft.type, draft.state_key) if draft.state_key is not None else None
         state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
         if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
-            return self._known.get(own_key) or state[own_key]
+            return self._overlay.get(own_key) or self._known[own_key]
         event = await self._sign(draft, [state[key] for key in keys if key in state], now_ms)
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:

@@ -1,9 +1,13 @@
 """The room engine: what is sent is there once, in one chain, on one node and on two."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.python.failure import Failure
 
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.event_signing import sign_event
@@ -13,7 +17,10 @@ from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.room_events import StoredEvent
 from storage.database import Database
+from storage.room_summaries import RoomSummaryStore
+from storage.rooms import move_head
 from storage.sent_transactions import AlreadySent, SentTransaction
+from storage.streams import Change
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 VERSIONS = list(ROOM_VERSIONS.values())
@@ -173,3 +180,131 @@ async def test_many_senders_at_once_neither_conflict_nor_fork(threaded_database:
     assert sorted(map(int, await parts.bodies(room_id))) == list(range(200))
     depths = sorted(event.event.depth for event in sent)
     assert depths == list(range(depths[0], depths[0] + 200)), "one chain"
+
+
+async def send_together(
+    parts: RoomParts, room_id: RoomID, requests: Sequence[Sequence[Draft]]
+) -> list[list[StoredEvent] | Failure]:
+    """What comes of requests that wait for a room at the same time and so become one chain."""
+    results: dict[int, list[StoredEvent] | Failure] = {}
+
+    def hear(_changes: Sequence[Change]) -> None:
+        unsubscribe()
+        for index, drafts in enumerate(requests):
+            Deferred.fromCoroutine(parts.engine.send(room_id, drafts)).addBoth(partial(results.__setitem__, index))
+
+    unsubscribe = parts.database.streams.subscribe(hear)
+    await parts.send(room_id, ALICE, "while this is written, others come")
+    return [results[index] for index in range(len(requests))]
+
+
+def name(text: str, *, unless_same: bool = False) -> Draft:
+    return Draft("m.room.name", ALICE, {"name": text}, "", unless_same=unless_same)
+
+
+class Broken(dict[str, Any]):
+    """A content that trips whoever reads it."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        raise RuntimeError("broken")
+
+
+async def test_a_request_that_breaks_something_harms_no_other(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    broken = Draft("m.room.member", ALICE, Broken(), ALICE)
+    before, nobody, after = await send_together(
+        parts,
+        room_id,
+        [
+            [Draft("m.room.message", ALICE, {"body": "one"})],
+            [broken],
+            [Draft("m.room.message", ALICE, {"body": "two"})],
+        ],
+    )
+    assert isinstance(nobody, Failure)
+    assert nobody.check(RuntimeError)
+    assert isinstance(before, list)
+    assert isinstance(after, list)
+    assert (await parts.bodies(room_id))[1:] == ["one", "two"]
+
+
+async def test_same_state_as_an_event_of_the_same_chain(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    await parts.engine.send(room_id, [name("old")])
+    first, again = await send_together(parts, room_id, [[name("new")], [name("new", unless_same=True)]])
+    assert isinstance(first, list)
+    assert isinstance(again, list)
+    assert again[0].event.event_id == first[0].event.event_id
+
+
+@pytest.mark.parametrize("redacted_first", [True, False])
+async def test_the_redaction_of_what_is_replaced_at_the_same_time(parts: RoomParts, redacted_first: bool) -> None:
+    room_id = await parts.create()
+    (old,) = await parts.engine.send(room_id, [name("old")])
+    target = old.event.event_id
+    redaction = Draft("m.room.redaction", ALICE, {"redacts": target}, redacts=target)
+    requests = [[redaction], [name("new")]]
+    await send_together(parts, room_id, requests if redacted_first else requests[::-1])
+    room = (await parts.engine.get_snapshot(room_id)).room
+    summary = (await RoomSummaryStore(parts.database).get_summaries([room.room_nid]))[room.room_nid]
+    assert summary.name == "new"
+
+
+async def test_a_redacted_membership_loses_its_name_everywhere(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    (joined,) = await parts.engine.send(
+        room_id, [Draft("m.room.member", BOB, {"membership": "join", "displayname": "Secret"}, BOB)]
+    )
+    assert [row.display_name for row in (await parts.memberships.of_user(BOB)).values()] == ["Secret"]
+    await parts.redact(room_id, ALICE, joined.event.event_id)
+    assert [row.display_name for row in (await parts.memberships.of_user(BOB)).values()] == [None]
+
+
+async def test_many_repeated_requests_at_once(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    names = [SentTransaction(ALICE, "DEVICE", f"send/{room_id}/m.room.message", str(number)) for number in range(30)]
+    drafts = [Draft("m.room.message", ALICE, {"body": sent.txn_id}, sent=sent) for sent in names]
+    for draft in drafts:
+        await parts.engine.send(room_id, [draft])
+    *repeated, new = await send_together(
+        parts, room_id, [*([draft] for draft in drafts), [Draft("m.room.message", ALICE, {"body": "new"})]]
+    )
+    assert all(isinstance(result, Failure) and result.check(AlreadySent) for result in repeated)
+    assert isinstance(new, list)
+
+
+async def test_a_repeated_request_is_answered_though_it_would_be_refused_now(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    await parts.member(room_id, BOB, "join")
+    draft = Draft("m.room.message", BOB, {"body": "salom"}, sent=SentTransaction(BOB, "DEVICE", "send", "1"))
+    (sent,) = await parts.engine.send(room_id, [draft])
+    await parts.member(room_id, ALICE, "ban", BOB)
+    with pytest.raises(AlreadySent) as repeated:
+        await parts.engine.send(room_id, [draft])
+    assert repeated.value.response == b'{"event_id":"%s"}' % sent.event.event_id.encode()
+
+
+async def test_ends_that_an_event_cannot_name_wait_for_the_next(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    sent = [await parts.send(room_id, ALICE, str(number)) for number in range(25)]
+    head = (await parts.engine.get_snapshot(room_id)).head
+    ends = tuple((event.nid, str(event.event.event_id)) for event in sent)
+    scattered = replace(head, version=head.version + 1, extremities=ends)
+    await parts.database.write("scatter", move_head, sent[0].room_nid, head.version, scattered)
+    one = await parts.send(room_id, ALICE, "one")
+    assert len(one.event.prev_events) == 20
+    extremities = (await parts.engine.get_snapshot(room_id)).head.extremities
+    assert [event_id for _, event_id in extremities] == [*(event_id for _, event_id in ends[20:]), one.event.event_id]
+    two = await parts.send(room_id, ALICE, "two")
+    assert set(two.event.prev_events) == {event_id for _, event_id in extremities}
+    assert len((await parts.engine.get_snapshot(room_id)).head.extremities) == 1
+
+
+async def test_a_view_does_not_grow_with_what_is_asked_of_it(parts: RoomParts) -> None:
+    room_id = await parts.create()
+    state = (await parts.engine.get_snapshot(room_id)).state
+    create = StateKey("m.room.create", "")
+    for number in range(5000):
+        assert await state.get(StateKey("org.example", str(number))) is None
+    assert (await state.load([create, StateKey("org.example", "0")])).keys() == {create}
+    assert len(state._entries) < 3000
