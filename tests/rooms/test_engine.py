@@ -1,8 +1,11 @@
 """The room engine: what is sent is there once, in one chain, on one node and on two."""
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +19,14 @@ from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.room_events import StoredEvent
-from storage.database import Database
+from federation.rooms.timelines import Timelines
+from storage.database import Database, SQLiteConfig
+from storage.events import EventStore
 from storage.room_summaries import RoomSummaryStore
 from storage.rooms import move_head
 from storage.sent_transactions import AlreadySent, SentTransaction
-from storage.streams import Change
+from storage.streams import Change, Streams, Topic
+from storage.timelines import TimelineStore
 from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 VERSIONS = list(ROOM_VERSIONS.values())
@@ -308,3 +314,32 @@ async def test_a_view_does_not_grow_with_what_is_asked_of_it(parts: RoomParts) -
         assert await state.get(StateKey("org.example", str(number))) is None
     assert (await state.load([create, StateKey("org.example", "0")])).keys() == {create}
     assert len(state._entries) < 3000
+
+
+async def test_an_arrival_that_is_read_before_it_is_told_of_comes_once(sqlite_database: Database) -> None:
+    parts = RoomParts(sqlite_database)
+    room_id = await parts.create()
+    sent = await parts.send(room_id, ALICE, "once")
+    # a node whose streams have not heard yet of what a reading thread of it finds committed
+    streams = Streams(sent.position - 1 if sent.position is not None else 0)
+    timelines = Timelines(TimelineStore(sqlite_database), streams, capacity=10)
+    await timelines.get_latest({sent.room_nid: (0, 2**53)}, 10)
+    row = (await EventStore(sqlite_database).get_events([sent.nid]))[sent.nid]
+    streams.publish([Change(sent.position or 0, Topic.EVENT, room_id, ALICE, row)], sent.position or 0)
+    stretch = (await timelines.get_latest({sent.room_nid: (0, 2**53)}, 10))[sent.room_nid]
+    assert [arrival.event_nid for arrival in stretch.arrivals].count(sent.nid) == 1
+
+
+async def test_what_is_redacted_is_not_left_in_the_file(sqlite: SQLiteConfig, sqlite_database: Database) -> None:
+    parts = RoomParts(sqlite_database)
+    room_id = await parts.create()
+    secret = await parts.send(room_id, ALICE, "the treasure is under the mulberry tree")
+    await parts.redact(room_id, ALICE, secret.event.event_id)
+    assert b"mulberry" not in read_file(sqlite)
+
+
+def read_file(sqlite: SQLiteConfig) -> bytes:
+    """The database as it lies on the disk once the log is written into it."""
+    with closing(sqlite3.connect(sqlite.path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Path(sqlite.path).read_bytes()
