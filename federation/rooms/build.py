@@ -67,9 +67,9 @@ class Chain:
         self._identity = identity
         self._classify = classify
         self._overlay: dict[StateKey, Event] = {}
-        ends = [EventID(event_id) for _, event_id in snapshot.head.extremities]
-        self._prev: Sequence[EventID] = ends[:MAX_PREV_EVENTS]
-        self._unnamed = ends[MAX_PREV_EVENTS:]
+        self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
+            :MAX_PREV_EVENTS
+        ]
         self._depth = snapshot.head.depth
         self._known: dict[StateKey, StoredEvent] = {}
         self._room_id = snapshot.room_id
@@ -77,14 +77,15 @@ class Chain:
         self.new: list[NewEvent] = []
 
     @property
+    def extremities(self) -> list[EventID]:
+        """The forward extremities once the chain is written: those of the head that it could not name are named next."""
+        unnamed = [EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]]
+        return [*unnamed, self.built[-1].event_id]
+
+    @property
     def changed_state(self) -> Mapping[StateKey, Event]:
         """The entries of the state that events of this chain set."""
         return self._overlay
-
-    @property
-    def extremities(self) -> Sequence[EventID]:
-        """The ends of the room once the chain is written: its last event, and what its first had no room to name."""
-        return [*self._unnamed, self.built[-1].event_id]
 
     async def add(self, drafts: Sequence[Draft], now_ms: int) -> list[Event | StoredEvent]:
         """Build the drafts of one request; for a draft that would change nothing, the event that is there already.
