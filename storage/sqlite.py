@@ -184,6 +184,8 @@ class SQLiteEngine:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
+        # what is redacted or deleted does not stay readable in the file's free space
+        connection.execute("PRAGMA secure_delete = ON")
         return SQLiteConnection(connection)
 
     def _connect(self) -> sqlite3.Connection:
