@@ -199,7 +199,11 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
 
 @main.command("copy-database")
 @click.option(
-    "--from", "source", type=click.Path(path_type=Path, exists=True), required=True, help="Its configuration."
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="Configures the database to copy.",
 )
 @click.option(
     "--to", "target", type=click.Path(path_type=Path, exists=True), required=True, help="Configures the empty one."

@@ -8,7 +8,7 @@ SECONDS_BETWEEN = 1.0
 
 
 class ProgressLines:
-    """Writes a line for each table that is done, and one a second in between."""
+    """Writes a line for each table that is done (empty ones are not told), and one a second in between."""
 
     def __init__(self, write: Callable[[str], object], clock: Callable[[], float]) -> None:
         """`clock` in seconds, from anywhere."""
@@ -19,7 +19,7 @@ class ProgressLines:
 
     def tell(self, step: Step) -> None:
         now = self._clock()
-        done = step.rows == step.rows_of_table and (step.rows > 0 or step.doing == "copying")
+        done = 0 < step.rows == step.rows_of_table
         if not done and now - self._told < SECONDS_BETWEEN:
             return
         self._told = now
