@@ -51,7 +51,7 @@ from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, lis
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
-from homeserver.observe.access import LoggedAccess
+from homeserver.observe.access import AccessLog
 from homeserver.observe.metrics import HttpMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
@@ -105,6 +105,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         metrics: HttpMetrics,
+        access_log: AccessLog,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -114,6 +115,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self._metrics = metrics
+        self._access_log = access_log
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
 
@@ -127,10 +129,7 @@ class Server:
             self.router,
             self.clock,
             metrics=self._metrics,
-            access_log=LoggedAccess(
-                Logger(namespace="homeserver.access"),
-                slow_seconds=self.config.observation.slow_request_threshold / 1000,
-            ),
+            access_log=self._access_log,
             next_request_id=lambda: f"{next(self._request_numbers):x}",
             options=SiteOptions(
                 resources=resources,
@@ -183,6 +182,7 @@ def build(
     key: SigningKey,
     threads: Threads,
     random: RandomBytes,
+    access_log: AccessLog,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
     server_name = ServerName(config.server_name)
@@ -230,7 +230,7 @@ def build(
         ),
     )
     router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry))
+    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), access_log)
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:
