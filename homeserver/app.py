@@ -19,6 +19,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
@@ -28,6 +29,8 @@ from homeserver.client import (
     capabilities,
     devices,
     filters,
+    key_backups,
+    keys,
     login,
     logout,
     profiles,
@@ -39,6 +42,7 @@ from homeserver.client import (
     room_membership,
     sync,
     tags,
+    to_device,
     versions,
     well_known,
 )
@@ -68,6 +72,8 @@ SOURCES: tuple[ModuleType, ...] = (
     capabilities,
     devices,
     filters,
+    key_backups,
+    keys,
     landing,
     login,
     logout,
@@ -82,6 +88,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_membership,
     sync,
     tags,
+    to_device,
     versions,
     well_known,
 )
@@ -190,8 +197,17 @@ def build(
     registry = CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     accounts = AccountParts(config, clock, database, limiter, threads, random)
-    rooms = RoomParts(config, clock, database, limiter, ServerIdentity(server_name, key), accounts)
+    identity = ServerIdentity(server_name, key)
+    rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(clock, database, accounts, rooms)
+    encryption = EncryptionParts(
+        database,
+        identity,
+        rooms.now_ms,
+        accounts,
+        people.accounts,
+        rooms.cross_signing_store,
+    )
     services: Sequence[object] = (
         accounts.registration,
         accounts.sessions,
@@ -201,7 +217,12 @@ def build(
         people.accounts,
         people.devices,
         people.filters,
+        encryption.backups,
+        encryption.cross_signing,
+        encryption.to_device,
         rooms.creation,
+        rooms.device_keys,
+        rooms.device_lists,
         rooms.directory,
         rooms.markers,
         rooms.profiles,
