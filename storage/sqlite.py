@@ -148,6 +148,7 @@ class SQLiteEngine:
         if config.path.startswith(":") or not config.path:
             raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is none")
         self._config = config
+        self.path = Path(config.path)
         self.where = f"the SQLite file {config.path}"
         self.reader_threads = config.readers
         self.readers_at_start = 0
