@@ -56,9 +56,9 @@ from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, lis
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
-from homeserver.jobs import JobMetrics, Jobs
+from homeserver.jobs import Jobs
 from homeserver.observe.access import AccessLog
-from homeserver.observe.metrics import HttpMetrics
+from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery

@@ -15,10 +15,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+
+from homeserver.observe.metrics import JobMetrics
 
 STEP_SECONDS: Final = 0.1
 """What a step aims at."""
@@ -38,23 +39,6 @@ class Job:
     """Does up to so many things; how many it did. Fewer: nothing is left for now."""
     interval: float
     """Seconds between the last step and looking again."""
-
-
-class JobMetrics:
-    """Tells of the jobs in /metrics."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        labels = ("job",)
-        self.steps = Counter("mahalla_job_steps", "Steps of a job, also those that failed", labels, registry=registry)
-        self.failures = Counter("mahalla_job_failures", "Steps that failed, by job", labels, registry=registry)
-        self.items = Counter("mahalla_job_items", "Things a job has done", labels, registry=registry)
-        self.seconds = Counter("mahalla_job_seconds", "Time that a job's steps took", labels, registry=registry)
-        self.finished = Gauge(
-            "mahalla_job_last_finished_timestamp_seconds",
-            "When a job last had nothing left to do",
-            labels,
-            registry=registry,
-        )
 
 
 class Jobs:

@@ -2,9 +2,8 @@
 
 from prometheus_client import CollectorRegistry
 
-from homeserver.jobs import JobMetrics
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.metrics import HttpMetrics
+from homeserver.observe.metrics import HttpMetrics, JobMetrics
 
 _HEAD = """# Metrics
 

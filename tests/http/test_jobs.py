@@ -10,7 +10,8 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
 from homeserver.assembly.jobs import SENT_REMEMBERED
-from homeserver.jobs import FIRST_BATCH, Job, JobMetrics, Jobs
+from homeserver.jobs import FIRST_BATCH, Job, Jobs
+from homeserver.observe.metrics import JobMetrics
 from storage.database import Database, Transaction
 from tests.helpers.server import TestServer
 
