@@ -44,8 +44,10 @@ class RoomDirectory:
         *,
         readable_without_account: bool,
         shown: bool,
+        only_members_add_aliases: bool,
     ) -> None:
         """`shown`: there is a directory; otherwise it is shown empty."""
+        self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
         self._shown = shown
         self._engine = engine
@@ -68,7 +70,10 @@ class RoomDirectory:
         """Give a room an alias of this server. Raises InvalidParam, Forbidden, AliasExists."""
         if not self._identity.is_local(alias):
             raise InvalidParam(f"{alias} is not an alias of this server")
-        snapshot = await self._reading.check_joined(caller.user_id, room_id)
+        if self._only_members_add_aliases and not caller.is_admin:
+            snapshot = await self._reading.check_joined(caller.user_id, room_id)
+        else:
+            snapshot = await self._engine.get_snapshot(room_id)
         row = AliasRow(alias, snapshot.room.room_nid, caller.user_id, self._now_ms())
         try:
             await self._aliases.add_alias(row)
@@ -88,8 +93,8 @@ class RoomDirectory:
         await self._aliases.remove_alias(alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
-        """This server's aliases of a room that the caller may look into. Raises Forbidden."""
-        snapshot = await self._reading.check_visible(caller.user_id, room_id)
+        """This server's aliases of a room that the caller is in, or that all may read. Raises Forbidden."""
+        snapshot = await self._reading.check_may_look(caller.user_id, room_id)
         return [row.alias for row in await self._aliases.get_aliases_of_room(snapshot.room.room_nid)]
 
     async def get_visibility(self, room_id: RoomID) -> str:

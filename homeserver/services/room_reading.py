@@ -111,7 +111,10 @@ class RoomReading:
 
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
         """One event. Raises NotFound, also where the caller may not see it."""
-        reader = await self._reader(caller.user_id, room_id)
+        try:
+            reader = await self._reader(caller.user_id, room_id)
+        except Forbidden as error:
+            raise NotFound(error.text) from None
         seen = await self._see_one(caller, reader, event_id)
         presented = await self._client_events.present(caller.user_id, caller.device_id, [seen], with_room_id=True)
         return presented[0]
@@ -167,7 +170,10 @@ class RoomReading:
     async def get_members(
         self, caller: Requester, room_id: RoomID, at: str | None, membership: str | None, not_membership: str | None
     ) -> list[msgspec.Raw]:
-        """Membership events. spec: client-server-api#get_matrixclientv3roomsroomidmembers"""
+        """Membership events: those that are `membership`, or are not `not_membership`.
+
+        spec: client-server-api#get_matrixclientv3roomsroomidmembers
+        """
         reader = await self._reader(caller.user_id, room_id)
         state = reader.state
         if at is not None:
@@ -177,8 +183,9 @@ class RoomReading:
         return [
             present_plainly(event, with_room_id=True)
             for event in events.values()
-            if (membership is None or event.event.membership == membership)
-            and (not_membership is None or event.event.membership != not_membership)
+            if (membership is None and not_membership is None)
+            or (membership is not None and event.event.membership == membership)
+            or (not_membership is not None and event.event.membership != not_membership)
         ]
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> dict[str, dict[str, str | None]]:
@@ -194,9 +201,12 @@ class RoomReading:
         own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         return None if own is None else own.membership
 
-    async def check_visible(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
-        """The room, for someone who may look into it. Raises Forbidden."""
-        return (await self._reader(user_id, room_id)).snapshot
+    async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """The room, for someone who is in it, and for anyone if all may read it. Raises Forbidden."""
+        reader = await self._reader(user_id, room_id)
+        if reader.state is not reader.snapshot.state:
+            raise Forbidden("You are not in this room")
+        return reader.snapshot
 
     async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """The room, for someone who is in it. Raises Forbidden."""
@@ -220,9 +230,9 @@ class RoomReading:
         readable = read_visibility(None if visibility is None else visibility.event) is HistoryVisibility.WORLD_READABLE
         if readable:
             return _Reader(snapshot, own, snapshot.state)
-        if own is None or own.forgotten or not await self._visibility.was_joined(own):
+        leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
+        if leaving is None:
             raise Forbidden("You are not in this room")
-        leaving = (await self._events.get_events([own.event_nid]))[own.event_nid]
         return _Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
 
     async def _see(
