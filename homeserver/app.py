@@ -215,6 +215,7 @@ def build(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
+            rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
         ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
