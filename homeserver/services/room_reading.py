@@ -49,6 +49,11 @@ class _Reader:
     state: StateView
     """The state that they may see: the present one, or the one in which they left."""
 
+    @property
+    def has_left(self) -> bool:
+        """They see nothing of what happened since they left."""
+        return self.state is not self.snapshot.state
+
 
 class RoomReading:
     """Reads rooms for their members, former members and, where a room lets everyone read it, anyone."""
@@ -86,7 +91,7 @@ class RoomReading:
         start = await self._place(reader, from_) if from_ is not None else self._default_start(direction)
         end = await self._place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
-        if direction is Direction.BACKWARDS and reader.own is not None and reader.own.membership in ("leave", "ban"):
+        if direction is Direction.BACKWARDS and reader.own is not None and reader.has_left:
             start = min(start, await self._place_after(reader.own.event_nid))
         shown: list[Seen] = []
         place, exhausted = start, False
@@ -94,6 +99,8 @@ class RoomReading:
             asked = limit - len(shown)
             page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, end, direction, asked)
             shown += await self._see(caller, reader, [nid for _, nid in page], wanted)
+            if page and start == END:
+                start = page[0][0]  # the token has to stand before what is yet to come
             if page:
                 last = page[-1][0]
                 place = last if direction is Direction.FORWARDS else Place(last.depth, last.event_nid - 1)
@@ -204,7 +211,7 @@ class RoomReading:
     async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """The room, for someone who is in it, and for anyone if all may read it. Raises Forbidden."""
         reader = await self._reader(user_id, room_id)
-        if reader.state is not reader.snapshot.state:
+        if reader.has_left:
             raise Forbidden("You are not in this room")
         return reader.snapshot
 
