@@ -9,6 +9,7 @@ moves only by `server.clock.advance`.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -23,6 +24,9 @@ from storage.database import Database
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 
 T = TypeVar("T")
+
+_seeds = count(1)
+"""Two servers on one database do not give out the same tokens."""
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
@@ -66,7 +70,7 @@ class TestServer:
             database,
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
-            random=Random(1).randbytes,
+            random=Random(next(_seeds)).randbytes,
         )
         site = self.app.site(self.config.network.listeners[0])
         self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())

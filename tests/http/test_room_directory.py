@@ -189,7 +189,7 @@ def test_searching_the_directory(tmp_path: Path, database: Database) -> None:
     assert search(generic_search_term="_") == set()
     assert search(room_types=["m.space"]) == {"A space"}
     assert search(room_types=[None]) == {"Тошкент ҳовлиси", "100% yes"}
-    assert search(room_types=[None, "m.space"], generic_search_term="a") == {"A space", "Тошкент ҳовлиси"}
+    assert search(room_types=[None, "m.space"], generic_search_term="space") == {"A space"}
     assert search(room_types=[]) == set()
     assert len(search(generic_search_term=None, room_types=None)) == 3
 
