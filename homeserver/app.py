@@ -225,6 +225,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.profile_access,
         rooms.profiles,
         rooms.reading,
         rooms.room_memberships,

@@ -21,6 +21,7 @@ from homeserver.services.device_lists import DeviceLists
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.mentions import Mentions
+from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
 from homeserver.services.read_markers import ReadMarkers
@@ -116,6 +117,11 @@ class RoomParts:
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
+        )
+        self.profile_access = ProfileAccess(
+            membership_store,
+            account_needed=config.people.require_auth_for_profile_requests,
+            room_needed=config.people.limit_profile_requests_to_users_who_share_rooms,
         )
         self.profiles = Profiles(
             database,
