@@ -9,7 +9,6 @@ moves only by `server.clock.advance`.
 """
 
 from collections.abc import Callable, Mapping
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -25,9 +24,6 @@ from storage.database import Database
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 
 T = TypeVar("T")
-
-_seeds = count(1)
-"""Two servers on one database do not give out the same tokens."""
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
@@ -59,7 +55,8 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, folder: Path, database: Database, further_config: str = "") -> None:
+    def __init__(self, folder: Path, database: Database, further_config: str = "", seed: int = 1) -> None:
+        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another."""
         path = folder / "homeserver.yaml"
         path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
         self.clock = Clock()
@@ -71,7 +68,7 @@ class TestServer:
             database,
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
-            random=Random(next(_seeds)).randbytes,
+            random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
         site = self.app.site(self.config.network.listeners[0])

@@ -58,7 +58,7 @@ def test_only_members_name_a_room_unless_the_operator_lets_all(tmp_path: Path, s
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")
     assert refused(bob.put(ALIAS, {"room_id": room_id})) == FORBIDDEN
-    free = TestServer(tmp_path, sqlite_database, "require_membership_for_aliases: false\n")
+    free = TestServer(tmp_path, sqlite_database, "require_membership_for_aliases: false\n", seed=2)
     carol = free.register("carol")
     ok(carol.put(ALIAS, {"room_id": room_id}))
     assert refused(carol.put(f"{V3}/directory/room/%23x:example.org", {"room_id": "!no:example.org"}))[0] == 404
@@ -229,5 +229,5 @@ def test_who_may_read_the_directory(tmp_path: Path, sqlite_database: Database) -
     assert refused(server.post(f"{V3}/publicRooms", {})) == (401, "M_MISSING_TOKEN")
     public = TestServer(tmp_path, sqlite_database, "allow_public_rooms_without_auth: true\n")
     assert len(ok(public.get(f"{V3}/publicRooms"))["chunk"]) == 1
-    closed = TestServer(tmp_path, sqlite_database, "enable_room_list_search: false\n")
+    closed = TestServer(tmp_path, sqlite_database, "enable_room_list_search: false\n", seed=2)
     assert ok(closed.register("bob").get(f"{V3}/publicRooms")) == {"chunk": [], "total_room_count_estimate": 0}
