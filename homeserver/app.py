@@ -237,6 +237,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.profile_access,
         rooms.profiles,
         rooms.reading,
         rooms.room_memberships,
@@ -248,6 +249,7 @@ def build(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
+            rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
         ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(

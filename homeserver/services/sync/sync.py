@@ -100,7 +100,7 @@ class Sync:
         candidates = [
             row
             for row in candidates
-            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
+            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not _is_forgotten(request, row)
         ]
         devices = await parts.devices.read(request, span, messages)
         sections = await self._rooms(request, span, token, candidates, rooms, data)
@@ -220,6 +220,11 @@ class Sync:
                     for type, content in entries.items()
                     if wanted.account_data.allows(type, None)
                 ]
+
+
+def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
+    """Whether the room is forgotten, and that it was left is not news: the other devices have to hear of that."""
+    return row.forgotten and (request.since is None or row.position <= request.since.position)
 
 
 def _frame(
