@@ -4,7 +4,7 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -152,8 +152,9 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
 
 
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
-    txn.execute(
-        "UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ? AND membership <> 'join'",
-        (room_nid, user_id),
-    )
-    txn.announce(Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id))
+    row = select_memberships(txn, room_nid, [user_id]).get(user_id)
+    if row is None or row.membership == "join" or row.forgotten:
+        return
+    txn.execute("UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
+    change = Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True))
+    txn.announce(change)

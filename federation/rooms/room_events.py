@@ -138,6 +138,9 @@ class RoomEvents:
                 event = self._expected.get(change.detail.event_id)
                 if event is not None:
                     self._put(StoredEvent(event, change.detail))
-            elif change.topic is Topic.REDACTED and isinstance(change.detail, int):
+            elif change.topic is Topic.REDACTED:
                 self._redactions_heard += 1
-                self._cache.pop(change.detail, None)
+                if isinstance(change.detail, int):
+                    self._cache.pop(change.detail, None)
+                else:
+                    self._cache.clear()  # another node's redaction: of what is not known here

@@ -8,6 +8,7 @@ from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -16,6 +17,7 @@ from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import ClientEvents
+from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
@@ -89,7 +91,9 @@ class RoomParts:
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
-        unread = UnreadCounts(timeline_store, receipt_store, streams, capacity=COUNTS_CACHED)
+        past = PastMemberships(self.events)
+        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
+        ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
         visibility = Visibility(trees, self.events)
@@ -140,7 +144,14 @@ class RoomParts:
         )
         self.sending = RoomSending(self.engine, alias_store)
         self.reading = RoomReading(
-            self.engine, self.events, self.memberships, membership_store, timeline_store, visibility, client_events
+            self.engine,
+            self.events,
+            self.memberships,
+            membership_store,
+            timeline_store,
+            visibility,
+            client_events,
+            ignored,
         )
         self.directory = RoomDirectory(
             self.engine,
@@ -177,8 +188,10 @@ class RoomParts:
             account_data_store,
             self.typing,
             recent,
+            past,
+            ignored,
         )
-        self.sync = Sync(parts, streams, self.notifier, clock)
+        self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:

@@ -54,11 +54,11 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, folder: Path, database: Database, further_config: str = "") -> None:
+    def __init__(self, folder: Path, database: Database, further_config: str = "", *, now: float = START) -> None:
         path = folder / "homeserver.yaml"
         path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
         self.clock = Clock()
-        self.clock.advance(START)
+        self.clock.advance(now)
         self.config = load_config([path], {}).config
         self.app: Server = build(
             self.config,

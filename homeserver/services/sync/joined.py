@@ -6,7 +6,7 @@ besides is in memory for a client that is up to date.
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.client_events import ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
+from homeserver.services.ignored_users import without_ignored
 from homeserver.services.stream_tokens import SyncToken, format_place
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.request import Range, SyncRequest
@@ -90,9 +91,11 @@ class JoinedRooms:
         self._lazy_members = lazy_members
         self._most_events = most_events
 
-    async def fill(self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken) -> None:
-        """Find timeline, state and summary of each room."""
-        await self._fill_timelines(request, works, span)
+    async def fill(
+        self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
+    ) -> None:
+        """Find timeline, state and summary of each room. What `ignored` users said is left out."""
+        await self._fill_timelines(request, works, span, ignored)
         former = await self._former_roots([work for work in works if work.limited and not work.whole_state])
         lazy = request.filter.room.state.lazy_load_members or request.filter.room.timeline.lazy_load_members
         sent: set[Member] = set()
@@ -117,7 +120,11 @@ class JoinedRooms:
             timeline: dict[str, Any] = {"events": [next(presented) for _ in work.shown], "limited": work.limited}
             if work.prev_batch is not None:
                 timeline["prev_batch"] = work.prev_batch
-            state: list[Any] = [present_plainly(event, with_room_id=False) for event in work.state]
+            federation = request.filter.event_format == "federation"
+            state: list[Any] = [
+                msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False)
+                for event in work.state
+            ]
             if request.filter.event_fields:
                 state = keep_fields(state, request.filter.event_fields)
             room: dict[str, Any] = {
@@ -132,18 +139,22 @@ class JoinedRooms:
         return rooms
 
     async def _present(self, request: SyncRequest, seen: Sequence[Seen]) -> list[Any]:
-        if request.filter.event_format == "federation":
-            return [msgspec.Raw(each.event.pdu) for each in seen]
         caller = request.caller
-        presented = await self._client_events.present(caller.user_id, caller.device_id, seen, with_room_id=False)
+        if request.filter.event_format == "federation":
+            presented = [msgspec.Raw(each.event.pdu) for each in seen]
+        else:
+            presented = await self._client_events.present(caller.user_id, caller.device_id, seen, with_room_id=False)
         return keep_fields(presented, request.filter.event_fields) if request.filter.event_fields else list(presented)
 
-    async def _fill_timelines(self, request: SyncRequest, works: Sequence[RoomWork], span: Range) -> None:
+    async def _fill_timelines(
+        self, request: SyncRequest, works: Sequence[RoomWork], span: Range, ignored: Set[str]
+    ) -> None:
         wanted = request.filter.room.timeline
         limit = limit_of(wanted)
         if self._most_events >= 0:
             limit = min(limit, self._most_events)
-        fetched = limit if wanted.passes_all_events else max(limit * FETCHED_PER_SHOWN, 1)
+        # at least one: the state goes as far as the newest event, shown or not
+        fetched = max(limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1)
         stretches = await self._timelines.get_latest(
             {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched
         )
@@ -153,7 +164,7 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
-            await self._fill_timeline(request, work, stretch, wanted, limit, span)
+            await self._fill_timeline(request, work, stretch, wanted, limit, span, ignored)
 
     async def _fill_timeline(
         self,
@@ -163,12 +174,15 @@ class JoinedRooms:
         wanted: RoomEventFilter,
         limit: int,
         span: Range,
+        ignored: Set[str],
     ) -> None:
         seen = await self._visibility.filter(request.caller.user_id, work.own, work.arrived)
         if not wanted.allows_room(work.room.room_id):
             seen = []
         elif not wanted.passes_all_events:
             seen = [each for each in seen if wanted.allows_event(each.event.event)]
+        if ignored:
+            seen = without_ignored(seen, ignored)
         work.limited = stretch.limited or len(seen) > limit
         work.shown = seen[-limit:] if limit else []
         if work.shown:
@@ -212,6 +226,10 @@ class JoinedRooms:
             entries = await self._states.get_changes(former, point)
         else:
             entries = changes_of(work.arrived) if request.state_after else {}
+        if not request.state_after and len(work.shown) < len(work.arrived):
+            # a filter may keep a change of state out of the timeline: that must not keep it from the client
+            shown = {each.event.nid for each in work.shown}
+            entries = entries | changes_of([event for event in work.arrived if event.nid not in shown])
         if sent is not None:
             entries = await self._load_lazily(request, work, point, entries, sent, newly_sent)
         if entries:
