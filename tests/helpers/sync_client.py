@@ -90,7 +90,8 @@ class SyncClient:
                 assert known.receipts == told.receipts
                 assert known.typing == told.typing
                 assert (known.unread, known.threads) == (told.unread, told.threads), room_id
-                assert known.summary == told.summary
+                # a client keeps the heroes of a room that got a name since
+                assert told.summary.items() <= known.summary.items()
 
     def _sections(self) -> dict[str, str]:
         return {room_id: room.section for room_id, room in self.rooms.items()}

@@ -61,6 +61,8 @@ class Town:
         self.rooms = [self._create(index) for index in range(ROOMS)]
         self.sent: dict[int, list[str]] = {index: [] for index in range(ROOMS)}
         self.count = 0
+        for person in self.people:
+            person.post(self.path(0, "join"))
 
     def _create(self, index: int) -> str:
         body = {"preset": ("public_chat", "private_chat", "public_chat")[index], "name": ("", "", "Square")[index]}

@@ -38,6 +38,8 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place, TimelineStore
 
+SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
+"""State events after which the summary of a room may be another."""
 FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
@@ -217,7 +219,7 @@ class JoinedRooms:
         start = point_before(work.shown[0].event) if work.shown else end
         point = end if request.state_after else start
         if work.own.membership == "join" and (
-            work.whole_state or any(event.event.type == MEMBER for event in work.arrived) or work.limited
+            work.whole_state or any(event.event.type in SUMMARIZED for event in work.arrived) or work.limited
         ):
             work.summary = await self._summaries.summarize(user_id, snapshot)
         if work.whole_state:
