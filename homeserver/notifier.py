@@ -72,6 +72,7 @@ class Notifier:
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
+        self._people: dict[str, None] = {}
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
@@ -110,6 +111,9 @@ class Notifier:
             row = change.detail
             if isinstance(row, EventRow) or (isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT):
                 self._rooms[row.room_nid] = None
+            if change.topic is Topic.DEVICE and change.user_id is not None:
+                self._people[change.user_id] = None
+                self._schedule()
             if change.topic is not Topic.EVENT and change.user_id is not None:
                 self.wake_users([change.user_id])
         if self._rooms:
@@ -129,6 +133,10 @@ class Notifier:
 
     async def _turn(self) -> None:
         try:
+            people, self._people = self._people, {}
+            for user_id in people:  # everyone who shares a room with them has to hear of their devices
+                rows = (await self._memberships.of_user(UserID(user_id))).values()
+                self._rooms.update((row.room_nid, None) for row in rows if row.membership == "join")
             rooms, self._rooms = self._rooms, {}
             for room_nid in rooms:
                 members = await self._memberships.local_members(room_nid)
@@ -142,5 +150,5 @@ class Notifier:
                     listener.hear()
         finally:
             self._scheduled = False
-            if self._to_wake or self._rooms:
+            if self._to_wake or self._rooms or self._people:
                 self._schedule()

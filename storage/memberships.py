@@ -30,6 +30,8 @@ class MembershipRow:
 
 _COLUMNS = "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten"
 
+_SELECT_BY_KIND = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
+
 
 class MembershipStore:
     """Readers of the table `memberships`, and the forgetting of rooms."""
@@ -53,10 +55,6 @@ class MembershipStore:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
 
-    async def get_heroes(self, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:
-        """The first few with that membership, by the age of their membership event."""
-        return await self._database.read_quickly("get_heroes", _select_members, room_nid, membership, limit)
-
     async def get_local_members(self, room_nid: int) -> list[str]:
         """This server's users who are joined."""
         return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
@@ -64,6 +62,10 @@ class MembershipStore:
     async def get_joined_servers_users(self, room_nid: int) -> list[str]:
         """The remote users who are joined, from whom the room's servers are known."""
         return await self._database.read("get_joined_remote", _select_remote_joined, room_nid)
+
+    async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
+        """The memberships of these rooms that changed after `since`, up to `upto`."""
+        return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
 
     async def get_shared_rooms(self, user_id: str, others: Iterable[str]) -> Mapping[str, list[int]]:
         """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
@@ -116,11 +118,14 @@ def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
     return {row[0]: _row(row) for row in rows}
 
 
-def _select_members(txn: Transaction, room_nid: int, membership: str, limit: int | None = None) -> list[MembershipRow]:
-    sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
-    if limit is None:
-        return [_row(row) for row in txn.query(sql, (room_nid, membership))]
-    return [_row(row) for row in txn.query(sql + " LIMIT ?", (room_nid, membership, limit))]
+def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[MembershipRow]:
+    rows = txn.query(_SELECT_BY_KIND, (room_nid, membership))
+    return [_row(row) for row in rows]
+
+
+def select_first_members(txn: Transaction, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:
+    """The first few with that membership, by the age of their membership event; for use inside a transaction."""
+    return [_row(row) for row in txn.query(f"{_SELECT_BY_KIND} LIMIT ?", (room_nid, membership, limit))]
 
 
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
@@ -135,6 +140,15 @@ def _select_remote_joined(txn: Transaction, room_nid: int) -> list[str]:
         "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 0", (room_nid,)
     )
     return [user_id for (user_id,) in rows]
+
+
+def _select_changed(txn: Transaction, room_nids: list[int], since: int, upto: int) -> list[MembershipRow]:
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ? AND position <= ?",
+        room_nids,
+        after=(since, upto),
+    )
+    return [_row(row) for row in rows]
 
 
 def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:

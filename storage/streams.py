@@ -31,6 +31,8 @@ class Topic(Enum):
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
+    KEY_COUNT = "key_count"
+    """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
     ACCOUNT = "account"
 
 

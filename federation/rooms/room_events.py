@@ -13,6 +13,10 @@ from storage.events import EventFlag, EventRow, EventStore
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Change, Streams, Topic
 
+# plain numbers: testing a flag of the enumeration takes ten times as long
+_TIMELINE = int(EventFlag.TIMELINE)
+_REJECTED = int(EventFlag.REJECTED)
+
 
 class StoredEvent:
     """An event with what storage knows of it."""
@@ -55,12 +59,12 @@ class StoredEvent:
     @property
     def in_timeline(self) -> bool:
         """Accepted, and neither outlier nor soft-failed: what readers may see."""
-        return bool(self.flags & EventFlag.TIMELINE)
+        return bool(self.flags & _TIMELINE)
 
     @property
     def rejected(self) -> bool:
         """Refused by authorization."""
-        return bool(self.flags & EventFlag.REJECTED)
+        return bool(self.flags & _REJECTED)
 
 
 class RoomEvents:

@@ -98,6 +98,7 @@ class JoinedRooms:
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
         await self._fill_timelines(request, works, span, ignored)
+        await self._fill_summaries(request, works)
         former = await self._former_roots([work for work in works if work.limited and not work.whole_state])
         lazy = request.filter.room.state.lazy_load_members or request.filter.room.timeline.lazy_load_members
         sent: set[Member] = set()
@@ -194,6 +195,18 @@ class JoinedRooms:
         else:
             work.prev_batch = str(SyncToken(span.upto, 0))
 
+    async def _fill_summaries(self, request: SyncRequest, works: Sequence[RoomWork]) -> None:
+        """The summaries that may be others than the client knows."""
+        changed = {
+            work.room.room_nid
+            for work in works
+            if work.own.membership == "join"
+            and (work.whole_state or work.limited or any(event.event.type in SUMMARIZED for event in work.arrived))
+        }
+        summaries = await self._summaries.summarize(request.caller.user_id, changed)
+        for work in works:
+            work.summary = summaries.get(work.room.room_nid)
+
     async def _former_roots(self, works: Sequence[RoomWork]) -> dict[int, bytes | None]:
         """The state that the client has, of rooms where it lacks some of the events since."""
         if not works:
@@ -213,15 +226,10 @@ class JoinedRooms:
         sent: set[Member] | None,
         newly_sent: set[Member],
     ) -> None:
-        user_id = request.caller.user_id
         snapshot = await self._engine.get_snapshot(RoomID(work.room.room_id))
         end = StatePoint(work.room.room_nid, work.arrived[-1].state_root if work.arrived else snapshot.state.root)
         start = point_before(work.shown[0].event) if work.shown else end
         point = end if request.state_after else start
-        if work.own.membership == "join" and (
-            work.whole_state or any(event.event.type in SUMMARIZED for event in work.arrived) or work.limited
-        ):
-            work.summary = await self._summaries.summarize(user_id, snapshot)
         if work.whole_state:
             entries = await self._states.get_all(point)
         elif work.limited:

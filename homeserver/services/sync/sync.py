@@ -24,6 +24,7 @@ from homeserver.services.event_filters import Filter
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.request import Range, SyncRequest
@@ -55,6 +56,7 @@ class SyncParts:
     recent: RecentChanges
     past: PastMemberships
     ignored: IgnoredUsers
+    devices: DeviceNewsReader
 
 
 class Sync:
@@ -107,7 +109,14 @@ class Sync:
     async def _compute(self, request: SyncRequest) -> tuple[dict[str, Any], bool]:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
+        since = request.since
+        if since is not None and not request.full_state and since == self._now():
+            # nothing has happened to anybody
+            news = await parts.devices.read_nothing_new(request)
+            return _frame(since, news, [], {}), False
         span = Range(0 if request.since is None else request.since.position, self._streams.current())
+        messages, upto = await parts.devices.find_messages(request, span)
+        span = Range(span.since, upto)
         token = SyncToken(max(span.upto, span.since), parts.typing.position)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
@@ -123,20 +132,14 @@ class Sync:
             for row in candidates
             if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
         ]
+        devices = await parts.devices.read(request, span, messages)
         sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
         account_data = _account_data_events(data.everywhere, request.filter)
-        answer: dict[str, Any] = {
-            "next_batch": str(token),
-            "account_data": {"events": account_data},
-            "presence": {"events": []},
-            "to_device": {"events": []},
-            "device_lists": {"changed": [], "left": []},
-            "device_one_time_keys_count": {},
-            "device_unused_fallback_key_types": [],
-        }
-        if sections:
-            answer["rooms"] = sections
-        return answer, bool(sections) or bool(account_data)
+        answer = _frame(token, devices, account_data, sections)
+        return answer, bool(sections) or bool(account_data) or devices.is_news
+
+    def _now(self) -> SyncToken:
+        return SyncToken(self._streams.current(), self._parts.typing.position)
 
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
         store, user_id = self._parts.account_data, request.caller.user_id
@@ -237,7 +240,7 @@ class Sync:
             for nid, receipts in (await self._parts.receipts.get_receipts(ranges)).items():
                 shown = [row for row in receipts if row.receipt_type != "m.read.private" or row.user_id == user_id]
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
-                    by_nid[nid].ephemeral.append({"type": "m.receipt", "content": receipts_content(shown)})
+                    by_nid[nid].ephemeral += receipt_events(shown)
         if wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
@@ -256,15 +259,38 @@ class Sync:
                 ]
 
 
-def receipts_content(receipts: Iterable[ReceiptRow]) -> dict[str, Any]:
-    """The content of m.receipt. spec: client-server-api#mreceipt"""
-    content: dict[str, Any] = {}
+def _frame(
+    token: SyncToken, devices: DeviceNews, account_data: list[dict[str, Any]], sections: dict[str, Any]
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "next_batch": str(token),
+        "account_data": {"events": account_data},
+        "presence": {"events": []},
+        **devices.to_json(),
+    }
+    if sections:
+        answer["rooms"] = sections
+    return answer
+
+
+def receipt_events(receipts: Iterable[ReceiptRow]) -> list[dict[str, Any]]:
+    """The receipts as m.receipt events: one, but where a user has several on one event, of different threads.
+
+    spec: client-server-api#mreceipt
+    """
+    contents: list[dict[str, Any]] = []
     for row in receipts:
         data: dict[str, Any] = {"ts": row.ts}
         if row.thread_id:
             data["thread_id"] = row.thread_id
-        content.setdefault(row.event_id, {}).setdefault(row.receipt_type, {})[row.user_id] = data
-    return content
+        for content in contents:
+            users = content.setdefault(row.event_id, {}).setdefault(row.receipt_type, {})
+            if row.user_id not in users:
+                users[row.user_id] = data
+                break
+        else:
+            contents.append({row.event_id: {row.receipt_type: {row.user_id: data}}})
+    return [{"type": "m.receipt", "content": content} for content in contents]
 
 
 def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple[int | None, list[int]]]:
