@@ -59,7 +59,7 @@ EVENTS_CACHED = 50_000
 ROOMS_CACHED = 20_000
 USERS_CACHED = 20_000
 COUNTS_CACHED = 200_000
-DEVICES_CACHED = 20_000
+LAZY_MEMBERS_KEPT = 500_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -196,7 +196,7 @@ class RoomParts:
             RoomStates(trees, self.events),
             RoomSummaries(summary_store),
             client_events,
-            LazyMembers(capacity=DEVICES_CACHED),
+            LazyMembers(capacity=LAZY_MEMBERS_KEPT),
             most_events=config.rooms.filter_timeline_limit,
         )
         parts = SyncParts(

@@ -60,8 +60,10 @@ class Rooms:
         answer = user.post(f"{_V3}/rooms/{room_id}/{verb}", body)
         assert answer.status == 200, answer.body
 
-    def say(self, user: User, room_id: str, body: str = "hello", type: str = "m.room.message", **more: Any) -> str:
-        return self.send(user, room_id, type, {"msgtype": "m.text", "body": body, **more})
+    def say(
+        self, user: User, room_id: str, body: str = "hello", type: str = "m.room.message", more: Json | None = None
+    ) -> str:
+        return self.send(user, room_id, type, {"msgtype": "m.text", "body": body, **(more or {})})
 
     def send(self, user: User, room_id: str, type: str, content: Json, txn: str | None = None) -> str:
         answer = user.put(f"{_V3}/rooms/{room_id}/send/{type}/{txn or next(self._txn)}", content)

@@ -40,7 +40,7 @@ def test_what_of_a_timeline_is_wanted(server: TestServer, timeline: Json, shown:
     rooms.say(bob, room, "b1")
     rooms.say(alice, room, "note", type="org.example.note")
     rooms.state(alice, room, "m.room.topic", {"topic": "tea"})
-    rooms.say(alice, room, "link", url="mxc://example.org/x")
+    rooms.say(alice, room, "link", more={"url": "mxc://example.org/x"})
     joined = sync(alice, since, {"room": {"timeline": timeline}})["rooms"]["join"][room]
     assert bodies(joined) == shown
     # whatever is hidden, the state is not lost

@@ -70,7 +70,7 @@ def test_messages_count_until_they_are_read(alice: User, bob: User, room: str, b
 def test_state_reactions_and_edits_do_not_count(alice: User, room: str, bobs: Following) -> None:
     target = rooms.say(alice, room)
     relation = {"rel_type": "m.replace", "event_id": target}
-    rooms.say(alice, room, **{"m.relates_to": relation})
+    rooms.say(alice, room, more={"m.relates_to": relation})
     rooms.send(
         alice, room, "m.reaction", {"m.relates_to": {"rel_type": "m.annotation", "event_id": target, "key": "x"}}
     )
@@ -79,7 +79,7 @@ def test_state_reactions_and_edits_do_not_count(alice: User, room: str, bobs: Fo
 
 
 def test_redacted_messages_count_no_more(alice: User, bob: User, room: str, bobs: Following) -> None:
-    sent = rooms.say(alice, room, **{"m.mentions": {"user_ids": [bob.user_id]}})
+    sent = rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
     rooms.say(alice, room)
     assert bobs.counted() == (2, 1)
     rooms.redact(alice, room, sent)
@@ -90,18 +90,18 @@ def test_mentions_by_name(server: TestServer, alice: User, bob: User, room: str,
     carol = server.register("carol")
     rooms.join(carol, room)
     carols = Following(carol, room)
-    rooms.say(alice, room, **{"m.mentions": {"user_ids": [bob.user_id, "nonsense"]}})
+    rooms.say(alice, room, more={"m.mentions": {"user_ids": [bob.user_id, "nonsense"]}})
     assert bobs.counted() == (1, 1)
     assert carols.counted() == (1, 0)
-    rooms.say(bob, room, **{"m.mentions": {"user_ids": [bob.user_id]}})
+    rooms.say(bob, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
     assert bobs.counted() == (1, 1)
 
 
 def test_only_who_may_can_call_the_whole_room(alice: User, bob: User, room: str, bobs: Following) -> None:
     alices = Following(alice, room)
-    rooms.say(alice, room, **{"m.mentions": {"room": True}})
+    rooms.say(alice, room, more={"m.mentions": {"room": True}})
     assert bobs.counted() == (1, 1)
-    rooms.say(bob, room, **{"m.mentions": {"room": True}})
+    rooms.say(bob, room, more={"m.mentions": {"room": True}})
     assert alices.counted() == (1, 0), "Bob has not the power to"
 
 
@@ -121,8 +121,8 @@ def test_messages_from_before_the_joining_or_during_an_absence_do_not_count(
 def test_threads_are_counted_and_read_by_themselves(alice: User, bob: User, room: str, bobs: Following) -> None:
     root = rooms.say(alice, room)
     thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
-    in_thread = rooms.say(alice, room, **thread)
-    rooms.say(alice, room, **thread, **{"m.mentions": {"user_ids": [bob.user_id]}})
+    in_thread = rooms.say(alice, room, more=thread)
+    rooms.say(alice, room, more={**thread, "m.mentions": {"user_ids": [bob.user_id]}})
     last = rooms.say(alice, room)
     by_thread = {"room": {"timeline": {"unread_thread_notifications": True}}}
 
