@@ -106,11 +106,17 @@ class JoinedRooms:
             since = None if request.since is None else str(request.since)
             sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
         newly_sent: set[Member] = set()
+        found: list[tuple[RoomWork, Entries]] = []
         for work in works:
             if not await self._visibility.was_joined(work.own):
                 work.limited, work.whole_state = False, False  # who was never in the room is told of no state
                 continue
-            await self._fill_state(request, work, former.get(work.room.room_nid), sent if lazy else None, newly_sent)
+            root = former.get(work.room.room_nid)
+            found.append((work, await self._find_state(request, work, root, sent if lazy else None, newly_sent)))
+        wanted = request.filter.room.state
+        states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
+        for (work, _), state in zip(found, states, strict=True):
+            work.state = state
         if lazy:
             self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
 
@@ -218,16 +224,19 @@ class JoinedRooms:
             for room_nid, arrivals in latest.items()
         }
 
-    async def _fill_state(
+    async def _find_state(
         self,
         request: SyncRequest,
         work: RoomWork,
         former: bytes | None,
         sent: set[Member] | None,
         newly_sent: set[Member],
-    ) -> None:
-        snapshot = await self._engine.get_snapshot(RoomID(work.room.room_id))
-        end = StatePoint(work.room.room_nid, work.arrived[-1].state_root if work.arrived else snapshot.state.root)
+    ) -> Entries:
+        if work.arrived:
+            root = work.arrived[-1].state_root
+        else:
+            root = (await self._engine.get_snapshot(RoomID(work.room.room_id))).state.root
+        end = StatePoint(work.room.room_nid, root)
         start = point_before(work.shown[0].event) if work.shown else end
         point = end if request.state_after else start
         if work.whole_state:
@@ -242,8 +251,7 @@ class JoinedRooms:
             entries = entries | changes_of([event for event in work.arrived if event.nid not in shown])
         if sent is not None:
             entries = await self._load_lazily(request, work, point, entries, sent, newly_sent)
-        if entries:
-            work.state = await self._states.load(entries, request.filter.room.state, work.room.room_id)
+        return entries
 
     async def _load_lazily(
         self,
