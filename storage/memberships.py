@@ -106,6 +106,17 @@ def put_membership(txn: WriteTransaction, row: MembershipRow) -> None:
     )
 
 
+def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
+    """How many users are joined to a room, and how many are invited."""
+    rows = txn.query(
+        "SELECT membership, count(*) FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite')"
+        " GROUP BY membership",
+        (room_nid,),
+    )
+    counts = {membership: count for membership, count in rows}
+    return counts.get("join", 0), counts.get("invite", 0)
+
+
 def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int]) -> MembershipRow:
     nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten = row
     return MembershipRow(

@@ -3,8 +3,10 @@
 Laws:
 - A chain is built without holding anything: whether its head still stands is found out by the write.
 - A request's drafts succeed or fail together: a failed one leaves the chain as it was before the request.
-- Our own events pass the same authorization as everyone's. Their form, hash and signature are right by construction,
-  and the auth events are chosen from the state before, so that the two state checks of a received event are one here.
+- Our own events pass the same authorization as everyone's (`check.py`). Their form, hash and signature are right by
+  construction. They follow all forward extremities, so the state before them is the current one, and their auth events are
+  chosen from it: the three state checks of a received event are one here. (Where more than MAX_PREV_EVENTS branches hang
+  loose, which no honest room comes to, the first event names the oldest of them and the next one the others.)
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -77,6 +79,12 @@ class Chain:
         self.new: list[NewEvent] = []
 
     @property
+    def extremities(self) -> list[EventID]:
+        """The forward extremities once the chain is written: those of the head that it could not name are named next."""
+        unnamed = [EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]]
+        return [*unnamed, self.built[-1].event_id]
+
+    @property
     def changed_state(self) -> Mapping[StateKey, Event]:
         """The entries of the state that events of this chain set."""
         return self._overlay
@@ -100,7 +108,7 @@ class Chain:
         own_key = StateKey(draft.type, draft.state_key) if draft.state_key is not None else None
         state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
         if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
-            return self._known.get(own_key) or state[own_key]
+            return self._overlay.get(own_key) or self._known[own_key]
         event = await self._sign(draft, [state[key] for key in keys if key in state], now_ms)
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
@@ -209,7 +217,7 @@ class Chain:
                 effect=state_effect(event, self._identity),
                 redacts=event.redacts,
                 redaction=redaction,
-                sent=None if draft.sent is None else (draft.sent, b'{"event_id":"%s"}' % event.event_id.encode()),
+                sent=draft.sent,
                 highlights=classification.highlights,
             )
         )

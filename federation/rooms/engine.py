@@ -8,14 +8,16 @@ Laws:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import MatrixError, NotFound
+from federation.protocol.errors import NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
@@ -27,9 +29,11 @@ from federation.rooms.state_view import StateView
 from storage.database import Database
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
 from storage.rooms import Head, RoomRow, RoomStore, add_room
-from storage.sent_transactions import AlreadySent, SentTransaction
+from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.state_tree import StateTreeStore
 from storage.transaction import WriteTransaction
+
+T = TypeVar("T")
 
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 20
@@ -46,8 +50,16 @@ class _Request:
 
 
 @dataclass(slots=True)
+class _Turn:
+    """Other work that wants the room's head for itself."""
+
+    work: Callable[[], Awaitable[Any]]
+    done: "Deferred[Any]"
+
+
+@dataclass(slots=True)
 class _Queue:
-    waiting: list[_Request] = field(default_factory=list)
+    waiting: list[_Request | _Turn] = field(default_factory=list)
     running: bool = False
 
 
@@ -107,17 +119,44 @@ class RoomEngine:
 
         Raises NotFound, Forbidden (and other MatrixErrors of authorization and size), AlreadySent.
         """
+        request = _Request(drafts, Deferred())
+        self._enqueue(room_id, request)
+        return await request.done
+
+    async def in_turn(self, room_id: RoomID, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something while no other work of this node moves the room: for events that were made elsewhere.
+
+        Other nodes may still move it, which the write finds out. `work` may not wait for the same queue.
+        """
+        turn = _Turn(work, Deferred())
+        self._enqueue(room_id, turn)
+        result: T = await turn.done
+        return result
+
+    async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
+        """The room as it is now, read anew: for who met `HeadMoved`."""
+        return await self._moved(snapshot) or snapshot
+
+    def advance(
+        self, snapshot: RoomSnapshot, appended: Appended, changes: Mapping[StateKey, StoredEvent | None] | None = None
+    ) -> list[StoredEvent]:
+        """Make the next snapshot of a room that was written to; the new events as they are stored.
+
+        `changes` are the entries that differ from the state before (None: gone), where these are not simply what the new
+        events set.
+        """
+        return self._advance(snapshot, appended, changes)
+
+    def _enqueue(self, room_id: RoomID, item: _Request | _Turn) -> None:
         queue = self._queues.get(room_id)
         if queue is None:
             queue = self._queues[room_id] = _Queue()
-        request = _Request(drafts, Deferred())
-        queue.waiting.append(request)
+        queue.waiting.append(item)
         if not queue.running:
             queue.running = True
             Deferred.fromCoroutine(self._drain(room_id, queue)).addErrback(
                 lambda failure: self._log.failure("the queue of a room broke", failure)
             )
-        return await request.done
 
     async def create(
         self, version: RoomVersion, room_id: RoomID | None, drafts: Sequence[Draft], also: Also
@@ -173,8 +212,12 @@ class RoomEngine:
     async def _drain(self, room_id: RoomID, queue: _Queue) -> None:
         try:
             while queue.waiting:
-                batch = queue.waiting[:MAX_REQUESTS_A_CHAIN]
-                del queue.waiting[: len(batch)]
+                first = queue.waiting[0]
+                if isinstance(first, _Turn):
+                    del queue.waiting[0]
+                    await _take_turn(first)
+                    continue
+                batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
                     queue.waiting[:0] = deferred
@@ -188,51 +231,64 @@ class RoomEngine:
                 del self._queues[room_id]
 
     async def _append(self, snapshot: RoomSnapshot, batch: Sequence[_Request]) -> list[_Request]:
-        """Write one chain for these requests; returns those that have to wait for the next one."""
-        for _ in range(MAX_REBUILDS):
+        """Write one chain for these requests; returns those that have to wait for the next one.
+
+        Refusals are told after the write too: they may rest on events of the chain, and on a head that the write checks.
+        """
+        rebuilds = 0
+        while rebuilds < MAX_REBUILDS:
             chain = Chain(snapshot, self._events, self._identity, self._classify)
             now = self._now_ms()
-            later: list[_Request] = []
-            ready: list[_Request] = []
-            refused: list[tuple[_Request, MatrixError]] = []
-            names: set[SentTransaction] = set()
-            for request in batch:
-                if any(draft.sent in names for draft in request.drafts if draft.sent is not None):
-                    later.append(
-                        request
-                    )  # the same request twice at once: its repetition is answered by the next chain
-                    continue
-                try:
-                    request.built = await chain.add(request.drafts, now)
-                    ready.append(request)
-                    names.update(draft.sent for draft in request.drafts if draft.sent is not None)
-                except TargetInChain:
-                    later.append(request)
-                except MatrixError as error:
-                    refused.append((request, error))
-            if refused and (moved := await self._moved(snapshot)) is not None:
-                snapshot = moved  # another node may have changed what the refusals rest on
-                continue
-            for request, refusal in refused:
-                request.done.errback(refusal)
-            batch = [*ready, *later]
-            if not ready:
-                return later
+            ready, later, refused = await self._build(chain, batch, now)
             try:
                 appended = await self._write(snapshot, chain, now)
             except HeadMoved:
+                rebuilds += 1
                 snapshot = await self._moved(snapshot) or snapshot
                 continue
             except AlreadySent as error:
                 batch = self._answer_repeated(batch, error)
                 continue
             stored = {event.event.event_id: event for event in self._advance(snapshot, appended)}
+            for request, refusal in refused:
+                request.done.errback(refusal)
             for request in ready:
                 request.done.callback(
                     [event if isinstance(event, StoredEvent) else stored[event.event_id] for event in request.built]
                 )
             return later
         raise RuntimeError(f"the head of {snapshot.room.room_id} moved {MAX_REBUILDS} times while building upon it")
+
+    async def _build(
+        self, chain: Chain, batch: Sequence[_Request], now: int
+    ) -> tuple[list[_Request], list[_Request], list[tuple[_Request, Failure]]]:
+        """Lengthen a chain by what can be: the requests that are in it, those that have to wait, those that failed and why."""
+        ready: list[_Request] = []
+        later: list[_Request] = []
+        refused: list[tuple[_Request, Failure]] = []
+        names: set[SentTransaction] = set()
+        for request in batch:
+            own_names = {draft.sent for draft in request.drafts if draft.sent is not None}
+            if own_names & names:
+                later.append(request)  # the same request twice at once: its repetition is answered by the next chain
+                continue
+            try:
+                request.built = await chain.add(request.drafts, now)
+                ready.append(request)
+                names |= own_names
+            except TargetInChain:
+                later.append(request)
+            except Exception:  # whatever befalls one request, the others go on
+                refused.append((request, await self._explain(own_names, Failure())))
+        return ready, later, refused
+
+    async def _explain(self, names: Iterable[SentTransaction], refusal: Failure) -> Failure:
+        """Why a request is not carried out: a repeated one because it was, even if today it would be refused."""
+        for sent in names:
+            response = await self._database.read_quickly("get_sent_response", select_response, sent)
+            if response is not None:
+                return Failure(AlreadySent(sent, response))
+        return refusal
 
     async def _moved(self, snapshot: RoomSnapshot) -> RoomSnapshot | None:
         """The room as it is now, if that is no longer the snapshot."""
@@ -244,19 +300,28 @@ class RoomEngine:
 
     async def _write(self, snapshot: RoomSnapshot, chain: Chain, now: int) -> Appended:
         if not chain.new:
+            if await self._moved(snapshot) is not None:
+                raise HeadMoved(
+                    snapshot.room.room_id
+                )  # what was found to be refused, or there already, may not be so now
             return Appended(snapshot.head, [])
         self._events.expect(chain.built)
         try:
             return await self._database.write(
-                "append_events", self._append_in, snapshot, chain.new, chain.built[-1].event_id, now
+                "append_events", self._append_in, snapshot, chain.new, chain.extremities, now
             )
         finally:
             self._events.forget_expected(chain.built)
 
     def _append_in(
-        self, txn: WriteTransaction, snapshot: RoomSnapshot, new: Sequence[NewEvent], extremity: str, now: int
+        self,
+        txn: WriteTransaction,
+        snapshot: RoomSnapshot,
+        new: Sequence[NewEvent],
+        extremities: Sequence[str],
+        now: int,
     ) -> Appended:
-        return self._writer.append(txn, snapshot.room, snapshot.head, new, [extremity], now_ms=now)
+        return self._writer.append(txn, snapshot.room, snapshot.head, new, extremities, now_ms=now)
 
     def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
         others: list[_Request] = []
@@ -267,14 +332,35 @@ class RoomEngine:
                 others.append(request)
         return others
 
-    def _advance(self, snapshot: RoomSnapshot, appended: Appended) -> list[StoredEvent]:
+    def _advance(
+        self, snapshot: RoomSnapshot, appended: Appended, changes: Mapping[StateKey, StoredEvent | None] | None = None
+    ) -> list[StoredEvent]:
         """Make the next snapshot of the room; the new events as they are stored."""
         stored = [self._events.keep(snapshot.room, row) for row in appended.rows]
-        changes: dict[StateKey, StoredEvent] = {
-            event.event.key: event for event in stored if event.event.state_key is not None
-        }
+        if changes is None:
+            changes = {event.event.key: event for event in stored if event.event.state_key is not None}
         state = snapshot.state.after(appended.head.state_root, changes)
         if any(event.event.redacts is not None for event in stored):
             state = self.view(snapshot.room.room_nid, appended.head.state_root)
         self._keep(RoomSnapshot(snapshot.room, snapshot.version, appended.head, state))
         return stored
+
+
+def _next_requests(queue: _Queue) -> list[_Request]:
+    """Take the requests that wait at the front of a queue."""
+    batch: list[_Request] = []
+    for item in queue.waiting[:MAX_REQUESTS_A_CHAIN]:
+        if isinstance(item, _Turn):
+            break
+        batch.append(item)
+    del queue.waiting[: len(batch)]
+    return batch
+
+
+async def _take_turn(turn: _Turn) -> None:
+    try:
+        result = await turn.work()
+    except Exception as error:
+        turn.done.errback(error)
+    else:
+        turn.done.callback(result)

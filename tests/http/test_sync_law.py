@@ -193,7 +193,7 @@ class Town:
         now = self.server.clock.seconds()
         Deferred.fromCoroutine(self.database.close())
         self.database = open_inline(self.config)
-        self.server = TestServer(self.folder, self.database, now=now + 1)
+        self.server = TestServer(self.folder, self.database, seed=self.count + 1, now=now + 1)
         for person in self.people:
             person.server = self.server
         for client in self.clients:

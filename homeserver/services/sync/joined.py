@@ -197,7 +197,7 @@ class JoinedRooms:
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out
-            work.prev_batch = format_place(Place(first.event.depth, first.nid - 1))
+            work.prev_batch = format_place(Place(first.depth, first.nid - 1))
         else:
             work.prev_batch = str(SyncToken(span.upto, 0))
 
