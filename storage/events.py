@@ -29,6 +29,8 @@ class EventFlag(IntFlag):
     """Calls everyone in the room."""
     HIGHLIGHTS = 64
     """Calls users of this server by name: the table `highlights` says whom."""
+    THREAD = 128
+    """Stands in a thread: who has read the room has not read it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
 """What a directory shows of a room, kept as its state changes, and the search in it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from storage.database import Database
 from storage.engine import Row, SQLValue
+from storage.memberships import MembershipRow, select_first_members
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -26,6 +27,18 @@ class SummaryRow:
     room_type: str | None
     encryption: str | None
     federates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """What names a room: its name or alias, or else some of its people."""
+
+    name: str | None
+    canonical_alias: str | None
+    joined_count: int
+    invited_count: int
+    heroes: Sequence[MembershipRow]
+    """Of a room without name and alias: the first few others who are in it or invited, else of those who were."""
 
 
 SUMMARY_COLUMNS = frozenset(
@@ -58,6 +71,10 @@ class RoomSummaryStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def get_rosters(self, user_id: str, room_nids: Iterable[int], heroes: int) -> Mapping[int, Roster]:
+        """For each room what names it to the user; so many heroes at most."""
+        return await self._database.read("get_rosters", _select_rosters, user_id, list(room_nids), heroes)
 
     async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
         """Summaries by room."""
@@ -160,3 +177,32 @@ def _count_public(txn: Transaction) -> int:
     assert row is not None
     count: int = row[0]
     return count
+
+
+def _select_rosters(txn: Transaction, user_id: str, room_nids: list[int], limit: int) -> dict[int, Roster]:
+    rows = txn.query_in(
+        "SELECT r.room_nid, s.name, s.canonical_alias, r.joined_count, r.invited_count"
+        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid WHERE r.room_nid IN {keys}",
+        room_nids,
+    )
+    found: dict[int, Roster] = {}
+    for room_nid, name, alias, joined, invited in rows:
+        heroes: list[MembershipRow] = []
+        if not name and not alias:
+            heroes = _select_heroes(txn, user_id, room_nid, ("join", "invite"), limit) or _select_heroes(
+                txn, user_id, room_nid, ("leave", "ban"), limit
+            )
+        found[room_nid] = Roster(name, alias, joined, invited, heroes)
+    return found
+
+
+def _select_heroes(
+    txn: Transaction, user_id: str, room_nid: int, memberships: tuple[str, str], limit: int
+) -> list[MembershipRow]:
+    rows = [
+        row
+        for membership in memberships
+        for row in select_first_members(txn, room_nid, membership, limit + 1)
+        if row.user_id != user_id
+    ]
+    return sorted(rows, key=lambda row: row.event_nid)[:limit]

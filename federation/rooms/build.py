@@ -179,6 +179,14 @@ class Chain:
             raise Forbidden("The event that made the room cannot be redacted")
         return await prune(self._snapshot, target, self._identity)
 
+    def _may_call_room(self, event: Event, state: Mapping[StateKey, Event]) -> bool:
+        """spec: client-server-api#mroompower_levels, `notifications`"""
+        create = state.get(CREATE)
+        if create is None:
+            return False
+        levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
+        return levels.user_level(event.sender) >= levels.notifications("room")
+
     def _append(
         self,
         event: Event,
@@ -188,6 +196,9 @@ class Chain:
         redaction: Redaction | None,
     ) -> None:
         classification = self._classify(event)
+        flags = classification.flags
+        if flags & EventFlag.MENTIONS_ROOM and not self._may_call_room(event, state):
+            flags &= ~EventFlag.MENTIONS_ROOM
         auth_stored = [self._known[key].nid for key in keys if key in state and key not in self._overlay]
         auth_built = [self._overlay[key].event_id for key in keys if key in self._overlay]
         self.new.append(
@@ -199,9 +210,7 @@ class Chain:
                 state_key=event.state_key,
                 sender=event.sender,
                 origin_server_ts=event.origin_server_ts,
-                flags=int(EventFlag.TIMELINE)
-                | classification.flags
-                | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
+                flags=int(EventFlag.TIMELINE) | flags | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,

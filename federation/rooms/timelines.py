@@ -44,6 +44,7 @@ class Timelines:
         self._capacity = capacity
         self._tails: OrderedDict[int, _Tail] = OrderedDict()
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> dict[int, Stretch]:
         """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up to."""
@@ -88,6 +89,10 @@ class Timelines:
         self._tails.move_to_end(room_nid)
         if len(self._tails) > self._capacity:
             self._tails.popitem(last=False)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: what the tails lack is unknown."""
+        self._tails.clear()
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

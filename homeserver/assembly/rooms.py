@@ -8,6 +8,7 @@ from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -20,6 +21,7 @@ from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.guest_access import GuestAccess
+from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
@@ -60,7 +62,7 @@ EVENTS_CACHED = 50_000
 ROOMS_CACHED = 20_000
 USERS_CACHED = 20_000
 COUNTS_CACHED = 200_000
-DEVICES_CACHED = 20_000
+LAZY_MEMBERS_KEPT = 500_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -98,7 +100,9 @@ class RoomParts:
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
-        unread = UnreadCounts(timeline_store, receipt_store, streams, capacity=COUNTS_CACHED)
+        past = PastMemberships(self.events)
+        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
+        ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
         visibility = Visibility(trees, self.events)
@@ -163,7 +167,14 @@ class RoomParts:
         )
         self.sending = RoomSending(self.engine, self.events, alias_store, self.room_memberships, guests)
         self.reading = RoomReading(
-            self.engine, self.events, self.memberships, membership_store, timeline_store, visibility, client_events
+            self.engine,
+            self.events,
+            self.memberships,
+            membership_store,
+            timeline_store,
+            visibility,
+            client_events,
+            ignored,
         )
         self.directory = RoomDirectory(
             self.engine,
@@ -201,9 +212,9 @@ class RoomParts:
             timeline_store,
             visibility,
             RoomStates(trees, self.events),
-            RoomSummaries(self.engine, membership_store),
+            RoomSummaries(summary_store),
             client_events,
-            LazyMembers(capacity=DEVICES_CACHED),
+            LazyMembers(capacity=LAZY_MEMBERS_KEPT),
             most_events=config.rooms.filter_timeline_limit,
         )
         parts = SyncParts(
@@ -216,9 +227,11 @@ class RoomParts:
             account_data_store,
             self.typing,
             recent,
+            past,
+            ignored,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
         )
-        self.sync = Sync(parts, streams, self.notifier, clock)
+        self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:

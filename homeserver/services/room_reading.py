@@ -27,6 +27,7 @@ from federation.rooms.visible import Seen, Visibility
 from homeserver.http.endpoint import Requester
 from homeserver.services.client_events import ClientEvents, present_plainly
 from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
 from storage.timelines import START, Direction, Place, TimelineStore
@@ -67,6 +68,7 @@ class RoomReading:
         timelines: TimelineStore,
         visibility: Visibility,
         client_events: ClientEvents,
+        ignored: IgnoredUsers,
     ) -> None:
         self._engine = engine
         self._events = events
@@ -75,6 +77,7 @@ class RoomReading:
         self._timelines = timelines
         self._visibility = visibility
         self._client_events = client_events
+        self._ignored = ignored
 
     async def get_messages(
         self,
@@ -249,6 +252,7 @@ class RoomReading:
             return []
         events = await self._events.get_events(nids)
         seen = await self._visibility.filter(caller.user_id, reader.own, [events[nid] for nid in nids])
+        seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
         if wanted.passes_all_events:
             return seen
         return [each for each in seen if wanted.allows_event(each.event.event)]
