@@ -19,7 +19,7 @@ from federation.protocol.ids import RoomID
 from federation.rooms.memberships import Memberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
-from homeserver.services.event_filters import Filter
+from homeserver.services.push_rules import PUSH_RULES, push_rules_content
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.invited import InvitedRooms
@@ -96,7 +96,7 @@ class Sync:
         sections = await self._rooms(request, span, token, candidates, rooms, data)
         answer: dict[str, Any] = {
             "next_batch": str(token),
-            "account_data": {"events": _account_data_events(data.everywhere, request.filter)},
+            "account_data": {"events": _account_data_events(request, data.everywhere)},
             "presence": {"events": []},
             "to_device": {"events": []},
             "device_lists": {"changed": [], "left": []},
@@ -243,9 +243,15 @@ def _has_news(work: RoomWork) -> bool:
     return bool(work.whole_state or work.arrived or work.state or work.ephemeral or work.account_data)
 
 
-def _account_data_events(entries: Mapping[str, bytes], wanted: Filter) -> list[dict[str, Any]]:
-    return [
+def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Global account data; push rules are in every first answer, since everybody has the default ones."""
+    allows = request.filter.account_data.allows
+    events: list[dict[str, Any]] = [
         {"type": type, "content": msgspec.Raw(content)}
         for type, content in entries.items()
-        if wanted.account_data.allows(type, None)
+        if type != PUSH_RULES and allows(type, None)
     ]
+    if (request.since is None or PUSH_RULES in entries) and allows(PUSH_RULES, None):
+        content = push_rules_content(request.caller.user_id, entries.get(PUSH_RULES))
+        events.append({"type": PUSH_RULES, "content": content})
+    return events
