@@ -16,6 +16,7 @@ from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
@@ -31,7 +32,8 @@ from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.logs import JsonObserver, TextObserver
+from homeserver.observe.access import AccessLines, AccessLog
+from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
 from homeserver.services.passwords import HashingThreads
 from homeserver.services.registration import Wish
 from storage.database import Database, open_database
@@ -39,6 +41,8 @@ from storage.migrate import MigrationFailed, SchemaTooNew
 
 T = TypeVar("T")
 
+SECONDS_TO_FLUSH = 1.0
+"""For so long lines of the access log may wait to be written together."""
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
 HASHING_THREADS = 2
@@ -117,7 +121,7 @@ def sample(docs: bool) -> None:
 def run(paths: tuple[Path, ...]) -> None:
     """Start the server, and serve until SIGTERM or Ctrl-C."""
     loaded = load(paths)
-    begin_logging(loaded.config.observation.log)
+    log_file = begin_logging(loaded.config.observation.log)
     log = Logger(namespace="homeserver")
     for notice in loaded.notices:
         log.warn("{notice}", notice=notice)
@@ -125,7 +129,17 @@ def run(paths: tuple[Path, ...]) -> None:
     clock = cast(IReactorTime, reactor)
     key = read_key(loaded.config)
     database = open_storage(loaded.config, reactor)
-    server = build(loaded.config, clock, database, key=key, threads=hashing_threads(reactor), random=os.urandom)
+    server = build(
+        loaded.config,
+        clock,
+        database,
+        key=key,
+        threads=hashing_threads(reactor),
+        random=os.urandom,
+        access_log=access_log(loaded.config, log_file),
+    )
+    flushing = LoopingCall(log_file.flush)
+    flushing.clock = clock
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(server.stop()).addTimeout(SECONDS_TO_STOP, clock)
     )
@@ -139,6 +153,8 @@ def run(paths: tuple[Path, ...]) -> None:
             reactor.stop()
 
     reactor.callWhenRunning(start)
+    reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
+    reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
     with pid_file(loaded.config.observation.pid_file):
         reactor.run()
     if failures:
@@ -249,12 +265,25 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
             self._path.unlink(missing_ok=True)
 
 
-def begin_logging(log: Log) -> None:
+def begin_logging(log: Log) -> LogFile:
     """Write the log to where the configuration says, from now on."""
-    file = sys.stderr if log.file is None else log.file.open("a", encoding="utf-8", buffering=1)
+    file = LogFile(sys.stderr if log.file is None else log.file.open("a", encoding="utf-8"))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
         [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
+    )
+    return file
+
+
+def access_log(config: Config, file: LogFile) -> AccessLog:
+    """A line for each request, where the log has lines of information; else for slow ones only."""
+    log = config.observation.log
+    return AccessLines(
+        file.write,
+        file.write_soon,
+        as_json=log.format == "json",
+        slow_seconds=config.observation.slow_request_threshold / 1000,
+        only_slow=log.level not in ("debug", "info"),
     )
 
 

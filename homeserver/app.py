@@ -19,6 +19,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
@@ -28,6 +29,8 @@ from homeserver.client import (
     capabilities,
     devices,
     filters,
+    key_backups,
+    keys,
     login,
     logout,
     profiles,
@@ -40,6 +43,7 @@ from homeserver.client import (
     room_membership,
     sync,
     tags,
+    to_device,
     versions,
     well_known,
 )
@@ -52,7 +56,7 @@ from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, lis
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
-from homeserver.observe.access import LoggedAccess
+from homeserver.observe.access import AccessLog
 from homeserver.observe.metrics import HttpMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
@@ -69,6 +73,8 @@ SOURCES: tuple[ModuleType, ...] = (
     capabilities,
     devices,
     filters,
+    key_backups,
+    keys,
     landing,
     login,
     logout,
@@ -84,6 +90,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_membership,
     sync,
     tags,
+    to_device,
     versions,
     well_known,
 )
@@ -107,6 +114,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         metrics: HttpMetrics,
+        access_log: AccessLog,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -116,6 +124,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self._metrics = metrics
+        self._access_log = access_log
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
 
@@ -129,10 +138,7 @@ class Server:
             self.router,
             self.clock,
             metrics=self._metrics,
-            access_log=LoggedAccess(
-                Logger(namespace="homeserver.access"),
-                slow_seconds=self.config.observation.slow_request_threshold / 1000,
-            ),
+            access_log=self._access_log,
             next_request_id=lambda: f"{next(self._request_numbers):x}",
             options=SiteOptions(
                 resources=resources,
@@ -185,6 +191,7 @@ def build(
     key: SigningKey,
     threads: Threads,
     random: RandomBytes,
+    access_log: AccessLog,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
     server_name = ServerName(config.server_name)
@@ -192,8 +199,17 @@ def build(
     registry = CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     accounts = AccountParts(config, clock, database, limiter, threads, random)
-    rooms = RoomParts(config, clock, database, limiter, ServerIdentity(server_name, key), accounts)
+    identity = ServerIdentity(server_name, key)
+    rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(clock, database, accounts, rooms)
+    encryption = EncryptionParts(
+        database,
+        identity,
+        rooms.now_ms,
+        accounts,
+        people.accounts,
+        rooms.cross_signing_store,
+    )
     services: Sequence[object] = (
         accounts.registration,
         accounts.sessions,
@@ -204,7 +220,12 @@ def build(
         people.devices,
         people.filters,
         people.push_rules,
+        encryption.backups,
+        encryption.cross_signing,
+        encryption.to_device,
         rooms.creation,
+        rooms.device_keys,
+        rooms.device_lists,
         rooms.directory,
         rooms.markers,
         rooms.profiles,
@@ -233,7 +254,7 @@ def build(
         ),
     )
     router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry))
+    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), access_log)
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:

@@ -71,6 +71,7 @@ class Notifier:
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
+        self._people: dict[str, None] = {}
         streams.subscribe(self._hear)
 
     def listen(self, user_id: UserID) -> Listener:
@@ -107,6 +108,9 @@ class Notifier:
         for change in changes:
             if isinstance(change.detail, EventRow | ReceiptRow):
                 self._rooms[change.detail.room_nid] = None
+            if change.topic is Topic.DEVICE and change.user_id is not None:
+                self._people[change.user_id] = None
+                self._schedule()
             if change.topic is not Topic.EVENT and change.user_id is not None:
                 self.wake_users([change.user_id])
         if self._rooms:
@@ -122,6 +126,10 @@ class Notifier:
 
     async def _turn(self) -> None:
         try:
+            people, self._people = self._people, {}
+            for user_id in people:  # everyone who shares a room with them has to hear of their devices
+                rows = (await self._memberships.of_user(UserID(user_id))).values()
+                self._rooms.update((row.room_nid, None) for row in rows if row.membership == "join")
             rooms, self._rooms = self._rooms, {}
             for room_nid in rooms:
                 members = await self._memberships.local_members(room_nid)
@@ -135,5 +143,5 @@ class Notifier:
                     listener.hear()
         finally:
             self._scheduled = False
-            if self._to_wake or self._rooms:
+            if self._to_wake or self._rooms or self._people:
                 self._schedule()

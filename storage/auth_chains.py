@@ -13,7 +13,7 @@ Laws:
 - Methods named `…_in` run inside a read or a write.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nlargest
 
@@ -135,7 +135,31 @@ class AuthChainStore:
         """As `get_auth_difference`."""
         sets = [set(state) for state in state_sets]
         agreed = set.intersection(*sets) if sets else set()
-        disputed = [state - agreed for state in sets]
+        recent = nlargest(self._recent, agreed)
+        further = agreed.intersection if len(agreed) > self._recent else None
+        return self._find_difference(txn, [state - agreed for state in sets], recent, further)
+
+    def get_difference_of_disputed_in(
+        self,
+        txn: Transaction,
+        disputed: Sequence[Collection[int]],
+        likely: Collection[int],
+        find_agreed: Callable[[Collection[int]], Collection[int]],
+    ) -> set[int]:
+        """As `get_auth_difference`, of states of which only what they differ in is at hand.
+
+        `likely` are some events on which all agree, best those that many others cite; `find_agreed` tells which of some
+        events are among those on which all agree.
+        """
+        return self._find_difference(txn, disputed, likely, find_agreed)
+
+    def _find_difference(
+        self,
+        txn: Transaction,
+        disputed: Sequence[Collection[int]],
+        likely: Collection[int],
+        find_agreed: Callable[[Collection[int]], Collection[int]] | None,
+    ) -> set[int]:
         places = _find_places(txn, set().union(*disputed))
         links = _Links(txn)
         reaches = [links.reach([places[nid] for nid in state]) for state in disputed]
@@ -145,17 +169,16 @@ class AuthChainStore:
             if min(lasts) < max(lasts):
                 ranges[chain] = (min(lasts), max(lasts))
         # what is agreed on reaches the same in all states, and so takes away from the difference
-        if ranges and agreed:
-            recent = nlargest(self._recent, agreed)
-            _raise_bottoms(ranges, links.reach(_find_places(txn, recent).values()))
-        if ranges and len(agreed) > self._recent:
+        if ranges and likely:
+            _raise_bottoms(ranges, links.reach(_find_places(txn, likely).values()))
+        if ranges and find_agreed is not None:
             above = _find_above(txn, {chain: bottom + 1 for chain, (bottom, _) in ranges.items()})
-            starts = [
-                (chain, place)
+            candidates = {
+                nid: (chain, place)
                 for nid, chain, place in txn.query_in(_SELECT_CHAINS, above)
-                if place >= above[chain] and nid in agreed
-            ]
-            _raise_bottoms(ranges, links.reach(starts))
+                if place >= above[chain]
+            }
+            _raise_bottoms(ranges, links.reach([candidates[nid] for nid in find_agreed(candidates.keys())]))
         return _get_events(txn, ranges)
 
     async def get_conflicted_subgraph(self, conflicted: Collection[int]) -> set[int]:

@@ -1,7 +1,7 @@
 """Devices of users: their names, when and whence they were last seen, and when the list of them changed.
 
 Laws:
-- A change of the list (a device more, fewer, another name) takes a position (`Topic.DEVICE`). One position a user is
+- A change of the list (a device more, fewer, another name, other keys) takes a position (`Topic.DEVICE`). One position a user is
   kept, the latest: who has read up to an earlier one hears of it with the later one.
 - When a device was last seen is written in batches, takes no position, and may be minutes old.
 """
@@ -79,6 +79,15 @@ class DeviceStore:
 
         return await self._database.read("get_changed_device_lists", read, tuple(user_ids))
 
+    async def get_all_changed_device_lists(self, since: int, upto: int) -> set[str]:
+        """The users whose list of devices changed after `since`, up to `upto`; for who was away for long."""
+
+        def read(txn: Transaction) -> set[str]:
+            sql = "SELECT user_id FROM device_list_positions WHERE position > ? AND position <= ?"
+            return {row[0] for row in txn.query(sql, (since, upto))}
+
+        return await self._database.read("get_all_changed_device_lists", read)
+
     def add_device(self, txn: WriteTransaction, device: DeviceRow) -> bool:
         """Make the device where there is none of that id; False where there is: then it keeps its name."""
         added = txn.execute(
@@ -94,7 +103,7 @@ class DeviceStore:
             ),
         )
         if added:
-            self._announce(txn, device.user_id)
+            announce_device_list(txn, device.user_id)
         return bool(added)
 
     def set_display_name(self, txn: WriteTransaction, user_id: str, device_id: str, name: str) -> bool:
@@ -102,7 +111,7 @@ class DeviceStore:
         sql = "UPDATE devices SET display_name = ? WHERE user_id = ? AND device_id = ?"
         if not txn.execute(sql, (name, user_id, device_id)):
             return False
-        self._announce(txn, user_id)
+        announce_device_list(txn, user_id)
         return True
 
     async def set_sightings(self, sightings: Iterable[DeviceSighting]) -> None:
@@ -123,13 +132,15 @@ class DeviceStore:
         rows = [(user_id, device_id) for device_id in device_ids]
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
-            self._announce(txn, user_id)
+            announce_device_list(txn, user_id)
 
-    def _announce(self, txn: WriteTransaction, user_id: str) -> None:
-        position = txn.next_position()
-        txn.execute(
-            "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
-            " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
-            (user_id, position),
-        )
-        txn.announce(Change(position, Topic.DEVICE, user_id=user_id))
+
+def announce_device_list(txn: WriteTransaction, user_id: str) -> None:
+    """Something about the user's devices or their keys has changed."""
+    position = txn.next_position()
+    txn.execute(
+        "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
+        " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
+        (user_id, position),
+    )
+    txn.announce(Change(position, Topic.DEVICE, user_id=user_id))

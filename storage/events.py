@@ -55,6 +55,16 @@ class EventRow:
     """Canonical JSON."""
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What was there before the events that it is about."""
+
+    redactions: Mapping[str, list[int]]
+    """By id of the target the numbers of the redactions that name it."""
+    backward: frozenset[str]
+    """Those of the events that stored events of the room name as previous."""
+
+
 _COLUMNS = (
     "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
     " replaces, redacted_by, pdu"
@@ -77,6 +87,10 @@ class EventStore:
         """The numbers of events; unknown ids are missing from the answer."""
         return await self._database.read_quickly("get_event_nids", select_event_nids, list(event_ids))
 
+    async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
+        """What in the room has been waiting for events that now arrive. Two queries."""
+        return await self._database.read_quickly("get_waiting", _select_waiting, room_nid, list(event_ids))
+
     async def get_successors(self, event_ids: Iterable[str]) -> Mapping[str, list[int]]:
         """The stored events that name each of these among their prev_events."""
         return await self._database.read("get_successors", _select_successors, list(event_ids))
@@ -94,6 +108,19 @@ def select_event_nids(txn: Transaction, event_ids: Iterable[str]) -> dict[str, i
     return {event_id: nid for event_id, nid in rows}
 
 
+def select_flags(txn: Transaction, event_ids: Iterable[str]) -> dict[str, int]:
+    """The flags of events by id; unknown ids are missing from the answer."""
+    return dict(txn.query_in("SELECT event_id, flags FROM events WHERE event_id IN {keys}", event_ids))
+
+
+def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, tuple[str, str]]:
+    """The (type, state_key) of those of the events that are state events."""
+    rows = txn.query_in(
+        "SELECT event_nid, type, state_key FROM events WHERE event_nid IN {keys} AND state_key IS NOT NULL", event_nids
+    )
+    return {nid: (type, state_key) for nid, type, state_key in rows}
+
+
 def make_row(row: Row) -> EventRow:
     """An EventRow of a row with the columns of the table in their order."""
     return EventRow(*row)
@@ -105,3 +132,18 @@ def _select_successors(txn: Transaction, event_ids: list[str]) -> dict[str, list
     for event_id, nid in rows:
         found[event_id].append(nid)
     return found
+
+
+def _select_waiting(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:
+    redactions: dict[str, list[int]] = {}
+    rows = txn.query_in(
+        "SELECT redacts, event_nid FROM redactions WHERE redacts IN {keys} ORDER BY event_nid", event_ids
+    )
+    for event_id, nid in rows:
+        redactions.setdefault(event_id, []).append(nid)
+    backward = txn.query_in(
+        "SELECT event_id FROM backward_extremities WHERE room_nid = ? AND event_id IN {keys}",
+        event_ids,
+        before=(room_nid,),
+    )
+    return Waiting(redactions, frozenset(event_id for (event_id,) in backward))

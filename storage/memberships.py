@@ -65,6 +65,10 @@ class MembershipStore:
         """The remote users who are joined, from whom the room's servers are known."""
         return await self._database.read("get_joined_remote", _select_remote_joined, room_nid)
 
+    async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
+        """The memberships of these rooms that changed after `since`, up to `upto`."""
+        return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
+
     async def get_shared_rooms(self, user_id: str, others: Iterable[str]) -> Mapping[str, list[int]]:
         """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
@@ -104,6 +108,17 @@ def put_membership(txn: WriteTransaction, row: MembershipRow) -> None:
     )
 
 
+def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
+    """How many users are joined to a room, and how many are invited."""
+    rows = txn.query(
+        "SELECT membership, count(*) FROM memberships WHERE room_nid = ? AND membership IN ('join', 'invite')"
+        " GROUP BY membership",
+        (room_nid,),
+    )
+    counts = {membership: count for membership, count in rows}
+    return counts.get("join", 0), counts.get("invite", 0)
+
+
 def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int]) -> MembershipRow:
     nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten = row
     return MembershipRow(
@@ -135,6 +150,15 @@ def _select_remote_joined(txn: Transaction, room_nid: int) -> list[str]:
         "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 0", (room_nid,)
     )
     return [user_id for (user_id,) in rows]
+
+
+def _select_changed(txn: Transaction, room_nids: list[int], since: int, upto: int) -> list[MembershipRow]:
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM memberships WHERE room_nid IN {{keys}} AND position > ? AND position <= ?",
+        room_nids,
+        after=(since, upto),
+    )
+    return [_row(row) for row in rows]
 
 
 def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[str, list[int]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
-from storage.memberships import MembershipRow, put_membership, select_memberships
+from storage.memberships import MembershipRow, count_members, put_membership, select_memberships
 from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
 from storage.sent_transactions import SentTransaction, add_transaction
@@ -73,7 +73,7 @@ class NewEvent:
     flags: int
     prev_events: Sequence[str]
     auth_nids: Sequence[int]
-    """Numbers of those auth events that are stored; `auth_ids` names those in the same batch."""
+    """Numbers of those auth events that are stored; `auth_ids` names those in the same batch. Not of message events."""
     auth_ids: Sequence[str] = ()
     effect: StateEffect = NO_EFFECT
     redacts: str | None = None
@@ -84,6 +84,10 @@ class NewEvent:
     """This server's users whom it calls by name."""
     state_before: "StateChange | None" = None
     """The state before it; None: the state after the event before it in the batch, first the head's."""
+    placed_nid: int | None = None
+    """The number that it has already, as an outlier that now finds its place."""
+    redacted_by: int | None = None
+    """Number of the redaction that came before it: its content is not in `pdu`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class NewCurrentState:
     batch_entries: Mapping[tuple[str, str], str]
     """Entries that are events of the batch, by id."""
     effects: Sequence[tuple[int | str, StateEffect]]
+    recount: bool = False
+    """Count the members anew: effects of this state were written before the batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,28 +144,21 @@ class RoomWriter:
 
         Raises HeadMoved, AlreadySent.
         """
-        first_nid = txn.allocate("event", len(events))
-        shown = [event for event in events if event.flags & EventFlag.TIMELINE]
-        position = txn.next_position(max(len(shown), 1))
-        last_position = position + max(len(shown), 1) - 1
-        nids = {event.event_id: first_nid + index for index, event in enumerate(events)}
+        nids = self._take_numbers(txn, events)
+        shown = sum(1 for event in events if event.flags & EventFlag.TIMELINE)
+        position = txn.next_position(max(shown, 1))
+        last_position = position + max(shown, 1) - 1
         rows: list[EventRow] = []
         root = head.state_root
         effects: list[tuple[int, int, StateEffect]] = []
         for event in events:
-            nid = nids[event.event_id]
             in_timeline = bool(event.flags & EventFlag.TIMELINE)
-            replaces: int | None = None
-            if event.state_before is not None:
-                root = self._trees.apply(txn, room.room_nid, event.state_before.root, event.state_before.entries)
-            if event.state_key is not None and not event.flags & EventFlag.REJECTED:
-                key = (event.type, event.state_key)
-                replaces = self._trees.get_entries_in(txn, room.room_nid, root, [key]).get(key)
-                root = self._trees.apply(txn, room.room_nid, root, {key: nid})
-                if in_timeline:
-                    effects.append((nid, position, event.effect))
-            rows.append(_row(room.room_nid, nid, position if in_timeline else None, root, replaces, event))
+            row = self._place(txn, room.room_nid, event, nids[event.event_id], position if in_timeline else None, root)
+            root = row.state_root
+            rows.append(row)
             if in_timeline:
+                if event.state_key is not None:
+                    effects.append((row.event_nid, position, event.effect))
                 position += 1
         if current is not None:
             entries = dict(current.state.entries)
@@ -169,23 +168,40 @@ class RoomWriter:
                 (nids[ref] if isinstance(ref, str) else ref, last_position, effect) for ref, effect in current.effects
             ]
         joined, invited = self._apply_effects(txn, room.room_nid, effects)
+        joined, invited = head.joined_count + joined, head.invited_count + invited
+        if current is not None and current.recount:
+            joined, invited = count_members(txn, room.room_nid)
         new_head = Head(
             version=head.version + 1,
             extremities=self._number(txn, extremities, nids, head),
             depth=max([head.depth, *(event.depth for event in events)]),
             state_root=root,
-            joined_count=head.joined_count + joined,
-            invited_count=head.invited_count + invited,
+            joined_count=joined,
+            invited_count=invited,
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
         self._insert(txn, room, events, rows, nids, now_ms)
-        for row, event in zip(rows, events, strict=True):
-            if event.redaction is not None:
-                self._redact(txn, room.room_nid, row, event.redaction)
-            if row.position is not None:
-                txn.announce(Change(row.position, Topic.EVENT, room.room_id, event.sender, row))
+        self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
+
+    def add_aside(
+        self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
+    ) -> list[EventRow]:
+        """Add events at their place in the past or beside the timeline: the head stays, and nobody is told of anything new.
+
+        Each has its `state_before`, or goes on from the one before it.
+        """
+        nids = self._take_numbers(txn, events)
+        rows: list[EventRow] = []
+        root: bytes | None = None
+        for event in events:
+            row = self._place(txn, room.room_nid, event, nids[event.event_id], None, root)
+            root = row.state_root
+            rows.append(row)
+        self._insert(txn, room, events, rows, nids, now_ms)
+        self._tell(txn, room, events, rows)
+        return rows
 
     def add_outliers(
         self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
@@ -193,11 +209,72 @@ class RoomWriter:
         """Store events without their place in the room: they are known, and neither shown nor built upon."""
         known = select_event_nids(txn, [event.event_id for event in events])
         new = [event for event in events if event.event_id not in known]
-        first_nid = txn.allocate("event", max(len(new), 1))
-        nids = {event.event_id: first_nid + index for index, event in enumerate(new)}
+        nids = known | self._take_numbers(txn, new)
         rows = [_row(room.room_nid, nids[event.event_id], None, None, None, event) for event in new]
         self._insert(txn, room, new, rows, nids, now_ms)
         return rows
+
+    def begin_state(self, txn: WriteTransaction, event_nid: int, *, afresh: bool = False) -> bytes | None:
+        """The root of what has been gathered of the state for an outlier: nothing yet, or nothing any more if `afresh`.
+
+        The root is kept with the event, so that what was gathered outlives a restart.
+        """
+        if afresh:
+            txn.execute("UPDATE events SET state_root = NULL WHERE event_nid = ?", (event_nid,))
+        row = txn.query_one("SELECT state_root FROM events WHERE event_nid = ?", (event_nid,))
+        if row is None:
+            raise LookupError(f"no event with number {event_nid}")
+        return None if row[0] is None else bytes(row[0])
+
+    def grow_state(
+        self, txn: WriteTransaction, room: RoomRow, event_nid: int, entries: Mapping[tuple[str, str], int]
+    ) -> bytes | None:
+        """Add entries to the state that is being gathered for an outlier: part of an import in several writes; its root."""
+        root = self._trees.apply(txn, room.room_nid, self.begin_state(txn, event_nid), entries)
+        txn.execute("UPDATE events SET state_root = ? WHERE event_nid = ?", (root, event_nid))
+        return root
+
+    def add_effects(self, txn: WriteTransaction, room: RoomRow, effects: Sequence[tuple[int, StateEffect]]) -> None:
+        """Write what entries of a state mean before it becomes the current one: part of an import in several writes."""
+        position = txn.next_position()
+        self._apply_effects(txn, room.room_nid, [(nid, position, effect) for nid, effect in effects])
+
+    def _take_numbers(self, txn: WriteTransaction, events: Sequence[NewEvent]) -> dict[str, int]:
+        new = [event for event in events if event.placed_nid is None]
+        first = txn.allocate("event", len(new))
+        nids = {event.event_id: event.placed_nid for event in events if event.placed_nid is not None}
+        nids.update((event.event_id, first + index) for index, event in enumerate(new))
+        return nids
+
+    def _place(
+        self,
+        txn: WriteTransaction,
+        room_nid: int,
+        event: NewEvent,
+        nid: int,
+        position: int | None,
+        root: bytes | None,
+    ) -> EventRow:
+        """The row of an event upon a state, with the state after it."""
+        replaces: int | None = None
+        if event.state_before is not None:
+            root = self._trees.apply(txn, room_nid, event.state_before.root, event.state_before.entries)
+        if event.state_key is not None and not event.flags & EventFlag.REJECTED:
+            key = (event.type, event.state_key)
+            replaces = self._trees.get_entries_in(txn, room_nid, root, [key]).get(key)
+            root = self._trees.apply(txn, room_nid, root, {key: nid})
+        return _row(room_nid, nid, position, root, replaces, event)
+
+    def _tell(self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], rows: Sequence[EventRow]) -> None:
+        """Carry out redactions, and announce what was added."""
+        for row, event in zip(rows, events, strict=True):
+            if event.placed_nid is not None:
+                position = row.position if row.position is not None else txn.next_position()
+                txn.announce(Change(position, Topic.PLACED, detail=row.event_nid))
+            if event.redaction is not None:
+                self._redact(txn, room.room_nid, row, event.redaction)
+            if row.position is not None:
+                txn.announce(Change(row.position, Topic.EVENT, room.room_id, event.sender, row))
 
     def _insert(
         self,
@@ -208,6 +285,27 @@ class RoomWriter:
         nids: Mapping[str, int],
         now_ms: int,
     ) -> None:
+        placed = {event.event_id for event in events if event.placed_nid is not None}
+        if placed:
+            txn.execute_many(
+                "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
+                " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
+                " WHERE event_nid = ?",
+                [
+                    (
+                        row.position,
+                        row.depth,
+                        row.flags,
+                        row.state_root,
+                        row.replaces,
+                        row.pdu,
+                        row.redacted_by,
+                        row.event_nid,
+                    )
+                    for row in rows
+                    if row.event_id in placed
+                ],
+            )
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
             " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"
@@ -230,6 +328,7 @@ class RoomWriter:
                     row.pdu,
                 )
                 for row in rows
+                if row.event_id not in placed
             ],
         )
         txn.execute_many(
@@ -244,7 +343,8 @@ class RoomWriter:
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
-            if event.state_key is not None
+            # what was rejected is in no state and so in no auth chain
+            if event.state_key is not None and not event.flags & EventFlag.REJECTED
             for auths in ((*event.auth_nids, *(nids[auth_id] for auth_id in event.auth_ids)),)
         ]
         if nodes:
@@ -344,7 +444,7 @@ def _row(
         event.flags,
         root,
         replaces,
-        None,
+        event.redacted_by,
         event.pdu,
     )
 

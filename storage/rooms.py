@@ -102,6 +102,12 @@ def add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int
     return RoomRow(room_nid, room_id, version, creation_ts), _EMPTY_HEAD
 
 
+def select_room(txn: Transaction, room_id: str) -> RoomRow | None:
+    """The form of `RoomStore.get_room` for use inside a transaction."""
+    rows = _select_rooms(txn, [room_id])
+    return rows[0] if rows else None
+
+
 def select_head(txn: Transaction, room_nid: int) -> Head:
     """The head inside a transaction; the room must exist."""
     row = txn.query_one(f"SELECT {_HEAD_COLUMNS} FROM rooms WHERE room_nid = ?", (room_nid,))

@@ -86,12 +86,11 @@ def _select_response(txn: Transaction, transaction: SentTransaction) -> bytes | 
 
 
 def _select_ids(txn: Transaction, user_id: str, device_id: str, event_nids: list[int]) -> dict[int, str]:
+    # by the events alone: with the user in the condition a database may read all that they ever sent
     rows = txn.query_in(
-        "SELECT event_nid, txn_id FROM sent_transactions WHERE user_id = ? AND device_id = ? AND event_nid IN {keys}",
-        event_nids,
-        before=(user_id, device_id),
+        "SELECT event_nid, txn_id, user_id, device_id FROM sent_transactions WHERE event_nid IN {keys}", event_nids
     )
-    return {nid: txn_id for nid, txn_id in rows}
+    return {nid: txn_id for nid, txn_id, sender, device in rows if sender == user_id and device == device_id}
 
 
 def _remove_before(txn: WriteTransaction, created_ts: int, limit: int) -> int:

@@ -24,6 +24,8 @@ class Topic(Enum):
     EVENT = "event"
     REDACTED = "redacted"
     """An event lost its content; `detail` is its number."""
+    PLACED = "placed"
+    """An event that was an outlier has found its place in the room; `detail` is its number."""
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
@@ -31,6 +33,8 @@ class Topic(Enum):
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
+    KEY_COUNT = "key_count"
+    """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
     ACCOUNT = "account"
 
 

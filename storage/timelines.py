@@ -10,7 +10,7 @@ from enum import Enum
 
 from storage.database import Database
 from storage.events import EventFlag
-from storage.transaction import Transaction
+from storage.transaction import Transaction, WriteTransaction
 
 _TIMELINE = int(EventFlag.TIMELINE)
 
@@ -156,3 +156,18 @@ def _count_unread(txn: Transaction, user_id: str, marks: dict[int, int], upto: i
 def _select_backward(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query("SELECT event_id FROM backward_extremities WHERE room_nid = ?", (room_nid,))
     return [event_id for (event_id,) in rows]
+
+
+def move_backward_extremities(
+    txn: WriteTransaction, room_nid: int, arrived: Iterable[str], missing: Iterable[str]
+) -> None:
+    """Note where the known past of a room ends: no longer at events that have arrived, but at those still missing."""
+    txn.execute_many(
+        "DELETE FROM backward_extremities WHERE room_nid = ? AND event_id = ?",
+        [(room_nid, event_id) for event_id in arrived],
+    )
+    rows = [(room_nid, event_id) for event_id in missing]
+    if rows:
+        txn.execute_many(
+            "INSERT INTO backward_extremities (room_nid, event_id) VALUES (?, ?) ON CONFLICT DO NOTHING", rows
+        )

@@ -173,6 +173,16 @@ class DuplicateAnnotation(MatrixError):
     errcode, status, default_text = "M_DUPLICATE_ANNOTATION", 400, "You have already sent this reaction"
 
 
+class InvalidSignature(MatrixError):
+    errcode, status, default_text = "M_INVALID_SIGNATURE", 400, "A signature is missing or wrong"
+
+
+class WrongRoomKeysVersion(MatrixError):
+    """Fields: `current_version: str`."""
+
+    errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
+
+
 class UnknownPos(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_POS", 400, "Unknown position: start a new connection"
 

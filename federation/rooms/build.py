@@ -3,8 +3,10 @@
 Laws:
 - A chain is built without holding anything: whether its head still stands is found out by the write.
 - A request's drafts succeed or fail together: a failed one leaves the chain as it was before the request.
-- Our own events pass the same authorization as everyone's. Their form, hash and signature are right by construction,
-  and the auth events are chosen from the state before, so that the two state checks of a received event are one here.
+- Our own events pass the same authorization as everyone's (`check.py`). Their form, hash and signature are right by
+  construction. They follow all forward extremities, so the state before them is the current one, and their auth events are
+  chosen from it: the three state checks of a received event are one here. (Where more than MAX_PREV_EVENTS branches hang
+  loose, which no honest room comes to, the first event names the oldest of them and the next one the others.)
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -75,6 +77,12 @@ class Chain:
         self._room_id = snapshot.room_id
         self.built: list[Event] = []
         self.new: list[NewEvent] = []
+
+    @property
+    def extremities(self) -> list[EventID]:
+        """The forward extremities once the chain is written: those of the head that it could not name are named next."""
+        unnamed = [EventID(event_id) for _, event_id in self._snapshot.head.extremities[MAX_PREV_EVENTS:]]
+        return [*unnamed, self.built[-1].event_id]
 
     @property
     def changed_state(self) -> Mapping[StateKey, Event]:

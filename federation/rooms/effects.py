@@ -4,6 +4,7 @@ Content comes from anyone, so what is not of the right form counts as absent.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
@@ -45,6 +46,15 @@ def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
         column, name = _SUMMARY[event.type]
         return StateEffect(summary={column: _text(event.content, name)})
     return StateEffect()
+
+
+def effect_of_absence(event: Event, identity: ServerIdentity) -> StateEffect:
+    """What it means that the entry which this event had set is in the current state no more."""
+    effect = state_effect(event, identity)
+    member = effect.membership
+    if member is not None:
+        member = replace(member, membership="leave", display_name=None, avatar_url=None)
+    return StateEffect(member, {column: 1 if column == "federates" else None for column in effect.summary})
 
 
 def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewMembership | None:

@@ -8,8 +8,9 @@ Laws:
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -31,6 +32,8 @@ from storage.sent_transactions import AlreadySent, SentTransaction
 from storage.state_tree import StateTreeStore
 from storage.transaction import WriteTransaction
 
+T = TypeVar("T")
+
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 20
 
@@ -46,8 +49,16 @@ class _Request:
 
 
 @dataclass(slots=True)
+class _Turn:
+    """Other work that wants the room's head for itself."""
+
+    work: Callable[[], Awaitable[Any]]
+    done: "Deferred[Any]"
+
+
+@dataclass(slots=True)
 class _Queue:
-    waiting: list[_Request] = field(default_factory=list)
+    waiting: list[_Request | _Turn] = field(default_factory=list)
     running: bool = False
 
 
@@ -107,17 +118,44 @@ class RoomEngine:
 
         Raises NotFound, Forbidden (and other MatrixErrors of authorization and size), AlreadySent.
         """
+        request = _Request(drafts, Deferred())
+        self._enqueue(room_id, request)
+        return await request.done
+
+    async def in_turn(self, room_id: RoomID, work: Callable[[], Awaitable[T]]) -> T:
+        """Do something while no other work of this node moves the room: for events that were made elsewhere.
+
+        Other nodes may still move it, which the write finds out. `work` may not wait for the same queue.
+        """
+        turn = _Turn(work, Deferred())
+        self._enqueue(room_id, turn)
+        result: T = await turn.done
+        return result
+
+    async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
+        """The room as it is now, read anew: for who met `HeadMoved`."""
+        return await self._moved(snapshot) or snapshot
+
+    def advance(
+        self, snapshot: RoomSnapshot, appended: Appended, changes: Mapping[StateKey, StoredEvent | None] | None = None
+    ) -> list[StoredEvent]:
+        """Make the next snapshot of a room that was written to; the new events as they are stored.
+
+        `changes` are the entries that differ from the state before (None: gone), where these are not simply what the new
+        events set.
+        """
+        return self._advance(snapshot, appended, changes)
+
+    def _enqueue(self, room_id: RoomID, item: _Request | _Turn) -> None:
         queue = self._queues.get(room_id)
         if queue is None:
             queue = self._queues[room_id] = _Queue()
-        request = _Request(drafts, Deferred())
-        queue.waiting.append(request)
+        queue.waiting.append(item)
         if not queue.running:
             queue.running = True
             Deferred.fromCoroutine(self._drain(room_id, queue)).addErrback(
                 lambda failure: self._log.failure("the queue of a room broke", failure)
             )
-        return await request.done
 
     async def create(
         self, version: RoomVersion, room_id: RoomID | None, drafts: Sequence[Draft], also: Also
@@ -173,8 +211,12 @@ class RoomEngine:
     async def _drain(self, room_id: RoomID, queue: _Queue) -> None:
         try:
             while queue.waiting:
-                batch = queue.waiting[:MAX_REQUESTS_A_CHAIN]
-                del queue.waiting[: len(batch)]
+                first = queue.waiting[0]
+                if isinstance(first, _Turn):
+                    del queue.waiting[0]
+                    await _take_turn(first)
+                    continue
+                batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
                     queue.waiting[:0] = deferred
@@ -248,15 +290,20 @@ class RoomEngine:
         self._events.expect(chain.built)
         try:
             return await self._database.write(
-                "append_events", self._append_in, snapshot, chain.new, chain.built[-1].event_id, now
+                "append_events", self._append_in, snapshot, chain.new, chain.extremities, now
             )
         finally:
             self._events.forget_expected(chain.built)
 
     def _append_in(
-        self, txn: WriteTransaction, snapshot: RoomSnapshot, new: Sequence[NewEvent], extremity: str, now: int
+        self,
+        txn: WriteTransaction,
+        snapshot: RoomSnapshot,
+        new: Sequence[NewEvent],
+        extremities: Sequence[str],
+        now: int,
     ) -> Appended:
-        return self._writer.append(txn, snapshot.room, snapshot.head, new, [extremity], now_ms=now)
+        return self._writer.append(txn, snapshot.room, snapshot.head, new, extremities, now_ms=now)
 
     def _answer_repeated(self, batch: Sequence[_Request], error: AlreadySent) -> list[_Request]:
         others: list[_Request] = []
@@ -267,14 +314,35 @@ class RoomEngine:
                 others.append(request)
         return others
 
-    def _advance(self, snapshot: RoomSnapshot, appended: Appended) -> list[StoredEvent]:
+    def _advance(
+        self, snapshot: RoomSnapshot, appended: Appended, changes: Mapping[StateKey, StoredEvent | None] | None = None
+    ) -> list[StoredEvent]:
         """Make the next snapshot of the room; the new events as they are stored."""
         stored = [self._events.keep(snapshot.room, row) for row in appended.rows]
-        changes: dict[StateKey, StoredEvent] = {
-            event.event.key: event for event in stored if event.event.state_key is not None
-        }
+        if changes is None:
+            changes = {event.event.key: event for event in stored if event.event.state_key is not None}
         state = snapshot.state.after(appended.head.state_root, changes)
         if any(event.event.redacts is not None for event in stored):
             state = self.view(snapshot.room.room_nid, appended.head.state_root)
         self._keep(RoomSnapshot(snapshot.room, snapshot.version, appended.head, state))
         return stored
+
+
+def _next_requests(queue: _Queue) -> list[_Request]:
+    """Take the requests that wait at the front of a queue."""
+    batch: list[_Request] = []
+    for item in queue.waiting[:MAX_REQUESTS_A_CHAIN]:
+        if isinstance(item, _Turn):
+            break
+        batch.append(item)
+    del queue.waiting[: len(batch)]
+    return batch
+
+
+async def _take_turn(turn: _Turn) -> None:
+    try:
+        result = await turn.work()
+    except Exception as error:
+        turn.done.errback(error)
+    else:
+        turn.done.callback(result)

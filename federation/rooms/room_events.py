@@ -1,6 +1,7 @@
 """Events as the rest of the server reads them: parsed, cached, with the bytes that clients get.
 
-The cache holds what never changes; a redaction, the one exception, is heard of on the stream and drops its target.
+The cache holds what never changes. The two exceptions, a redaction and an outlier that finds its place, are heard of on
+the stream and drop the event.
 """
 
 from collections import OrderedDict
@@ -19,6 +20,7 @@ class StoredEvent:
 
     __slots__ = (
         "_client_prefix",
+        "depth",
         "event",
         "flags",
         "nid",
@@ -34,6 +36,8 @@ class StoredEvent:
         self.event = event
         self.nid = row.event_nid
         self.room_nid = row.room_nid
+        self.depth = row.depth
+        """How deep it stands by our own count: what an event claims of itself need not be so."""
         self.position = row.position
         """Arrival in the one sequence; None for what is not shown as new."""
         self.flags = row.flags
@@ -62,6 +66,11 @@ class StoredEvent:
         """Refused by authorization."""
         return bool(self.flags & EventFlag.REJECTED)
 
+    @property
+    def is_outlier(self) -> bool:
+        """Kept without a place in the room."""
+        return bool(self.flags & EventFlag.OUTLIER)
+
 
 class RoomEvents:
     """Reads events in batches through a cache of the most recently used ones. For the reactor thread."""
@@ -72,7 +81,9 @@ class RoomEvents:
         self._rooms = rooms
         self._capacity = capacity
         self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
-        self._redactions_heard = 0
+        self._nids: dict[str, int] = {}
+        """Numbers of the events in the cache, by id."""
+        self._changes_heard = 0
         self._expected: dict[str, Event] = {}
         streams.subscribe(self._hear)
 
@@ -89,11 +100,11 @@ class RoomEvents:
                 cache.move_to_end(nid)
                 found[nid] = event
         while missing:
-            heard = self._redactions_heard
+            heard = self._changes_heard
             rows = await self._store.get_events(missing)
             rooms = await self._rooms.get_rooms_by_nid({row.room_nid for row in rows.values()})
-            if heard != self._redactions_heard:
-                continue  # a row may have been read just before its redaction: read again, or the cache would keep it
+            if heard != self._changes_heard:
+                continue  # a row may have been read just before it changed: read again, or the cache would keep it
             for nid, row in rows.items():
                 found[nid] = self.keep(rooms[row.room_nid], row)
             break
@@ -105,9 +116,23 @@ class RoomEvents:
 
     async def get_by_id(self, room_nid: int, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
         """Events of a room by id; unknown ones, and those of other rooms, are missing from the answer."""
-        nids = await self._store.get_event_nids(event_ids)
+        found = await self.get_anywhere(event_ids)
+        return {event_id: event for event_id, event in found.items() if event.room_nid == room_nid}
+
+    async def get_anywhere(self, event_ids: Iterable[EventID]) -> Mapping[EventID, StoredEvent]:
+        """Events by id, of whatever room: for what others say of rooms. No query for what is cached."""
+        nids: dict[str, int] = {}
+        missing: list[EventID] = []
+        for event_id in event_ids:
+            nid = self._nids.get(event_id)
+            if nid is None:
+                missing.append(event_id)
+            else:
+                nids[event_id] = nid
+        if missing:
+            nids.update(await self._store.get_event_nids(missing))
         events = await self.get_events(nids.values())
-        return {event.event.event_id: event for event in events.values() if event.room_nid == room_nid}
+        return {event.event.event_id: event for event in events.values()}
 
     def keep(self, room: RoomRow, row: EventRow) -> StoredEvent:
         """The event of a row that was just read or written, from the cache if it is there."""
@@ -126,10 +151,19 @@ class RoomEvents:
         for event in events:
             self._expected.pop(event.event_id, None)
 
+    def forget(self, event_ids: Iterable[EventID]) -> None:
+        """Read these anew when they are next asked for: another node may have changed them."""
+        for event_id in event_ids:
+            nid = self._nids.pop(event_id, None)
+            if nid is not None:
+                self._cache.pop(nid, None)
+
     def _put(self, stored: StoredEvent) -> StoredEvent:
         self._cache[stored.nid] = stored
+        self._nids[stored.event.event_id] = stored.nid
         if len(self._cache) > self._capacity:
-            self._cache.popitem(last=False)
+            _, oldest = self._cache.popitem(last=False)
+            self._nids.pop(oldest.event.event_id, None)
         return stored
 
     def _hear(self, changes: Sequence[Change]) -> None:
@@ -138,6 +172,8 @@ class RoomEvents:
                 event = self._expected.get(change.detail.event_id)
                 if event is not None:
                     self._put(StoredEvent(event, change.detail))
-            elif change.topic is Topic.REDACTED and isinstance(change.detail, int):
-                self._redactions_heard += 1
-                self._cache.pop(change.detail, None)
+            elif change.topic in (Topic.REDACTED, Topic.PLACED) and isinstance(change.detail, int):
+                self._changes_heard += 1
+                dropped = self._cache.pop(change.detail, None)
+                if dropped is not None:
+                    self._nids.pop(dropped.event.event_id, None)

@@ -62,8 +62,8 @@ class StateView:
         events = await self._events.get_events(nids.values())
         return {StateKey(*key): events[nid] for key, nid in nids.items()}
 
-    def after(self, root: bytes | None, changes: Mapping[StateKey, StoredEvent]) -> "StateView":
-        """The view at the root that these changes lead to."""
+    def after(self, root: bytes | None, changes: Mapping[StateKey, StoredEvent | None]) -> "StateView":
+        """The view at the root that these changes lead to (None: the entry is gone)."""
         if root == self.root:
             return self
         kept = self._entries if len(self._entries) <= KEPT_ENTRIES else {}

@@ -17,9 +17,11 @@ from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
 from storage.accounts import AccountStore
 from storage.database import Database
+from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
+from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
 
@@ -41,6 +43,8 @@ class AccountParts:
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
         self.profile_store = ProfileStore(database)
+        self.device_key_store = DeviceKeyStore(database)
+        self.to_device_store = ToDeviceStore(database)
         token_store = TokenStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
@@ -56,6 +60,7 @@ class AccountParts:
             self.device_store,
             token_store,
             lifetimes=_lifetimes(config),
+            kept_by_device=[self.device_key_store, self.to_device_store],
         )
         passwords = config.sessions.password_config
         self.sign_in = SignIn(

@@ -16,6 +16,9 @@ from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import ClientEvents
+from homeserver.services.device_keys import DeviceKeys
+from homeserver.services.device_lists import DeviceLists
+from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
@@ -26,6 +29,7 @@ from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
@@ -37,6 +41,7 @@ from homeserver.services.unread import UnreadCounts
 from storage.account_data import AccountDataStore
 from storage.aliases import AliasStore
 from storage.auth_chains import AuthChainStore
+from storage.cross_signing import CrossSigningStore
 from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
@@ -75,13 +80,14 @@ class RoomParts:
         identity: ServerIdentity,
         accounts: AccountParts,
     ) -> None:
-        now_ms = _milliseconds(clock)
+        self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
         room_store = RoomStore(database)
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         receipt_store = ReceiptStore(database)
+        summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database)
 
@@ -146,7 +152,7 @@ class RoomParts:
             self.engine,
             room_store,
             alias_store,
-            RoomSummaryStore(database),
+            summary_store,
             self.reading,
             identity,
             now_ms,
@@ -155,6 +161,21 @@ class RoomParts:
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         self.typing = Typing(self.notifier, clock)
+        history = InvitedRooms(self.engine, self.events)
+        self.cross_signing_store = CrossSigningStore(database)
+        self.device_keys = DeviceKeys(
+            database, accounts.device_key_store, self.cross_signing_store, identity, capacity=USERS_CACHED
+        )
+        self.device_lists = DeviceLists(
+            accounts.device_store,
+            self.engine,
+            room_store,
+            self.memberships,
+            membership_store,
+            EncryptedRooms(summary_store, streams, capacity=ROOMS_CACHED),
+            history,
+            recent,
+        )
         joined = JoinedRooms(
             self.engine,
             self.events,
@@ -171,12 +192,13 @@ class RoomParts:
             room_store,
             self.memberships,
             joined,
-            InvitedRooms(self.engine, self.events),
+            history,
             unread,
             receipt_store,
             account_data_store,
             self.typing,
             recent,
+            DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
         )
         self.sync = Sync(parts, streams, self.notifier, clock)
 

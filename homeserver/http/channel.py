@@ -25,6 +25,7 @@ class MatrixChannel(HTTPChannel):
 
     peer_address = ""
     _refused = False
+    _has_queued = False
     _thrown_away = 0
 
     def __init__(self, factory: ServerFactory, clock: IReactorTime, request_factory: type[Request]) -> None:
@@ -40,6 +41,25 @@ class MatrixChannel(HTTPChannel):
         super().connectionMade()
         assert self.transport is not None
         self.peer_address = normalise(str(getattr(self.transport.getPeer(), "host", ""))) or ""
+
+    def send(self, data: bytes, *, at_once: bool) -> None:
+        """Write an answer. `at_once`: nothing was written on the connection by other ways that may still wait.
+
+        Twisted hands data to the system in the next turn of the reactor, which costs a turn and two system calls more than
+        to do it here, where most answers fit whole. What does not fit goes the usual way, as does then all that follows.
+        """
+        transport = self.transport
+        assert transport is not None
+        write_some = getattr(transport, "writeSomeData", None)
+        if at_once and not self._has_queued and write_some is not None:
+            sent = write_some(data)
+            if not isinstance(sent, int):
+                sent = 0  # the connection is lost; the usual way finds out and cleans up
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._has_queued = True
+        transport.write(data)
 
     def refuse(self) -> None:
         """Read nothing more: what comes is thrown away for a moment, then the connection ends."""
@@ -82,5 +102,5 @@ class MatrixChannel(HTTPChannel):
         if self._refused:
             return
         assert self.transport is not None
-        self.transport.write(malformed())
+        self.send(malformed(), at_once=True)
         self.refuse()

@@ -274,9 +274,7 @@ class MatrixRequest(Request):
         if self.method != b"HEAD" and status not in NO_BODY:
             parts.append(body)
             sent = len(body)
-        transport = self.channel.transport
-        assert transport is not None
-        transport.write(b"".join(parts))
+        self.channel.send(b"".join(parts), at_once=not self.requestHeaders.hasHeader(b"Expect"))
         self.code = status
         self.startedWriting = 1
         self.finished = 1

@@ -6,7 +6,7 @@ Twisted itself says of its factories and ports is left out below warnings.
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TextIO
 
 import msgspec
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
@@ -20,6 +20,26 @@ Write = Callable[[str], object]
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
 """Keys of the old and the new logging of Twisted, which are no fields of the event; and all that begin with `log_`."""
 _TWISTED: Final = "twisted."
+
+
+class LogFile:
+    """Where the lines of the log go."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        """Write a line at once, with all before it."""
+        self._file.write(line)
+        self._file.flush()
+
+    def write_soon(self, line: str) -> None:
+        """Write a line with the next ones, or when `flush` is called."""
+        self._file.write(line)
+
+    def flush(self) -> None:
+        """Write what was kept back."""
+        self._file.flush()
 
 
 def _is_wanted(event: LogEvent, minimum: LogLevel) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from federation.protocol.ids import UserID
 from storage.events import EventRow
+from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
 
@@ -30,6 +31,7 @@ class RecentChanges:
         self._positions: list[int] = []
         self._rooms: list[tuple[type, int] | None] = []
         self._users: list[tuple[Topic, str] | None] = []
+        self._memberships: list[MembershipRow | None] = []
         streams.subscribe(self._hear)
 
     def rooms_since(self, position: int) -> ChangedRooms | None:
@@ -50,6 +52,26 @@ class RecentChanges:
         start = bisect_right(self._positions, position)
         return (topic, user_id) in self._users[start:]
 
+    def users_since(self, topic: Topic, position: int) -> set[str] | None:
+        """The users whom changes of that topic after the position concern; None as for `rooms_since`."""
+        if position < self._complete_from:
+            return None
+        start = bisect_right(self._positions, position)
+        return {user[1] for user in self._users[start:] if user is not None and user[0] is topic}
+
+    def memberships_since(self, position: int) -> list[MembershipRow] | None:
+        """The memberships that changed after the position; None as for `rooms_since`, or if some are not known here."""
+        if position < self._complete_from:
+            return None
+        start = bisect_right(self._positions, position)
+        rows: list[MembershipRow] = []
+        for user, row in zip(self._users[start:], self._memberships[start:], strict=True):
+            if row is not None:
+                rows.append(row)
+            elif user is not None and user[0] is Topic.MEMBERSHIP:
+                return None
+        return rows
+
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
@@ -60,10 +82,11 @@ class RecentChanges:
             self._positions.append(change.position)
             self._rooms.append(room)
             self._users.append(user)
+            self._memberships.append(row if isinstance(row, MembershipRow) else None)
         if len(self._positions) > 2 * KEPT:
             self._forget(self._positions[-KEPT - 1])
 
     def _forget(self, upto: int) -> None:
         keep = bisect_right(self._positions, upto)
         self._complete_from = max(self._complete_from, upto)
-        del self._positions[:keep], self._rooms[:keep], self._users[:keep]
+        del self._positions[:keep], self._rooms[:keep], self._users[:keep], self._memberships[:keep]

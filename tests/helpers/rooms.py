@@ -1,19 +1,26 @@
 """The room engine on a test database, and rooms made with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from federation.identity import ServerIdentity
+from federation.protocol.event_signing import missing_signers, required_signers
 from federation.protocol.events import Event
-from federation.protocol.ids import EventID, RoomID, ServerName, UserID
+from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
 from federation.protocol.signing import SigningKey
+from federation.rooms.adopt import Adoptions
 from federation.rooms.build import Classification
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.outliers import Outliers
+from federation.rooms.placement import Placements
+from federation.rooms.receive import Receiver
+from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.sources import Questions
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from storage.auth_chains import AuthChainStore
@@ -46,27 +53,73 @@ class RoomParts:
 
     database: Database
     now: list[int] = field(default_factory=lambda: [1_700_000_000_000])
+    server: ServerName = SERVER
+    keys: dict[ServerName, Mapping[KeyID, bytes]] = field(default_factory=dict)
+    """The public keys of all servers; shared by those that are to know each other."""
+    writer_class: type[RoomWriter] = RoomWriter
 
     def __post_init__(self) -> None:
         database, streams = self.database, self.database.streams
-        self.identity = ServerIdentity(SERVER, SigningKey("a_test", bytes(32)))
+        self.identity = ServerIdentity(self.server, SigningKey("key", self.server.encode().ljust(32)[:32]))
+        self.keys[self.server] = {self.identity.key.key_id: self.identity.key.public_key}
         self.rooms = RoomStore(database)
         self.events = RoomEvents(EventStore(database), self.rooms, streams, capacity=1000)
         self.trees = StateTreeStore(database)
         self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.visibility = Visibility(self.trees, self.events)
+        chains = AuthChainStore(database)
+        writer = self.writer_class(self.trees, chains)
         self.engine = RoomEngine(
             database,
             self.rooms,
             self.events,
             self.trees,
-            RoomWriter(self.trees, AuthChainStore(database)),
+            writer,
             self.identity,
             self.tick,
             classify,
             capacity=100,
         )
+        store = EventStore(database)
+        self.resolver = StateResolver(database, self.trees, chains, self.events)
+        self.placements = Placements(
+            database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
+        )
+        questions = Questions(self.events, self.resolver, self.get_signers, self.approve)
+        outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
+        self.receiver = Receiver(self.engine, self.events, store, self.resolver, self.placements, outliers, questions)
+        self.adoptions = Adoptions(
+            database,
+            self.engine,
+            self.rooms,
+            self.events,
+            self.trees,
+            MembershipStore(database),
+            outliers,
+            writer,
+            self.identity,
+            questions,
+            self.tick,
+        )
+
+    async def auth_chain(self, event: Event) -> list[Mapping[str, Any]]:
+        """The PDUs of all that an event rests on."""
+        chain: dict[EventID, Event] = {}
+        waiting = list(event.auth_events)
+        while waiting:
+            found = await self.events.get_anywhere(waiting)
+            chain.update((name, stored.event) for name, stored in found.items())
+            waiting = [name for stored in found.values() for name in stored.event.auth_events if name not in chain]
+        return [other.pdu for other in chain.values()]
+
+    async def get_signers(self, event: Event) -> Collection[ServerName]:
+        """As a keyring that knows all keys."""
+        return required_signers(event) - missing_signers(event, self.keys)
+
+    async def approve(self, event: Event) -> bool:
+        """A policy server that dislikes one word."""
+        return "spam" not in str(event.content.get("body"))
 
     def tick(self) -> int:
         """The time, a millisecond later each time it is asked for."""
@@ -87,7 +140,7 @@ class RoomParts:
             Draft("m.room.power_levels", creator, levels, ""),
             Draft("m.room.join_rules", creator, {"join_rule": join_rule}, ""),
         ]
-        room_id = None if version.room_id_is_create_hash else RoomID(f"!{self.tick()}:{SERVER}")
+        room_id = None if version.room_id_is_create_hash else RoomID(f"!{self.tick()}:{self.server}")
         snapshot, _ = await self.engine.create(version, room_id, drafts, write_nothing_else)
         return snapshot.room_id
 

@@ -19,6 +19,7 @@ from federation.protocol.ids import DeviceID, UserID
 from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build
 from homeserver.config.load import load_config
+from homeserver.observe.access import SilentAccessLog
 from storage.database import Database
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 
@@ -67,6 +68,7 @@ class TestServer:
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
             random=Random(1).randbytes,
+            access_log=SilentAccessLog(),
         )
         site = self.app.site(self.config.network.listeners[0])
         self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())

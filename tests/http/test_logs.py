@@ -6,13 +6,13 @@ from itertools import count
 import pytest
 from prometheus_client import CollectorRegistry
 from twisted.internet.task import Clock
-from twisted.logger import ILogObserver, Logger, LogLevel
+from twisted.logger import Logger, LogLevel
 
 from homeserver.http.guard import Guard
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site
-from homeserver.observe.access import LoggedAccess, without_secrets
+from homeserver.observe.access import AccessLines, without_secrets
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.logs import JsonObserver, TextObserver
 from homeserver.observe.metrics import HttpMetrics
@@ -25,14 +25,14 @@ SYNC = "/_matrix/client/v3/sync?since=s1&access_token=alice"
 SLOW = "/_matrix/client/v3/slow"
 
 
-def _logged(observer: ILogObserver, bell: Bell, *, only_slow: bool = False) -> Client:
+def _logged(lines: list[str], bell: Bell, *, as_json: bool = False, only_slow: bool = False) -> Client:
     clock = Clock()
     numbers = count(1)
     site = Site(
         Router([endpoints], {Bell: bell}, guard=Guard(RateLimiter(clock, {}), tokens=TOKENS)),
         clock,
         metrics=HttpMetrics(CollectorRegistry()),
-        access_log=LoggedAccess(Logger("access", observer=observer), slow_seconds=5, only_slow=only_slow),
+        access_log=AccessLines(lines.append, lines.append, as_json=as_json, slow_seconds=5, only_slow=only_slow),
         next_request_id=lambda: f"r{next(numbers)}",
     )
     return Client(site, clock=clock, access_log=RememberingAccessLog())
@@ -40,7 +40,7 @@ def _logged(observer: ILogObserver, bell: Bell, *, only_slow: bool = False) -> C
 
 def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
     lines: list[str] = []
-    client = _logged(JsonObserver(lines.append), bell)
+    client = _logged(lines, bell, as_json=True)
     client.start("GET", SYNC, ip="192.0.2.1")
     client.clock.advance(30)
     bell.ring()
@@ -55,7 +55,7 @@ def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
 
 def test_a_slow_request_is_a_warning(bell: Bell) -> None:
     lines: list[str] = []
-    client = _logged(TextObserver(lines.append, LogLevel.warn), bell, only_slow=True)
+    client = _logged(lines, bell, only_slow=True)
     client.request("GET", "/big")
     client.start("POST", SLOW)
     client.clock.advance(6)

@@ -174,7 +174,7 @@ def test_sync_has_them_first_and_when_they_change(server: TestServer, alice: Use
     assert not poll.done
     alice.put(GLOBAL + "room/!quiet:example.org", {"actions": []})
     server.clock.advance(0.1)
-    assert poll.done
+    assert [event["type"] for event in poll.answer.json["account_data"]["events"]] == ["m.push_rules"]
     rules, since = synced(alice, since)
     assert [rule["rule_id"] for rule in rules["global"]["room"]] == ["!quiet:example.org"]
     assert rules == alice.get(f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.push_rules").json

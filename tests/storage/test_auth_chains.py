@@ -89,6 +89,11 @@ async def test_the_index_answers_as_the_walk_does(
     chains = [walk(nodes, state) for state in states]
     difference: set[int] = set().union(*chains).difference(chains[0].intersection(*chains[1:]))
     assert await store.get_auth_difference([there(state) for state in states]) == there(difference)
+    agreed = there(set.intersection(*states))
+    disputed = [there(state) - agreed for state in states]
+    likely = sorted(agreed)[:1]
+    lazily = await database.read("lazily", store.get_difference_of_disputed_in, disputed, likely, agreed.intersection)
+    assert lazily == there(difference)
 
     below = walk(nodes, a)
     above = {nid for nid in range(size) if walk(nodes, {nid}) & a}

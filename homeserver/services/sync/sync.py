@@ -22,6 +22,7 @@ from homeserver.services.client_events import present_stripped
 from homeserver.services.push_rules import PUSH_RULES, push_rules_content
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.request import Range, SyncRequest
@@ -50,6 +51,7 @@ class SyncParts:
     account_data: AccountDataStore
     typing: Typing
     recent: RecentChanges
+    devices: DeviceNewsReader
 
 
 class Sync:
@@ -81,7 +83,14 @@ class Sync:
     async def _compute(self, request: SyncRequest) -> tuple[dict[str, Any], bool]:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
+        since = request.since
+        if since is not None and not request.full_state and since == self._now():
+            # nothing has happened to anybody
+            news = await parts.devices.read_nothing_new(request)
+            return _frame(since, news, [], {}), False
         span = Range(0 if request.since is None else request.since.position, self._streams.current())
+        messages, upto = await parts.devices.find_messages(request, span)
+        span = Range(span.since, upto)
         token = SyncToken(max(span.upto, span.since), parts.typing.position)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
@@ -93,19 +102,13 @@ class Sync:
             for row in candidates
             if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
         ]
+        devices = await parts.devices.read(request, span, messages)
         sections = await self._rooms(request, span, token, candidates, rooms, data)
-        answer: dict[str, Any] = {
-            "next_batch": str(token),
-            "account_data": {"events": _account_data_events(request, data.everywhere)},
-            "presence": {"events": []},
-            "to_device": {"events": []},
-            "device_lists": {"changed": [], "left": []},
-            "device_one_time_keys_count": {},
-            "device_unused_fallback_key_types": [],
-        }
-        if sections:
-            answer["rooms"] = sections
-        return answer, bool(sections) or bool(data.everywhere)
+        answer = _frame(token, devices, _account_data_events(request, data.everywhere), sections)
+        return answer, bool(sections) or bool(data.everywhere) or devices.is_news
+
+    def _now(self) -> SyncToken:
+        return SyncToken(self._streams.current(), self._parts.typing.position)
 
     async def _read_account_data(self, request: SyncRequest, span: Range) -> AccountData:
         store, user_id = self._parts.account_data, request.caller.user_id
@@ -217,6 +220,20 @@ class Sync:
                     for type, content in entries.items()
                     if wanted.account_data.allows(type, None)
                 ]
+
+
+def _frame(
+    token: SyncToken, devices: DeviceNews, account_data: list[dict[str, Any]], sections: dict[str, Any]
+) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "next_batch": str(token),
+        "account_data": {"events": account_data},
+        "presence": {"events": []},
+        **devices.to_json(),
+    }
+    if sections:
+        answer["rooms"] = sections
+    return answer
 
 
 def receipts_content(receipts: Iterable[ReceiptRow]) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""Events that came together: read, put in the order in which they are taken in, and answered for one by one.
+
+Each comes after those that it refers to. Works whatever the input is: references to events that are not among them do not
+count; events on a cycle (which the ids of room versions 1 and 2 cannot rule out), or upon one, are dropped. Nothing here
+recurses.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.errors import BadEvent, MatrixError
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, RoomID
+from federation.rooms.check import Candidate, Verdict
+
+CREATE = "m.room.create"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one PDU."""
+
+    event_id: EventID | None
+    """None when it is no event."""
+    verdict: Verdict | None
+    """None: it waits for what is missing, or had been received before."""
+    error: MatrixError | None = None
+    was_known: bool = False
+    missing_prev: Sequence[EventID] = ()
+    """Without these, or else the state before it, the event has no place."""
+    missing_auth: Sequence[EventID] = ()
+
+    @property
+    def is_waiting(self) -> bool:
+        """It has to be given again once what is missing is there."""
+        return bool(self.missing_prev or self.missing_auth)
+
+
+def dropped(event: Event, text: str) -> Outcome:
+    """The outcome of an event that has no place in the room."""
+    return Outcome(event.event_id, Verdict.DROP, BadEvent(text))
+
+
+class Batch:
+    """The PDUs of one request."""
+
+    def __init__(self, candidates: Sequence[Candidate], room_id: RoomID) -> None:
+        self._given = candidates
+        self.candidates: dict[EventID, Candidate] = {}
+        """Those that are events of the room, the first of each id."""
+        self.outcomes: dict[EventID, Outcome] = {}
+        for candidate in candidates:
+            try:
+                event = candidate.read()
+            except MatrixError:
+                continue  # answered for at the end
+            if event.event_id in self.candidates:
+                continue
+            if event.room_id != room_id:
+                self.outcomes.setdefault(event.event_id, dropped(event, "The event is of another room"))
+                continue
+            self.candidates[event.event_id] = candidate
+        self.ordered, circular = sort_by_reference(
+            {event_id: candidate.read() for event_id, candidate in self.candidates.items()}
+        )
+        """The events, each after its prev_events and auth_events."""
+        for event in circular:
+            self.outcomes[event.event_id] = dropped(event, "The event refers to itself by what it refers to")
+
+    def answer(self) -> list[Outcome]:
+        """An outcome for each PDU, in the order given; a second one of the same id was known by then."""
+        answered: set[EventID] = set()
+        outcomes: list[Outcome] = []
+        for candidate in self._given:
+            try:
+                event_id = candidate.read().event_id
+            except MatrixError as error:
+                outcomes.append(Outcome(None, Verdict.DROP, error))
+                continue
+            outcomes.append(
+                Outcome(event_id, None, was_known=True) if event_id in answered else self.outcomes[event_id]
+            )
+            answered.add(event_id)
+        return outcomes
+
+
+def sort_by_reference(events: Mapping[EventID, Event]) -> tuple[list[Event], list[Event]]:
+    """(events, each after its prev_events and auth_events; those that have no place since they are on or upon a cycle)."""
+    waits_for = {
+        event_id: {name for name in _references(event) if name in events} for event_id, event in events.items()
+    }
+    followers: dict[EventID, list[EventID]] = {}
+    for event_id, names in waits_for.items():
+        for name in names:
+            followers.setdefault(name, []).append(event_id)
+    # where a room is named by its create event, nobody refers to it as an auth event
+    first = sorted(
+        (name for name, names in waits_for.items() if not names), key=lambda name: events[name].type != CREATE
+    )
+    ready = deque(first)
+    ordered: list[Event] = []
+    while ready:
+        event_id = ready.popleft()
+        ordered.append(events[event_id])
+        for follower in followers.get(event_id, ()):
+            waits_for[follower].discard(event_id)
+            if not waits_for[follower]:
+                ready.append(follower)
+    placed = {event.event_id for event in ordered}
+    return ordered, [event for event_id, event in events.items() if event_id not in placed]
+
+
+def _references(event: Event) -> Iterable[EventID]:
+    yield from event.prev_events
+    yield from event.auth_events

@@ -1,0 +1,133 @@
+"""Events that are kept without their place in the room: auth events, and the states that other servers tell of.
+
+Only their signatures, hashes and auth events can be checked. They are written in chunks, each event after those that it
+rests on, so that a large import never holds the writer for long and goes on where it was after a restart.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.rooms.batch import Batch, Outcome
+from federation.rooms.check import AuthEvents, Candidate, Verdict, check_on_receipt
+from federation.rooms.placement import Placements, new_event
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.sources import Questions
+from storage.database import Database
+from storage.events import EventFlag, EventStore
+from storage.room_writer import NewEvent, RoomWriter
+from storage.rooms import RoomRow
+
+CHUNK = 200
+"""Events written at once."""
+
+
+class Outliers:
+    """Takes in events without their place. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        events: RoomEvents,
+        store: EventStore,
+        placements: Placements,
+        writer: RoomWriter,
+        questions: Questions,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._database = database
+        self._events = events
+        self._store = store
+        self._placements = placements
+        self._writer = writer
+        self._questions = questions
+        self._now_ms = now_ms
+
+    async def add(self, room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
+        """Check and store events of a room, in any order; an outcome for each, in the order given."""
+        batch = Batch(candidates, RoomID(room.room_id))
+        for start in range(0, len(batch.ordered), CHUNK):
+            await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
+        return batch.answer()
+
+    async def _add_chunk(self, room: RoomRow, batch: Batch, chunk: Sequence[Event]) -> None:
+        named = {name for event in chunk for name in (event.event_id, *event.auth_events)}
+        known = dict(await self._events.get_anywhere(named))
+        waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
+        new: dict[EventID, tuple[Event, NewEvent]] = {}
+        for event in chunk:
+            name = event.event_id
+            if name in known:
+                batch.outcomes[name] = Outcome(name, None, was_known=True)
+                continue
+            missing = [auth_id for auth_id in event.auth_events if auth_id not in known and auth_id not in new]
+            if missing:
+                batch.outcomes[name] = Outcome(name, None, missing_auth=missing)
+                continue
+            sources = _OutlierSources(self._questions, room, known, new)
+            checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
+            batch.outcomes[name] = Outcome(name, checked.verdict, checked.error)
+            if checked.event is None:
+                continue
+            early = (await self._events.get_events(waiting.redactions.get(name, ()))).values()
+            flags = EventFlag.OUTLIER | (EventFlag.REJECTED if checked.verdict is Verdict.REJECT else EventFlag(0))
+            stored = [known[auth_id] for auth_id in dict.fromkeys(event.auth_events) if auth_id in known]
+            made = new_event(
+                checked.event,
+                int(flags),
+                [other.nid for other in stored if other.event.state_key is not None],
+                await self._placements.find_redactions(room, checked.event, early),
+            )
+            together = [auth_id for auth_id in event.auth_events if auth_id in new]
+            new[name] = (checked.event, replace(made, auth_ids=together))
+        if new:
+            rows = [made for _, made in new.values()]
+            await self._database.write("add_outliers", self._writer.add_outliers, room, rows, self._now_ms())
+
+
+class _OutlierSources:
+    """`check.Sources` for an event without its place, whose auth events are stored or about to be."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        room: RoomRow,
+        known: Mapping[EventID, StoredEvent],
+        new: Mapping[EventID, tuple[Event, NewEvent]],
+    ) -> None:
+        self._questions = questions
+        self._room = room
+        self._known = known
+        self._new = new
+
+    async def get_signers(self, event: Event) -> Collection[ServerName]:
+        return await self._questions.get_signers(event)
+
+    async def get_auth_events(self, event: Event) -> AuthEvents:
+        create, refused = await self._questions.find_create(self._room, event)
+        rejected = set(refused)
+        events: list[Event] = []
+        for name in event.auth_events:
+            if name in self._known:
+                events.append(self._known[name].event)
+                is_rejected = self._known[name].rejected
+            else:
+                events.append(self._new[name][0])
+                is_rejected = bool(self._new[name][1].flags & EventFlag.REJECTED)
+            if is_rejected:
+                rejected.add(name)
+        if create is None:
+            named = EventID("$" + self._room.room_id[1:])
+            if named in self._new:
+                create = self._new[named][0]
+        return AuthEvents(events, rejected, create)
+
+    async def get_state_before(self, event: Event, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
+        return None
+
+    async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
+        return None
+
+    async def is_approved(self, event: Event) -> bool:
+        return True

@@ -1,0 +1,241 @@
+"""How events that were made elsewhere get into a room, without any network: check, place, write.
+
+Laws:
+- Events are taken in through the queue of their room, like those of our own users: heads never conflict on one node.
+- Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms no other.
+- What is missing is said, never fetched: that is for whoever holds the wire.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.server_acl import ServerACL
+from federation.rooms.batch import Batch, Outcome, dropped
+from federation.rooms.check import Candidate, Verdict, check_on_receipt
+from federation.rooms.engine import RoomEngine
+from federation.rooms.outliers import Outliers
+from federation.rooms.placement import Arrival, Placements
+from federation.rooms.resolve import StateResolver
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.sources import Questions, StoredSources
+from storage.events import EventStore, Waiting
+from storage.room_writer import HeadMoved, StateChange
+
+MAX_PDUS = 500
+"""How many PDUs are taken at once; a transaction has 50 at most."""
+MAX_TRIES = 20
+SERVER_ACL = StateKey("m.room.server_acl", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is stored of the events that a batch has and names; grows as the batch is taken in."""
+
+    events: dict[EventID, StoredEvent]
+    waiting: Waiting
+    states: Mapping[EventID, Collection[EventID]]
+
+
+class Receiver:
+    """Takes in events from outside. For the reactor thread."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        store: EventStore,
+        resolver: StateResolver,
+        placements: Placements,
+        outliers: Outliers,
+        questions: Questions,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._store = store
+        self._resolver = resolver
+        self._placements = placements
+        self._outliers = outliers
+        self._questions = questions
+
+    async def receive(
+        self,
+        room_id: RoomID,
+        pdus: Sequence[Mapping[str, Any]],
+        *,
+        origin: ServerName | None = None,
+        past: bool = False,
+        states: Mapping[EventID, Collection[EventID]] | None = None,
+    ) -> list[Outcome]:
+        """Take in events of a known room; their outcomes, in the order given.
+
+        `origin` is the server whose transaction brought them, which the room's server ACL must allow. `past`: they were
+        fetched from the room's history, so they are no news and the present state has no say. `states` gives, for
+        events whose prev_events cannot be had, the state before them by the ids of stored events.
+        Raises NotFound, TooLarge.
+        """
+        candidates = await self._candidates(room_id, pdus)
+        snapshot = await self._engine.get_snapshot(room_id)
+        if origin is not None and not await _is_allowed(snapshot, origin):
+            denied = Forbidden(f"The server ACL of this room denies {origin}")
+            return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
+
+        async def work() -> list[Outcome]:
+            return await self._receive(room_id, candidates, past, states or {})
+
+        return await self._engine.in_turn(room_id, work)
+
+    async def receive_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """Keep events without their place: auth events, and the state at some event. Raises NotFound, TooLarge."""
+        candidates = await self._candidates(room_id, pdus)
+        return await self._outliers.add((await self._engine.get_snapshot(room_id)).room, candidates)
+
+    async def _candidates(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+        if len(pdus) > MAX_PDUS:
+            raise TooLarge(f"At most {MAX_PDUS} events are taken at once")
+        version = (await self._engine.get_snapshot(room_id)).version
+        return [Candidate(version, pdu) for pdu in pdus]
+
+    async def _receive(
+        self,
+        room_id: RoomID,
+        candidates: Sequence[Candidate],
+        past: bool,
+        states: Mapping[EventID, Collection[EventID]],
+    ) -> list[Outcome]:
+        snapshot = await self._engine.get_snapshot(room_id)
+        if not snapshot.head.extremities:
+            raise NotFound("This server is not in the room")
+        batch = Batch(candidates, room_id)
+        known = await self._load(snapshot, batch.ordered, states)
+        for event in batch.ordered:
+            batch.outcomes[event.event_id] = await self._receive_one(
+                room_id, batch.candidates[event.event_id], known, past
+            )
+        return batch.answer()
+
+    async def _load(
+        self, snapshot: RoomSnapshot, events: Sequence[Event], states: Mapping[EventID, Collection[EventID]]
+    ) -> _Known:
+        """One batch of reads for all that the events name."""
+        own = [event.event_id for event in events]
+        named = {name for event in events for name in (event.event_id, *event.prev_events, *event.auth_events)}
+        found = dict(await self._events.get_anywhere(named))
+        waiting = await self._store.get_waiting(snapshot.room.room_nid, own) if own else Waiting({}, frozenset())
+        return _Known(found, waiting, states)
+
+    async def _receive_one(self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool) -> Outcome:
+        event_id = candidate.read().event_id
+        for _ in range(MAX_TRIES):
+            snapshot = await self._engine.get_snapshot(room_id)
+            try:
+                return await self._place(snapshot, candidate, known, past)
+            except HeadMoved:
+                await self._engine.refresh(snapshot)
+                self._events.forget([event_id])
+                known.events.update(await self._events.get_anywhere([event_id]))
+        raise RuntimeError(f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received")
+
+    async def _place(self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool) -> Outcome:
+        event = candidate.read()
+        own = known.events.get(event.event_id)
+        if own is not None and not own.is_outlier:
+            return Outcome(event.event_id, None, was_known=True)
+        if own is not None:
+            event = own.event  # what was stored has been checked, and may have lost its content since
+            candidate = Candidate(event.version, event.pdu, event)
+        prev, missing = _split(event.prev_events, known.events, placed=True)
+        if any(other.room_nid != snapshot.room.room_nid for other in prev):
+            return dropped(event, "The event follows one of another room")
+        auth, missing_auth = _split(event.auth_events, known.events, placed=False)
+        has_state = event.event_id in known.states
+        if missing_auth or (missing and not has_state):
+            return Outcome(event.event_id, None, missing_prev=() if has_state else missing, missing_auth=missing_auth)
+        try:
+            before = await self._state_before(snapshot, event, prev, known.states)
+        except MatrixError as error:
+            return Outcome(event.event_id, Verdict.DROP, error)
+        is_past = past or event.event_id in known.waiting.backward
+        current = None if is_past else StateChange(snapshot.head.state_root)
+        sources = StoredSources(self._questions, snapshot.room, auth, before, current, was_verified=own is not None)
+        checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources)
+        if checked.event is None:
+            return Outcome(event.event_id, Verdict.DROP, checked.error)
+        arrival = Arrival(
+            checked,
+            checked.event if own is None else event,
+            before,
+            prev,
+            missing,
+            [other for other in auth if other.event.state_key is not None],
+            own,
+            await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
+            is_past,
+        )
+        known.events[event.event_id] = await self._placements.place(snapshot, arrival)
+        return Outcome(event.event_id, checked.verdict, checked.error)
+
+    async def _redactions(self, snapshot: RoomSnapshot, event: Event, known: _Known) -> Sequence[StoredEvent]:
+        nids = known.waiting.redactions.get(event.event_id, ())
+        if not nids:
+            return ()
+        redactions = await self._events.get_events(nids)
+        return await self._placements.find_redactions(snapshot.room, event, redactions.values())
+
+    async def _state_before(
+        self,
+        snapshot: RoomSnapshot,
+        event: Event,
+        prev: Sequence[StoredEvent],
+        states: Mapping[EventID, Collection[EventID]],
+    ) -> StateChange:
+        if event.event_id in states:
+            return StateChange(None, await self._gather_state(snapshot, states[event.event_id]))
+        if not prev:
+            return StateChange(None)
+        return await self._resolver.resolve(
+            snapshot.room.room_nid,
+            snapshot.version,
+            await snapshot.create_event(),
+            [StateChange(stored.state_root) for stored in prev],
+        )
+
+    async def _gather_state(self, snapshot: RoomSnapshot, event_ids: Collection[EventID]) -> dict[tuple[str, str], int]:
+        """A state that was given by its events, all of which must be stored. Raises BadState."""
+        found = await self._events.get_by_id(snapshot.room.room_nid, event_ids)
+        if len(found) != len(set(event_ids)):
+            raise BadState("The state before the event has events that are not known")
+        entries: dict[tuple[str, str], int] = {}
+        for stored in found.values():
+            if stored.event.state_key is None or stored.event.key in entries:
+                raise BadState("The state before the event has no single event for each of its entries")
+            if not stored.rejected:
+                entries[stored.event.key] = stored.nid
+        return entries
+
+
+def _split(
+    names: Sequence[EventID], known: Mapping[EventID, StoredEvent], *, placed: bool
+) -> tuple[list[StoredEvent], list[EventID]]:
+    """(the events that are stored, and where so asked have a place; the ids of the others), each in the order given."""
+    found = [known.get(name) for name in names]
+    usable = [stored for stored in found if stored is not None and not (placed and stored.is_outlier)]
+    have = {stored.event.event_id for stored in usable}
+    return usable, [name for name in dict.fromkeys(names) if name not in have]
+
+
+async def _is_allowed(snapshot: RoomSnapshot, origin: ServerName) -> bool:
+    """spec: server-server-api#server-access-control-lists-acls"""
+    acl = await snapshot.state.get(SERVER_ACL)
+    return acl is None or ServerACL(acl.event.content).allows(origin)
+
+
+def _id_of(candidate: Candidate) -> EventID | None:
+    try:
+        return candidate.read().event_id
+    except MatrixError:
+        return None

@@ -1,0 +1,245 @@
+"""The state where branches of a room's history meet: state resolution upon the stored states of a room.
+
+A state is a `StateChange`: a stored root, and what differs from it. Only what the states differ in is read from them;
+what resolution needs besides is asked of the auth-chain index and of the cache of events, in batches.
+
+spec: server-server-api#room-state-resolution
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from federation.protocol.event_auth import CREATE, POWER_LEVELS
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID
+from federation.protocol.membership_auth import JOIN_RULES
+from federation.protocol.room_versions import RoomVersion, StateResolution
+from federation.protocol.state_resolution import (
+    AuthGraph,
+    Conflicts,
+    compute_needs,
+    compute_power_lineage,
+    events_in_dispute,
+    find_conflicts,
+    resolve_conflicts,
+)
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from storage.auth_chains import AuthChainStore
+from storage.database import Database, Transaction
+from storage.events import select_state_keys
+from storage.room_writer import StateChange
+from storage.state_tree import StateTreeStore
+
+Entries = dict[StateKey, int | None]
+"""Numbers of events by key; None where the state has no such entry."""
+_CITED_BY_MANY = (CREATE, POWER_LEVELS, JOIN_RULES)
+"""Entries that most others rest on."""
+Difference = Mapping[StateKey, tuple[int | None, int | None]]
+
+
+class StateResolver:
+    """Resolves the states of rooms, and remembers the latest answers. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        trees: StateTreeStore,
+        chains: AuthChainStore,
+        events: RoomEvents,
+        *,
+        capacity: int = 1000,
+    ) -> None:
+        """`capacity`: how many resolutions are remembered."""
+        self._database = database
+        self._trees = trees
+        self._chains = chains
+        self._events = events
+        self._capacity = capacity
+        self._resolved: OrderedDict[tuple[int, frozenset[object]], StateChange] = OrderedDict()
+
+    async def resolve(
+        self, room_nid: int, version: RoomVersion, create: Event, states: Iterable[StateChange]
+    ) -> StateChange:
+        """The state that these states of the room make together; there is one at least. Their order does not matter."""
+        distinct = {_name(state): state for state in states}
+        if len(distinct) == 1:
+            return next(iter(distinct.values()))
+        name = (room_nid, frozenset(distinct))
+        known = self._resolved.get(name)
+        if known is None:
+            known = await self._resolve(room_nid, version, create, list(distinct.values()))
+            self._resolved[name] = known
+            if len(self._resolved) > self._capacity:
+                self._resolved.popitem(last=False)
+        else:
+            self._resolved.move_to_end(name)
+        return known
+
+    async def load(self, room_nid: int, state: StateChange, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
+        """Entries of a state, as far as they exist."""
+        nids = await self._entries(room_nid, state, keys)
+        events = await self._events.get_events(nid for nid in nids.values() if nid is not None)
+        return {key: events[nid] for key, nid in nids.items() if nid is not None}
+
+    async def diff(self, room_nid: int, a: StateChange, b: StateChange) -> Difference:
+        """What two states differ in, with the events' numbers in each."""
+        values: dict[StateKey, tuple[int | None, int | None]] = {
+            StateKey(*key): change for key, change in (await self._trees.get_diff(room_nid, a.root, b.root)).items()
+        }
+        laid_over = [StateKey(*key) for key in {*a.entries, *b.entries}]
+        if laid_over:
+            in_a = await self._entries(room_nid, a, laid_over)
+            in_b = await self._entries(room_nid, b, laid_over)
+            values.update((key, (in_a[key], in_b[key])) for key in laid_over)
+        return {key: (left, right) for key, (left, right) in values.items() if left != right}
+
+    async def _entries(self, room_nid: int, state: StateChange, keys: Iterable[StateKey]) -> Entries:
+        wanted = list(keys)
+        below = [key for key in wanted if key not in state.entries]
+        stored = await self._trees.get_entries(room_nid, state.root, below) if below else {}
+        return {key: state.entries.get(key) or stored.get(key) for key in wanted}
+
+    async def _resolve(
+        self, room_nid: int, version: RoomVersion, create: Event, states: Sequence[StateChange]
+    ) -> StateChange:
+        disputed = await self._find_disputed(room_nid, states)
+        loaded: dict[int, StoredEvent] = dict(
+            await self._events.get_events({nid for values in disputed.values() for nid in values if nid is not None})
+        )
+        conflicts = find_conflicts(
+            version,
+            [
+                {key: loaded[nid].event.event_id for key, values in disputed.items() if (nid := values[at]) is not None}
+                for at in range(len(states))
+            ],
+        )
+        graph = AuthGraph()
+        if version.state_resolution is not StateResolution.V1 and conflicts.conflicted:
+            graph = await self._read_graph(room_nid, version, conflicts, states, disputed, loaded)
+        pool = {event.event.event_id: event for event in loaded.values()}
+        needs = compute_needs(version, conflicts, graph, {name: stored.event for name, stored in pool.items()})
+        around = await self.load(room_nid, states[0], [key for key in needs.state_keys if key not in disputed])
+        pool |= {stored.event.event_id: stored for stored in around.values()}
+        pool |= await self._events.get_by_id(room_nid, needs.auth_events)
+        entries = resolve_conflicts(
+            version,
+            conflicts,
+            {key: around[key].event.event_id if key in around else None for key in needs.state_keys - disputed.keys()},
+            {name: stored.event for name, stored in pool.items()},
+            create=create,
+            graph=graph,
+            rejected=[name for name, stored in pool.items() if stored.rejected],
+        )
+        resolved: Entries = {key: pool[entries[key]].nid if key in entries else None for key in disputed}
+        return await self._express(room_nid, states, disputed, resolved)
+
+    async def _find_disputed(self, room_nid: int, states: Sequence[StateChange]) -> dict[StateKey, list[int | None]]:
+        """The keys that the states differ in, with the entry of each state."""
+        disputed: dict[StateKey, list[int | None]] = {}
+        for at, state in enumerate(states[1:], 1):
+            for key, (first, other) in (await self.diff(room_nid, states[0], state)).items():
+                disputed.setdefault(key, [first] * len(states))[at] = other
+        return disputed
+
+    async def _read_graph(
+        self,
+        room_nid: int,
+        version: RoomVersion,
+        conflicts: Conflicts,
+        states: Sequence[StateChange],
+        disputed: Mapping[StateKey, Sequence[int | None]],
+        loaded: dict[int, StoredEvent],
+    ) -> AuthGraph:
+        """What the auth chains say; the events that it names are added to those loaded."""
+        conflicted = {nid for nid, stored in loaded.items() if stored.event.event_id in conflicts.events}
+        sets = [{nid for values in disputed.values() if (nid := values[at]) is not None} for at in range(len(states))]
+        senders = {StateKey("m.room.member", stored.event.sender) for stored in loaded.values()}
+        likely = {*_CITED_BY_MANY, *senders} - disputed.keys()
+        agreed = await self._entries(room_nid, states[0], likely)
+        difference = await self._database.read(
+            "get_auth_difference",
+            self._read_difference,
+            room_nid,
+            states[0],
+            frozenset(disputed),
+            sets,
+            [nid for nid in agreed.values() if nid is not None],
+        )
+        subgraph = await self._chains.get_conflicted_subgraph(conflicted)
+        loaded.update(await self._events.get_events((difference | subgraph) - loaded.keys()))
+        graph = AuthGraph(_ids(difference, loaded), _ids(subgraph, loaded))
+        in_dispute = events_in_dispute(version, conflicts, graph)
+        start = {name: event for name, event in _by_id(loaded).items() if name in in_dispute}
+        levels = agreed.get(POWER_LEVELS)
+        if levels is not None:
+            event = (await self._events.get_events([levels]))[levels].event
+            start[event.event_id] = event
+        return AuthGraph(
+            graph.auth_difference, graph.conflicted_subgraph, await self._read_power_lineage(room_nid, start)
+        )
+
+    def _read_difference(
+        self,
+        txn: Transaction,
+        room_nid: int,
+        state: StateChange,
+        disputed: Collection[tuple[str, str]],
+        sets: Sequence[Collection[int]],
+        likely: Collection[int],
+    ) -> set[int]:
+        def find_agreed(nids: Collection[int]) -> list[int]:
+            keys = {nid: key for nid, key in select_state_keys(txn, nids).items() if key not in disputed}
+            stored = self._trees.get_entries_in(txn, room_nid, state.root, set(keys.values()))
+            return [nid for nid, key in keys.items() if (state.entries.get(key) or stored.get(key)) == nid]
+
+        return self._chains.get_difference_of_disputed_in(txn, sets, likely, find_agreed)
+
+    async def _read_power_lineage(
+        self, room_nid: int, start: Mapping[EventID, Event]
+    ) -> Mapping[EventID, EventID | None]:
+        """One batch for each change of power levels back to the room's first; mostly from the cache."""
+        known = dict(start)
+        level: Collection[Event] = list(start.values())
+        while level:
+            cited = {name for event in level for name in event.auth_events if name not in known}
+            found = {name: stored.event for name, stored in (await self._events.get_by_id(room_nid, cited)).items()}
+            known |= found
+            level = [event for event in found.values() if (event.type, event.state_key) == POWER_LEVELS]
+        return compute_power_lineage(start, known)
+
+    async def _express(
+        self,
+        room_nid: int,
+        states: Sequence[StateChange],
+        disputed: Mapping[StateKey, Sequence[int | None]],
+        resolved: Entries,
+    ) -> StateChange:
+        """The resolved state upon one of the given roots. Entries cannot be taken from a root, only added."""
+        best: dict[tuple[str, str], int] | None = None
+        root = None
+        for at, state in enumerate(states):
+            changes = {key: nid for key, nid in state.entries.items() if resolved.get(StateKey(*key), nid) is not None}
+            changes |= {key: nid for key, nid in resolved.items() if nid is not None and nid != disputed[key][at]}
+            gone = [key for key, nid in resolved.items() if nid is None]
+            left = await self._trees.get_entries(room_nid, state.root, gone) if gone else {}
+            if not left and (best is None or len(changes) < len(best)):
+                best, root = changes, state.root
+        if best is not None:
+            return StateChange(root, best)
+        # Every root has an entry that the resolution took away.
+        whole = dict(await self._trees.get_all(room_nid, states[0].root)) | dict(states[0].entries)
+        kept = {key: nid for key, nid in whole.items() if key not in resolved}
+        kept.update((key, nid) for key, nid in resolved.items() if nid is not None)
+        return StateChange(None, kept)
+
+
+def _name(state: StateChange) -> object:
+    return (state.root, frozenset(state.entries.items()))
+
+
+def _by_id(events: Mapping[int, StoredEvent]) -> dict[EventID, Event]:
+    return {stored.event.event_id: stored.event for stored in events.values()}
+
+
+def _ids(nids: Collection[int], events: Mapping[int, StoredEvent]) -> frozenset[EventID]:
+    return frozenset(events[nid].event.event_id for nid in nids)

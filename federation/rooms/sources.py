@@ -1,0 +1,85 @@
+"""What the checks on receipt ask for, answered from what is stored."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.event_signing import required_signers
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, ServerName
+from federation.rooms.check import AuthEvents
+from federation.rooms.resolve import StateResolver
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from storage.room_writer import StateChange
+from storage.rooms import RoomRow
+
+GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
+"""Those of an event's required signers whose valid signatures it has."""
+Approve = Callable[[Event], Awaitable[bool]]
+"""Whether the room's policy server, if it has one, lets an event pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Whom the checks ask, about all rooms."""
+
+    events: RoomEvents
+    resolver: StateResolver
+    get_signers: GetSigners
+    approve: Approve
+
+    async def find_create(self, room: RoomRow, event: Event) -> tuple[Event | None, Collection[EventID]]:
+        """The create event that names the room, where rooms have such names; and its id again if it was rejected."""
+        if not event.version.room_id_is_create_hash:
+            return None, ()
+        create_id = EventID("$" + room.room_id[1:])
+        stored = await self.events.get_event(room.room_nid, create_id)
+        if stored is None:
+            return None, ()
+        return stored.event, (create_id,) if stored.rejected else ()
+
+
+class StoredSources:
+    """`check.Sources` for one event whose prev_events and auth_events are at hand."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        room: RoomRow,
+        auth: Sequence[StoredEvent],
+        before: StateChange,
+        current: StateChange | None,
+        *,
+        was_verified: bool,
+    ) -> None:
+        """`current` is None where the present state has no say. `was_verified`: its signatures, when it was stored."""
+        self._questions = questions
+        self._room = room
+        self._auth = auth
+        self._before = before
+        self._current = current
+        self._was_verified = was_verified
+
+    async def get_signers(self, event: Event) -> Collection[ServerName]:
+        return required_signers(event) if self._was_verified else await self._questions.get_signers(event)
+
+    async def get_auth_events(self, event: Event) -> AuthEvents:
+        create, rejected = await self._questions.find_create(self._room, event)
+        by_id = {stored.event.event_id: stored.event for stored in self._auth}
+        return AuthEvents(
+            [by_id[name] for name in event.auth_events],
+            {*rejected, *(stored.event.event_id for stored in self._auth if stored.rejected)},
+            create,
+        )
+
+    async def get_state_before(self, event: Event, keys: Collection[StateKey]) -> Mapping[StateKey, Event]:
+        return await self._load(self._before, keys)
+
+    async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
+        return None if self._current is None else await self._load(self._current, keys)
+
+    async def is_approved(self, event: Event) -> bool:
+        return await self._questions.approve(event)
+
+    async def _load(self, state: StateChange, keys: Collection[StateKey]) -> Mapping[StateKey, Event]:
+        loaded = await self._questions.resolver.load(self._room.room_nid, state, keys)
+        return {key: stored.event for key, stored in loaded.items()}

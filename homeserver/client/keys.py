@@ -1,0 +1,97 @@
+"""Keys for end-to-end encryption. spec: client-server-api#end-to-end-encryption"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from homeserver.services.cross_signing import CrossSigning, KeySet
+from homeserver.services.device_keys import DeviceKeys, KeyUpload
+from homeserver.services.device_lists import DeviceLists
+from homeserver.services.stream_tokens import parse_sync_token
+
+
+def _paths(rest: str) -> tuple[str, str]:
+    return f"/_matrix/client/v3/keys/{rest}", f"/_matrix/client/r0/keys/{rest}"
+
+
+@endpoint("POST", *_paths("upload"), auth=Auth.GUEST, max_body=1024 * 1024, while_suspended=True)
+async def upload_keys(keys: DeviceKeys, caller: Requester, *, body: KeyUpload = KeyUpload()) -> dict[str, Any]:
+    """Publish keys of the caller's device."""
+    return {"one_time_key_counts": dict(await keys.do_upload(caller, body))}
+
+
+class KeyQuery(msgspec.Struct, frozen=True):
+    """Devices by user; none of a user's: all of them."""
+
+    device_keys: dict[str, list[str]]
+    timeout: int = 10_000
+
+
+@endpoint(
+    "POST", *_paths("query"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
+)
+async def query_keys(keys: DeviceKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
+    """The keys of people's devices."""
+    return await keys.get_keys(caller.user_id, body.device_keys)
+
+
+class KeyClaim(msgspec.Struct, frozen=True):
+    """Algorithms by user and device."""
+
+    one_time_keys: dict[str, dict[str, str]]
+    timeout: int = 10_000
+
+
+@endpoint("POST", *_paths("claim"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST)
+async def claim_keys(keys: DeviceKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
+    """One-time keys for conversations with devices."""
+    return await keys.do_claim(body.one_time_keys)
+
+
+@endpoint("GET", *_paths("changes"), auth=Auth.GUEST)
+async def get_keys_changes(
+    device_lists: DeviceLists, caller: Requester, *, from_: str, to: str
+) -> Mapping[str, list[str]]:
+    """Whose devices changed between two answers of /sync."""
+    return await device_lists.get_changes(
+        caller.user_id, parse_sync_token(from_).position, parse_sync_token(to).position
+    )
+
+
+class CrossSigningUpload(KeySet, frozen=True):
+    """Keys, with what confirms that it is their owner who replaces them."""
+
+    auth: dict[str, Any] | None = None
+
+
+@endpoint(
+    "POST",
+    *_paths("device_signing/upload"),
+    "/_matrix/client/unstable/keys/device_signing/upload",
+    auth=Auth.USER,
+    while_suspended=True,
+)
+async def upload_cross_signing_keys(
+    cross_signing: CrossSigning, caller: Requester, context: RequestContext, *, body: CrossSigningUpload
+) -> Empty:
+    """Set the caller's keys of cross-signing."""
+    await cross_signing.do_upload(caller, body, body.auth, context.client_ip)
+    return EMPTY
+
+
+@endpoint(
+    "POST",
+    *_paths("signatures/upload"),
+    "/_matrix/client/unstable/keys/signatures/upload",
+    auth=Auth.USER,
+    max_body=1024 * 1024,
+    while_suspended=True,
+)
+async def upload_cross_signing_signatures(
+    cross_signing: CrossSigning, caller: Requester, *, body: dict[str, Any]
+) -> dict[str, Any]:
+    """Add signatures to devices and master keys."""
+    return await cross_signing.do_sign(caller, {user: keys for user, keys in body.items() if isinstance(keys, dict)})

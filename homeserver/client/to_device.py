@@ -1,0 +1,30 @@
+"""Messages from device to device. spec: client-server-api#send-to-device-messaging"""
+
+from typing import Any
+
+import msgspec
+
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.to_device import ToDevice
+
+
+class MessagesBody(msgspec.Struct, frozen=True):
+    """Contents by user and device; `*` is every device of the user."""
+
+    messages: dict[str, dict[str, dict[str, Any]]]
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/client/v3/sendToDevice/{event_type}/{txn_id}",
+    "/_matrix/client/r0/sendToDevice/{event_type}/{txn_id}",
+    auth=Auth.GUEST,
+    max_body=4 * 1024 * 1024,
+)
+async def send_to_device(
+    to_device: ToDevice, caller: Requester, *, event_type: str, txn_id: str, body: MessagesBody
+) -> Empty:
+    """Send messages to devices, once for a transaction id."""
+    await to_device.do_send(caller, event_type, txn_id, body.messages)
+    return EMPTY

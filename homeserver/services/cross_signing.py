@@ -1,0 +1,208 @@
+"""Cross-signing: the keys with which people vouch for their devices and for each other.
+
+spec: client-server-api#cross-signing
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+
+from federation.identity import ServerIdentity
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import Forbidden, InvalidParam, InvalidSignature, MatrixError, MissingParam, NotFound
+from federation.protocol.ids import KeyID
+from federation.protocol.signing import KEY_BYTES, decode_base64, is_signed_by
+from homeserver.http.endpoint import Requester
+from homeserver.services.accounts import Accounts
+from homeserver.services.uia import AuthData
+from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
+from storage.database import Database
+from storage.device_keys import DeviceKeyStore
+from storage.devices import DeviceStore
+
+MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
+MOST_SIGNATURES: Final = 1000
+
+Keys = Mapping[str, CrossSigningKey]
+
+
+class KeySet(msgspec.Struct, frozen=True):
+    """The body of the upload, without `auth`."""
+
+    master_key: dict[str, Any] | None = None
+    self_signing_key: dict[str, Any] | None = None
+    user_signing_key: dict[str, Any] | None = None
+
+
+class CrossSigning:
+    """Takes keys of cross-signing, and signatures made with them."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: CrossSigningStore,
+        device_keys: DeviceKeyStore,
+        devices: DeviceStore,
+        accounts: Accounts,
+        identity: ServerIdentity,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._device_keys = device_keys
+        self._devices = devices
+        self._accounts = accounts
+        self._identity = identity
+
+    async def do_upload(self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str) -> None:
+        """Set keys; to replace some has to be confirmed. Raises AuthenticationRequired, InvalidParam, MissingParam,
+        InvalidSignature, Forbidden.
+
+        spec: client-server-api#post_matrixclientv3keysdevice_signingupload
+        """
+        given = {
+            usage: _parse(caller.user_id, usage, key)
+            for usage, key in (
+                (MASTER, keys.master_key),
+                (SELF_SIGNING, keys.self_signing_key),
+                (USER_SIGNING, keys.user_signing_key),
+            )
+            if key is not None
+        }
+        if not given:
+            raise MissingParam("No key was given")
+        present = (await self._store.get_keys([caller.user_id])).get(caller.user_id, {})
+        master = given.get(MASTER) or present.get(MASTER)
+        if master is None:
+            raise MissingParam("There is no master key, and none was given")
+        for usage in (SELF_SIGNING, USER_SIGNING):
+            if usage in given:
+                _check_signed(given[usage], master)
+        await self._check_no_device(caller, given)
+        changed = [key for usage, key in given.items() if usage not in present or present[usage] != key]
+        if MASTER in present and any(_is_new(key, present) for key in given.values()) and caller.appservice_id is None:
+            await self._accounts.check_confirmed(caller, "POST keys/device_signing/upload", auth, address)
+        if changed:
+            await self._database.write("set_cross_signing_keys", self._store.set_keys, changed)
+
+    async def do_sign(self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""
+        if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
+            raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
+        local = [user_id for user_id in {*signed, caller.user_id} if self._identity.is_local(user_id)]
+        keys = await self._store.get_keys(local)
+        devices = await self._device_keys.get_device_keys([caller.user_id])
+        identity_keys = {row.device_id: row.keys for row in devices.get(caller.user_id, ())}
+        failures: dict[str, dict[str, Any]] = {}
+        signatures: list[KeySignature] = []
+        for user_id, objects in signed.items():
+            for name, content in objects.items():
+                try:
+                    signatures += _check_new_signatures(caller.user_id, user_id, name, content, keys, identity_keys)
+                except MatrixError as error:
+                    failures.setdefault(user_id, {})[name] = error.body()
+        if signatures:
+            await self._database.write("add_key_signatures", self._store.add_signatures, signatures)
+        return {"failures": failures}
+
+    async def _check_no_device(self, caller: Requester, given: Keys) -> None:
+        devices = (await self._devices.get_devices([caller.user_id])).get(caller.user_id, [])
+        taken = {device.device_id for device in devices}
+        if any(key.public_key in taken for key in given.values()):
+            raise Forbidden("One of the keys is named like one of your devices")
+
+
+def _is_new(key: CrossSigningKey, present: Keys) -> bool:
+    return key.usage not in present or present[key.usage].public_key != key.public_key
+
+
+def _parse(user_id: str, usage: str, key: dict[str, Any]) -> CrossSigningKey:
+    keys, usages = key.get("keys"), key.get("usage")
+    if key.get("user_id") != user_id:
+        raise InvalidParam(f"The {usage} key is not for you")
+    if not isinstance(usages, list) or usage not in usages:
+        raise InvalidParam(f"The usage of the {usage} key is another one")
+    if not isinstance(keys, dict) or len(keys) != 1:
+        raise InvalidParam(f"The {usage} key has to have one public key")
+    ((key_id, public_key),) = keys.items()
+    if not isinstance(public_key, str) or key_id != f"ed25519:{public_key}":
+        raise InvalidParam(f"The {usage} key is named ed25519:KEY after itself")
+    _decode_key(public_key)
+    if not isinstance(key.get("signatures", {}), dict):
+        raise InvalidParam(f"The signatures of the {usage} key are no object")
+    content = encode_canonical({name: value for name, value in key.items() if name != "unsigned"})
+    return CrossSigningKey(user_id, usage, public_key, content)
+
+
+def _check_signed(key: CrossSigningKey, master: CrossSigningKey) -> None:
+    public = {KeyID(f"ed25519:{master.public_key}"): _decode_key(master.public_key)}
+    if not is_signed_by(msgspec.json.decode(key.content), key.user_id, public):
+        raise InvalidSignature(f"The {key.usage} key is not signed by the master key")
+
+
+def _check_new_signatures(
+    signer: str,
+    target: str,
+    name: str,
+    content: Any,
+    keys: Mapping[str, Keys],
+    identity_keys: Mapping[str, bytes],
+) -> list[KeySignature]:
+    """The signatures of the caller's on one object. Raises NotFound, InvalidParam, InvalidSignature."""
+    if not isinstance(content, dict) or not isinstance(content.get("signatures"), dict):
+        raise InvalidParam("What is signed is an object with signatures")
+    own, theirs = keys.get(signer, {}), keys.get(target, {})
+    if target == signer and name in identity_keys:
+        stored, signing = identity_keys[name], _public(own, SELF_SIGNING)
+    elif MASTER in theirs and theirs[MASTER].public_key == name:
+        stored = theirs[MASTER].content
+        signing = _device_public(identity_keys) if target == signer else _public(own, USER_SIGNING)
+    else:
+        raise NotFound("There is no such device or master key")
+    if _bare(content) != _bare(msgspec.json.decode(stored)):
+        raise InvalidParam("This is not what was published under that name")
+    made = content["signatures"].get(signer)
+    if not isinstance(made, dict) or not made:
+        raise InvalidSignature("There is no signature of yours")
+    found: list[KeySignature] = []
+    for key_id, signature in made.items():
+        if key_id not in signing or not isinstance(signature, str):
+            continue
+        only = {**content, "signatures": {signer: {key_id: signature}}}
+        if not is_signed_by(only, signer, {key_id: signing[key_id]}):
+            raise InvalidSignature(f"The signature by {key_id} is wrong")
+        found.append(KeySignature(target, name, signer, key_id, signature))
+    if not found:
+        raise InvalidSignature("There is no signature by a key that may sign this")
+    return found
+
+
+def _bare(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in ("signatures", "unsigned")}
+
+
+def _public(own: Keys, usage: str) -> dict[KeyID, bytes]:
+    key = own.get(usage)
+    if key is None:
+        raise NotFound(f"You have no {usage} key")
+    key_id = KeyID(f"ed25519:{key.public_key}")
+    return {key_id: _decode_key(key.public_key)}
+
+
+def _device_public(identity_keys: Mapping[str, bytes]) -> dict[KeyID, bytes]:
+    public: dict[KeyID, bytes] = {}
+    for device_id, content in identity_keys.items():
+        key_id = KeyID(f"ed25519:{device_id}")
+        key = msgspec.json.decode(content)["keys"].get(key_id)
+        with suppress(InvalidParam):  # whatever a device published, it cannot sign with that
+            public[key_id] = _decode_key(key)
+    return public
+
+
+def _decode_key(key: object) -> bytes:
+    """An Ed25519 key; its name may be anything in base64. Raises InvalidParam."""
+    decoded = decode_base64(key) if isinstance(key, str) else b""
+    if len(decoded) != KEY_BYTES:
+        raise InvalidParam("This is no key of Ed25519")
+    return decoded

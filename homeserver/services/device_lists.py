@@ -1,0 +1,120 @@
+"""Whose devices a client has to ask for again, and whose it may forget.
+
+A client needs the devices of everyone with whom its user shares an encrypted room. Told as changed: those of them whose
+devices or keys changed, and those with whom such a room is newly shared. Told as left: those with whom none is shared any
+more. What there is to look at comes from the latest changes in memory; who was away for long costs a few queries.
+
+spec: client-server-api#tracking-the-device-list-for-a-user
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, UserID
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from homeserver.services.encrypted_rooms import EncryptedRooms
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sync.invited import InvitedRooms
+from storage.devices import DeviceStore
+from storage.memberships import MembershipRow, MembershipStore
+from storage.rooms import RoomStore
+from storage.streams import Topic
+
+ENCRYPTION: Final = StateKey("m.room.encryption", "")
+
+
+class DeviceLists:
+    """Computes changes of device lists for users."""
+
+    def __init__(
+        self,
+        devices: DeviceStore,
+        engine: RoomEngine,
+        rooms: RoomStore,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        encrypted: EncryptedRooms,
+        history: InvitedRooms,
+        recent: RecentChanges,
+    ) -> None:
+        self._devices = devices
+        self._engine = engine
+        self._rooms = rooms
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._encrypted = encrypted
+        self._history = history
+        self._recent = recent
+
+    async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
+        """`changed` and `left` after `since`, up to `upto`."""
+        own = await self._memberships.of_user(user_id)
+        changed = await self._changed_devices(user_id, since, upto)
+        moves = await self._moves(own, since, upto)
+        newly, gone = await self._follow(user_id, own, moves, since)
+        newly |= await self._newly_encrypted(own, since, upto)
+        shared = await self._sharing(user_id, own, changed | newly | gone)
+        return {
+            "changed": sorted((changed & shared) | (changed & {user_id}) | (newly & shared)),
+            "left": sorted(gone - shared - {user_id}),
+        }
+
+    async def _changed_devices(self, user_id: UserID, since: int, upto: int) -> set[str]:
+        users = self._recent.users_since(Topic.DEVICE, since)
+        return await self._devices.get_all_changed_device_lists(since, upto) if users is None else users
+
+    async def _moves(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> Sequence[MembershipRow]:
+        """Changes of memberships in the rooms that the user has to do with."""
+        rows = self._recent.memberships_since(since)
+        if rows is not None:
+            return [row for row in rows if row.room_nid in own and row.position <= upto]
+        encrypted = await self._encrypted.among(own)
+        return await self._membership_store.get_changed_members(encrypted, since, upto)
+
+    async def _follow(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], moves: Sequence[MembershipRow], since: int
+    ) -> tuple[set[str], set[str]]:
+        """Who came to share an encrypted room by these moves, and who may have ceased to."""
+        newly: set[str] = set()
+        gone: set[str] = set()
+        encrypted = await self._encrypted.among({row.room_nid for row in moves})
+        for row in {(row.room_nid, row.user_id): row for row in moves}.values():
+            if row.room_nid not in encrypted:
+                continue
+            was_in = await self._history.was_joined_at(row, since)
+            is_in = row.membership == "join"
+            if was_in == is_in:
+                continue
+            if row.user_id != user_id:
+                (newly if is_in else gone).add(row.user_id)
+            else:
+                members = await self._membership_store.get_members(row.room_nid, "join")
+                (newly if is_in else gone).update(member.user_id for member in members)
+        return newly, gone
+
+    async def _newly_encrypted(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
+        """The members of rooms where encryption was turned on."""
+        changed = self._recent.rooms_since(since)
+        rooms = set(own) if changed is None else changed.events & set(own)
+        joined = {nid for nid in rooms if own[nid].membership == "join"}
+        members: set[str] = set()
+        encrypted = await self._encrypted.among(joined)
+        for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            event = await snapshot.state.get(ENCRYPTION)
+            if event is not None and event.position is not None and since < event.position <= upto:
+                members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+        return members
+
+    async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Iterable[str]) -> set[str]:
+        """Those of the others with whom the user shares an encrypted room."""
+        joined = {nid for nid, row in own.items() if row.membership == "join"}
+        sharing: set[str] = set()
+        for other in others:
+            theirs = await self._memberships.of_user(UserID(other))
+            common = {nid for nid, row in theirs.items() if row.membership == "join" and nid in joined}
+            if other != user_id and common and await self._encrypted.among(common):
+                sharing.add(other)
+        return sharing

@@ -1,0 +1,46 @@
+"""Which rooms are encrypted, from memory. A room that is encrypted stays so. For the reactor thread."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+from storage.events import EventRow
+from storage.room_summaries import RoomSummaryStore
+from storage.streams import Change, Streams, Topic
+
+
+class EncryptedRooms:
+    """A cache of one bit a room."""
+
+    def __init__(self, summaries: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
+        self._summaries = summaries
+        self._capacity = capacity
+        self._known: OrderedDict[int, bool] = OrderedDict()
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+
+    async def among(self, room_nids: Iterable[int]) -> set[int]:
+        """Those of the rooms that are encrypted."""
+        wanted = set(room_nids)
+        while missing := [nid for nid in wanted if nid not in self._known]:
+            heard = self._changes_heard
+            summaries = await self._summaries.get_summaries(missing)
+            if heard != self._changes_heard:
+                continue
+            for nid in missing:
+                self._known[nid] = nid in summaries and summaries[nid].encryption is not None
+            break
+        encrypted = {nid for nid in wanted if self._known[nid]}
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+        return encrypted
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            row = change.detail
+            if isinstance(row, EventRow):
+                if row.type == "m.room.encryption" and row.state_key == "":
+                    self._changes_heard += 1
+                    self._known[row.room_nid] = True
+            elif change.topic is Topic.EVENT:
+                self._changes_heard += 1
+                self._known = OrderedDict((nid, True) for nid, encrypted in self._known.items() if encrypted)

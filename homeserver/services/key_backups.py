@@ -1,0 +1,172 @@
+"""Backups of room keys: what clients keep with the server so that a new device can read old messages.
+
+spec: client-server-api#server-side-key-backups
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam, NotFound, WrongRoomKeysVersion
+from federation.protocol.ids import UserID, is_room_id
+from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore, NoSuchBackup, NotCurrentBackup
+
+LARGEST_VERSION_DIGITS: Final = 18
+LONGEST_SESSION_ID: Final = 255
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class SessionKey(msgspec.Struct, frozen=True):
+    """spec: client-server-api#definition-keybackupdata"""
+
+    first_message_index: Count
+    forwarded_count: Count
+    is_verified: bool
+    session_data: dict[str, Any]
+
+
+class RoomKeys(msgspec.Struct, frozen=True):
+    """Keys of a room by session."""
+
+    sessions: dict[str, SessionKey]
+
+
+class AllKeys(msgspec.Struct, frozen=True):
+    """Keys by room and session."""
+
+    rooms: dict[str, RoomKeys]
+
+
+class BackupDefinition(msgspec.Struct, frozen=True):
+    """What a version of a backup is; `version` has to be the one in the path where it is given."""
+
+    algorithm: Annotated[str, msgspec.Meta(max_length=255)]
+    auth_data: dict[str, Any]
+    version: str | None = None
+
+
+class KeyBackups:
+    """Keeps backups."""
+
+    def __init__(self, store: KeyBackupStore) -> None:
+        self._store = store
+
+    async def get_version(self, user_id: UserID, version: str | None) -> dict[str, Any]:
+        """A version of the backup, by default the newest. Raises NotFound."""
+        backup = await self._find(user_id, version)
+        return {
+            "version": str(backup.version),
+            "algorithm": backup.algorithm,
+            "auth_data": msgspec.Raw(backup.auth_data),
+            **_state(backup),
+        }
+
+    async def do_create(self, user_id: UserID, definition: BackupDefinition) -> str:
+        """Begin a new version; its name."""
+        auth_data = msgspec.json.encode(definition.auth_data)
+        return str(await self._store.add_backup(user_id, definition.algorithm, auth_data))
+
+    async def do_change(self, user_id: UserID, version: str, definition: BackupDefinition) -> None:
+        """Change the data of a version; its algorithm cannot change. Raises NotFound, InvalidParam."""
+        backup = await self._find(user_id, version)
+        if definition.version is not None and definition.version != version:
+            raise InvalidParam("The version in the body is not the one in the path")
+        if definition.algorithm != backup.algorithm:
+            raise InvalidParam("The algorithm of a backup cannot be changed")
+        with _translated():
+            await self._store.set_auth_data(user_id, backup.version, msgspec.json.encode(definition.auth_data))
+
+    async def do_delete(self, user_id: UserID, version: str) -> None:
+        """Delete a version with its keys. Raises NotFound."""
+        with _translated():
+            await self._store.remove_backup(user_id, _number(version))
+
+    async def get_keys(
+        self, user_id: UserID, version: str, room_id: str | None = None, session_id: str | None = None
+    ) -> dict[str, Any]:
+        """Keys in the form of the path: by room and session, by session, or one. Raises NotFound."""
+        backup = await self._find(user_id, version)
+        keys = await self._store.get_keys(user_id, backup.version, room_id, session_id)
+        if session_id is not None:
+            if not keys:
+                raise NotFound("The backup has no key of this session")
+            return _present(keys[0])
+        rooms: dict[str, dict[str, dict[str, Any]]] = {}
+        for key in keys:
+            rooms.setdefault(key.room_id, {"sessions": {}})["sessions"][key.session_id] = _present(key)
+        if room_id is not None:
+            return rooms.get(room_id, {"sessions": {}})
+        return {"rooms": rooms}
+
+    async def do_put_keys(
+        self, user_id: UserID, version: str, rooms: Mapping[str, Mapping[str, SessionKey]]
+    ) -> dict[str, Any]:
+        """Add keys. Raises NotFound, WrongRoomKeysVersion, InvalidParam."""
+        with _translated():
+            backup = await self._store.put_keys(user_id, _number(version), list(_stored(rooms)))
+        return _state(backup)
+
+    async def do_delete_keys(
+        self, user_id: UserID, version: str, room_id: str | None = None, session_id: str | None = None
+    ) -> dict[str, Any]:
+        """Delete keys: all, those of a room, or one. Raises NotFound."""
+        with _translated():
+            backup = await self._store.remove_keys(user_id, _number(version), room_id, session_id)
+        return _state(backup)
+
+    async def _find(self, user_id: UserID, version: str | None) -> BackupRow:
+        backup = await self._store.get_backup(user_id, None if version is None else _number(version))
+        if backup is None:
+            raise NotFound("There is no such backup")
+        return backup
+
+
+class _translated:  # noqa: N801 (a context manager reads as a verb)
+    """What storage refuses, as clients are told."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, NoSuchBackup):
+            raise NotFound("There is no such backup") from None
+        if isinstance(error, NotCurrentBackup):
+            raise WrongRoomKeysVersion(current_version=str(error.current)) from None
+
+
+def _number(version: str) -> int:
+    if not (version.isascii() and version.isdecimal() and len(version) <= LARGEST_VERSION_DIGITS):
+        raise NotFound("There is no such backup")
+    return int(version)
+
+
+def _stored(rooms: Mapping[str, Mapping[str, SessionKey]]) -> Iterable[BackedUpKey]:
+    for room_id, sessions in rooms.items():
+        if not is_room_id(room_id):
+            raise InvalidParam(f"{room_id[:255]!r} is not a room id")
+        for session_id, key in sessions.items():
+            if len(session_id) > LONGEST_SESSION_ID or "\0" in session_id:
+                raise InvalidParam("The id of a session is too long")
+            yield BackedUpKey(
+                room_id,
+                session_id,
+                key.first_message_index,
+                key.forwarded_count,
+                key.is_verified,
+                msgspec.json.encode(key.session_data),
+            )
+
+
+def _present(key: BackedUpKey) -> dict[str, Any]:
+    return {
+        "first_message_index": key.first_message_index,
+        "forwarded_count": key.forwarded_count,
+        "is_verified": key.is_verified,
+        "session_data": msgspec.Raw(key.session_data),
+    }
+
+
+def _state(backup: BackupRow) -> dict[str, Any]:
+    return {"etag": str(backup.etag), "count": backup.key_count}

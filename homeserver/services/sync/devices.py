@@ -1,0 +1,116 @@
+"""What /sync tells a device for end-to-end encryption: messages to it, changes of device lists, what keys it has left.
+
+A message to a device is removed when the device comes back with a token of after it: then it has it for sure. Where more
+wait than one answer takes, the answer ends (in all its parts) at the last one that it carries, and the next goes on there.
+
+spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.device_keys import DeviceKeys
+from homeserver.services.device_lists import DeviceLists
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sync.request import Range, SyncRequest
+from storage.device_keys import KeyCounts
+from storage.streams import Topic
+from storage.to_device import DeviceMessage, ToDeviceStore
+
+NO_KEYS: Final = KeyCounts({}, ())
+MESSAGES_AN_ANSWER: Final = 100
+DEVICES_REMEMBERED: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceNews:
+    """The parts of an answer that are the device's own."""
+
+    messages: Sequence[DeviceMessage] = ()
+    lists: Mapping[str, list[str]] = field(default_factory=lambda: {"changed": [], "left": []})
+    counts: KeyCounts = NO_KEYS
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the answer need not wait."""
+        return bool(self.messages or self.lists["changed"] or self.lists["left"])
+
+    def to_json(self) -> dict[str, Any]:
+        """As members of the answer."""
+        return {
+            "to_device": {"events": [msgspec.Raw(message.content) for message in self.messages]},
+            "device_lists": self.lists,
+            "device_one_time_keys_count": self.counts.one_time,
+            "device_unused_fallback_key_types": self.counts.unused_fallback,
+            "org.matrix.msc2732.device_unused_fallback_key_types": self.counts.unused_fallback,
+        }
+
+
+class DeviceNewsReader:
+    """Reads what is new for devices."""
+
+    def __init__(self, to_device: ToDeviceStore, keys: DeviceKeys, lists: DeviceLists, recent: RecentChanges) -> None:
+        self._to_device = to_device
+        self._keys = keys
+        self._lists = lists
+        self._recent = recent
+        # up to where nothing waits any more for a device, as far as this node knows
+        self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
+
+    async def find_messages(self, request: SyncRequest, span: Range) -> tuple[Sequence[DeviceMessage], int]:
+        """The messages that wait for the device, and up to where the answer may go."""
+        device_id = request.caller.device_id
+        if device_id is None:
+            return (), span.upto
+        user_id = request.caller.user_id
+        key = (user_id, device_id)
+        clean = self._clean.get(key)
+        if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
+            return (), span.upto
+        limit = MESSAGES_AN_ANSWER if request.since is not None else None
+        messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
+        if messages and messages[0].position <= span.since:
+            # the device has these: it came back with a token of after them
+            await self._to_device.remove_messages(user_id, device_id, span.since)
+            messages = await self._to_device.get_messages(user_id, device_id, span.since, span.upto, limit)
+        if not messages:
+            self._note_clean(key, span.upto)
+            return (), span.upto
+        self._clean.pop(key, None)
+        full = limit is not None and len(messages) == limit
+        return messages, messages[-1].position if full else span.upto
+
+    async def read(self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]) -> DeviceNews:
+        """Everything for the device in that range."""
+        caller = request.caller
+        if caller.device_id is None:
+            return DeviceNews()
+        counts = await self._keys.get_counts(caller.user_id, caller.device_id)
+        if request.since is None:
+            return DeviceNews(messages, counts=counts)
+        lists = await self._lists.get_changes(caller.user_id, span.since, span.upto)
+        return DeviceNews(messages, lists, counts)
+
+    async def read_nothing_new(self, request: SyncRequest) -> DeviceNews:
+        """For who has heard of everything: only what keys the device has left."""
+        caller = request.caller
+        if caller.device_id is None:
+            return DeviceNews()
+        key = (caller.user_id, caller.device_id)
+        if request.since is not None and key not in self._clean:
+            position = request.since.position
+            if await self._to_device.get_messages(*key, 0, position, 1):
+                await self._to_device.remove_messages(*key, position)
+            self._note_clean(key, position)
+        return DeviceNews(counts=await self._keys.get_counts(*key))
+
+    def _note_clean(self, key: tuple[UserID, DeviceID], position: int) -> None:
+        self._clean[key] = position
+        self._clean.move_to_end(key)
+        if len(self._clean) > DEVICES_REMEMBERED:
+            self._clean.popitem(last=False)

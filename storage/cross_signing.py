@@ -1,0 +1,104 @@
+"""Cross-signing: users' keys that vouch for their devices and for each other, and the signatures made with them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.devices import announce_device_list
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class CrossSigningKey:
+    """A key of cross-signing. `content` is what was uploaded, canonical JSON."""
+
+    user_id: str
+    usage: str
+    """master, self_signing or user_signing."""
+    public_key: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeySignature:
+    """A signature on a device or a key of cross-signing."""
+
+    target_user_id: str
+    target_key: str
+    """A device id, or the public key."""
+    signer_user_id: str
+    signer_key_id: str
+    signature: str
+
+
+class CrossSigningStore:
+    """The tables of cross-signing."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_keys(self, user_ids: Iterable[str]) -> Mapping[str, Mapping[str, CrossSigningKey]]:
+        """By user and usage; one query."""
+        return await self._database.read("get_cross_signing_keys", _select_keys, tuple(user_ids))
+
+    async def get_signatures(self, target_user_ids: Iterable[str]) -> Mapping[str, list[KeySignature]]:
+        """All that was signed of these users; one query."""
+        return await self._database.read("get_key_signatures", _select_signatures, tuple(target_user_ids))
+
+    def set_keys(self, txn: WriteTransaction, keys: Sequence[CrossSigningKey]) -> None:
+        """Set keys of one user. Signatures on a key that is replaced go with it."""
+        for key in keys:
+            old = txn.query_one(
+                "SELECT public_key FROM cross_signing_keys WHERE user_id = ? AND usage = ?", (key.user_id, key.usage)
+            )
+            if old is not None and old[0] != key.public_key:
+                txn.execute(
+                    "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", (key.user_id, old[0])
+                )
+            txn.execute(
+                "INSERT INTO cross_signing_keys (user_id, usage, public_key, content) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (user_id, usage) DO UPDATE SET public_key = excluded.public_key,"
+                " content = excluded.content",
+                (key.user_id, key.usage, key.public_key, key.content),
+            )
+        if keys:
+            announce_device_list(txn, keys[0].user_id)
+
+    def add_signatures(self, txn: WriteTransaction, signatures: Sequence[KeySignature]) -> None:
+        """Add signatures; who signed again replaces their signature. The users concerned are announced."""
+        txn.execute_many(
+            "INSERT INTO key_signatures (target_user_id, target_key, signer_user_id, signer_key_id, signature)"
+            " VALUES (?, ?, ?, ?, ?) ON CONFLICT (target_user_id, target_key, signer_user_id, signer_key_id)"
+            " DO UPDATE SET signature = excluded.signature",
+            [
+                (each.target_user_id, each.target_key, each.signer_user_id, each.signer_key_id, each.signature)
+                for each in signatures
+            ],
+        )
+        # what one signs of others is seen by oneself alone
+        for user_id in sorted(
+            {each.signer_user_id for each in signatures} | {each.target_user_id for each in signatures}
+        ):
+            announce_device_list(txn, user_id)
+
+
+def _select_keys(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, dict[str, CrossSigningKey]]:
+    rows = txn.query_in(
+        "SELECT user_id, usage, public_key, content FROM cross_signing_keys WHERE user_id IN {keys}", user_ids
+    )
+    found: dict[str, dict[str, CrossSigningKey]] = {}
+    for row in rows:
+        found.setdefault(row[0], {})[row[1]] = CrossSigningKey(*row)
+    return found
+
+
+def _select_signatures(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, list[KeySignature]]:
+    rows = txn.query_in(
+        "SELECT target_user_id, target_key, signer_user_id, signer_key_id, signature FROM key_signatures"
+        " WHERE target_user_id IN {keys}",
+        user_ids,
+    )
+    found: dict[str, list[KeySignature]] = {}
+    for row in rows:
+        found.setdefault(row[0], []).append(KeySignature(*row))
+    return found

@@ -1,0 +1,227 @@
+"""Backups of room keys: versions, and in each the keys of sessions. The server cannot read them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.engine import Row
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class BackupRow:
+    """A version of a user's backup."""
+
+    user_id: str
+    version: int
+    algorithm: str
+    auth_data: bytes
+    etag: int
+    """Rises with every change of the keys in it."""
+    key_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackedUpKey:
+    """The key of a session."""
+
+    room_id: str
+    session_id: str
+    first_message_index: int
+    forwarded_count: int
+    is_verified: bool
+    session_data: bytes
+
+
+class NoSuchBackup(Exception):
+    """The user has no backup of that version, or it was deleted."""
+
+
+class NotCurrentBackup(Exception):
+    """Keys go into the newest backup only."""
+
+    def __init__(self, current: int) -> None:
+        super().__init__(str(current))
+        self.current = current
+
+
+_COLUMNS = "user_id, version, algorithm, auth_data, etag, key_count"
+_KEY_COLUMNS = "room_id, session_id, first_message_index, forwarded_count, is_verified, session_data"
+
+
+class KeyBackupStore:
+    """The tables of backups."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_backup(self, user_id: str, version: int | None) -> BackupRow | None:
+        """A version of the backup, by default the newest."""
+        return await self._database.read_quickly("get_key_backup", _select_backup, user_id, version)
+
+    async def add_backup(self, user_id: str, algorithm: str, auth_data: bytes) -> int:
+        """Begin a new version; its number."""
+        return await self._database.write("add_key_backup", _add_backup, user_id, algorithm, auth_data)
+
+    async def set_auth_data(self, user_id: str, version: int, auth_data: bytes) -> None:
+        """Raises NoSuchBackup."""
+        await self._database.write("set_backup_auth_data", _set_auth_data, user_id, version, auth_data)
+
+    async def remove_backup(self, user_id: str, version: int) -> None:
+        """Delete a version with its keys. Raises NoSuchBackup."""
+        await self._database.write("remove_key_backup", _remove_backup, user_id, version)
+
+    async def get_keys(
+        self, user_id: str, version: int, room_id: str | None, session_id: str | None
+    ) -> Sequence[BackedUpKey]:
+        """Keys of a version: all, those of a room, or of one session."""
+        return await self._database.read("get_backed_up_keys", _select_keys, user_id, version, room_id, session_id)
+
+    async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
+        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup."""
+        return await self._database.write("put_backed_up_keys", _put_keys, user_id, version, keys)
+
+    async def remove_keys(self, user_id: str, version: int, room_id: str | None, session_id: str | None) -> BackupRow:
+        """Delete keys of a version: all, those of a room, or of one session. Raises NoSuchBackup."""
+        return await self._database.write("remove_backed_up_keys", _remove_keys, user_id, version, room_id, session_id)
+
+
+def is_better(new: BackedUpKey, old: BackedUpKey) -> bool:
+    """Whether a key replaces the one that is kept. spec: client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2"""
+    return (new.is_verified, -new.first_message_index, -new.forwarded_count) > (
+        old.is_verified,
+        -old.first_message_index,
+        -old.forwarded_count,
+    )
+
+
+def _select_backup(txn: Transaction, user_id: str, version: int | None) -> BackupRow | None:
+    sql = f"SELECT {_COLUMNS} FROM key_backups WHERE user_id = ? AND deleted = 0"
+    if version is None:
+        row = txn.query_one(sql + " ORDER BY version DESC LIMIT 1", (user_id,))
+    else:
+        row = txn.query_one(sql + " AND version = ?", (user_id, version))
+    return None if row is None else BackupRow(*row)
+
+
+def _find(txn: Transaction, user_id: str, version: int) -> BackupRow:
+    backup = _select_backup(txn, user_id, version)
+    if backup is None:
+        raise NoSuchBackup(version)
+    return backup
+
+
+def _add_backup(txn: WriteTransaction, user_id: str, algorithm: str, auth_data: bytes) -> int:
+    # a number that was used once is never used again, deleted or not: clients know backups by it
+    ((latest,),) = txn.query("SELECT max(version) FROM key_backups WHERE user_id = ?", (user_id,))
+    version = int(latest or 0) + 1
+    txn.execute(
+        f"INSERT INTO key_backups ({_COLUMNS}) VALUES (?, ?, ?, ?, 0, 0)", (user_id, version, algorithm, auth_data)
+    )
+    return version
+
+
+def _set_auth_data(txn: WriteTransaction, user_id: str, version: int, auth_data: bytes) -> None:
+    changed = txn.execute(
+        "UPDATE key_backups SET auth_data = ? WHERE user_id = ? AND version = ? AND deleted = 0",
+        (auth_data, user_id, version),
+    )
+    if not changed:
+        raise NoSuchBackup(version)
+
+
+def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
+    changed = txn.execute(
+        "UPDATE key_backups SET deleted = 1, key_count = 0 WHERE user_id = ? AND version = ? AND deleted = 0",
+        (user_id, version),
+    )
+    if not changed:
+        raise NoSuchBackup(version)
+    txn.execute("DELETE FROM backed_up_keys WHERE user_id = ? AND version = ?", (user_id, version))
+
+
+def _where(user_id: str, version: int, room_id: str | None, session_id: str | None) -> tuple[str, list[str | int]]:
+    sql = " WHERE user_id = ? AND version = ?"
+    args: list[str | int] = [user_id, version]
+    if room_id is not None:
+        sql += " AND room_id = ?"
+        args.append(room_id)
+    if session_id is not None:
+        sql += " AND session_id = ?"
+        args.append(session_id)
+    return sql, args
+
+
+def _select_keys(
+    txn: Transaction, user_id: str, version: int, room_id: str | None, session_id: str | None
+) -> list[BackedUpKey]:
+    where, args = _where(user_id, version, room_id, session_id)
+    rows = txn.query(f"SELECT {_KEY_COLUMNS} FROM backed_up_keys{where}", args)
+    return [_key(row) for row in rows]
+
+
+def _key(row: Row) -> BackedUpKey:
+    room_id, session_id, first_message_index, forwarded_count, is_verified, session_data = row
+    return BackedUpKey(room_id, session_id, first_message_index, forwarded_count, bool(is_verified), session_data)
+
+
+def _put_keys(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
+    backup = _find(txn, user_id, version)
+    newest = _select_backup(txn, user_id, None)
+    if newest is not None and newest.version != version:
+        raise NotCurrentBackup(newest.version)
+    present: dict[tuple[str, str], BackedUpKey] = {}
+    for room_id in {key.room_id for key in keys}:
+        wanted = {key.session_id for key in keys if key.room_id == room_id}
+        rows = txn.query_in(
+            f"SELECT {_KEY_COLUMNS} FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ?"
+            " AND session_id IN {keys}",
+            wanted,
+            before=(user_id, version, room_id),
+        )
+        present.update({(row[0], row[1]): _key(row) for row in rows})
+    better = [
+        key
+        for key in {(key.room_id, key.session_id): key for key in keys}.values()
+        if (key.room_id, key.session_id) not in present or is_better(key, present[key.room_id, key.session_id])
+    ]
+    if not better:
+        return backup
+    txn.execute_many(
+        f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (user_id, version, room_id, session_id) DO UPDATE SET"
+        " first_message_index = excluded.first_message_index, forwarded_count = excluded.forwarded_count,"
+        " is_verified = excluded.is_verified, session_data = excluded.session_data",
+        [
+            (
+                user_id,
+                version,
+                key.room_id,
+                key.session_id,
+                key.first_message_index,
+                key.forwarded_count,
+                int(key.is_verified),
+                key.session_data,
+            )
+            for key in better
+        ],
+    )
+    added = sum((key.room_id, key.session_id) not in present for key in better)
+    return _changed(txn, backup, backup.key_count + added)
+
+
+def _remove_keys(
+    txn: WriteTransaction, user_id: str, version: int, room_id: str | None, session_id: str | None
+) -> BackupRow:
+    backup = _find(txn, user_id, version)
+    where, args = _where(user_id, version, room_id, session_id)
+    removed = txn.execute(f"DELETE FROM backed_up_keys{where}", args)
+    return _changed(txn, backup, backup.key_count - removed) if removed else backup
+
+
+def _changed(txn: WriteTransaction, backup: BackupRow, key_count: int) -> BackupRow:
+    txn.execute(
+        "UPDATE key_backups SET etag = etag + 1, key_count = ? WHERE user_id = ? AND version = ?",
+        (key_count, backup.user_id, backup.version),
+    )
+    return BackupRow(backup.user_id, backup.version, backup.algorithm, backup.auth_data, backup.etag + 1, key_count)

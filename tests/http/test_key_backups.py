@@ -1,0 +1,111 @@
+"""Backups of room keys over HTTP."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.server import TestServer, User
+
+KEYS = "/_matrix/client/v3/room_keys"
+ROOM, OTHER = "!room:example.org", "!other:example.org"
+DEFINITION = {"algorithm": "m.megolm_backup.v1.curve25519-aes-sha2", "auth_data": {"public_key": "abc"}}
+
+
+def key(first: int = 0, forwarded: int = 0, *, verified: bool = False, data: str = "x") -> dict[str, Any]:
+    return {
+        "first_message_index": first,
+        "forwarded_count": forwarded,
+        "is_verified": verified,
+        "session_data": {"ciphertext": data},
+    }
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def version(alice: User) -> str:
+    answer = alice.post(f"{KEYS}/version", DEFINITION)
+    assert answer.status == 200, answer.body
+    return str(answer.json["version"])
+
+
+def test_versions(alice: User, version: str) -> None:
+    assert alice.get(f"{KEYS}/version").json == {**DEFINITION, "version": version, "etag": "0", "count": 0}
+    second = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
+    assert second != version
+    assert alice.get(f"{KEYS}/version").json["version"] == second
+    assert alice.delete(f"{KEYS}/version/{second}").status == 200
+    assert alice.get(f"{KEYS}/version").json["version"] == version
+    assert alice.get(f"{KEYS}/version/{second}").errcode == "M_NOT_FOUND"
+    third = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
+    assert third not in (version, second), "a number is never used again"
+
+
+def test_no_backup_at_all(alice: User) -> None:
+    answer = alice.get(f"{KEYS}/version")
+    assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+    answer = alice.put(f"{KEYS}/keys?version=1", {"rooms": {}})
+    assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+
+
+def test_keys_in_all_forms(alice: User, version: str) -> None:
+    one = alice.put(f"{KEYS}/keys/{ROOM}/s1?version={version}", key())
+    assert one.json == {"etag": "1", "count": 1}
+    room = alice.put(f"{KEYS}/keys/{ROOM}?version={version}", {"sessions": {"s2": key()}})
+    assert room.json == {"etag": "2", "count": 2}
+    every = alice.put(f"{KEYS}/keys?version={version}", {"rooms": {OTHER: {"sessions": {"s3": key()}}}})
+    assert every.json == {"etag": "3", "count": 3}
+    rooms = alice.get(f"{KEYS}/keys?version={version}").json["rooms"]
+    assert {room_id: set(room["sessions"]) for room_id, room in rooms.items()} == {ROOM: {"s1", "s2"}, OTHER: {"s3"}}
+    assert set(alice.get(f"{KEYS}/keys/{ROOM}?version={version}").json["sessions"]) == {"s1", "s2"}
+    assert alice.get(f"{KEYS}/keys/{ROOM}/s1?version={version}").json == key()
+    assert alice.get(f"{KEYS}/keys/{ROOM}/none?version={version}").errcode == "M_NOT_FOUND"
+    assert alice.delete(f"{KEYS}/keys/{ROOM}/s1?version={version}").json == {"etag": "4", "count": 2}
+    assert alice.delete(f"{KEYS}/keys/{ROOM}?version={version}").json == {"etag": "5", "count": 1}
+    assert alice.delete(f"{KEYS}/keys?version={version}").json == {"etag": "6", "count": 0}
+
+
+@pytest.mark.parametrize(
+    ("kept", "offered", "replaces"),
+    [
+        (key(5), key(3), True),
+        (key(3), key(5), False),
+        (key(3, 2), key(3, 1), True),
+        (key(3, 1), key(3, 2), False),
+        (key(0), key(9, verified=True), True),
+        (key(9, verified=True), key(0), False),
+        (key(3), key(3, data="y"), False),
+    ],
+)
+def test_a_worse_key_never_replaces_a_better(
+    alice: User, version: str, kept: dict[str, Any], offered: dict[str, Any], replaces: bool
+) -> None:
+    path = f"{KEYS}/keys/{ROOM}/s?version={version}"
+    alice.put(path, kept)
+    answer = alice.put(path, offered)
+    assert answer.json == {"etag": "2" if replaces else "1", "count": 1}
+    assert alice.get(path).json == (offered if replaces else kept)
+
+
+def test_keys_go_into_the_newest_version_only(alice: User, version: str) -> None:
+    newest = alice.post(f"{KEYS}/version", DEFINITION).json["version"]
+    answer = alice.put(f"{KEYS}/keys/{ROOM}/s?version={version}", key())
+    assert (answer.status, answer.errcode) == (403, "M_WRONG_ROOM_KEYS_VERSION")
+    assert answer.json["current_version"] == newest
+
+
+def test_changing_a_version(alice: User, version: str) -> None:
+    changed = {**DEFINITION, "auth_data": {"public_key": "def"}}
+    assert alice.put(f"{KEYS}/version/{version}", {**changed, "version": version}).status == 200
+    assert alice.get(f"{KEYS}/version").json["auth_data"] == {"public_key": "def"}
+    for wrong in ({**changed, "algorithm": "other"}, {**changed, "version": "99"}):
+        assert alice.put(f"{KEYS}/version/{version}", wrong).errcode == "M_INVALID_PARAM"
+
+
+def test_backups_of_others_are_out_of_reach(server: TestServer, version: str) -> None:
+    bob = server.register("bob")
+    assert bob.get(f"{KEYS}/version/{version}").errcode == "M_NOT_FOUND"
+    assert bob.put(f"{KEYS}/keys/{ROOM}/s?version={version}", key()).errcode == "M_NOT_FOUND"

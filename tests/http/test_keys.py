@@ -1,0 +1,289 @@
+"""Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of in /sync."""
+
+from typing import Any
+
+import pytest
+
+from federation.protocol.ids import KeyID
+from federation.protocol.signing import SigningKey, add_signature, encode_base64, encode_signed_part
+from tests.helpers.server import TestServer, User
+
+V3 = "/_matrix/client/v3"
+ENCRYPTION = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+
+
+class PersonalKey:
+    """A key of a device or of cross-signing, which is named after its device or itself."""
+
+    def __init__(self, seed: int, name: str | None = None) -> None:
+        self._key = SigningKey("unnamed", bytes([seed]) * 32)
+        self.public = encode_base64(self._key.public_key)
+        self.key_id = KeyID(f"ed25519:{name or self.public}")
+
+    def sign(self, content: dict[str, Any], user: User) -> dict[str, Any]:
+        return add_signature(content, user.user_id, self.key_id, self._key.sign(encode_signed_part(content)))
+
+
+def identity_keys(user: User, seed: int = 1) -> tuple[PersonalKey, dict[str, Any]]:
+    key = PersonalKey(seed, user.device_id)
+    keys = {
+        "user_id": user.user_id,
+        "device_id": user.device_id,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "keys": {
+            f"curve25519:{user.device_id}": encode_base64(bytes(32)),
+            key.key_id: key.public,
+        },
+    }
+    return key, key.sign(keys, user)
+
+
+def cross_signing_key(
+    user: User, usage: str, seed: int, by: PersonalKey | None = None
+) -> tuple[PersonalKey, dict[str, Any]]:
+    key = PersonalKey(seed)
+    content: dict[str, Any] = {"user_id": user.user_id, "usage": [usage], "keys": {key.key_id: key.public}}
+    return key, content if by is None else by.sign(content, user)
+
+
+def one_time_keys(*names: str) -> dict[str, Any]:
+    return {f"signed_curve25519:{name}": {"key": name, "signatures": {}} for name in names}
+
+
+def upload(user: User, **body: Any) -> Any:
+    answer = user.post(f"{V3}/keys/upload", body)
+    assert answer.status == 200, answer.body
+    return answer.json["one_time_key_counts"]
+
+
+def query(user: User, *others: User) -> Any:
+    answer = user.post(f"{V3}/keys/query", {"device_keys": {other.user_id: [] for other in others}})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def claim(user: User, other: User) -> Any:
+    wish = {other.user_id: {other.device_id: "signed_curve25519"}}
+    answer = user.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    assert answer.status == 200, answer.body
+    return answer.json["one_time_keys"].get(other.user_id, {}).get(other.device_id)
+
+
+def sync(user: User, since: str | None = None) -> Any:
+    answer = user.get(f"{V3}/sync" + (f"?since={since}" if since else ""))
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def encrypted_room(creator: User, *others: User) -> str:
+    room_id: str = creator.post(f"{V3}/createRoom", {"preset": "public_chat", "initial_state": [ENCRYPTION]}).json[
+        "room_id"
+    ]
+    for other in others:
+        assert other.post(f"{V3}/join/{room_id}", {}).status == 200
+    return room_id
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def test_published_keys_are_given_back_as_they_were_signed(alice: User, bob: User) -> None:
+    _, keys = identity_keys(alice)
+    upload(alice, device_keys=keys)
+    found = query(bob, alice)["device_keys"][alice.user_id][alice.device_id]
+    assert {key: value for key, value in found.items() if key != "unsigned"} == keys
+
+
+@pytest.mark.parametrize("field", ["user_id", "device_id"])
+def test_keys_are_for_ones_own_device_only(alice: User, field: str) -> None:
+    _, keys = identity_keys(alice)
+    answer = alice.post(f"{V3}/keys/upload", {"device_keys": {**keys, field: "other"}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+
+
+def test_a_one_time_key_is_given_out_once_then_the_fallback_key(alice: User, bob: User) -> None:
+    assert upload(alice, one_time_keys=one_time_keys("a", "b")) == {"signed_curve25519": 2}
+    fallback = {"signed_curve25519:f": {"key": "f", "fallback": True, "signatures": {}}}
+    upload(alice, fallback_keys=fallback)
+    answer = sync(alice)
+    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 2}
+    assert answer["device_unused_fallback_key_types"] == ["signed_curve25519"]
+    claimed = [next(iter(claim(bob, alice))) for _ in range(4)]
+    assert claimed == ["signed_curve25519:" + name for name in ("a", "b", "f", "f")]
+    answer = sync(alice, answer["next_batch"])
+    assert answer["device_one_time_keys_count"] == {}
+    assert answer["device_unused_fallback_key_types"] == []
+
+
+def test_claiming_from_a_device_without_keys(alice: User, bob: User) -> None:
+    assert claim(bob, alice) is None
+
+
+def test_the_same_keys_again_are_no_error_and_others_of_the_same_name_are(alice: User) -> None:
+    upload(alice, one_time_keys=one_time_keys("a"))
+    assert upload(alice, one_time_keys=one_time_keys("a")) == {"signed_curve25519": 1}
+    other = {"signed_curve25519:a": {"key": "another", "signatures": {}}}
+    assert alice.post(f"{V3}/keys/upload", {"one_time_keys": other}).status == 400
+
+
+def test_device_lists_of_those_who_share_an_encrypted_room(alice: User, bob: User) -> None:
+    encrypted_room(alice, bob)
+    since = sync(alice)["next_batch"]
+    upload(bob, device_keys=identity_keys(bob)[1])
+    answer = sync(alice, since)
+    assert answer["device_lists"] == {"changed": [bob.user_id], "left": []}
+    assert sync(alice, answer["next_batch"])["device_lists"] == {"changed": [], "left": []}
+
+
+def test_device_lists_of_those_who_share_no_encrypted_room(alice: User, bob: User) -> None:
+    room_id = alice.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]
+    bob.post(f"{V3}/join/{room_id}", {})
+    since = sync(alice)["next_batch"]
+    upload(bob, device_keys=identity_keys(bob)[1])
+    assert sync(alice, since)["device_lists"]["changed"] == []
+    answer = alice.put(f"{V3}/rooms/{room_id}/state/m.room.encryption/", ENCRYPTION["content"])
+    assert answer.status == 200
+    assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
+
+
+def test_device_lists_over_joining_and_leaving(alice: User, bob: User) -> None:
+    room_id = encrypted_room(alice)
+    start = sync(alice)["next_batch"]
+    bob.post(f"{V3}/join/{room_id}", {})
+    joined = sync(alice, start)
+    assert joined["device_lists"] == {"changed": [bob.user_id], "left": []}
+    assert alice.user_id in sync(bob)["rooms"]["join"][room_id]["summary"].get("m.heroes", [alice.user_id])
+    bob.post(f"{V3}/rooms/{room_id}/leave", {})
+    left = sync(alice, joined["next_batch"])
+    assert left["device_lists"] == {"changed": [], "left": [bob.user_id]}
+    changes = alice.get(f"{V3}/keys/changes?from={start}&to={left['next_batch']}").json
+    assert changes == {"changed": [], "left": []}, "who came and went is as before"
+
+
+def test_a_change_of_devices_wakes_those_who_wait(server: TestServer, alice: User, bob: User) -> None:
+    encrypted_room(alice, bob)
+    since = sync(alice)["next_batch"]
+    pending = alice.start("GET", f"{V3}/sync?since={since}&timeout=30000")
+    was_done = pending.done
+    upload(bob, device_keys=identity_keys(bob)[1])
+    for _ in range(3):
+        server.clock.advance(0)
+    assert (was_done, pending.done) == (False, True)
+    assert pending.answer.json["device_lists"]["changed"] == [bob.user_id]
+
+
+def test_messages_to_devices_come_once_in_order_and_until_acknowledged(alice: User, bob: User) -> None:
+    since = sync(bob)["next_batch"]
+    for number in range(3):
+        body = {"messages": {bob.user_id: {bob.device_id: {"n": number}}}}
+        for _ in range(2):
+            assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+    expected = [{"type": "m.test", "sender": alice.user_id, "content": {"n": number}} for number in range(3)]
+    first = sync(bob, since)
+    assert first["to_device"]["events"] == expected
+    again = sync(bob, since)
+    assert again["to_device"]["events"] == expected, "the answer may have been lost"
+    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+
+
+def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:
+    since = sync(bob)["next_batch"]
+    for number in range(250):
+        body = {"messages": {bob.user_id: {"*": {"n": number}}}}
+        assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+    numbers: list[int] = []
+    for expected in (100, 100, 50, 0):
+        answer = sync(bob, since)
+        numbers += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        assert len(answer["to_device"]["events"]) == expected
+        since = answer["next_batch"]
+    assert numbers == list(range(250))
+
+
+def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: User, bob: User) -> None:
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+        "device_id": bob.device_id,
+    }
+    body: dict[str, Any] = {"messages": {bob.user_id: {"NOSUCHDEVICE": {}, bob.device_id: {}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    assert bob.post(f"{V3}/logout", {}).status == 200
+    again = User(server, server.post(f"{V3}/login", login).json)
+    assert sync(again)["to_device"]["events"] == [], "a new device of the old name is a new device"
+
+
+def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User) -> None:
+    _, device = identity_keys(alice)
+    upload(alice, device_keys=device)
+    master, master_json = cross_signing_key(alice, "master", 2)
+    self_signing, self_json = cross_signing_key(alice, "self_signing", 3, master)
+    user_signing, user_json = cross_signing_key(alice, "user_signing", 4, master)
+    keys = {"master_key": master_json, "self_signing_key": self_json, "user_signing_key": user_json}
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, "the first keys need no confirmation"
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200, "nor do the same again"
+    found = query(alice, alice)
+    assert found["master_keys"][alice.user_id] == master_json
+    assert found["user_signing_keys"][alice.user_id] == user_json
+    assert "user_signing_keys" not in query(bob, alice)
+
+    bare = {key: value for key, value in device.items() if key != "signatures"}
+    signed = self_signing.sign(bare, alice)
+    answer = alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed}})
+    assert answer.json == {"failures": {}}
+    seen = query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"][alice.user_id]
+    assert seen == {**device["signatures"][alice.user_id], **signed["signatures"][alice.user_id]}
+
+    _, bobs_master = cross_signing_key(bob, "master", 5)
+    bob.post(f"{V3}/keys/device_signing/upload", {"master_key": bobs_master})
+    public = next(iter(bobs_master["keys"].values()))
+    vouched = user_signing.sign(bobs_master, alice)
+    assert alice.post(f"{V3}/keys/signatures/upload", {bob.user_id: {public: vouched}}).json == {"failures": {}}
+    assert alice.user_id in query(alice, bob)["master_keys"][bob.user_id]["signatures"]
+    assert "signatures" not in query(bob, bob)["master_keys"][bob.user_id], "what others sign of one is theirs"
+
+
+def test_replacing_keys_has_to_be_confirmed(alice: User) -> None:
+    for seed in (2, 3):
+        _, master = cross_signing_key(alice, "master", seed)
+        answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master})
+        assert answer.status == (200 if seed == 2 else 401)
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "wonderland",
+        "session": answer.json["session"],
+    }
+    assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "auth": auth}).status == 200
+
+
+def test_keys_that_the_master_key_did_not_sign_are_refused(alice: User) -> None:
+    _, master = cross_signing_key(alice, "master", 2)
+    stranger, _ = cross_signing_key(alice, "master", 9)
+    _, unsigned = cross_signing_key(alice, "self_signing", 3)
+    _, wrongly = cross_signing_key(alice, "self_signing", 3, stranger)
+    for key in (unsigned, wrongly):
+        answer = alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master, "self_signing_key": key})
+        assert (answer.status, answer.errcode) == (400, "M_INVALID_SIGNATURE")
+    answer = alice.post(f"{V3}/keys/device_signing/upload", {"self_signing_key": unsigned})
+    assert (answer.status, answer.errcode) == (400, "M_MISSING_PARAM")
+
+
+def test_wrong_signatures_are_named_and_not_kept(alice: User, bob: User) -> None:
+    _, device = identity_keys(alice)
+    upload(alice, device_keys=device)
+    stranger, _ = cross_signing_key(bob, "self_signing", 7)
+    signed = stranger.sign({key: value for key, value in device.items() if key != "signatures"}, alice)
+    answer = alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed, "NONE": signed}})
+    failures = answer.json["failures"][alice.user_id]
+    assert set(failures) == {alice.device_id, "NONE"}
+    assert query(bob, alice)["device_keys"][alice.user_id][alice.device_id]["signatures"] == device["signatures"]
