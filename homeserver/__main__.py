@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,7 +37,10 @@ from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
 from homeserver.services.passwords import HashingThreads
 from homeserver.services.registration import Wish
-from storage.database import Database, open_database
+from storage.copy import CannotCopy, copy_database
+from storage.copy_progress import ProgressLines
+from storage.database import Database, make_engine, open_database
+from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.migrate import MigrationFailed, SchemaTooNew
 
 T = TypeVar("T")
@@ -46,6 +50,17 @@ SECONDS_TO_FLUSH = 1.0
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
 HASHING_THREADS = 2
+
+DATABASE_ERRORS = (
+    DatabaseUnavailable,
+    MigrationFailed,
+    SchemaTooNew,
+    UnsuitableDatabase,
+    OSError,
+    sqlite3.Error,
+    psycopg2.Error,
+)
+"""What opening a database may raise; each text says what to do."""
 
 config_option = click.option(
     "--config",
@@ -198,6 +213,31 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
     click.echo(f"made {user_id}" + (", an administrator" if admin else ""))
 
 
+@main.command("copy-database")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True),
+    required=True,
+    help="Configures the database to copy.",
+)
+@click.option(
+    "--to", "target", type=click.Path(path_type=Path, exists=True), required=True, help="Configures the empty one."
+)
+def copy(source: Path, target: Path) -> None:
+    """Copy a whole database into an empty one, while the server is stopped: from SQLite to PostgreSQL, or back."""
+    old, new = load((source,)).config, load((target,)).config
+    if old.server_name != new.server_name:
+        raise click.ClickException(f"{source} is for {old.server_name}, and {target} for {new.server_name}")
+    reading = make_engine(database_config_of(old.storage.database, old.folder))
+    writing = make_engine(database_config_of(new.storage.database, new.folder))
+    try:
+        copied = copy_database(reading, writing, ProgressLines(sys.stderr.write, time.monotonic).tell)
+    except (CannotCopy, *DATABASE_ERRORS) as error:
+        raise click.ClickException(f"nothing was copied: {str(error).strip()}") from error
+    click.echo(f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}")
+
+
 def load(paths: tuple[Path, ...]) -> Loaded:
     """The configuration, or the end of the command with all that is wrong."""
     try:
@@ -219,7 +259,7 @@ def open_storage(config: Config, reactor: ReactorBase) -> Database:
     """The database, migrated; the end of the command where that fails."""
     try:
         return open_database(database_config_of(config.storage.database, config.folder), reactor)
-    except (SchemaTooNew, MigrationFailed, OSError, sqlite3.Error, psycopg2.Error) as error:
+    except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 
 

@@ -197,7 +197,7 @@ def _nothing(txn: WriteTransaction) -> None:
     """A write that writes nothing: beginning it is enough to learn of others' writes."""
 
 
-def make_engine(config: DatabaseConfig) -> Engine:
+def make_engine(config: DatabaseConfig) -> SQLiteEngine | PostgresEngine:
     """The engine for a configuration; connects to nothing yet."""
     return SQLiteEngine(config) if isinstance(config, SQLiteConfig) else PostgresEngine(config)
 

@@ -91,10 +91,6 @@ class EventStore:
         """What in the room has been waiting for events that now arrive. Two queries."""
         return await self._database.read_quickly("get_waiting", _select_waiting, room_nid, list(event_ids))
 
-    async def get_successors(self, event_ids: Iterable[str]) -> Mapping[str, list[int]]:
-        """The stored events that name each of these among their prev_events."""
-        return await self._database.read("get_successors", _select_successors, list(event_ids))
-
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
     """The form of `get_events` for use inside a transaction."""
@@ -124,14 +120,6 @@ def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, 
 def make_row(row: Row) -> EventRow:
     """An EventRow of a row with the columns of the table in their order."""
     return EventRow(*row)
-
-
-def _select_successors(txn: Transaction, event_ids: list[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {event_id: [] for event_id in event_ids}
-    rows = txn.query_in("SELECT prev_event_id, event_nid FROM event_edges WHERE prev_event_id IN {keys}", event_ids)
-    for event_id, nid in rows:
-        found[event_id].append(nid)
-    return found
 
 
 def _select_waiting(txn: Transaction, room_nid: int, event_ids: list[str]) -> Waiting:

@@ -2,7 +2,14 @@
 
 `schema/NNNN_name.sql` is run once, in order, each in one transaction with the note in `schema_version` that it was.
 Where a step cannot be one text for both databases, `NNNN_name.sqlite.sql` and `NNNN_name.postgres.sql` stand in its
-place. `BYTES` in a file is replaced by the database's type for bytes.
+place. Words of a file that each database says in its own way:
+
+- `BYTES`: the type for bytes.
+- `ROW_NUMBER`: the type of a primary key that is one number of 64 bits. SQLite then finds a row by it in one tree and not in two.
+- `CLUSTERED` (after a table): SQLite keeps the rows in the order of the primary key, in one tree and not in two. For tables with
+  short rows.
+- `ROOMY` (after a table): PostgreSQL leaves room in each page, so that a row that changes all the time stays in its page and no index
+  has to hear of it.
 
 Laws:
 - A file that was released never changes.
@@ -11,6 +18,7 @@ Laws:
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +30,11 @@ from storage.transaction import POSITION
 SCHEMA = Path(__file__).parent / "schema"
 
 _FILE = re.compile(r"(?P<version>\d{4})_(?P<name>[a-z0-9_]+)(\.(?P<engine>sqlite|postgres))?\.sql")
-_BYTES = re.compile(r"\bBYTES\b")
+_WORD = re.compile(r"\b(BYTES|ROW_NUMBER)\b|[ ](CLUSTERED|ROOMY)\b(?=;)")
+_WORDS: Mapping[str, Mapping[str, str]] = {
+    "sqlite": {"ROW_NUMBER": "INTEGER", "CLUSTERED": " WITHOUT ROWID", "ROOMY": ""},
+    "postgres": {"ROW_NUMBER": "BIGINT", "CLUSTERED": "", "ROOMY": " WITH (fillfactor = 70)"},
+}
 
 _TOO_NEW = (
     "the database has schema version {version}, and this program knows versions up to {known}. Start the version of "
@@ -65,11 +77,17 @@ def find_migrations(engine: str, bytes_type: str, schema: Path = SCHEMA) -> list
             raise ValueError(
                 f"there are two schema files with the number {version}: {found[version].name}, {path.name}"
             )
-        found[version] = Migration(version, match["name"], _BYTES.sub(bytes_type, path.read_text("utf-8")))
+        sql = _say_for(engine, bytes_type, path.read_text("utf-8"))
+        found[version] = Migration(version, match["name"], sql)
     steps = [found[version] for version in sorted(found)]
     if [step.version for step in steps] != list(range(1, len(numbers) + 1)):
         raise ValueError(f"the numbers of the schema files for {engine} are not 1, 2, 3, …: {sorted(found)}")
     return steps
+
+
+def _say_for(engine: str, bytes_type: str, sql: str) -> str:
+    words = {"BYTES": bytes_type, **_WORDS[engine]}
+    return _WORD.sub(lambda word: words[word[0].strip()], sql)
 
 
 def migrate(engine: Engine, schema: Path = SCHEMA) -> int:

@@ -286,6 +286,10 @@ class PostgresEngine:
         return None  # the operator's own backups of the server; a migration that fails is undone
 
     def _connect(self, settings: dict[str, str | int]) -> PostgresConnection:
+        return PostgresConnection(self.open(settings))
+
+    def open(self, settings: Mapping[str, str | int]) -> connection:
+        """The driver's connection, in autocommit mode; `settings` are the server's, for this session."""
         settings = {
             "statement_timeout": int(self._config.statement_timeout * 1000),
             "bytea_output": "hex",
@@ -308,4 +312,4 @@ class PostgresEngine:
         opened.autocommit = True
         opened.set_client_encoding("UTF8")
         register_type(_BYTES, opened)
-        return PostgresConnection(opened)
+        return opened

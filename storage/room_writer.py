@@ -8,7 +8,7 @@ Laws:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.engine import SQLValue
@@ -78,8 +78,8 @@ class NewEvent:
     effect: StateEffect = NO_EFFECT
     redacts: str | None = None
     redaction: Redaction | None = None
-    sent: tuple[SentTransaction, bytes] | None = None
-    """The client's request that it comes from, with the answer."""
+    sent: SentTransaction | None = None
+    """The client's request that it comes from."""
     highlights: Sequence[str] = ()
     """This server's users whom it calls by name."""
     state_before: "StateChange | None" = None
@@ -167,6 +167,10 @@ class RoomWriter:
             effects = [
                 (nids[ref] if isinstance(ref, str) else ref, last_position, effect) for ref, effect in current.effects
             ]
+        for row, event in zip(rows, events, strict=True):
+            if event.redaction is not None:
+                # before the effects: what replaces the target in the same batch has the last word
+                self._redact(txn, room.room_nid, row, event.redaction)
         joined, invited = self._apply_effects(txn, room.room_nid, effects)
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
@@ -331,15 +335,6 @@ class RoomWriter:
                 if row.event_id not in placed
             ],
         )
-        txn.execute_many(
-            "INSERT INTO event_edges (prev_event_id, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            [
-                (prev, nids[event.event_id])
-                for event in events
-                if not event.flags & EventFlag.OUTLIER
-                for prev in event.prev_events
-            ],
-        )
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
@@ -352,7 +347,7 @@ class RoomWriter:
         for event in events:
             nid = nids[event.event_id]
             if event.sent is not None:
-                add_transaction(txn, event.sent[0], nid, event.sent[1], now_ms)
+                add_transaction(txn, event.sent, nid, None, now_ms)
             if event.redacts is not None:
                 txn.execute(
                     "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
@@ -421,11 +416,11 @@ class RoomWriter:
             set_summary_fields(txn, room_nid, redaction.effect.summary)
         member = redaction.effect.membership
         if member is not None:
-            txn.execute(
-                "UPDATE memberships SET display_name = NULL, avatar_url = NULL"
-                " WHERE room_nid = ? AND user_id = ? AND event_nid = ?",
-                (room_nid, member.user_id, redaction.target_nid),
-            )
+            old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
+            if old is not None and old.event_nid == redaction.target_nid:
+                nameless = replace(old, display_name=None, avatar_url=None)
+                put_membership(txn, nameless)
+                txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))
 
 
 def _row(

@@ -1,15 +1,16 @@
 """Rooms that this server knows, and their heads.
 
-What a room is (its number, id and version) never changes once stored, so it is cached without end of validity. The head
+What a room is (its number, id and version) never changes once stored, so what is cached of it stays true. The head
 (extremities, depth, root of the current state) changes with every event; its version tells whether it has moved.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from storage.database import Database
+from storage.immutable_cache import ImmutableCache
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -46,18 +47,27 @@ _EMPTY_HEAD = Head(version=0, extremities=(), depth=0, state_root=None, joined_c
 class RoomStore:
     """Readers and writers of the table `rooms`."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, capacity: int = 50_000) -> None:
+        """`capacity`: about how many rooms are remembered; one takes some 400 bytes."""
         self._database = database
-        self._by_id: dict[str, RoomRow] = {}
-        self._by_nid: dict[int, RoomRow] = {}
+        self._by_id: ImmutableCache[str, RoomRow] = ImmutableCache(capacity, _weigh)
+        self._by_nid: ImmutableCache[int, RoomRow] = ImmutableCache(capacity, _weigh)
 
     async def get_rooms(self, room_ids: Iterable[str]) -> Mapping[str, RoomRow]:
         """Rooms by id; those not known are missing from the answer."""
-        wanted = list(room_ids)
-        missing = [room_id for room_id in wanted if room_id not in self._by_id]
+        found: dict[str, RoomRow] = {}
+        missing: list[str] = []
+        for room_id in room_ids:
+            row = self._by_id.get(room_id)
+            if row is None:
+                missing.append(room_id)
+            else:
+                found[room_id] = row
         if missing:
-            self._remember(await self._database.read_quickly("get_rooms", _select_rooms, missing))
-        return {room_id: self._by_id[room_id] for room_id in wanted if room_id in self._by_id}
+            rows = await self._database.read_quickly("get_rooms", _select_rooms, missing)
+            self._remember(rows)
+            found.update((row.room_id, row) for row in rows)
+        return found
 
     async def get_room(self, room_id: str) -> RoomRow | None:
         """One room, or None."""
@@ -66,11 +76,19 @@ class RoomStore:
 
     async def get_rooms_by_nid(self, room_nids: Iterable[int]) -> Mapping[int, RoomRow]:
         """Rooms by their numbers, all of which exist."""
-        wanted = list(room_nids)
-        missing = [nid for nid in wanted if nid not in self._by_nid]
+        found: dict[int, RoomRow] = {}
+        missing: list[int] = []
+        for room_nid in room_nids:
+            row = self._by_nid.get(room_nid)
+            if row is None:
+                missing.append(room_nid)
+            else:
+                found[room_nid] = row
         if missing:
-            self._remember(await self._database.read_quickly("get_rooms_by_nid", _select_rooms_by_nid, missing))
-        return {nid: self._by_nid[nid] for nid in wanted}
+            rows = await self._database.read_quickly("get_rooms_by_nid", _select_rooms_by_nid, missing)
+            self._remember(rows)
+            found.update((row.room_nid, row) for row in rows)
+        return found
 
     async def get_head(self, room_nid: int) -> Head:
         """The head as it is stored now."""
@@ -84,10 +102,13 @@ class RoomStore:
         """List the room in this server's public directory, or take it out."""
         await self._database.write("set_room_public", set_public, room_nid, is_public)
 
-    def _remember(self, rows: Iterable[RoomRow]) -> None:
-        for row in rows:
-            self._by_id[row.room_id] = row
-            self._by_nid[row.room_nid] = row
+    def _remember(self, rows: Sequence[RoomRow]) -> None:
+        self._by_id.put_all((row.room_id, row) for row in rows)
+        self._by_nid.put_all((row.room_nid, row) for row in rows)
+
+
+def _weigh(_: RoomRow) -> int:
+    return 1
 
 
 def add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> tuple[RoomRow, Head]:

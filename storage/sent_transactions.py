@@ -1,10 +1,14 @@
 """What a client sent under which transaction id, so that a retried request is answered and not carried out again.
 
-The note is written in the transaction that carries the request out, so it holds over a restart too.
+The note is written in the transaction that carries the request out, so it holds over a restart too. It names the request by a
+hash: a note is written with every message, and the names are longer than many a message.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -20,6 +24,11 @@ class SentTransaction:
     scope: str
     """The request's method and path without the transaction id: ids of different endpoints never meet."""
     txn_id: str
+
+    def compute_key(self) -> bytes:
+        """Sixteen bytes that stand for it."""
+        names = (self.user_id, self.device_id, self.scope, self.txn_id)
+        return blake2b(msgspec.json.encode(names), digest_size=16, person=b"mahalla.sent").digest()
 
 
 class AlreadySent(Exception):
@@ -39,10 +48,10 @@ class SentTransactionStore:
 
     async def get_response(self, transaction: SentTransaction) -> bytes | None:
         """What was answered to that request, or None if it is new."""
-        return await self._database.read_quickly("get_sent_response", _select_response, transaction)
+        return await self._database.read_quickly("get_sent_response", select_response, transaction)
 
     async def get_txn_ids(self, user_id: str, device_id: str, event_nids: Iterable[int]) -> Mapping[int, str]:
-        """For those of the events that this device sent, the transaction id."""
+        """For those of the events that this device of their sender sent, the transaction id."""
         return await self._database.read_quickly("get_txn_ids", _select_ids, user_id, device_id, list(event_nids))
 
     async def add_response(self, transaction: SentTransaction, response: bytes, created_ts: int) -> None:
@@ -55,51 +64,49 @@ class SentTransactionStore:
 
 
 def add_transaction(
-    txn: WriteTransaction, transaction: SentTransaction, event_nid: int | None, response: bytes, created_ts: int
+    txn: WriteTransaction, transaction: SentTransaction, event_nid: int | None, response: bytes | None, created_ts: int
 ) -> None:
-    """Note the request in the transaction that carries it out. Raises AlreadySent."""
+    """Note the request in the transaction that carries it out. Raises AlreadySent.
+
+    With an event, the response is None: it is the event's id.
+    """
     added = txn.execute(
-        "INSERT INTO sent_transactions (user_id, device_id, scope, txn_id, event_nid, response, created_ts)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (
-            transaction.user_id,
-            transaction.device_id,
-            transaction.scope,
-            transaction.txn_id,
-            event_nid,
-            response,
-            created_ts,
-        ),
+        "INSERT INTO sent_transactions (request, created_ts, event_nid, device_id, txn_id, response)"
+        " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        (transaction.compute_key(), created_ts, event_nid, transaction.device_id, transaction.txn_id, response),
     )
     if not added:
-        earlier = _select_response(txn, transaction)
+        earlier = select_response(txn, transaction)
         assert earlier is not None
         raise AlreadySent(transaction, earlier)
 
 
-def _select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
+def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | None:
+    """The form of `get_response` for use inside a transaction."""
     row = txn.query_one(
-        "SELECT response FROM sent_transactions WHERE user_id = ? AND device_id = ? AND scope = ? AND txn_id = ?",
-        (transaction.user_id, transaction.device_id, transaction.scope, transaction.txn_id),
+        "SELECT t.response, e.event_id FROM sent_transactions AS t LEFT JOIN events AS e ON e.event_nid = t.event_nid"
+        " WHERE t.request = ?",
+        (transaction.compute_key(),),
     )
-    return row[0] if row is not None else None
+    if row is None:
+        return None
+    response, event_id = row
+    return response if response is not None else b'{"event_id":"%s"}' % event_id.encode()
 
 
 def _select_ids(txn: Transaction, user_id: str, device_id: str, event_nids: list[int]) -> dict[int, str]:
-    # by the events alone: with the user in the condition a database may read all that they ever sent
     rows = txn.query_in(
-        "SELECT event_nid, txn_id, user_id, device_id FROM sent_transactions WHERE event_nid IN {keys}", event_nids
+        "SELECT t.event_nid, t.txn_id FROM sent_transactions AS t JOIN events AS e ON e.event_nid = t.event_nid"
+        " WHERE t.device_id = ? AND e.sender = ? AND t.event_nid IN {keys}",
+        event_nids,
+        before=(device_id, user_id),
     )
-    return {nid: txn_id for nid, txn_id, sender, device in rows if sender == user_id and device == device_id}
+    return {nid: txn_id for nid, txn_id in rows}
 
 
 def _remove_before(txn: WriteTransaction, created_ts: int, limit: int) -> int:
     rows = txn.query(
-        "SELECT user_id, device_id, scope, txn_id FROM sent_transactions WHERE created_ts < ?"
-        " ORDER BY created_ts LIMIT ?",
-        (created_ts, limit),
+        "SELECT request FROM sent_transactions WHERE created_ts < ? ORDER BY created_ts LIMIT ?", (created_ts, limit)
     )
-    txn.execute_many(
-        "DELETE FROM sent_transactions WHERE user_id = ? AND device_id = ? AND scope = ? AND txn_id = ?", rows
-    )
+    txn.execute_many("DELETE FROM sent_transactions WHERE request = ?", rows)
     return len(rows)

@@ -148,6 +148,7 @@ class SQLiteEngine:
         if config.path.startswith(":") or not config.path:
             raise UnsuitableDatabase(f"SQLite needs a file: {config.path!r} is none")
         self._config = config
+        self.path = Path(config.path)
         self.where = f"the SQLite file {config.path}"
         self.reader_threads = config.readers
         self.readers_at_start = 0
@@ -184,6 +185,8 @@ class SQLiteEngine:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._config.synchronous}")
         connection.execute("PRAGMA journal_size_limit = 67108864")
+        # what is redacted or deleted does not stay readable in the file's free space
+        connection.execute("PRAGMA secure_delete = ON")
         return SQLiteConnection(connection)
 
     def _connect(self) -> sqlite3.Connection:

@@ -108,7 +108,7 @@ class Chain:
         own_key = StateKey(draft.type, draft.state_key) if draft.state_key is not None else None
         state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
         if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
-            return self._known.get(own_key) or state[own_key]
+            return self._overlay.get(own_key) or self._known[own_key]
         event = await self._sign(draft, [state[key] for key in keys if key in state], now_ms)
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
@@ -208,7 +208,7 @@ class Chain:
                 effect=state_effect(event, self._identity),
                 redacts=event.redacts,
                 redaction=redaction,
-                sent=None if draft.sent is None else (draft.sent, b'{"event_id":"%s"}' % event.event_id.encode()),
+                sent=draft.sent,
                 highlights=classification.highlights,
             )
         )

@@ -8,15 +8,16 @@ Laws:
 """
 
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import MatrixError, NotFound
+from federation.protocol.errors import NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
@@ -28,7 +29,7 @@ from federation.rooms.state_view import StateView
 from storage.database import Database
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
 from storage.rooms import Head, RoomRow, RoomStore, add_room
-from storage.sent_transactions import AlreadySent, SentTransaction
+from storage.sent_transactions import AlreadySent, SentTransaction, select_response
 from storage.state_tree import StateTreeStore
 from storage.transaction import WriteTransaction
 
@@ -230,51 +231,64 @@ class RoomEngine:
                 del self._queues[room_id]
 
     async def _append(self, snapshot: RoomSnapshot, batch: Sequence[_Request]) -> list[_Request]:
-        """Write one chain for these requests; returns those that have to wait for the next one."""
-        for _ in range(MAX_REBUILDS):
+        """Write one chain for these requests; returns those that have to wait for the next one.
+
+        Refusals are told after the write too: they may rest on events of the chain, and on a head that the write checks.
+        """
+        rebuilds = 0
+        while rebuilds < MAX_REBUILDS:
             chain = Chain(snapshot, self._events, self._identity, self._classify)
             now = self._now_ms()
-            later: list[_Request] = []
-            ready: list[_Request] = []
-            refused: list[tuple[_Request, MatrixError]] = []
-            names: set[SentTransaction] = set()
-            for request in batch:
-                if any(draft.sent in names for draft in request.drafts if draft.sent is not None):
-                    later.append(
-                        request
-                    )  # the same request twice at once: its repetition is answered by the next chain
-                    continue
-                try:
-                    request.built = await chain.add(request.drafts, now)
-                    ready.append(request)
-                    names.update(draft.sent for draft in request.drafts if draft.sent is not None)
-                except TargetInChain:
-                    later.append(request)
-                except MatrixError as error:
-                    refused.append((request, error))
-            if refused and (moved := await self._moved(snapshot)) is not None:
-                snapshot = moved  # another node may have changed what the refusals rest on
-                continue
-            for request, refusal in refused:
-                request.done.errback(refusal)
-            batch = [*ready, *later]
-            if not ready:
-                return later
+            ready, later, refused = await self._build(chain, batch, now)
             try:
                 appended = await self._write(snapshot, chain, now)
             except HeadMoved:
+                rebuilds += 1
                 snapshot = await self._moved(snapshot) or snapshot
                 continue
             except AlreadySent as error:
                 batch = self._answer_repeated(batch, error)
                 continue
             stored = {event.event.event_id: event for event in self._advance(snapshot, appended)}
+            for request, refusal in refused:
+                request.done.errback(refusal)
             for request in ready:
                 request.done.callback(
                     [event if isinstance(event, StoredEvent) else stored[event.event_id] for event in request.built]
                 )
             return later
         raise RuntimeError(f"the head of {snapshot.room.room_id} moved {MAX_REBUILDS} times while building upon it")
+
+    async def _build(
+        self, chain: Chain, batch: Sequence[_Request], now: int
+    ) -> tuple[list[_Request], list[_Request], list[tuple[_Request, Failure]]]:
+        """Lengthen a chain by what can be: the requests that are in it, those that have to wait, those that failed and why."""
+        ready: list[_Request] = []
+        later: list[_Request] = []
+        refused: list[tuple[_Request, Failure]] = []
+        names: set[SentTransaction] = set()
+        for request in batch:
+            own_names = {draft.sent for draft in request.drafts if draft.sent is not None}
+            if own_names & names:
+                later.append(request)  # the same request twice at once: its repetition is answered by the next chain
+                continue
+            try:
+                request.built = await chain.add(request.drafts, now)
+                ready.append(request)
+                names |= own_names
+            except TargetInChain:
+                later.append(request)
+            except Exception:  # whatever befalls one request, the others go on
+                refused.append((request, await self._explain(own_names, Failure())))
+        return ready, later, refused
+
+    async def _explain(self, names: Iterable[SentTransaction], refusal: Failure) -> Failure:
+        """Why a request is not carried out: a repeated one because it was, even if today it would be refused."""
+        for sent in names:
+            response = await self._database.read_quickly("get_sent_response", select_response, sent)
+            if response is not None:
+                return Failure(AlreadySent(sent, response))
+        return refusal
 
     async def _moved(self, snapshot: RoomSnapshot) -> RoomSnapshot | None:
         """The room as it is now, if that is no longer the snapshot."""
@@ -286,6 +300,10 @@ class RoomEngine:
 
     async def _write(self, snapshot: RoomSnapshot, chain: Chain, now: int) -> Appended:
         if not chain.new:
+            if await self._moved(snapshot) is not None:
+                raise HeadMoved(
+                    snapshot.room.room_id
+                )  # what was found to be refused, or there already, may not be so now
             return Appended(snapshot.head, [])
         self._events.expect(chain.built)
         try:

@@ -13,6 +13,9 @@ from storage.state_tree import StateTreeStore
 KEPT_ENTRIES = 512
 """Above this a view's successor starts with what is new only."""
 
+MAX_ENTRIES = 2048
+"""Above this a view begins to remember anew."""
+
 
 class StateView:
     """Room state after some event. For the reactor thread."""
@@ -36,15 +39,22 @@ class StateView:
     async def load(self, keys: Iterable[StateKey]) -> dict[StateKey, StoredEvent]:
         """These entries of the state, as far as they exist: no query when they were asked for before."""
         entries = self._entries
-        wanted = list(keys)
-        missing = [key for key in wanted if key not in entries]
+        found: dict[StateKey, StoredEvent | None] = {}
+        missing: list[StateKey] = []
+        for key in keys:
+            if key in entries:
+                found[key] = entries[key]
+            else:
+                missing.append(key)
         if missing and self.root is not None:
             nids = await self._trees.get_entries(self.room_nid, self.root, missing)
             events = await self._events.get_events(nids.values())
-            for key in missing:
-                nid = nids.get(key)
-                entries[key] = None if nid is None else events[nid]
-        return {key: event for key in wanted if (event := entries.get(key)) is not None}
+            read = {key: None if (nid := nids.get(key)) is None else events[nid] for key in missing}
+            found.update(read)
+            if len(entries) + len(read) > MAX_ENTRIES:
+                entries.clear()  # anyone may ask for keys that nobody ever set
+            entries.update(read)
+        return {key: event for key, event in found.items() if event is not None}
 
     async def get(self, key: StateKey) -> StoredEvent | None:
         """One entry, or None."""

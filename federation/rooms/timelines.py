@@ -63,7 +63,8 @@ class Timelines:
                 arrivals = newest_first[::-1]
                 found[room_nid] = Stretch(arrivals[-limit:] if limit else [], len(arrivals) > limit)
                 if upto >= head and head == self._streams.current():
-                    self._keep(room_nid, after, arrivals)
+                    # what is committed and not told of yet will come by the stream
+                    self._keep(room_nid, after, [arrival for arrival in arrivals if arrival.position <= head])
         return found
 
     def _from_tail(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:

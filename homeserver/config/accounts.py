@@ -92,4 +92,4 @@ class Sessions:
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None, "How long an access token lives that cannot be refreshed; `null`: for ever.", minimum=1, example="24h"
     )
-    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.")
+    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

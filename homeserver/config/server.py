@@ -156,7 +156,7 @@ class Storage:
     database: Database = section(Database, "The database.")
     media_store_path: Path = option(Path("media_store"), "The folder for uploaded files.", not_yet=True)
     max_upload_size: Size = option(
-        Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
+        Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M", not_yet=True
     )
 
 
@@ -201,4 +201,5 @@ class Keys:
         {},
         "Keys that are no longer used, so that others can still check what they signed.",
         example='{"ed25519:old": {key: "…", expired_ts: 1576767829750}}',
+        not_yet=True,
     )

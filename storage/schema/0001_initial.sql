@@ -1,18 +1,19 @@
--- The tables of a new Mahalla database. One text for SQLite and PostgreSQL: the reader of these files replaces
--- BYTES by BLOB or BYTEA. Times are milliseconds since 1970. A `_nid` is a number that stands for a long identifier
--- inside this database and never leaves it. `position` is a place in the one sequence.
+-- The tables of a new Mahalla database. One text for SQLite and PostgreSQL; the words in capitals that are no SQL (BYTES,
+-- ROW_NUMBER, CLUSTERED, ROOMY) are told apart in `storage/migrate.py`. Times are milliseconds since 1970. A `_nid` is a number
+-- that stands for a long identifier inside this database and never leaves it. `position` is a place in the one sequence.
+-- Columns of a fixed length come first in tables with many rows: PostgreSQL then needs no padding between them.
 
 -- Numbers that were given out: `position` is the one sequence; others number rooms, events, …
 CREATE TABLE counters (
     name TEXT NOT NULL PRIMARY KEY,
     value BIGINT NOT NULL
-);
+) CLUSTERED;
 
 ---------------------------------------------------------------------------------------------------- rooms and events
 
 -- A room that this server knows, and its head: what changes when an event is added.
 CREATE TABLE rooms (
-    room_nid BIGINT NOT NULL PRIMARY KEY,
+    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
     room_id TEXT NOT NULL UNIQUE,
     version TEXT NOT NULL,
     -- rises with every change of the head; a writer that read another one has to build its event again
@@ -27,54 +28,48 @@ CREATE TABLE rooms (
     -- listed in this server's public room directory
     is_public INTEGER NOT NULL DEFAULT 0,
     creation_ts BIGINT NOT NULL
-);
+) ROOMY;
+CREATE INDEX rooms_in_directory ON rooms (joined_count, room_nid) WHERE is_public = 1;
 
 -- Every event, accepted or not. Nothing here changes, but for a redaction, which replaces pdu and sets redacted_by.
 CREATE TABLE events (
-    event_nid BIGINT NOT NULL PRIMARY KEY,
-    event_id TEXT NOT NULL UNIQUE,
+    event_nid ROW_NUMBER NOT NULL PRIMARY KEY,
     room_nid BIGINT NOT NULL,
     -- arrival in the one sequence; NULL for outliers, for what was fetched from the past and for what was not accepted
     position BIGINT,
     depth BIGINT NOT NULL,
-    type TEXT NOT NULL,
-    state_key TEXT,
-    sender TEXT NOT NULL,
     origin_server_ts BIGINT NOT NULL,
-    -- bits: 1 outlier, 2 rejected, 4 soft-failed, 8 counts as unread, 16 stands in the timeline (accepted, no outlier),
-    -- 32 calls the whole room, 64 calls some of our users (see highlights)
-    flags BIGINT NOT NULL,
-    -- root of the state after this event; NULL for outliers
-    state_root BYTES,
     -- the event_nid of the state entry that this state event took the place of; NULL if there was none
     replaces BIGINT,
     -- the event_nid of the redaction that took the content away
     redacted_by BIGINT,
+    -- bits: 1 outlier, 2 rejected, 4 soft-failed, 8 counts as unread, 16 stands in the timeline (accepted, no outlier),
+    -- 32 calls the whole room, 64 calls some of our users (see highlights)
+    flags INTEGER NOT NULL,
+    event_id TEXT NOT NULL UNIQUE,
+    type TEXT NOT NULL,
+    state_key TEXT,
+    sender TEXT NOT NULL,
+    -- root of the state after this event; NULL for outliers
+    state_root BYTES,
     pdu BYTES NOT NULL
 );
 CREATE INDEX events_by_position ON events (room_nid, position) WHERE position IS NOT NULL;
 CREATE INDEX events_by_depth ON events (room_nid, depth, event_nid);
-
--- prev_events, so that successors and gaps are found
-CREATE TABLE event_edges (
-    prev_event_id TEXT NOT NULL,
-    event_nid BIGINT NOT NULL,
-    PRIMARY KEY (prev_event_id, event_nid)
-);
 
 -- prev_events that we do not have: where the past of the room is still to be fetched
 CREATE TABLE backward_extremities (
     room_nid BIGINT NOT NULL,
     event_id TEXT NOT NULL,
     PRIMARY KEY (room_nid, event_id)
-);
+) CLUSTERED;
 
 -- Redactions by target, also those that came before their target
 CREATE TABLE redactions (
     redacts TEXT NOT NULL,
     event_nid BIGINT NOT NULL,
     PRIMARY KEY (redacts, event_nid)
-);
+) CLUSTERED;
 
 -- The dense numbering of a room's (type, state_key) pairs, the keys of its state tree
 CREATE TABLE state_keys (
@@ -83,7 +78,7 @@ CREATE TABLE state_keys (
     type TEXT NOT NULL,
     state_key TEXT NOT NULL,
     PRIMARY KEY (room_nid, key_nid)
-);
+) CLUSTERED;
 CREATE UNIQUE INDEX state_keys_by_name ON state_keys (room_nid, type, state_key);
 
 -- Nodes of the rooms' state trees by the hash of their content. No two rooms have one in common, since event_nids are in
@@ -95,11 +90,11 @@ CREATE TABLE state_nodes (
     -- the mark of the last collection of garbage that met the node, 0 if none did (state_garbage.py)
     cycle BIGINT NOT NULL,
     PRIMARY KEY (room_nid, node)
-);
+) CLUSTERED;
 
 -- Rooms whose unused state nodes are being collected
 CREATE TABLE state_collections (
-    room_nid BIGINT NOT NULL PRIMARY KEY,
+    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
     -- an even number of its own for each collection, rising
     cycle BIGINT NOT NULL,
     -- how far it is: JSON
@@ -108,7 +103,7 @@ CREATE TABLE state_collections (
 
 -- Chain cover of the auth graph: each state event has a place in a chain, and chains have links to others
 CREATE TABLE auth_chain_places (
-    event_nid BIGINT NOT NULL PRIMARY KEY,
+    event_nid ROW_NUMBER NOT NULL PRIMARY KEY,
     chain BIGINT NOT NULL,
     place BIGINT NOT NULL
 );
@@ -120,7 +115,7 @@ CREATE TABLE auth_chain_links (
     target_chain BIGINT NOT NULL,
     target_place BIGINT NOT NULL,
     PRIMARY KEY (chain, place, target_chain)
-);
+) CLUSTERED;
 CREATE INDEX auth_chain_links_by_target ON auth_chain_links (target_chain, target_place);
 
 -- The current membership of everyone who ever had one in a room, local or not
@@ -138,13 +133,14 @@ CREATE TABLE memberships (
     -- the user has forgotten the room (only while not joined)
     forgotten INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (room_nid, user_id)
-);
+) CLUSTERED;
 CREATE INDEX memberships_by_user ON memberships (user_id, membership);
+CREATE INDEX memberships_of_ours ON memberships (room_nid, user_id) WHERE membership = 'join' AND is_local = 1;
 CREATE INDEX memberships_by_kind ON memberships (room_nid, membership, event_nid);
 
 -- What a directory of rooms shows, kept as the state changes
 CREATE TABLE room_summaries (
-    room_nid BIGINT NOT NULL PRIMARY KEY,
+    room_nid ROW_NUMBER NOT NULL PRIMARY KEY,
     name TEXT,
     topic TEXT,
     canonical_alias TEXT,
@@ -163,7 +159,7 @@ CREATE TABLE room_aliases (
     room_nid BIGINT NOT NULL,
     creator TEXT NOT NULL,
     created_ts BIGINT NOT NULL
-);
+) CLUSTERED;
 CREATE INDEX room_aliases_by_room ON room_aliases (room_nid);
 
 -- Events flagged as calling a user by name or the whole room: the highlights
@@ -172,21 +168,20 @@ CREATE TABLE highlights (
     room_nid BIGINT NOT NULL,
     position BIGINT NOT NULL,
     PRIMARY KEY (user_id, room_nid, position)
-);
+) CLUSTERED;
 
 -- What a client sent under which transaction id, so that a retried request never acts twice
 CREATE TABLE sent_transactions (
-    user_id TEXT NOT NULL,
-    device_id TEXT NOT NULL,
-    -- the request's method and path without the transaction id
-    scope TEXT NOT NULL,
-    txn_id TEXT NOT NULL,
-    event_nid BIGINT,
-    -- the JSON body that was answered
-    response BYTES NOT NULL,
+    -- hash of all that names the request: user, device, method and path, transaction id
+    request BYTES NOT NULL PRIMARY KEY,
     created_ts BIGINT NOT NULL,
-    PRIMARY KEY (user_id, device_id, scope, txn_id)
-);
+    -- the event that was made; NULL where the request made none
+    event_nid BIGINT,
+    device_id TEXT NOT NULL,
+    txn_id TEXT NOT NULL,
+    -- the JSON body that was answered; NULL where it is the id of the event
+    response BYTES
+) CLUSTERED;
 CREATE INDEX sent_transactions_by_event ON sent_transactions (event_nid) WHERE event_nid IS NOT NULL;
 CREATE INDEX sent_transactions_by_age ON sent_transactions (created_ts);
 
@@ -203,7 +198,7 @@ CREATE TABLE receipts (
     ts BIGINT NOT NULL,
     position BIGINT NOT NULL,
     PRIMARY KEY (room_nid, user_id, receipt_type, thread_id)
-);
+) CLUSTERED;
 CREATE INDEX receipts_by_position ON receipts (room_nid, position);
 
 --------------------------------------------------------------------------------------------------------- accounts

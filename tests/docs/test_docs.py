@@ -8,11 +8,36 @@ import click
 import pytest
 
 from homeserver.__main__ import main
+from homeserver.services.sync.sync import MAX_TIMEOUT_MS
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 SCRIPTS = sorted(path for path in (ROOT / "scripts").iterdir() if path.is_file())
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+PACKAGES = ("homeserver", "federation", "storage")
+MODULES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+    if path.name != "__init__.py"
+)
+HOW_TOS = frozenset({"add_a_table.md", "add_an_endpoint.md"})
+"""They speak of files that the reader is to make."""
+_PATH = re.compile(r"\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]")
+
+
+def paths_in(text: str) -> set[str]:
+    """The files and folders that a page names; `a/{b,c}.py` names two."""
+    found: set[str] = set()
+    for path in _PATH.findall(text):
+        before, brace, rest = path.partition("{")
+        inside, _, after = rest.partition("}")
+        found.update(f"{before}{name.strip()}{after}" for name in inside.split(",")) if brace else found.add(path)
+    return found
+
+
+NAMED = {path for text in TEXTS.values() for path in paths_in(text)}
 
 
 def commands(group: click.Group, words: tuple[str, ...] = ()) -> list[str]:
@@ -43,6 +68,33 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_is_told(module: str) -> None:
+    assert module in NAMED, (
+        f"no page of docs/ names {module}: add it to the map in docs/architecture.md or to its part's page"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    if page.name not in HOW_TOS and page.parent.name != "adr":  # a decision speaks of the day when it was made
+        assert [path for path in sorted(paths_in(TEXTS[page])) if not (ROOT / path).exists()] == []
+
+
+def test_every_metric_is_told() -> None:
+    sources = "".join((ROOT / module).read_text(encoding="utf-8") for module in MODULES)
+    metrics = set(re.findall(r'"(mahalla_[a-z0-9_]+)"', sources))
+    told = "\n".join(TEXTS.values())
+    assert metrics
+    assert sorted(metric for metric in metrics if metric not in told) == []
+
+
+def test_proxies_of_the_examples_wait_longer_than_clients() -> None:
+    nginx = (ROOT / "docs" / "examples" / "nginx.conf").read_text(encoding="utf-8")
+    waits = re.findall(r"proxy_read_timeout (\d+)s;", nginx)
+    assert [int(seconds) * 1000 > MAX_TIMEOUT_MS for seconds in waits] == [True]
 
 
 def test_decisions_are_numbered() -> None:

@@ -55,7 +55,8 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, folder: Path, database: Database, further_config: str = "") -> None:
+    def __init__(self, folder: Path, database: Database, further_config: str = "", seed: int = 1) -> None:
+        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another."""
         path = folder / "homeserver.yaml"
         path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
         self.clock = Clock()
@@ -67,7 +68,7 @@ class TestServer:
             database,
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
-            random=Random(1).randbytes,
+            random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
         site = self.app.site(self.config.network.listeners[0])

@@ -22,7 +22,7 @@ from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.peers import Peer, copy, join, servers
 
 VERSIONS = list(ROOM_VERSIONS.values())
-WRITES_OF_A_MESSAGE = 5
+WRITES_OF_A_MESSAGE = 4
 """Statements of the one write that takes in a message."""
 V11 = ROOM_VERSIONS["11"]
 EachVersion = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.identifier)

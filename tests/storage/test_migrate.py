@@ -142,6 +142,15 @@ def test_a_new_file_is_nobody_elses_business(empty_sqlite: SQLiteConfig) -> None
     assert Path(empty_sqlite.path).stat().st_mode & 0o077 == 0
 
 
+def test_words_that_the_databases_say_differently_are_replaced(tmp_path: Path) -> None:
+    (tmp_path / "0001_a.sql").write_text(
+        "CREATE TABLE a (n ROW_NUMBER, b BYTES) CLUSTERED; CREATE TABLE r (n BIGINT) ROOMY;"
+    )
+    sqlite, postgres = (find_migrations(engine, "X", tmp_path)[0].sql for engine in ("sqlite", "postgres"))
+    assert sqlite == "CREATE TABLE a (n INTEGER, b X) WITHOUT ROWID; CREATE TABLE r (n BIGINT);"
+    assert postgres == "CREATE TABLE a (n BIGINT, b X); CREATE TABLE r (n BIGINT) WITH (fillfactor = 70);"
+
+
 def find_both(folder: Path) -> list[object]:
     return [find_migrations(engine, "X", folder) for engine in ("sqlite", "postgres")]
 
@@ -177,10 +186,19 @@ def dump_sqlite(engine: Engine) -> set[tuple[object, ...]]:
     for (table,) in ask(engine, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
         for _, name, kind, not_null, _, _ in ask(engine, f"PRAGMA table_info({table})"):
             found.add((table, name, kind, bool(not_null)))
-        for _, index, unique, _, partial in ask(engine, f"PRAGMA index_list({table})"):
+        indices = ask(engine, f"PRAGMA index_list({table})")
+        for name in () if any(origin == "pk" for *_, origin, _ in indices) else primary_key(engine, table):
+            # the key of the rows themselves, which needs no index
+            found.remove((table, name, "INTEGER", True))
+            found |= {(table, name, "BIGINT", True), (table, "index", (name,), True, False)}
+        for _, index, unique, _, partial in indices:
             columns = tuple(row[2] for row in ask(engine, f"PRAGMA index_info({index})"))
             found.add((table, "index", columns, bool(unique), bool(partial)))
     return found
+
+
+def primary_key(engine: Engine, table: object) -> list[object]:
+    return [name for _, name, *_, part in ask(engine, f"PRAGMA table_info({table})") if part]
 
 
 def dump_postgres(engine: Engine) -> set[tuple[object, ...]]:
