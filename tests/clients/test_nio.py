@@ -149,5 +149,7 @@ async def _departure(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None
     assert isinstance(await bob.room_messages(room_id, ""), nio.RoomMessagesError)
     await sync(alice)
     assert set(alice.rooms[room_id].users) == {alice.user_id}
+    token = bob.access_token
     expect(await bob.logout(), nio.LogoutResponse)
+    bob.access_token = token
     assert isinstance(await bob.joined_rooms(), nio.JoinedRoomsError)
