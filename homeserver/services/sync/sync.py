@@ -20,8 +20,8 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
-from homeserver.services.event_filters import Filter
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.push_rules import PUSH_RULES, push_rules_content
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
@@ -134,7 +134,7 @@ class Sync:
         ]
         devices = await parts.devices.read(request, span, messages)
         sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
-        account_data = _account_data_events(data.everywhere, request.filter)
+        account_data = _account_data_events(request, data.everywhere)
         answer = _frame(token, devices, account_data, sections)
         return answer, bool(sections) or bool(account_data) or devices.is_news
 
@@ -323,9 +323,15 @@ def _unread_json(count: Unread) -> dict[str, int]:
     return {"notification_count": count.notifications, "highlight_count": count.highlights}
 
 
-def _account_data_events(entries: Mapping[str, bytes], wanted: Filter) -> list[dict[str, Any]]:
-    return [
+def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Global account data; push rules are in every first answer, since everybody has the default ones."""
+    allows = request.filter.account_data.allows
+    events: list[dict[str, Any]] = [
         {"type": type, "content": msgspec.Raw(content)}
         for type, content in entries.items()
-        if wanted.account_data.allows(type, None)
+        if type != PUSH_RULES and allows(type, None)
     ]
+    if (request.since is None or PUSH_RULES in entries) and allows(PUSH_RULES, None):
+        content = push_rules_content(request.caller.user_id, entries.get(PUSH_RULES))
+        events.append({"type": PUSH_RULES, "content": content})
+    return events
