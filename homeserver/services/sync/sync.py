@@ -103,7 +103,7 @@ class Sync:
             if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
         ]
         devices = await parts.devices.read(request, span, messages)
-        sections = await self._rooms(request, span, token, candidates, rooms, data)
+        sections = await self._rooms(request, span, token, candidates, rooms, data) if candidates else {}
         answer = _frame(token, devices, _account_data_events(data.everywhere, request.filter), sections)
         return answer, bool(sections) or bool(data.everywhere) or devices.is_news
 
