@@ -1,5 +1,6 @@
 """The command line: `python -m homeserver COMMAND`."""
 
+import gc
 import os
 import sqlite3
 import sys
@@ -54,6 +55,8 @@ SECONDS_TO_FLUSH = 1.0
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
 HASHING_THREADS = 2
+COLLECTOR_THRESHOLDS = (10_000, 20, 100)
+"""Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
 
 DATABASE_ERRORS = (
     DatabaseUnavailable,
@@ -141,6 +144,17 @@ def sample(docs: bool) -> None:
     click.echo(write_docs() if docs else write_sample(), nl=False)
 
 
+def calm_collector() -> None:
+    """Let the collector of cycles leave alone what stays, and look less often at what came since.
+
+    The caches hold many small objects that are in no cycle, and a full collection walks them all; what a request leaves
+    behind is freed without it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECTOR_THRESHOLDS)
+
+
 @main.command()
 @config_option
 def run(paths: tuple[Path, ...]) -> None:
@@ -180,6 +194,7 @@ def run(paths: tuple[Path, ...]) -> None:
             failures.append(f"cannot listen: {error}")
             reactor.stop()
 
+    calm_collector()
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)

@@ -133,7 +133,9 @@ class Sync:
             if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not _is_forgotten(request, row)
         ]
         devices = await parts.devices.read(request, span, messages)
-        sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
+        sections: dict[str, Any] = {}
+        if candidates:
+            sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
         account_data = _account_data_events(request, data.everywhere)
         answer = _frame(token, devices, account_data, sections)
         return answer, bool(sections) or bool(account_data) or devices.is_news
