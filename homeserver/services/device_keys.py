@@ -73,6 +73,7 @@ class DeviceKeys:
         self._counts: OrderedDict[str, dict[str, KeyCounts]] = OrderedDict()
         self._counts_heard = 0
         database.streams.subscribe(self._hear)
+        database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
         self._cross_signing = cross_signing
@@ -169,6 +170,11 @@ class DeviceKeys:
             if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
                 self._counts_heard += 1
                 self._counts.pop(change.user_id, None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node may have given keys out."""
+        self._counts_heard += 1
+        self._counts.clear()
 
     def _failures(self, user_ids: Mapping[str, object]) -> dict[str, dict[str, str]]:
         """Servers that were not asked: this one does not federate yet."""
