@@ -298,6 +298,27 @@ async def test_redactions_find_their_targets_before_and_after(pair: list[Peer], 
         assert stored.redacted_by == by.nid
 
 
+@EachVersion
+async def test_a_redaction_of_what_is_not_ones_own_is_not_shown(pair: list[Peer], version: RoomVersion) -> None:
+    a, b = pair
+    room_id, joined = await shared_room(pair, version)
+    message = await a.send(room_id, a.user, {"body": "stays"})
+    redaction = await b.fork(room_id, joined, "m.room.redaction", {}, redacts=message.event.event_id)
+    if version.redaction_event_authorised:
+        assert await a.verdict(room_id, redaction) is Verdict.REJECT
+    else:
+        assert await a.verdict(room_id, redaction) is Verdict.ACCEPT
+    stored = await a.find(room_id, message.event)
+    assert stored is not None
+    assert stored.event.content == {"body": "stays"}
+    assert redaction.event_id not in await a.shown(room_id)  # clients would take the content away
+    for event in (message.event, redaction):
+        await b.verdict(room_id, event)
+    after = await b.fork(room_id, redaction, "m.room.message", {"body": "goes on"})
+    assert await a.verdict(room_id, after) is Verdict.ACCEPT
+    assert (await a.shown(room_id))[-1] == after.event_id
+
+
 async def test_an_outlier_finds_its_place(both: list[Peer]) -> None:
     a, b = both
     room_id, _ = await shared_room(both)
