@@ -18,7 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
 from homeserver.http.endpoint import Requester
-from homeserver.services.secret_text import SecretText, hash_token
+from homeserver.services.secret_text import SecretText, hash_token, is_damaged
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
@@ -148,6 +148,8 @@ class Sessions:
     async def do_refresh(self, refresh_token: str) -> NewSession:
         """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
         and `UserLocked`."""
+        if is_damaged(refresh_token):
+            raise UnknownToken("Unknown refresh token")
         now = self._now()
         # Texts may not be made in the transaction, which may run twice.
         access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()
