@@ -27,6 +27,7 @@ from federation.protocol.signing import SigningKey
 from homeserver.app import build, declared_routes
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
+from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
@@ -41,6 +42,7 @@ from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
+from storage.executors import ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 
 T = TypeVar("T")
@@ -50,6 +52,8 @@ SECONDS_TO_FLUSH = 1.0
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
 HASHING_THREADS = 2
+FILE_THREADS = 4
+IMAGE_PROCESSES = 2
 
 DATABASE_ERRORS = (
     DatabaseUnavailable,
@@ -150,6 +154,10 @@ def run(paths: tuple[Path, ...]) -> None:
         database,
         key=key,
         threads=hashing_threads(reactor),
+        media_threads=MediaThreads(
+            files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
+            images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+        ),
         random=os.urandom,
         access_log=access_log(loaded.config, log_file),
     )

@@ -21,6 +21,7 @@ from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.client import (
@@ -33,6 +34,7 @@ from homeserver.client import (
     keys,
     login,
     logout,
+    media,
     profiles,
     receipts,
     registration,
@@ -49,7 +51,7 @@ from homeserver.client import (
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.http import probes
-from homeserver.http.endpoint import Endpoint
+from homeserver.http.endpoint import BodyLimit, Endpoint
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
@@ -77,6 +79,7 @@ SOURCES: tuple[ModuleType, ...] = (
     landing,
     login,
     logout,
+    media,
     probes,
     profiles,
     receipts,
@@ -111,6 +114,7 @@ class Server:
         accounts: AccountParts,
         rooms: RoomParts,
         people: PeopleParts,
+        media: MediaParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
     ) -> None:
@@ -121,6 +125,7 @@ class Server:
         self.accounts = accounts
         self.rooms = rooms
         self.people = people
+        self.media = media
         self._metrics = metrics
         self._access_log = access_log
         self._request_numbers = count(1)
@@ -143,11 +148,13 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
+                spool_folder=self.media.files.spool_folder,
             ),
         )
 
     def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
         """Listen, then do what is done at intervals. Raises `CannotListenError`, and for TLS `OSError`, `SSL.Error`."""
+        self.media.sweep()
         for listener in self.config.network.listeners:
             if listener.type == "manhole":
                 continue
@@ -178,6 +185,7 @@ class Server:
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         await self.accounts.last_seen.stop()
+        await self.media.stop()
         await self.database.close()
 
 
@@ -188,10 +196,11 @@ def build(
     *,
     key: SigningKey,
     threads: Threads,
+    media_threads: MediaThreads,
     random: RandomBytes,
     access_log: AccessLog,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
+    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes. Raises OSError."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = CollectorRegistry()
@@ -208,6 +217,7 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
+    files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         accounts.registration,
         accounts.sessions,
@@ -220,6 +230,8 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        files.delivery,
+        files.repository,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -250,8 +262,13 @@ def build(
             registration_open=config.registration.enable_registration,
         ),
     )
-    router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), access_log)
+    router = Router(
+        SOURCES,
+        by_type(services),
+        guard=Guard(limiter, tokens=accounts.access_tokens),
+        body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
+    )
+    return Server(config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log)
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:
