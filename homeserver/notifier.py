@@ -19,6 +19,7 @@ from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
 
 WAKES_A_TURN = 25
+PRIVATE_RECEIPT = "m.read.private"
 
 
 class Listener:
@@ -73,6 +74,7 @@ class Notifier:
         self._rooms: dict[int, None] = {}
         self._people: dict[str, None] = {}
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     def listen(self, user_id: UserID) -> Listener:
         """Begin to listen for what concerns the user."""
@@ -106,8 +108,9 @@ class Notifier:
         if not self._listeners:
             return
         for change in changes:
-            if isinstance(change.detail, EventRow | ReceiptRow):
-                self._rooms[change.detail.room_nid] = None
+            row = change.detail
+            if isinstance(row, EventRow) or (isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT):
+                self._rooms[row.room_nid] = None
             if change.topic is Topic.DEVICE and change.user_id is not None:
                 self._people[change.user_id] = None
                 self._schedule()
@@ -115,6 +118,10 @@ class Notifier:
                 self.wake_users([change.user_id])
         if self._rooms:
             self._schedule()
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: whom it concerns is not known here."""
+        self.wake_users(self._listeners)
 
     def _schedule(self) -> None:
         if not self._scheduled:

@@ -4,7 +4,7 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -30,6 +30,8 @@ class MembershipRow:
 
 _COLUMNS = "room_nid, user_id, membership, event_nid, sender, position, is_local, display_name, avatar_url, forgotten"
 
+_SELECT_BY_KIND = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
+
 
 class MembershipStore:
     """Readers of the table `memberships`, and the forgetting of rooms."""
@@ -52,10 +54,6 @@ class MembershipStore:
     async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
-
-    async def get_heroes(self, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:
-        """The first few with that membership, by the age of their membership event."""
-        return await self._database.read_quickly("get_heroes", _select_members, room_nid, membership, limit)
 
     async def get_local_members(self, room_nid: int) -> list[str]:
         """This server's users who are joined."""
@@ -131,11 +129,14 @@ def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
     return {row[0]: _row(row) for row in rows}
 
 
-def _select_members(txn: Transaction, room_nid: int, membership: str, limit: int | None = None) -> list[MembershipRow]:
-    sql = f"SELECT {_COLUMNS} FROM memberships WHERE room_nid = ? AND membership = ? ORDER BY event_nid"
-    if limit is None:
-        return [_row(row) for row in txn.query(sql, (room_nid, membership))]
-    return [_row(row) for row in txn.query(sql + " LIMIT ?", (room_nid, membership, limit))]
+def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[MembershipRow]:
+    rows = txn.query(_SELECT_BY_KIND, (room_nid, membership))
+    return [_row(row) for row in rows]
+
+
+def select_first_members(txn: Transaction, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:
+    """The first few with that membership, by the age of their membership event; for use inside a transaction."""
+    return [_row(row) for row in txn.query(f"{_SELECT_BY_KIND} LIMIT ?", (room_nid, membership, limit))]
 
 
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
@@ -176,8 +177,9 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
 
 
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
-    txn.execute(
-        "UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ? AND membership <> 'join'",
-        (room_nid, user_id),
-    )
-    txn.announce(Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id))
+    row = select_memberships(txn, room_nid, [user_id]).get(user_id)
+    if row is None or row.membership == "join" or row.forgotten:
+        return
+    txn.execute("UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
+    change = Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True))
+    txn.announce(change)

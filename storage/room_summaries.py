@@ -1,10 +1,11 @@
 """What a directory shows of a room, kept as its state changes, and the search in it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from storage.database import Database
 from storage.engine import Row, SQLValue
+from storage.memberships import MembershipRow, select_first_members
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -28,6 +29,18 @@ class SummaryRow:
     federates: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """What names a room: its name or alias, or else some of its people."""
+
+    name: str | None
+    canonical_alias: str | None
+    joined_count: int
+    invited_count: int
+    heroes: Sequence[MembershipRow]
+    """Of a room without name and alias: the first few others who are in it or invited, else of those who were."""
+
+
 SUMMARY_COLUMNS = frozenset(
     {
         "name",
@@ -44,6 +57,8 @@ SUMMARY_COLUMNS = frozenset(
 )
 """The columns that a state event may set."""
 
+ROOMS_SEARCHED_AT_ONCE = 500
+
 _COLUMNS = (
     "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
     " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates"
@@ -57,6 +72,10 @@ class RoomSummaryStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    async def get_rosters(self, user_id: str, room_nids: Iterable[int], heroes: int) -> Mapping[int, Roster]:
+        """For each room what names it to the user; so many heroes at most."""
+        return await self._database.read("get_rosters", _select_rosters, user_id, list(room_nids), heroes)
+
     async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
         """Summaries by room."""
         return await self._database.read("get_summaries", _select_summaries, list(room_nids))
@@ -69,15 +88,17 @@ class RoomSummaryStore:
         before: tuple[int, int] | None,
         limit: int,
         only_federating: bool,
+        after: tuple[int, int] | None = None,
     ) -> list[SummaryRow]:
         """This server's public directory, the largest rooms first.
 
         `term` is looked for in name, topic and alias, whatever the case; `room_types` None means all, a None in it
-        rooms without a type. `before` is (joined_count, room_nid) of the last room of the page before.
+        rooms without a type. `before` is (joined_count, room_nid) of the last room of the page before; `after` that of
+        the first room of the page after, instead.
         """
         types = None if room_types is None else list(room_types)
         return await self._database.read(
-            "get_public_rooms", _select_public, term, types, before, limit, only_federating
+            "get_public_rooms", _select_public, term, types, before, after, limit, only_federating
         )
 
     async def count_public_rooms(self) -> int:
@@ -111,6 +132,7 @@ def _select_public(
     term: str | None,
     room_types: list[str | None] | None,
     before: tuple[int, int] | None,
+    after: tuple[int, int] | None,
     limit: int,
     only_federating: bool,
 ) -> list[SummaryRow]:
@@ -118,11 +140,6 @@ def _select_public(
     args: list[SQLValue] = []
     if only_federating:
         conditions.append("s.federates = 1")
-    if term:
-        pattern = "%" + term.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%"
-        columns = ("s.name", "s.topic", "s.canonical_alias")
-        conditions.append("(" + " OR ".join(f"lower({column}) LIKE ? ESCAPE '!'" for column in columns) + ")")
-        args += [pattern] * len(columns)
     if room_types is not None:
         named = [room_type for room_type in room_types if room_type is not None]
         choices = ["s.room_type IS NULL"] if None in room_types else []
@@ -130,15 +147,29 @@ def _select_public(
             choices.append(f"s.room_type IN ({', '.join('?' * len(named))})")
             args += named
         conditions.append("(" + " OR ".join(choices or ["1 = 0"]) + ")")
-    if before is not None:
-        conditions.append("(r.joined_count, r.room_nid) < (?, ?)")
-        args += before
-    rows = txn.query(
-        f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions)}"
-        " ORDER BY r.joined_count DESC, r.room_nid DESC LIMIT ?",
-        (*args, limit),
-    )
-    return [_row(row) for row in rows]
+    # no database folds the case of all scripts (SQLite never, PostgreSQL by its locale), so the term is looked for here
+    wanted = term.casefold() if term else None
+    asked = limit if wanted is None else max(limit, ROOMS_SEARCHED_AT_ONCE)
+    place, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
+    found: list[SummaryRow] = []
+    while len(found) < limit:
+        bound = [] if place is None else [f"(r.joined_count, r.room_nid) {side} (?, ?)"]
+        rows = txn.query(
+            f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions + bound)}"
+            f" ORDER BY r.joined_count {order}, r.room_nid {order} LIMIT ?",
+            (*args, *(place or ()), asked),
+        )
+        summaries = [_row(row) for row in rows]
+        found += [row for row in summaries if wanted is None or _mentions(row, wanted)]
+        if len(rows) < asked:
+            break
+        place = (summaries[-1].joined_count, summaries[-1].room_nid)
+    del found[limit:]
+    return found if after is None else found[::-1]
+
+
+def _mentions(row: SummaryRow, wanted: str) -> bool:
+    return any(text is not None and wanted in text.casefold() for text in (row.name, row.topic, row.canonical_alias))
 
 
 def _count_public(txn: Transaction) -> int:
@@ -146,3 +177,32 @@ def _count_public(txn: Transaction) -> int:
     assert row is not None
     count: int = row[0]
     return count
+
+
+def _select_rosters(txn: Transaction, user_id: str, room_nids: list[int], limit: int) -> dict[int, Roster]:
+    rows = txn.query_in(
+        "SELECT r.room_nid, s.name, s.canonical_alias, r.joined_count, r.invited_count"
+        " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid WHERE r.room_nid IN {keys}",
+        room_nids,
+    )
+    found: dict[int, Roster] = {}
+    for room_nid, name, alias, joined, invited in rows:
+        heroes: list[MembershipRow] = []
+        if not name and not alias:
+            heroes = _select_heroes(txn, user_id, room_nid, ("join", "invite"), limit) or _select_heroes(
+                txn, user_id, room_nid, ("leave", "ban"), limit
+            )
+        found[room_nid] = Roster(name, alias, joined, invited, heroes)
+    return found
+
+
+def _select_heroes(
+    txn: Transaction, user_id: str, room_nid: int, memberships: tuple[str, str], limit: int
+) -> list[MembershipRow]:
+    rows = [
+        row
+        for membership in memberships
+        for row in select_first_members(txn, room_nid, membership, limit + 1)
+        if row.user_id != user_id
+    ]
+    return sorted(rows, key=lambda row: row.event_nid)[:limit]

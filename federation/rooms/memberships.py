@@ -23,6 +23,7 @@ class Memberships:
         self._local: OrderedDict[int, set[str]] = OrderedDict()
         self._changes_heard = 0
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
         """All memberships of a user by room number. The mapping is the cache's own: read, don't keep."""
@@ -67,8 +68,17 @@ class Memberships:
                 row = change.detail
                 if isinstance(row, MembershipRow):
                     self._apply(row)
-                elif change.user_id is not None:
-                    self._by_user.pop(change.user_id, None)
+                else:
+                    self._forget_all()
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._changes_heard += 1
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._by_user.clear()
+        self._local.clear()
 
     def _apply(self, row: MembershipRow) -> None:
         rooms = self._by_user.get(row.user_id)

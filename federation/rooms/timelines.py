@@ -4,9 +4,11 @@ A tail holds a room's latest arrivals, complete from some position on. The strea
 synchronisation of many readers after one message cost no query. For the reactor thread.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from storage.events import EventRow
 from storage.streams import Change, Streams, Topic
@@ -14,6 +16,8 @@ from storage.timelines import Arrival, TimelineStore
 
 TAIL_LENGTH = 64
 """Arrivals kept for a room."""
+
+_position = attrgetter("position")
 
 
 @dataclass(slots=True)
@@ -44,6 +48,7 @@ class Timelines:
         self._capacity = capacity
         self._tails: OrderedDict[int, _Tail] = OrderedDict()
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> dict[int, Stretch]:
         """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up to."""
@@ -71,7 +76,9 @@ class Timelines:
         tail = self._tails.get(room_nid)
         if tail is None:
             return None
-        arrivals = [arrival for arrival in tail.arrivals if after < arrival.position <= upto]
+        known = tail.arrivals
+        start = bisect_right(known, after, key=_position)
+        arrivals = known[start : bisect_right(known, upto, start, key=_position)]
         if after < tail.complete_from and len(arrivals) <= limit:
             return None  # there may be more, or fewer, than the tail knows
         self._tails.move_to_end(room_nid)
@@ -88,6 +95,10 @@ class Timelines:
         self._tails.move_to_end(room_nid)
         if len(self._tails) > self._capacity:
             self._tails.popitem(last=False)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: what the tails lack is unknown."""
+        self._tails.clear()
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

@@ -54,7 +54,7 @@ class DeviceLists:
         changed = await self._changed_devices(user_id, since, upto)
         moves = await self._moves(own, since, upto)
         newly, gone = await self._follow(user_id, own, moves, since)
-        newly |= await self._newly_encrypted(own, since, upto)
+        newly |= await self._newly_encrypted(user_id, own, since, upto)
         shared = await self._sharing(user_id, own, changed | newly | gone)
         return {
             "changed": sorted((changed & shared) | (changed & {user_id}) | (newly & shared)),
@@ -94,9 +94,11 @@ class DeviceLists:
                 (newly if is_in else gone).update(member.user_id for member in members)
         return newly, gone
 
-    async def _newly_encrypted(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
+    async def _newly_encrypted(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], since: int, upto: int
+    ) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        changed = self._recent.rooms_since(since)
+        changed = self._recent.rooms_since(user_id, since)
         rooms = set(own) if changed is None else changed.events & set(own)
         joined = {nid for nid in rooms if own[nid].membership == "join"}
         members: set[str] = set()

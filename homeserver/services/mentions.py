@@ -7,7 +7,7 @@ from typing import Final
 
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
-from federation.protocol.ids import UserID, is_user_id
+from federation.protocol.ids import EventID, UserID, is_event_id, is_user_id
 from federation.rooms.build import Classification
 from storage.events import EventFlag
 
@@ -27,15 +27,30 @@ class Mentions:
         if event.type not in COUNTED or _is_edit(event):
             return Classification()
         flags = int(EventFlag.UNREAD)
+        if thread_of(event) is not None:
+            flags |= EventFlag.THREAD
         mentions = event.content.get("m.mentions")
-        if not isinstance(mentions, dict):
-            return Classification(flags)
-        if mentions.get("room") is True:
+        if isinstance(mentions, dict) and mentions.get("room") is True:
             flags |= EventFlag.MENTIONS_ROOM
-        named = mentions.get("user_ids")
-        users = named[:MAX_MENTIONS] if isinstance(named, list) else []
-        called = {UserID(user) for user in users if isinstance(user, str) and is_user_id(user)}
+        called = called_users(event)
         return Classification(flags, [user for user in sorted(called) if self._identity.is_local(user)])
+
+
+def called_users(event: Event) -> frozenset[UserID]:
+    """Whom an event calls by name."""
+    mentions = event.content.get("m.mentions")
+    named = mentions.get("user_ids") if isinstance(mentions, dict) else None
+    users = named[:MAX_MENTIONS] if isinstance(named, list) else []
+    return frozenset(UserID(user) for user in users if isinstance(user, str) and is_user_id(user))
+
+
+def thread_of(event: Event) -> EventID | None:
+    """The root of the thread that an event stands in. spec: client-server-api#threading"""
+    relation = event.content.get("m.relates_to")
+    if not isinstance(relation, dict) or relation.get("rel_type") != "m.thread":
+        return None
+    root = relation.get("event_id")
+    return EventID(root) if isinstance(root, str) and is_event_id(root) else None
 
 
 def _is_edit(event: Event) -> bool:

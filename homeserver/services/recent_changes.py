@@ -4,7 +4,8 @@ what to look at, instead of asking each of their rooms. For the reactor thread.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 from federation.protocol.ids import UserID
 from storage.events import EventRow
@@ -12,15 +13,16 @@ from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
 
-KEPT = 20_000
+KEPT: Final = 20_000
+PRIVATE_RECEIPT: Final = "m.read.private"
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedRooms:
     """Numbers of rooms, by what is new in them."""
 
-    events: set[int]
-    receipts: set[int]
+    events: set[int] = field(default_factory=set)
+    receipts: set[int] = field(default_factory=set)
 
 
 class RecentChanges:
@@ -29,21 +31,25 @@ class RecentChanges:
     def __init__(self, streams: Streams) -> None:
         self._complete_from = streams.current()
         self._positions: list[int] = []
-        self._rooms: list[tuple[type, int] | None] = []
+        self._rooms: list[tuple[Topic, int, str | None] | None] = []
+        """What is new in which room, and for whom alone."""
         self._users: list[tuple[Topic, str] | None] = []
         self._memberships: list[MembershipRow | None] = []
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
-    def rooms_since(self, position: int) -> ChangedRooms | None:
-        """The rooms in which something is new after the position; None if that reaches further back than is kept."""
+    def rooms_since(self, user_id: UserID, position: int) -> ChangedRooms | None:
+        """The rooms in which something is new after the position that may concern the user.
+
+        None if that reaches further back than is kept.
+        """
         if position < self._complete_from:
             return None
-        start = bisect_right(self._positions, position)
-        rooms: dict[type, set[int]] = {EventRow: set(), ReceiptRow: set()}
-        for room in self._rooms[start:]:
-            if room is not None:
-                rooms[room[0]].add(room[1])
-        return ChangedRooms(rooms[EventRow], rooms[ReceiptRow])
+        changed = ChangedRooms()
+        for room in self._rooms[bisect_right(self._positions, position) :]:
+            if room is not None and (room[2] is None or room[2] == user_id):
+                (changed.receipts if room[0] is Topic.RECEIPT else changed.events).add(room[1])
+        return changed
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
         """Whether there may be changes of that topic for the user after the position."""
@@ -75,16 +81,28 @@ class RecentChanges:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            room = (type(row), row.room_nid) if isinstance(row, EventRow | ReceiptRow) else None
-            user = (change.topic, change.user_id) if change.user_id is not None and room is None else None
-            if change.topic is Topic.EVENT and room is None:
-                self._forget(change.position)  # another node's event: in which room is not known here
+            room: tuple[Topic, int, str | None] | None = None
+            if isinstance(row, EventRow):
+                room = (Topic.EVENT, row.room_nid, None)
+            elif isinstance(row, ReceiptRow):
+                room = (Topic.RECEIPT, row.room_nid, row.user_id if row.receipt_type == PRIVATE_RECEIPT else None)
+            elif isinstance(row, MembershipRow):
+                room = (Topic.EVENT, row.room_nid, row.user_id)
+            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
+                self._forget(change.position)  # another node's: in which room is not known here
+            user = None
+            if change.user_id is not None and change.topic not in (Topic.EVENT, Topic.RECEIPT):
+                user = (change.topic, change.user_id)
             self._positions.append(change.position)
             self._rooms.append(room)
             self._users.append(user)
             self._memberships.append(row if isinstance(row, MembershipRow) else None)
         if len(self._positions) > 2 * KEPT:
             self._forget(self._positions[-KEPT - 1])
+
+    def _heed_others(self, _after: int, upto: int) -> None:
+        """Another node wrote: what is new up to there is not known here."""
+        self._forget(upto)
 
     def _forget(self, upto: int) -> None:
         keep = bisect_right(self._positions, upto)

@@ -1,11 +1,12 @@
 """Who is typing where: in memory, each notice with an end.
 
 Positions are of the ephemeral counter, which begins at the time of the start in microseconds: it never runs backwards
-over a restart, and a client that comes with a position from before is told the present state of every room.
+over a restart, and a client that comes with a position from before is told where anybody types.
 
 spec: client-server-api#typing-notifications
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -16,6 +17,8 @@ from homeserver.notifier import Notifier
 
 MAX_TIMEOUT_MS: Final = 120_000
 DEFAULT_TIMEOUT_MS: Final = 30_000
+MAX_ROOMS: Final = 10_000
+"""Of how many rooms the latest change is remembered."""
 
 
 class Typing:
@@ -26,7 +29,8 @@ class Typing:
         self._clock = clock
         self._start = self._position = int(clock.seconds() * 1_000_000)
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
-        self._changed: dict[int, int] = {}
+        self._changed: OrderedDict[int, int] = OrderedDict()
+        """Position of the latest change by room, the latest last."""
 
     @property
     def position(self) -> int:
@@ -60,7 +64,7 @@ class Typing:
         """Who types in those of the rooms where that has changed since the position; None: where anybody types."""
         found: dict[int, list[UserID]] = {}
         for room_nid in room_nids:
-            if since is None or since < self._start or since > self._position:
+            if since is None or not self._start <= since <= self._position:
                 if room_nid in self._ends:
                     found[room_nid] = list(self._ends[room_nid])
             elif self._changed.get(room_nid, 0) > since:
@@ -68,12 +72,22 @@ class Typing:
         return found
 
     def changed_rooms(self, since: int) -> set[int]:
-        """The rooms where something has changed since the position."""
+        """The rooms where something has changed since the position, or where anybody types for who comes from long ago."""
         if since == self._position:
             return set()
-        return {room_nid for room_nid, position in self._changed.items() if position > since}
+        if not self._start <= since <= self._position:
+            return set(self._ends)
+        changed: set[int] = set()
+        for room_nid in reversed(self._changed):
+            if self._changed[room_nid] <= since:
+                break
+            changed.add(room_nid)
+        return changed
 
     def _change(self, room_nid: int) -> None:
         self._position += 1
         self._changed[room_nid] = self._position
+        self._changed.move_to_end(room_nid)
+        if len(self._changed) > MAX_ROOMS:
+            _, self._start = self._changed.popitem(last=False)
         self._notifier.wake_room(room_nid)

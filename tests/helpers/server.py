@@ -57,12 +57,14 @@ class TestServer:
 
     __test__ = False
 
-    def __init__(self, folder: Path, database: Database, further_config: str = "", seed: int = 1) -> None:
+    def __init__(
+        self, folder: Path, database: Database, further_config: str = "", seed: int = 1, now: float = START
+    ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another."""
         path = folder / "homeserver.yaml"
         path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
         self.clock = Clock()
-        self.clock.advance(START)
+        self.clock.advance(now)
         self.config = load_config([path], {}).config
         self.app: Server = build(
             self.config,

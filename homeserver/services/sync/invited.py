@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from federation.protocol.events import Event, StateKey
 from federation.protocol.stripped_state import stripped_state_keys
 from federation.rooms.engine import RoomEngine
+from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents
 from storage.memberships import MembershipRow
-
-MAX_CHANGES_BACK = 50
-"""How many changes of a membership are followed back."""
 
 
 class InvitedRooms:
@@ -18,6 +16,7 @@ class InvitedRooms:
     def __init__(self, engine: RoomEngine, events: RoomEvents) -> None:
         self._engine = engine
         self._events = events
+        self._past = PastMemberships(events)
 
     async def get_stripped(self, row: MembershipRow) -> Sequence[Event]:
         """The stripped state of a room, as it was when the user was invited or knocked; with their own membership.
@@ -32,12 +31,4 @@ class InvitedRooms:
 
     async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
         """Whether the user was in the room at a position before their latest change of membership."""
-        nid: int | None = row.event_nid
-        for _ in range(MAX_CHANGES_BACK):
-            event = (await self._events.get_events([nid])).get(nid) if nid is not None else None
-            if event is None:
-                return False
-            if event.position is not None and event.position <= position:
-                return event.event.membership == "join"
-            nid = event.replaces
-        return False
+        return await self._past.was_joined_at(row, position)

@@ -6,7 +6,7 @@ besides is in memory for a client that is up to date.
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.client_events import ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
+from homeserver.services.ignored_users import without_ignored
 from homeserver.services.stream_tokens import SyncToken, format_place
 from homeserver.services.sync.lazy_members import LazyMembers, Member
 from homeserver.services.sync.request import Range, SyncRequest
@@ -37,6 +38,8 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place, TimelineStore
 
+SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
+"""State events after which the summary of a room may be another."""
 FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
@@ -90,9 +93,12 @@ class JoinedRooms:
         self._lazy_members = lazy_members
         self._most_events = most_events
 
-    async def fill(self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken) -> None:
-        """Find timeline, state and summary of each room."""
-        await self._fill_timelines(request, works, span)
+    async def fill(
+        self, request: SyncRequest, works: Sequence[RoomWork], span: Range, token: SyncToken, ignored: Set[str]
+    ) -> None:
+        """Find timeline, state and summary of each room. What `ignored` users said is left out."""
+        await self._fill_timelines(request, works, span, ignored)
+        await self._fill_summaries(request, works)
         former = await self._former_roots([work for work in works if work.limited and not work.whole_state])
         lazy = request.filter.room.state.lazy_load_members or request.filter.room.timeline.lazy_load_members
         sent: set[Member] = set()
@@ -100,11 +106,17 @@ class JoinedRooms:
             since = None if request.since is None else str(request.since)
             sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
         newly_sent: set[Member] = set()
+        found: list[tuple[RoomWork, Entries]] = []
         for work in works:
             if not await self._visibility.was_joined(work.own):
                 work.limited, work.whole_state = False, False  # who was never in the room is told of no state
                 continue
-            await self._fill_state(request, work, former.get(work.room.room_nid), sent if lazy else None, newly_sent)
+            root = former.get(work.room.room_nid)
+            found.append((work, await self._find_state(request, work, root, sent if lazy else None, newly_sent)))
+        wanted = request.filter.room.state
+        states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
+        for (work, _), state in zip(found, states, strict=True):
+            work.state = state
         if lazy:
             self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
 
@@ -117,12 +129,16 @@ class JoinedRooms:
             timeline: dict[str, Any] = {"events": [next(presented) for _ in work.shown], "limited": work.limited}
             if work.prev_batch is not None:
                 timeline["prev_batch"] = work.prev_batch
-            state: list[Any] = [present_plainly(event, with_room_id=False) for event in work.state]
+            federation = request.filter.event_format == "federation"
+            state: list[Any] = [
+                msgspec.Raw(event.pdu) if federation else present_plainly(event, with_room_id=False)
+                for event in work.state
+            ]
             if request.filter.event_fields:
                 state = keep_fields(state, request.filter.event_fields)
             room: dict[str, Any] = {
                 "timeline": timeline,
-                "state_after" if request.state_after else "state": {"events": state},
+                request.state_section.value: {"events": state},
                 "account_data": {"events": work.account_data},
             }
             if work.own.membership == "join":
@@ -132,18 +148,22 @@ class JoinedRooms:
         return rooms
 
     async def _present(self, request: SyncRequest, seen: Sequence[Seen]) -> list[Any]:
-        if request.filter.event_format == "federation":
-            return [msgspec.Raw(each.event.pdu) for each in seen]
         caller = request.caller
-        presented = await self._client_events.present(caller.user_id, caller.device_id, seen, with_room_id=False)
+        if request.filter.event_format == "federation":
+            presented = [msgspec.Raw(each.event.pdu) for each in seen]
+        else:
+            presented = await self._client_events.present(caller.user_id, caller.device_id, seen, with_room_id=False)
         return keep_fields(presented, request.filter.event_fields) if request.filter.event_fields else list(presented)
 
-    async def _fill_timelines(self, request: SyncRequest, works: Sequence[RoomWork], span: Range) -> None:
+    async def _fill_timelines(
+        self, request: SyncRequest, works: Sequence[RoomWork], span: Range, ignored: Set[str]
+    ) -> None:
         wanted = request.filter.room.timeline
         limit = limit_of(wanted)
         if self._most_events >= 0:
             limit = min(limit, self._most_events)
-        fetched = limit if wanted.passes_all_events else max(limit * FETCHED_PER_SHOWN, 1)
+        # at least one: the state goes as far as the newest event, shown or not
+        fetched = max(limit if wanted.passes_all_events and not ignored else limit * FETCHED_PER_SHOWN, 1)
         stretches = await self._timelines.get_latest(
             {work.room.room_nid: (work.since, _end(work, span)) for work in works}, fetched
         )
@@ -153,7 +173,7 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
-            await self._fill_timeline(request, work, stretch, wanted, limit, span)
+            await self._fill_timeline(request, work, stretch, wanted, limit, span, ignored)
 
     async def _fill_timeline(
         self,
@@ -163,20 +183,35 @@ class JoinedRooms:
         wanted: RoomEventFilter,
         limit: int,
         span: Range,
+        ignored: Set[str],
     ) -> None:
         seen = await self._visibility.filter(request.caller.user_id, work.own, work.arrived)
         if not wanted.allows_room(work.room.room_id):
             seen = []
         elif not wanted.passes_all_events:
             seen = [each for each in seen if wanted.allows_event(each.event.event)]
+        if ignored:
+            seen = without_ignored(seen, ignored)
         work.limited = stretch.limited or len(seen) > limit
         work.shown = seen[-limit:] if limit else []
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out
-            work.prev_batch = format_place(Place(first.event.depth, first.nid - 1))
+            work.prev_batch = format_place(Place(first.depth, first.nid - 1))
         else:
             work.prev_batch = str(SyncToken(span.upto, 0))
+
+    async def _fill_summaries(self, request: SyncRequest, works: Sequence[RoomWork]) -> None:
+        """The summaries that may be others than the client knows."""
+        changed = {
+            work.room.room_nid
+            for work in works
+            if work.own.membership == "join"
+            and (work.whole_state or work.limited or any(event.event.type in SUMMARIZED for event in work.arrived))
+        }
+        summaries = await self._summaries.summarize(request.caller.user_id, changed)
+        for work in works:
+            work.summary = summaries.get(work.room.room_nid)
 
     async def _former_roots(self, works: Sequence[RoomWork]) -> dict[int, bytes | None]:
         """The state that the client has, of rooms where it lacks some of the events since."""
@@ -189,33 +224,34 @@ class JoinedRooms:
             for room_nid, arrivals in latest.items()
         }
 
-    async def _fill_state(
+    async def _find_state(
         self,
         request: SyncRequest,
         work: RoomWork,
         former: bytes | None,
         sent: set[Member] | None,
         newly_sent: set[Member],
-    ) -> None:
-        user_id = request.caller.user_id
-        snapshot = await self._engine.get_snapshot(RoomID(work.room.room_id))
-        end = StatePoint(work.room.room_nid, work.arrived[-1].state_root if work.arrived else snapshot.state.root)
+    ) -> Entries:
+        if work.arrived:
+            root = work.arrived[-1].state_root
+        else:
+            root = (await self._engine.get_snapshot(RoomID(work.room.room_id))).state.root
+        end = StatePoint(work.room.room_nid, root)
         start = point_before(work.shown[0].event) if work.shown else end
         point = end if request.state_after else start
-        if work.own.membership == "join" and (
-            work.whole_state or any(event.event.type == MEMBER for event in work.arrived) or work.limited
-        ):
-            work.summary = await self._summaries.summarize(user_id, snapshot)
         if work.whole_state:
             entries = await self._states.get_all(point)
         elif work.limited:
             entries = await self._states.get_changes(former, point)
         else:
             entries = changes_of(work.arrived) if request.state_after else {}
+        if not request.state_after and len(work.shown) < len(work.arrived):
+            # a filter may keep a change of state out of the timeline: that must not keep it from the client
+            shown = {each.event.nid for each in work.shown}
+            entries = entries | changes_of([event for event in work.arrived if event.nid not in shown])
         if sent is not None:
             entries = await self._load_lazily(request, work, point, entries, sent, newly_sent)
-        if entries:
-            work.state = await self._states.load(entries, request.filter.room.state, work.room.room_id)
+        return entries
 
     async def _load_lazily(
         self,

@@ -28,24 +28,27 @@ class LazyMembers:
     """The memory of what devices were sent. For the reactor thread."""
 
     def __init__(self, *, capacity: int) -> None:
-        """`capacity`: how many devices are remembered."""
+        """`capacity`: how many members are remembered, of all devices together."""
         self._capacity = capacity
+        self._remembered = 0
         self._devices: OrderedDict[tuple[UserID, DeviceID | None], _Device] = OrderedDict()
 
     def sent(self, user_id: UserID, device_id: DeviceID | None, since: str | None) -> set[Member]:
         """What the device has for sure, now that it has come with this token."""
         key = (user_id, device_id)
-        device = self._devices.get(key)
-        if device is None or since is None:
-            device = self._devices[key] = _Device()
-            if len(self._devices) > self._capacity:
-                self._devices.popitem(last=False)
+        if since is None:
+            self._forget(self._devices.pop(key, None))
+        device = self._devices.setdefault(key, _Device())
         self._devices.move_to_end(key)
+        before = len(device.confirmed)
         if since is not None and since == device.pending_token:
             if len(device.confirmed) + len(device.pending) > MAX_MEMBERS:
                 device.confirmed = set()
             device.confirmed |= device.pending
         device.pending = set()
+        self._remembered += len(device.confirmed) - before
+        while self._remembered + len(self._devices) > self._capacity and len(self._devices) > 1:
+            self._forget(self._devices.popitem(last=False)[1])
         return device.confirmed
 
     def note(self, user_id: UserID, device_id: DeviceID | None, members: Iterable[Member], token: str) -> None:
@@ -54,3 +57,7 @@ class LazyMembers:
         if device is not None:
             device.pending = set(members)
             device.pending_token = token
+
+    def _forget(self, device: _Device | None) -> None:
+        if device is not None:
+            self._remembered -= len(device.confirmed)

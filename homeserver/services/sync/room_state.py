@@ -3,7 +3,7 @@
 The state before an event is the state after it, but for the entry that it set, whose former event is stored with it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from federation.protocol.events import StateKey
@@ -64,15 +64,18 @@ class RoomStates:
             _put_back(changes, key, point.before.replaces if point.before.replaces != old else None)
         return changes
 
-    async def load(self, entries: Mapping[StateKey, int], wanted: RoomEventFilter, room_id: str) -> list[StoredEvent]:
-        """The events of the entries, as far as the filter lets them through."""
-        if not wanted.allows_room(room_id):
-            return []
-        nids = [nid for key, nid in entries.items() if wanted.passes_all_events or wanted.allows(key.type, None)]
-        events = (await self._events.get_events(nids)).values()
+    async def load(self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter) -> list[list[StoredEvent]]:
+        """The events of the entries of each (state, room id), as far as the filter lets them through: one read for all."""
+        numbers = [
+            [nid for key, nid in entries.items() if wanted.passes_all_events or wanted.allows(key.type, None)]
+            if wanted.allows_room(room_id)
+            else []
+            for entries, room_id in states
+        ]
+        events = await self._events.get_events({nid for nids in numbers for nid in nids})
         if wanted.passes_all_events:
-            return list(events)
-        return [event for event in events if wanted.allows_event(event.event)]
+            return [[events[nid] for nid in nids] for nids in numbers]
+        return [[events[nid] for nid in nids if wanted.allows_event(events[nid].event)] for nids in numbers]
 
 
 def without_members(entries: Entries, kept: Set[str]) -> Entries:

@@ -3,19 +3,15 @@
 spec: client-server-api#get_matrixclientv3sync_response-200_roomsummary
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
-from federation.rooms.engine import RoomEngine
-from federation.rooms.snapshots import RoomSnapshot
-from storage.memberships import MembershipRow, MembershipStore
+from storage.memberships import MembershipRow
+from storage.room_summaries import RoomSummaryStore, Roster
 
 HEROES: Final = 5
-NAME: Final = StateKey("m.room.name", "")
-ALIAS: Final = StateKey("m.room.canonical_alias", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,40 +23,24 @@ class Summary:
 
 
 class RoomSummaries:
-    """Makes summaries for readers of a room."""
+    """Makes summaries for readers of rooms."""
 
-    def __init__(self, engine: RoomEngine, memberships: MembershipStore) -> None:
-        self._engine = engine
-        self._memberships = memberships
+    def __init__(self, store: RoomSummaryStore) -> None:
+        self._store = store
 
-    async def summarize(self, user_id: UserID, snapshot: RoomSnapshot) -> Summary:
-        """The summary as the user is told it. Heroes only where the room has neither name nor alias."""
-        json: dict[str, Any] = {
-            "m.joined_member_count": snapshot.head.joined_count,
-            "m.invited_member_count": snapshot.head.invited_count,
-        }
-        if await self._is_named(snapshot):
-            return Summary(json, [])
-        heroes = await self.find_heroes(user_id, snapshot.room.room_nid)
-        json["m.heroes"] = [hero.user_id for hero in heroes]
-        return Summary(json, heroes)
+    async def summarize(self, user_id: UserID, room_nids: Collection[int]) -> Mapping[int, Summary]:
+        """The summaries as the user is told them. Heroes only where a room has neither name nor alias."""
+        if not room_nids:
+            return {}
+        rosters = await self._store.get_rosters(user_id, room_nids, HEROES)
+        return {room_nid: _summarize(roster) for room_nid, roster in rosters.items()}
 
-    async def find_heroes(self, user_id: UserID, room_nid: int) -> list[MembershipRow]:
-        """The first few others who are in the room or invited; where there are none, of those who were."""
-        heroes = await self._first(user_id, room_nid, "join", "invite")
-        return heroes or await self._first(user_id, room_nid, "leave", "ban")
 
-    async def _first(self, user_id: UserID, room_nid: int, *memberships: str) -> list[MembershipRow]:
-        rows = [
-            row
-            for membership in memberships
-            for row in await self._memberships.get_heroes(room_nid, membership, HEROES + 1)
-            if row.user_id != user_id
-        ]
-        return sorted(rows, key=lambda row: row.event_nid)[:HEROES]
-
-    async def _is_named(self, snapshot: RoomSnapshot) -> bool:
-        state = await snapshot.state.load([NAME, ALIAS])
-        name = state[NAME].event.content.get("name") if NAME in state else None
-        alias = state[ALIAS].event.content.get("alias") if ALIAS in state else None
-        return bool(name) or bool(alias)
+def _summarize(roster: Roster) -> Summary:
+    json: dict[str, Any] = {
+        "m.joined_member_count": roster.joined_count,
+        "m.invited_member_count": roster.invited_count,
+    }
+    if not roster.name and not roster.canonical_alias:
+        json["m.heroes"] = [hero.user_id for hero in roster.heroes]
+    return Summary(json, roster.heroes)

@@ -8,8 +8,8 @@ Laws:
 spec: client-server-api#syncing
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +17,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID
 from federation.rooms.memberships import Memberships
+from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
-from homeserver.services.event_filters import Filter
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.push_rules import PUSH_RULES, push_rules_content
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
@@ -27,8 +29,9 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.typing import Typing
-from homeserver.services.unread import UnreadCounts
+from homeserver.services.unread import Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
+from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomRow, RoomStore
@@ -51,20 +54,32 @@ class SyncParts:
     account_data: AccountDataStore
     typing: Typing
     recent: RecentChanges
+    past: PastMemberships
+    ignored: IgnoredUsers
     devices: DeviceNewsReader
 
 
 class Sync:
     """Answers /sync."""
 
-    def __init__(self, parts: SyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        parts: SyncParts,
+        streams: Streams,
+        notifier: Notifier,
+        clock: IReactorTime,
+        catch_up: Callable[[], Awaitable[int]],
+    ) -> None:
+        """`catch_up` learns of what other nodes wrote, and gives the position up to which all can be read."""
         self._parts = parts
         self._streams = streams
         self._notifier = notifier
         self._clock = clock
+        self._catch_up = catch_up
 
     async def sync(self, request: SyncRequest, timeout_ms: int) -> dict[str, Any]:
         """The answer: at once if anything is new (or all is wanted), else when something is, or after the timeout."""
+        request = await self._check_since(request)
         seconds = min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         if request.since is None or request.full_state or seconds <= 0:
             answer, _ = await self._compute(request)
@@ -80,6 +95,17 @@ class Sync:
         finally:
             listener.close()
 
+    async def _check_since(self, request: SyncRequest) -> SyncRequest:
+        """The request; for a position that is not reached yet, as the one for all there is.
+
+        Another node may be ahead of us, which is looked after; else the database is an older one than the client knew.
+        """
+        if request.since is None or request.since.position <= self._streams.current():
+            return request
+        if request.since.position <= await self._catch_up():
+            return request
+        return replace(request, since=None)
+
     async def _compute(self, request: SyncRequest) -> tuple[dict[str, Any], bool]:
         """An answer for now, and whether there is anything in it."""
         parts = self._parts
@@ -94,18 +120,25 @@ class Sync:
         token = SyncToken(max(span.upto, span.since), parts.typing.position)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
+        ignored = await parts.ignored.of_user(user_id)
         data = await self._read_account_data(request, span)
         candidates = await self._find_rooms(request, span, rows, data)
+        if any(row.position > span.upto for row in candidates):
+            then = [await parts.past.at(row, span.upto) for row in candidates]
+            candidates = [row for row in then if row is not None]
         rooms = await parts.rooms.get_rooms_by_nid(row.room_nid for row in candidates)
         candidates = [
             row
             for row in candidates
-            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
+            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not _is_forgotten(request, row)
         ]
         devices = await parts.devices.read(request, span, messages)
-        sections = await self._rooms(request, span, token, candidates, rooms, data)
-        answer = _frame(token, devices, _account_data_events(data.everywhere, request.filter), sections)
-        return answer, bool(sections) or bool(data.everywhere) or devices.is_news
+        sections: dict[str, Any] = {}
+        if candidates:
+            sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
+        account_data = _account_data_events(request, data.everywhere)
+        answer = _frame(token, devices, account_data, sections)
+        return answer, bool(sections) or bool(account_data) or devices.is_news
 
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)
@@ -124,7 +157,7 @@ class Sync:
         """The memberships of the rooms that may have something for this answer."""
         if request.since is None or request.full_state:
             return list(rows.values())
-        changed = self._parts.recent.rooms_since(span.since)
+        changed = self._parts.recent.rooms_since(request.caller.user_id, span.since)
         if changed is None:
             return list(rows.values())
         wanted = changed.events | changed.receipts | self._parts.typing.changed_rooms(request.since.ephemeral)
@@ -142,6 +175,7 @@ class Sync:
         candidates: Sequence[MembershipRow],
         rooms: Mapping[int, RoomRow],
         data: AccountData,
+        ignored: Set[str],
     ) -> dict[str, Any]:
         joined: list[RoomWork] = []
         left: list[RoomWork] = []
@@ -151,30 +185,33 @@ class Sync:
             if row.membership == "join":
                 whole = request.since is None or request.full_state
                 if moved and not whole:
-                    whole = not await self._parts.invited.was_joined_at(row, span.since)
+                    whole = not await self._parts.past.was_joined_at(row, span.since)
                 joined.append(
                     RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole)
                 )
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
-                    left.append(RoomWork(rooms[row.room_nid], row, span.since, request.since is None))
-            elif moved:
+                    whole = request.since is None or not await self._parts.past.was_joined_at(row, span.since)
+                    left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
+            elif moved and not (row.membership == "invite" and row.sender in ignored):
                 outside.append(row)
-        await self._parts.joined.fill(request, [*joined, *left], span, token)
-        await self._fill_beside(request, span, joined, data)
+        await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
+        await self._fill_beside(request, span, joined, left, data)
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if _has_news(work)]
-        counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined])
+        counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
         if joined:
             sections["join"] = {work.room.room_id: json[work.room.room_id] for work in joined}
             for work in joined:
-                count = counts[work.room.room_nid]
-                json[work.room.room_id]["unread_notifications"] = {
-                    "notification_count": count.notifications,
-                    "highlight_count": count.highlights,
-                }
+                count, room = counts[work.room.room_nid], json[work.room.room_id]
+                by_thread = request.filter.room.timeline.unread_thread_notifications
+                room["unread_notifications"] = _unread_json(count.main if by_thread else count.total)
+                if by_thread and count.threads:
+                    room["unread_thread_notifications"] = {
+                        root: _unread_json(each) for root, each in count.threads.items()
+                    }
         if left:
             sections["leave"] = {work.room.room_id: json[work.room.room_id] for work in left}
         for membership in ("invite", "knock"):
@@ -190,26 +227,28 @@ class Sync:
         return sections
 
     async def _fill_beside(
-        self, request: SyncRequest, span: Range, works: Sequence[RoomWork], data: AccountData
+        self, request: SyncRequest, span: Range, works: Sequence[RoomWork], left: Sequence[RoomWork], data: AccountData
     ) -> None:
-        """Receipts, typing and account data of the rooms that the user is in."""
+        """Receipts, typing and account data of the rooms that the user is in; account data of those that they left."""
         wanted = request.filter.room
         user_id = request.caller.user_id
         by_nid = {work.room.room_nid: work for work in works}
-        changed = self._parts.recent.rooms_since(span.since) if request.since is not None else None
+        changed = (
+            self._parts.recent.rooms_since(request.caller.user_id, span.since) if request.since is not None else None
+        )
         reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.since == 0]
         if reading and wanted.ephemeral.allows("m.receipt", None):
             ranges = {nid: (by_nid[nid].since, span.upto) for nid in reading}
             for nid, receipts in (await self._parts.receipts.get_receipts(ranges)).items():
                 shown = [row for row in receipts if row.receipt_type != "m.read.private" or row.user_id == user_id]
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
-                    by_nid[nid].ephemeral.append({"type": "m.receipt", "content": receipts_content(shown)})
+                    by_nid[nid].ephemeral += receipt_events(shown)
         if wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
                     if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                         by_nid[nid].ephemeral.append({"type": "m.typing", "content": {"user_ids": typing}})
-        for work in works:
+        for work in (*works, *left):
             room_id = RoomID(work.room.room_id)
             entries = data.rooms.get(room_id, {})
             if work.since == 0 and request.since is not None:
@@ -220,6 +259,11 @@ class Sync:
                     for type, content in entries.items()
                     if wanted.account_data.allows(type, None)
                 ]
+
+
+def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
+    """Whether the room is forgotten, and that it was left is not news: the other devices have to hear of that."""
+    return row.forgotten and (request.since is None or row.position <= request.since.position)
 
 
 def _frame(
@@ -236,15 +280,24 @@ def _frame(
     return answer
 
 
-def receipts_content(receipts: Iterable[ReceiptRow]) -> dict[str, Any]:
-    """The content of m.receipt. spec: client-server-api#mreceipt"""
-    content: dict[str, Any] = {}
+def receipt_events(receipts: Iterable[ReceiptRow]) -> list[dict[str, Any]]:
+    """The receipts as m.receipt events: one, but where a user has several on one event, of different threads.
+
+    spec: client-server-api#mreceipt
+    """
+    contents: list[dict[str, Any]] = []
     for row in receipts:
         data: dict[str, Any] = {"ts": row.ts}
         if row.thread_id:
             data["thread_id"] = row.thread_id
-        content.setdefault(row.event_id, {}).setdefault(row.receipt_type, {})[row.user_id] = data
-    return content
+        for content in contents:
+            users = content.setdefault(row.event_id, {}).setdefault(row.receipt_type, {})
+            if row.user_id not in users:
+                users[row.user_id] = data
+                break
+        else:
+            contents.append({row.event_id: {row.receipt_type: {row.user_id: data}}})
+    return [{"type": "m.receipt", "content": content} for content in contents]
 
 
 def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple[int | None, list[int]]]:
@@ -257,12 +310,30 @@ def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple
 
 
 def _has_news(work: RoomWork) -> bool:
-    return bool(work.whole_state or work.arrived or work.state or work.ephemeral or work.account_data)
+    return bool(
+        work.whole_state
+        or work.shown
+        or work.limited
+        or work.state
+        or work.ephemeral
+        or work.account_data
+        or any(event.flags & EventFlag.UNREAD for event in work.arrived)  # the counts may have changed
+    )
 
 
-def _account_data_events(entries: Mapping[str, bytes], wanted: Filter) -> list[dict[str, Any]]:
-    return [
+def _unread_json(count: Unread) -> dict[str, int]:
+    return {"notification_count": count.notifications, "highlight_count": count.highlights}
+
+
+def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Global account data; push rules are in every first answer, since everybody has the default ones."""
+    allows = request.filter.account_data.allows
+    events: list[dict[str, Any]] = [
         {"type": type, "content": msgspec.Raw(content)}
         for type, content in entries.items()
-        if wanted.account_data.allows(type, None)
+        if type != PUSH_RULES and allows(type, None)
     ]
+    if (request.since is None or PUSH_RULES in entries) and allows(PUSH_RULES, None):
+        content = push_rules_content(request.caller.user_id, entries.get(PUSH_RULES))
+        events.append({"type": PUSH_RULES, "content": content})
+    return events

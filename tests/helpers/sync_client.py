@@ -1,0 +1,159 @@
+"""A client that keeps up with the server by /sync alone, as the specification tells clients to, and can say whether it knows
+what a new client would be told.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from tests.helpers.server import User
+
+Key = tuple[str, str]
+Json = dict[str, Any]
+WHOLE_ROOM = 1000
+
+
+@dataclass
+class KnownRoom:
+    """What the client knows of a room."""
+
+    section: str
+    state: dict[Key, Json] = field(default_factory=dict)
+    timeline: list[str] = field(default_factory=list)
+    stripped: list[Json] = field(default_factory=list)
+    account_data: dict[str, Json] = field(default_factory=dict)
+    receipts: dict[tuple[str, str, str | None], str] = field(default_factory=dict)
+    typing: set[str] = field(default_factory=set)
+    unread: Json = field(default_factory=dict)
+    threads: Json = field(default_factory=dict)
+    summary: Json = field(default_factory=dict)
+
+
+class SyncClient:
+    """Follows /sync."""
+
+    def __init__(self, user: User, *, lazy: bool = False, state_after: bool = False) -> None:
+        self.user = user
+        self.lazy = lazy
+        self.state_after = state_after
+        self.since: str | None = None
+        self.rooms: dict[str, KnownRoom] = {}
+        self.account_data: dict[str, Json] = {}
+
+    def ask(self, limit: int, *, since: str | None = None, include_leave: bool = False) -> Json:
+        """One /sync."""
+        room: Json = {"timeline": {"limit": limit, "unread_thread_notifications": True}, "include_leave": include_leave}
+        room["state"] = {"lazy_load_members": self.lazy}
+        path = f"/_matrix/client/v3/sync?filter={quote(json.dumps({'room': room}))}"
+        path += f"&use_state_after={'true' if self.state_after else 'false'}"
+        answer = self.user.get(path + (f"&since={since}" if since is not None else ""))
+        assert answer.status == 200, answer.body
+        return dict(answer.json)
+
+    def sync(self, limit: int = 10) -> bool:
+        """Hear what is new; whether there was anything."""
+        former = self.since
+        answer = self.ask(limit, since=former, include_leave=True)
+        self.since = answer["next_batch"]
+        self._take_account_data(self.account_data, answer["account_data"])
+        sections: Mapping[str, Json] = answer.get("rooms", {})
+        for section, rooms in sections.items():
+            for room_id, news in rooms.items():
+                self._take(section, room_id, news, former)
+        return bool(sections) or bool(answer["account_data"]["events"])
+
+    def catch_up(self) -> None:
+        """Sync until nothing is new."""
+        for _ in range(5):
+            if not self.sync():
+                return
+        raise AssertionError("there is always something new")
+
+    def check(self) -> None:
+        """This client knows what a new one is told, and each event of the timelines once."""
+        fresh = SyncClient(self.user, state_after=self.state_after)
+        fresh.sync(WHOLE_ROOM)
+        assert self.account_data == fresh.account_data
+        assert self._sections() == fresh._sections()
+        for room_id, told in fresh.rooms.items():
+            known = self.rooms[room_id]
+            if told.section in ("invite", "knock"):
+                assert known.stripped == told.stripped
+                continue
+            whole = self._state_of(told, known)
+            assert known.state == whole, room_id
+            assert known.account_data == told.account_data
+            assert known.timeline == told.timeline[-len(known.timeline) :] if known.timeline else True, room_id
+            if told.section == "join":
+                assert known.receipts == told.receipts
+                assert known.typing == told.typing
+                assert (known.unread, known.threads) == (told.unread, told.threads), room_id
+                # a client keeps the heroes of a room that got a name since
+                assert told.summary.items() <= known.summary.items()
+
+    def _sections(self) -> dict[str, str]:
+        return {room_id: room.section for room_id, room in self.rooms.items()}
+
+    def _state_of(self, told: KnownRoom, known: KnownRoom) -> dict[Key, Json]:
+        """The state that the client has to have: who loads members lazily has some of them."""
+        if not self.lazy:
+            return told.state
+        return {key: event for key, event in told.state.items() if key[0] != "m.room.member" or key in known.state}
+
+    def _take(self, section: str, room_id: str, news: Json, former: str | None) -> None:
+        known = self.rooms.get(room_id)
+        if section in ("invite", "knock"):
+            room = self.rooms[room_id] = KnownRoom(section, stripped=news[f"{section}_state"]["events"])
+            assert any(event["state_key"] == self.user.user_id for event in room.stripped)
+            return
+        is_new = known is None or known.section != "join"
+        if known is None or is_new:
+            known = self.rooms[room_id] = KnownRoom(section)
+        known.section = section
+        timeline = news["timeline"]
+        assert ("state_after" in news, "state" in news) == (self.state_after, not self.state_after)
+        changes = list(news["state_after" if self.state_after else "state"]["events"])
+        if not self.state_after:
+            changes += [event for event in timeline["events"] if "state_key" in event]
+        known.state.update(((event["type"], event["state_key"]), _essence(event)) for event in changes)
+        if timeline["limited"] and not is_new and former is not None:
+            known.timeline += self._fill_gap(room_id, timeline["prev_batch"], former)
+        known.timeline += [event["event_id"] for event in timeline["events"]]
+        assert len(set(known.timeline)) == len(known.timeline), "an event was told twice"
+        self._take_account_data(known.account_data, news["account_data"])
+        if section == "join":
+            self._take_ephemeral(known, news)
+            known.unread = news["unread_notifications"]
+            known.threads = news.get("unread_thread_notifications", {})
+            known.summary.update(news["summary"])
+
+    def _take_ephemeral(self, known: KnownRoom, news: Json) -> None:
+        for event in news["ephemeral"]["events"]:
+            if event["type"] == "m.typing":
+                known.typing = set(event["content"]["user_ids"])
+            else:
+                for event_id, kinds in event["content"].items():
+                    for kind, users in kinds.items():
+                        for user_id, data in users.items():
+                            known.receipts[user_id, kind, data.get("thread_id")] = event_id
+
+    def _take_account_data(self, known: dict[str, Json], news: Json) -> None:
+        for event in news["events"]:
+            known[event["type"]] = event["content"]
+
+    def _fill_gap(self, room_id: str, start: str, end: str) -> list[str]:
+        """The events between, oldest first."""
+        found: list[str] = []
+        while True:
+            answer = self.user.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&limit=3&from={start}&to={end}")
+            assert answer.status == 200, answer.body
+            found += [event["event_id"] for event in answer.json["chunk"]]
+            if "end" not in answer.json:
+                return found[::-1]
+            start = answer.json["end"]
+
+
+def _essence(event: Json) -> Json:
+    return {"event_id": event["event_id"], "content": event["content"], "sender": event["sender"]}

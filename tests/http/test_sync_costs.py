@@ -1,0 +1,93 @@
+"""What a /sync asks of the database: for who is up to date nothing, for one message nothing that grows."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from storage.sqlite import SQLiteConfig
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.server import TestServer
+from tests.helpers.syncing import Rooms, bodies, poll, sync, token
+
+rooms = Rooms()
+
+
+@pytest.fixture
+def counter() -> QueryCounter:
+    return QueryCounter()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[TestServer]:
+    database = open_inline(sqlite, counter)
+    yield TestServer(tmp_path, database)
+    Deferred.fromCoroutine(database.close())
+
+
+def reads(counter: QueryCounter) -> dict[str, int]:
+    """Reads by name, without those of the guard."""
+    return {name: count for name, count in counter.queries.items() if name not in counter.writes}
+
+
+def test_who_is_up_to_date_costs_no_query(server: TestServer, counter: QueryCounter) -> None:
+    alice = server.register("alice")
+    for _ in range(5):
+        rooms.create(alice)
+    since = sync(alice)["next_batch"]
+    sync(alice, since)
+    counter.clear()
+    sync(alice, since)
+    assert not counter.queries
+
+
+@pytest.mark.parametrize(("others", "known"), [(1, 2), (20, 12)])
+def test_one_message_costs_no_query_however_many_rooms_and_members(
+    server: TestServer, counter: QueryCounter, others: int, known: int
+) -> None:
+    alice = server.register("alice")
+    for _ in range(known):
+        rooms.create(alice)
+    room = rooms.create(alice)
+    for number in range(others):
+        person = server.register(f"person{number}")
+        rooms.join(person, room)
+    first = sync(alice)["next_batch"]
+    rooms.say(person, room)
+    since = sync(alice, first)["next_batch"]
+    rooms.say(person, room)
+    counter.clear()
+    assert bodies(sync(alice, since)["rooms"]["join"][room]) == ["hello"]
+    assert not counter.queries
+
+
+def test_waking_many_costs_no_query_each(server: TestServer, counter: QueryCounter) -> None:
+    people = [server.register(f"person{number}") for number in range(12)]
+    room = rooms.create(people[0], *people[1:])
+    waiting = [poll(person, sync(person)["next_batch"]) for person in people]
+    counter.clear()
+    rooms.say(people[0], room)
+    for _ in range(3):
+        server.clock.advance(0)
+    assert all(each.done for each in waiting)
+    # the sender's own transaction id is the one thing that is looked up, for the sender alone
+    assert sum(counter.queries[name] for name in counter.reads) <= 3, counter.queries
+
+
+def test_an_initial_sync_makes_a_bounded_number_of_reads(server: TestServer, counter: QueryCounter) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+
+    def cost() -> int:
+        counter.clear()
+        sync(alice)
+        return sum(counter.reads.values())
+
+    for _ in range(3):
+        rooms.say(bob, rooms.create(alice, bob))
+    token(alice)
+    few = cost()
+    for _ in range(6):
+        rooms.say(bob, rooms.create(alice, bob))
+    token(alice)
+    assert cost() <= few

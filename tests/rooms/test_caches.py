@@ -1,0 +1,186 @@
+"""Caches that the stream keeps up: what comes while something is being read, and what other nodes write."""
+
+from typing import TypeVar
+
+from twisted.internet.defer import Deferred
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.timelines import TAIL_LENGTH, Timelines
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.unread import Unread, UnreadCounts
+from storage.database import Database
+from storage.events import EventFlag, EventRow
+from storage.memberships import MembershipRow, MembershipStore
+from storage.receipts import ReceiptRow, ReceiptStore
+from storage.streams import Change, Streams, Topic
+from storage.timelines import Arrival, TimelineStore, UnreadRow
+from tests.helpers.rooms import RoomParts
+
+T = TypeVar("T")
+ALICE = UserID("@alice:a.test")
+
+
+class SlowMemberships(MembershipStore):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[dict[int, MembershipRow]]] = []
+
+    async def get_memberships_of_user(self, user_id: str) -> dict[int, MembershipRow]:
+        deferred: Deferred[dict[int, MembershipRow]] = Deferred()
+        self.asked.append(deferred)
+        return await deferred
+
+
+class SlowTimelines(TimelineStore):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[dict[int, list[Arrival]]]] = []
+
+    async def get_latest(self, ranges: object, limit: int) -> dict[int, list[Arrival]]:
+        deferred: Deferred[dict[int, list[Arrival]]] = Deferred()
+        self.asked.append(deferred)
+        return await deferred
+
+
+class SlowCounts(TimelineStore):
+    """Counts when it is told to; the receipts are none."""
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred[dict[int, UnreadRow]]] = []
+
+    async def get_unread(self, user_id: str, marks: object, upto: int, ignored: object) -> dict[int, UnreadRow]:
+        deferred: Deferred[dict[int, UnreadRow]] = Deferred()
+        self.asked.append(deferred)
+        return await deferred
+
+
+class NoReceipts(ReceiptStore):
+    """Nobody has read anything."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def get_receipts_of_user(self, user_id: str, room_nids: object) -> dict[int, list[ReceiptRow]]:
+        return {}
+
+
+def done(deferred: "Deferred[T]") -> T:
+    """The result, which is there."""
+    results: list[T] = []
+    deferred.addCallback(results.append)
+    return results[0]
+
+
+def membership(position: int, value: str = "join") -> MembershipRow:
+    return MembershipRow(1, ALICE, value, position, ALICE, position, True, None, None, False)
+
+
+def event(position: int) -> Change:
+    flags = int(EventFlag.TIMELINE)
+    row = EventRow(position, f"${position}", 1, position, 1, "a.b", None, ALICE, 0, flags, None, None, None, b"{}")
+    return Change(position, Topic.EVENT, "!r:a.test", ALICE, row)
+
+
+def test_a_membership_that_changes_while_it_is_read_is_read_again() -> None:
+    streams, store = Streams(10), SlowMemberships()
+    memberships = Memberships(store, streams, capacity=10)
+    found = Deferred.fromCoroutine(memberships.of_user(ALICE))
+    streams.publish([Change(11, Topic.MEMBERSHIP, user_id=ALICE, detail=membership(11))], 11)
+    store.asked[0].callback({})
+    assert not found.called, "what was read is older than what was heard"
+    store.asked[1].callback({1: membership(11)})
+    assert done(found) == {1: membership(11)}
+
+
+def test_what_other_nodes_write_makes_memberships_be_read_again() -> None:
+    streams, store = Streams(10), SlowMemberships()
+    memberships = Memberships(store, streams, capacity=10)
+
+    def read() -> None:
+        asked = len(store.asked)
+        deferred = Deferred.fromCoroutine(memberships.of_user(ALICE))
+        assert len(store.asked) == asked + 1
+        store.asked[-1].callback({})
+        assert deferred.called
+
+    read()
+    streams.advance_to(11)
+    read()
+    streams.publish([Change(12, Topic.MEMBERSHIP, user_id=ALICE)], 12)
+    read()
+
+
+def test_a_tail_that_an_event_overtakes_while_it_is_read_is_not_kept_as_complete() -> None:
+    streams, store = Streams(10), SlowTimelines()
+    timelines = Timelines(store, streams, capacity=10)
+    first = Deferred.fromCoroutine(timelines.get_latest({1: (0, 10)}, 5))
+    streams.publish([event(11)], 11)
+    store.asked[0].callback({1: [Arrival(9, 9), Arrival(8, 8)]})
+    assert [arrival.position for arrival in done(first)[1].arrivals] == [8, 9]
+    second = Deferred.fromCoroutine(timelines.get_latest({1: (0, 11)}, 5))
+    store.asked[1].callback({1: [Arrival(11, 11), Arrival(9, 9), Arrival(8, 8)]})
+    assert [arrival.position for arrival in done(second)[1].arrivals] == [8, 9, 11]
+    third = Deferred.fromCoroutine(timelines.get_latest({1: (8, 11)}, 5))
+    assert [arrival.position for arrival in done(third)[1].arrivals] == [9, 11], "now it is known"
+
+
+def test_a_tail_is_bounded_and_knows_how_far_back_it_goes() -> None:
+    streams, store = Streams(0), SlowTimelines()
+    timelines = Timelines(store, streams, capacity=10)
+    last = TAIL_LENGTH + 10
+    streams.publish([event(position) for position in range(1, last + 1)], last)
+    newest = Deferred.fromCoroutine(timelines.get_latest({1: (last - 3, last)}, 5))
+    stretch = done(newest)[1]
+    assert len(stretch.arrivals) == 3
+    assert not stretch.limited
+    limited = Deferred.fromCoroutine(timelines.get_latest({1: (0, last)}, 5))
+    assert done(limited)[1].limited
+    Deferred.fromCoroutine(timelines.get_latest({1: (5, last)}, TAIL_LENGTH + 5))
+    assert len(store.asked) == 1, "so far back the database has to be asked"
+    streams.advance_to(last + 5)
+    Deferred.fromCoroutine(timelines.get_latest({1: (last, last + 5)}, 5))
+    assert len(store.asked) == 2, "another node may have written to the room"
+
+
+def test_recent_changes_know_what_they_do_not_know() -> None:
+    streams = Streams(10)
+    recent = RecentChanges(streams)
+    assert recent.rooms_since(ALICE, 9) is None
+    streams.publish([event(11)], 11)
+    changed = recent.rooms_since(ALICE, 10)
+    assert changed is not None
+    assert changed.events == {1}
+    streams.advance_to(13)
+    assert recent.rooms_since(ALICE, 12) is None
+    changed = recent.rooms_since(ALICE, 13)
+    assert changed is not None
+    assert changed.events == set()
+
+
+def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database) -> None:
+    streams, store = Streams(10), SlowCounts()
+    parts = RoomParts(sqlite_database)
+    past = PastMemberships(parts.events)
+    counts = UnreadCounts(store, NoReceipts(), parts.events, past, streams, capacity=10)
+
+    def count() -> "Deferred[Unread]":
+        deferred = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
+        return deferred.addCallback(lambda found: found[1].total)
+
+    first = count()
+    receipt = ReceiptRow(1, ALICE, "m.read", "", "$10", 10, 0, 11)
+    streams.publish([Change(11, Topic.RECEIPT, "!r:a.test", ALICE, receipt)], 11)
+    store.asked[0].callback({1: UnreadRow(3, 0, [])})
+    assert done(first) == Unread(3, 0)
+    second = count()
+    store.asked[1].callback({1: UnreadRow(0, 0, [])})
+    assert done(second) == Unread(0, 0)
+    assert done(count()) == Unread(0, 0)
+    assert len(store.asked) == 2, "this one was kept"
+    streams.advance_to(20)
+    count()
+    assert len(store.asked) == 3, "another node may have written"
