@@ -1,13 +1,20 @@
 """Thumbnails, through the whole server and real processes; and pictures that mean harm."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import CancelledError, Deferred
 
-from homeserver.services.media.thumbnails import MOST_KEPT, round_up
+from federation.protocol.errors import LimitExceeded
+from homeserver.services.media.image_workers import MOST_WAITING, SECONDS_A_JOB, ImageJob, ImageWorkers
+from homeserver.services.media.thumbnails import MOST_KEPT, Thumbnails, round_up
 from storage.database import Database
+from storage.executors import InlineExecutor
+from storage.media import Content
+from storage.media_files import MediaFiles
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
 from tests.helpers.server import TestServer, User
@@ -228,3 +235,66 @@ def test_the_number_of_pixels_is_configured(tmp_path: Path, sqlite_database: Dat
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert _thumbnail(alice, _upload(alice, picture(100, 10)), 32, 5).status == 200
     server.app.media.close_workers()
+
+
+# Processes, and who waits for them.
+
+
+class LaterExecutor(InlineExecutor):
+    """Does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self.jobs.append(job)
+
+    def work(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+
+async def _content(files: MediaFiles, data: bytes) -> Content:
+    stored = await files.add(io.BytesIO(data))
+    await files.settle(stored)
+    return Content(stored.hash, stored.size, "image/png", None)
+
+
+async def test_a_thumbnail_is_made_once_for_all_who_wait(tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    content = await _content(files, picture(400, 200))
+    executor = LaterExecutor()
+    workers = ImageWorkers(executor)
+    thumbnails = Thumbnails(files, workers, 1 << 20)
+    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", animated=False)) for _ in range(3)]
+    assert len(executor.jobs) == 1
+    asked[0].addErrback(lambda failure: failure.trap(CancelledError))
+    asked[0].cancel()
+    executor.work()
+    assert [(await each).type for each in asked[1:]] == ["image/png", "image/png"]
+    workers.close()
+
+
+async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    content = await _content(files, picture(400, 200))
+    seconds = count(0, SECONDS_A_JOB)
+    workers = ImageWorkers(InlineExecutor(), clock=lambda: next(seconds))
+    job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
+    assert (await workers.run(job)).kind == "no image"
+    workers.close()
+
+
+async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
+    executor = LaterExecutor()
+    workers = ImageWorkers(executor)
+    job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
+    waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MOST_WAITING)]
+    with pytest.raises(LimitExceeded):
+        await workers.run(job)
+    executor.work()
+    assert {(await each).kind for each in waiting} == {"no image"}
+    workers.close()

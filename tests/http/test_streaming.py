@@ -66,6 +66,18 @@ def _ask(client: Client, path: str = "/file", further: str = "", method: str = "
     return connection
 
 
+def _fill(connection: Connection) -> None:
+    """The connection takes no more."""
+    assert connection.transport.producer is not None
+    connection.transport.producer.pauseProducing()
+
+
+def _empty(connection: Connection) -> None:
+    """The client has taken all there was."""
+    assert connection.transport.producer is not None
+    connection.transport.producer.resumeProducing()
+
+
 # Whole.
 
 
@@ -112,12 +124,12 @@ def test_who_wants_no_further_answer_gets_none(client: Client) -> None:
 def test_nothing_is_read_that_the_client_does_not_take(client: Client, shelf: Shelf) -> None:
     shelf.waits = Deferred()
     connection = _ask(client)
-    connection.transport.producer.pauseProducing()
+    _fill(connection)
     waits, shelf.waits = shelf.waits, None
     waits.callback(None)
     assert shelf.reads == 1
     assert len(connection.received()) < 2 * PIECE_BYTES
-    connection.transport.producer.resumeProducing()
+    _empty(connection)
     assert connection.answers()[0].body == DATA
     assert shelf.closed == 1
     connection.close()
@@ -125,17 +137,17 @@ def test_nothing_is_read_that_the_client_does_not_take(client: Client, shelf: Sh
 
 def test_a_connection_that_is_full_already_gets_only_the_head(client: Client, shelf: Shelf) -> None:
     connection = client.connect()
-    connection.transport.producer.pauseProducing()
+    _fill(connection)
     connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
     assert shelf.reads == 0
-    connection.transport.producer.resumeProducing()
+    _empty(connection)
     assert connection.answers()[0].body == DATA
     connection.close()
 
 
 def test_who_takes_nothing_is_cut_off(client: Client, shelf: Shelf) -> None:
     connection = client.connect()
-    connection.transport.producer.pauseProducing()
+    _fill(connection)
     connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
     client.clock.advance(STALL_SECONDS - 1)
     assert shelf.closed == 0
@@ -157,7 +169,7 @@ def test_who_goes_away_is_not_read_for(client: Client, shelf: Shelf) -> None:
 
 def test_who_goes_away_while_full_is_not_read_for(client: Client, shelf: Shelf) -> None:
     connection = client.connect()
-    connection.transport.producer.pauseProducing()
+    _fill(connection)
     connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
     connection.close()
     assert (shelf.reads, shelf.closed) == (0, 1)
