@@ -29,6 +29,7 @@ from federation.protocol.signing import SigningKey
 from homeserver.app import build, declared_routes
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
+from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
@@ -45,6 +46,7 @@ from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
+from storage.executors import ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
 
@@ -55,6 +57,8 @@ SECONDS_TO_FLUSH = 1.0
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
 HASHING_THREADS = 2
+FILE_THREADS = 4
+IMAGE_PROCESSES = 2
 COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 """Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
 
@@ -170,16 +174,23 @@ def run(paths: tuple[Path, ...]) -> None:
     registry = CollectorRegistry()
     observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
     database = open_storage(loaded.config, reactor, observer)
-    server = build(
-        loaded.config,
-        clock,
-        database,
-        key=key,
-        threads=hashing_threads(reactor),
-        random=os.urandom,
-        registry=registry,
-        access_log=access_log(loaded.config, log_file),
-    )
+    try:
+        server = build(
+            loaded.config,
+            clock,
+            database,
+            key=key,
+            threads=hashing_threads(reactor),
+            media_threads=MediaThreads(
+                files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
+                images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+            ),
+            random=os.urandom,
+            registry=registry,
+            access_log=access_log(loaded.config, log_file),
+        )
+    except OSError as error:
+        raise click.ClickException(f"the folder for files (media_store_path) cannot be used: {error}") from error
     flushing = LoopingCall(log_file.flush)
     flushing.clock = clock
     reactor.addSystemEventTrigger(

@@ -22,6 +22,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.client import (
@@ -34,6 +35,7 @@ from homeserver.client import (
     keys,
     login,
     logout,
+    media,
     profiles,
     push_rules,
     receipts,
@@ -51,7 +53,7 @@ from homeserver.client import (
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.http import probes
-from homeserver.http.endpoint import Endpoint
+from homeserver.http.endpoint import BodyLimit, Endpoint
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
@@ -81,6 +83,7 @@ SOURCES: tuple[ModuleType, ...] = (
     landing,
     login,
     logout,
+    media,
     probes,
     profiles,
     push_rules,
@@ -116,6 +119,7 @@ class Server:
         accounts: AccountParts,
         rooms: RoomParts,
         people: PeopleParts,
+        media: MediaParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -127,6 +131,7 @@ class Server:
         self.accounts = accounts
         self.rooms = rooms
         self.people = people
+        self.media = media
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -152,11 +157,13 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
+                spool_folder=self.media.files.spool_folder,
             ),
         )
 
     def start(self, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX) -> None:
         """Listen, then do what is done at intervals. Raises `CannotListenError`, and for TLS `OSError`, `SSL.Error`."""
+        self.media.sweep()
         for listener in self.config.network.listeners:
             if listener.type == "manhole":
                 continue
@@ -197,6 +204,7 @@ class Server:
             self.other_nodes.stop()
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
+        await self.media.stop()
         await self.database.close()
 
 
@@ -207,12 +215,13 @@ def build(
     *,
     key: SigningKey,
     threads: Threads,
+    media_threads: MediaThreads,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
-    metrics of what was made before, such as the database."""
+    metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -229,6 +238,7 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
+    files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         accounts.registration,
         accounts.sessions,
@@ -242,6 +252,8 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        files.delivery,
+        files.repository,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -274,9 +286,16 @@ def build(
             registration_open=config.registration.enable_registration,
         ),
     )
-    router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia), JobMetrics(registry))
-    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), access_log, jobs)
+    router = Router(
+        SOURCES,
+        by_type(services),
+        guard=Guard(limiter, tokens=accounts.access_tokens),
+        body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
+    )
+    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
+    return Server(
+        config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
+    )
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:

@@ -8,13 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as TookTooLong
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+
+T = TypeVar("T")
 
 
 class Executor(Protocol):
@@ -28,6 +30,22 @@ class Executor(Protocol):
 
     def close(self) -> Deferred[None]:
         """Fires when all that was submitted is done and delivered, or when waiting longer makes no sense."""
+
+
+async def run_in(executor: Executor, work: Callable[[], T]) -> T:
+    """What `work` returns or raises. Whoever waits may be cancelled; the work goes on then, and nobody hears of it."""
+    deferred: Deferred[T] = Deferred()
+
+    def job() -> None:
+        result: T | Failure
+        try:
+            result = work()
+        except BaseException as error:  # whatever it is, the caller gets it; the thread goes on
+            result = Failure(error)
+        executor.deliver(lambda: deferred.callback(result))
+
+    executor.submit(job)
+    return await deferred
 
 
 class InlineExecutor:
@@ -82,7 +100,7 @@ class ThreadExecutor:
 
         def give_up(failure: Failure) -> None:
             failure.trap(TookTooLong)
-            self._log.warn("Gave up waiting for the database after {seconds} s.", seconds=self._patience)
+            self._log.warn("Gave up waiting for work in threads after {seconds} s.", seconds=self._patience)
 
         return self._ended.addTimeout(self._patience, self._reactor).addErrback(give_up)
 

@@ -103,6 +103,18 @@ class TooLarge(MatrixError):
     errcode, status, default_text = "M_TOO_LARGE", 413, "The request is too large"
 
 
+class NotYetUploaded(MatrixError):
+    errcode, status, default_text = "M_NOT_YET_UPLOADED", 504, "The file has not been uploaded yet"
+
+
+class CannotOverwriteMedia(MatrixError):
+    errcode, status, default_text = "M_CANNOT_OVERWRITE_MEDIA", 409, "A file has already been uploaded there"
+
+
+class CannotThumbnail(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 400, "No thumbnail can be made of this file"
+
+
 class UserInUse(MatrixError):
     errcode, status, default_text = "M_USER_IN_USE", 400, "This user name is taken"
 

@@ -6,6 +6,7 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.jobs import Job
+from homeserver.services.media.repository import MediaRepository
 from homeserver.services.uia import UIA
 from storage.database import Database
 from storage.sent_transactions import SentTransactionStore
@@ -16,7 +17,7 @@ SENT_REMEMBERED: Final = 24 * 3600
 """Seconds for which a client may repeat a request with its transaction id."""
 
 
-def jobs_of(clock: IReactorTime, database: Database, uia: UIA) -> Sequence[Job]:
+def jobs_of(clock: IReactorTime, database: Database, uia: UIA, media: MediaRepository) -> Sequence[Job]:
     """All jobs of a server."""
     sent = SentTransactionStore(database)
 
@@ -34,5 +35,6 @@ def jobs_of(clock: IReactorTime, database: Database, uia: UIA) -> Sequence[Job]:
     return (
         Job("forget_sent_transactions", forget_sent, 600.0),
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
+        Job("end_media_reservations", media.do_remove_expired, 600.0),
         Job("collect_state", collect_state, 60.0),
     )

@@ -89,7 +89,7 @@ class Limits:
     )
     rc_3pid_validation: RateLimit = limit(0.003, 5, "Requests for a confirming e-mail or text message.", not_yet=True)
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
-    rc_media_create: RateLimit = limit(10, 50, "Media addresses reserved by one user.", not_yet=True)
+    rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.", not_yet=True)
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.", not_yet=True)
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)

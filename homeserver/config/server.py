@@ -154,9 +154,25 @@ class Storage:
     """Where things are kept."""
 
     database: Database = section(Database, "The database.")
-    media_store_path: Path = option(Path("media_store"), "The folder for uploaded files.", not_yet=True)
+    media_store_path: Path = option(
+        Path("media_store"), "The folder for uploaded files; it must be on one file system, on a disk."
+    )
     max_upload_size: Size = option(
-        Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M", not_yet=True
+        Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
+    )
+    max_pending_media_uploads: int = option(
+        5, "How many files that are announced, but not uploaded yet, one user may have.", minimum=1
+    )
+    unused_expiration_time: Duration = option(
+        Duration(24 * 3600 * 1000), "How long an announced file may take to be uploaded.", minimum=1000, example="24h"
+    )
+    enable_authenticated_media: bool = option(
+        True,
+        "Whether files that are uploaded from now on are only for those who sign in. Those that were uploaded while it "
+        "was off stay open to everybody who knows their address.",
+    )
+    max_image_pixels: Size = option(
+        Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
     )
 
 

@@ -1,13 +1,13 @@
 """What a handler may answer, and how it becomes bytes, once.
 
 A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.Raw` are JSON that is encoded already;
-`Response` says everything itself.
+`Response` says everything itself, and its body may be a `File`, which is sent as it is read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -24,9 +24,44 @@ class Empty(msgspec.Struct, frozen=True):
 EMPTY: Final = Empty()
 
 
+class Source(Protocol):
+    """Where the bytes of a file come from."""
+
+    def read(self, offset: int, size: int) -> Awaitable[bytes]:
+        """From there on so many bytes, or fewer; none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be read."""
+        ...
+
+
+class MemorySource:
+    """A source of bytes that are there already."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return self._data[offset : offset + size]
+
+    def close(self) -> None:
+        self._data = b""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A body that does not fit into memory. The site closes its source, and serves ranges and conditions of it."""
+
+    source: Source
+    size: int
+    etag: str
+    """Changes when the bytes do; without quotes, and with none inside."""
+
+
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer with a status and headers of its own. A body that is not bytes is encoded as JSON."""
+    """An answer with a status and headers of its own. A body that is neither bytes nor a `File` is encoded as JSON."""
 
     status: int = HTTPStatus.OK
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -46,6 +46,17 @@ class MatrixChannel(HTTPChannel):
             self._write_some = getattr(self.transport, "writeSomeData", None)
         self.peer_address = normalise(str(getattr(self.transport.getPeer(), "host", ""))) or ""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to take something before more is written."""
+        return bool(self._waitingForTransport)
+
+    def abort(self) -> None:
+        """End the connection in the middle of an answer, so that nobody takes it for whole."""
+        transport: Any = self.transport
+        if transport is not None:
+            transport.abortConnection()
+
     def send(self, data: bytes, *, at_once: bool) -> None:
         """Write an answer. `at_once`: nothing was written on the connection by other ways that may still wait.
 

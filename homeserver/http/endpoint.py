@@ -77,6 +77,12 @@ class Limit(Enum):
 PER_ADDRESS = frozenset({Limit.REGISTRATION, Limit.REGISTRATION_TOKEN, Limit.LOGIN, Limit.THREEPID})
 
 
+class BodyLimit(Enum):
+    """A limit of the body's size that the configuration says. Values are keys of the configuration."""
+
+    UPLOAD = "max_upload_size"
+
+
 @dataclass(frozen=True, slots=True)
 class Requester:
     """Who asks, as the guard found out."""
@@ -110,6 +116,8 @@ class RequestContext:
     """As it was sent, still percent-encoded, without the query."""
     client_ip: str
     user_agent: str
+    content_type: str = ""
+    """What the client says the body is; only where an endpoint takes the body as a file."""
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
@@ -133,7 +141,7 @@ class Endpoint:
     paths: tuple[str, ...]
     auth: Auth
     limit: Limit
-    max_body: int
+    max_body: int | BodyLimit
     handler: Callable[..., Awaitable[Any]]
     cancellable: bool = False
     while_locked: bool = False
@@ -154,7 +162,7 @@ def endpoint(
     auth: Auth,
     limit: Limit = Limit.NONE,
     cost: float = 1,
-    max_body: int = 65536,
+    max_body: int | BodyLimit = 65536,
     cancellable: bool | None = None,
     while_locked: bool = False,
     while_suspended: bool | None = None,
@@ -164,7 +172,7 @@ def endpoint(
     """Declare a handler. The first path is the stable one; others are older and unstable spellings of it.
 
     `cost`: how much a request counts against `limit`; less than 1 where most only ask, or lead up to what counts.
-    `max_body` is in bytes; what is longer is refused before it is read (M_TOO_LARGE).
+    `max_body` is in bytes, or as the configuration says; what is longer is refused before it is read (M_TOO_LARGE).
     `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
     `while_locked`: an account that is locked may do this (log out).
     `while_suspended`: a suspended account may do this; by default it may GET and nothing else.

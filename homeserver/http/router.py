@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, BinaryIO
 
 from federation.protocol.errors import MethodNotAllowed, Unrecognized
-from homeserver.http.endpoint import Auth, Endpoint, Peer, RequestContext, Requester
+from homeserver.http.endpoint import Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from homeserver.http.guard import Guard
 from homeserver.http.identifiers import IDENTIFIERS
 from homeserver.http.parameters import Binding, DeclarationError, Identifiers, bind, parse_query
@@ -30,6 +30,7 @@ class Route:
     declaration: Endpoint
     binding: Binding
     names: tuple[str, ...]
+    max_body: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,10 @@ class Router:
         *,
         guard: Guard,
         identifiers: Identifiers = IDENTIFIERS,
+        body_limits: Mapping[BodyLimit, int] | None = None,
     ) -> None:
         self._guard = guard
+        self._body_limits = body_limits or {}
         self._table: PathTable[dict[str, Route]] = PathTable()
         for declaration in _declarations(sources):
             self._add(declaration, services, identifiers)
@@ -76,6 +79,11 @@ class Router:
         if not declaration.paths:
             raise DeclarationError(f"{where}: has no path")
         binding = bind(declaration, services, identifiers)
+        max_body = declaration.max_body
+        if isinstance(max_body, BodyLimit):
+            if max_body not in self._body_limits:
+                raise DeclarationError(f"{where}: nobody says how large {max_body.value} is")
+            max_body = self._body_limits[max_body]
         for path in declaration.paths:
             names = tuple(segment[1:-1] for segment in path.split("/") if segment.startswith("{"))
             node = self._table.node(path, may_be_empty=binding.optional_in_path)
@@ -86,7 +94,7 @@ class Router:
                 raise DeclarationError(
                     f"{where}: {declaration.method} {path} is already {other.__module__}.{other.__qualname__}"
                 )
-            node.leaf[declaration.method] = Route(path, declaration, binding, names)
+            node.leaf[declaration.method] = Route(path, declaration, binding, names, max_body)
 
     def routes(self) -> list[tuple[str, str]]:
         """Method and path of everything that is served, sorted by path."""

@@ -16,6 +16,7 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 from wsgiref.handlers import format_date_time
@@ -27,14 +28,16 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import Request
 
-from federation.protocol.errors import MatrixError, RemoteError, TooLarge, Unrecognized
+from federation.protocol.errors import MatrixError, MissingToken, RemoteError, TooLarge, Unrecognized
 from homeserver.http.addresses import Networks, forwarded_address
-from homeserver.http.answers import Response, encode_body, error_response
+from homeserver.http.answers import File, Response, encode_body, error_response
 from homeserver.http.channel import MatrixChannel
 from homeserver.http.compression import compress, pays
+from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.endpoint import RequestContext
+from homeserver.http.endpoint import Auth, RequestContext
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
+from homeserver.http.streaming import Interrupted, Stream
 from homeserver.http.wire import NO_BODY, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
@@ -63,6 +66,8 @@ class SiteOptions:
     idle_timeout: int = 60
     """Seconds without a byte, while no request is being answered."""
     max_header_bytes: int = 16384
+    spool_folder: Path | None = None
+    """Where long bodies wait; None: the system's folder, which may be in memory."""
 
 
 class MatrixRequest(Request):
@@ -98,9 +103,14 @@ class MatrixRequest(Request):
                 self._refusal = error
             else:
                 route = self._match.route
-                self._limit = route.declaration.max_body
+                self._limit = route.max_body
+                if route.binding.takes_file and not self._may_send(route.declaration.auth):
+                    self._refusal = MissingToken()
+                    self._refuse_body()
+                    return
                 if route.binding.takes_file:
-                    self._file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES))  # noqa: SIM115 - closed with the request
+                    folder = self._site.options.spool_folder
+                    self._file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES, dir=folder))  # noqa: SIM115 - closed with the request
         if length is not None and length > self._limit:
             self._refuse_body()
 
@@ -142,6 +152,10 @@ class MatrixRequest(Request):
         self._request_id = self._given_id() or site.next_request_id()
         self._client_ip = self._find_client_ip()
 
+    def _may_send(self, auth: Auth) -> bool:
+        """Whether a long body is worth taking in: one that comes with no token at all is not."""
+        return auth is Auth.NONE or self.requestHeaders.hasHeader(b"Authorization") or b"access_token=" in self._query
+
     def _refuse_body(self) -> None:
         self._begin()
         self.requestHeaders.removeHeader(b"Expect")
@@ -159,7 +173,10 @@ class MatrixRequest(Request):
             else:
                 response = Response(HTTPStatus.OK, _NO_HEADERS, encode_body(answer))
             self._caller = info.caller
-            self._respond(response)
+            if isinstance(response.body, File):
+                await self._respond_file(response, response.body)
+            else:
+                self._respond(response)
         except MatrixError as error:
             self._caller = info.caller
             self._respond_error(error)
@@ -193,6 +210,7 @@ class MatrixRequest(Request):
             path=self.path.decode("latin-1"),
             client_ip=self._client_ip,
             user_agent=agent[-1].decode("utf-8", "replace")[:500] if agent else "",
+            content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
             cookies=tuple(
                 (name.strip().decode("latin-1"), value.decode("latin-1"))
@@ -266,27 +284,82 @@ class MatrixRequest(Request):
                 block += b"Content-Encoding: gzip\r\n"
         self._write(response.status, block, body)
 
+    async def _respond_file(self, response: Response, file: File) -> None:
+        """Answer with a file, the part of it that is asked for, or the word that the client has it."""
+        try:
+            block, _ = header_lines(response.headers)
+            etag = f'"{file.etag}"'
+            block += b"Accept-Ranges: bytes\r\nETag: %s\r\n" % etag.encode()
+            status, part = response.status, Part(0, file.size)
+            if is_held(self._header_lines(b"If-None-Match"), etag):
+                self._write(HTTPStatus.NOT_MODIFIED, block, b"")
+                return
+            asked = self._header(b"Range")
+            if asked is not None and self.method == b"GET":
+                try:
+                    found = part_of(asked, self._header(b"If-Range"), etag, file.size)
+                except Unsatisfiable:
+                    block += b"Content-Range: bytes */%d\r\n" % file.size
+                    self._write(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, block, b"")
+                    return
+                if found is not None:
+                    status, part = HTTPStatus.PARTIAL_CONTENT, found
+                    block += b"Content-Range: bytes %d-%d/%d\r\n" % (part.start, part.end - 1, file.size)
+            await self._stream(status, block, file, part)
+        finally:
+            file.source.close()
+
+    async def _stream(self, status: int, block: bytes, file: File, part: Part) -> None:
+        if self._disconnected:
+            return
+        channel = self.channel
+        head = self._head(status, block, part.end - part.start)
+        stream = Stream(channel, self._site.clock, file.source)
+        self.startedWriting = 1
+        try:
+            await stream.run(head, part.start, part.start if self.method == b"HEAD" else part.end)
+        except Exception as error:
+            # The head has promised more: only the end of the connection can tell the client.
+            if not isinstance(error, (Interrupted, CancelledError)):
+                self._site.log.failure("the file for {request_id} cannot be read", request_id=self._request_id)
+            channel.abort()
+            return
+        self._ended(status, stream.sent)
+
+    def _header(self, name: bytes) -> str | None:
+        lines = self._header_lines(name)
+        return lines[-1] if lines else None
+
+    def _header_lines(self, name: bytes) -> list[str]:
+        return [value.decode("latin-1") for value in self.requestHeaders.getRawHeaders(name, _NOTHING)]
+
     def _write(self, status: int, block: bytes, body: bytes) -> None:
         """Write the whole answer at once."""
         if self._disconnected:
             return
-        site = self._site
-        parts = [status_line(status), site.date_header(), block]
+        head = self._head(status, block, len(body))
+        has_body = self.method != b"HEAD" and status not in NO_BODY
+        self.channel.send(
+            head + body if has_body else head,
+            at_once=not self.requestHeaders.hasHeader(b"Expect"),
+        )
+        self._ended(status, len(body) if has_body else 0)
+
+    def _head(self, status: int, block: bytes, length: int) -> bytes:
+        parts = [status_line(status), self._site.date_header(), block]
         if status not in NO_BODY:
-            parts.append(b"Content-Length: %d\r\n" % len(body))
+            parts.append(b"Content-Length: %d\r\n" % length)
         if not self.channel.persistent:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")
-        sent = 0
-        if self.method != b"HEAD" and status not in NO_BODY:
-            parts.append(body)
-            sent = len(body)
-        self.channel.send(b"".join(parts), at_once=not self.requestHeaders.hasHeader(b"Expect"))
+        return b"".join(parts)
+
+    def _ended(self, status: int, sent: int) -> None:
         self.code = status
         self.startedWriting = 1
         self.finished = 1
         self.sentLength = sent
-        site.observed(self._record(status, sent))
+        self._site.observed(self._record(status, sent))
         self._cleanup()
 
     def _record(self, status: int, sent: int) -> AccessRecord:

@@ -47,6 +47,10 @@ class SecretText:
         """24 letters, 136 bits: who knows it may go on with what it stands for."""
         return self._text(ascii_letters, 24)
 
+    def media_id(self) -> str:
+        """24 letters, 136 bits: who knows it may see the file where no token is asked for."""
+        return self._text(ascii_letters, 24)
+
     def nonce(self) -> str:
         """128 hexadecimal digits."""
         return self._random(64).hex()

@@ -18,9 +18,11 @@ from twisted.internet.task import Clock
 from federation.protocol.ids import DeviceID, UserID
 from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build
+from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
 from homeserver.observe.access import SilentAccessLog
 from storage.database import Database
+from storage.executors import InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 
 T = TypeVar("T")
@@ -70,6 +72,7 @@ class TestServer:
             database,
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
+            media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )

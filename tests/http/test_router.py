@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federation.protocol.ids import EventID
-from homeserver.http.endpoint import Auth, Peer, RequestContext, Requester, endpoint
+from homeserver.http.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from homeserver.http.guard import Guard
 from homeserver.http.parameters import DeclarationError
 from homeserver.http.rate_limits import RateLimiter
@@ -295,6 +295,13 @@ def _body_of_text() -> Any:
     return put_a
 
 
+def _unknown_limit() -> Any:
+    @endpoint("PUT", "/a", auth=Auth.NONE, max_body=BodyLimit.UPLOAD)
+    async def put_a(*, body: bytes) -> None: ...
+
+    return put_a
+
+
 @pytest.mark.parametrize(
     ("declare", "words"),
     [
@@ -308,6 +315,7 @@ def _body_of_text() -> Any:
         (_alias_leaves_out_too_much, "leaves out event_id"),
         (_relative, "does not begin with a slash"),
         (_body_of_text, "cannot be read"),
+        (_unknown_limit, "nobody says how large max_upload_size is"),
     ],
 )
 def test_a_wrong_declaration_is_a_sentence(declare: Any, words: str) -> None:

@@ -1,0 +1,81 @@
+"""Puts together what has to do with files."""
+
+from dataclasses import dataclass
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.ids import ServerName
+from homeserver.config.whole import Config
+from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.image_workers import ImageWorkers
+from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.thumbnails import Thumbnails
+from homeserver.services.secret_text import RandomBytes, SecretText
+from storage.database import Database
+from storage.executors import Executor
+from storage.media import MediaStore
+from storage.media_files import MediaFiles
+
+
+@dataclass(frozen=True, slots=True)
+class MediaThreads:
+    """Where files are read and written, and where somebody waits for processes that make thumbnails."""
+
+    files: Executor
+    images: Executor
+
+
+class MediaParts:
+    """Files and thumbnails. What is public is for the router."""
+
+    log = Logger()
+
+    def __init__(
+        self, config: Config, clock: IReactorTime, database: Database, threads: MediaThreads, random: RandomBytes
+    ) -> None:
+        """Raises OSError when the folder cannot be made."""
+        storage = config.storage
+        self._threads = threads
+        self._store = MediaStore(database)
+        self._workers = ImageWorkers(threads.images)
+        self.files = MediaFiles(config.folder / storage.media_store_path, threads.files)
+        self.files.open_folder()
+        self.repository = MediaRepository(
+            ServerName(config.server_name),
+            clock,
+            database,
+            self._store,
+            self.files,
+            SecretText(random),
+            max_upload_size=storage.max_upload_size,
+            max_pending=storage.max_pending_media_uploads,
+            reservation_ms=storage.unused_expiration_time,
+            authenticated_only=storage.enable_authenticated_media,
+        )
+        self.delivery = MediaDelivery(
+            self.repository, Thumbnails(self.files, self._workers, storage.max_image_pixels), self.files
+        )
+
+    def sweep(self) -> None:
+        """Take away what a crash has left; before the server listens."""
+        Deferred.fromCoroutine(self.files.sweep(self._store.get_used_hashes)).addCallbacks(
+            self._swept, lambda failure: self.log.failure("cannot sweep the folder of files", failure)
+        )
+
+    def _swept(self, count: int | None) -> None:
+        if count is None:
+            self.log.info("another node is taking in files; what a crash may have left is swept another time")
+        elif count:
+            self.log.info("swept {count} uploads that a crash had left", count=count)
+
+    def close_workers(self) -> None:
+        """End the processes that make thumbnails."""
+        self._workers.close()
+
+    async def stop(self) -> None:
+        """Finish what is being written, and end the processes."""
+        self.close_workers()
+        await self._threads.files.close()
+        await self._threads.images.close()

@@ -1,0 +1,143 @@
+"""Files: uploading, downloading, thumbnails. spec: client-server-api#content-repository
+
+The paths under `/_matrix/media` that give files out ask for no token; what was uploaded since tokens are asked for is not
+found there. Files are sent as they are read, never whole from memory.
+"""
+
+from collections.abc import Mapping
+from typing import BinaryIO
+
+import msgspec
+
+from federation.protocol.ids import ServerName
+from homeserver.http.answers import EMPTY, Empty, Response
+from homeserver.http.endpoint import Auth, BodyLimit, Limit, RequestContext, Requester, endpoint
+from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.thumbnails import Method
+
+_ID = "/{server_name}/{media_id}"
+_NAMED = _ID + "/{file_name}"
+_OLD = ("/_matrix/media/v3", "/_matrix/media/r0", "/_matrix/media/v1")
+_NEW = "/_matrix/client/v1/media"
+_OLD_DOWNLOADS = tuple(f"{old}/download{rest}" for old in _OLD for rest in (_ID, _NAMED))
+_OLD_THUMBNAILS = tuple(f"{old}/thumbnail{_ID}" for old in _OLD)
+_UPLOADS = tuple(f"{old}/upload" for old in _OLD)
+_FILLS = tuple(f"{old}/upload{_ID}" for old in _OLD)
+_CONFIGS = (f"{_NEW}/config", *(f"{old}/config" for old in _OLD))
+DEFAULT_WAIT_MS = 20_000
+
+
+class Uploaded(msgspec.Struct, frozen=True):
+    content_uri: str
+
+
+class Created(msgspec.Struct, frozen=True):
+    content_uri: str
+    unused_expires_at: int
+
+
+@endpoint("POST", *_UPLOADS, auth=Auth.USER, limit=Limit.MEDIA_CREATE, max_body=BodyLimit.UPLOAD)
+async def post_upload(
+    media: MediaRepository, caller: Requester, context: RequestContext, *, body: BinaryIO, filename: str = ""
+) -> Uploaded:
+    """Upload a file."""
+    return Uploaded(await media.do_upload(caller.user_id, body, context.content_type, filename))
+
+
+@endpoint(
+    "POST",
+    "/_matrix/media/v1/create",
+    "/_matrix/media/unstable/fi.mau.msc2246/create",
+    auth=Auth.USER,
+    limit=Limit.MEDIA_CREATE,
+)
+async def post_create(media: MediaRepository, caller: Requester) -> Created:
+    """Reserve an address for a file to come."""
+    return Created(*await media.do_create(caller.user_id))
+
+
+@endpoint("PUT", *_FILLS, auth=Auth.USER, limit=Limit.MEDIA_CREATE, max_body=BodyLimit.UPLOAD)
+async def put_upload(
+    media: MediaRepository,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    server_name: ServerName,
+    media_id: str,
+    body: BinaryIO,
+    filename: str = "",
+) -> Empty:
+    """Upload a file to an address that was reserved."""
+    await media.do_fill(caller.user_id, server_name, media_id, body, context.content_type, filename)
+    return EMPTY
+
+
+@endpoint("GET", *_CONFIGS, auth=Auth.GUEST)
+async def get_config(media: MediaRepository, caller: Requester) -> Mapping[str, int]:
+    """How large a file may be."""
+    return {"m.upload.size": media.max_upload_size}
+
+
+@endpoint("GET", f"{_NEW}/download{_ID}", f"{_NEW}/download{_NAMED}", auth=Auth.GUEST, long_poll=True)
+async def get_download(
+    delivery: MediaDelivery,
+    caller: Requester,
+    *,
+    server_name: ServerName,
+    media_id: str,
+    file_name: str = "",
+    timeout_ms: int = DEFAULT_WAIT_MS,
+) -> Response:
+    """A file, under its own name or another."""
+    return await delivery.download(server_name, media_id, file_name, timeout_ms, authenticated=True)
+
+
+@endpoint("GET", *_OLD_DOWNLOADS, auth=Auth.NONE, long_poll=True)
+async def get_public_download(
+    delivery: MediaDelivery,
+    *,
+    server_name: ServerName,
+    media_id: str,
+    file_name: str = "",
+    timeout_ms: int = DEFAULT_WAIT_MS,
+) -> Response:
+    """As `get_download`, for everybody: files from before the freeze."""
+    return await delivery.download(server_name, media_id, file_name, timeout_ms, authenticated=False)
+
+
+@endpoint("GET", f"{_NEW}/thumbnail{_ID}", auth=Auth.GUEST, long_poll=True)
+async def get_thumbnail(
+    delivery: MediaDelivery,
+    caller: Requester,
+    *,
+    server_name: ServerName,
+    media_id: str,
+    width: int,
+    height: int,
+    method: Method = "scale",
+    animated: bool = False,
+    timeout_ms: int = DEFAULT_WAIT_MS,
+) -> Response:
+    """A small picture of an image."""
+    return await delivery.thumbnail(
+        server_name, media_id, (width, height), method, timeout_ms, animated=animated, authenticated=True
+    )
+
+
+@endpoint("GET", *_OLD_THUMBNAILS, auth=Auth.NONE, long_poll=True)
+async def get_public_thumbnail(
+    delivery: MediaDelivery,
+    *,
+    server_name: ServerName,
+    media_id: str,
+    width: int,
+    height: int,
+    method: Method = "scale",
+    animated: bool = False,
+    timeout_ms: int = DEFAULT_WAIT_MS,
+) -> Response:
+    """As `get_thumbnail`, for everybody: files from before the freeze."""
+    return await delivery.thumbnail(
+        server_name, media_id, (width, height), method, timeout_ms, animated=animated, authenticated=False
+    )

@@ -1,0 +1,54 @@
+"""What a client already has, and which part of a file it asks for.
+
+Only one range is served; a list of ranges is answered with the whole file, as HTTP allows.
+spec: RFC 9110, sections 8.8.3, 13.1.2, 13.1.5 and 14
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+_MAX_DIGITS: Final = 18
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a file, from `start` up to but not `end`."""
+
+    start: int
+    end: int
+
+
+class Unsatisfiable(Exception):
+    """A range that begins after the end of the file."""
+
+
+def is_held(if_none_match: Sequence[str], etag: str) -> bool:
+    """Whether the client says that it has this version. `etag`: with its quotes."""
+    held = [each.strip().removeprefix("W/") for line in if_none_match for each in line.split(",")]
+    return etag in held or "*" in held
+
+
+def part_of(range_header: str, if_range: str | None, etag: str, size: int) -> Part | None:
+    """The part that is asked for; None: the whole file. Raises `Unsatisfiable`."""
+    unit, equals, asked = range_header.partition("=")
+    if not equals or unit.strip().lower() != "bytes" or "," in asked or "-" not in asked:
+        return None
+    if if_range is not None and if_range.strip() != etag:
+        return None
+    first, _, last = (each.strip() for each in asked.partition("-"))
+    if not (_is_number(first) or not first) or not (_is_number(last) or not last) or not (first or last):
+        return None
+    if not first:
+        if int(last) == 0 or size == 0:
+            raise Unsatisfiable
+        return Part(max(0, size - int(last)), size)
+    if last and int(last) < int(first):
+        return None
+    if int(first) >= size:
+        raise Unsatisfiable
+    return Part(int(first), min(size, int(last) + 1) if last else size)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS

@@ -1,0 +1,201 @@
+"""Files of this server's users: taken in, reserved for, given out.
+
+An upload is answered only when its bytes and its row are on disk. spec: client-server-api#content-repository
+"""
+
+import re
+from collections.abc import Callable
+from typing import BinaryIO, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.errors import (
+    CannotOverwriteMedia,
+    Forbidden,
+    InvalidParam,
+    LimitExceeded,
+    NotFound,
+    NotYetUploaded,
+)
+from federation.protocol.ids import ServerName, UserID
+from homeserver.services.media.headers import parse_name, parse_type
+from homeserver.services.secret_text import SecretText
+from storage.database import Database
+from storage.media import Content, MediaRow, MediaStore
+from storage.media_files import MediaFiles, StoredFile
+from storage.transaction import WriteTransaction
+
+ACCESS_GRAIN_MS: Final = 3600 * 1000
+"""How exactly it is known when a file was read last: reading must not cost a write each time."""
+LONGEST_WAIT_MS: Final = 60_000
+_MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
+
+
+class MediaRepository:
+    """What may be done with files."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        server_name: ServerName,
+        clock: IReactorTime,
+        database: Database,
+        store: MediaStore,
+        files: MediaFiles,
+        texts: SecretText,
+        *,
+        max_upload_size: int,
+        max_pending: int,
+        reservation_ms: int,
+        authenticated_only: bool,
+    ) -> None:
+        """`authenticated_only`: files that come from now on are not given to those who show no token."""
+        self.max_upload_size = max_upload_size
+        self._server_name = server_name
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._files = files
+        self._texts = texts
+        self._max_pending = max_pending
+        self._reservation_ms = reservation_ms
+        self._authenticated_only = authenticated_only
+        self._waiting: dict[str, list[Deferred[None]]] = {}
+
+    # Taking in.
+
+    async def do_upload(self, user_id: UserID, body: BinaryIO, claimed_type: str, name: str) -> str:
+        """Keep a file; its `mxc://` address. Raises `InvalidParam`."""
+        type, file_name = parse_type(claimed_type), parse_name(name)
+        media_id = self._texts.media_id()
+
+        def write(txn: WriteTransaction, content: Content) -> None:
+            now = self._now_ms()
+            self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
+
+        await self._keep(body, type, file_name, write)
+        return self._address(media_id)
+
+    async def do_create(self, user_id: UserID) -> tuple[str, int]:
+        """Reserve an address; it, and until when (milliseconds since 1970). Raises `LimitExceeded`."""
+        media_id = self._texts.media_id()
+        now = self._now_ms()
+        expires = now + self._reservation_ms
+
+        def write(txn: WriteTransaction) -> None:
+            if self._store.count_reserved(txn, user_id, now) >= self._max_pending:
+                raise LimitExceeded(
+                    f"You have {self._max_pending} files that are not uploaded yet; upload them first",
+                    retry_after_ms=60_000,
+                )
+            self._store.add_media(txn, MediaRow(media_id, user_id, None, now, expires, now, self._authenticated_only))
+
+        await self._database.write("create_media", write)
+        return self._address(media_id), expires
+
+    async def do_fill(
+        self, user_id: UserID, server_name: ServerName, media_id: str, body: BinaryIO, claimed_type: str, name: str
+    ) -> None:
+        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, `InvalidParam`."""
+        type, file_name = parse_type(claimed_type), parse_name(name)
+        row = await self._row(server_name, media_id)
+        if row is None or _is_over(row, self._now_ms()):
+            raise NotFound("This address was not reserved, or no longer is")
+        if row.user_id != user_id:
+            raise Forbidden("Somebody else has reserved this address")
+        if row.content is not None:
+            raise CannotOverwriteMedia
+
+        def write(txn: WriteTransaction, content: Content) -> None:
+            if not self._store.set_content(txn, media_id, content, self._now_ms()):
+                raise CannotOverwriteMedia
+
+        await self._keep(body, type, file_name, write)
+        for waiter in self._waiting.pop(media_id, ()):
+            waiter.callback(None)
+
+    async def _keep(
+        self, body: BinaryIO, type: str, name: str | None, write: Callable[[WriteTransaction, Content], None]
+    ) -> None:
+        stored: StoredFile = await self._files.add(body)
+        try:
+            await self._database.write("keep_media", write, Content(stored.hash, stored.size, type, name))
+        except BaseException:
+            self._files.abandon(stored)
+            raise
+        await self._files.settle(stored)
+
+    # Giving out.
+
+    async def get_content(
+        self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool
+    ) -> Content:
+        """What a file is, waiting for its upload so long. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`.
+
+        `authenticated`: whether who asks has shown a token.
+        """
+        if timeout_ms < 0:
+            raise InvalidParam("timeout_ms may not be negative")
+        row = await self._visible_row(server_name, media_id, authenticated=authenticated)
+        if row.content is None:
+            await self._wait(media_id, min(timeout_ms, LONGEST_WAIT_MS))
+            row = await self._visible_row(server_name, media_id, authenticated=authenticated)
+        if row.content is None:
+            raise NotYetUploaded
+        self._note_access(row)
+        return row.content
+
+    async def _visible_row(self, server_name: ServerName, media_id: str, *, authenticated: bool) -> MediaRow:
+        row = await self._row(server_name, media_id)
+        if row is None or row.quarantined or _is_over(row, self._now_ms()):
+            raise NotFound("There is no such file")
+        if row.authenticated and self._authenticated_only and not authenticated:
+            raise NotFound("There is no such file for those who show no access token")
+        return row
+
+    async def _row(self, server_name: ServerName, media_id: str) -> MediaRow | None:
+        if server_name != self._server_name:
+            raise NotFound("Files of other servers cannot be had here")
+        if not _MEDIA_ID.fullmatch(media_id):
+            raise NotFound("There is no such file")
+        return (await self._store.get_media([media_id])).get(media_id)
+
+    async def _wait(self, media_id: str, timeout_ms: int) -> None:
+        """Until the file is there, or the time is over."""
+        arrived: Deferred[None] = Deferred()
+        waiters = self._waiting.setdefault(media_id, [])
+        waiters.append(arrived)
+        timer = self._clock.callLater(timeout_ms / 1000, arrived.callback, None)
+        try:
+            await arrived
+        finally:
+            if timer.active():
+                timer.cancel()
+            if arrived in waiters:
+                waiters.remove(arrived)
+            if not waiters and self._waiting.get(media_id) is waiters:
+                del self._waiting[media_id]
+
+    def _note_access(self, row: MediaRow) -> None:
+        now = self._now_ms()
+        if now - row.last_access_ts >= ACCESS_GRAIN_MS:
+            Deferred.fromCoroutine(self._store.set_accessed(row.media_id, now)).addErrback(
+                lambda failure: self.log.failure("cannot note that a file was read", failure)
+            )
+
+    async def do_remove_expired(self, limit: int) -> int:
+        """Forget reservations that were not used in time, at most so many; how many there were. A job does it."""
+        return await self._store.remove_expired(self._now_ms(), limit)
+
+    def _address(self, media_id: str) -> str:
+        return f"mxc://{self._server_name}/{media_id}"
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _is_over(row: MediaRow, now_ms: int) -> bool:
+    return row.content is None and row.expires_ts is not None and row.expires_ts <= now_ms

@@ -1,0 +1,138 @@
+"""What is known of files: who uploaded them, what they are, and which bytes (by hash) they hold.
+
+An id is reserved first and filled later, or both at once; a filled one is never filled again.
+"""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.engine import Row
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file is once it is there. `hash`: SHA-256; `size` in bytes."""
+
+    hash: bytes
+    size: int
+    type: str
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRow:
+    """A file, or an id that is reserved for one. Times are milliseconds since 1970."""
+
+    media_id: str
+    user_id: str
+    content: Content | None
+    """None while the id is only reserved."""
+    created_ts: int
+    expires_ts: int | None
+    """When the reservation ends."""
+    last_access_ts: int
+    authenticated: bool
+    """Only for those who show a token."""
+    quarantined: bool = False
+    protected: bool = False
+
+
+_COLUMNS = (
+    "media_id, user_id, hash, type, size, name, created_ts, expires_ts, last_access_ts, authenticated, quarantined, "
+    "protected"
+)
+
+
+class MediaStore:
+    """The table of files."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_media(self, media_ids: Iterable[str]) -> Mapping[str, MediaRow]:
+        """Those of them that there are."""
+        return await self._database.read_quickly("get_media", _select, tuple(media_ids))
+
+    async def get_used_hashes(self, hashes: Iterable[bytes]) -> Set[bytes]:
+        """Those of them that some file has."""
+        return await self._database.read("get_used_media_hashes", _select_hashes, tuple(hashes))
+
+    async def set_accessed(self, media_id: str, now_ms: int) -> None:
+        """Note that somebody has read it."""
+        await self._database.write("set_media_accessed", _set_accessed, media_id, now_ms)
+
+    async def remove_expired(self, now_ms: int, limit: int) -> int:
+        """Forget reservations that have ended, at most so many; how many there were."""
+        return await self._database.write("remove_expired_media", _remove_expired, now_ms, limit)
+
+    def count_reserved(self, txn: Transaction, user_id: str, now_ms: int) -> int:
+        """How many reservations of the user wait for their files."""
+        row = txn.query_one(
+            "SELECT COUNT(*) FROM media WHERE expires_ts IS NOT NULL AND expires_ts > ? AND user_id = ?",
+            (now_ms, user_id),
+        )
+        return 0 if row is None else int(row[0])
+
+    def add_media(self, txn: WriteTransaction, row: MediaRow) -> None:
+        """Add a file, or a reservation, under an id that is new."""
+        content = row.content
+        txn.execute(
+            f"INSERT INTO media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                row.media_id,
+                row.user_id,
+                None if content is None else content.hash,
+                "" if content is None else content.type,
+                0 if content is None else content.size,
+                None if content is None else content.name,
+                row.created_ts,
+                row.expires_ts,
+                row.last_access_ts,
+                int(row.authenticated),
+                int(row.quarantined),
+                int(row.protected),
+            ),
+        )
+
+    def set_content(self, txn: WriteTransaction, media_id: str, content: Content, now_ms: int) -> bool:
+        """Fill a reservation; False when it is filled already, or gone."""
+        sql = (
+            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, last_access_ts = ? "
+            "WHERE media_id = ? AND hash IS NULL"
+        )
+        return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, media_id)) > 0
+
+    def set_quarantined(self, txn: WriteTransaction, media_id: str, *, quarantined: bool) -> bool:
+        """Hold a file back from everybody, or give it free. False for one that is not there, or is protected."""
+        sql = "UPDATE media SET quarantined = ? WHERE media_id = ? AND protected = 0"
+        return txn.execute(sql, (int(quarantined), media_id)) > 0
+
+
+def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} FROM media WHERE media_id IN {{keys}}", media_ids)
+    return {row.media_id: row for row in map(_row, rows)}
+
+
+def _row(row: Row) -> MediaRow:
+    content = None if row[2] is None else Content(bytes(row[2]), row[4], row[3], row[5])
+    return MediaRow(row[0], row[1], content, row[6], row[7], row[8], bool(row[9]), bool(row[10]), bool(row[11]))
+
+
+def _select_hashes(txn: Transaction, hashes: tuple[bytes, ...]) -> Set[bytes]:
+    return {bytes(row[0]) for row in txn.query_in("SELECT DISTINCT hash FROM media WHERE hash IN {keys}", hashes)}
+
+
+def _set_accessed(txn: WriteTransaction, media_id: str, now_ms: int) -> None:
+    txn.execute(
+        "UPDATE media SET last_access_ts = ? WHERE media_id = ? AND last_access_ts < ?", (now_ms, media_id, now_ms)
+    )
+
+
+def _remove_expired(txn: WriteTransaction, now_ms: int, limit: int) -> int:
+    sql = (
+        "DELETE FROM media WHERE media_id IN (SELECT media_id FROM media WHERE expires_ts IS NOT NULL "
+        "AND expires_ts <= ? ORDER BY expires_ts LIMIT ?)"
+    )
+    return txn.execute(sql, (now_ms, limit))

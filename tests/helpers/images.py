@@ -1,0 +1,52 @@
+"""Pictures for tests, made as they are needed."""
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+ORIENTATION = 0x0112
+
+
+def picture(width: int, height: int, format: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
+    """Red on the left and blue on the right half, so that turning and cutting show."""
+    image = Image.new(mode, (width, height), "blue" if mode != "L" else 50)
+    image.paste("red" if mode != "L" else 200, (0, 0, width // 2, height))
+    target = io.BytesIO()
+    image.save(target, format, **options)
+    return target.getvalue()
+
+
+def turned_photo(width: int, height: int, orientation: int) -> bytes:
+    """A JPEG that says how it is to be turned."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return picture(width, height, "JPEG", exif=exif)
+
+
+def moving_picture(width: int, height: int, colours: Sequence[str] = ("red", "green", "blue")) -> bytes:
+    """A GIF with a frame of each colour."""
+    frames = [Image.new("RGB", (width, height), colour) for colour in colours]
+    target = io.BytesIO()
+    frames[0].save(target, "GIF", save_all=True, append_images=frames[1:], duration=100, loop=0)
+    return target.getvalue()
+
+
+def claimed_png(width: int, height: int, data: bytes = b"") -> bytes:
+    """A PNG whose header says a size, and whose data is whatever."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def opened(data: bytes) -> Image.Image:
+    """A picture that came back."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image

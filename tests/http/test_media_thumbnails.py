@@ -1,0 +1,300 @@
+"""Thumbnails, through the whole server and real processes; and pictures that mean harm."""
+
+import io
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+
+from federation.protocol.errors import LimitExceeded
+from homeserver.services.media.image_workers import MOST_WAITING, SECONDS_A_JOB, ImageJob, ImageWorkers
+from homeserver.services.media.thumbnails import MOST_KEPT, Thumbnails, round_up
+from storage.database import Database
+from storage.executors import InlineExecutor
+from storage.media import Content
+from storage.media_files import MediaFiles
+from tests.helpers.http import Answer
+from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
+from tests.helpers.server import TestServer, User
+
+DOWNLOAD = "/_matrix/client/v1/media/download/"
+THUMBNAIL = "/_matrix/client/v1/media/thumbnail/"
+RED, BLUE = (254, 0, 0), (0, 0, 254)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> Iterator[User]:
+    yield server.register("alice")
+    server.app.media.close_workers()
+
+
+def _upload(user: User, body: bytes, type: str = "image/png") -> str:
+    answer = user.server.client.request(
+        "POST", "/_matrix/media/v3/upload", token=user.token, body=body, headers={"Content-Type": type}
+    )
+    assert answer.status == 200, answer.body
+    return str(answer.json["content_uri"]).removeprefix("mxc://")
+
+
+def _thumbnail(user: User, file: str, width: int, height: int, further: str = "") -> Answer:
+    return user.get(f"{THUMBNAIL}{file}?width={width}&height={height}{further}")
+
+
+def _is_near(pixel: object, colour: tuple[int, int, int]) -> bool:
+    assert isinstance(pixel, tuple)
+    return all(abs(mine - theirs) < 30 for mine, theirs in zip(pixel[:3], colour, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "method", "size"),
+    [
+        ((32, 32), "crop", (32, 32)),
+        ((96, 96), "crop", (96, 96)),
+        ((320, 240), "scale", (480, 240)),
+        ((640, 480), "scale", (960, 480)),
+        ((800, 600), "scale", (1200, 600)),
+        ((100, 50), "crop", (128, 64)),
+        ((1, 1000), "scale", (2048, 1024)),
+    ],
+)
+def test_sizes(alice: User, asked: tuple[int, int], method: str, size: tuple[int, int]) -> None:
+    file = _upload(alice, picture(4000, 2000))
+    answer = _thumbnail(alice, file, *asked, f"&method={method}")
+    assert answer.status == 200
+    assert opened(answer.body).size == size
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-disposition"] == "inline; filename=thumbnail.png"
+    assert answer.headers["content-security-policy"].startswith("sandbox")
+
+
+def test_sizes_go_up_a_ladder_and_keep_their_proportions() -> None:
+    assert [round_up(*size) for size in [(32, 32), (33, 33), (800, 600), (1, 1), (1, 99), (9000, 4500)]] == [
+        (32, 32),
+        (48, 48),
+        (800, 600),
+        (32, 32),
+        (2, 128),
+        (4096, 2048),
+    ]
+
+
+@pytest.mark.parametrize("method", ["crop", "scale"])
+def test_nothing_is_made_larger(alice: User, method: str) -> None:
+    small = picture(40, 20)
+    file = _upload(alice, small)
+    assert _thumbnail(alice, file, 320, 240, f"&method={method}").body == small
+    narrow = _thumbnail(alice, _upload(alice, picture(1000, 20)), 96, 96, f"&method={method}")
+    assert opened(narrow.body).size == ((96, 20) if method == "crop" else (1000, 20))
+
+
+@pytest.mark.parametrize(
+    ("format", "mode", "type"),
+    [
+        ("PNG", "RGBA", "image/png"),
+        ("PNG", "P", "image/png"),
+        ("PNG", "L", "image/png"),
+        ("PNG", "I;16", "image/png"),
+        ("PNG", "1", "image/png"),
+        ("JPEG", "RGB", "image/jpeg"),
+        ("JPEG", "L", "image/jpeg"),
+        ("JPEG", "CMYK", "image/jpeg"),
+        ("GIF", "P", "image/png"),
+        ("WEBP", "RGB", "image/jpeg"),
+        ("WEBP", "RGBA", "image/png"),
+    ],
+)
+def test_formats(alice: User, format: str, mode: str, type: str) -> None:
+    data = picture(400, 200, format, mode) if mode in ("RGB", "L", "CMYK") else _converted(format, mode)
+    answer = _thumbnail(alice, _upload(alice, data, "application/octet-stream"), 96, 96, "&method=crop")
+    assert (answer.status, answer.headers.get("content-type")) == (200, type)
+    assert opened(answer.body).size == (96, 96)
+
+
+def _converted(format: str, mode: str) -> bytes:
+    target = io.BytesIO()
+    image = opened(picture(400, 200)).convert("L").convert(mode)
+    if mode == "RGBA":
+        image.putalpha(100)
+    image.save(target, format)
+    return target.getvalue()
+
+
+def test_a_photo_is_turned_as_it_says(alice: User) -> None:
+    file = _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
+    answer = _thumbnail(alice, file, 96, 96)
+    made = opened(answer.body)
+    assert made.size == (96, 192)
+    assert _is_near(made.getpixel((48, 10)), RED)
+    assert _is_near(made.getpixel((48, 180)), BLUE)
+    assert not made.getexif()
+
+
+def test_movement_only_where_it_is_asked_for(alice: User) -> None:
+    file = _upload(alice, moving_picture(200, 100), "image/gif")
+    for further in ("", "&animated=false"):
+        still = _thumbnail(alice, file, 96, 96, "&method=crop" + further)
+        assert still.headers["content-type"] == "image/png"
+        assert getattr(opened(still.body), "n_frames", 1) == 1
+    moving = _thumbnail(alice, file, 96, 96, "&method=crop&animated=true")
+    assert moving.headers["content-type"] == "image/webp"
+    image = opened(moving.body)
+    assert (image.size, getattr(image, "n_frames", 1)) == ((96, 96), 3)
+
+
+def test_a_small_moving_picture_stands_still_too(alice: User) -> None:
+    data = moving_picture(20, 10)
+    file = _upload(alice, data, "image/gif")
+    assert getattr(opened(_thumbnail(alice, file, 96, 96).body), "n_frames", 1) == 1
+    assert _thumbnail(alice, file, 96, 96, "&animated=true").body == data
+
+
+def test_what_does_not_move_is_as_without_the_wish(alice: User) -> None:
+    answer = _thumbnail(alice, _upload(alice, picture(200, 100)), 96, 96, "&animated=true")
+    assert answer.headers["content-type"] == "image/png"
+
+
+def test_a_thumbnail_is_made_once(alice: User, tmp_path: Path) -> None:
+    file = _upload(alice, picture(400, 200))
+    first = _thumbnail(alice, file, 96, 96)
+    (kept,) = [path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]
+    kept.write_bytes(b"made\nimage/png\nkept")
+    assert _thumbnail(alice, file, 90, 90).body == b"kept"
+    etag = first.headers["etag"]
+    path = f"{THUMBNAIL}{file}?width=96&height=96"
+    again = alice.server.client.request("GET", path, token=alice.token, headers={"If-None-Match": etag})
+    assert (again.status, again.body) == (304, b"")
+
+
+def test_so_many_are_kept_and_no_more(alice: User, tmp_path: Path) -> None:
+    file = _upload(alice, picture(64, 64))
+    for height in range(1, MOST_KEPT + 6):
+        assert (
+            _thumbnail(alice, file, 32, height % 32 + 1, f"&method={'crop' if height > 32 else 'scale'}").status == 200
+        )
+    assert len([path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]) == MOST_KEPT
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["width=0&height=10", "width=10&height=-1", "width=x&height=1", "width=10", "width=1&height=1&method=stretch"],
+)
+def test_wishes_that_make_no_sense(alice: User, query: str) -> None:
+    answer = alice.get(f"{THUMBNAIL}{_upload(alice, picture(10, 10))}?{query}")
+    assert answer.status == 400
+
+
+def test_for_everybody_where_files_are(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    file = _upload(server.register("alice"), picture(400, 200))
+    for version in ("v3", "r0", "v1"):
+        answer = server.get(f"/_matrix/media/{version}/thumbnail/{file}?width=96&height=96&method=crop")
+        assert opened(answer.body).size == (96, 96)
+    server.app.media.close_workers()
+
+
+# Pictures that mean harm.
+
+HARMFUL = {
+    "nothing": b"",
+    "text": b"<script>alert(1)</script>",
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><script>1</script></svg>',
+    "truncated png": picture(400, 200)[:-200],
+    "truncated jpeg": picture(400, 200, "JPEG")[:200],
+    "truncated small png": picture(20, 20)[:60],
+    "png without data": claimed_png(100, 100),
+    "png with other data": claimed_png(100, 100, b"\0" * 1000),
+    "gif of nothing": b"GIF89a" + b"\0" * 50,
+    "bitmap": picture(400, 200, "BMP"),
+    "tiff": picture(400, 200, "TIFF"),
+    "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n",
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_what_is_no_picture_has_no_thumbnail(alice: User, name: str) -> None:
+    file = _upload(alice, HARMFUL[name])
+    for _ in range(2):
+        answer = _thumbnail(alice, file, 96, 96)
+        assert (answer.status, answer.errcode) == (400, "M_UNKNOWN")
+    assert alice.get(DOWNLOAD + file).body == HARMFUL[name]
+    assert _thumbnail(alice, _upload(alice, picture(400, 200)), 96, 96).status == 200
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1)])
+def test_a_picture_of_more_pixels_than_allowed(alice: User, size: tuple[int, int]) -> None:
+    answer = _thumbnail(alice, _upload(alice, claimed_png(*size)), 96, 96)
+    assert (answer.status, answer.errcode) in ((413, "M_TOO_LARGE"), (400, "M_UNKNOWN"))
+
+
+def test_the_number_of_pixels_is_configured(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "max_image_pixels: 1000\n")
+    alice = server.register("alice")
+    answer = _thumbnail(alice, _upload(alice, picture(100, 11)), 32, 32)
+    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    assert _thumbnail(alice, _upload(alice, picture(100, 10)), 32, 5).status == 200
+    server.app.media.close_workers()
+
+
+# Processes, and who waits for them.
+
+
+class LaterExecutor(InlineExecutor):
+    """Does nothing until it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self.jobs.append(job)
+
+    def work(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            job()
+
+
+async def _content(files: MediaFiles, data: bytes) -> Content:
+    stored = await files.add(io.BytesIO(data))
+    await files.settle(stored)
+    return Content(stored.hash, stored.size, "image/png", None)
+
+
+async def test_a_thumbnail_is_made_once_for_all_who_wait(tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    content = await _content(files, picture(400, 200))
+    executor = LaterExecutor()
+    workers = ImageWorkers(executor)
+    thumbnails = Thumbnails(files, workers, 1 << 20)
+    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", animated=False)) for _ in range(3)]
+    assert len(executor.jobs) == 1
+    asked[0].addErrback(lambda failure: failure.trap(CancelledError))
+    asked[0].cancel()
+    executor.work()
+    assert [(await each).type for each in asked[1:]] == ["image/png", "image/png"]
+    workers.close()
+
+
+async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    content = await _content(files, picture(400, 200))
+    seconds = count(0, SECONDS_A_JOB)
+    workers = ImageWorkers(InlineExecutor(), clock=lambda: next(seconds))
+    job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
+    assert (await workers.run(job)).kind == "no image"
+    workers.close()
+
+
+async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
+    executor = LaterExecutor()
+    workers = ImageWorkers(executor)
+    job = ImageJob(str(tmp_path / "nothing"), 96, 96, "crop", False, 1 << 20)
+    waiting = [Deferred.fromCoroutine(workers.run(job)) for _ in range(MOST_WAITING)]
+    with pytest.raises(LimitExceeded):
+        await workers.run(job)
+    executor.work()
+    assert {(await each).kind for each in waiting} == {"no image"}
+    workers.close()

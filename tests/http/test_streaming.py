@@ -1,0 +1,265 @@
+"""Answers that are sent as they are read: whole, in part, or not at all."""
+
+from collections.abc import Iterator
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from homeserver.http.answers import File, MemorySource, Response
+from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
+from homeserver.http.endpoint import Auth, endpoint
+from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
+from tests.helpers.http import Client, Connection, client_for
+
+DATA = bytes(range(256)) * 2048
+PIECES = len(DATA) // PIECE_BYTES
+HEADERS = {"Content-Type": "video/mp4", "Cache-Control": "private"}
+
+
+class Shelf:
+    """Holds the one file there is, and knows what is done with it."""
+
+    def __init__(self) -> None:
+        self.data = DATA
+        self.reads = 0
+        self.closed = 0
+        self.waits: Deferred[None] | None = None
+        self.error: Exception | None = None
+
+    async def read(self, offset: int, size: int) -> bytes:
+        self.reads += 1
+        if self.waits is not None:
+            await self.waits
+        if self.error is not None:
+            raise self.error
+        return self.data[offset : offset + size]
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@endpoint("GET", "/file", auth=Auth.NONE)
+async def get_file(shelf: Shelf) -> Response:
+    return Response(headers=HEADERS, body=File(shelf, len(DATA), "v1"))
+
+
+@endpoint("GET", "/short", auth=Auth.NONE)
+async def get_short() -> Response:
+    return Response(headers=HEADERS, body=File(MemorySource(b"0123456789"), 10, "v2"))
+
+
+@pytest.fixture
+def shelf() -> Iterator[Shelf]:
+    shelf = Shelf()
+    yield shelf
+    assert shelf.closed in (0, 1)
+
+
+@pytest.fixture
+def client(shelf: Shelf) -> Client:
+    return client_for([get_file, get_short], {Shelf: shelf})
+
+
+def _ask(client: Client, path: str = "/file", further: str = "", method: str = "GET") -> Connection:
+    connection = client.connect()
+    connection.send(f"{method} {path} HTTP/1.1\r\nHost: x\r\n{further}\r\n".encode())
+    return connection
+
+
+def _fill(connection: Connection) -> None:
+    """The connection takes no more."""
+    assert connection.transport.producer is not None
+    connection.transport.producer.pauseProducing()
+
+
+def _empty(connection: Connection) -> None:
+    """The client has taken all there was."""
+    assert connection.transport.producer is not None
+    connection.transport.producer.resumeProducing()
+
+
+# Whole.
+
+
+def test_a_file_is_sent_whole(client: Client, shelf: Shelf) -> None:
+    answer = client.request("GET", "/file")
+    assert (answer.status, answer.body) == (200, DATA)
+    assert answer.headers["content-length"] == str(len(DATA))
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["etag"] == '"v1"'
+    assert (shelf.reads, shelf.closed) == (PIECES, 1)
+    assert client.access_log.records[-1].sent == len(DATA)
+
+
+def test_head_reads_nothing(client: Client, shelf: Shelf) -> None:
+    answer = client.request("HEAD", "/file")
+    assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", str(len(DATA)))
+    assert (shelf.reads, shelf.closed) == (0, 1)
+
+
+def test_answers_follow_each_other_on_one_connection(client: Client) -> None:
+    connection = client.connect()
+    requests = b"".join(
+        f"{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        for method, path in [("GET", "/short"), ("GET", "/file"), ("GET", "/nowhere"), ("GET", "/short")]
+    )
+    connection.send(requests)
+    answers = connection.answers()
+    assert [answer.status for answer in answers] == [200, 200, 404, 200]
+    assert (answers[1].body, answers[3].body) == (DATA, b"0123456789")
+    assert not connection.transport.disconnecting
+    connection.close()
+
+
+def test_who_wants_no_further_answer_gets_none(client: Client) -> None:
+    connection = _ask(client, further="Connection: close\r\n")
+    (answer,) = connection.answers()
+    assert (answer.headers["connection"], answer.body) == ("close", DATA)
+    assert connection.transport.disconnecting
+
+
+# No faster than the client.
+
+
+def test_nothing_is_read_that_the_client_does_not_take(client: Client, shelf: Shelf) -> None:
+    shelf.waits = Deferred()
+    connection = _ask(client)
+    _fill(connection)
+    waits, shelf.waits = shelf.waits, None
+    waits.callback(None)
+    assert shelf.reads == 1
+    assert len(connection.received()) < 2 * PIECE_BYTES
+    _empty(connection)
+    assert connection.answers()[0].body == DATA
+    assert shelf.closed == 1
+    connection.close()
+
+
+def test_a_connection_that_is_full_already_gets_only_the_head(client: Client, shelf: Shelf) -> None:
+    connection = client.connect()
+    _fill(connection)
+    connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert shelf.reads == 0
+    _empty(connection)
+    assert connection.answers()[0].body == DATA
+    connection.close()
+
+
+def test_who_takes_nothing_is_cut_off(client: Client, shelf: Shelf) -> None:
+    connection = client.connect()
+    _fill(connection)
+    connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+    client.clock.advance(STALL_SECONDS - 1)
+    assert shelf.closed == 0
+    client.clock.advance(1)
+    assert shelf.closed == 1
+    assert connection.transport.disconnected
+    connection.close()
+    assert not client.clock.getDelayedCalls()
+
+
+def test_who_goes_away_is_not_read_for(client: Client, shelf: Shelf) -> None:
+    shelf.waits = Deferred()
+    connection = _ask(client)
+    assert shelf.closed == 0
+    connection.close()
+    assert (shelf.reads, shelf.closed) == (1, 1)
+    assert client.access_log.records[-1].status == 499
+
+
+def test_who_goes_away_while_full_is_not_read_for(client: Client, shelf: Shelf) -> None:
+    connection = client.connect()
+    _fill(connection)
+    connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.close()
+    assert (shelf.reads, shelf.closed) == (0, 1)
+    assert not client.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("what", ["short", "error"])
+def test_half_an_answer_does_not_look_whole(client: Client, shelf: Shelf, what: str) -> None:
+    if what == "short":
+        shelf.data = DATA[: PIECE_BYTES + 5]
+    else:
+        shelf.error = OSError("the disk is gone")
+    connection = _ask(client)
+    assert connection.transport.disconnected
+    assert shelf.closed == 1
+    connection.close()
+
+
+# In part.
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"),
+    [
+        ("bytes=0-0", (0, 1)),
+        ("bytes=2-5", (2, 6)),
+        ("bytes=7-", (7, 10)),
+        ("bytes=-3", (7, 10)),
+        ("bytes=-99", (0, 10)),
+        ("bytes=5-99", (5, 10)),
+        ("BYTES = 2 - 5", (2, 6)),
+    ],
+)
+def test_a_part(client: Client, asked: str, part: tuple[int, int]) -> None:
+    answer = client.request("GET", "/short", headers={"Range": asked})
+    assert (answer.status, answer.body) == (206, b"0123456789"[slice(*part)])
+    assert answer.headers["content-range"] == f"bytes {part[0]}-{part[1] - 1}/10"
+    assert answer.headers["content-length"] == str(part[1] - part[0])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["bytes=5-2", "bytes=a-b", "bytes=-", "bytes=", "bytes", "lines=1-2", "bytes=0-1,3-4", "bytes=1--2", "x" * 999],
+)
+def test_what_is_no_range_is_the_whole(client: Client, asked: str) -> None:
+    answer = client.request("GET", "/short", headers={"Range": asked})
+    assert (answer.status, answer.body) == (200, b"0123456789")
+    assert "content-range" not in answer.headers
+
+
+@pytest.mark.parametrize("asked", ["bytes=10-", "bytes=99-100", "bytes=-0"])
+def test_a_part_that_is_not_there(client: Client, asked: str) -> None:
+    answer = client.request("GET", "/short", headers={"Range": asked})
+    assert (answer.status, answer.body, answer.headers["content-range"]) == (416, b"", "bytes */10")
+
+
+def test_a_part_of_what_has_changed_is_the_whole(client: Client) -> None:
+    for if_range, status in (('"v2"', 206), ('"v1"', 200), ('W/"v2"', 200), ("Tue, 14 Nov 2023 22:13:20 GMT", 200)):
+        answer = client.request("GET", "/short", headers={"Range": "bytes=1-2", "If-Range": if_range})
+        assert answer.status == status
+
+
+def test_a_long_part_is_sent_in_pieces(client: Client, shelf: Shelf) -> None:
+    answer = client.request("GET", "/file", headers={"Range": "bytes=3-"})
+    assert (answer.body, shelf.reads) == (DATA[3:], PIECES)
+
+
+def test_head_ignores_ranges(client: Client) -> None:
+    answer = client.request("HEAD", "/short", headers={"Range": "bytes=1-2"})
+    assert (answer.status, answer.headers["content-length"]) == (200, "10")
+
+
+# Not at all.
+
+
+@pytest.mark.parametrize("held", ['"v1"', 'W/"v1"', '"x", "v1"', "*"])
+def test_what_the_client_has_is_not_sent(client: Client, shelf: Shelf, held: str) -> None:
+    answer = client.request("GET", "/file", headers={"If-None-Match": held, "Range": "bytes=1-2"})
+    assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", '"v1"')
+    assert "content-length" not in answer.headers
+    assert (shelf.reads, shelf.closed) == (0, 1)
+
+
+def test_what_the_client_has_of_another_version_is_sent(client: Client) -> None:
+    assert client.request("GET", "/file", headers={"If-None-Match": '"v0", "v"'}).status == 200
+
+
+def test_conditions_of_an_empty_file() -> None:
+    assert part_of("bytes=0-", None, '"x"', 1) == Part(0, 1)
+    for asked in ("bytes=0-", "bytes=-1"):
+        with pytest.raises(Unsatisfiable):
+            part_of(asked, None, '"x"', 0)
+    assert not is_held([], '"x"')

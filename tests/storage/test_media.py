@@ -1,0 +1,82 @@
+"""Rows of files, on both databases."""
+
+from dataclasses import replace
+
+from storage.database import Database
+from storage.media import Content, MediaRow, MediaStore
+
+NOW = 1_700_000_000_000
+CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
+ROW = MediaRow("abc", "@alice:example.org", CONTENT, NOW, None, NOW, True)
+RESERVED = MediaRow("later", "@alice:example.org", None, NOW, NOW + 1000, NOW, False)
+
+
+async def _add(database: Database, store: MediaStore, *rows: MediaRow) -> None:
+    for row in rows:
+        await database.write("add", store.add_media, row)
+
+
+async def test_rows_come_back_as_they_were_written(database: Database) -> None:
+    store = MediaStore(database)
+    await _add(database, store, ROW, RESERVED)
+    assert await store.get_media(["abc", "later", "unknown"]) == {"abc": ROW, "later": RESERVED}
+
+
+async def test_a_reservation_is_filled_once(database: Database) -> None:
+    store = MediaStore(database)
+    await _add(database, store, RESERVED)
+    other = replace(CONTENT, hash=b"\x02" * 32)
+    assert await database.write("fill", store.set_content, "later", CONTENT, NOW + 5)
+    assert not await database.write("fill", store.set_content, "later", other, NOW + 6)
+    assert not await database.write("fill", store.set_content, "unknown", other, NOW + 6)
+    row = (await store.get_media(["later"]))["later"]
+    assert row == replace(RESERVED, content=CONTENT, expires_ts=None, last_access_ts=NOW + 5)
+
+
+async def test_reservations_count_until_they_end_or_are_filled(database: Database) -> None:
+    store = MediaStore(database)
+    await _add(
+        database, store, ROW, RESERVED, replace(RESERVED, media_id="b"), replace(RESERVED, media_id="c", user_id="@b:x")
+    )
+
+    async def count(now_ms: int) -> int:
+        return await database.read("count", store.count_reserved, "@alice:example.org", now_ms)
+
+    assert (await count(NOW), await count(NOW + 1000)) == (2, 0)
+    await database.write("fill", store.set_content, "b", CONTENT, NOW)
+    assert await count(NOW) == 1
+
+
+async def test_ended_reservations_are_removed_some_at_a_time(database: Database) -> None:
+    store = MediaStore(database)
+    rows = [replace(RESERVED, media_id=f"r{number}") for number in range(3)]
+    await _add(database, store, ROW, *rows, replace(RESERVED, media_id="fresh", expires_ts=NOW + 9000))
+    assert await store.remove_expired(NOW + 999, 2) == 0
+    assert [await store.remove_expired(NOW + 1000, 2) for _ in range(3)] == [2, 1, 0]
+    assert set(await store.get_media(["abc", "fresh", "r0", "r1", "r2"])) == {"abc", "fresh"}
+
+
+async def test_used_hashes(database: Database) -> None:
+    store = MediaStore(database)
+    await _add(database, store, ROW, replace(ROW, media_id="again"), RESERVED)
+    assert await store.get_used_hashes([CONTENT.hash, b"\x09" * 32]) == {CONTENT.hash}
+
+
+async def test_what_is_protected_is_not_quarantined(database: Database) -> None:
+    store = MediaStore(database)
+    await _add(database, store, ROW, replace(ROW, media_id="safe", protected=True))
+
+    async def quarantine(media_id: str) -> bool:
+        return await database.write("q", lambda txn: store.set_quarantined(txn, media_id, quarantined=True))
+
+    assert (await quarantine("abc"), await quarantine("safe"), await quarantine("unknown")) == (True, False, False)
+    rows = await store.get_media(["abc", "safe"])
+    assert (rows["abc"].quarantined, rows["safe"].quarantined) == (True, False)
+
+
+async def test_the_last_access_only_moves_on(database: Database) -> None:
+    store = MediaStore(database)
+    await _add(database, store, ROW)
+    await store.set_accessed("abc", NOW + 10)
+    await store.set_accessed("abc", NOW + 5)
+    assert (await store.get_media(["abc"]))["abc"].last_access_ts == NOW + 10
