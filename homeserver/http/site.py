@@ -13,7 +13,7 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 
 # mypy: allow-untyped-calls
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -25,13 +25,11 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from twisted.web.http import Request
 
 from federation.protocol.errors import MatrixError, MissingToken, RemoteError, TooLarge, Unrecognized
 from homeserver.http.addresses import Networks, forwarded_address
 from homeserver.http.answers import File, Response, encode_body, error_response
-from homeserver.http.channel import MatrixChannel
+from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
@@ -70,35 +68,56 @@ class SiteOptions:
     """Where long bodies wait; None: the system's folder, which may be in memory."""
 
 
-class MatrixRequest(Request):
+class MatrixRequest:
     """One request, from its headers to its answer."""
 
-    channel: "MatrixChannel"
-    _match: Match | None = None
-    _refusal: MatrixError | None = None
-    _file: BinaryIO | None = None
-    _task: Deferred[None] | None = None
-    _limit = UNROUTED_MAX_BODY
-    _received = 0
-    _started_at = 0.0
-    _request_id = ""
-    _client_ip = ""
-    _caller: str | None = None
+    __slots__ = (
+        "_caller",
+        "_channel",
+        "_chunks",
+        "_client_ip",
+        "_file",
+        "_finished",
+        "_head_",
+        "_limit",
+        "_lost",
+        "_match",
+        "_path",
+        "_query",
+        "_received",
+        "_refusal",
+        "_request_id",
+        "_site",
+        "_started_at",
+        "_task",
+    )
+
+    def __init__(self, site: "Site", channel: MatrixChannel) -> None:
+        self._site = site
+        self._channel = channel
+        self._match: Match | None = None
+        self._refusal: MatrixError | None = None
+        self._file: BinaryIO | None = None
+        self._task: Deferred[None] | None = None
+        self._chunks: list[bytes] = []
+        self._limit = UNROUTED_MAX_BODY
+        self._received = 0
+        self._started_at = 0.0
+        self._request_id = ""
+        self._client_ip = ""
+        self._caller: str | None = None
+        self._finished = False
+        self._lost = False
 
     # What the channel calls, in this order.
 
-    def gotLength(self, length: int | None) -> None:
+    def begin(self, head: Head, length: int | None) -> None:
         """The headers are there: find the endpoint, and refuse a body that is too long for it."""
-        channel = self.channel
-        self._site = channel.factory
-        self._chunks: list[bytes] = []
-        self.method = channel._command
-        self.uri = channel._path
-        self.clientproto = channel._version
-        self.path, _, self._query = self.uri.partition(b"?")
-        if self.method != b"OPTIONS":
+        self._head_ = head
+        self._path, _, self._query = head.uri.partition(b"?")
+        if head.method != b"OPTIONS":
             try:
-                self._match = self._site.find(self.method.decode("ascii"), self.path)
+                self._match = self._site.find(head.method.decode("ascii"), self._path)
             except MatrixError as error:
                 self._refusal = error
             else:
@@ -110,12 +129,15 @@ class MatrixRequest(Request):
                     return
                 if route.binding.takes_file:
                     folder = self._site.options.spool_folder
-                    self._file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES, dir=folder))  # noqa: SIM115 - closed with the request
+                    self._file = cast(
+                        BinaryIO, SpooledTemporaryFile(SPOOL_BYTES, dir=None if folder is None else str(folder))
+                    )
         if length is not None and length > self._limit:
             self._refuse_body()
 
-    def handleContentChunk(self, data: bytes) -> None:
-        if self.finished:
+    def take(self, data: bytes) -> None:
+        """A piece of the body."""
+        if self._finished:
             return
         self._received += len(data)
         if self._received > self._limit:
@@ -125,20 +147,22 @@ class MatrixRequest(Request):
         else:
             self._chunks.append(data)
 
-    def requestReceived(self, _command: bytes, _path: bytes, _version: bytes) -> None:
+    def run(self) -> None:
+        """The request is whole."""
         self._begin()
-        if self.method == b"OPTIONS":
+        if self._head_.method == b"OPTIONS":
             self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS, b"")
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
             self._task = Deferred.fromCoroutine(self._serve(self._match))
 
-    def connectionLost(self, reason: Failure) -> None:
-        super().connectionLost(reason)
+    def lost(self) -> None:
+        """The client has gone."""
+        self._lost = True
         if self._task is None and self._file is not None:
             self._file.close()
-        if self._request_id and not self.finished:
+        if self._request_id and not self._finished:
             self._site.observed(self._record(DISCONNECTED, 0))
             if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
                 self._task.cancel()
@@ -154,12 +178,11 @@ class MatrixRequest(Request):
 
     def _may_send(self, auth: Auth) -> bool:
         """Whether a long body is worth taking in: one that comes with no token at all is not."""
-        return auth is Auth.NONE or self.requestHeaders.hasHeader(b"Authorization") or b"access_token=" in self._query
+        return auth is Auth.NONE or bool(self._head_.get(b"authorization")) or b"access_token=" in self._query
 
     def _refuse_body(self) -> None:
         self._begin()
-        self.requestHeaders.removeHeader(b"Expect")
-        self.channel.refuse()
+        self._channel.refuse()
         self._respond_error(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
 
     async def _serve(self, match: Match) -> None:
@@ -191,7 +214,7 @@ class MatrixRequest(Request):
             body = {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"}
             self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}, body))
         except CancelledError:
-            if not self._disconnected:
+            if not self._lost:
                 body = {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"}
                 self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {}, body))
         except Exception:
@@ -202,57 +225,53 @@ class MatrixRequest(Request):
                 self._file.close()
 
     def _incoming(self) -> Incoming:
-        headers = self.requestHeaders
-        agent = headers.getRawHeaders(b"User-Agent")
+        head = self._head_
+        agent = head.get(b"user-agent")
+        cookies = head.get(b"cookie")
         context = RequestContext(
             request_id=self._request_id,
-            method=self.method.decode("ascii"),
-            path=self.path.decode("latin-1"),
+            method=self._head_.method.decode("ascii"),
+            path=self._path.decode("latin-1"),
             client_ip=self._client_ip,
             user_agent=agent[-1].decode("utf-8", "replace")[:500] if agent else "",
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
-            cookies=tuple(
-                (name.strip().decode("latin-1"), value.decode("latin-1"))
-                for name, value in self.received_cookies.items()
-            ),
+            cookies=_cookies(cookies) if cookies else (),
         )
         if self._file is not None:
             self._file.seek(0)
         chunks, self._chunks = self._chunks, []
         return Incoming(
             context=context,
-            uri=self.uri.decode("latin-1"),
+            uri=self._head_.uri.decode("latin-1"),
             query=self._query,
-            authorization=[
-                value.decode("utf-8", "replace") for value in headers.getRawHeaders(b"Authorization", _NOTHING)
-            ],
+            authorization=[value.decode("utf-8", "replace") for value in head.get(b"authorization")],
             body=chunks[0] if len(chunks) == 1 else b"".join(chunks),
             file=self._file,
         )
 
     def _is_secure(self) -> bool:
         if self._site.options.x_forwarded:
-            proto = self.requestHeaders.getRawHeaders(b"X-Forwarded-Proto")
+            proto = self._head_.get(b"x-forwarded-proto")
             if proto:
                 return proto[-1].strip().lower() == b"https"
-        return bool(self.channel.isSecure())
+        return bool(self._channel.is_secure)
 
     def _find_client_ip(self) -> str:
         options = self._site.options
         if options.x_forwarded:
-            headers = self.requestHeaders.getRawHeaders(b"X-Forwarded-For")
+            headers = self._head_.get(b"x-forwarded-for")
             if headers:
                 found = forwarded_address([value.decode("latin-1") for value in headers], options.trusted_proxies)
                 if found is not None:
                     return found
-        return self.channel.peer_address
+        return self._channel.peer_address
 
     def _given_id(self) -> str | None:
         name = self._site.options.request_id_header
         if name is None:
             return None
-        values = self.requestHeaders.getRawHeaders(name.encode())
+        values = self._head_.get(name.lower().encode())
         text = values[-1].decode("latin-1") if values else ""
         return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None
 
@@ -279,7 +298,7 @@ class MatrixRequest(Request):
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
-            if b"gzip" in b",".join(self.requestHeaders.getRawHeaders(b"Accept-Encoding", _NOTHING)).lower():
+            if b"gzip" in b",".join(self._head_.get(b"accept-encoding")).lower():
                 body = compress(body)
                 block += b"Content-Encoding: gzip\r\n"
         self._write(response.status, block, body)
@@ -295,7 +314,7 @@ class MatrixRequest(Request):
                 self._write(HTTPStatus.NOT_MODIFIED, block, b"")
                 return
             asked = self._header(b"Range")
-            if asked is not None and self.method == b"GET":
+            if asked is not None and self._head_.method == b"GET":
                 try:
                     found = part_of(asked, self._header(b"If-Range"), etag, file.size)
                 except Unsatisfiable:
@@ -310,14 +329,13 @@ class MatrixRequest(Request):
             file.source.close()
 
     async def _stream(self, status: int, block: bytes, file: File, part: Part) -> None:
-        if self._disconnected:
+        if self._lost:
             return
-        channel = self.channel
+        channel = self._channel
         head = self._head(status, block, part.end - part.start)
         stream = Stream(channel, self._site.clock, file.source)
-        self.startedWriting = 1
         try:
-            await stream.run(head, part.start, part.start if self.method == b"HEAD" else part.end)
+            await stream.run(head, part.start, part.start if self._head_.method == b"HEAD" else part.end)
         except Exception as error:
             # The head has promised more: only the end of the connection can tell the client.
             if not isinstance(error, (Interrupted, CancelledError)):
@@ -331,36 +349,30 @@ class MatrixRequest(Request):
         return lines[-1] if lines else None
 
     def _header_lines(self, name: bytes) -> list[str]:
-        return [value.decode("latin-1") for value in self.requestHeaders.getRawHeaders(name, _NOTHING)]
+        return [value.decode("latin-1") for value in self._head_.get(name.lower())]
 
     def _write(self, status: int, block: bytes, body: bytes) -> None:
         """Write the whole answer at once."""
-        if self._disconnected:
+        if self._lost:
             return
         head = self._head(status, block, len(body))
-        has_body = self.method != b"HEAD" and status not in NO_BODY
-        self.channel.send(
-            head + body if has_body else head,
-            at_once=not self.requestHeaders.hasHeader(b"Expect"),
-        )
+        has_body = self._head_.method != b"HEAD" and status not in NO_BODY
+        self._channel.send(head + body if has_body else head)
         self._ended(status, len(body) if has_body else 0)
 
     def _head(self, status: int, block: bytes, length: int) -> bytes:
         parts = [status_line(status), self._site.date_header(), block]
         if status not in NO_BODY:
             parts.append(b"Content-Length: %d\r\n" % length)
-        if not self.channel.persistent:
+        if not self._channel.persistent:
             parts.append(b"Connection: close\r\n")
         parts.append(b"\r\n")
         return b"".join(parts)
 
     def _ended(self, status: int, sent: int) -> None:
-        self.code = status
-        self.startedWriting = 1
-        self.finished = 1
-        self.sentLength = sent
+        self._finished = True
         self._site.observed(self._record(status, sent))
-        self._cleanup()
+        self._channel.done()
 
     def _record(self, status: int, sent: int) -> AccessRecord:
         route = None if self._match is None else self._match.route
@@ -368,8 +380,8 @@ class MatrixRequest(Request):
             request_id=self._request_id,
             client_ip=self._client_ip,
             caller=self._caller,
-            method=self.method.decode("ascii"),
-            uri=self.uri.decode("latin-1"),
+            method=self._head_.method.decode("ascii"),
+            uri=self._head_.uri.decode("latin-1"),
             endpoint="" if route is None else route.declaration.name,
             long_poll=route is not None and route.declaration.long_poll,
             status=status,
@@ -402,10 +414,15 @@ class Site(ServerFactory):
         self._date = (0, b"")
 
     def buildProtocol(self, _addr: IAddress | None) -> MatrixChannel:
-        channel = MatrixChannel(self, self.clock, MatrixRequest)
-        channel.timeOut = self.options.idle_timeout
-        channel.totalHeadersSize = self.options.max_header_bytes
-        return channel
+        return MatrixChannel(
+            self.clock,
+            self._make_request,
+            idle_timeout=self.options.idle_timeout,
+            max_header_bytes=self.options.max_header_bytes,
+        )
+
+    def _make_request(self, channel: MatrixChannel) -> MatrixRequest:
+        return MatrixRequest(self, channel)
 
     def find(self, method: str, path: bytes) -> Match:
         """The endpoint, if this listener serves it. Raises as `Router.find` does."""
@@ -428,3 +445,8 @@ class Site(ServerFactory):
         if self._date[0] != now or not self._date[1]:
             self._date = (now, f"Date: {format_date_time(now)}\r\n".encode())
         return self._date[1]
+
+
+def _cookies(lines: Sequence[bytes]) -> tuple[tuple[str, str], ...]:
+    pairs = (pair.partition("=") for line in lines for pair in line.decode("latin-1").split(";"))
+    return tuple((name.strip(), value.strip()) for name, equals, value in pairs if equals)

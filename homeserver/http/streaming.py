@@ -40,7 +40,7 @@ class Stream:
         try:
             if channel.is_full:
                 self.pauseProducing()
-            channel.send(head, at_once=False)
+            channel.send(head)
             position = start
             while position < end:
                 if self._room is not None:
@@ -52,7 +52,7 @@ class Stream:
                     raise Interrupted
                 position += len(piece)
                 self.sent += len(piece)
-                channel.send(piece, at_once=False)
+                channel.send(piece)
         finally:
             self._forget_stall()
             channel.unregisterProducer()

@@ -9,6 +9,7 @@ from homeserver.http.cors import CORS_HEADERS
 
 NO_BODY: Final = (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
 JSON_HEADERS: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n" + CORS_HEADERS
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
@@ -40,6 +41,15 @@ def header_lines(headers: Mapping[str, str]) -> tuple[bytes, str]:
 
 def malformed() -> bytes:
     """The whole answer to what is not HTTP."""
-    body = b'{"errcode":"M_UNKNOWN","error":"This is not a well-formed HTTP request"}'
+    return _last_answer(HTTPStatus.BAD_REQUEST, "M_UNKNOWN", "This is not a well-formed HTTP request")
+
+
+def unknown_method() -> bytes:
+    """The whole answer to a method that HTTP does not have."""
+    return _last_answer(HTTPStatus.METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", "There is no such method")
+
+
+def _last_answer(status: HTTPStatus, errcode: str, text: str) -> bytes:
+    body = b'{"errcode":"%s","error":"%s"}' % (errcode.encode(), text.encode())
     head = b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    return status_line(HTTPStatus.BAD_REQUEST) + JSON_HEADERS + head + body
+    return status_line(status) + JSON_HEADERS + head + body

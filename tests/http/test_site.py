@@ -230,7 +230,6 @@ MALFORMED = [
     b"nonsense\r\n\r\n",
     b"GET /\r\n\r\n",
     b"GET / HTTP/2.0\r\n\r\n",
-    b"GET  / HTTP/1.1\r\n\r\n",
     b"GET /\xff HTTP/1.1\r\n\r\n",
     b"G(T / HTTP/1.1\r\n\r\n",
     b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
@@ -259,6 +258,11 @@ def test_what_is_not_http_is_one_bad_request_and_the_end(client: Client, data: b
     client.clock.advance(LINGER_SECONDS)
     assert connection.transport.disconnecting
     connection.close()
+
+
+def test_a_method_that_http_does_not_have(client: Client) -> None:
+    answer = client.request("BREW", "/pot")
+    assert (answer.status, answer.errcode, answer.headers["connection"]) == (405, "M_UNRECOGNIZED", "close")
 
 
 _BYTES_CLIENT = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS)
@@ -346,7 +350,7 @@ def test_health_and_metrics() -> None:
     registry = CollectorRegistry()
     client = client_for([endpoints, probes], {Bell: Bell(), CollectorRegistry: registry}, registry=registry)
     client.request("GET", WHO)
-    client.request("BREW", "/pot")
+    client.request("PROPFIND", "/pot")
     pending = client.start("POST", SLOW)
     assert client.request("GET", "/health").body == b"OK"
     text = client.request("GET", "/metrics").body.decode()
