@@ -1,8 +1,8 @@
 """New accounts: by people themselves, by who knows the shared secret, and for guests.
 
 Laws:
-- An account, its first session, the use of its registration token and the note of both in the session of
-  user-interactive authentication are one write.
+- An account, its first display name, its first session, the use of its registration token and the note of all that in
+  the session of user-interactive authentication are one write.
 - A request that is repeated in that session, since its answer was lost, gets the account that is there.
 - A name is checked before anything is asked of people, and again in the write.
 
@@ -12,17 +12,20 @@ spec: client-server-api#post_matrixclientv3register
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Exclusive, Forbidden, InvalidUsername, MatrixError, UserInUse
-from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
+from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.services.passwords import Passwords
+from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
 from homeserver.services.uia_stages import DUMMY, REGISTRATION_TOKEN
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.transaction import WriteTransaction
 
@@ -91,6 +94,7 @@ class Registration:
         secret_text: SecretText,
         database: Database,
         accounts: AccountStore,
+        profiles: ProfileStore,
         tokens: RegistrationTokenStore,
         passwords: Passwords,
         sessions: Sessions,
@@ -104,6 +108,7 @@ class Registration:
         self._secret_text = secret_text
         self._database = database
         self._accounts = accounts
+        self._profiles = profiles
         self._tokens = tokens
         self._passwords = passwords
         self._sessions = sessions
@@ -206,6 +211,9 @@ class Registration:
     ) -> bool:
         if not self._accounts.add_account(txn, account):
             return False
+        # Until people choose a name, rooms show the local part instead of the whole address.
+        name = msgspec.json.encode(localpart_of(account.user_id))
+        self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:
