@@ -34,7 +34,6 @@ database:
     database: homeserver.db
 
 signing_key_path: {key_name}
-media_store_path: media_store
 
 # Accounts are made with `python -m homeserver create-user`.
 enable_registration: false
@@ -57,7 +56,6 @@ def write_first_files(
     if config.exists():
         raise CannotInit(f"{config} is there already, and is left as it is")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "media_store").mkdir(exist_ok=True)
     made = []
     if not key.exists():
         name = "a_" + random(3).hex()
