@@ -34,6 +34,7 @@ from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
+from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
@@ -191,7 +192,7 @@ def run(paths: tuple[Path, ...]) -> None:
         try:
             server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
         except (CannotListenError, OSError, SSL.Error) as error:
-            failures.append(f"cannot listen: {error}")
+            failures.append(f"cannot listen: {advice_on(error)}")
             reactor.stop()
 
     calm_collector()
