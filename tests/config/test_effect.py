@@ -13,8 +13,9 @@ import pytest
 
 from homeserver.config.limits import RateLimit
 from homeserver.config.option import description_of
-from homeserver.config.read import Place, each_option
+from homeserver.config.read import each_option
 from homeserver.config.whole import GROUPS
+from homeserver.config.yaml_text import Place
 from homeserver.http.endpoint import Limit
 
 PACKAGE = Path(__file__).parents[2] / "homeserver"
