@@ -35,7 +35,8 @@ database:
 
 signing_key_path: {key_name}
 
-# Accounts are made with `python -m homeserver create-user`.
+# Accounts are made with `python -m homeserver create-user`. To let people make their own: true, and with it
+# `registration_requires_token: true`, or `enable_registration_without_verification: true` for everybody.
 enable_registration: false
 """
 
