@@ -29,7 +29,7 @@ from homeserver.services.uia_stages import DUMMY, REGISTRATION_TOKEN
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.profiles import ProfileStore
-from storage.registration_tokens import RegistrationTokenStore
+from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.transaction import WriteTransaction
 
 _ATTEMPTS: Final = 5
@@ -154,6 +154,17 @@ class Registration:
         if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()):
             return False
         return row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
+
+    async def do_make_token(self, *, uses_allowed: int | None, seconds: int | None) -> str:
+        """A new registration token, good for so many accounts and for so long; None: without bound."""
+        expires_ts = None if seconds is None else self._now() + seconds * 1000
+        for _ in range(_ATTEMPTS):
+            row = RegistrationTokenRow(
+                self._secret_text.registration_token(), uses_allowed=uses_allowed, expires_ts=expires_ts
+            )
+            if await self._database.write("add_registration_token", self._tokens.add_registration_token, row):
+                return row.token
+        raise RuntimeError("the random source gives the same text again and again")
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
