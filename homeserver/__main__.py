@@ -35,6 +35,7 @@ from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
+from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
@@ -202,7 +203,7 @@ def run(paths: tuple[Path, ...]) -> None:
         try:
             server.start(cast(IReactorTCP, reactor), cast(IReactorSSL, reactor), cast(IReactorUNIX, reactor))
         except (CannotListenError, OSError, SSL.Error) as error:
-            failures.append(f"cannot listen: {error}")
+            failures.append(f"cannot listen: {advice_on(error)}")
             reactor.stop()
 
     calm_collector()
@@ -231,25 +232,31 @@ def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: 
         password = password_file.readline().rstrip("\n")
     else:
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
-    reactor = cast(ReactorBase, installed_reactor)
-    clock = cast(IReactorTime, reactor)
-    database = open_storage(loaded.config, reactor)
-    limiter = RateLimiter(clock, {})
-    accounts = AccountParts(loaded.config, clock, database, limiter, hashing_threads(reactor), os.urandom)
 
-    async def register() -> str:
-        try:
-            accounts.passwords.check_policy(password)
-            wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
-            return (await accounts.registration.do_register_privileged(wish)).user_id
-        finally:
-            await database.close()
+    async def register(accounts: AccountParts) -> str:
+        accounts.passwords.check_policy(password)
+        wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
+        return (await accounts.registration.do_register_privileged(wish)).user_id
 
-    try:
-        user_id = run_until_done(reactor, register)
-    except MatrixError as error:
-        raise click.ClickException(error.text) from error
+    user_id = run_with_accounts(loaded.config, register)
     click.echo(f"made {user_id}" + (", an administrator" if admin else ""))
+
+
+@main.command("create-registration-token")
+@config_option
+@click.option("--uses", type=click.IntRange(1, 1_000_000), help="For so many accounts; without bound by default.")
+@click.option("--days", type=click.IntRange(1, 36_500), help="For so many days; without bound by default.")
+def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: int | None) -> None:
+    """Make a token that lets its holder register, where `registration_requires_token` is true; print it."""
+    config = load(paths).config
+
+    async def make(accounts: AccountParts) -> str:
+        seconds = None if days is None else days * 24 * 3600
+        return await accounts.registration.do_make_token(uses_allowed=uses, seconds=seconds)
+
+    click.echo(run_with_accounts(config, make))
+    if not (config.registration.enable_registration and config.registration.registration_requires_token):
+        click.echo("It is good once `enable_registration` and `registration_requires_token` are true.", err=True)
 
 
 @main.command("copy-database")
@@ -308,6 +315,25 @@ def hashing_threads(reactor: ReactorBase) -> HashingThreads:
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(reactor, pool)
+
+
+def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
+    """Do something with accounts, also while the server runs; the end of the command where that is refused."""
+    reactor = cast(ReactorBase, installed_reactor)
+    clock = cast(IReactorTime, reactor)
+    database = open_storage(config, reactor)
+    accounts = AccountParts(config, clock, database, RateLimiter(clock, {}), hashing_threads(reactor), os.urandom)
+
+    async def whole() -> T:
+        try:
+            return await work(accounts)
+        finally:
+            await database.close()
+
+    try:
+        return run_until_done(reactor, whole)
+    except MatrixError as error:
+        raise click.ClickException(error.text) from error
 
 
 def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:

@@ -55,7 +55,7 @@ from homeserver.config.whole import Config
 from homeserver.http import probes
 from homeserver.http.endpoint import BodyLimit, Endpoint
 from homeserver.http.guard import Guard
-from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, listen_tcp, listen_unix
+from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
@@ -175,7 +175,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.start()
         for port in self._ports:
-            self.log.info("listening on {address}", address=str(port.getHost()))
+            self.log.info("listening on {address}", address=address_of(port))
 
     def start_jobs(self) -> None:
         """Do from now on what is done unasked."""
@@ -198,6 +198,7 @@ class Server:
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
+        self.log.info("stopping")
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:

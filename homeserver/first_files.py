@@ -34,9 +34,9 @@ database:
     database: homeserver.db
 
 signing_key_path: {key_name}
-media_store_path: media_store
 
-# Accounts are made with `python -m homeserver create-user`.
+# Accounts are made with `python -m homeserver create-user`. To let people make their own: true, and with it
+# `registration_requires_token: true`, or `enable_registration_without_verification: true` for everybody.
 enable_registration: false
 """
 
@@ -57,7 +57,6 @@ def write_first_files(
     if config.exists():
         raise CannotInit(f"{config} is there already, and is left as it is")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "media_store").mkdir(exist_ok=True)
     made = []
     if not key.exists():
         name = "a_" + random(3).hex()

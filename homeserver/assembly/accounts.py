@@ -84,6 +84,7 @@ class AccountParts:
             self.secret_text,
             database,
             self.store,
+            self.profile_store,
             registration_tokens,
             self.passwords,
             self.sessions,

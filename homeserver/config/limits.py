@@ -39,7 +39,9 @@ class JoinLimits:
     """Two buckets for joining rooms."""
 
     local: RateLimit = limit(0.1, 10, "Joins of one user to rooms that this server is in.")
-    remote: RateLimit = limit(0.01, 10, "Joins of one user to rooms that this server must first join over federation.")
+    remote: RateLimit = limit(
+        0.01, 10, "Joins of one user to rooms that this server must first join over federation.", not_yet=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ class Limits:
     rc_3pid_validation: RateLimit = limit(0.003, 5, "Requests for a confirming e-mail or text message.", not_yet=True)
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
-    rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.", not_yet=True)
+    rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.", not_yet=True)
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)

@@ -61,10 +61,10 @@ class People:
 
     presence: Presence = section(Presence, "Presence: who is online.", not_yet=True)
     require_auth_for_profile_requests: bool = option(
-        False, "Whether profiles are shown only to people with an account.", not_yet=True
+        False, "Whether profiles are shown only to people with an account."
     )
     limit_profile_requests_to_users_who_share_rooms: bool = option(
-        False, "Whether profiles are shown only to people who are in a room with that user.", not_yet=True
+        False, "Whether profiles are shown only to people who are in a room with that user."
     )
     include_profile_data_on_invite: bool = option(
         True, "Whether an invitation carries the invited user's name and picture."

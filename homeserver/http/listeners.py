@@ -1,11 +1,12 @@
 """Listening: a site on TCP, TLS or a Unix socket."""
 
 from dataclasses import dataclass
-from errno import EADDRNOTAVAIL, EAFNOSUPPORT
+from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT
 from pathlib import Path
 from typing import Final
 
 from OpenSSL import SSL
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IOpenSSLContextFactory, IReactorSSL, IReactorTCP, IReactorUNIX
 from twisted.internet.protocol import ServerFactory
@@ -13,6 +14,12 @@ from twisted.internet.ssl import CertificateOptions, TLSVersion
 from zope.interface import implementer
 
 BACKLOG: Final = 511
+
+_ADVICE: Final = {
+    EADDRINUSE: "another program listens there already: end it, or choose another `port` in `listeners`",
+    EACCES: "this user may not: choose a `port` from 1024 on in `listeners`, and put a reverse proxy before it",
+    EADDRNOTAVAIL: "this machine has no such address: see `bind_addresses` in `listeners`",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +96,23 @@ def listen_tcp(
 def listen_unix(reactor: IReactorUNIX, listener: UnixListener, site: ServerFactory) -> IListeningPort:
     """Listen on a Unix socket; one that a dead server left behind is replaced. Raises `CannotListenError`."""
     return reactor.listenUNIX(str(listener.path), site, BACKLOG, listener.mode, wantPID=True)
+
+
+def address_of(port: IListeningPort) -> str:
+    """Where it listens, as people write it: `127.0.0.1:8008`, `[::1]:8008`, a path."""
+    host = port.getHost()
+    if isinstance(host, IPv6Address):
+        return f"[{host.host}]:{host.port}"
+    if isinstance(host, IPv4Address):
+        return f"{host.host}:{host.port}"
+    return str(host.name) if isinstance(host, UNIXAddress) else str(host)
+
+
+def advice_on(error: Exception) -> str:
+    """What failed when listening, and what to do about it where that is known."""
+    cause = error.socketError if isinstance(error, CannotListenError) else error
+    advice = _ADVICE.get(cause.errno or 0) if isinstance(cause, OSError) else None
+    return f"{str(error).rstrip('.')}; {advice}" if advice else str(error)
 
 
 def _has_no_ipv6(error: CannotListenError) -> bool:

@@ -394,6 +394,9 @@ class MatrixRequest:
 class Site(ServerFactory):
     """Makes the connections of one listener."""
 
+    noisy = False
+    """Twisted need not say when it starts and stops: the server does, with the address."""
+
     def __init__(
         self,
         router: Router,

@@ -19,7 +19,8 @@ Write = Callable[[str], object]
 
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
 """Keys of the old and the new logging of Twisted, which are no fields of the event; and all that begin with `log_`."""
-_TWISTED: Final = "twisted."
+_TWISTED: Final = ("twisted.", "log_legacy")
+"""Loggers of Twisted itself, the second one of its old logging."""
 
 
 class LogFile:

@@ -1,8 +1,8 @@
 """New accounts: by people themselves, by who knows the shared secret, and for guests.
 
 Laws:
-- An account, its first session, the use of its registration token and the note of both in the session of
-  user-interactive authentication are one write.
+- An account, its first display name, its first session, the use of its registration token and the note of all that in
+  the session of user-interactive authentication are one write.
 - A request that is repeated in that session, since its answer was lost, gets the account that is there.
 - What counts against the limit of registrations is an account, not each request on the way to it.
 - A name is checked before anything is asked of people, and again in the write.
@@ -13,20 +13,23 @@ spec: client-server-api#post_matrixclientv3register
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Exclusive, Forbidden, InvalidUsername, MatrixError, UserInUse
-from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
+from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.passwords import Passwords
+from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
 from homeserver.services.uia_stages import DUMMY, REGISTRATION_TOKEN
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
-from storage.registration_tokens import RegistrationTokenStore
+from storage.profiles import ProfileStore
+from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.transaction import WriteTransaction
 
 _ATTEMPTS: Final = 5
@@ -94,6 +97,7 @@ class Registration:
         secret_text: SecretText,
         database: Database,
         accounts: AccountStore,
+        profiles: ProfileStore,
         tokens: RegistrationTokenStore,
         passwords: Passwords,
         sessions: Sessions,
@@ -108,6 +112,7 @@ class Registration:
         self._secret_text = secret_text
         self._database = database
         self._accounts = accounts
+        self._profiles = profiles
         self._tokens = tokens
         self._passwords = passwords
         self._sessions = sessions
@@ -149,6 +154,17 @@ class Registration:
         if row is None or (row.expires_ts is not None and row.expires_ts <= self._now()):
             return False
         return row.uses_allowed is None or row.pending + row.completed < row.uses_allowed
+
+    async def do_make_token(self, *, uses_allowed: int | None, seconds: int | None) -> str:
+        """A new registration token, good for so many accounts and for so long; None: without bound."""
+        expires_ts = None if seconds is None else self._now() + seconds * 1000
+        for _ in range(_ATTEMPTS):
+            row = RegistrationTokenRow(
+                self._secret_text.registration_token(), uses_allowed=uses_allowed, expires_ts=expires_ts
+            )
+            if await self._database.write("add_registration_token", self._tokens.add_registration_token, row):
+                return row.token
+        raise RuntimeError("the random source gives the same text again and again")
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
@@ -213,6 +229,9 @@ class Registration:
     ) -> bool:
         if not self._accounts.add_account(txn, account):
             return False
+        # Until people choose a name, rooms show the local part instead of the whole address.
+        name = msgspec.json.encode(localpart_of(account.user_id))
+        self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:

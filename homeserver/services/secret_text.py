@@ -43,6 +43,10 @@ class SecretText:
         """Twelve small letters: a name for somebody who did not choose one."""
         return self._text(ascii_lowercase, 12)
 
+    def registration_token(self) -> str:
+        """What lets its holder register; short enough to be passed on by word of mouth."""
+        return self._text(ascii_lowercase, 16)
+
     def session_id(self) -> str:
         """24 letters, 136 bits: who knows it may go on with what it stands for."""
         return self._text(ascii_letters, 24)

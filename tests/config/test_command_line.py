@@ -16,6 +16,9 @@ from click.testing import CliRunner, Result
 
 from federation.protocol.signing import parse_signing_keys
 from homeserver.__main__ import main
+from storage.database import SQLiteConfig
+from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
+from tests.helpers.databases import open_inline
 
 SECONDS = 30.0
 
@@ -34,7 +37,7 @@ def test_init_makes_a_configuration_that_is_right(tmp_path: Path) -> None:
     assert len(parse_signing_keys(key.read_text())) == 1
     checked = call("config", "check", "--config", config)
     assert checked.exit_code == 0
-    assert checked.output.endswith("The configuration of example.org is right.\n")
+    assert checked.output == "The configuration of example.org is right.\n", "nothing in it is without effect"
 
 
 def test_init_overwrites_nothing(tmp_path: Path) -> None:
@@ -67,6 +70,27 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
     assert checked.exit_code == 1
     assert "did you mean server_name?" in checked.output
     assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
+
+
+async def test_a_registration_token_is_made_and_kept(data: Path) -> None:
+    config = data / "homeserver.yaml"
+    config.write_text(
+        config.read_text().replace("enable_registration: false", "enable_registration: true")
+        + "registration_requires_token: true\n"
+    )
+    made = run_command("create-registration-token", "-c", str(config), "--uses", "1")
+    assert (made.returncode, made.stderr) == (0, "")
+    token = made.stdout.strip()
+    database = open_inline(SQLiteConfig(str(data / "homeserver.db")))
+    kept = await RegistrationTokenStore(database).get_registration_token(token)
+    await database.close()
+    assert kept == RegistrationTokenRow(token, uses_allowed=1)
+
+
+def test_a_registration_token_says_what_it_waits_for(data: Path) -> None:
+    made = run_command("create-registration-token", "-c", str(data / "homeserver.yaml"))
+    assert made.returncode == 0
+    assert "registration_requires_token" in made.stderr
 
 
 def test_routes_are_method_and_path() -> None:

@@ -163,6 +163,7 @@ class AccountsServer:
             self.secret_text,
             database,
             self.account_store,
+            self.profile_store,
             self.registration_tokens,
             self.passwords,
             self.sessions,

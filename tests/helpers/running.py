@@ -26,7 +26,7 @@ from storage.database import PostgresConfig, SQLiteConfig
 
 ROOT = Path(__file__).parents[2]
 SECONDS_TO_START = 30.0
-_LISTENING = re.compile(r"listening on IPv4Address\(type='TCP', host='127\.0\.0\.1', port=(\d+)\)")
+_LISTENING = re.compile(r'listening on 127\.0\.0\.1:(\d+)[\n"]')
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 OPEN: Mapping[str, object] = {
     "server_name": "localhost",

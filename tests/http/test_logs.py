@@ -121,4 +121,5 @@ def test_levels_and_twisteds_own_chatter() -> None:
     Logger("part", observer=observer).debug("quiet")
     Logger("twisted.internet.protocol", observer=observer).info("starting factory")
     Logger("twisted.internet.protocol", observer=observer).error("broken")
+    Logger("log_legacy", observer=observer).info("(TCP Port 8008 Closed)")
     assert [json.loads(line)["text"] for line in lines] == ["broken"]

@@ -20,7 +20,7 @@ def alice(server: AccountsServer) -> User:
 
 
 def test_fields_are_set_read_and_removed(server: AccountsServer, alice: User) -> None:
-    assert server.request("GET", ALICE).json == {}
+    assert server.request("GET", ALICE).json == {"displayname": "alice"}, "the local part, until it is changed"
     assert alice.put(f"{ALICE}/displayname", {"displayname": "Alice"}).json == {}
     assert alice.put(f"{ALICE}/avatar_url", {"avatar_url": "mxc://example.org/a"}).json == {}
     assert alice.put(f"{ALICE}/m.tz", {"m.tz": "Asia/Tashkent"}).json == {}

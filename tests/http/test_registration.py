@@ -309,3 +309,12 @@ def test_shared_secret_registration_is_off_without_a_secret(sqlite_database: Dat
     server = AccountsServer(sqlite_database, shared_secret=None)
     assert server.request("GET", ADMIN_PATH).status == 400
     assert _shared(server, "x", username="bob", password="x").status == 400
+
+
+async def test_a_token_that_was_made_is_good_for_its_time(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rules=WITH_TOKEN)
+    token = await server.registration.do_make_token(uses_allowed=None, seconds=60)
+    path = f"/_matrix/client/v1/register/{TOKEN_STAGE}/validity?token={token}"
+    assert server.request("GET", path).json == {"valid": True}
+    server.clock.advance(61)
+    assert server.request("GET", path).json == {"valid": False}

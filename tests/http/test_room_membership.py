@@ -60,7 +60,7 @@ def count_events(user: User, room_id: str) -> int:
 def test_joining_by_id_and_by_alias(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat", room_alias_name="hovli")
     assert ok(membership(bob, room_id, "join", reason="choy")) == {"room_id": room_id}
-    assert member(alice, room_id, bob) == {"membership": "join", "reason": "choy"}
+    assert member(alice, room_id, bob) == {"membership": "join", "displayname": "bob", "reason": "choy"}
     assert ok(carol.post(f"{V3}/join/%23hovli:example.org?via=example.org&server_name=a.b")) == {"room_id": room_id}
     assert sorted(ok(alice.get(room_path(room_id, "joined_members")))["joined"]) == [
         alice.user_id,
@@ -113,7 +113,7 @@ def test_invited_in_and_out(alice: User, bob: User) -> None:
     room_id = create(alice)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     ok(membership(alice, room_id, "invite", bob, reason="choyga"))
-    assert member(alice, room_id, bob) == {"membership": "invite", "reason": "choyga"}
+    assert member(alice, room_id, bob) == {"membership": "invite", "displayname": "bob", "reason": "choyga"}
     join(bob, room_id)
     leave(bob, room_id)
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
@@ -202,7 +202,7 @@ def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
     room_id = create(alice, room_version=version, initial_state=rule, room_alias_name="eshik")
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     assert ok(bob.post(f"{V3}/knock/%23eshik:example.org", {"reason": "tuq-tuq"})) == {"room_id": room_id}
-    assert member(alice, room_id, bob) == {"membership": "knock", "reason": "tuq-tuq"}
+    assert member(alice, room_id, bob) == {"membership": "knock", "displayname": "bob", "reason": "tuq-tuq"}
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     invite(alice, room_id, bob)
     join(bob, room_id)
@@ -234,7 +234,11 @@ def test_rooms_for_members_of_another(alice: User, bob: User, carol: User, versi
     assert refused(membership(bob, room_id, "join")) == FORBIDDEN
     join(bob, space)
     join(bob, room_id)
-    assert member(alice, room_id, bob) == {"membership": "join", "join_authorised_via_users_server": alice.user_id}
+    assert member(alice, room_id, bob) == {
+        "membership": "join",
+        "displayname": "bob",
+        "join_authorised_via_users_server": alice.user_id,
+    }
     # a new name is no new join: nobody has to vouch for it
     set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
     assert member(alice, room_id, bob) == {"membership": "join", "displayname": "B"}
@@ -254,7 +258,7 @@ def test_nobody_vouches_for_themselves(alice: User, bob: User) -> None:
 def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
     room_id = create(alice, initial_state=restricted_to(create(alice)), invite=[bob.user_id])
     join(bob, room_id)
-    assert member(alice, room_id, bob) == {"membership": "join"}
+    assert member(alice, room_id, bob) == {"membership": "join", "displayname": "bob"}
 
 
 def test_forgetting(alice: User, bob: User) -> None:

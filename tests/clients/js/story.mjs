@@ -93,7 +93,7 @@ const alicesRoom = await until(alice, "Bob in the room", () => {
     const room = alice.getRoom(roomId);
     return room?.getJoinedMemberCount() === 2 && room;
 });
-await until(alice, "the name of the room", () => alicesRoom.name === bob.getUserId());
+await until(alice, "the name of the room", () => alicesRoom.name === bob.getUserIdLocalpart());
 await until(bob, "the name of the room", () => bobsRoom.name === "Alisa");
 await bobsRoom.loadMembersIfNeeded();
 assert.equal(bobsRoom.getJoinedMembers().length, 2);
