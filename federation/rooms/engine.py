@@ -250,6 +250,9 @@ class RoomEngine:
                 batch = self._answer_repeated(batch, error)
                 continue
             stored = {event.event.event_id: event for event in self._advance(snapshot, appended)}
+            for new in chain.new:
+                if new.sent is not None:
+                    stored[new.event_id].sent = (new.sent.device_id, new.sent.txn_id)
             for request, refusal in refused:
                 request.done.errback(refusal)
             for request in ready:

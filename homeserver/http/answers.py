@@ -5,7 +5,6 @@ A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.R
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
@@ -24,12 +23,11 @@ class Empty(msgspec.Struct, frozen=True):
 EMPTY: Final = Empty()
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """An answer with a status and headers of its own. A body that is not bytes is encoded as JSON."""
 
     status: int = HTTPStatus.OK
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     body: object = b""
 
 
