@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from federation.identity import ServerIdentity
 from federation.protocol.errors import NotFound
 from federation.protocol.events import Event, StateKey
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain
 from federation.rooms.drafts import Draft
@@ -262,6 +262,9 @@ class RoomEngine:
                 batch = self._answer_repeated(batch, error)
                 continue
             stored = {event.event.event_id: event for event in self._advance(snapshot, appended)}
+            for new in chain.new:
+                if new.sent is not None:
+                    stored[EventID(new.event_id)].sent = (new.sent.device_id, new.sent.txn_id)
             for request, refusal in refused:
                 request.done.errback(refusal)
             for request in ready:

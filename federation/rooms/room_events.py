@@ -37,6 +37,7 @@ class StoredEvent:
         "redacted_by",
         "replaces",
         "room_nid",
+        "sent",
         "state_root",
     )
 
@@ -55,6 +56,8 @@ class StoredEvent:
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
         self.pdu = row.pdu
+        self.sent: tuple[str, str] | None = None
+        """Device and transaction id, while it is known from memory that a client of ours sent it so."""
         self._client_prefix: bytes | None = None
 
     @property

@@ -7,8 +7,9 @@ spec: client-server-api#room-history-visibility
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
@@ -22,8 +23,7 @@ MAX_CHANGES_BACK: Final = 20
 """How many changes of a former member's membership are followed back to the last time they were in the room."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True, gc=False):
     """An event that the user may see."""
 
     event: StoredEvent

@@ -29,6 +29,7 @@ from homeserver.services.profiles import NoRemoteProfiles, Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.restricted_joins import RestrictedJoins
+from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_memberships import RoomMemberships
@@ -62,6 +63,7 @@ EVENTS_CACHED = 50_000
 ROOMS_CACHED = 20_000
 USERS_CACHED = 20_000
 COUNTS_CACHED = 200_000
+ANSWER_BYTES = 16 << 20
 LAZY_MEMBERS_KEPT = 500_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
@@ -175,6 +177,7 @@ class RoomParts:
             visibility,
             client_events,
             ignored,
+            RoomAnswers(streams, capacity=ANSWER_BYTES),
         )
         self.directory = RoomDirectory(
             self.engine,

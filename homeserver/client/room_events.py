@@ -98,7 +98,7 @@ async def get_room_state_with_key(
 
 
 @endpoint("GET", *_paths("state"), auth=Auth.GUEST)
-async def get_room_state(reading: RoomReading, caller: Requester, *, room_id: RoomID) -> list[msgspec.Raw]:
+async def get_room_state(reading: RoomReading, caller: Requester, *, room_id: RoomID) -> msgspec.Raw:
     """The whole state."""
     return await reading.get_state(caller, room_id)
 
@@ -148,7 +148,7 @@ async def get_members_by_room(
     at: str | None = None,
     membership: Literal["join", "invite", "knock", "leave", "ban"] | None = None,
     not_membership: Literal["join", "invite", "knock", "leave", "ban"] | None = None,
-) -> dict[str, list[msgspec.Raw]]:
+) -> dict[str, msgspec.Raw]:
     """The membership events of a room."""
     return {"chunk": await reading.get_members(caller, room_id, at, membership, not_membership)}
 
@@ -156,7 +156,7 @@ async def get_members_by_room(
 @endpoint("GET", *_paths("joined_members"), auth=Auth.GUEST)
 async def get_joined_members_by_room(
     reading: RoomReading, caller: Requester, *, room_id: RoomID
-) -> dict[str, dict[str, dict[str, str | None]]]:
+) -> dict[str, msgspec.Raw]:
     """Names and avatars of who is in a room."""
     return {"joined": await reading.get_joined_members(caller, room_id)}
 

@@ -5,7 +5,7 @@ A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.R
 """
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -59,12 +59,11 @@ class File:
     """Changes when the bytes do; without quotes, and with none inside."""
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """An answer with a status and headers of its own. A body that is neither bytes nor a `File` is encoded as JSON."""
 
     status: int = HTTPStatus.OK
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     body: object = b""
 
 

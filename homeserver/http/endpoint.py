@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ParamSpec, TypeVar
 
+import msgspec
+
 from federation.protocol.ids import DeviceID, ServerName, UserID
 
 P = ParamSpec("P")
@@ -106,8 +108,7 @@ class Peer:
     server_name: ServerName
 
 
-@dataclass(frozen=True, slots=True)
-class RequestContext:
+class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What else a handler may need to know of the request."""
 
     request_id: str

@@ -8,8 +8,9 @@ server-server-api#request-authentication
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from federation.protocol.errors import (
     Forbidden,
@@ -52,8 +53,7 @@ class SignatureChecker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Credentials:
+class Credentials(msgspec.Struct, frozen=True, gc=False):
     """What a request shows: the token, and whom an application service acts for."""
 
     token: str | None

@@ -31,7 +31,7 @@ def split_path(path: bytes) -> list[str]:
             segments = path[1:].decode().split("/")
     except UnicodeDecodeError:
         raise InvalidParam("The path is not valid UTF-8") from None
-    if any("\0" in segment for segment in segments):
+    if b"\0" in path or b"%00" in path:
         raise InvalidParam("The path has a NUL character in it")
     return segments
 

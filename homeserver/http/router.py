@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, BinaryIO
 
+import msgspec
+
 from federation.protocol.errors import MethodNotAllowed, Unrecognized
 from homeserver.http.endpoint import Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from homeserver.http.guard import Guard
@@ -33,16 +35,14 @@ class Route:
     max_body: int
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True, gc=False):
     """A route, and the values in the request's path."""
 
     route: Route
     values: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Incoming:
+class Incoming(msgspec.Struct, frozen=True, gc=False):
     """A request that has arrived whole. `file` holds the body instead of `body` where the endpoint asks for one."""
 
     context: RequestContext

@@ -129,9 +129,10 @@ class MatrixRequest:
                     return
                 if route.binding.takes_file:
                     folder = self._site.options.spool_folder
-                    self._file = cast(
-                        BinaryIO, SpooledTemporaryFile(SPOOL_BYTES, dir=None if folder is None else str(folder))
+                    spool = SpooledTemporaryFile(  # noqa: SIM115 - closed when the request ends
+                        SPOOL_BYTES, dir=None if folder is None else str(folder)
                     )
+                    self._file = cast(BinaryIO, spool)
         if length is not None and length > self._limit:
             self._refuse_body()
 

@@ -3,48 +3,71 @@
 Names follow Prometheus' custom: seconds, `_total` for counters. Labels are declared names, never what a client sends.
 """
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_BOUNDS = (*map(str, _BUCKETS), "+Inf")
 
 
-class HttpMetrics:
-    """Counts requests by endpoint, method and status, how long they took, and how many are being answered."""
+class HttpMetrics(Collector):
+    """Counts requests by endpoint, method and status, how long they took, and how many are being answered.
+
+    Plain numbers, as those of the database: every request is counted, seldom does somebody ask.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter(
-            "mahalla_http_requests",
-            "Requests answered, by endpoint, method and status; 499: the client went away first",
-            ("endpoint", "method", "code"),
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "mahalla_http_request_seconds",
-            "Time from the last byte of a request to its answer",
-            ("endpoint",),
-            registry=registry,
-            buckets=_BUCKETS,
-        )
-        self._in_flight = Gauge("mahalla_http_requests_in_flight", "Requests being answered", registry=registry)
-        self._counters: dict[tuple[str, str, int], Counter] = {}
-        self._histograms: dict[str, Histogram] = {}
+        self._in_flight = 0
+        self._requests: dict[tuple[str, str, int], int] = {}
+        self._times: dict[str, _Times] = {}
+        registry.register(self)
 
     def started(self) -> None:
         """A request begins."""
-        self._in_flight.inc()
+        self._in_flight += 1
 
     def finished(self, endpoint: str, method: str, code: int, seconds: float) -> None:
         """A request ends. `method` is one that the endpoint declares, or `other`."""
-        self._in_flight.dec()
+        self._in_flight -= 1
         key = (endpoint, method, code)
-        counter = self._counters.get(key)
-        if counter is None:
-            counter = self._counters[key] = self._requests.labels(endpoint, method, str(code))
-        counter.inc()
-        histogram = self._histograms.get(endpoint)
-        if histogram is None:
-            histogram = self._histograms[endpoint] = self._seconds.labels(endpoint)
-        histogram.observe(seconds)
+        self._requests[key] = self._requests.get(key, 0) + 1
+        times = self._times.get(endpoint)
+        if times is None:
+            times = self._times[endpoint] = _Times()
+        times.total += seconds
+        times.counts[bisect_left(_BUCKETS, seconds)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads."""
+        requests = CounterMetricFamily(
+            "mahalla_http_requests",
+            "Requests answered, by endpoint, method and status; 499: the client went away first",
+            labels=("endpoint", "method", "code"),
+        )
+        for (endpoint, method, code), count in self._requests.items():
+            requests.add_metric((endpoint, method, str(code)), count)
+        yield requests
+        seconds = HistogramMetricFamily(
+            "mahalla_http_request_seconds", "Time from the last byte of a request to its answer", labels=("endpoint",)
+        )
+        for endpoint, times in self._times.items():
+            upto = [(bound, float(count)) for bound, count in zip(_BOUNDS, accumulate(times.counts), strict=True)]
+            seconds.add_metric((endpoint,), upto, times.total)
+        yield seconds
+        yield GaugeMetricFamily("mahalla_http_requests_in_flight", "Requests being answered", value=self._in_flight)
+
+
+@dataclass(slots=True)
+class _Times:
+    total: float = 0.0
+    counts: list[int] = field(default_factory=lambda: [0] * len(_BOUNDS))
+    """By the smallest bound that they do not pass."""
 
 
 class JobMetrics:

@@ -7,7 +7,7 @@ events is read for a whole page at once.
 spec: client-server-api#room-event-format
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -48,10 +48,15 @@ class ClientEvents:
         self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
     ) -> dict[int, bytes]:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
-        own = [event.nid for event in events if event.event.sender == user_id]
-        txn_ids: Mapping[int, str] = {}
-        if own and device_id is not None:
-            txn_ids = await self._sent.get_txn_ids(user_id, device_id, own)
+        txn_ids: dict[int, str] = {}
+        if device_id is not None:
+            own = [event for event in events if event.event.sender == user_id]
+            txn_ids = {
+                event.nid: event.sent[1] for event in own if event.sent is not None and event.sent[0] == device_id
+            }
+            unknown = [event.nid for event in own if event.sent is None]
+            if unknown:
+                txn_ids |= await self._sent.get_txn_ids(user_id, device_id, unknown)
         others = {nid for event in events for nid in (event.replaces, event.redacted_by) if nid is not None}
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
@@ -103,12 +108,13 @@ def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[A
 
 
 def _splice(event: StoredEvent, unsigned: bytes | None, with_room_id: bool) -> msgspec.Raw:
-    json = event.client_prefix
+    parts = [event.client_prefix]
     if with_room_id:
-        json += b',"room_id":"%s"' % event.event.room_id.encode()
+        parts += (b',"room_id":"', event.event.room_id.encode(), b'"')
     if unsigned is not None:
-        json += b',"unsigned":' + unsigned
-    return msgspec.Raw(json + b"}")
+        parts += (b',"unsigned":', unsigned)
+    parts.append(b"}")
+    return msgspec.Raw(b"".join(parts))
 
 
 def _split_path(path: str) -> list[str]:

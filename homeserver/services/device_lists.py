@@ -55,6 +55,8 @@ class DeviceLists:
         moves = await self._moves(own, since, upto)
         newly, gone = await self._follow(user_id, own, moves, since)
         newly |= await self._newly_encrypted(user_id, own, since, upto)
+        if not (changed or newly or gone):
+            return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, changed | newly | gone)
         return {
             "changed": sorted((changed & shared) | (changed & {user_id}) | (newly & shared)),
@@ -79,6 +81,8 @@ class DeviceLists:
         """Who came to share an encrypted room by these moves, and who may have ceased to."""
         newly: set[str] = set()
         gone: set[str] = set()
+        if not moves:
+            return newly, gone
         encrypted = await self._encrypted.among({row.room_nid for row in moves})
         for row in {(row.room_nid, row.user_id): row for row in moves}.values():
             if row.room_nid not in encrypted:

@@ -28,6 +28,7 @@ from homeserver.http.endpoint import Requester
 from homeserver.services.client_events import ClientEvents, present_plainly
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
+from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
 from storage.timelines import START, Direction, Place, TimelineStore
@@ -69,6 +70,7 @@ class RoomReading:
         visibility: Visibility,
         client_events: ClientEvents,
         ignored: IgnoredUsers,
+        answers: RoomAnswers,
     ) -> None:
         self._engine = engine
         self._events = events
@@ -78,6 +80,7 @@ class RoomReading:
         self._visibility = visibility
         self._client_events = client_events
         self._ignored = ignored
+        self._answers = answers
 
     async def get_messages(
         self,
@@ -162,10 +165,14 @@ class RoomReading:
             "state": state_events,
         }
 
-    async def get_state(self, caller: Requester, room_id: RoomID) -> list[msgspec.Raw]:
-        """The whole state that the caller may see."""
-        reader = await self._reader(caller.user_id, room_id)
-        return [present_plainly(event, with_room_id=True) for event in (await reader.state.load_all()).values()]
+    async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
+        """The whole state that the caller may see: a list of events."""
+        state = (await self._reader(caller.user_id, room_id)).state
+
+        async def make() -> list[msgspec.Raw]:
+            return [present_plainly(event, with_room_id=True) for event in (await state.load_all()).values()]
+
+        return await self._answers.get(state, ("state",), make)
 
     async def get_state_entry(
         self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
@@ -179,32 +186,37 @@ class RoomReading:
 
     async def get_members(
         self, caller: Requester, room_id: RoomID, at: str | None, membership: str | None, not_membership: str | None
-    ) -> list[msgspec.Raw]:
-        """Membership events: those that are `membership`, or are not `not_membership`.
+    ) -> msgspec.Raw:
+        """A list of membership events: those that are `membership`, or are not `not_membership`.
 
         spec: client-server-api#get_matrixclientv3roomsroomidmembers
         """
         reader = await self._reader(caller.user_id, room_id)
-        state = reader.state
-        if at is not None:
-            state = await self._state_at(caller.user_id, reader, at)
-        nids = await state.load_nids(MEMBER)
-        events = await self._events.get_events(nids.values())
-        return [
-            present_plainly(event, with_room_id=True)
-            for event in events.values()
-            if (membership is None and not_membership is None)
-            or (membership is not None and event.event.membership == membership)
-            or (not_membership is not None and event.event.membership != not_membership)
-        ]
+        state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
-    async def get_joined_members(self, caller: Requester, room_id: RoomID) -> dict[str, dict[str, str | None]]:
-        """Names and avatars of who is in the room. Only for who is in it too. Raises Forbidden."""
+        async def make() -> list[msgspec.Raw]:
+            events = await self._events.get_events((await state.load_nids(MEMBER)).values())
+            return [
+                present_plainly(event, with_room_id=True)
+                for event in events.values()
+                if (membership is None and not_membership is None)
+                or (membership is not None and event.event.membership == membership)
+                or (not_membership is not None and event.event.membership != not_membership)
+            ]
+
+        return await self._answers.get(state, ("members", membership, not_membership), make)
+
+    async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
+        """Names and avatars of who is in the room, by user. Only for who is in it too. Raises Forbidden."""
         reader = await self._reader(caller.user_id, room_id)
         if reader.own is None or reader.own.membership != "join":
             raise Forbidden("You are not in this room")
-        rows = await self._membership_store.get_members(reader.snapshot.room.room_nid, "join")
-        return {row.user_id: {"display_name": row.display_name, "avatar_url": row.avatar_url} for row in rows}
+
+        async def make() -> dict[str, dict[str, str | None]]:
+            rows = await self._membership_store.get_members(reader.snapshot.room.room_nid, "join")
+            return {row.user_id: {"display_name": row.display_name, "avatar_url": row.avatar_url} for row in rows}
+
+        return await self._answers.get(reader.state, ("joined_members",), make)
 
     async def find_membership(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
         """The user's present membership of a room, None if they never had one."""

@@ -71,7 +71,6 @@ def test_waking_many_costs_no_query_each(server: TestServer, counter: QueryCount
     for _ in range(3):
         server.clock.advance(0)
     assert all(each.done for each in waiting)
-    # the sender's own transaction id is the one thing that is looked up, for the sender alone
     assert sum(counter.queries[name] for name in counter.reads) <= 3, counter.queries
 
 
@@ -91,3 +90,15 @@ def test_an_initial_sync_makes_a_bounded_number_of_reads(server: TestServer, cou
         rooms.say(bob, rooms.create(alice, bob))
     token(alice)
     assert cost() <= few
+
+
+def test_the_transaction_id_of_ones_own_message_is_remembered(server: TestServer, counter: QueryCounter) -> None:
+    alice = server.register("alice")
+    room = rooms.create(alice)
+    rooms.say(alice, room)
+    first = sync(alice, sync(alice)["next_batch"])["next_batch"]
+    rooms.say(alice, room)
+    counter.clear()
+    answer = sync(alice, first)
+    assert "get_txn_ids" not in counter.queries
+    assert answer["rooms"]["join"][room]["timeline"]["events"][0]["unsigned"]["transaction_id"]

@@ -71,6 +71,7 @@ class DeviceNewsReader:
         key = (user_id, device_id)
         clean = self._clean.get(key)
         if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
+            self._note_clean(key, span.upto)  # else the stretch to look at would grow with each answer
             return (), span.upto
         limit = MESSAGES_AN_ANSWER if request.since is not None else None
         messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
