@@ -1,6 +1,7 @@
 """The tokens that clients continue with: opaque to them, two numbers to us.
 
 - A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral counter.
+- The `pos` of sliding sync is such a token with one more number, the state of the connection.
 - A room token `t<depth>_<event number>` is a place in the order of one room's timeline.
 
 Where a token of the first kind is given to a reader of rooms, it stands for the place right after what had arrived then.
@@ -13,7 +14,7 @@ from typing import Final
 from federation.protocol.errors import InvalidParam
 from storage.timelines import Place
 
-_SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})(?:_[0-9]{1,18})?", re.ASCII)
 _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
 
