@@ -20,6 +20,7 @@ from federation.protocol.signing import SigningKey
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
@@ -34,6 +35,7 @@ from homeserver.client import (
     login,
     logout,
     profiles,
+    push_rules,
     receipts,
     registration,
     room_creation,
@@ -56,8 +58,9 @@ from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, lis
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
+from homeserver.jobs import Jobs
 from homeserver.observe.access import AccessLog
-from homeserver.observe.metrics import HttpMetrics
+from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
@@ -80,6 +83,7 @@ SOURCES: tuple[ModuleType, ...] = (
     logout,
     probes,
     profiles,
+    push_rules,
     receipts,
     register,
     registration,
@@ -115,6 +119,7 @@ class Server:
         people: PeopleParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
+        jobs: Jobs,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -125,6 +130,7 @@ class Server:
         self.people = people
         self._metrics = metrics
         self._access_log = access_log
+        self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
 
@@ -157,8 +163,13 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
         self.people.resume_departures()
+        self.start_jobs()
         for port in self._ports:
             self.log.info("listening on {address}", address=str(port.getHost()))
+
+    def start_jobs(self) -> None:
+        """Do from now on what is done unasked."""
+        self._jobs.start()
 
     def _listen(
         self, listener: Listener, tcp: IReactorTCP, tls: IReactorSSL, unix: IReactorUNIX
@@ -179,6 +190,7 @@ class Server:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.database.close()
 
@@ -192,11 +204,13 @@ def build(
     threads: Threads,
     random: RandomBytes,
     access_log: AccessLog,
+    registry: CollectorRegistry | None = None,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes."""
+    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
+    metrics of what was made before, such as the database."""
     server_name = ServerName(config.server_name)
     name = config.name
-    registry = CollectorRegistry()
+    registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     accounts = AccountParts(config, clock, database, limiter, threads, random)
     identity = ServerIdentity(server_name, key)
@@ -219,6 +233,7 @@ def build(
         people.accounts,
         people.devices,
         people.filters,
+        people.push_rules,
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
@@ -227,6 +242,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.profile_access,
         rooms.profiles,
         rooms.reading,
         rooms.room_memberships,
@@ -239,6 +255,7 @@ def build(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
+            rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
         ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
@@ -254,7 +271,8 @@ def build(
         ),
     )
     router = Router(SOURCES, by_type(services), guard=Guard(limiter, tokens=accounts.access_tokens))
-    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), access_log)
+    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia), JobMetrics(registry))
+    return Server(config, clock, database, router, accounts, rooms, people, HttpMetrics(registry), access_log, jobs)
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:

@@ -163,14 +163,25 @@ class Database:
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
-            if not self.engine.is_worth_retrying(error):
+            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
                 raise
+        # What ended one connection has ended those that idle: the second try is to get a new one.
+        while self._idle:
+            self._close_idle()
         try:
             return self._run_read_once(fn, args, snapshot)
         except self.engine.errors as error:
-            if not self.engine.is_worth_retrying(error):
+            if not (self.engine.is_worth_retrying(error) or self.engine.is_outage(error)):
                 raise
             raise DatabaseUnavailable(f"the read could not be done: {error}") from error
+
+    def _close_idle(self) -> None:
+        """Close a connection that idles, if there still is one: other threads take them too."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return
+        connection.close()
 
     def _run_read_once(self, fn: Callable[..., T], args: tuple[Any, ...], snapshot: bool) -> tuple[T, int]:
         try:

@@ -120,6 +120,9 @@ class Engine(Protocol):
     def is_worth_retrying(self, error: Exception) -> bool:
         """Whether the same transaction, run again, may well succeed (a conflict, a connection lost before the commit)."""
 
+    def is_outage(self, error: Exception) -> bool:
+        """Whether the database cannot do its work now (a full disk, a lost server), whatever it was asked to do."""
+
     def check(self, connection: Connection) -> None:
         """Raises UnsuitableDatabase when it is too old or was set up in a way that would lead to errors later."""
 

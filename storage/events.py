@@ -5,29 +5,32 @@ Nothing about a stored event changes but by a redaction, which takes its content
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntFlag
+from typing import Final
 
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction
 
 
-class EventFlag(IntFlag):
-    """What is known of an event besides its content; bits of the column `flags`."""
+class EventFlag:
+    """What is known of an event besides its content; bits of the column `flags`.
 
-    OUTLIER = 1
+    Plain numbers: each event of each answer is asked, and an `IntFlag` makes a new object for every answer.
+    """
+
+    OUTLIER: Final = 1
     """Kept without knowing the state of the room before it."""
-    REJECTED = 2
+    REJECTED: Final = 2
     """Refused by authorization; its successors may refer to it, nobody sees it."""
-    SOFT_FAILED = 4
+    SOFT_FAILED: Final = 4
     """Valid where it stands, refused by the present state: not shown, not built upon."""
-    UNREAD = 8
+    UNREAD: Final = 8
     """Counts as an unread message for those who have not read up to it."""
-    TIMELINE = 16
+    TIMELINE: Final = 16
     """Stands in the timeline of the room: accepted, and neither outlier nor soft-failed."""
-    MENTIONS_ROOM = 32
+    MENTIONS_ROOM: Final = 32
     """Calls everyone in the room."""
-    HIGHLIGHTS = 64
+    HIGHLIGHTS: Final = 64
     """Calls users of this server by name: the table `highlights` says whom."""
     THREAD = 128
     """Stands in a thread: who has read the room has not read it."""

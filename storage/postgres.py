@@ -46,6 +46,9 @@ _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 _RETRIED_CLASSES = ("40", "08", "57P0")
 """SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting."""
 
+_OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
+"""Lost connection, no room or memory, an operator's intervention, an error of the system, lock timeout."""
+
 
 @dataclass(frozen=True, slots=True)
 class PostgresConfig:
@@ -266,6 +269,13 @@ class PostgresEngine:
         return (
             error.pgcode.startswith(_RETRIED_CLASSES) or error.pgcode == errorcodes.IDLE_IN_TRANSACTION_SESSION_TIMEOUT
         )
+
+    def is_outage(self, error: Exception) -> bool:
+        if not isinstance(error, psycopg2.Error):
+            return False
+        if error.pgcode is None:
+            return self.is_worth_retrying(error)
+        return error.pgcode.startswith(_OUTAGE_CLASSES)
 
     def check(self, connection: Connection) -> None:
         row = connection.query_one(

@@ -18,7 +18,7 @@ values (0: absent) or an inner node's child ids of 16 bytes (zeroes: absent). Th
 """
 
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -149,10 +149,11 @@ class RadixTree:
         """All nodes on the paths from the roots to the keys."""
         nodes: dict[bytes, bytes] = {}
         wanted_keys = sorted(set(keys))
-        level = dict.fromkeys(roots, wanted_keys)
+        level: dict[bytes, Collection[int]] = dict.fromkeys(roots, wanted_keys)
         while level:
-            nodes.update(self._load_all(load, level))
-            below: dict[bytes, list[int]] = {}
+            nodes.update(self._load_all(load, level.keys() - nodes.keys()))
+            # equal subtrees are one node, so a node may be wanted for the keys of several places
+            below: dict[bytes, set[int]] = {}
             for node, node_keys in level.items():
                 content = nodes[node]
                 height = get_height(content)
@@ -167,9 +168,9 @@ class RadixTree:
                         split.setdefault(key >> bits, []).append(key & mask)
                 for index, child_keys in split.items():
                     child = content[1 + ID_SIZE * index : 1 + ID_SIZE * (index + 1)]
-                    if child and child != ABSENT and child not in nodes:
-                        below.setdefault(child, child_keys)
-            level = below
+                    if child and child != ABSENT:
+                        below.setdefault(child, set()).update(child_keys)
+            level = dict(below)
         return nodes
 
     def lookup(self, load: Load, root: bytes | None, keys: Iterable[int]) -> dict[int, int]:

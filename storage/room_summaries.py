@@ -57,6 +57,8 @@ SUMMARY_COLUMNS = frozenset(
 )
 """The columns that a state event may set."""
 
+ROOMS_SEARCHED_AT_ONCE = 500
+
 _COLUMNS = (
     "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
     " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates"
@@ -86,15 +88,17 @@ class RoomSummaryStore:
         before: tuple[int, int] | None,
         limit: int,
         only_federating: bool,
+        after: tuple[int, int] | None = None,
     ) -> list[SummaryRow]:
         """This server's public directory, the largest rooms first.
 
         `term` is looked for in name, topic and alias, whatever the case; `room_types` None means all, a None in it
-        rooms without a type. `before` is (joined_count, room_nid) of the last room of the page before.
+        rooms without a type. `before` is (joined_count, room_nid) of the last room of the page before; `after` that of
+        the first room of the page after, instead.
         """
         types = None if room_types is None else list(room_types)
         return await self._database.read(
-            "get_public_rooms", _select_public, term, types, before, limit, only_federating
+            "get_public_rooms", _select_public, term, types, before, after, limit, only_federating
         )
 
     async def count_public_rooms(self) -> int:
@@ -128,6 +132,7 @@ def _select_public(
     term: str | None,
     room_types: list[str | None] | None,
     before: tuple[int, int] | None,
+    after: tuple[int, int] | None,
     limit: int,
     only_federating: bool,
 ) -> list[SummaryRow]:
@@ -135,11 +140,6 @@ def _select_public(
     args: list[SQLValue] = []
     if only_federating:
         conditions.append("s.federates = 1")
-    if term:
-        pattern = "%" + term.lower().replace("!", "!!").replace("%", "!%").replace("_", "!_") + "%"
-        columns = ("s.name", "s.topic", "s.canonical_alias")
-        conditions.append("(" + " OR ".join(f"lower({column}) LIKE ? ESCAPE '!'" for column in columns) + ")")
-        args += [pattern] * len(columns)
     if room_types is not None:
         named = [room_type for room_type in room_types if room_type is not None]
         choices = ["s.room_type IS NULL"] if None in room_types else []
@@ -147,15 +147,29 @@ def _select_public(
             choices.append(f"s.room_type IN ({', '.join('?' * len(named))})")
             args += named
         conditions.append("(" + " OR ".join(choices or ["1 = 0"]) + ")")
-    if before is not None:
-        conditions.append("(r.joined_count, r.room_nid) < (?, ?)")
-        args += before
-    rows = txn.query(
-        f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions)}"
-        " ORDER BY r.joined_count DESC, r.room_nid DESC LIMIT ?",
-        (*args, limit),
-    )
-    return [_row(row) for row in rows]
+    # no database folds the case of all scripts (SQLite never, PostgreSQL by its locale), so the term is looked for here
+    wanted = term.casefold() if term else None
+    asked = limit if wanted is None else max(limit, ROOMS_SEARCHED_AT_ONCE)
+    place, side, order = (before, "<", "DESC") if after is None else (after, ">", "ASC")
+    found: list[SummaryRow] = []
+    while len(found) < limit:
+        bound = [] if place is None else [f"(r.joined_count, r.room_nid) {side} (?, ?)"]
+        rows = txn.query(
+            f"SELECT {_COLUMNS} {_FROM} WHERE {' AND '.join(conditions + bound)}"
+            f" ORDER BY r.joined_count {order}, r.room_nid {order} LIMIT ?",
+            (*args, *(place or ()), asked),
+        )
+        summaries = [_row(row) for row in rows]
+        found += [row for row in summaries if wanted is None or _mentions(row, wanted)]
+        if len(rows) < asked:
+            break
+        place = (summaries[-1].joined_count, summaries[-1].room_nid)
+    del found[limit:]
+    return found if after is None else found[::-1]
+
+
+def _mentions(row: SummaryRow, wanted: str) -> bool:
+    return any(text is not None and wanted in text.casefold() for text in (row.name, row.topic, row.canonical_alias))
 
 
 def _count_public(txn: Transaction) -> int:

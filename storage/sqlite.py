@@ -18,6 +18,17 @@ SAVE_COUNTERS = (
 )
 
 
+_OUTAGES = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SQLiteConfig:
     """Where the file is and what the database may use of the machine."""
@@ -163,6 +174,9 @@ class SQLiteEngine:
 
     def is_worth_retrying(self, error: Exception) -> bool:
         return False  # one writer, which has waited `busy_timeout` for other processes already
+
+    def is_outage(self, error: Exception) -> bool:
+        return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _OUTAGES
 
     def check(self, connection: Connection) -> None:
         if sqlite3.sqlite_version_info < (3, 37):

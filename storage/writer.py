@@ -194,7 +194,12 @@ class Writer:
                 isinstance(error, Exception) and self._engine.is_worth_retrying(error)
             ):
                 raise
-            write.fail(error)
+            if isinstance(error, Exception) and self._engine.is_outage(error):
+                unavailable = DatabaseUnavailable(f"the write {write.name} could not be done: {error}")
+                unavailable.__cause__ = error
+                write.fail(unavailable)
+            else:
+                write.fail(error)
             if alone:
                 connection.rollback()
             else:

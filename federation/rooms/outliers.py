@@ -71,7 +71,7 @@ class Outliers:
             if checked.event is None:
                 continue
             early = (await self._events.get_events(waiting.redactions.get(name, ()))).values()
-            flags = EventFlag.OUTLIER | (EventFlag.REJECTED if checked.verdict is Verdict.REJECT else EventFlag(0))
+            flags = EventFlag.OUTLIER | (EventFlag.REJECTED if checked.verdict is Verdict.REJECT else 0)
             stored = [known[auth_id] for auth_id in dict.fromkeys(event.auth_events) if auth_id in known]
             made = new_event(
                 checked.event,

@@ -146,7 +146,7 @@ class Placements:
 
     async def _new_event(self, snapshot: RoomSnapshot, arrival: Arrival) -> NewEvent:
         event, verdict = arrival.event, arrival.checked.verdict
-        flags, highlights = EventFlag(0), Classification().highlights
+        flags, highlights = 0, Classification().highlights
         redaction: Redaction | None = None
         if verdict is Verdict.REJECT:
             flags = EventFlag.REJECTED
@@ -158,7 +158,7 @@ class Placements:
             if not arrival.is_past:
                 classification = self._classify(event)
                 highlights = classification.highlights
-                flags |= EventFlag(classification.flags) | (EventFlag.HIGHLIGHTS if highlights else EventFlag(0))
+                flags |= classification.flags | (EventFlag.HIGHLIGHTS if highlights else 0)
         return replace(
             new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
             depth=_depth(arrival),

@@ -4,9 +4,11 @@ A tail holds a room's latest arrivals, complete from some position on. The strea
 synchronisation of many readers after one message cost no query. For the reactor thread.
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from storage.events import EventRow
 from storage.streams import Change, Streams, Topic
@@ -14,6 +16,8 @@ from storage.timelines import Arrival, TimelineStore
 
 TAIL_LENGTH = 64
 """Arrivals kept for a room."""
+
+_position = attrgetter("position")
 
 
 @dataclass(slots=True)
@@ -72,7 +76,9 @@ class Timelines:
         tail = self._tails.get(room_nid)
         if tail is None:
             return None
-        arrivals = [arrival for arrival in tail.arrivals if after < arrival.position <= upto]
+        known = tail.arrivals
+        start = bisect_right(known, after, key=_position)
+        arrivals = known[start : bisect_right(known, upto, start, key=_position)]
         if after < tail.complete_from and len(arrivals) <= limit:
             return None  # there may be more, or fewer, than the tail knows
         self._tails.move_to_end(room_nid)

@@ -86,21 +86,32 @@ class Visibility:
         """Whether the user is, or ever was, in the room."""
         return await self._last_join(own) is not None
 
+    async def find_departure(self, own: MembershipRow | None) -> StoredEvent | None:
+        """The event that ended the user's last stay in the room; None for who was never in it, or is in it now."""
+        departure, _ = await self._last_stay(own)
+        return departure
+
     async def _last_join(self, own: MembershipRow | None) -> int | None:
         """The depth up to which the user was in the room: none for who is in it now, None for who never was."""
         if own is None:
             return None
         if own.membership == "join":
             return MAX_DEPTH
-        nid: int | None = own.event_nid
+        _, joined = await self._last_stay(own)
+        return None if joined is None else joined.event.depth
+
+    async def _last_stay(self, own: MembershipRow | None) -> tuple[StoredEvent | None, StoredEvent | None]:
+        """The event that ended the user's last stay in the room, and the one that it ended."""
+        after: StoredEvent | None = None
+        nid = None if own is None else own.event_nid
         for _ in range(MAX_CHANGES_BACK):
             event = (await self._events.get_events([nid])).get(nid) if nid is not None else None
             if event is None:
-                return None
+                break
             if event.event.membership == "join":
-                return event.event.depth
-            nid = event.replaces
-        return None
+                return after, event
+            after, nid = event, event.replaces
+        return None, None
 
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:

@@ -11,6 +11,7 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
+from homeserver.services.push_rules import PushRules
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.filters import FilterStore
@@ -43,6 +44,7 @@ class PeopleParts:
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)
+        self.push_rules = PushRules(database, store)
         self.filters = Filters(database, FilterStore(database))
 
     def resume_departures(self) -> None:

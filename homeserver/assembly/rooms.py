@@ -21,12 +21,15 @@ from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.encrypted_rooms import EncryptedRooms
+from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.mentions import Mentions
+from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_memberships import RoomMemberships
@@ -121,6 +124,11 @@ class RoomParts:
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
         )
+        self.profile_access = ProfileAccess(
+            membership_store,
+            account_needed=config.people.require_auth_for_profile_requests,
+            room_needed=config.people.limit_profile_requests_to_users_who_share_rooms,
+        )
         self.profiles = Profiles(
             database,
             accounts.store,
@@ -130,6 +138,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
+        guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.room_memberships = RoomMemberships(
             self.engine,
             self.memberships,
@@ -139,18 +148,26 @@ class RoomParts:
             self.profiles,
             limiter,
             identity,
+            guests,
+            RestrictedJoins(self.memberships, room_store),
+            only_admins_invite=config.rooms.block_non_admin_invites,
+            profile_on_invite=config.people.include_profile_data_on_invite,
+            forget_on_leave=config.rooms.forget_rooms_on_leave,
         )
         self.creation = RoomCreation(
             self.engine,
             alias_store,
             self.profiles,
+            self.room_memberships,
             limiter,
             identity,
             now_ms,
             default_version=ROOM_VERSIONS[config.rooms.default_room_version],
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
+            default_levels=config.rooms.default_power_level_content_override,
+            profile_on_invite=config.people.include_profile_data_on_invite,
         )
-        self.sending = RoomSending(self.engine, alias_store)
+        self.sending = RoomSending(self.engine, self.events, alias_store, self.room_memberships, guests)
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -171,6 +188,7 @@ class RoomParts:
             now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
             shown=config.rooms.enable_room_list_search,
+            only_members_add_aliases=config.rooms.require_membership_for_aliases,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         self.typing = Typing(self.notifier, clock)

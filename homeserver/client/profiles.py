@@ -8,6 +8,7 @@ import msgspec
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.http.endpoint import Auth, Limit, Names, Requester, endpoint
+from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profiles import LARGEST_PROFILE, Profiles
 
 _WHOLE = ("/_matrix/client/v3/profile/{user_id}", "/_matrix/client/r0/profile/{user_id}")
@@ -19,15 +20,21 @@ _FIELD = (
 Propagate = Annotated[bool, Names("org.matrix.msc4069.propagate")]
 
 
-@endpoint("GET", *_WHOLE, "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}", auth=Auth.NONE)
-async def get_profile(profiles: Profiles, *, user_id: UserID) -> Mapping[str, object]:
+@endpoint("GET", *_WHOLE, "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{user_id}", auth=Auth.OPTIONAL)
+async def get_profile(
+    profiles: Profiles, access: ProfileAccess, caller: Requester | None, *, user_id: UserID
+) -> Mapping[str, object]:
     """All fields."""
+    await access.check_may_see(caller, user_id)
     return await profiles.get_profile(user_id)
 
 
-@endpoint("GET", *_FIELD, auth=Auth.NONE)
-async def get_profile_field(profiles: Profiles, *, user_id: UserID, field: str) -> Mapping[str, object]:
+@endpoint("GET", *_FIELD, auth=Auth.OPTIONAL)
+async def get_profile_field(
+    profiles: Profiles, access: ProfileAccess, caller: Requester | None, *, user_id: UserID, field: str
+) -> Mapping[str, object]:
     """One field, under its name."""
+    await access.check_may_see(caller, user_id)
     return await profiles.get_field(user_id, field)
 
 

@@ -1,7 +1,5 @@
 """Receipts, read markers and typing notices. spec: client-server-api#receipts, client-server-api#typing-notifications"""
 
-from typing import Any
-
 import msgspec
 
 from federation.protocol.errors import Forbidden
@@ -23,7 +21,7 @@ class ReceiptBody(msgspec.Struct, frozen=True):
     thread_id: str | None = None
 
 
-@endpoint("POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER)
+@endpoint("POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER, while_suspended=True)
 async def post_receipt(
     markers: ReadMarkers,
     caller: Requester,
@@ -38,11 +36,21 @@ async def post_receipt(
     return EMPTY
 
 
-@endpoint("POST", *_paths("read_markers"), auth=Auth.USER)
-async def set_read_marker(markers: ReadMarkers, caller: Requester, *, room_id: RoomID, body: dict[str, Any]) -> Empty:
+class MarkersBody(msgspec.Struct, frozen=True):
+    """The events up to which all is read."""
+
+    fully_read: EventID | None = msgspec.field(default=None, name="m.fully_read")
+    read: EventID | None = msgspec.field(default=None, name="m.read")
+    read_private: EventID | None = msgspec.field(default=None, name="m.read.private")
+
+
+@endpoint("POST", *_paths("read_markers"), auth=Auth.USER, while_suspended=True)
+async def set_read_marker(
+    markers: ReadMarkers, caller: Requester, *, room_id: RoomID, body: MarkersBody = MarkersBody()
+) -> Empty:
     """Move the fully read marker and receipts at once."""
-    kinds = ("m.fully_read", "m.read", "m.read.private")
-    await markers.do_mark(caller, room_id, {kind: EventID(str(body[kind])) for kind in kinds if body.get(kind)}, None)
+    marks = {"m.fully_read": body.fully_read, "m.read": body.read, "m.read.private": body.read_private}
+    await markers.do_mark(caller, room_id, {kind: event_id for kind, event_id in marks.items() if event_id}, None)
     return EMPTY
 
 
@@ -50,7 +58,7 @@ class TypingBody(msgspec.Struct, frozen=True):
     """Whether the user types, and for how long that is to be believed, in milliseconds."""
 
     typing: bool
-    timeout: int = DEFAULT_TIMEOUT_MS
+    timeout: int | None = None
 
 
 @endpoint("PUT", *_paths("typing/{user_id}"), auth=Auth.USER)
@@ -62,7 +70,7 @@ async def set_typing(
         raise Forbidden("You can only say of yourself that you are typing")
     snapshot = await reading.check_joined(caller.user_id, room_id)
     if body.typing:
-        typing.start(snapshot.room.room_nid, user_id, body.timeout)
+        typing.start(snapshot.room.room_nid, user_id, DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout)
     else:
         typing.stop(snapshot.room.room_nid, user_id)
     return EMPTY

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.http.endpoint import Auth, Requester, endpoint
@@ -114,7 +115,11 @@ async def query_public_rooms(
     body: DirectoryQuery = DirectoryQuery(),
     server: ServerName | None = None,
 ) -> dict[str, Any]:
-    """A page of the directory, filtered."""
+    """A page of the directory, filtered. No room of this server belongs to a third-party network."""
+    if body.third_party_instance_id is not None:
+        if body.include_all_networks:
+            raise InvalidParam("third_party_instance_id names one network, include_all_networks asks for all")
+        return {"chunk": [], "total_room_count_estimate": 0}
     return await directory.get_public_rooms(
         caller,
         limit=body.limit,

@@ -8,7 +8,6 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from homeserver.http.endpoint import Auth, Limit, Requester, endpoint
 from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
-from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.room_sending import RoomSending
 from storage.timelines import Direction
@@ -20,7 +19,14 @@ def _paths(rest: str) -> tuple[str, str]:
     return f"/_matrix/client/v3/rooms/{{room_id}}/{rest}", f"/_matrix/client/r0/rooms/{{room_id}}/{rest}"
 
 
-@endpoint("PUT", *_paths("send/{event_type}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE, max_body=128 * 1024)
+@endpoint(
+    "PUT",
+    *_paths("send/{event_type}/{txn_id}"),
+    auth=Auth.GUEST,
+    limit=Limit.MESSAGE,
+    max_body=128 * 1024,
+    while_suspended=True,
+)
 async def send_message(
     sending: RoomSending,
     caller: Requester,
@@ -31,7 +37,7 @@ async def send_message(
     body: Content,
     ts: int | None = None,
 ) -> msgspec.Raw:
-    """Send an event that is no state, once for a transaction id."""
+    """Send an event that is no state, once for a transaction id. A suspended user may redact what they sent."""
     return await sending.do_send(caller, room_id, event_type, body, txn_id, ts)
 
 
@@ -41,7 +47,7 @@ class Reason(msgspec.Struct, frozen=True):
     reason: str | None = None
 
 
-@endpoint("PUT", *_paths("redact/{event_id}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE)
+@endpoint("PUT", *_paths("redact/{event_id}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE, while_suspended=True)
 async def redact_event(
     sending: RoomSending,
     caller: Requester,
@@ -65,7 +71,6 @@ async def redact_event(
 )
 async def set_room_state(
     sending: RoomSending,
-    memberships: RoomMemberships,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -75,8 +80,6 @@ async def set_room_state(
     ts: int | None = None,
 ) -> dict[str, EventID]:
     """Set a state entry."""
-    if event_type == "m.room.member" and body.get("membership") == "join" and state_key == caller.user_id:
-        await memberships.check_may_join(caller, room_id)
     return {"event_id": await sending.do_set_state(caller, room_id, event_type, state_key, body, ts)}
 
 

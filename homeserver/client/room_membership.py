@@ -21,7 +21,7 @@ class WithReason(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True):
-    """`third_party_signed` proves an invite to an address; it is carried into the event, where it is checked."""
+    """`third_party_signed` proves that the user has an address that was invited."""
 
     reason: Reason | None = None
     third_party_signed: dict[str, Any] | None = None
@@ -52,7 +52,7 @@ async def join_room(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Join = Join()
 ) -> dict[str, str]:
     """Join a room by its id."""
-    return {"room_id": await memberships.do_join(caller, room_id, body.reason, _more(body))}
+    return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed)}
 
 
 @endpoint(
@@ -67,7 +67,7 @@ async def join_room_or_alias(
 ) -> dict[str, str]:
     """Join a room by its id or an alias."""
     room_id = await memberships.resolve(_check(room_id_or_alias))
-    return {"room_id": await memberships.do_join(caller, room_id, body.reason, _more(body))}
+    return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed)}
 
 
 @endpoint(
@@ -90,7 +90,7 @@ async def knock_room(
     return {"room_id": await memberships.do_knock(caller, room_id, body.reason)}
 
 
-@endpoint("POST", *_paths("leave"), auth=Auth.GUEST)
+@endpoint("POST", *_paths("leave"), auth=Auth.GUEST, while_suspended=True)
 async def leave_room(
     memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: WithReason = WithReason()
 ) -> Empty:
@@ -99,7 +99,7 @@ async def leave_room(
     return EMPTY
 
 
-@endpoint("POST", *_paths("forget"), auth=Auth.USER)
+@endpoint("POST", *_paths("forget"), auth=Auth.USER, while_suspended=True)
 async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID) -> Empty:
     """Forget a room that one has left."""
     await memberships.do_forget(caller, room_id)
@@ -140,10 +140,6 @@ async def unban_user(memberships: RoomMemberships, caller: Requester, *, room_id
 async def get_joined_rooms(memberships: RoomMemberships, caller: Requester) -> dict[str, list[RoomID]]:
     """The rooms that the caller is in."""
     return {"joined_rooms": list(await memberships.get_joined_rooms(caller.user_id))}
-
-
-def _more(body: Join) -> dict[str, Any]:
-    return {} if body.third_party_signed is None else {"third_party_signed": body.third_party_signed}
 
 
 def _check(room_id_or_alias: str) -> str:

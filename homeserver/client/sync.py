@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from homeserver.http.endpoint import Auth, Names, Requester, endpoint
 from homeserver.services.filters import Filters
 from homeserver.services.stream_tokens import parse_sync_token
-from homeserver.services.sync.request import SyncRequest
+from homeserver.services.sync.request import StateSection, SyncRequest
 from homeserver.services.sync.sync import Sync
 
 
@@ -20,7 +20,8 @@ async def get_sync(
     full_state: bool = False,
     set_presence: Literal["offline", "online", "unavailable"] = "online",
     timeout: int = 0,
-    use_state_after: Annotated[bool, Names("use_state_after", "org.matrix.msc4222.use_state_after")] = False,
+    use_state_after: bool = False,
+    unstable_state_after: Annotated[bool, Names("org.matrix.msc4222.use_state_after")] = False,
 ) -> dict[str, Any]:
     """All that is new for the caller since a token."""
     request = SyncRequest(
@@ -28,6 +29,10 @@ async def get_sync(
         since=parse_sync_token(since) if since else None,
         filter=await filters.get_filter(caller.user_id, filter),
         full_state=full_state,
-        state_after=use_state_after,
+        state_section=StateSection.AFTER
+        if use_state_after
+        else StateSection.UNSTABLE_AFTER
+        if unstable_state_after
+        else StateSection.BEFORE,
     )
     return await sync.sync(request, timeout)

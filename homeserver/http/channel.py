@@ -26,6 +26,7 @@ class MatrixChannel(HTTPChannel):
     peer_address = ""
     _refused = False
     _has_queued = False
+    _write_some: Callable[[bytes], int | Exception] | None = None
     _thrown_away = 0
 
     def __init__(self, factory: ServerFactory, clock: IReactorTime, request_factory: type[Request]) -> None:
@@ -40,6 +41,9 @@ class MatrixChannel(HTTPChannel):
     def connectionMade(self) -> None:
         super().connectionMade()
         assert self.transport is not None
+        if not self.isSecure():
+            # With TLS the name leads past the encryption, to the connection beneath.
+            self._write_some = getattr(self.transport, "writeSomeData", None)
         self.peer_address = normalise(str(getattr(self.transport.getPeer(), "host", ""))) or ""
 
     def send(self, data: bytes, *, at_once: bool) -> None:
@@ -50,9 +54,8 @@ class MatrixChannel(HTTPChannel):
         """
         transport = self.transport
         assert transport is not None
-        write_some = getattr(transport, "writeSomeData", None)
-        if at_once and not self._has_queued and write_some is not None:
-            sent = write_some(data)
+        if at_once and not self._has_queued and self._write_some is not None:
+            sent = self._write_some(data)
             if not isinstance(sent, int):
                 sent = 0  # the connection is lost; the usual way finds out and cleans up
             if sent == len(data):

@@ -52,6 +52,8 @@ class TlsContext:
     def _read(self) -> SSL.Context:
         options = CertificateOptions(raiseMinimumTo=TLSVersion.TLSv1_2)
         context: SSL.Context = options.getContext()
+        for path in (self._certificate, self._private_key):
+            path.open("rb").close()  # OpenSSL's own error does not name the file
         context.use_certificate_chain_file(str(self._certificate))
         context.use_privatekey_file(str(self._private_key))
         context.check_privatekey()

@@ -5,6 +5,7 @@ that is whole runs as one coroutine. This is the only place where an exception b
 
 - `MatrixError`: its own status and body;
 - `RemoteError`: 502, since another server failed, not the client;
+- `DatabaseUnavailable`: 503, since the request may be repeated and then go well;
 - anything else is a bug: 500, with an id in the body and the traceback under that id in the log.
 
 A client that goes away cancels its handler where the endpoint is `cancellable`; others run to their end, unheard.
@@ -38,6 +39,7 @@ from homeserver.http.wire import NO_BODY, header_lines, status_line
 from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
+from storage.engine import DatabaseUnavailable
 
 SPOOL_BYTES: Final = 1 << 20
 """A body that is read as a file stays in memory up to here."""
@@ -166,6 +168,11 @@ class MatrixRequest(Request):
             self._site.log.info("another server failed: {error}", error=str(error))
             body = {"errcode": "M_UNKNOWN", "error": "Another server could not be asked, or answered wrongly"}
             self._respond(Response(HTTPStatus.BAD_GATEWAY, {}, body))
+        except DatabaseUnavailable as error:
+            self._caller = info.caller
+            self._site.log.error("the database failed request {request_id}: {error}", error=str(error))
+            body = {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"}
+            self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}, body))
         except CancelledError:
             if not self._disconnected:
                 body = {"errcode": "M_UNKNOWN", "error": "The server gave up on this request; try again"}

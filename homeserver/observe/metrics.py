@@ -1,4 +1,4 @@
-"""Metrics of HTTP, in a registry of the server's own.
+"""Metrics of HTTP and of jobs, in a registry of the server's own.
 
 Names follow Prometheus' custom: seconds, `_total` for counters. Labels are declared names, never what a client sends.
 """
@@ -45,3 +45,20 @@ class HttpMetrics:
         if histogram is None:
             histogram = self._histograms[endpoint] = self._seconds.labels(endpoint)
         histogram.observe(seconds)
+
+
+class JobMetrics:
+    """Tells of the jobs in /metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("job",)
+        self.steps = Counter("mahalla_job_steps", "Steps of a job, also those that failed", labels, registry=registry)
+        self.failures = Counter("mahalla_job_failures", "Steps that failed, by job", labels, registry=registry)
+        self.items = Counter("mahalla_job_items", "Things a job has done", labels, registry=registry)
+        self.seconds = Counter("mahalla_job_seconds", "Time that a job's steps took", labels, registry=registry)
+        self.finished = Gauge(
+            "mahalla_job_last_finished_timestamp_seconds",
+            "When a job last had nothing left to do",
+            labels,
+            registry=registry,
+        )

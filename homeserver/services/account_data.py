@@ -12,6 +12,7 @@ from federation.protocol.canonical_json import decode_object
 from federation.protocol.errors import BadJson, Forbidden, InvalidParam, NotFound, TooLarge
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.endpoint import Requester
+from homeserver.services.push_rules import PUSH_RULES, push_rules_content
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.transaction import WriteTransaction
@@ -23,7 +24,7 @@ LARGEST_CONTENT: Final = 1024 * 1024
 _LONGEST_TYPE: Final = 255
 _LONGEST_TAG: Final = 255
 _LARGEST_TAGS: Final = 65536
-_MANAGED: Final = frozenset({"m.fully_read", "m.push_rules"})
+_MANAGED: Final = frozenset({"m.fully_read", PUSH_RULES})
 """Types that the server itself writes. spec: client-server-api#server-behaviour-16"""
 
 
@@ -42,6 +43,8 @@ class AccountData:
         """One entry's content. Raises `Forbidden`, `NotFound`."""
         _check_owner(caller, user_id)
         content = await self._store.get_entry(user_id, room_id, type_)
+        if room_id is None and type_ == PUSH_RULES:
+            return msgspec.Raw(msgspec.json.encode(push_rules_content(user_id, content)))
         if content is None:
             raise NotFound("There is no such account data")
         return msgspec.Raw(content)

@@ -16,6 +16,7 @@ class Capabilities:
         default_room_version: RoomVersion,
         passwords_can_change: bool,
         fixed_profile_fields: frozenset[str] = frozenset(),
+        rooms_forgotten_on_leave: bool = False,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:
@@ -35,6 +36,8 @@ class Capabilities:
                         "m.set_avatar_url": {"enabled": AVATAR_URL not in fixed_profile_fields},
                         "m.3pid_changes": {"enabled": False},
                         "m.get_login_token": {"enabled": False},
+                        "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
+                        "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
                     }
                 }
             )

@@ -8,9 +8,10 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, is_event_id
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from homeserver.http.endpoint import Requester
 from homeserver.services.room_reading import RoomReading
@@ -22,6 +23,10 @@ from storage.transaction import WriteTransaction
 FULLY_READ: Final = "m.fully_read"
 RECEIPT_TYPES: Final = frozenset({"m.read", "m.read.private"})
 MAIN_THREAD: Final = "main"
+
+
+class _Marker(msgspec.Struct):
+    event_id: EventID | None = None
 
 
 class ReadMarkers:
@@ -46,7 +51,10 @@ class ReadMarkers:
     async def do_mark(
         self, caller: Requester, room_id: RoomID, marks: dict[str, EventID], thread_id: str | None
     ) -> None:
-        """Move receipts (m.read, m.read.private) and the marker (m.fully_read). Raises Forbidden, InvalidParam."""
+        """Move receipts (m.read, m.read.private) and the marker (m.fully_read), forwards only.
+
+        Raises Forbidden, InvalidParam, and NotFound for a marker at an event that the room does not have.
+        """
         snapshot = await self._reading.check_joined(caller.user_id, room_id)
         for kind, event_id in marks.items():
             if not is_event_id(event_id):
@@ -54,7 +62,7 @@ class ReadMarkers:
             if kind == FULLY_READ:
                 if thread_id is not None:
                     raise InvalidParam("The fully read marker belongs to no thread")
-                await self._set_fully_read(caller, room_id, event_id)
+                await self._set_fully_read(caller, snapshot, event_id)
             elif kind in RECEIPT_TYPES:
                 await self._set_receipt(caller, snapshot, kind, event_id, _check_thread(thread_id))
             else:
@@ -64,6 +72,8 @@ class ReadMarkers:
         self, caller: Requester, snapshot: RoomSnapshot, kind: str, event_id: EventID, thread_id: str
     ) -> None:
         event = await self._events.get_event(snapshot.room.room_nid, event_id)
+        if event is not None:
+            _check_relation(event.event, thread_id)
         await self._receipts.set_receipt(
             snapshot.room.room_nid,
             snapshot.room.room_id,
@@ -75,14 +85,41 @@ class ReadMarkers:
             self._now_ms(),
         )
 
-    async def _set_fully_read(self, caller: Requester, room_id: RoomID, event_id: EventID) -> None:
+    async def _set_fully_read(self, caller: Requester, snapshot: RoomSnapshot, event_id: EventID) -> None:
+        room_nid, room_id = snapshot.room.room_nid, snapshot.room_id
+        before = await self._account_data.get_entry(caller.user_id, room_id, FULLY_READ)
+        former = _event_id_of(before)
+        if former == event_id:
+            return
+        events = await self._events.get_by_id(room_nid, [event_id] if former is None else [event_id, former])
+        if event_id not in events:
+            raise NotFound("The room has no such event")
+        if former is not None and former in events and _arrival(events[event_id]) < _arrival(events[former]):
+            return
         content = msgspec.json.encode({"event_id": event_id})
 
         def write(txn: WriteTransaction) -> None:
-            if self._account_data.get_entry_in(txn, caller.user_id, room_id, FULLY_READ) != content:
+            if self._account_data.get_entry_in(txn, caller.user_id, room_id, FULLY_READ) == before:
                 self._account_data.set_entry(txn, caller.user_id, room_id, FULLY_READ, content)
 
         await self._database.write("set_fully_read", write)
+
+
+def _event_id_of(content: bytes | None) -> EventID | None:
+    return None if content is None else msgspec.json.decode(content, type=_Marker).event_id
+
+
+def _arrival(event: StoredEvent) -> int:
+    return event.position or 0
+
+
+def _check_relation(event: Event, thread_id: str) -> None:
+    """A receipt of one thread does not stand at an event of another. spec: client-server-api#threaded-read-receipts"""
+    relation = event.content.get("m.relates_to")
+    if thread_id == UNTHREADED or not isinstance(relation, dict) or relation.get("rel_type") != "m.thread":
+        return
+    if relation.get("event_id") not in (thread_id, None) or thread_id == MAIN_THREAD:
+        raise InvalidParam("The event is not in that thread")
 
 
 def _check_thread(thread_id: str | None) -> str:

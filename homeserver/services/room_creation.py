@@ -27,7 +27,7 @@ from federation.rooms.engine import RoomEngine
 from homeserver.http.endpoint import Limit, Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.profiles import Profiles
-from homeserver.services.room_memberships import member_content
+from homeserver.services.room_memberships import RoomMemberships, member_content
 from storage.aliases import AliasRow, AliasStore, AliasTaken, add_alias
 from storage.rooms import RoomRow, set_public
 from storage.transaction import WriteTransaction
@@ -84,22 +84,29 @@ class RoomCreation:
         engine: RoomEngine,
         aliases: AliasStore,
         profiles: Profiles,
+        memberships: RoomMemberships,
         limiter: RateLimiter,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
         default_version: RoomVersion,
         encrypted_presets: frozenset[str],
+        default_levels: Mapping[str, object],
+        profile_on_invite: bool,
     ) -> None:
-        """`encrypted_presets`: rooms of these presets are encrypted from the start."""
+        """`encrypted_presets`: rooms of these presets are encrypted from the start. `default_levels`: by preset, what of
+        the power levels differs from the usual ones. `profile_on_invite`: invites carry names and avatars."""
         self._engine = engine
         self._aliases = aliases
         self._profiles = profiles
+        self._memberships = memberships
         self._limiter = limiter
         self._identity = identity
         self._now_ms = now_ms
         self._default_version = default_version
         self._encrypted_presets = encrypted_presets
+        self._default_levels = default_levels
+        self._profile_on_invite = profile_on_invite
 
     async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
         """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden."""
@@ -110,7 +117,9 @@ class RoomCreation:
                 "Inviting by e-mail or phone number needs an identity server, and none is configured here"
             )
         alias = await self._check_alias(wish)
-        if caller.rate_limited:
+        if invites:
+            self._memberships.check_may_invite(caller)
+        if invites and caller.rate_limited:
             self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
@@ -161,11 +170,14 @@ class RoomCreation:
         """The events in the order that the specification gives."""
         preset = wish.preset or ("public_chat" if wish.visibility == "public" else "private_chat")
         trusted = invites if preset == "trusted_private_chat" else ()
-        names = await self._profiles.get_names([creator, *(user for user in invites if self._identity.is_local(user))])
+        shown = [user for user in invites if self._identity.is_local(user)] if self._profile_on_invite else []
+        names = await self._profiles.get_names([creator, *shown])
+        by_default = self._default_levels.get(preset)
+        overrides = [by_default if isinstance(by_default, Mapping) else {}, wish.power_level_content_override or {}]
         drafts = [
             Draft("m.room.create", creator, _create_content(creator, version, wish, trusted), ""),
             Draft("m.room.member", creator, member_content("join", names.get(creator)), creator),
-            Draft("m.room.power_levels", creator, _power_levels(creator, version, wish, trusted), ""),
+            Draft("m.room.power_levels", creator, _power_levels(creator, version, preset, trusted, overrides), ""),
         ]
         if alias is not None:
             drafts.append(Draft("m.room.canonical_alias", creator, {"alias": alias}, ""))
@@ -219,7 +231,13 @@ def _create_content(
     return content
 
 
-def _power_levels(creator: UserID, version: RoomVersion, wish: CreateRoom, trusted: Sequence[UserID]) -> dict[str, Any]:
+def _power_levels(
+    creator: UserID,
+    version: RoomVersion,
+    preset: Preset,
+    trusted: Sequence[UserID],
+    overrides: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
     users = {} if version.creators_privileged else dict.fromkeys([creator, *trusted], 100)
     content: dict[str, Any] = {
         "users": users,
@@ -239,9 +257,10 @@ def _power_levels(creator: UserID, version: RoomVersion, wish: CreateRoom, trust
         "ban": 50,
         "kick": 50,
         "redact": 50,
-        "invite": 0 if wish.preset != "public_chat" else 50,
+        "invite": 50 if preset == "public_chat" else 0,
     }
-    content.update(wish.power_level_content_override or {})
+    for override in overrides:
+        content |= override
     return content
 
 

@@ -3,7 +3,9 @@
 spec: client-server-api#room-aliases, client-server-api#published-room-directory
 """
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
@@ -21,6 +23,8 @@ from storage.rooms import RoomStore
 MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100
 MAX_TERM: Final = 256
+_SINCE: Final = re.compile(r"([du])([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+"""d: down the list from a room on; u: up from it."""
 
 
 class AliasExists(MatrixError):
@@ -44,8 +48,10 @@ class RoomDirectory:
         *,
         readable_without_account: bool,
         shown: bool,
+        only_members_add_aliases: bool,
     ) -> None:
         """`shown`: there is a directory; otherwise it is shown empty."""
+        self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
         self._shown = shown
         self._engine = engine
@@ -68,7 +74,10 @@ class RoomDirectory:
         """Give a room an alias of this server. Raises InvalidParam, Forbidden, AliasExists."""
         if not self._identity.is_local(alias):
             raise InvalidParam(f"{alias} is not an alias of this server")
-        snapshot = await self._reading.check_joined(caller.user_id, room_id)
+        if self._only_members_add_aliases and not caller.is_admin:
+            snapshot = await self._reading.check_joined(caller.user_id, room_id)
+        else:
+            snapshot = await self._engine.get_snapshot(room_id)
         row = AliasRow(alias, snapshot.room.room_nid, caller.user_id, self._now_ms())
         try:
             await self._aliases.add_alias(row)
@@ -88,8 +97,8 @@ class RoomDirectory:
         await self._aliases.remove_alias(alias)
 
     async def get_aliases_of_room(self, caller: Requester, room_id: RoomID) -> list[str]:
-        """This server's aliases of a room that the caller may look into. Raises Forbidden."""
-        snapshot = await self._reading.check_visible(caller.user_id, room_id)
+        """This server's aliases of a room that the caller is in, or that all may read. Raises Forbidden."""
+        snapshot = await self._reading.check_may_look(caller.user_id, room_id)
         return [row.alias for row in await self._aliases.get_aliases_of_room(snapshot.room.room_nid)]
 
     async def get_visibility(self, room_id: RoomID) -> str:
@@ -125,17 +134,26 @@ class RoomDirectory:
         if term is not None and len(term) > MAX_TERM:
             raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
         page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
-        before = None if not since else _parse_since(since)
+        place = _parse_since(since) if since else None
         rows = await self._summaries.get_public_rooms(
-            term=term, room_types=room_types, before=before, limit=page + 1, only_federating=False
+            term=term,
+            room_types=room_types,
+            before=place.room if place is not None and not place.backwards else None,
+            after=place.room if place is not None and place.backwards else None,
+            limit=page + 1,
+            only_federating=False,
         )
+        more = len(rows) > page
+        backwards = place is not None and place.backwards
+        rows = rows[-page:] if backwards else rows[:page]
         answer: dict[str, Any] = {
-            "chunk": [_public_room(row) for row in rows[:page]],
+            "chunk": [_public_room(row) for row in rows],
             "total_room_count_estimate": await self._summaries.count_public_rooms(),
         }
-        if len(rows) > page:
-            last = rows[page - 1]
-            answer["next_batch"] = f"d{last.joined_count}_{last.room_nid}"
+        if rows and (more or backwards):
+            answer["next_batch"] = f"d{rows[-1].joined_count}_{rows[-1].room_nid}"
+        if rows and (more if backwards else place is not None):
+            answer["prev_batch"] = f"u{rows[0].joined_count}_{rows[0].room_nid}"
         return answer
 
     async def _may_set_state(self, snapshot: RoomSnapshot, caller: Requester, type: str) -> bool:
@@ -149,13 +167,19 @@ class RoomDirectory:
         return power.can_send(caller.user_id, type, is_state=True)
 
 
-def _parse_since(since: str) -> tuple[int, int]:
-    count, _, nid = since.removeprefix("d").partition("_")
-    if not since.startswith("d") or not (count.isascii() and count.isdecimal() and nid.isascii() and nid.isdecimal()):
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A place in the directory: beside a room, and which way to go on."""
+
+    room: tuple[int, int]
+    backwards: bool
+
+
+def _parse_since(since: str) -> _Place:
+    match = _SINCE.fullmatch(since)
+    if match is None:
         raise InvalidParam("Not a token that the directory gave out")
-    if len(since) > 40:
-        raise InvalidParam("Not a token that the directory gave out")
-    return int(count), int(nid)
+    return _Place((int(match[2]), int(match[3])), match[1] == "u")
 
 
 def _public_room(row: SummaryRow) -> dict[str, Any]:

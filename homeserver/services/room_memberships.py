@@ -3,32 +3,38 @@
 spec: client-server-api#room-membership
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import BadState, Forbidden, GuestAccessForbidden, NotFound
+from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound
 from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomAlias, RoomID, UserID
-from federation.protocol.power_levels import PowerLevels
+from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_user_id
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
-from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
+from federation.rooms.snapshots import RoomSnapshot
 from homeserver.http.endpoint import Limit, Requester
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.guest_access import GuestAccess
 from homeserver.services.profiles import Profiles
+from homeserver.services.restricted_joins import RestrictedJoins
 from storage.aliases import AliasStore
 from storage.memberships import MembershipStore
 from storage.rooms import RoomStore
 
-JOIN_RULES: Final = StateKey("m.room.join_rules", "")
-GUEST_ACCESS: Final = StateKey("m.room.guest_access", "")
-RESTRICTED: Final = frozenset({"restricted", "knock_restricted"})
-MAX_ALLOWED_ROOMS: Final = 50
-"""How many rooms of a restricted join rule are looked at."""
+AUTHORISER: Final = "join_authorised_via_users_server"
+"""Of a membership event: only the server puts it there, once it has found that the user may join."""
+PRESENT: Final = frozenset({"join", "invite", "knock"})
+BANNED: Final = frozenset({"ban"})
 
 Names = tuple[str | None, str | None]
+
+
+class StillInRoom(MatrixError):
+    """spec: client-server-api#post_matrixclientv3roomsroomidforget"""
+
+    errcode, status, default_text = "M_UNKNOWN", 400, "Leave the room before you forget it"
 
 
 class RoomMemberships:
@@ -44,7 +50,15 @@ class RoomMemberships:
         profiles: Profiles,
         limiter: RateLimiter,
         identity: ServerIdentity,
+        guests: GuestAccess,
+        restricted: RestrictedJoins,
+        *,
+        only_admins_invite: bool,
+        profile_on_invite: bool,
+        forget_on_leave: bool,
     ) -> None:
+        """`profile_on_invite`: an invite carries the name and avatar of who is invited. `forget_on_leave`: a room that
+        somebody leaves, or is removed from, is forgotten for them at once."""
         self._engine = engine
         self._memberships = memberships
         self._membership_store = membership_store
@@ -53,6 +67,11 @@ class RoomMemberships:
         self._profiles = profiles
         self._limiter = limiter
         self._identity = identity
+        self._guests = guests
+        self._restricted = restricted
+        self._only_admins_invite = only_admins_invite
+        self._profile_on_invite = profile_on_invite
+        self._forget_on_leave = forget_on_leave
 
     async def resolve(self, room_id_or_alias: str) -> RoomID:
         """The room that an id or an alias stands for. Raises NotFound."""
@@ -64,92 +83,94 @@ class RoomMemberships:
             raise NotFound(f"The alias {alias} does not point to a room")
         return RoomID((await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid].room_id)
 
-    async def do_join(self, caller: Requester, room_id: RoomID, reason: str | None, more: dict[str, Any]) -> RoomID:
-        """Join a room. `more` is further content of the membership event. Raises NotFound, Forbidden."""
+    async def do_join(
+        self, caller: Requester, room_id: RoomID, reason: str | None, signed: Mapping[str, Any] | None = None
+    ) -> RoomID:
+        """Join a room. `signed` proves that the user has an address that was invited. Raises NotFound, Forbidden."""
         snapshot = await self._engine.get_snapshot(room_id)
-        present = (await self._memberships.of_user(caller.user_id)).get(snapshot.room.room_nid)
-        if present is not None and present.membership == "join":
+        present = await self._present(caller.user_id, snapshot)
+        if present == "join":
             return room_id
-        if caller.rate_limited:
-            self._limiter.check(Limit.JOIN_ROOM, room_id)
-        if caller.is_guest:
-            await self._check_guests_may_join(snapshot)
-        content = await self._content("join", caller.user_id, reason, more)
-        invited = present is not None and present.membership == "invite"
-        if not invited:
-            content |= await self._authorise_restricted_join(snapshot, caller.user_id)
-        await self._send(caller, room_id, caller.user_id, content)
+        content = await self._content("join", caller.user_id, reason)
+        content |= await self._check_joining(caller, snapshot, present)
+        drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
+        if signed is not None and present != "invite":
+            drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
+        await self._engine.send(room_id, drafts)
         return room_id
 
-    async def check_may_join(self, caller: Requester, room_id: RoomID) -> None:
-        """For a join that is sent as a state event: what authorization does not ask. Raises LimitExceeded, Forbidden."""
+    async def check_member_state(
+        self, caller: Requester, room_id: RoomID, target: str, content: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """For a change of membership that is sent as a state event: its content as it may be sent.
+
+        What authorization does not ask is checked as for the endpoints that are made for it. Raises NotFound,
+        Forbidden, LimitExceeded.
+        """
+        checked = {name: value for name, value in content.items() if name != AUTHORISER}
         snapshot = await self._engine.get_snapshot(room_id)
-        present = (await self._memberships.of_user(caller.user_id)).get(snapshot.room.room_nid)
-        if present is not None and present.membership == "join":
-            return
-        if caller.rate_limited:
-            self._limiter.check(Limit.JOIN, caller.user_id)
-            self._limiter.check(Limit.JOIN_ROOM, room_id)
-        if caller.is_guest:
-            await self._check_guests_may_join(snapshot)
+        match checked.get("membership"):
+            case "join" if target != caller.user_id:
+                raise Forbidden("You cannot make others join")
+            case "join":
+                present = await self._present(caller.user_id, snapshot)
+                if present != "join":
+                    if caller.rate_limited:
+                        self._limiter.check(Limit.JOIN, caller.user_id)
+                    checked |= await self._check_joining(caller, snapshot, present)
+            case "invite":
+                self._check_inviting(caller, room_id, parse_user_id(target))
+        return checked
 
     async def do_knock(self, caller: Requester, room_id: RoomID, reason: str | None) -> RoomID:
         """Ask to be let in. Raises NotFound, Forbidden."""
-        await self._send(caller, room_id, caller.user_id, await self._content("knock", caller.user_id, reason, {}))
+        await self._send(caller, room_id, caller.user_id, await self._content("knock", caller.user_id, reason))
         return room_id
 
     async def do_leave(self, caller: Requester, room_id: RoomID, reason: str | None) -> None:
         """Leave a room, decline an invite, take a knock back. Nothing happens to who has left already."""
         snapshot = await self._engine.get_snapshot(room_id)
-        present = (await self._memberships.of_user(caller.user_id)).get(snapshot.room.room_nid)
+        present = await self._present(caller.user_id, snapshot)
         if present is None:
             raise Forbidden("You are not in this room")
-        if present.membership == "leave":
+        if present == "leave":
             return
-        await self._send(caller, room_id, caller.user_id, await self._content("leave", None, reason, {}))
+        await self._send(caller, room_id, caller.user_id, await self._content("leave", None, reason))
 
     async def do_forget(self, caller: Requester, room_id: RoomID) -> None:
-        """Take a room that one has left out of one's history. Raises BadState while one is in it."""
+        """Take a room that one has left out of one's history. Raises NotFound, StillInRoom."""
         room = await self._rooms.get_room(room_id)
         present = None if room is None else (await self._memberships.of_user(caller.user_id)).get(room.room_nid)
         if present is None:
             raise NotFound("You have no history with this room")
-        if present.membership in ("join", "invite", "knock"):
-            raise BadState("Leave the room before you forget it")
+        if present.membership in PRESENT:
+            raise StillInRoom
         await self._membership_store.set_forgotten(present.room_nid, caller.user_id)
 
     async def do_invite(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Invite someone. Raises NotFound, Forbidden."""
-        if not self._identity.is_local(target):
-            raise Forbidden(f"{target} is of another server, and this server does not federate")
         await self._engine.get_snapshot(room_id)
-        if caller.rate_limited:
-            self._limiter.check(Limit.INVITE_ROOM, room_id)
-            self._limiter.check(Limit.INVITE_USER, target)
-            self._limiter.check(Limit.INVITE, caller.user_id)
-        await self._send(caller, room_id, target, await self._content("invite", target, reason, {}))
+        self._check_inviting(caller, room_id, target)
+        shown = target if self._profile_on_invite else None
+        await self._send(caller, room_id, target, await self._content("invite", shown, reason))
 
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Remove someone, their invite or their knock. Raises NotFound, Forbidden."""
-        await self._check_membership(room_id, target, {"join", "invite", "knock"}, "is not in the room")
-        await self._send(caller, room_id, target, await self._content("leave", None, reason, {}))
+        await self._check_membership(room_id, target, PRESENT, "is not in the room")
+        await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def do_ban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Ban someone. Raises NotFound, Forbidden."""
-        await self._send(caller, room_id, target, await self._content("ban", None, reason, {}))
+        await self._send(caller, room_id, target, await self._content("ban", None, reason))
 
     async def do_unban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Lift a ban. Raises NotFound, Forbidden; BadState for who is not banned."""
-        await self._check_membership(room_id, target, {"ban"}, "is not banned")
-        await self._send(caller, room_id, target, await self._content("leave", None, reason, {}))
+        await self._check_membership(room_id, target, BANNED, "is not banned")
+        await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def leave_all(self, user_id: UserID) -> None:
         """Leave every room, decline every invite, take back every knock."""
-        rows = [
-            row
-            for row in (await self._memberships.of_user(user_id)).values()
-            if row.membership in ("join", "invite", "knock")
-        ]
+        rows = [row for row in (await self._memberships.of_user(user_id)).values() if row.membership in PRESENT]
         rooms = await self._rooms.get_rooms_by_nid(row.room_nid for row in rows)
         for row in rows:
             draft = Draft("m.room.member", user_id, {"membership": "leave"}, user_id)
@@ -165,64 +186,76 @@ class RoomMemberships:
     async def _send(self, caller: Requester, room_id: RoomID, target: UserID, content: dict[str, Any]) -> None:
         draft = Draft("m.room.member", caller.user_id, content, target, unless_same=True)
         await self._engine.send(room_id, [draft])
+        if content["membership"] in ("leave", "ban"):
+            await self.forget_left_room(room_id, target)
 
-    async def _content(
-        self, membership: str, shown: UserID | None, reason: str | None, more: dict[str, Any]
-    ) -> dict[str, Any]:
+    async def forget_left_room(self, room_id: RoomID, target: UserID) -> None:
+        """The user has left, or was removed: if rooms are then to be forgotten, forget it."""
+        if self._forget_on_leave and self._identity.is_local(target):
+            snapshot = await self._engine.get_snapshot(room_id)
+            if await self._present(target, snapshot) in ("leave", "ban"):
+                await self._membership_store.set_forgotten(snapshot.room.room_nid, target)
+
+    async def _present(self, user_id: UserID, snapshot: RoomSnapshot) -> str | None:
+        row = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
+        return None if row is None else row.membership
+
+    async def _check_joining(self, caller: Requester, snapshot: RoomSnapshot, present: str | None) -> dict[str, str]:
+        """What joining needs besides authorization; what it adds to the content of the event."""
+        if caller.rate_limited:
+            self._limiter.check(Limit.JOIN_ROOM, snapshot.room_id)
+        if caller.is_guest:
+            await self._guests.check_may_join(snapshot)
+        if present == "invite":
+            return {}
+        authoriser = await self._restricted.find_authoriser(snapshot, caller.user_id)
+        return {} if authoriser is None else {AUTHORISER: authoriser}
+
+    def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
+        self.check_may_invite(caller)
+        if not self._identity.is_local(target):
+            raise Forbidden(f"{target} is of another server, and this server does not federate")
+        if caller.rate_limited:
+            self._limiter.check(Limit.INVITE_ROOM, room_id)
+            self._limiter.check(Limit.INVITE_USER, target)
+            self._limiter.check(Limit.INVITE, caller.user_id)
+
+    def check_may_invite(self, caller: Requester) -> None:
+        """Raises Forbidden where only administrators may invite."""
+        if self._only_admins_invite and not caller.is_admin:
+            raise Forbidden("Only administrators of this server may invite")
+
+    async def _redeem_invite(self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]) -> Draft:
+        """The invite that an address was promised, for the user who has proved that it is theirs: sent in the name of
+        who promised it. Authorization checks the proof. spec: client-server-api#third-party-invites"""
+        token = signed.get("token")
+        promise = None
+        if isinstance(token, str):
+            promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
+        if promise is None or not self._identity.is_local(promise.event.sender):
+            raise Forbidden("The invite to this address is not, or no longer, open")
+        shown = promise.event.content.get("display_name")
+        proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
+        content = {**await self._content("invite", user_id, None), "third_party_invite": proof}
+        return Draft("m.room.member", promise.event.sender, content, user_id)
+
+    async def _content(self, membership: str, shown: UserID | None, reason: str | None) -> dict[str, Any]:
         """Content of a membership event; `shown` is whose name and avatar go into it."""
         names: Names | None = None
         if shown is not None and self._identity.is_local(shown):
             names = (await self._profiles.get_names([shown])).get(shown)
-        content = {**more, **member_content(membership, names)}
+        content = member_content(membership, names)
         if reason is not None:
             content["reason"] = reason
         return content
 
-    async def _check_membership(self, room_id: RoomID, target: UserID, expected: set[str], otherwise: str) -> None:
+    async def _check_membership(
+        self, room_id: RoomID, target: UserID, expected: frozenset[str], otherwise: str
+    ) -> None:
         snapshot = await self._engine.get_snapshot(room_id)
         present = await snapshot.state.get(StateKey("m.room.member", target))
         if present is None or present.event.membership not in expected:
-            raise BadState(f"{target} {otherwise}") if expected == {"ban"} else Forbidden(f"{target} {otherwise}")
-
-    async def _check_guests_may_join(self, snapshot: RoomSnapshot) -> None:
-        access = await snapshot.state.get(GUEST_ACCESS)
-        if access is None or access.event.content.get("guest_access") != "can_join":
-            raise GuestAccessForbidden("This room does not take guests")
-
-    async def _authorise_restricted_join(self, snapshot: RoomSnapshot, user_id: UserID) -> dict[str, str]:
-        """For a room that members of other rooms may join: who of this server vouches for the user.
-
-        spec: client-server-api#restricted-rooms
-        """
-        rules = await snapshot.state.get(JOIN_RULES)
-        if (
-            rules is None
-            or not snapshot.version.restricted_joins
-            or rules.event.content.get("join_rule") not in RESTRICTED
-        ):
-            return {}
-        if not await self._is_in_allowed_room(rules.event.content.get("allow"), user_id):
-            return {}
-        levels = await snapshot.state.get(POWER_LEVELS)
-        create = await snapshot.create_event()
-        power = PowerLevels.of(snapshot.version, None if levels is None else levels.event, create)
-        for member in sorted(await self._memberships.local_members(snapshot.room.room_nid)):
-            if power.user_level(UserID(member)) >= power.invite:
-                return {"join_authorised_via_users_server": member}
-        return {}
-
-    async def _is_in_allowed_room(self, allow: object, user_id: UserID) -> bool:
-        conditions = allow[:MAX_ALLOWED_ROOMS] if isinstance(allow, list) else []
-        allowed = [
-            condition["room_id"]
-            for condition in conditions
-            if isinstance(condition, dict)
-            and condition.get("type") == "m.room_membership"
-            and isinstance(condition.get("room_id"), str)
-        ]
-        rooms = await self._rooms.get_rooms(allowed)
-        own = await self._memberships.of_user(user_id)
-        return any((row := own.get(room.room_nid)) is not None and row.membership == "join" for room in rooms.values())
+            raise BadState(f"{target} {otherwise}") if expected == BANNED else Forbidden(f"{target} {otherwise}")
 
 
 def member_content(membership: str, names: Names | None) -> dict[str, Any]:

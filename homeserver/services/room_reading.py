@@ -50,6 +50,11 @@ class _Reader:
     state: StateView
     """The state that they may see: the present one, or the one in which they left."""
 
+    @property
+    def has_left(self) -> bool:
+        """They see nothing of what happened since they left."""
+        return self.state is not self.snapshot.state
+
 
 class RoomReading:
     """Reads rooms for their members, former members and, where a room lets everyone read it, anyone."""
@@ -89,7 +94,7 @@ class RoomReading:
         start = await self._place(reader, from_) if from_ is not None else self._default_start(direction)
         end = await self._place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
-        if direction is Direction.BACKWARDS and reader.own is not None and reader.own.membership in ("leave", "ban"):
+        if direction is Direction.BACKWARDS and reader.own is not None and reader.has_left:
             start = min(start, await self._place_after(reader.own.event_nid))
         shown: list[Seen] = []
         place, exhausted = start, False
@@ -97,6 +102,8 @@ class RoomReading:
             asked = limit - len(shown)
             page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, end, direction, asked)
             shown += await self._see(caller, reader, [nid for _, nid in page], wanted)
+            if page and start == END:
+                start = page[0][0]  # the token has to stand before what is yet to come
             if page:
                 last = page[-1][0]
                 place = last if direction is Direction.FORWARDS else Place(last.depth, last.event_nid - 1)
@@ -114,7 +121,10 @@ class RoomReading:
 
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
         """One event. Raises NotFound, also where the caller may not see it."""
-        reader = await self._reader(caller.user_id, room_id)
+        try:
+            reader = await self._reader(caller.user_id, room_id)
+        except Forbidden as error:
+            raise NotFound(error.text) from None
         seen = await self._see_one(caller, reader, event_id)
         presented = await self._client_events.present(caller.user_id, caller.device_id, [seen], with_room_id=True)
         return presented[0]
@@ -170,7 +180,10 @@ class RoomReading:
     async def get_members(
         self, caller: Requester, room_id: RoomID, at: str | None, membership: str | None, not_membership: str | None
     ) -> list[msgspec.Raw]:
-        """Membership events. spec: client-server-api#get_matrixclientv3roomsroomidmembers"""
+        """Membership events: those that are `membership`, or are not `not_membership`.
+
+        spec: client-server-api#get_matrixclientv3roomsroomidmembers
+        """
         reader = await self._reader(caller.user_id, room_id)
         state = reader.state
         if at is not None:
@@ -180,8 +193,9 @@ class RoomReading:
         return [
             present_plainly(event, with_room_id=True)
             for event in events.values()
-            if (membership is None or event.event.membership == membership)
-            and (not_membership is None or event.event.membership != not_membership)
+            if (membership is None and not_membership is None)
+            or (membership is not None and event.event.membership == membership)
+            or (not_membership is not None and event.event.membership != not_membership)
         ]
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> dict[str, dict[str, str | None]]:
@@ -197,9 +211,12 @@ class RoomReading:
         own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         return None if own is None else own.membership
 
-    async def check_visible(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
-        """The room, for someone who may look into it. Raises Forbidden."""
-        return (await self._reader(user_id, room_id)).snapshot
+    async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
+        """The room, for someone who is in it, and for anyone if all may read it. Raises Forbidden."""
+        reader = await self._reader(user_id, room_id)
+        if reader.has_left:
+            raise Forbidden("You are not in this room")
+        return reader.snapshot
 
     async def check_joined(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """The room, for someone who is in it. Raises Forbidden."""
@@ -223,9 +240,9 @@ class RoomReading:
         readable = read_visibility(None if visibility is None else visibility.event) is HistoryVisibility.WORLD_READABLE
         if readable:
             return _Reader(snapshot, own, snapshot.state)
-        if own is None or own.forgotten or not await self._visibility.was_joined(own):
+        leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
+        if leaving is None:
             raise Forbidden("You are not in this room")
-        leaving = (await self._events.get_events([own.event_nid]))[own.event_nid]
         return _Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
 
     async def _see(

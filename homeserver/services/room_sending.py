@@ -8,12 +8,15 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.errors import BadAlias, BadJson, Forbidden, InvalidParam
+from federation.protocol.errors import BadAlias, BadJson, Forbidden, InvalidParam, UserSuspended
 from federation.protocol.events import StateKey
-from federation.protocol.ids import EventID, RoomID, is_event_id, is_room_alias
+from federation.protocol.ids import EventID, RoomID, UserID, is_event_id, is_room_alias
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.room_events import RoomEvents
 from homeserver.http.endpoint import Requester
+from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
+from homeserver.services.room_memberships import RoomMemberships
 from storage.aliases import AliasStore
 from storage.sent_transactions import AlreadySent, SentTransaction
 
@@ -25,9 +28,19 @@ NOT_FOR_CLIENTS: Final = frozenset({"m.room.create"})
 class RoomSending:
     """Adds what clients send to rooms."""
 
-    def __init__(self, engine: RoomEngine, aliases: AliasStore) -> None:
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        aliases: AliasStore,
+        memberships: RoomMemberships,
+        guests: GuestAccess,
+    ) -> None:
         self._engine = engine
+        self._events = events
         self._aliases = aliases
+        self._memberships = memberships
+        self._guests = guests
 
     async def do_send(
         self,
@@ -38,13 +51,20 @@ class RoomSending:
         txn_id: str,
         origin_server_ts: int | None,
     ) -> msgspec.Raw:
-        """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound."""
+        """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound,
+        UserSuspended for all but redactions of one's own events."""
         redacts = None
-        if type == "m.room.redaction":
+        if type != "m.room.redaction":
+            if caller.is_suspended:
+                raise UserSuspended
+        else:
             target = content.get("redacts")
             if not isinstance(target, str) or not is_event_id(target):
                 raise BadJson("A redaction names its target in content.redacts")
             redacts = EventID(target)
+            await self._check_suspended_redacts_own(caller, room_id, redacts)
+            # where the version has it beside the content it does not belong into it
+            content = {name: value for name, value in content.items() if name != "redacts"}
         sent = _name(caller, f"send/{room_id}/{type}", txn_id)
         draft = Draft(type, caller.user_id, content, None, redacts, _timestamp(caller, origin_server_ts), sent)
         return await self._send(room_id, draft)
@@ -52,11 +72,9 @@ class RoomSending:
     async def do_redact(
         self, caller: Requester, room_id: RoomID, target: EventID, reason: str | None, txn_id: str
     ) -> msgspec.Raw:
-        """Redact an event. Raises Forbidden, NotFound."""
+        """Redact an event. Raises Forbidden, NotFound, UserSuspended."""
+        await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
-        snapshot = await self._engine.get_snapshot(room_id)
-        if snapshot.version.redacts_in_content:
-            content["redacts"] = target
         sent = _name(caller, f"redact/{room_id}/{target}", txn_id)
         return await self._send(room_id, Draft("m.room.redaction", caller.user_id, content, None, target, None, sent))
 
@@ -72,8 +90,8 @@ class RoomSending:
         """Set a state entry; the event that it has, an older one where nothing changes. Raises Forbidden, NotFound."""
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
-        if type == "m.room.member" and content.get("membership") == "join" and state_key != caller.user_id:
-            raise Forbidden("You cannot make others join")
+        if type == "m.room.member":
+            content = await self._memberships.check_member_state(caller, room_id, state_key, content)
         if type == "m.room.canonical_alias":
             await self._check_aliases(room_id, content)
         draft = Draft(
@@ -84,7 +102,12 @@ class RoomSending:
             origin_server_ts=_timestamp(caller, origin_server_ts),
             unless_same=True,
         )
-        return (await self._engine.send(room_id, [draft]))[0].event.event_id
+        event = (await self._engine.send(room_id, [draft]))[0].event
+        if event.key == GUEST_ACCESS:
+            await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
+        elif type == "m.room.member" and event.membership in ("leave", "ban"):
+            await self._memberships.forget_left_room(room_id, UserID(state_key))
+        return event.event_id
 
     async def _send(self, room_id: RoomID, draft: Draft) -> msgspec.Raw:
         try:
@@ -92,6 +115,14 @@ class RoomSending:
         except AlreadySent as earlier:
             return msgspec.Raw(earlier.response)
         return msgspec.Raw(b'{"event_id":"%s"}' % event.event.event_id.encode())
+
+    async def _check_suspended_redacts_own(self, caller: Requester, room_id: RoomID, target: EventID) -> None:
+        if not caller.is_suspended:
+            return
+        snapshot = await self._engine.get_snapshot(room_id)
+        event = await self._events.get_event(snapshot.room.room_nid, target)
+        if event is None or event.event.sender != caller.user_id:
+            raise UserSuspended("While your account is suspended you may only redact your own events")
 
     async def _check_aliases(self, room_id: RoomID, content: Mapping[str, Any]) -> None:
         """Aliases that are new in the event have to point to the room. spec: client-server-api#mroomcanonical_alias"""

@@ -29,7 +29,6 @@ Flows = Sequence[Sequence[str]]
 AuthData = Mapping[str, object]
 """The `auth` of a request."""
 
-_SWEPT_AT_ONCE: Final = 100
 _completed_decoder: Final = msgspec.json.Decoder(dict[str, str])
 
 
@@ -157,12 +156,12 @@ class UIA:
         if confirmation.session_id is not None:
             self._store.set_result(txn, confirmation.session_id, result)
 
-    async def do_sweep(self) -> int:
-        """Remove sessions that have grown old, and give back what they held; how many there were."""
-        return await self._database.write("sweep_uia", self._sweep, self._oldest())
+    async def do_sweep(self, limit: int) -> int:
+        """Remove up to `limit` sessions that have grown old, and give back what they held; how many there were."""
+        return await self._database.write("sweep_uia", self._sweep, self._oldest(), limit)
 
-    def _sweep(self, txn: WriteTransaction, oldest: int) -> int:
-        rows = self._store.remove_old_sessions(txn, oldest, _SWEPT_AT_ONCE)
+    def _sweep(self, txn: WriteTransaction, oldest: int, limit: int) -> int:
+        rows = self._store.remove_old_sessions(txn, oldest, limit)
         for row in rows:
             if row.result is None:
                 for name, result in _completed_decoder.decode(row.completed).items():

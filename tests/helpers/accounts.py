@@ -33,6 +33,7 @@ from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.passwords import PasswordPolicy, Passwords
+from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules, ReservedNames
 from homeserver.services.secret_text import SecretText
@@ -46,6 +47,7 @@ from storage.accounts import AccountStore
 from storage.database import Database
 from storage.devices import DeviceStore
 from storage.filters import FilterStore
+from storage.memberships import MembershipStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.tokens import TokenStore
@@ -198,6 +200,7 @@ class AccountsServer:
             ClientDiscovery(public_baseurl),
             Devices(database, self.device_store, self.sessions, self.accounts),
             Filters(database, FilterStore(database)),
+            ProfileAccess(MembershipStore(database), account_needed=False, room_needed=False),
             self.profiles,
             self.registration,
             self.sessions,

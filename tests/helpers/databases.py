@@ -155,6 +155,16 @@ class PostgresTemplates:
         name = str(config.connect["dbname"])
         self._run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
+    def drop_connections(self, config: PostgresConfig) -> None:
+        """End all connections to a database, as a restart of the server does."""
+        name = sql.Literal(str(config.connect["dbname"]))
+        self._run(
+            sql.SQL(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = {} AND pid <> pg_backend_pid()"
+            ).format(name)
+        )
+
     def _run(self, statement: sql.Composable) -> bool:
         """Run a statement; whether it gave a row."""
         connection = psycopg2.connect(make_dsn(None, **self._server))

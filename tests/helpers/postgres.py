@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,6 +32,17 @@ MISSING = (
     f'{GIVEN} to a server of yours (for example "host=localhost user=me password=secret dbname=postgres").'
 )
 
+FORGETFUL: Mapping[str, str] = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "autovacuum": "off",
+}
+"""The settings for tests."""
+
+DURABLE: Mapping[str, str] = {"autovacuum": "off"}
+"""The settings for measurements: as in production, but for what would happen at some moment or other."""
+
 _WATCH = 'while [ -d "/proc/$0" ] && [ -e "$2" ]; do sleep 1; done; [ ! -e "$2" ] || kill -QUIT "$1"'
 """Ends the server when the test run was killed before it could."""
 
@@ -44,26 +55,32 @@ def prepare() -> None:
 
 def end() -> None:
     """In the first process of a run: end the server, if there is one, and remove its directory."""
-    directory = Path(os.environ.pop(DIRECTORY))
+    directory = Path(os.environ[DIRECTORY])
     pid_file = directory / "data" / "postmaster.pid"
     if pid_file.exists():
-        pid = int(pid_file.read_text().split("\n", 1)[0])
+        pid = server_pid()
         os.kill(pid, signal.SIGQUIT)
         while pid_file.exists() and _is_alive(pid):
             time.sleep(0.01)
     shutil.rmtree(directory, ignore_errors=True)
+    del os.environ[DIRECTORY]
 
 
-def connection_parameters() -> dict[str, str | int]:
-    """How to reach the server's maintenance database; starts the server first, where that is needed."""
+def connection_parameters(settings: Mapping[str, str] = FORGETFUL) -> dict[str, str | int]:
+    """How to reach the server's maintenance database; starts the server first, with these settings, where that is needed."""
     given = os.environ.get(GIVEN)
     if given:
         return dict(parse_dsn(given))
     directory = Path(os.environ[DIRECTORY])
     with locked():
         if not (directory / "data" / "postmaster.pid").exists():
-            _start(directory)
+            _start(directory, settings)
     return {"host": str(directory), "user": "mahalla", "dbname": "postgres"}
+
+
+def server_pid() -> int:
+    """The process of the server that was started."""
+    return int((Path(os.environ[DIRECTORY]) / "data" / "postmaster.pid").read_text().split("\n", 1)[0])
 
 
 @contextmanager
@@ -74,7 +91,7 @@ def locked() -> Iterator[None]:
         yield
 
 
-def _start(directory: Path) -> None:
+def _start(directory: Path, chosen: Mapping[str, str]) -> None:
     binaries = _find_binaries()
     user = _unprivileged_user()
     directory.chmod(0o777)
@@ -99,13 +116,10 @@ def _start(directory: Path) -> None:
         )
         if made.wait() == 0:
             settings = {
-                "fsync": "off",
-                "full_page_writes": "off",
-                "synchronous_commit": "off",
+                **chosen,
                 "listen_addresses": "",
                 "unix_socket_directories": str(directory),
                 "max_connections": "200",
-                "autovacuum": "off",
             }
             options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
             server = start(str(binaries / "postgres"), "-D", str(data), *options)

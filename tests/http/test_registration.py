@@ -227,7 +227,7 @@ async def test_a_use_that_came_to_nothing_is_given_back(database: Database) -> N
     )
     assert not await server.registration.is_token_valid("once")
     server.clock.advance(15 * 60 + 1)
-    assert await server.uia.do_sweep() > 0
+    assert await server.uia.do_sweep(100) > 0
     assert await server.registration.is_token_valid("once")
 
 

@@ -69,6 +69,7 @@ GOOD: list[tuple[Rule, str, str]] = [
     (rules.fits_the_eye, "x = 1\n" * 500, "storage/a.py"),
     (rules.no_mock, "from tests.helpers import server\n", "tests/a.py"),
     (rules.one_kind_of_waiting, "from twisted.internet.defer import Deferred\n", "homeserver/a.py"),
+    (rules.one_kind_of_waiting, "import asyncio\n", "tests/clients/test_a.py"),
     (rules.no_stub, "def f():\n    raise ValueError\n", "storage/a.py"),
     (rules.no_machine_path, "cd https://example.org/home/page; ls ./work/x\n", "scripts/run"),
     (rules.careful_script, "#!/usr/bin/env bash\nset -euo pipefail\n# --help\n", "scripts/run"),

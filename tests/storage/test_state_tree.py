@@ -55,6 +55,12 @@ def test_a_tree_is_the_map_that_was_set_however_it_came_about(steps: list[dict[i
         assert SMALL_TREE.count_keys(nodes.load, [root]) == max(model) + 1
 
 
+def test_equal_subtrees_in_two_places_change_apart() -> None:
+    nodes = Nodes()
+    root = nodes.apply(nodes.apply(None, {0: 1, 16: 1, 24: 1}), {18: 1, 24: 1})
+    assert SMALL_TREE.entries(nodes.load, root) == {0: 1, 16: 1, 18: 1, 24: 1}
+
+
 @given(MAPS, MAPS, MAPS)
 def test_a_difference_is_that_of_the_maps(common: dict[int, int], a: dict[int, int], b: dict[int, int]) -> None:
     nodes = Nodes()

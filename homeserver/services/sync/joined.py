@@ -138,7 +138,7 @@ class JoinedRooms:
                 state = keep_fields(state, request.filter.event_fields)
             room: dict[str, Any] = {
                 "timeline": timeline,
-                "state_after" if request.state_after else "state": {"events": state},
+                request.state_section.value: {"events": state},
                 "account_data": {"events": work.account_data},
             }
             if work.own.membership == "join":

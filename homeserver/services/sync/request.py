@@ -1,10 +1,19 @@
 """What a client asks of /sync, as it is worked on."""
 
 from dataclasses import dataclass
+from enum import Enum
 
 from homeserver.http.endpoint import Requester
 from homeserver.services.event_filters import Filter
 from homeserver.services.stream_tokens import SyncToken
+
+
+class StateSection(Enum):
+    """Where an answer has a room's state. Who asks by the unstable name looks for it under the unstable name."""
+
+    BEFORE = "state"
+    AFTER = "state_after"
+    UNSTABLE_AFTER = "org.matrix.msc4222.state_after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +24,12 @@ class SyncRequest:
     since: SyncToken | None
     filter: Filter
     full_state: bool
-    state_after: bool
-    """Give the state at the end of the timelines, not at their start."""
+    state_section: StateSection
+
+    @property
+    def state_after(self) -> bool:
+        """Give the state at the end of the timelines, not at their start."""
+        return self.state_section is not StateSection.BEFORE
 
 
 @dataclass(frozen=True, slots=True)

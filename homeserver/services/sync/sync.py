@@ -20,8 +20,8 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
-from homeserver.services.event_filters import Filter
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.push_rules import PUSH_RULES, push_rules_content
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
@@ -130,11 +130,13 @@ class Sync:
         candidates = [
             row
             for row in candidates
-            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not row.forgotten
+            if request.filter.room.allows_room(rooms[row.room_nid].room_id) and not _is_forgotten(request, row)
         ]
         devices = await parts.devices.read(request, span, messages)
-        sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
-        account_data = _account_data_events(data.everywhere, request.filter)
+        sections: dict[str, Any] = {}
+        if candidates:
+            sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
+        account_data = _account_data_events(request, data.everywhere)
         answer = _frame(token, devices, account_data, sections)
         return answer, bool(sections) or bool(account_data) or devices.is_news
 
@@ -259,6 +261,11 @@ class Sync:
                 ]
 
 
+def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
+    """Whether the room is forgotten, and that it was left is not news: the other devices have to hear of that."""
+    return row.forgotten and (request.since is None or row.position <= request.since.position)
+
+
 def _frame(
     token: SyncToken, devices: DeviceNews, account_data: list[dict[str, Any]], sections: dict[str, Any]
 ) -> dict[str, Any]:
@@ -318,9 +325,15 @@ def _unread_json(count: Unread) -> dict[str, int]:
     return {"notification_count": count.notifications, "highlight_count": count.highlights}
 
 
-def _account_data_events(entries: Mapping[str, bytes], wanted: Filter) -> list[dict[str, Any]]:
-    return [
+def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Global account data; push rules are in every first answer, since everybody has the default ones."""
+    allows = request.filter.account_data.allows
+    events: list[dict[str, Any]] = [
         {"type": type, "content": msgspec.Raw(content)}
         for type, content in entries.items()
-        if wanted.account_data.allows(type, None)
+        if type != PUSH_RULES and allows(type, None)
     ]
+    if (request.since is None or PUSH_RULES in entries) and allows(PUSH_RULES, None):
+        content = push_rules_content(request.caller.user_id, entries.get(PUSH_RULES))
+        events.append({"type": PUSH_RULES, "content": content})
+    return events

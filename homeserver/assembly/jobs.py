@@ -1,0 +1,38 @@
+"""The list of what the server does unasked."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.jobs import Job
+from homeserver.services.uia import UIA
+from storage.database import Database
+from storage.sent_transactions import SentTransactionStore
+from storage.state_garbage import StateCollector
+from storage.transaction import WriteTransaction
+
+SENT_REMEMBERED: Final = 24 * 3600
+"""Seconds for which a client may repeat a request with its transaction id."""
+
+
+def jobs_of(clock: IReactorTime, database: Database, uia: UIA) -> Sequence[Job]:
+    """All jobs of a server."""
+    sent = SentTransactionStore(database)
+
+    async def forget_sent(batch: int) -> int:
+        return await sent.remove_before(int((clock.seconds() - SENT_REMEMBERED) * 1000), batch)
+
+    async def collect_state(batch: int) -> int:
+        collector = StateCollector(batch)
+
+        def step(txn: WriteTransaction) -> int:
+            return batch if collector.step(txn) else 0
+
+        return await database.write("collect_state", step)
+
+    return (
+        Job("forget_sent_transactions", forget_sent, 600.0),
+        Job("end_old_uia_sessions", uia.do_sweep, 300.0),
+        Job("collect_state", collect_state, 60.0),
+    )

@@ -1,0 +1,92 @@
+"""Metrics of the database, and the log of slow transactions.
+
+Every transaction is counted, so counting has to cost next to nothing: plain numbers in a dictionary, which become
+metrics when somebody asks for them.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from twisted.logger import Logger
+
+_LABELS = ("kind", "name")
+_FAMILIES = (
+    ("mahalla_database_transactions", "Reads and writes, by kind and name"),
+    ("mahalla_database_seconds", "Time that they ran, without waiting and without the commit"),
+    ("mahalla_database_waiting_seconds", "Time that they waited for a thread or for their batch"),
+    ("mahalla_database_queries", "Statements that they ran"),
+)
+
+
+class DatabaseMetrics(Collector):
+    """Hears what storage tells (`storage.observer.Observer`). `slow_seconds`: what takes longer is logged."""
+
+    def __init__(self, registry: CollectorRegistry, *, slow_seconds: float, log: Logger | None = None) -> None:
+        self._slow_seconds = slow_seconds
+        self._log = log or Logger(namespace="homeserver.database")
+        self._sums: dict[tuple[str, str], list[float]] = {}
+        self._still_waiting = 0
+        self._batch_writes = Histogram(
+            "mahalla_database_batch_writes",
+            "Writes that one commit made durable",
+            registry=registry,
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+        )
+        self._commit_seconds = Histogram(
+            "mahalla_database_commit_seconds",
+            "Time of a commit, with its fsync",
+            registry=registry,
+            buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+        )
+        registry.register(self)
+
+    def read_done(self, name: str, waited: float, took: float, queries: int) -> None:
+        """A read ran."""
+        self._count("read", name, waited, took, queries)
+
+    def write_done(self, name: str, waited: float, took: float, queries: int) -> None:
+        """A write ran, and was committed or undone."""
+        self._count("write", name, waited, took, queries)
+
+    def batch_done(self, writes: int, still_waiting: int, took: float, committing: float) -> None:
+        """A batch was committed."""
+        self._still_waiting = still_waiting
+        self._batch_writes.observe(writes)
+        self._commit_seconds.observe(committing)
+        if committing >= self._slow_seconds:
+            self._log.warn(
+                "slow commit of {writes} writes: {milliseconds} ms",
+                writes=writes,
+                milliseconds=round(committing * 1000, 1),
+            )
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads."""
+        families = [CounterMetricFamily(name, text, labels=_LABELS) for name, text in _FAMILIES]
+        for labels, sums in self._sums.items():
+            for family, value in zip(families, sums, strict=True):
+                family.add_metric(labels, value)
+        yield from families
+        yield GaugeMetricFamily(
+            "mahalla_database_writes_waiting", "Writes that waited when a batch was done", value=self._still_waiting
+        )
+
+    def _count(self, kind: str, name: str, waited: float, took: float, queries: int) -> None:
+        sums = self._sums.get((kind, name))
+        if sums is None:
+            sums = self._sums[kind, name] = [0.0, 0.0, 0.0, 0.0]
+        sums[0] += 1
+        sums[1] += took
+        sums[2] += waited
+        sums[3] += queries
+        if took >= self._slow_seconds:
+            self._log.warn(
+                "slow {kind} {name}: {milliseconds} ms, {queries} statements, after waiting for {waited} ms",
+                kind=kind,
+                name=name,
+                milliseconds=round(took * 1000, 1),
+                queries=queries,
+                waited=round(waited * 1000, 1),
+            )

@@ -1,0 +1,29 @@
+"""The page of the documentation that tells every metric; made from the metrics themselves."""
+
+from prometheus_client import CollectorRegistry
+
+from homeserver.observe.database import DatabaseMetrics
+from homeserver.observe.metrics import HttpMetrics, JobMetrics
+
+_HEAD = """# Metrics
+
+With `enable_metrics: true`, listeners with the resource `metrics` (or of type `metrics`) show these at `/metrics`, in
+Prometheus' text format. Times are seconds. Names and labels are fixed words of this program; nothing that a client sends
+is in them. This page is written by `python -m homeserver metrics`.
+
+| metric | type | what it tells |
+|---|---|---|
+"""
+
+
+def write_metrics_page() -> str:
+    """The page, in Markdown."""
+    registry = CollectorRegistry()
+    HttpMetrics(registry)
+    DatabaseMetrics(registry, slow_seconds=1.0)
+    JobMetrics(registry)
+    families = sorted(registry.collect(), key=lambda family: family.name)
+    return _HEAD + "".join(
+        f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |\n"
+        for family in families
+    )

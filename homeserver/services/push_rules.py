@@ -1,0 +1,251 @@
+"""Push rules: which events call a user, and how loudly.
+
+Laws:
+- Kept is only what a user changed: own rules by kind, and what became of default ones. So a default rule that a later
+  version of the specification brings reaches everybody.
+- It is kept as the account data `m.push_rules`, and takes its positions there; clients always see the whole, with the
+  defaults filled in.
+
+spec: client-server-api#push-rules
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam, NotFound, TooLarge
+from federation.protocol.ids import UserID
+from homeserver.services.default_push_rules import KINDS, MASTER, Action, Condition, PushRule, default_rules
+from storage.account_data import AccountDataStore
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+PUSH_RULES: Final = "m.push_rules"
+
+_LONGEST_RULE_ID: Final = 255
+_LARGEST: Final = 1024 * 1024
+"""In bytes, of all that one user keeps."""
+_HISTORICAL_ACTIONS: Final = frozenset({"dont_notify", "coalesce"})
+_WITH_CONDITIONS: Final = frozenset({"override", "underride"})
+
+
+class DefaultChange(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a user made of a default rule."""
+
+    enabled: bool | None = None
+    actions: list[Action] | None = None
+
+
+class KeptRules(msgspec.Struct, omit_defaults=True):
+    """What differs from the default: own rules by kind, the most important first, and changes by rule id."""
+
+    own: dict[str, list[PushRule]] = {}
+    changed: dict[str, DefaultChange] = {}
+
+    def rules(self, user_id: str, kind: str) -> list[PushRule]:
+        """All of one kind, in order of importance."""
+        own = self.own.get(kind, [])
+        defaults = [_changed(rule, self.changed.get(rule.rule_id)) for rule in default_rules(user_id).get(kind, ())]
+        if defaults and defaults[0].rule_id == MASTER:
+            return [defaults[0], *own, *defaults[1:]]
+        return [*own, *defaults]
+
+
+class PushRules:
+    """Reads and changes push rules. All methods raise `InvalidParam` for a kind that there is not."""
+
+    def __init__(self, database: Database, account_data: AccountDataStore) -> None:
+        self._database = database
+        self._account_data = account_data
+
+    async def get(self, user_id: UserID) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """All rules by kind, as clients see them."""
+        return ruleset(user_id, await self._account_data.get_entry(user_id, None, PUSH_RULES))
+
+    async def get_rule(self, user_id: UserID, kind: str, rule_id: str) -> Mapping[str, Any]:
+        """One rule as clients see it. Raises `NotFound`."""
+        _check_kind(kind)
+        for rule in (await self.get(user_id))[kind]:
+            if rule["rule_id"] == rule_id:
+                return rule
+        raise _no_rule()
+
+    async def do_set_rule(
+        self,
+        user_id: UserID,
+        kind: str,
+        rule_id: str,
+        *,
+        actions: list[Action],
+        conditions: list[Condition] | None,
+        pattern: str | None,
+        before: str | None,
+        after: str | None,
+    ) -> None:
+        """Add a rule, or change it. It keeps its place and whether it is enabled, where nothing else is said.
+
+        Raises `InvalidParam` (also where the rule that it is to stand by is not one of the user's), `TooLarge`.
+        """
+        _check_kind(kind)
+        _check_own_id(rule_id)
+        if (pattern is None) == (kind == "content"):
+            raise InvalidParam("A content rule has a pattern, and no other has one")
+        if kind not in _WITH_CONDITIONS and conditions:
+            raise InvalidParam("Only override and underride rules have conditions")
+        checked = _checked_actions(actions)
+        kept_conditions = _checked_conditions(conditions or []) if kind in _WITH_CONDITIONS else None
+
+        def change(kept: KeptRules) -> None:
+            rules = kept.own.setdefault(kind, [])
+            at = _find(rules, rule_id)
+            enabled = rules[at].enabled if at is not None else True
+            rule = PushRule(rule_id, checked, enabled, kept_conditions, pattern)
+            neighbour = before or after
+            if neighbour is None or neighbour == rule_id:
+                if at is None:
+                    rules.insert(0, rule)
+                else:
+                    rules[at] = rule
+                return
+            if at is not None:
+                del rules[at]
+            place = _find(rules, neighbour)
+            if place is None:
+                raise InvalidParam(f"{neighbour} is not one of your own rules of this kind")
+            # `before`: the next more important one, which stands earlier in the list.
+            rules.insert(place if before else place + 1, rule)
+
+        await self._change(user_id, change)
+
+    async def do_remove_rule(self, user_id: UserID, kind: str, rule_id: str) -> None:
+        """Remove one of a user's own rules. Raises `NotFound`."""
+        _check_kind(kind)
+
+        def change(kept: KeptRules) -> None:
+            rules = kept.own.get(kind, [])
+            at = _find(rules, rule_id)
+            if at is None:
+                raise _no_rule()
+            del rules[at]
+
+        await self._change(user_id, change)
+
+    async def do_enable_rule(self, user_id: UserID, kind: str, rule_id: str, enabled: bool) -> None:
+        """Switch a rule on or off, a default one too. Raises `NotFound`."""
+        await self._modify(user_id, kind, rule_id, enabled=enabled)
+
+    async def do_set_actions(self, user_id: UserID, kind: str, rule_id: str, actions: list[Action]) -> None:
+        """Set what a rule does, of a default one too. Raises `InvalidParam`, `NotFound`, `TooLarge`."""
+        await self._modify(user_id, kind, rule_id, actions=_checked_actions(actions))
+
+    async def _modify(self, user_id: UserID, kind: str, rule_id: str, **new: Any) -> None:
+        _check_kind(kind)
+
+        def change(kept: KeptRules) -> None:
+            rules = kept.own.get(kind, [])
+            at = _find(rules, rule_id)
+            if at is not None:
+                rules[at] = msgspec.structs.replace(rules[at], **new)
+            elif any(rule.rule_id == rule_id for rule in default_rules(user_id).get(kind, ())):
+                kept.changed[rule_id] = msgspec.structs.replace(kept.changed.get(rule_id, DefaultChange()), **new)
+            else:
+                raise _no_rule()
+
+        await self._change(user_id, change)
+
+    async def _change(self, user_id: UserID, change: Callable[[KeptRules], None]) -> None:
+        def write(txn: WriteTransaction) -> None:
+            before = self._kept_in(txn, user_id)
+            kept = _decode(before)
+            change(kept)
+            content = msgspec.json.encode(kept)
+            if len(content) > _LARGEST:
+                raise TooLarge("Push rules may have at most 1 MiB in all")
+            if content != before:
+                self._account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
+
+        await self._database.write("set_push_rules", write)
+
+    def _kept_in(self, txn: Transaction, user_id: UserID) -> bytes | None:
+        return self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
+
+
+def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
+    """The content of `m.push_rules` as clients see it, from what is kept. spec: client-server-api#mpush_rules"""
+    return {"global": ruleset(user_id, kept)}
+
+
+def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """A user's rules by kind, as clients see them, from what is kept."""
+    rules = _decode(kept)
+    return {kind: [_shown(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
+
+
+def _decode(kept: bytes | None) -> KeptRules:
+    return KeptRules() if kept is None else msgspec.json.decode(kept, type=KeptRules)
+
+
+def _shown(rule: PushRule) -> Mapping[str, Any]:
+    shown: dict[str, Any] = {
+        "rule_id": rule.rule_id,
+        "default": rule.rule_id.startswith("."),
+        "enabled": rule.enabled,
+        "actions": rule.actions,
+    }
+    if rule.conditions is not None:
+        shown["conditions"] = rule.conditions
+    if rule.pattern is not None:
+        shown["pattern"] = rule.pattern
+    return shown
+
+
+def _changed(rule: PushRule, change: DefaultChange | None) -> PushRule:
+    if change is None:
+        return rule
+    return msgspec.structs.replace(
+        rule,
+        enabled=rule.enabled if change.enabled is None else change.enabled,
+        actions=rule.actions if change.actions is None else change.actions,
+    )
+
+
+def _find(rules: Sequence[PushRule], rule_id: str) -> int | None:
+    return next((at for at, rule in enumerate(rules) if rule.rule_id == rule_id), None)
+
+
+def _no_rule() -> NotFound:
+    return NotFound("There is no such push rule")
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise InvalidParam("The kinds of push rules are " + ", ".join(KINDS))
+
+
+def _check_own_id(rule_id: str) -> None:
+    if rule_id.startswith("."):
+        raise InvalidParam("Ids that start with a dot are for default rules")
+    if not rule_id or len(rule_id.encode()) > _LONGEST_RULE_ID or set(rule_id) & set("/\\\0"):
+        raise InvalidParam("The id of a push rule has 1 to 255 bytes, and neither / nor \\ in it")
+
+
+def _checked_actions(actions: list[Action]) -> list[Action]:
+    """Without those that mean nothing any more. spec: client-server-api#historical-actions"""
+    for action in actions:
+        if isinstance(action, dict):
+            if not isinstance(action.get("set_tweak"), str):
+                raise InvalidParam("An action that is an object has set_tweak, a string")
+        elif action != "notify" and action not in _HISTORICAL_ACTIONS:
+            raise InvalidParam(f"There is no action {action[:40]}")
+    return [action for action in actions if isinstance(action, dict) or action not in _HISTORICAL_ACTIONS]
+
+
+def _checked_conditions(conditions: list[Condition]) -> list[Condition]:
+    """Of unknown kinds too: they are kept, and match nothing."""
+    for condition in conditions:
+        if not isinstance(condition.get("kind"), str):
+            raise InvalidParam("A condition has a kind, a string")
+        if any(not isinstance(condition.get(key, ""), str) for key in ("key", "pattern", "is")):
+            raise InvalidParam("key, pattern and is of a condition are strings")
+    return conditions

@@ -1,0 +1,97 @@
+"""The calls of the client-server API that the scenarios are made of."""
+
+from dataclasses import dataclass
+from itertools import count
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from bench_parts.connection import Connection
+
+V3 = "/_matrix/client/v3"
+PASSWORD = "correct horse battery staple"
+TEXT = "The quick brown fox jumps over the lazy dog, and then writes a message about it of the usual length."
+LAZY = '{"room":{"timeline":{"limit":20},"state":{"lazy_load_members":true}}}'
+FULL = '{"room":{"timeline":{"limit":20}}}'
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """A signed-in user."""
+
+    user_id: str
+    token: str
+
+
+class _Session(msgspec.Struct):
+    user_id: str
+    access_token: str
+
+
+class _Room(msgspec.Struct):
+    room_id: str
+
+
+class _Sync(msgspec.Struct):
+    next_batch: str
+
+
+class _Page(msgspec.Struct):
+    end: str | None = None
+
+
+_session = msgspec.json.Decoder(_Session)
+_room = msgspec.json.Decoder(_Room)
+_sync = msgspec.json.Decoder(_Sync)
+_page = msgspec.json.Decoder(_Page)
+
+
+class Client:
+    """Calls on a given connection. Each gives what the next call needs, or the answer's bytes."""
+
+    def __init__(self) -> None:
+        self._transactions = count(1)
+
+    async def register(self, connection: Connection, name: str) -> User:
+        body = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}
+        session = _session.decode(await connection.request("POST", f"{V3}/register", body))
+        return User(session.user_id, session.access_token)
+
+    async def login(self, connection: Connection, user_id: str) -> User:
+        identifier = {"type": "m.id.user", "user": user_id}
+        body = {"type": "m.login.password", "identifier": identifier, "password": PASSWORD}
+        session = _session.decode(await connection.request("POST", f"{V3}/login", body))
+        return User(session.user_id, session.access_token)
+
+    async def create_room(self, connection: Connection, user: User, *, name: str, preset: str = "public_chat") -> str:
+        body = {"preset": preset, "name": name}
+        return _room.decode(await connection.request("POST", f"{V3}/createRoom", body, user.token)).room_id
+
+    async def join(self, connection: Connection, user: User, room_id: str) -> bytes:
+        return await connection.request("POST", f"{V3}/join/{quote(room_id)}", {}, user.token)
+
+    async def send(self, connection: Connection, user: User, room_id: str, text: str = TEXT) -> bytes:
+        path = f"{V3}/rooms/{quote(room_id)}/send/m.room.message/{next(self._transactions)}"
+        return await connection.request("PUT", path, {"msgtype": "m.text", "body": text}, user.token)
+
+    async def sync(
+        self, connection: Connection, user: User, since: str | None = None, *, timeout: int = 0, filter: str = LAZY
+    ) -> tuple[str, bytes]:
+        """The token for the next one, and the answer. `timeout` is in milliseconds."""
+        query = {"timeout": str(timeout), "filter": filter, "set_presence": "offline"}
+        if since is not None:
+            query["since"] = since
+        answer = await connection.request("GET", f"{V3}/sync?{urlencode(query)}", None, user.token)
+        return _sync.decode(answer).next_batch, answer
+
+    async def messages(self, connection: Connection, user: User, room_id: str, start: str | None) -> str | None:
+        """One page of 100, backwards; where the next one starts, or None at the end."""
+        query = {"dir": "b", "limit": "100"}
+        if start is not None:
+            query["from"] = start
+        path = f"{V3}/rooms/{quote(room_id)}/messages?{urlencode(query)}"
+        return _page.decode(await connection.request("GET", path, None, user.token)).end
+
+    async def read_room(self, connection: Connection, user: User, room_id: str, what: str) -> bytes:
+        """`what` is `state`, `members` or `joined_members`."""
+        return await connection.request("GET", f"{V3}/rooms/{quote(room_id)}/{what}", None, user.token)

@@ -1,0 +1,125 @@
+"""Runs the scenarios one after the other against a server of its own; see `scripts/bench --help`."""
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.error import ConnectError
+from twisted.internet.main import installReactor
+from twisted.internet.task import react
+
+from bench_parts import report
+from bench_parts.connection import RequestFailed
+from bench_parts.measurement import Figures, Meter
+from bench_parts.profile import Profiler
+from bench_parts.report import Report
+from bench_parts.scenarios import SCENARIOS, Bench
+from bench_parts.server import Server, running_postgres
+from bench_parts.world import QUICK, Sizes, World
+
+SCENARIO_LIMIT = 300
+"""Seconds after which a scenario, with all that it prepares, is given up."""
+OPEN_FILES = 8192
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="See scripts/bench --help.")
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--only", type=lambda text: text.split(","), default=list(SCENARIOS), metavar="A,B")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
+    parser.add_argument("--profile", type=lambda text: text.split(","), default=[], metavar="A,B")
+    parser.add_argument("--limit", type=float, metavar="SECONDS")
+    parser.add_argument("--list", action="store_true")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in (*options.only, *options.profile) if name not in SCENARIOS]
+    if unknown:
+        parser.error(f"there is no scenario {', '.join(unknown)}; see --list")
+    if options.list:
+        for name, scenario in SCENARIOS.items():
+            sys.stdout.write(f"{name:16}{scenario.__doc__}\n")
+        return
+    if options.compare:
+        old, new = (report.read(path) for path in options.compare)
+        sys.stdout.write(report.compare(old, new) + "\n")
+        return
+    reactor = EPollReactor()
+    installReactor(reactor)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, most) if most > 0 else OPEN_FILES, most))
+    react(lambda _: Deferred.fromCoroutine(run(reactor, options)), (), reactor)
+
+
+async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
+    """Measure, and print what was found. Ends the program with 1 when a scenario failed."""
+    sizes = QUICK if options.quick else Sizes()
+    limit = options.limit or (180 if options.quick else 900)
+    began = perf_counter()
+    done = Report(_about(options), {}, {})
+    with ExitStack() as ending:
+        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="mahalla-bench-")))
+        postgres_pid, postgres_args = None, None
+        if options.database == "postgres":
+            postgres_pid, postgres_args = ending.enter_context(running_postgres())
+        server = Server(reactor, folder, postgres_args)
+        ending.callback(server.stop)
+        await server.start(cheap_passwords=True)
+        meter = Meter(reactor, server, postgres_pid, Profiler(options.profile))
+        bench = Bench(reactor, server, meter, World(reactor, server.port, sizes))
+        for name, scenario in SCENARIOS.items():
+            if name not in options.only:
+                continue
+            if perf_counter() - began > limit:
+                done.failures[name] = "not begun: the time is over"
+                continue
+            _say(f"{name}: {scenario.__doc__}")
+            started = perf_counter()
+            figures = Figures()
+            try:
+                await Deferred.fromCoroutine(scenario(bench, figures)).addTimeout(SCENARIO_LIMIT, reactor)
+            except (RequestFailed, OSError, ConnectError, TimeoutError) as error:
+                done.failures[name] = str(error) or type(error).__name__
+                _say(f"    failed: {error}")
+                continue
+            done.figures[name] = figures
+            _say(
+                f"    {figures.cpu_ms:.3f} ms of CPU, p50 {figures.p50_ms:.2f} ms; {perf_counter() - started:.1f} s in all"
+            )
+    sys.stdout.write(report.show(done) + "\n")
+    if options.json is not None:
+        report.write(done, options.json)
+    if done.failures:
+        raise SystemExit(1)
+
+
+def _about(options: argparse.Namespace) -> dict[str, str]:
+    described = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "database": options.database,
+        "sizes": "quick" if options.quick else "full",
+        "commit": described.stdout.strip() or "unknown",
+        "Python": platform.python_version(),
+        "msgspec": msgspec.__version__,
+        "cores": str(os.cpu_count()),
+    }
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

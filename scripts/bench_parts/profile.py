@@ -1,0 +1,75 @@
+"""Samples the server with py-spy while a scenario is measured, and says which functions it was in."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+SHOWN = 30
+OURS = ("(homeserver/", "(federation/", "(storage/")
+RATE = 500
+MISSING = "--profile needs py-spy: pip install py-spy"
+
+
+class Profiler:
+    """Profiles the scenarios of these names; all others run undisturbed."""
+
+    def __init__(self, scenarios: Sequence[str]) -> None:
+        self._scenarios = scenarios
+        beside = Path(sys.executable).with_name("py-spy")
+        self._command = str(beside) if beside.exists() else shutil.which("py-spy")
+        if scenarios and self._command is None:
+            sys.exit(MISSING)
+
+    @contextmanager
+    def sample(self, name: str, pid: int) -> Iterator[list[str]]:
+        """The lines of the report are in the list once this has ended."""
+        lines: list[str] = []
+        if name not in self._scenarios or self._command is None:
+            yield lines
+            return
+        with tempfile.NamedTemporaryFile() as output:
+            command = [
+                self._command,
+                "record",
+                "--gil",
+                "--nonblocking",
+                "--function",
+                "--format",
+                "raw",
+                "--rate",
+                str(RATE),
+            ]
+            with subprocess.Popen(
+                [*command, "--duration", "600", "--output", output.name, "--pid", str(pid)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            ) as sampler:
+                try:
+                    yield lines
+                finally:
+                    sampler.send_signal(signal.SIGINT)
+            lines.extend(summarise(Path(output.name).read_text()))
+
+
+def summarise(stacks: str) -> list[str]:
+    """The dearest functions, by their own time and (ours only) by all that they call. `stacks`: py-spy's raw format."""
+    own: Counter[str] = Counter()
+    whole: Counter[str] = Counter()
+    total = 0
+    for line in stacks.splitlines():
+        stack, _, samples = line.rpartition(" ")
+        frames = stack.split(";")
+        total += int(samples)
+        own[frames[-1]] += int(samples)
+        whole.update({frame: int(samples) for frame in frames if any(package in frame for package in OURS)})
+    shown = [f"{total} samples at {RATE} a second"]
+    for title, counts in (("itself", own), ("with what it calls", whole)):
+        shown.append(f"{title}:")
+        shown.extend(f"  {100 * count / total:5.1f} %  {frame}" for frame, count in counts.most_common(SHOWN))
+    return shown

@@ -1,0 +1,99 @@
+"""Tables of figures: of one run, and of two runs side by side."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from bench_parts.measurement import Figures
+
+
+class Report(msgspec.Struct):
+    """What a run gave."""
+
+    about: dict[str, str]
+    figures: dict[str, Figures]
+    failures: dict[str, str]
+
+
+def write(report: Report, path: Path) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
+
+
+def read(path: Path) -> Report:
+    """Raises OSError, and msgspec.ValidationError for another sort of file."""
+    return msgspec.json.decode(path.read_bytes(), type=Report)
+
+
+def show(report: Report) -> str:
+    """A Markdown table, and what does not fit into it."""
+    rows = [
+        (
+            name,
+            f"{each.operations}",
+            _short(each.cpu_ms),
+            _short(each.database_cpu_ms),
+            _short(each.per_second) + ("*" if each.generator_share > 0.7 else ""),
+            _short(each.p50_ms),
+            _short(each.p95_ms),
+            _short(each.p99_ms),
+            f"{each.peak_mb:.0f}",
+        )
+        for name, each in report.figures.items()
+    ]
+    heads = (
+        "scenario",
+        "operations",
+        "CPU ms",
+        "of it PostgreSQL",
+        "per second",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
+        "peak MB",
+    )
+    lines = [", ".join(f"{name} {value}" for name, value in report.about.items()), "", *_table(heads, rows), ""]
+    for name, each in report.figures.items():
+        lines.extend(f"- {name}: {_short(value)} {what}" for what, value in each.notes.items())
+    if any(each.generator_share > 0.7 for each in report.figures.values()):
+        lines.append("- * the generator was busy: the rate and the latencies may be its own")
+    lines.extend(f"- {name} FAILED: {text}" for name, text in report.failures.items())
+    for name, each in report.figures.items():
+        if each.profile:
+            lines.extend(["", f"{name}:", *each.profile])
+    return "\n".join(lines)
+
+
+def compare(old: Report, new: Report) -> str:
+    """Both, and how much of the old one's CPU, latency and memory the new one takes."""
+    rows = []
+    for name, after in new.figures.items():
+        before = old.figures.get(name)
+        if before is not None:
+            rows.append(
+                (
+                    name,
+                    _short(before.cpu_ms),
+                    _short(after.cpu_ms),
+                    _ratio(before.cpu_ms, after.cpu_ms),
+                    _ratio(before.p50_ms, after.p50_ms),
+                    _ratio(before.p99_ms, after.p99_ms),
+                    _ratio(before.peak_mb, after.peak_mb),
+                )
+            )
+    heads = ("scenario", "CPU ms, old", "CPU ms, new", "CPU", "p50", "p99", "peak memory")
+    return "\n".join(_table(heads, rows))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _ratio(before: float, after: float) -> str:
+    return f"x {after / before:.2f}" if before else "–"
+
+
+def _short(value: float) -> str:
+    """Three digits that matter."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value else "0"

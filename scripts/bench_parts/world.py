@@ -1,0 +1,186 @@
+"""The people and rooms that scenarios need: made once, when the first scenario asks for them.
+
+Also how many operations run at once, bounded in number and in time.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.interfaces import IReactorTCP
+
+from bench_parts.client import Client, User
+from bench_parts.connection import Connection, connect
+from bench_parts.measurement import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything."""
+
+    sign_ins: int = 30
+    senders: int = 50
+    busy_rooms: int = 20
+    sends: int = 3000
+    fan_members: int = 500
+    fan_pollers: int = 100
+    fan_messages: int = 15
+    rooms: int = 200
+    messages_per_room: int = 50
+    initial_syncs: int = 10
+    syncs: int = 1000
+    history: int = 5000
+    big_members: int = 2000
+    reads: int = 10
+    joins: int = 100
+    creations: int = 100
+    idle: int = 1000
+    idle_seconds: float = 10.0
+    wakes: int = 5
+    starts: int = 3
+    seconds: float = 30.0
+    """After which a scenario begins no further operation."""
+
+
+QUICK = Sizes(
+    sign_ins=8,
+    sends=600,
+    fan_members=100,
+    fan_pollers=40,
+    fan_messages=8,
+    rooms=40,
+    messages_per_room=20,
+    initial_syncs=5,
+    syncs=200,
+    history=600,
+    big_members=300,
+    reads=5,
+    joins=30,
+    creations=20,
+    idle=200,
+    idle_seconds=3.0,
+    wakes=3,
+    starts=1,
+    seconds=10.0,
+)
+
+
+class World:
+    """What is on the server so far, and who can talk to it."""
+
+    def __init__(self, reactor: IReactorTCP, port: int, sizes: Sizes) -> None:
+        self._reactor = reactor
+        self._port = port
+        self.sizes = sizes
+        self.client = Client()
+        self._people: list[User] = []
+        self._busy_rooms: list[str] = []
+        self._synced: tuple[User, list[str]] | None = None
+        self._history: str | None = None
+        self._crowds: dict[int, str] = {}
+
+    async def connections(self, number: int) -> list[Connection]:
+        return [await connect(self._reactor, self._port) for _ in range(number)]
+
+    async def run(
+        self,
+        operation: Callable[[int, Connection], Awaitable[object]],
+        times: int,
+        *,
+        at_once: int,
+        run: Run | None = None,
+    ) -> None:
+        """`operation(number, connection)`, so many times, on so many connections; measured by `run`, if it is given.
+
+        Each connection takes its next operation when it has its answer. Without `run` all are done, however long it takes.
+        """
+        connections = await self.connections(at_once)
+        numbers = iter(range(times))
+        ends = perf_counter() + self.sizes.seconds
+
+        async def work(connection: Connection) -> None:
+            for number in numbers:
+                started = perf_counter()
+                if run is not None and started > ends:
+                    return
+                await operation(number, connection)
+                if run is not None:
+                    run.add(connection.answered_at - started)
+
+        await gatherResults([Deferred.fromCoroutine(work(connection)) for connection in connections])
+        for connection in connections:
+            connection.close()
+
+    async def people(self, number: int) -> Sequence[User]:
+        """The first so many users; the same ones each time."""
+        have = len(self._people)
+        made: dict[int, User] = {}
+
+        async def register(at: int, connection: Connection) -> None:
+            made[have + at] = await self.client.register(connection, f"user{have + at}")
+
+        await self.run(register, max(0, number - have), at_once=8)
+        self._people.extend(user for _, user in sorted(made.items()))
+        return self._people[:number]
+
+    async def busy_rooms(self) -> Sequence[str]:
+        """Rooms in which all senders are."""
+        if not self._busy_rooms:
+            people = await self.people(self.sizes.senders)
+            (connection,) = await self.connections(1)
+            for number in range(self.sizes.busy_rooms):
+                self._busy_rooms.append(await self.client.create_room(connection, people[0], name=f"Busy {number}"))
+            connection.close()
+            joins = [(user, room) for user in people[1:] for room in self._busy_rooms]
+            await self.run(lambda at, link: self.client.join(link, *joins[at]), len(joins), at_once=8)
+        return self._busy_rooms
+
+    async def many_rooms(self) -> tuple[User, Sequence[str]]:
+        """A user in many rooms, each of three people who have talked."""
+        if self._synced is None:
+            people = await self.people(12)
+            reader, friends = people[0], people[2:]
+            (connection,) = await self.connections(1)
+            rooms = [
+                await self.client.create_room(connection, reader, name=f"Room {number}")
+                for number in range(self.sizes.rooms)
+            ]
+            connection.close()
+            joins = [(friends[(at + step) % 10], room) for at, room in enumerate(rooms) for step in (0, 3)]
+            await self.run(lambda at, link: self.client.join(link, *joins[at]), len(joins), at_once=8)
+
+            async def send(at: int, link: Connection) -> None:
+                turn, room = divmod(at, len(rooms))
+                sender = (reader, friends[room % 10], friends[(room + 3) % 10])[turn % 3]
+                await self.client.send(link, sender, rooms[room])
+
+            await self.run(send, len(rooms) * self.sizes.messages_per_room, at_once=20)
+            self._synced = (reader, rooms)
+        return self._synced
+
+    async def history(self) -> str:
+        """A room of ten people with many messages."""
+        if self._history is None:
+            people = await self.people(10)
+            (connection,) = await self.connections(1)
+            room = await self.client.create_room(connection, people[0], name="History")
+            for user in people[1:]:
+                await self.client.join(connection, user, room)
+            connection.close()
+            await self.run(
+                lambda at, link: self.client.send(link, people[at % 10], room), self.sizes.history, at_once=10
+            )
+            self._history = room
+        return self._history
+
+    async def crowd(self, members: int) -> str:
+        """A room that the first so many people are in."""
+        if members not in self._crowds:
+            people = await self.people(members)
+            (connection,) = await self.connections(1)
+            room = await self.client.create_room(connection, people[0], name=f"{members} members")
+            connection.close()
+            await self.run(lambda at, link: self.client.join(link, people[at + 1], room), members - 1, at_once=4)
+            self._crowds[members] = room
+        return self._crowds[members]

@@ -1,0 +1,164 @@
+// Two people and a room, with matrix-js-sdk: the client under Element Web.
+//
+// usage: node story.mjs SERVER_URL PREFIX true|false
+//
+// PREFIX begins the names of the two accounts; the third argument is threadSupport. Ends with 0 when all went well, and
+// prints on stdout, as one JSON object a line, every request that the SDK made: {"method", "path", "status", "errcode"}.
+import assert from "node:assert/strict";
+import { fileURLToPath } from "node:url";
+import { createRequire } from "node:module";
+
+const modules = createRequire(new URL("node_modules/", `file://${process.cwd()}/`));
+const sdk = await import(modules.resolve("matrix-js-sdk"));
+const { logger } = await import(modules.resolve("matrix-js-sdk/lib/logger.js"));
+
+const [url, prefix, threads] = process.argv.slice(2);
+assert.ok(threads === "true" || threads === "false", `usage: ${fileURLToPath(import.meta.url)} URL PREFIX true|false`);
+logger.setLevel?.("warn");
+
+const SECONDS = 20;
+
+async function fetchAndNote(resource, options) {
+    const answer = await fetch(resource, options);
+    const note = { method: options?.method ?? "GET", path: new URL(resource).pathname, status: answer.status };
+    if (!answer.ok) note.errcode = (await answer.clone().json()).errcode;
+    console.log(JSON.stringify(note));
+    return answer;
+}
+
+// Waits until `condition` gives something, looking again at each of the client's events.
+function until(client, what, condition) {
+    const events = [sdk.ClientEvent.Sync, sdk.RoomEvent.Timeline, sdk.RoomEvent.Receipt, sdk.RoomEvent.MyMembership,
+        sdk.RoomEvent.Name, sdk.RoomEvent.LocalEchoUpdated, sdk.RoomEvent.Redaction, sdk.RoomMemberEvent.Typing,
+        sdk.RoomMemberEvent.Name, sdk.ClientEvent.AccountData, sdk.ClientEvent.Room];
+    return new Promise((resolve, reject) => {
+        const look = () => {
+            const found = condition();
+            if (!found) return;
+            clearTimeout(timer);
+            events.forEach((event) => client.off(event, look));
+            resolve(found);
+        };
+        const timer = setTimeout(() => reject(new Error(`waited in vain for: ${what}; rooms: ${client.getRooms().map((room) => room.name)}`)), SECONDS * 1000);
+        events.forEach((event) => client.on(event, look));
+        look();
+    });
+}
+
+async function person(name) {
+    const options = { baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true };
+    const registered = await sdk.createClient(options).registerRequest({
+        username: name, password: "correct horse", auth: { type: "m.login.dummy" },
+    });
+    const client = sdk.createClient({
+        ...options,
+        userId: registered.user_id,
+        accessToken: registered.access_token,
+        deviceId: registered.device_id,
+    });
+    client.on(sdk.ClientEvent.SyncUnexpectedError, (error) => {
+        console.error(error);
+        process.exit(1);
+    });
+    await client.startClient({
+        lazyLoadMembers: true, threadSupport: threads === "true", initialSyncLimit: 8, pollTimeout: 5000,
+    });
+    await until(client, `${name} to be in sync`, () => client.isInitialSyncComplete());
+    return client;
+}
+
+const alice = await person(`${prefix}-alice`);
+const bob = await person(`${prefix}-bob`);
+
+// Push rules came with the first sync, and are the ones that the SDK knows.
+assert.equal(bob.pushRules.global.override[0].rule_id, ".m.rule.master");
+await bob.setPushRuleEnabled("global", "underride", ".m.rule.message", false);
+await until(bob, "a changed push rule", () =>
+    bob.pushRules.global.underride.find((rule) => rule.rule_id === ".m.rule.message")?.enabled === false);
+await alice.setDisplayName("Alisa");
+
+// A room without a name is called after its heroes.
+const { room_id: roomId } = await alice.createRoom({ preset: "private_chat", invite: [bob.getUserId()] });
+const invited = await until(bob, "the invitation", () => {
+    const room = bob.getRoom(roomId);
+    return room?.getMyMembership() === "invite" && room;
+});
+assert.equal(invited.name, "Alisa");
+await bob.joinRoom(roomId);
+const bobsRoom = await until(bob, "the room", () => {
+    const room = bob.getRoom(roomId);
+    return room?.getMyMembership() === "join" && room;
+});
+const alicesRoom = await until(alice, "Bob in the room", () => {
+    const room = alice.getRoom(roomId);
+    return room?.getJoinedMemberCount() === 2 && room;
+});
+await until(alice, "the name of the room", () => alicesRoom.name === bob.getUserId());
+await until(bob, "the name of the room", () => bobsRoom.name === "Alisa");
+await bobsRoom.loadMembersIfNeeded();
+assert.equal(bobsRoom.getJoinedMembers().length, 2);
+
+// A retry with the same transaction id is the same event.
+const text = (body) => ({ msgtype: "m.text", body });
+const first = await alice.sendEvent(roomId, "m.room.message", text("salom"), "txn-same");
+const again = await alice.http.authedRequest("PUT",
+    `/rooms/${encodeURIComponent(roomId)}/send/m.room.message/txn-same`, undefined, text("salom"));
+assert.equal(again.event_id, first.event_id);
+await until(bob, "the first message", () => bobsRoom.findEventById(first.event_id));
+assert.equal(bobsRoom.timeline.filter((event) => event.getContent().body === "salom").length, 1);
+
+// An edit.
+await alice.sendMessage(roomId, { ...text("* salom!"), "m.new_content": text("salom!"),
+    "m.relates_to": { rel_type: "m.replace", event_id: first.event_id } });
+await until(bob, "the edit", () => bobsRoom.findEventById(first.event_id)?.getContent().body === "salom!");
+
+// Redaction.
+const wrong = await alice.sendTextMessage(roomId, "wrong");
+await until(bob, "what will be redacted", () => bobsRoom.findEventById(wrong.event_id));
+await alice.redactEvent(roomId, wrong.event_id, undefined, { reason: "typo" });
+await until(bob, "the redaction", () => bobsRoom.findEventById(wrong.event_id).isRedacted());
+
+// Receipts and typing.
+const last = await alice.sendTextMessage(roomId, "read me");
+const lastOfBob = await until(bob, "a message to be read", () => bobsRoom.findEventById(last.event_id));
+await bob.sendReadReceipt(lastOfBob);
+await until(alice, "the receipt", () => alicesRoom.getEventReadUpTo(bob.getUserId()) === last.event_id);
+await bob.setRoomReadMarkers(roomId, last.event_id, lastOfBob);
+await bob.sendTyping(roomId, true, 20000);
+await until(alice, "Bob typing", () => alicesRoom.getMember(bob.getUserId())?.typing);
+await bob.sendTyping(roomId, false, 0);
+await until(alice, "Bob done typing", () => !alicesRoom.getMember(bob.getUserId()).typing);
+
+// Pages of an old timeline: bob looks at the room from a device that starts late.
+const sent = [];
+for (let number = 0; number < 30; number++) sent.push((await alice.sendTextMessage(roomId, `${number}`)).event_id);
+const late = sdk.createClient({ baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true });
+const session = await late.loginRequest({ type: "m.login.password", password: "correct horse",
+    identifier: { type: "m.id.user", user: `${prefix}-bob` } });
+const second = sdk.createClient({ baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true,
+    userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id });
+await second.startClient({ lazyLoadMembers: true, threadSupport: threads === "true", initialSyncLimit: 4 });
+await until(second, "the second device to be in sync", () => second.isInitialSyncComplete());
+const room = second.getRoom(roomId);
+await until(second, "the name of the room on the second device", () => room.name === "Alisa");
+const timeline = new sdk.TimelineWindow(second, room.getUnfilteredTimelineSet());
+await timeline.load(undefined, 4);
+while (timeline.canPaginate("b")) await timeline.paginate("b", 9);
+const shown = timeline.getEvents().map((event) => event.getId());
+assert.equal(new Set(shown).size, shown.length, "no event comes twice");
+assert.deepEqual(shown.filter((id) => sent.includes(id)), sent, "all of them, in order");
+assert.equal(timeline.getEvents()[0].getType(), "m.room.create");
+assert.ok(shown.includes(first.event_id));
+const around = new sdk.TimelineWindow(second, room.getUnfilteredTimelineSet());
+await around.load(sent[10], 6);
+assert.ok(around.getEvents().some((event) => event.getId() === sent[10]));
+
+// Departure.
+await bob.leave(roomId);
+await until(alice, "Bob to be gone", () => alicesRoom.getJoinedMemberCount() === 1);
+await bob.forget(roomId);
+for (const client of [second, bob, alice]) {
+    client.stopClient();
+    await client.logout(true);
+}
+process.exit(0);

@@ -1,0 +1,25 @@
+"""matrix-js-sdk, the client under Element Web: two people and a room, as `js/story.mjs` tells it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.real_server import RealServer
+
+SCRIPT = Path(__file__).parent / "js" / "story.mjs"
+MODULES = Path(__file__).parents[2] / ".cache" / "js"
+NODE = MODULES / "node_modules" / ".bin" / "node"
+SECONDS = 90
+
+
+@pytest.mark.parametrize("threads", ["false", "true"])
+def test_two_people_and_a_room(real_server: RealServer, threads: str) -> None:
+    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    command = [str(NODE), str(SCRIPT), real_server.url, f"js-{threads}", threads]
+    done = subprocess.run(command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(json.dumps(request) for request in requests[-20:])
+    unexpected = [request for request in requests if request["status"] >= 500]
+    assert unexpected == []

@@ -1,0 +1,155 @@
+"""matrix-nio, the library of many bots: two people and a room, from registration to forgetting."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import nio
+from nio import AsyncClient, AsyncClientConfig
+
+from tests.helpers.real_server import RealServer
+
+R = TypeVar("R")
+
+SECONDS_TO_HEAR = 20
+
+
+def expect(answer: Any, kind: type[R]) -> R:
+    """The answer, where it is what nio calls a success."""
+    assert isinstance(answer, kind), answer
+    return answer
+
+
+@asynccontextmanager
+async def person(server: RealServer, name: str) -> AsyncIterator[AsyncClient]:
+    """Somebody new, signed in."""
+    client = AsyncClient(server.url, name, config=AsyncClientConfig(max_limit_exceeded=0, max_timeouts=0))
+    try:
+        expect(await client.register(name, "correct horse", device_name="nio"), nio.RegisterResponse)
+        yield client
+    finally:
+        await client.close()
+
+
+async def sync(client: AsyncClient) -> nio.SyncResponse:
+    return expect(await client.sync(timeout=0), nio.SyncResponse)
+
+
+async def say(client: AsyncClient, room_id: str, text: str, txn_id: str | None = None) -> str:
+    content = {"msgtype": "m.text", "body": text}
+    answer = await client.room_send(room_id, "m.room.message", content, tx_id=txn_id)
+    return str(expect(answer, nio.RoomSendResponse).event_id)
+
+
+def test_two_people_and_a_room(real_server: RealServer) -> None:
+    asyncio.run(_two_people_and_a_room(real_server))
+
+
+async def _two_people_and_a_room(server: RealServer) -> None:
+    async with person(server, "nio-alice") as alice, person(server, "nio-bob") as bob:
+        expect(await alice.set_displayname("Алиса"), nio.ProfileSetDisplayNameResponse)
+        created = await alice.room_create(
+            name="Choyxona", topic="Tea", alias="choyxona", invite=[bob.user_id], visibility=nio.RoomVisibility.public
+        )
+        room_id = expect(created, nio.RoomCreateResponse).room_id
+        await sync(alice)
+        assert room_id in alice.rooms
+        assert alice.rooms[room_id].display_name == "Choyxona"
+
+        await sync(bob)
+        assert bob.invited_rooms[room_id].inviter == alice.user_id
+        assert bob.invited_rooms[room_id].name == "Choyxona"
+        expect(await bob.join(room_id), nio.JoinResponse)
+        await sync(bob)
+        assert set(bob.rooms[room_id].users) == {alice.user_id, bob.user_id}
+        assert bob.rooms[room_id].user_name(alice.user_id) == "Алиса"
+
+        await _messages(alice, bob, room_id)
+        await _ephemeral(alice, bob, room_id)
+        await _names(alice, bob, room_id)
+        await _departure(alice, bob, room_id)
+
+
+async def _messages(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
+    first = await say(alice, room_id, "salom", "same")
+    assert await say(alice, room_id, "salom", "same") == first, "a retry is not a second message"
+    for number in range(30):
+        last = await say(alice, room_id, str(number))
+    answer = await sync(bob)
+    timeline = answer.rooms.join[room_id].timeline
+    assert timeline.limited
+    assert timeline.events[-1].event_id == last
+    assert bob.rooms[room_id].unread_notifications == 31
+
+    seen = [event.event_id for event in reversed(timeline.events)]
+    start: str | None = timeline.prev_batch
+    while start is not None:
+        page = expect(await bob.room_messages(room_id, start, limit=7), nio.RoomMessagesResponse)
+        seen += [event.event_id for event in page.chunk]
+        start = page.end
+    assert len(set(seen)) == len(seen), "no event comes twice"
+    assert first in seen
+    context = expect(await bob.room_context(room_id, first, limit=4), nio.RoomContextResponse)
+    assert context.event.event_id == first
+
+    expect(await alice.room_redact(room_id, last, reason="typo"), nio.RoomRedactResponse)
+    gone = expect(await bob.room_get_event(room_id, last), nio.RoomGetEventResponse)
+    assert isinstance(gone.event, nio.RedactedEvent)
+    assert gone.event.reason == "typo"
+
+
+async def _ephemeral(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
+    await sync(alice)
+    await sync(bob)
+    expect(await bob.room_typing(room_id, True, timeout=30_000), nio.RoomTypingResponse)
+    await sync(alice)
+    assert alice.rooms[room_id].typing_users == [bob.user_id]
+    expect(await bob.room_typing(room_id, False), nio.RoomTypingResponse)
+    await sync(alice)
+    assert alice.rooms[room_id].typing_users == []
+
+    event_id = await say(alice, room_id, "read me")
+    expect(await bob.update_receipt_marker(room_id, event_id), nio.UpdateReceiptMarkerResponse)
+    expect(await bob.room_read_markers(room_id, event_id, event_id), nio.RoomReadMarkersResponse)
+    await sync(alice)
+    assert alice.rooms[room_id].read_receipts[bob.user_id].event_id == event_id
+    await sync(bob)
+    assert bob.rooms[room_id].fully_read_marker == event_id
+    assert bob.rooms[room_id].unread_notifications == 0
+
+
+async def _names(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
+    found = expect(await bob.room_resolve_alias("#choyxona:localhost"), nio.RoomResolveAliasResponse)
+    assert found.room_id == room_id
+    expect(await alice.room_put_alias("#tea:localhost", room_id), nio.RoomPutAliasResponse)
+    expect(await alice.room_delete_alias("#tea:localhost"), nio.RoomDeleteAliasResponse)
+    assert isinstance(await bob.room_resolve_alias("#tea:localhost"), nio.RoomResolveAliasError)
+
+    expect(await alice.set_displayname("Alisa"), nio.ProfileSetDisplayNameResponse)
+    profile = expect(await bob.get_profile(alice.user_id), nio.ProfileGetResponse)
+    assert profile.displayname == "Alisa"
+    members = expect(await bob.joined_members(room_id), nio.JoinedMembersResponse)
+    assert {member.user_id for member in members.members} == {alice.user_id, bob.user_id}
+    # Rooms hear of a new name a moment after the profile has it.
+    deadline = time.monotonic() + SECONDS_TO_HEAR
+    while bob.rooms[room_id].user_name(alice.user_id) != "Alisa":
+        assert time.monotonic() < deadline, "the room never heard of the new name"
+        expect(await bob.sync(timeout=1000), nio.SyncResponse)
+    rooms = expect(await bob.joined_rooms(), nio.JoinedRoomsResponse)
+    assert rooms.rooms == [room_id]
+
+
+async def _departure(alice: AsyncClient, bob: AsyncClient, room_id: str) -> None:
+    expect(await bob.room_leave(room_id), nio.RoomLeaveResponse)
+    assert room_id in (await sync(bob)).rooms.leave
+    expect(await bob.room_forget(room_id), nio.RoomForgetResponse)
+    assert room_id not in bob.rooms
+    assert isinstance(await bob.room_messages(room_id, ""), nio.RoomMessagesError)
+    await sync(alice)
+    assert set(alice.rooms[room_id].users) == {alice.user_id}
+    token = bob.access_token
+    expect(await bob.logout(), nio.LogoutResponse)
+    bob.access_token = token
+    assert isinstance(await bob.joined_rooms(), nio.JoinedRoomsError)

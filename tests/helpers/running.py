@@ -1,0 +1,186 @@
+"""The server as an operator runs it: `python -m homeserver run`, a process of its own, reached over a real socket.
+
+`ServerFiles` writes what it needs into a folder; `start()` starts a process and returns once it listens. Processes are
+ended by their id: `stop()` asks (SIGTERM), `kill()` does not ask (SIGKILL).
+"""
+
+import http.client
+import json as json_module
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from homeserver.first_files import write_first_files
+from storage.database import PostgresConfig, SQLiteConfig
+
+ROOT = Path(__file__).parents[2]
+SECONDS_TO_START = 30.0
+_LISTENING = re.compile(r"listening on IPv4Address\(type='TCP', host='127\.0\.0\.1', port=(\d+)\)")
+_UNLIMITED = {"per_second": 100000, "burst_count": 100000}
+OPEN: Mapping[str, object] = {
+    "server_name": "localhost",
+    "signing_key_path": "localhost.signing.key",
+    "listeners": [{"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]}],
+    "enable_registration": True,
+    "enable_registration_without_verification": True,
+    "filter_timeline_limit": 100000,
+    "rc_message": _UNLIMITED,
+    "rc_registration": _UNLIMITED,
+    "rc_login": {"address": _UNLIMITED, "account": _UNLIMITED, "failed_attempts": _UNLIMITED},
+    "rc_joins": {"local": _UNLIMITED, "remote": _UNLIMITED},
+    "rc_joins_per_room": _UNLIMITED,
+    "rc_room_creation": _UNLIMITED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json_module.loads(self.body)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: Path, timeout: float = 30.0) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def exchange(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    json: Any = None,
+    *,
+    token: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """One request on a connection. Raises what the socket raises."""
+    lines = dict(headers or {})
+    if token is not None:
+        lines["Authorization"] = f"Bearer {token}"
+    connection.request(method, path, None if json is None else json_module.dumps(json), lines)
+    answer = connection.getresponse()
+    body = answer.read()
+    return Reply(answer.status, {name.lower(): value for name, value in answer.getheaders()}, body)
+
+
+class RunningServer:
+    """A process that serves."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, seconds_to_start: float, ports: list[int]) -> None:
+        self.process = process
+        self.log = log
+        self.seconds_to_start = seconds_to_start
+        self.ports = ports
+
+    def connect(self, timeout: float = 30.0) -> http.client.HTTPConnection:
+        """A connection to the first TCP listener."""
+        return http.client.HTTPConnection("127.0.0.1", self.ports[0], timeout=timeout)
+
+    def connect_tls(self, certificate: Path, number: int = 0) -> http.client.HTTPSConnection:
+        """A connection to a listener with TLS."""
+        context = ssl.create_default_context(cafile=str(certificate))
+        return http.client.HTTPSConnection("localhost", self.ports[number], timeout=30.0, context=context)
+
+    def request(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> Reply:
+        """One request on a connection of its own."""
+        connection = self.connect()
+        try:
+            return exchange(connection, method, path, json, token=token)
+        finally:
+            connection.close()
+
+    def register(self, name: str) -> str:
+        """The access token of somebody new."""
+        body = {"username": name, "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+        reply = self.request("POST", "/_matrix/client/v3/register", body)
+        assert reply.status == 200, reply.body
+        return str(reply.json["access_token"])
+
+    def kill(self) -> None:
+        """kill -9: whatever the process is doing ends here."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit code. Raises where the process takes more than 10 seconds."""
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGTERM)
+        return self.process.wait(10)
+
+
+class ServerFiles:
+    """A configuration, a key and a database in a folder; and the processes that were started with them."""
+
+    def __init__(
+        self, folder: Path, database: SQLiteConfig | PostgresConfig, further: Mapping[str, object] | None = None
+    ) -> None:
+        self.folder = folder
+        self.config = folder / "homeserver.yaml"
+        folder.mkdir(exist_ok=True)
+        write_first_files(folder, "localhost", None, os.urandom)
+        section: dict[str, object]
+        if isinstance(database, SQLiteConfig):
+            section = {"name": "sqlite3", "args": {"database": database.path}}
+        else:
+            section = {"name": "psycopg2", "args": {**database.connect, "cp_min": 1, "cp_max": 3}}
+        self.config.write_text(yaml.safe_dump({**OPEN, "database": section, **(further or {})}), encoding="utf-8")
+        self._started: list[RunningServer] = []
+
+    def launch(self, *arguments: str) -> tuple["subprocess.Popen[bytes]", Path]:
+        """Start a command of the server's; its process and where its log is."""
+        log = self.folder / f"log.{time.monotonic_ns()}"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "homeserver", *arguments, "-c", str(self.config)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+        return process, log
+
+    def start(self, listeners: int = 1) -> RunningServer:
+        """Start the server, and wait until it listens on so many TCP ports."""
+        began = time.monotonic()
+        process, log = self.launch("run")
+        server = RunningServer(process, log, 0.0, [])
+        self._started.append(server)
+        while len(server.ports) < listeners:
+            if process.poll() is not None or time.monotonic() - began > SECONDS_TO_START:
+                raise AssertionError(f"the server did not start: {log.read_text()}")
+            time.sleep(0.005)
+            server.ports = [int(port) for port in _LISTENING.findall(log.read_text())]
+        server.seconds_to_start = time.monotonic() - began
+        return server
+
+    def end(self) -> None:
+        """Let no process outlive the test."""
+        for server in self._started:
+            if server.process.poll() is None:
+                server.kill()

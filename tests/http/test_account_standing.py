@@ -1,0 +1,99 @@
+"""What suspended and locked users may still do. spec: client-server-api#account-suspension, #account-locking"""
+
+import pytest
+
+from storage.accounts import AccountStore
+from storage.database import Database
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import (
+    V3,
+    create,
+    everything_said,
+    join,
+    membership,
+    ok,
+    put_event,
+    put_state,
+    redact,
+    refused,
+    room_path,
+    say,
+)
+
+SUSPENDED = (403, "M_USER_SUSPENDED")
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+async def set_standing(database: Database, user: User, *, locked: bool = False, suspended: bool = False) -> None:
+    store = AccountStore(database)
+    await database.write("set_flags", store.set_flags, user.user_id, locked=locked, suspended=suspended)
+
+
+async def test_a_suspended_user_reads_and_leaves(sqlite_database: Database, alice: User, bob: User) -> None:
+    room_id, other = create(alice, preset="public_chat"), create(alice, invite=[bob.user_id])
+    join(bob, room_id)
+    own, foreign = say(bob, room_id, "own"), say(alice, room_id, "foreign")
+    levels = {"users": {bob.user_id: 100}}
+    ok(put_state(alice, room_id, "m.room.power_levels", levels))
+    await set_standing(sqlite_database, bob, suspended=True)
+
+    for answer in (
+        put_event(bob, room_id, "m.room.message", {"body": "x"}),
+        put_event(bob, room_id, "m.room.redaction", {"redacts": foreign}),
+        redact(bob, room_id, foreign),
+        put_state(bob, room_id, "m.room.topic", {"topic": "x"}),
+        membership(bob, room_id, "invite", alice),
+        membership(bob, room_id, "kick", alice),
+        membership(bob, other, "join"),
+        bob.post(f"{V3}/join/{other}"),
+        bob.post(f"{V3}/knock/{other}"),
+        bob.post(f"{V3}/createRoom", {}),
+        bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "x"}),
+        bob.put(f"{V3}/directory/room/%23x:example.org", {"room_id": room_id}),
+        bob.put(room_path(room_id, "typing", bob.user_id), {"typing": True}),
+    ):
+        assert refused(answer) == SUSPENDED
+
+    assert everything_said(bob, room_id) == ["own", "foreign"]
+    ok(bob.get(f"{V3}/sync"))
+    ok(bob.post(room_path(room_id, "receipt", "m.read", foreign)))
+    ok(bob.post(room_path(room_id, "read_markers"), {"m.fully_read": foreign}))
+    ok(redact(bob, room_id, own))
+    ok(put_event(bob, room_id, "m.room.redaction", {"redacts": own}))
+    ok(membership(bob, other, "leave"))
+    ok(membership(bob, room_id, "leave"))
+    ok(membership(bob, room_id, "forget"))
+    ok(bob.post(f"{V3}/logout"))
+
+
+async def test_a_suspended_user_is_let_go_on_when_the_suspension_ends(sqlite_database: Database, alice: User) -> None:
+    room_id = create(alice)
+    await set_standing(sqlite_database, alice, suspended=True)
+    assert refused(put_event(alice, room_id, "m.room.message", {})) == SUSPENDED
+    await set_standing(sqlite_database, alice, suspended=False)
+    say(alice, room_id, "yana")
+
+
+async def test_a_locked_user_can_only_log_out(sqlite_database: Database, alice: User) -> None:
+    room_id = create(alice)
+    await set_standing(sqlite_database, alice, locked=True)
+    for answer in (
+        alice.get(f"{V3}/sync"),
+        put_event(alice, room_id, "m.room.message", {}),
+        membership(alice, room_id, "leave"),
+        alice.get(f"{V3}/account/whoami"),
+    ):
+        assert refused(answer) == (401, "M_USER_LOCKED")
+        assert answer.json["soft_logout"] is True
+    ok(alice.post(f"{V3}/logout"))
+    await set_standing(sqlite_database, alice, locked=False)
+    assert refused(alice.get(f"{V3}/account/whoami")) == (401, "M_UNKNOWN_TOKEN")

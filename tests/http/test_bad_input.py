@@ -1,0 +1,311 @@
+"""Whatever is sent to whichever endpoint, it is answered, at once or in time, and never with a 500.
+
+The requests are made from the declarations: for each endpoint its paths, query parameters and the fields of its body,
+of which most are right and some are poison. What is sent follows from the endpoint's name alone, so a failure comes
+again.
+"""
+
+# mypy: allow-untyped-calls
+
+import hmac
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import quote
+
+import msgspec
+import pytest
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import provider
+
+from homeserver.app import SOURCES
+from homeserver.http.endpoint import Auth, Endpoint, Names
+from storage.database import Database
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer
+
+REQUESTS = 90
+"""To each endpoint."""
+LONGEST_WAIT = 3600.0
+"""Seconds after which even a long-poll with a mad timeout has to be answered."""
+
+ENDPOINTS = sorted(
+    {
+        f"{value.__module__}.{value.__name__}": value.__endpoint__
+        for source in SOURCES
+        for value in vars(source).values()
+        if isinstance(getattr(value, "__endpoint__", None), Endpoint)
+    }.items()
+)
+
+SECRET = "tea"
+DEEP = 3000
+POISON = (
+    *("null", "true", "0", "-1", "1.5", "-0.0", "1e400", "1e-400", "9007199254740992", "9223372036854775808"),
+    *("-9223372036854775809", "18446744073709551616", "1" * 400, '""', '" "', '"\\u0000"', '"a\\u0000b"', '"\\ud800"'),
+    *('"\\udc00\\ud800"', '"\\uffff"', '"\U0001f600"', '"\U0010ffff"', f'"{"x" * 300}"', f'"{"y" * 20000}"'),
+    *('"../../etc/passwd"', '"%s%n"', '"\'; DROP TABLE events; --"', '"@:"', '"@a:b:c"', '"!"', '"$"', '"#"'),
+    *("[]", "{}", "[null]", "[[]]", '{"": ""}', '{"\\u0000": 1}', '{"\\ud800": 1}', '{"a": 1.5}', '["\\ud800"]'),
+    *('{"a": 1e400}', f"[{'1,' * 500}1]", "[" * 100 + "]" * 100, "[" * DEEP + "]" * DEEP),
+    *('{"a":' * 90 + "1" + "}" * 90, '{"a":' * DEEP + "1" + "}" * DEEP, '{"a": 1, "a": 2}', '"2020-01-01"', "NaN"),
+)
+BODIES = (
+    *(b"", b"null", b"[]", b'"x"', b"1", b"{", b"}", b"{}{}", b"\xff\xfe", b'{"a": "\xff"}', b"\xef\xbb\xbf{}", b"\0"),
+    *(b"{'a': 1}", b'{"a": NaN}', b"[" * DEEP, b'{"a":' * DEEP, b"a=1&b=2", b"{}" + b" " * 30000, b"<xml/>"),
+)
+WORDS = (
+    *("%00", "%ff", "%ED%A0%80", "%F0%9F%98%80", "%", "%zz", "%2F", "%2e%2e", "..", "a" * 256, "b" * 5000, "%20", "-1"),
+    *(
+        "%0D%0AX:1",
+        "1e5",
+        "9223372036854775808",
+        "9" * 30,
+        "null",
+        "%EF%BF%BF",
+        "m.room.member",
+        "%C3%A9",
+        "s1_2",
+        "%3F",
+    ),
+    *(
+        "%40",
+        "%21",
+        "%24unknown",
+        "%40alice",
+        "%21x%3Aexample.org",
+        "%40nobody%3Aexample.org",
+        "%23a%3Aexample.org",
+        "0",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """A server with a room, and those who ask."""
+
+    server: TestServer
+    tokens: tuple[str | None, ...]
+    right: dict[str, str]
+    """Values that exist, by the name of the parameter or field."""
+
+
+@pytest.fixture
+def world(tmp_path: Path, sqlite_database: Database) -> World:
+    server = TestServer(tmp_path, sqlite_database, f"registration_shared_secret: {SECRET}\n")
+    alice, bob, root = server.register("alice"), server.register("bob"), register_admin(server)
+    guest = server.post("/_matrix/client/v3/register?kind=guest", {}).json
+    room = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "tea"}).json
+    path = f"/_matrix/client/v3/rooms/{quote(room['room_id'])}"
+    assert bob.post(path + "/join").status == 200
+    event = alice.put(path + "/send/m.room.message/t0", {"msgtype": "m.text", "body": "tea?"}).json
+    since = alice.get("/_matrix/client/v3/sync").json["next_batch"]
+    right = {
+        "user_id": alice.user_id,
+        "room_id": room["room_id"],
+        "room_id_or_alias": room["room_id"],
+        "room_alias": "#tea:example.org",
+        "event_id": event["event_id"],
+        "device_id": alice.device_id,
+        "event_type": "m.room.topic",
+        "since": since,
+        "from": since,
+        "to": since,
+        "dir": "b",
+        "kind": "user",
+        "username": "carol",
+        "password": "wonderland",
+        "type": "m.login.password",
+    }
+    return World(server, (alice.token, alice.token, bob.token, guest["access_token"], root, None, "x", "\xe9"), right)
+
+
+def register_admin(server: TestServer) -> str:
+    """The token of an administrator."""
+    nonce = server.get("/_synapse/admin/v1/register").json["nonce"]
+    mac = hmac.new(SECRET.encode(), f"{nonce}\0root\0wonderland\0admin".encode(), "sha1").hexdigest()
+    body = {"nonce": nonce, "username": "root", "password": "wonderland", "admin": True, "mac": mac}
+    return str(server.post("/_synapse/admin/v1/register", body).json["access_token"])
+
+
+class Maker:
+    """Makes requests to one endpoint."""
+
+    def __init__(self, declaration: Endpoint, world: World, random: Random) -> None:
+        self.declaration = declaration
+        self.world = world
+        self.random = random
+        hints = get_type_hints(declaration.handler, include_extras=True)
+        signature = inspect.signature(declaration.handler)
+        self.body: Any = hints.get("body")
+        self.query = [
+            (name, hints[name])
+            for name, parameter in signature.parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+            and name != "body"
+            and not any(f"{{{name}}}" in path for path in declaration.paths)
+        ]
+
+    def chance(self, share: float) -> bool:
+        return self.random.random() < share
+
+    def path(self) -> str:
+        segments = []
+        for segment in self.random.choice(self.declaration.paths).split("/"):
+            if not segment.startswith("{"):
+                segments.append(segment)
+            elif self.chance(0.12):
+                segments.append(self.random.choice(WORDS))
+            else:
+                segments.append(quote(self.world.right.get(segment[1:-1], "x"), safe=""))
+        path = "/".join(segments)
+        fields = []
+        for name, hint in self.query:
+            for _ in range(self.random.choice((0, 1, 1, 2))):
+                fields.append(f"{self.wire_name(name, hint)}={self.word(name, hint)}")
+        if self.chance(0.1):
+            fields.append(
+                self.random.choice(("%", "=", "&&", "a=%00", "a=%ff", "x=1&x=2", "access_token=x", "é", "q" * 3000))
+            )
+        return path + "?" + "&".join(fields) if fields else path
+
+    def word(self, name: str, hint: Any) -> str:
+        """A value of a query parameter."""
+        if self.chance(0.15):
+            return self.random.choice((*WORDS, quote(self.random.choice(POISON[:45]))))
+        known = self.world.right.get(name.rstrip("_"))
+        if known is not None:
+            return quote(known)
+        hint = plain(hint)
+        if get_origin(hint) is Literal:
+            return quote(str(self.random.choice(get_args(hint))))
+        return {bool: "true", int: "10"}.get(hint, "x")
+
+    @staticmethod
+    def wire_name(name: str, hint: Any) -> str:
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        given = [each.names[0] for each in extras if isinstance(each, Names)]
+        return given[0] if given else name.rstrip("_")
+
+    def payload(self) -> bytes | None:
+        if self.body is None:
+            return None if self.chance(0.5) else self.random.choice(BODIES)
+        if self.chance(0.12):
+            return self.random.choice(BODIES)
+        return self.json_of(self.body, 0).encode("utf-8", "surrogatepass")
+
+    def json_of(self, hint: Any, depth: int) -> str:
+        """JSON of this type, with some poison in it."""
+        hint = plain(hint)
+        if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+            fields = [
+                f"{json.dumps(field.encode_name)}: {self.value(field.encode_name, field.type, depth)}"
+                for field in msgspec.structs.fields(hint)
+                if self.chance(0.75) or field.required
+            ]
+            if self.chance(0.1):
+                fields.append(f'"org.example.more": {self.random.choice(POISON)}')
+            return "{" + ", ".join(fields) + "}"
+        if hint is dict or get_origin(hint) is dict or hint is msgspec.Raw:
+            names = ("body", "msgtype", "m.relates_to", "m.mentions", "membership", "users", "name", "timeline", "type")
+            count = self.random.choice((0, 1, 2, 3))
+            return (
+                "{"
+                + ", ".join(f'"{self.random.choice(names)}": {self.random.choice(POISON)}' for _ in range(count))
+                + "}"
+            )
+        return self.random.choice(POISON)
+
+    def value(self, name: str, hint: Any, depth: int) -> str:
+        if self.chance(0.15) or depth > 4:
+            return self.random.choice(POISON)
+        known = self.world.right.get(name)
+        if known is not None:
+            return json.dumps(known)
+        hint = plain(hint)
+        if hint is bool:
+            return "true"
+        if hint is int:
+            return "1000"
+        if hint is str:
+            return '"x"'
+        if get_origin(hint) in (list, tuple, set, frozenset):
+            inner = get_args(hint)[0]
+            return (
+                "["
+                + ", ".join(self.value(name[:-1], inner, depth + 1) for _ in range(self.random.choice((0, 1, 3))))
+                + "]"
+            )
+        if get_origin(hint) is Literal:
+            return json.dumps(self.random.choice(get_args(hint)))
+        return self.json_of(hint, depth + 1)
+
+
+def plain(hint: Any) -> Any:
+    """A type without its annotations and without None."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) in (Union, UnionType):
+        hint = next(each for each in get_args(hint) if each not in (type(None), msgspec.UnsetType))
+    return getattr(hint, "__supertype__", hint)
+
+
+@pytest.fixture
+def bugs() -> Iterator[list[str]]:
+    """The tracebacks of all that is logged as failed."""
+    found: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if "log_failure" in event:
+            found.append(event["log_failure"].getTraceback())
+
+    globalLogPublisher.addObserver(observe)
+    yield found
+    globalLogPublisher.removeObserver(observe)
+
+
+def ask(world: World, method: str, path: str, token: str | None, body: bytes | None) -> Answer:
+    pending = world.server.client.start(method, path, token=token, body=body)
+    waited = 0.0
+    while not pending.done and waited < LONGEST_WAIT:
+        world.server.clock.advance(10)
+        waited += 10
+    return pending.answer
+
+
+def check(answer: Answer, request: tuple[object, ...], bugs: list[str]) -> None:
+    assert answer.status < 500, (request, answer.body, "\n".join(bugs))
+    assert not bugs, (request, answer.body, "\n".join(bugs))
+    if answer.headers.get("content-type", "").startswith("application/json"):
+        told = json.loads(answer.body.decode())
+        if answer.status >= 400 and "flows" not in told:
+            assert told["errcode"].startswith("M_"), request
+            assert isinstance(told["error"], str), request
+    else:
+        assert answer.status < 400, request
+
+
+@pytest.mark.parametrize(
+    ("name", "declaration"), ENDPOINTS, ids=[name.removeprefix("homeserver.") for name, _ in ENDPOINTS]
+)
+def test_bad_input_is_answered(name: str, declaration: Endpoint, world: World, bugs: list[str]) -> None:
+    random = Random(name)
+    maker = Maker(declaration, world, random)
+    seen = set()
+    for _ in range(REQUESTS):
+        method = (
+            declaration.method if maker.chance(0.95) else random.choice(("GET", "PUT", "POST", "DELETE", "PATCH", "X"))
+        )
+        token = random.choice(world.tokens) if declaration.auth is not Auth.NONE else None
+        request = (method, maker.path(), token, maker.payload())
+        answer = ask(world, *request)
+        check(answer, request, bugs)
+        seen.add(answer.status)
+    if "{" in declaration.paths[0] or maker.body is not None:
+        assert seen - {401, 404, 405, 429}, "every request was stopped at the door, which proves nothing"

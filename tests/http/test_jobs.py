@@ -1,0 +1,144 @@
+"""What the server does unasked: in small steps, again and again, whatever fails."""
+
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import provider
+
+from homeserver.assembly.jobs import SENT_REMEMBERED
+from homeserver.jobs import FIRST_BATCH, Job, Jobs
+from homeserver.observe.metrics import JobMetrics
+from storage.database import Database, Transaction
+from tests.helpers.server import TestServer
+
+
+class Pile:
+    """Something to be worked off; `seconds` for each thing. The clock is moved as the work would."""
+
+    def __init__(self, clock: Clock, things: int, seconds: float = 0.0) -> None:
+        self.clock = clock
+        self.things = things
+        self.seconds = seconds
+        self.batches: list[int] = []
+        self.failures = 0
+
+    async def step(self, batch: int) -> int:
+        self.batches.append(batch)
+        if self.failures:
+            self.failures -= 1
+            raise RuntimeError("no luck")
+        done = min(batch, self.things)
+        self.things -= done
+        self.clock.rightNow += done * self.seconds
+        return done
+
+
+@pytest.fixture
+def failures() -> Iterator[list[str]]:
+    found: list[str] = []
+
+    @provider(ILogObserver)
+    def observe(event: LogEvent) -> None:
+        if "log_failure" in event:
+            found.append(str(event["job"]))
+
+    globalLogPublisher.addObserver(observe)
+    yield found
+    globalLogPublisher.removeObserver(observe)
+
+
+def run(clock: Clock, *jobs: Job) -> tuple[Jobs, CollectorRegistry]:
+    registry = CollectorRegistry()
+    made = Jobs(clock, jobs, JobMetrics(registry))
+    made.start()
+    return made, registry
+
+
+def turn(clock: Clock, seconds: float) -> None:
+    for _ in range(int(seconds * 10)):
+        clock.advance(0.1)
+
+
+def test_a_job_works_off_what_there_is_and_rests() -> None:
+    clock = Clock()
+    pile = Pile(clock, 1000)
+    _, registry = run(clock, Job("pile", pile.step, 600.0))
+    assert pile.batches == [], "the start of the server is not slowed down"
+    turn(clock, 60)
+    assert pile.things == 0
+    assert sum(pile.batches[:-1]) <= 1000
+    steps = len(pile.batches)
+    turn(clock, 500)
+    assert len(pile.batches) == steps
+    pile.things = 1
+    turn(clock, 200)
+    assert pile.things == 0
+    assert registry.get_sample_value("mahalla_job_items_total", {"job": "pile"}) == 1001
+    assert (registry.get_sample_value("mahalla_job_last_finished_timestamp_seconds", {"job": "pile"}) or 0) > 600
+
+
+def test_steps_grow_and_shrink_to_a_tenth_of_a_second() -> None:
+    clock = Clock()
+    quick, slow = Pile(clock, 10**6, 0.0001), Pile(clock, 10**6, 0.05)
+    run(clock, Job("quick", quick.step, 60.0))
+    turn(clock, 40)
+    assert quick.batches[:4] == [FIRST_BATCH, 2 * FIRST_BATCH, 4 * FIRST_BATCH, 8 * FIRST_BATCH]
+    assert set(quick.batches[-3:]) == {1000}
+    clock = slow.clock = Clock()
+    run(clock, Job("slow", slow.step, 60.0))
+    turn(clock, 40)
+    assert set(slow.batches[1:]) == {2}
+
+
+def test_a_job_that_fails_goes_on_later_and_harms_no_other(failures: list[str]) -> None:
+    clock = Clock()
+    unlucky, lucky = Pile(clock, 10), Pile(clock, 10)
+    unlucky.failures = 2
+    _, registry = run(clock, Job("unlucky", unlucky.step, 30.0), Job("lucky", lucky.step, 30.0))
+    turn(clock, 45)
+    assert (unlucky.things, lucky.things) == (10, 0)
+    turn(clock, 60)
+    assert unlucky.things == 0
+    assert failures == ["unlucky", "unlucky"]
+    assert registry.get_sample_value("mahalla_job_failures_total", {"job": "unlucky"}) == 2
+
+
+def test_a_stop_waits_for_the_step_that_runs() -> None:
+    clock = Clock()
+    work: Deferred[int] = Deferred()
+    begun: list[int] = []
+
+    async def step(batch: int) -> int:
+        begun.append(batch)
+        return await work
+
+    jobs, _ = run(clock, Job("long", step, 1.0))
+    turn(clock, 40)
+    stopped: list[object] = []
+    Deferred.fromCoroutine(jobs.stop()).addCallback(stopped.append)
+    assert stopped == []
+    work.callback(0)
+    assert stopped == [None]
+    turn(clock, 100)
+    assert len(begun) == 1
+
+
+async def test_a_server_forgets_old_transaction_ids(server: TestServer, sqlite_database: Database) -> None:
+    def remembered(txn: Transaction) -> list[str]:
+        return [str(txn_id) for (txn_id,) in txn.query("SELECT txn_id FROM sent_transactions ORDER BY txn_id")]
+
+    server.app.start_jobs()
+    alice = server.register("alice")
+    room = alice.post("/_matrix/client/v3/createRoom").json["room_id"]
+    send = f"/_matrix/client/v3/rooms/{room}/send/m.room.message/"
+    alice.put(send + "old", {"body": "tea"})
+    server.clock.advance(SENT_REMEMBERED - 60)
+    alice.put(send + "new", {"body": "tea"})
+    assert await sqlite_database.read("remembered", remembered) == ["new", "old"]
+    server.clock.pump([60.0] * 15)
+    assert await sqlite_database.read("remembered", remembered) == ["new"]
+    await server.app.stop()

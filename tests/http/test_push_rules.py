@@ -1,0 +1,192 @@
+"""Push rules, as clients read and change them."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.server import TestServer, User
+
+RULES = "/_matrix/client/v3/pushrules"
+GLOBAL = RULES + "/global/"
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+def ids(user: User, kind: str) -> list[str]:
+    return [rule["rule_id"] for rule in user.get(GLOBAL).json[kind]]
+
+
+def synced(user: User, since: str | None = None) -> tuple[Any, str]:
+    """The push rules in an answer of /sync, and its token."""
+    answer = user.get("/_matrix/client/v3/sync" + (f"?since={since}" if since else "")).json
+    found = [event["content"] for event in answer["account_data"]["events"] if event["type"] == "m.push_rules"]
+    assert len(found) <= 1
+    return (found[0] if found else None), answer["next_batch"]
+
+
+def test_everybody_has_the_default_rules(alice: User) -> None:
+    rules = alice.get(RULES + "/").json
+    assert list(rules) == ["global"]
+    assert rules["global"] == alice.get(GLOBAL).json
+    assert set(rules["global"]) == {"override", "content", "room", "sender", "underride"}
+    assert ids(alice, "override") == [
+        ".m.rule.master",
+        ".m.rule.suppress_notices",
+        ".m.rule.invite_for_me",
+        ".m.rule.member_event",
+        ".m.rule.is_user_mention",
+        ".m.rule.is_room_mention",
+        ".m.rule.tombstone",
+        ".m.rule.reaction",
+        ".m.rule.room.server_acl",
+        ".m.rule.suppress_edits",
+    ]
+    assert ids(alice, "underride") == [
+        ".m.rule.call",
+        ".m.rule.encrypted_room_one_to_one",
+        ".m.rule.room_one_to_one",
+        ".m.rule.message",
+        ".m.rule.encrypted",
+    ]
+    assert alice.get(GLOBAL + "override/.m.rule.is_user_mention").json == {
+        "rule_id": ".m.rule.is_user_mention",
+        "default": True,
+        "enabled": True,
+        "conditions": [
+            {"kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": alice.user_id}
+        ],
+        "actions": ["notify", {"set_tweak": "sound", "value": "default"}, {"set_tweak": "highlight"}],
+    }
+    assert alice.get(GLOBAL + "override/.m.rule.master/enabled").json == {"enabled": False}
+
+
+def test_a_rule_is_added_changed_and_removed(alice: User) -> None:
+    path = GLOBAL + "content/cake"
+    assert alice.put(path, {"pattern": "cake*lie", "actions": ["notify"]}).json == {}
+    expected = {"rule_id": "cake", "default": False, "enabled": True, "actions": ["notify"], "pattern": "cake*lie"}
+    assert alice.get(path).json == expected
+    assert alice.get(GLOBAL).json["content"] == [expected]
+    assert alice.put(path + "/enabled", {"enabled": False}).json == {}
+    assert alice.put(path, {"pattern": "cake", "actions": []}).json == {}
+    assert alice.get(path).json == {**expected, "pattern": "cake", "actions": [], "enabled": False}
+    assert alice.put(path + "/actions", {"actions": ["notify"]}).json == {}
+    assert alice.get(path + "/actions").json == {"actions": ["notify"]}
+    assert alice.delete(path).json == {}
+    for answer in (alice.get(path), alice.delete(path), alice.get(path + "/enabled"), alice.get(path + "/actions")):
+        assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+
+
+def test_the_order_of_rules(alice: User) -> None:
+    def put(rule_id: str, query: str = "") -> int:
+        return alice.put(f"{GLOBAL}override/{rule_id}{query}", {"actions": [], "conditions": []}).status
+
+    def own() -> list[str]:
+        found = ids(alice, "override")
+        assert found[0] == ".m.rule.master"
+        assert found[-9:] == [rule_id for rule_id in found if rule_id.startswith(".")][1:]
+        return found[1:-9]
+
+    for rule_id in ("c", "b", "a"):
+        assert put(rule_id) == 200
+    assert own() == ["a", "b", "c"]
+    assert put("b") == 200
+    assert own() == ["a", "b", "c"]
+    assert put("d", "?after=a") == 200
+    assert own() == ["a", "d", "b", "c"]
+    assert put("c", "?before=d") == 200
+    assert own() == ["a", "c", "d", "b"]
+    assert put("a", "?before=b&after=c") == 200
+    assert own() == ["c", "d", "a", "b"]
+    for query in ("?before=unknown", "?after=unknown", "?after=.m.rule.master"):
+        answer = alice.put(f"{GLOBAL}override/b{query}", {"actions": []})
+        assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    assert own() == ["c", "d", "a", "b"]
+    assert put("u") == 200
+    assert alice.put(GLOBAL + "underride/u", {"actions": []}).status == 200
+    assert ids(alice, "underride")[:2] == ["u", ".m.rule.call"]
+
+
+def test_default_rules_are_switched_and_given_actions_but_stay(alice: User) -> None:
+    path = GLOBAL + "underride/.m.rule.message"
+    before = alice.get(path).json
+    assert alice.put(path + "/enabled", {"enabled": False}).json == {}
+    assert alice.put(path + "/actions", {"actions": ["dont_notify"]}).json == {}
+    assert alice.get(path).json == {**before, "enabled": False, "actions": []}
+    assert (alice.delete(path).status, alice.delete(path).errcode) == (404, "M_NOT_FOUND")
+    assert alice.put(path, {"actions": []}).errcode == "M_INVALID_PARAM"
+    assert alice.put(GLOBAL + "override/.m.rule.message/enabled", {"enabled": True}).errcode == "M_NOT_FOUND"
+
+
+def test_historical_actions_are_dropped_and_unknown_conditions_kept(alice: User) -> None:
+    conditions = [{"kind": "org.example.new", "x": 1}, {"kind": "event_match", "key": "type", "pattern": "m.*"}]
+    body = {"actions": ["dont_notify", "notify", "coalesce"], "conditions": conditions}
+    assert alice.put(GLOBAL + "underride/x", body).status == 200
+    rule = alice.get(GLOBAL + "underride/x").json
+    assert rule["actions"] == ["notify"]
+    assert rule["conditions"] == conditions
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("override/.own", {"actions": []}),
+        ("override/a%2Fb", {"actions": []}),
+        ("override/a%5Cb", {"actions": []}),
+        ("override/" + "x" * 256, {"actions": []}),
+        ("overrides/x", {"actions": []}),
+        ("content/x", {"actions": []}),
+        ("room/!r:example.org", {"actions": [], "pattern": "x"}),
+        ("room/!r:example.org", {"actions": [], "conditions": [{"kind": "event_match"}]}),
+        ("override/x", {"actions": ["shout"]}),
+        ("override/x", {"actions": [{"value": "x"}]}),
+        ("override/x", {"actions": [], "conditions": [{"key": "type"}]}),
+        ("override/x", {"actions": [], "conditions": [{"kind": "event_match", "pattern": 1}]}),
+    ],
+)
+def test_what_is_refused(alice: User, path: str, body: object) -> None:
+    before = alice.get(GLOBAL).json
+    answer = alice.put(GLOBAL + path, body)
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    assert alice.get(GLOBAL).json == before
+
+
+@pytest.mark.parametrize("body", [{}, {"actions": "notify"}, {"actions": [1]}, {"actions": [], "conditions": ["x"]}])
+def test_bodies_of_another_shape(alice: User, body: object) -> None:
+    assert alice.put(GLOBAL + "override/x", body).errcode in ("M_BAD_JSON", "M_MISSING_PARAM")
+
+
+def test_there_is_an_end_to_them(alice: User) -> None:
+    body = {"actions": [], "pattern": "x" * 60_000}
+    answers = [alice.put(f"{GLOBAL}content/{number}", body).status for number in range(18)]
+    assert answers == [200] * 17 + [413]
+
+
+def test_sync_has_them_first_and_when_they_change(server: TestServer, alice: User) -> None:
+    bob = server.register("bob")
+    rules, since = synced(alice)
+    assert rules == alice.get(RULES + "/").json
+    assert synced(alice, since)[0] is None
+    _, since_of_bob = synced(bob)
+    poll = alice.start("GET", f"/_matrix/client/v3/sync?since={since}&timeout=30000")
+    assert not poll.done
+    alice.put(GLOBAL + "room/!quiet:example.org", {"actions": []})
+    server.clock.advance(0.1)
+    assert [event["type"] for event in poll.answer.json["account_data"]["events"]] == ["m.push_rules"]
+    rules, since = synced(alice, since)
+    assert [rule["rule_id"] for rule in rules["global"]["room"]] == ["!quiet:example.org"]
+    assert rules == alice.get(f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.push_rules").json
+    assert synced(bob, since_of_bob)[0] is None
+    alice.put(GLOBAL + "room/!quiet:example.org", {"actions": []})
+    assert synced(alice, since)[0] is None, "nothing changed"
+    wanted = '{"account_data":{"not_types":["m.push_rules"]}}'
+    answer = alice.get(f"/_matrix/client/v3/sync?filter={wanted}").json
+    assert answer["account_data"]["events"] == []
+
+
+def test_they_are_ones_own(server: TestServer, alice: User) -> None:
+    alice.put(GLOBAL + "sender/@bob:example.org", {"actions": []})
+    assert ids(server.register("bob"), "sender") == []
+    assert server.get(RULES + "/").errcode == "M_MISSING_TOKEN"

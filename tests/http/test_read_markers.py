@@ -1,0 +1,163 @@
+"""Receipts, read markers and typing notices. spec: client-server-api#receipts, #fully-read-markers, #typing-notifications"""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, create, join, leave, ok, put_event, refused, room_path, say
+
+FORBIDDEN = (403, "M_FORBIDDEN")
+INVALID = (400, "M_INVALID_PARAM")
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+@pytest.fixture
+def room_id(alice: User, bob: User) -> str:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    return room_id
+
+
+def mark(user: User, room_id: str, kind: str, event_id: str, **body: Any) -> Any:
+    return user.post(room_path(room_id, "receipt", kind, event_id), body)
+
+
+def ephemeral(user: User, room_id: str, kind: str) -> Any:
+    room = ok(user.get(f"{V3}/sync"))["rooms"]["join"][room_id]
+    found = [event["content"] for event in room["ephemeral"]["events"] if event["type"] == kind]
+    return found[0] if found else None
+
+
+def fully_read(user: User, room_id: str) -> Any:
+    path = f"{V3}/user/{user.user_id}/rooms/{quote(room_id, safe='')}/account_data/m.fully_read"
+    answer = user.get(path)
+    return None if answer.status == 404 else ok(answer)["event_id"]
+
+
+def test_a_receipt_is_shown_to_all_a_private_one_to_oneself(alice: User, bob: User, room_id: str) -> None:
+    first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
+    assert ok(mark(bob, room_id, "m.read", first)) == {}
+    ok(mark(bob, room_id, "m.read.private", second))
+    seen = ephemeral(alice, room_id, "m.receipt")
+    assert seen == {first: {"m.read": {bob.user_id: {"ts": seen[first]["m.read"][bob.user_id]["ts"]}}}}
+    assert set(ephemeral(bob, room_id, "m.receipt")) == {first, second}
+
+
+def test_receipts_only_move_forwards(alice: User, bob: User, room_id: str) -> None:
+    first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
+    ok(mark(bob, room_id, "m.read", second))
+    ok(mark(bob, room_id, "m.read", first))
+    assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
+
+
+def test_receipts_of_threads(alice: User, bob: User, room_id: str) -> None:
+    root, other = say(alice, room_id, "root"), say(alice, room_id, "other")
+    relation = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
+    reply = ok(put_event(alice, room_id, "m.room.message", {"body": "reply", **relation}))["event_id"]
+    ok(mark(bob, room_id, "m.read", reply, thread_id=root))
+    ok(mark(bob, room_id, "m.read", other, thread_id="main"))
+    ok(mark(bob, room_id, "m.read", root))
+    content = ephemeral(alice, room_id, "m.receipt")
+    assert content[reply]["m.read"][bob.user_id]["thread_id"] == root
+    assert content[other]["m.read"][bob.user_id]["thread_id"] == "main"
+    assert "thread_id" not in content[root]["m.read"][bob.user_id]
+    assert refused(mark(bob, room_id, "m.read", reply, thread_id="main")) == INVALID
+    assert refused(mark(bob, room_id, "m.read", reply, thread_id=other)) == INVALID
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        ("m.read", {"thread_id": ""}, INVALID),
+        ("m.read", {"thread_id": "nonsense"}, INVALID),
+        ("m.read", {"thread_id": 1}, (400, "M_BAD_JSON")),
+        ("m.fully_read", {"thread_id": "main"}, INVALID),
+        ("m.seen", {}, INVALID),
+    ],
+)
+def test_receipts_that_make_no_sense(
+    alice: User, room_id: str, kind: str, body: dict[str, Any], expected: tuple[int, str]
+) -> None:
+    assert refused(mark(alice, room_id, kind, say(alice, room_id, "x"), **body)) == expected
+
+
+def test_markers_are_set_together_and_move_forwards(alice: User, bob: User, room_id: str) -> None:
+    first, second = say(alice, room_id, "1"), say(alice, room_id, "2")
+    path = room_path(room_id, "read_markers")
+    assert ok(bob.post(path, {"m.fully_read": first, "m.read": second, "m.read.private": second})) == {}
+    assert fully_read(bob, room_id) == first
+    assert set(ephemeral(alice, room_id, "m.receipt")) == {second}
+    ok(bob.post(path, {}))
+    ok(mark(bob, room_id, "m.fully_read", second))
+    assert fully_read(bob, room_id) == second
+    ok(bob.post(path, {"m.fully_read": first}))
+    assert fully_read(bob, room_id) == second
+    assert fully_read(alice, room_id) is None
+
+
+def test_a_marker_stands_at_an_event_of_the_room(alice: User, room_id: str) -> None:
+    path = room_path(room_id, "read_markers")
+    elsewhere = say(alice, create(alice), "x")
+    assert refused(alice.post(path, {"m.fully_read": elsewhere})) == (404, "M_NOT_FOUND")
+    assert refused(alice.post(path, {"m.fully_read": "nonsense"})) == INVALID
+    assert refused(alice.post(path, {"m.read": 1})) == (400, "M_BAD_JSON")
+    assert fully_read(alice, room_id) is None
+
+
+def test_only_members_mark_and_type(alice: User, bob: User, room_id: str) -> None:
+    event_id = say(alice, room_id, "x")
+    leave(bob, room_id)
+    assert refused(mark(bob, room_id, "m.read", event_id)) == FORBIDDEN
+    assert refused(bob.post(room_path(room_id, "read_markers"), {"m.read": event_id})) == FORBIDDEN
+    assert refused(bob.put(room_path(room_id, "typing", bob.user_id), {"typing": True})) == FORBIDDEN
+    assert refused(alice.put(room_path(room_id, "typing", bob.user_id), {"typing": True})) == FORBIDDEN
+    assert refused(alice.put(room_path(room_id, "typing", alice.user_id), {})) == (400, "M_BAD_JSON")
+
+
+def test_typing_ends_by_itself_or_by_hand(server: TestServer, alice: User, bob: User, room_id: str) -> None:
+    path = room_path(room_id, "typing", bob.user_id)
+
+    def typing() -> list[str]:
+        content = ephemeral(alice, room_id, "m.typing")
+        return [] if content is None else list(content["user_ids"])
+
+    assert ok(bob.put(path, {"typing": True, "timeout": 5000})) == {}
+    assert typing() == [bob.user_id]
+    server.clock.advance(4)
+    ok(bob.put(path, {"typing": True, "timeout": 5000}))
+    server.clock.advance(4)
+    assert typing() == [bob.user_id]
+    server.clock.advance(1.1)
+    assert typing() == []
+    ok(bob.put(path, {"typing": True, "timeout": None}))
+    ok(bob.put(path, {"typing": False}))
+    assert typing() == []
+    ok(bob.put(path, {"typing": True, "timeout": 10**15}))
+    server.clock.advance(121)
+    assert typing() == []
+    ok(bob.put(path, {"typing": True, "timeout": -5}))
+    server.clock.advance(0.1)
+    assert typing() == []
+
+
+def test_on_both_databases(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice = server.register("alice")
+    room_id = create(alice)
+    event_id = say(alice, room_id, "x")
+    ok(alice.post(room_path(room_id, "read_markers"), {"m.fully_read": event_id, "m.read": event_id}))
+    assert fully_read(alice, room_id) == event_id
+    assert set(ephemeral(alice, room_id, "m.receipt")) == {event_id}

@@ -1,0 +1,266 @@
+"""createRoom: every wish, preset and room version. spec: client-server-api#post_matrixclientv3createroom"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.protocol.room_versions import ROOM_VERSIONS
+from storage.database import Database
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, create, get_state, join, messages, ok, refused, say, whole_state
+
+CREATE_ROOM = f"{V3}/createRoom"
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def types_in_order(user: User, room_id: str) -> list[str]:
+    return [event["type"] for event in messages(user, room_id, "f", limit=100)["chunk"]]
+
+
+def test_a_room_without_wishes_is_private(alice: User) -> None:
+    room_id = create(alice)
+    assert types_in_order(alice, room_id) == [
+        "m.room.create",
+        "m.room.member",
+        "m.room.power_levels",
+        "m.room.join_rules",
+        "m.room.history_visibility",
+        "m.room.guest_access",
+    ]
+    assert get_state(alice, room_id, "m.room.join_rules") == {"join_rule": "invite"}
+    assert ok(alice.get(f"{V3}/directory/list/room/{room_id}")) == {"visibility": "private"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "join_rule", "guest_access"),
+    [
+        ({"preset": "private_chat"}, "invite", "can_join"),
+        ({"preset": "trusted_private_chat"}, "invite", "can_join"),
+        ({"preset": "public_chat"}, "public", "forbidden"),
+        ({"visibility": "public"}, "public", "forbidden"),
+        ({"visibility": "private"}, "invite", "can_join"),
+        ({"visibility": "public", "preset": "private_chat"}, "invite", "can_join"),
+        ({"preset": None, "visibility": None, "name": None, "invite": None}, "invite", "can_join"),
+    ],
+)
+def test_presets(alice: User, wish: dict[str, Any], join_rule: str, guest_access: str) -> None:
+    room_id = create(alice, **wish)
+    assert get_state(alice, room_id, "m.room.join_rules") == {"join_rule": join_rule}
+    assert get_state(alice, room_id, "m.room.history_visibility") == {"history_visibility": "shared"}
+    assert get_state(alice, room_id, "m.room.guest_access") == {"guest_access": guest_access}
+    assert get_state(alice, room_id, "m.room.encryption") is None
+
+
+def test_events_come_in_the_order_of_the_specification(alice: User, bob: User) -> None:
+    room_id = create(
+        alice,
+        preset="public_chat",
+        visibility="public",
+        room_alias_name="hovli",
+        name="Hovli",
+        topic="Choy",
+        invite=[bob.user_id],
+        initial_state=[
+            {"type": "m.room.history_visibility", "content": {"history_visibility": "joined"}},
+            {"type": "org.example.colour", "state_key": "roof", "content": {"is": "blue"}},
+            {"type": "m.room.name", "content": {"name": "lost"}},
+        ],
+    )
+    assert types_in_order(alice, room_id) == [
+        "m.room.create",
+        "m.room.member",
+        "m.room.power_levels",
+        "m.room.canonical_alias",
+        "m.room.join_rules",
+        "m.room.guest_access",
+        "m.room.history_visibility",
+        "org.example.colour",
+        "m.room.name",
+        "m.room.topic",
+        "m.room.member",
+    ]
+    assert get_state(alice, room_id, "m.room.canonical_alias") == {"alias": "#hovli:example.org"}
+    assert get_state(alice, room_id, "m.room.history_visibility") == {"history_visibility": "joined"}
+    assert get_state(alice, room_id, "org.example.colour", "roof") == {"is": "blue"}
+    assert get_state(alice, room_id, "m.room.name") == {"name": "Hovli"}
+    assert get_state(alice, room_id, "m.room.topic") == {
+        "topic": "Choy",
+        "m.topic": {"m.text": [{"body": "Choy", "mimetype": "text/plain"}]},
+    }
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "invite"
+    assert ok(alice.get(f"{V3}/directory/room/%23hovli:example.org"))["room_id"] == room_id
+    assert ok(alice.get(f"{V3}/directory/list/room/{room_id}")) == {"visibility": "public"}
+
+
+@pytest.mark.parametrize("version", ROOM_VERSIONS)
+def test_every_room_version(alice: User, bob: User, version: str) -> None:
+    room_id = create(alice, room_version=version, preset="public_chat", creation_content={"creator": "@eve:e", "x": 1})
+    state = whole_state(alice, room_id)
+    content = state["m.room.create", ""]["content"]
+    assert content["room_version"] == version
+    assert content["x"] == 1
+    assert content.get("creator") == (None if int(version) >= 11 else alice.user_id)
+    levels = state["m.room.power_levels", ""]["content"]
+    assert levels["users"] == ({} if int(version) >= 12 else {alice.user_id: 100})
+    assert levels["events"]["m.room.tombstone"] == (150 if int(version) >= 12 else 100)
+    assert room_id.endswith(":example.org") == (int(version) < 12)
+    join(bob, room_id)
+    say(bob, room_id, "salom")
+
+
+def test_the_default_version_names_the_room_by_its_first_event(alice: User) -> None:
+    room_id = create(alice)
+    created = messages(alice, room_id, "f", limit=1)["chunk"][0]
+    assert created["content"]["room_version"] == "12"
+    assert room_id[1:] == created["event_id"][1:]
+
+
+def test_the_default_version_can_be_set(tmp_path: Path, sqlite_database: Database) -> None:
+    alice = TestServer(tmp_path, sqlite_database, "default_room_version: '10'\n").register("alice")
+    assert get_state(alice, create(alice), "m.room.create")["room_version"] == "10"
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+def test_trusted_private_chat_makes_all_equal(alice: User, bob: User, version: str) -> None:
+    ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob"}))
+    room_id = create(
+        alice,
+        room_version=version,
+        preset="trusted_private_chat",
+        invite=[bob.user_id],
+        is_direct=True,
+        creation_content={"additional_creators": ["@carol:example.org", bob.user_id]},
+    )
+    state = whole_state(alice, room_id)
+    assert state["m.room.member", bob.user_id]["content"] == {
+        "membership": "invite",
+        "displayname": "Bob",
+        "is_direct": True,
+    }
+    if version == "12":
+        assert state["m.room.create", ""]["content"]["additional_creators"] == ["@carol:example.org", bob.user_id]
+        assert state["m.room.power_levels", ""]["content"]["users"] == {}
+    else:
+        assert state["m.room.power_levels", ""]["content"]["users"] == {alice.user_id: 100, bob.user_id: 100}
+
+
+def test_power_levels_can_be_overridden(alice: User) -> None:
+    override = {"users_default": 10, "events": {"m.room.name": 0}}
+    room_id = create(alice, power_level_content_override=override)
+    levels = get_state(alice, room_id, "m.room.power_levels")
+    assert levels["users_default"] == 10
+    assert levels["events"] == {"m.room.name": 0}
+    assert levels["ban"] == 50
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"room_version": "99"}, (400, "M_UNSUPPORTED_ROOM_VERSION")),
+        ({"room_version": 12}, (400, "M_BAD_JSON")),
+        ({"preset": "open_house"}, (400, "M_BAD_JSON")),
+        ({"visibility": "secret"}, (400, "M_BAD_JSON")),
+        ({"invite": ["bob"]}, (400, "M_INVALID_PARAM")),
+        ({"invite": ["@alice:example.org"]}, (400, "M_INVALID_PARAM")),
+        ({"invite": ["@bob:elsewhere.org"]}, (403, "M_FORBIDDEN")),
+        ({"invite": [f"@u{n}:example.org" for n in range(101)]}, (400, "M_BAD_JSON")),
+        ({"invite_3pid": [{"medium": "email", "address": "a@b.c"}]}, (400, "M_INVALID_PARAM")),
+        ({"room_alias_name": "#hovli:example.org"}, (400, "M_INVALID_PARAM")),
+        ({"room_alias_name": ""}, (400, "M_INVALID_PARAM")),
+        ({"room_alias_name": "x" * 300}, (400, "M_INVALID_PARAM")),
+        ({"room_alias_name": "a\0b"}, (400, "M_INVALID_PARAM")),
+        ({"initial_state": [{"type": "m.room.create", "content": {}}]}, (400, "M_INVALID_PARAM")),
+        ({"initial_state": [{"type": "m.room.member", "content": {}}]}, (400, "M_INVALID_PARAM")),
+        ({"initial_state": [{"content": {}}]}, (400, "M_BAD_JSON")),
+        ({"initial_state": [{"type": "x", "content": {"at": 1.5}}]}, (400, "M_BAD_JSON")),
+        ({"initial_state": [{"type": "x" * 256, "content": {}}]}, (413, "M_TOO_LARGE")),
+        ({"name": "x" * 66_000}, (413, "M_TOO_LARGE")),
+        ({"power_level_content_override": {"users": {}}, "room_version": "11"}, (400, "M_INVALID_ROOM_STATE")),
+        (
+            {"power_level_content_override": {"users": {"@alice:example.org": 100}}, "room_version": "12"},
+            (400, "M_INVALID_ROOM_STATE"),
+        ),
+        ({"power_level_content_override": {"users": "all"}}, (400, "M_INVALID_ROOM_STATE")),
+        ({"creation_content": {"additional_creators": ["carol"]}}, (400, "M_INVALID_ROOM_STATE")),
+        (
+            {"creation_content": {"additional_creators": "x"}, "preset": "trusted_private_chat", "invite": ["@b:x"]},
+            (400, "M_BAD_JSON"),
+        ),
+    ],
+)
+def test_what_cannot_be(alice: User, wish: dict[str, Any], expected: tuple[int, str]) -> None:
+    assert refused(alice.post(CREATE_ROOM, wish)) == expected
+    assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
+
+
+def test_an_alias_belongs_to_one_room(alice: User, bob: User) -> None:
+    create(alice, room_alias_name="hovli")
+    assert refused(bob.post(CREATE_ROOM, {"room_alias_name": "hovli"})) == (400, "M_ROOM_IN_USE")
+    assert ok(bob.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
+
+
+def test_a_name_in_the_initial_state_stands_when_no_other_is_given(alice: User) -> None:
+    room_id = create(alice, initial_state=[{"type": "m.room.name", "content": {"name": "Hovli"}}])
+    assert get_state(alice, room_id, "m.room.name") == {"name": "Hovli"}
+
+
+def test_only_the_invited_come_in_and_guests_make_no_rooms(server: TestServer, alice: User, bob: User) -> None:
+    room_id = create(alice)
+    assert refused(bob.post(f"{V3}/rooms/{room_id}/join")) == (403, "M_FORBIDDEN")
+    guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
+    assert refused(guest.post(CREATE_ROOM)) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+
+
+@pytest.mark.parametrize(
+    ("setting", "preset", "encrypted"),
+    [
+        ("off", "private_chat", False),
+        ("invite", "private_chat", True),
+        ("invite", "trusted_private_chat", True),
+        ("invite", "public_chat", False),
+        ("all", "public_chat", True),
+    ],
+)
+def test_encryption_by_default(
+    tmp_path: Path, sqlite_database: Database, setting: str, preset: str, encrypted: bool
+) -> None:
+    config = f"encryption_enabled_by_default_for_room_type: {setting}\n"
+    alice = TestServer(tmp_path, sqlite_database, config).register("alice")
+    content = get_state(alice, create(alice, preset=preset), "m.room.encryption")
+    assert content == ({"algorithm": "m.megolm.v1.aes-sha2"} if encrypted else None)
+
+
+def test_the_operator_may_set_power_levels_and_who_invites(tmp_path: Path, sqlite_database: Database) -> None:
+    config = (
+        "default_power_level_content_override: {public_chat: {events_default: 25, invite: 25}}\n"
+        "block_non_admin_invites: true\n"
+        "include_profile_data_on_invite: false\n"
+    )
+    server = TestServer(tmp_path, sqlite_database, config)
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat", power_level_content_override={"invite": 30})
+    levels = get_state(alice, room_id, "m.room.power_levels")
+    assert (levels["events_default"], levels["invite"]) == (25, 30)
+    assert get_state(alice, create(alice), "m.room.power_levels")["events_default"] == 0
+    assert refused(alice.post(CREATE_ROOM, {"invite": [bob.user_id]})) == (403, "M_FORBIDDEN")
+
+
+def test_two_rooms_at_the_same_moment_are_two(alice: User) -> None:
+    assert create(alice) != create(alice)
+
+
+def test_on_both_databases(tmp_path: Path, database: Database) -> None:
+    alice = TestServer(tmp_path, database).register("alice")
+    room_id = create(alice, name="Hovli", room_alias_name="hovli", visibility="public")
+    again = TestServer(tmp_path, database)
+    assert ok(again.get(f"{V3}/directory/room/%23hovli:example.org"))["room_id"] == room_id

@@ -1,0 +1,346 @@
+"""Joining, inviting, knocking, leaving, removing, banning and forgetting. spec: client-server-api#room-membership"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import (
+    V3,
+    create,
+    everything_said,
+    get_state,
+    invite,
+    join,
+    leave,
+    membership,
+    messages,
+    ok,
+    put_event,
+    put_state,
+    refused,
+    room_path,
+    say,
+    set_state,
+)
+
+NOWHERE = "!nowhere:example.org"
+FORBIDDEN = (403, "M_FORBIDDEN")
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+@pytest.fixture
+def carol(server: TestServer) -> User:
+    return server.register("carol")
+
+
+def register_guest(server: TestServer) -> User:
+    return User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
+
+
+def member(user: User, room_id: str, target: User) -> Any:
+    return get_state(user, room_id, "m.room.member", target.user_id)
+
+
+def count_events(user: User, room_id: str) -> int:
+    return len(messages(user, room_id, limit=1000)["chunk"])
+
+
+def test_joining_by_id_and_by_alias(alice: User, bob: User, carol: User) -> None:
+    room_id = create(alice, preset="public_chat", room_alias_name="hovli")
+    assert ok(membership(bob, room_id, "join", reason="choy")) == {"room_id": room_id}
+    assert member(alice, room_id, bob) == {"membership": "join", "reason": "choy"}
+    assert ok(carol.post(f"{V3}/join/%23hovli:example.org?via=example.org&server_name=a.b")) == {"room_id": room_id}
+    assert sorted(ok(alice.get(room_path(room_id, "joined_members")))["joined"]) == [
+        alice.user_id,
+        bob.user_id,
+        carol.user_id,
+    ]
+    assert ok(carol.get(f"{V3}/joined_rooms")) == {"joined_rooms": [room_id]}
+
+
+def test_joining_again_changes_nothing(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    before = count_events(bob, room_id)
+    join(bob, room_id)
+    assert count_events(bob, room_id) == before
+
+
+def test_a_join_shows_name_and_picture(alice: User, bob: User) -> None:
+    ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bobur"}))
+    ok(bob.put(f"{V3}/profile/{bob.user_id}/avatar_url", {"avatar_url": "mxc://example.org/bob"}))
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    shown = {"displayname": "Bobur", "avatar_url": "mxc://example.org/bob"}
+    assert member(alice, room_id, bob) == {"membership": "join", **shown}
+    assert ok(alice.get(room_path(room_id, "joined_members")))["joined"][bob.user_id] == {
+        "display_name": "Bobur",
+        "avatar_url": "mxc://example.org/bob",
+    }
+    ok(bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob"}))
+    assert member(alice, room_id, bob)["displayname"] == "Bob"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (f"/join/{NOWHERE}", (404, "M_NOT_FOUND")),
+        ("/join/%23nowhere:example.org", (404, "M_NOT_FOUND")),
+        ("/join/nonsense", (400, "M_INVALID_PARAM")),
+        (f"/knock/{NOWHERE}", (404, "M_NOT_FOUND")),
+        (f"/rooms/{NOWHERE}/leave", (404, "M_NOT_FOUND")),
+        (f"/rooms/{NOWHERE}/forget", (404, "M_NOT_FOUND")),
+        ("/rooms/nonsense/join", (400, "M_INVALID_PARAM")),
+    ],
+)
+def test_rooms_that_are_not_there(alice: User, path: str, expected: tuple[int, str]) -> None:
+    assert refused(alice.post(V3 + path)) == expected
+
+
+def test_invited_in_and_out(alice: User, bob: User) -> None:
+    room_id = create(alice)
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+    ok(membership(alice, room_id, "invite", bob, reason="choyga"))
+    assert member(alice, room_id, bob) == {"membership": "invite", "reason": "choyga"}
+    join(bob, room_id)
+    leave(bob, room_id)
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+    invite(alice, room_id, bob)
+    ok(membership(bob, room_id, "leave", reason="band"))
+    assert member(alice, room_id, bob) == {"membership": "leave", "reason": "band"}
+
+
+def test_inviting_needs_power_and_a_local_user(alice: User, bob: User, carol: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    assert refused(membership(bob, room_id, "invite", carol)) == FORBIDDEN
+    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "carol"})) == (400, "M_INVALID_PARAM")
+    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "@c:else.where"})) == FORBIDDEN
+    assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN  # is in the room
+    assert refused(membership(carol, room_id, "invite", bob)) == FORBIDDEN  # is not in the room herself
+    by_email = {"medium": "email", "address": "c@example.org", "id_server": "x", "id_access_token": "y"}
+    assert refused(alice.post(room_path(room_id, "invite"), by_email)) == (400, "M_INVALID_PARAM")
+
+
+def test_an_invite_by_state_event_is_held_to_the_same(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "block_non_admin_invites: true\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice)
+    assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN
+    assert refused(put_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id)) == FORBIDDEN
+
+
+def test_memberships_by_state_events(alice: User, bob: User) -> None:
+    room_id = create(alice)
+    assert refused(put_state(bob, room_id, "m.room.member", {"membership": "join"}, bob.user_id)) == FORBIDDEN
+    set_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id)
+    assert refused(put_state(alice, room_id, "m.room.member", {"membership": "join"}, bob.user_id)) == FORBIDDEN
+    set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
+    assert member(alice, room_id, bob) == {"membership": "join", "displayname": "B"}
+    set_state(alice, room_id, "m.room.member", {"membership": "ban"}, bob.user_id)
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+    for content in ({"membership": "asleep"}, {}, {"membership": 1}):
+        assert put_state(alice, room_id, "m.room.member", content, bob.user_id).status in (400, 403)
+    assert put_state(alice, room_id, "m.room.member", {"membership": "invite"}, "bob").status == 400
+
+
+def test_removing(alice: User, bob: User, carol: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    assert refused(membership(bob, room_id, "kick", alice)) == FORBIDDEN
+    assert refused(membership(alice, room_id, "kick", carol)) == FORBIDDEN
+    ok(membership(alice, room_id, "kick", bob, reason="shovqin"))
+    assert member(alice, room_id, bob) == {"membership": "leave", "reason": "shovqin"}
+    invite(alice, room_id, carol)
+    ok(membership(alice, room_id, "kick", carol))
+    assert member(alice, room_id, carol) == {"membership": "leave"}
+    join(bob, room_id)
+
+
+def test_banning(alice: User, bob: User, carol: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    assert refused(membership(bob, room_id, "ban", alice)) == FORBIDDEN
+    ok(membership(alice, room_id, "ban", bob, reason="shovqin"))
+    ok(membership(alice, room_id, "ban", carol))  # who was never there
+    assert member(alice, room_id, bob) == {"membership": "ban", "reason": "shovqin"}
+    for action in ("join", "leave"):
+        assert refused(membership(bob, room_id, action)) == FORBIDDEN
+    assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN
+    assert refused(membership(alice, room_id, "kick", bob)) == FORBIDDEN
+    ok(membership(alice, room_id, "unban", bob))
+    assert member(alice, room_id, bob) == {"membership": "leave"}
+    assert refused(membership(alice, room_id, "unban", bob)) == (400, "M_BAD_STATE")
+    join(bob, room_id)
+
+
+def test_who_has_left_cannot_act(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    assert refused(membership(bob, room_id, "leave")) == FORBIDDEN
+    join(bob, room_id)
+    leave(bob, room_id)
+    leave(bob, room_id)  # once more is no error
+    assert refused(put_event(bob, room_id, "m.room.message", {"body": "?"})) == FORBIDDEN
+    assert refused(put_state(bob, room_id, "m.room.topic", {"topic": "?"})) == FORBIDDEN
+
+
+@pytest.mark.parametrize("version", ["7", "8", "10", "11", "12"])
+def test_knocking(alice: User, bob: User, carol: User, version: str) -> None:
+    rule = [{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
+    room_id = create(alice, room_version=version, initial_state=rule, room_alias_name="eshik")
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+    assert ok(bob.post(f"{V3}/knock/%23eshik:example.org", {"reason": "tuq-tuq"})) == {"room_id": room_id}
+    assert member(alice, room_id, bob) == {"membership": "knock", "reason": "tuq-tuq"}
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+    invite(alice, room_id, bob)
+    join(bob, room_id)
+    assert refused(bob.post(f"{V3}/knock/{room_id}")) == FORBIDDEN
+    ok(carol.post(f"{V3}/knock/{room_id}"))
+    ok(membership(alice, room_id, "kick", carol))
+    ok(carol.post(f"{V3}/knock/{room_id}"))
+    leave(carol, room_id)
+    assert member(alice, room_id, carol)["membership"] == "leave"
+
+
+def test_no_knocking_where_the_room_does_not_take_knocks(alice: User, bob: User) -> None:
+    assert refused(bob.post(f"{V3}/knock/{create(alice)}")) == FORBIDDEN
+    old = create(
+        alice, room_version="6", initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}]
+    )
+    assert refused(bob.post(f"{V3}/knock/{old}")) == FORBIDDEN
+
+
+def restricted_to(room_id: str, rule: str = "restricted") -> list[dict[str, Any]]:
+    allow = [{"type": "m.room_membership", "room_id": room_id}, {"type": "org.example.other"}, "nonsense"]
+    return [{"type": "m.room.join_rules", "content": {"join_rule": rule, "allow": allow}}]
+
+
+@pytest.mark.parametrize(("version", "rule"), [("8", "restricted"), ("10", "knock_restricted"), ("12", "restricted")])
+def test_rooms_for_members_of_another(alice: User, bob: User, carol: User, version: str, rule: str) -> None:
+    space = create(alice, preset="public_chat")
+    room_id = create(alice, room_version=version, initial_state=restricted_to(space, rule))
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+    join(bob, space)
+    join(bob, room_id)
+    assert member(alice, room_id, bob) == {"membership": "join", "join_authorised_via_users_server": alice.user_id}
+    # a new name is no new join: nobody has to vouch for it
+    set_state(bob, room_id, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
+    assert member(alice, room_id, bob) == {"membership": "join", "displayname": "B"}
+    join(carol, space)
+    set_state(carol, room_id, "m.room.member", {"membership": "join"}, carol.user_id)
+    leave(bob, room_id)
+    leave(bob, space)
+    assert refused(membership(bob, room_id, "join")) == FORBIDDEN
+
+
+def test_nobody_vouches_for_themselves(alice: User, bob: User) -> None:
+    room_id = create(alice, initial_state=restricted_to(create(alice)))
+    content = {"membership": "join", "join_authorised_via_users_server": alice.user_id}
+    assert refused(put_state(bob, room_id, "m.room.member", content, bob.user_id)) == FORBIDDEN
+
+
+def test_an_invite_opens_a_restricted_room_too(alice: User, bob: User) -> None:
+    room_id = create(alice, initial_state=restricted_to(create(alice)), invite=[bob.user_id])
+    join(bob, room_id)
+    assert member(alice, room_id, bob) == {"membership": "join"}
+
+
+def test_forgetting(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    assert refused(membership(bob, room_id, "forget")) == (404, "M_NOT_FOUND")
+    join(bob, room_id)
+    assert refused(membership(bob, room_id, "forget")) == (400, "M_UNKNOWN")
+    say(alice, room_id, "salom")
+    leave(bob, room_id)
+    assert everything_said(bob, room_id) == ["salom"]
+    ok(membership(bob, room_id, "forget"))
+    ok(membership(bob, room_id, "forget"))
+    assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
+    filter_ = '{"room":{"include_leave":true}}'
+    assert room_id not in ok(bob.get(f"{V3}/sync?filter={filter_}")).get("rooms", {}).get("leave", {})
+    join(bob, room_id)
+    assert everything_said(bob, room_id) == ["salom"]
+
+
+@pytest.mark.parametrize("way", ["leave", "kick", "ban", "state"])
+def test_rooms_may_be_forgotten_when_they_are_left(tmp_path: Path, sqlite_database: Database, way: str) -> None:
+    server = TestServer(tmp_path, sqlite_database, "forget_rooms_on_leave: true\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    capabilities = ok(bob.get(f"{V3}/capabilities"))["capabilities"]
+    assert capabilities["m.forget_forced_upon_leave"] == {"enabled": True}
+    room_id = create(alice, preset="public_chat")
+    join(bob, room_id)
+    since = ok(bob.get(f"{V3}/sync"))["next_batch"]
+    match way:
+        case "leave":
+            leave(bob, room_id)
+        case "state":
+            set_state(bob, room_id, "m.room.member", {"membership": "leave"}, bob.user_id)
+        case _:
+            ok(membership(alice, room_id, way, bob))
+    assert refused(bob.get(room_path(room_id, "messages", dir="b"))) == FORBIDDEN
+    # another device still hears that the room is gone, once
+    heard = ok(bob.get(f"{V3}/sync?since={since}"))
+    assert room_id in heard["rooms"]["leave"]
+    assert "rooms" not in ok(bob.get(f"{V3}/sync?since={heard['next_batch']}"))
+
+
+def test_guests_come_where_guests_are_welcome(server: TestServer, alice: User) -> None:
+    guest = register_guest(server)
+    closed = create(alice, preset="public_chat")
+    assert refused(membership(guest, closed, "join")) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    by_state = put_state(guest, closed, "m.room.member", {"membership": "join"}, guest.user_id)
+    assert refused(by_state) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    open_room = create(
+        alice,
+        preset="public_chat",
+        initial_state=[{"type": "m.room.guest_access", "content": {"guest_access": "can_join"}}],
+    )
+    join(guest, open_room)
+    say(guest, open_room, "salom")
+    ok(put_event(guest, open_room, "org.example.wave", {}))
+    for action in ("invite", "kick", "ban", "unban"):
+        assert refused(membership(guest, open_room, action, alice)) == (403, "M_GUEST_ACCESS_FORBIDDEN")
+    set_state(alice, open_room, "m.room.guest_access", {"guest_access": "forbidden"})
+    assert member(alice, open_room, guest)["membership"] == "leave"
+    assert member(alice, open_room, alice)["membership"] == "join"
+
+
+def test_an_address_that_was_invited_is_proved(alice: User, bob: User) -> None:
+    room_id = create(alice)
+    signed = {"mxid": bob.user_id, "sender": alice.user_id, "token": "t", "signatures": {}}
+    assert refused(membership(bob, room_id, "join", third_party_signed=signed)) == FORBIDDEN
+    promise = {"display_name": "b…", "public_key": "A" * 43, "key_validity_url": "https://x", "public_keys": []}
+    set_state(alice, room_id, "m.room.third_party_invite", promise, "t")
+    assert refused(membership(bob, room_id, "join", third_party_signed=signed)) == FORBIDDEN
+    assert member(alice, room_id, bob) is None
+
+
+def test_reasons_are_texts_of_bounded_length(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    assert refused(membership(bob, room_id, "join", reason="x" * 5000)) == (400, "M_BAD_JSON")
+    assert refused(membership(bob, room_id, "join", reason=1)) == (400, "M_BAD_JSON")
+    ok(membership(bob, room_id, "join", reason=None))
+
+
+def test_on_both_databases(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database)
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, invite=[bob.user_id])
+    join(bob, room_id)
+    ok(membership(alice, room_id, "ban", bob))
+    ok(membership(bob, room_id, "forget"))
+    assert ok(bob.get(f"{V3}/joined_rooms")) == {"joined_rooms": []}
+    assert member(alice, room_id, bob) == {"membership": "ban"}
