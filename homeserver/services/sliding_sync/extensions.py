@@ -18,7 +18,7 @@ from homeserver.services.sliding_sync.request import Scope, SlidingRequest, ToDe
 from homeserver.services.sliding_sync.rooms import RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
-from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sync import receipt_events
 from homeserver.services.typing import Typing
 from storage.account_data import AccountDataStore
@@ -213,7 +213,7 @@ class ExtensionReader:
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
-    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_after=False)
+    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=StateSection.AFTER)
 
 
 def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
