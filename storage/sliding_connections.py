@@ -6,6 +6,7 @@ Laws:
 - What a device may have is bounded; what nobody has used for long goes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,6 +61,13 @@ class SlidingConnectionStore:
     async def remove_connection(self, key: ConnectionKey) -> None:
         """Forget a connection."""
         await self._database.write("remove_sliding_connection", _delete, key)
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+        """Forget the connections of devices that go."""
+        txn.execute_many(
+            "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ?",
+            [(user_id, device_id) for device_id in device_ids],
+        )
 
 
 def _args(key: ConnectionKey) -> tuple[str, str, str]:

@@ -207,3 +207,23 @@ def test_typing(server: TestServer) -> None:
     client.body["extensions"]["typing"]["lists"] = []
     typing(other, True)
     assert client.sync()["extensions"]["typing"]["rooms"] == {}
+
+
+def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    event_id = say(alice, room_id, "one")
+    wanted = {"account_data": ON, "receipts": ON}
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions=wanted)
+    client.sync()
+    client.body["extensions"] = {}
+    path = f"/_matrix/client/v3/user/{alice.user_id}/account_data/org.example"
+    assert alice.put(path, {"a": 1}).status == 200
+    assert bob.post(f"/_matrix/client/v3/rooms/{room_id}/receipt/m.read/{event_id}").status == 200
+    client.sync()
+    client.sync()
+    client.body["extensions"] = wanted
+    told = client.sync()["extensions"]
+    assert told["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
+    assert list(told["receipts"]["rooms"]) == [room_id]

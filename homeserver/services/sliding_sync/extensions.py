@@ -5,7 +5,7 @@ Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -21,10 +21,13 @@ from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sync import receipt_events
 from homeserver.services.typing import Typing
-from storage.account_data import AccountDataStore
+from storage.account_data import AccountData, AccountDataStore
 from storage.receipts import ReceiptRow, ReceiptStore
-from storage.rooms import RoomRow, RoomStore
+from storage.rooms import RoomStore
 from storage.streams import Topic
+
+EVERYWHERE: Final = 0
+"""Stands where the number of a room would, for account data that is of no room."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,17 @@ class ExtensionReader:
         if wanted.e2ee:
             answer["e2ee"], e2ee_news = await self._e2ee(request, connection, token.position)
             is_news = is_news or e2ee_news
-        if wanted.account_data is not None:
-            scope = _rooms_in(wanted.account_data, selection)
+        if wanted.account_data is None:
+            if connection.state.account_data:
+                await self._account_data(request, connection, set(), token.position, changes)
+        else:
+            scope = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
             data = await self._account_data(request, connection, scope, token.position, changes)
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
-        if wanted.receipts is not None:
+        if wanted.receipts is None:
+            self._end_receipts(request, connection, set(), changes)
+        else:
             scope = {nid for nid in _rooms_in(wanted.receipts, selection) if _is_joined(selection, nid)}
             receipts = await self._receipts(request, connection, scope, works, token.position, changes)
             answer["receipts"] = {"rooms": receipts}
@@ -108,44 +116,42 @@ class ExtensionReader:
     async def _account_data(
         self, request: SlidingRequest, connection: Connection, scope: set[int], upto: int, changes: StateChanges
     ) -> dict[str, Any]:
+        """What is new in the scope; what is new outside it is noted as missed."""
         store, user_id, known = self._parts.account_data, request.caller.user_id, connection.state.account_data
-        changed = connection.token is None or (
-            connection.position < upto
-            and self._parts.recent.concerns_user(user_id, Topic.ACCOUNT_DATA, connection.position)
+        changed = connection.position < upto and self._parts.recent.concerns_user(
+            user_id, Topic.ACCOUNT_DATA, connection.position
         )
         new = {nid for nid in scope if nid not in known}
-        returned = {nid: known[nid] for nid in scope if known.get(nid, LIVE) != LIVE}
-        everywhere: Mapping[str, bytes] = {}
-        found: dict[str, Mapping[str, bytes]] = {}
-        rooms: Mapping[int, RoomRow] = {}
-        if changed or new or returned:
-            rooms = await self._parts.rooms.get_rooms_by_nid(scope)
-        in_scope = {row.room_id: nid for nid, row in rooms.items()}
+        missed = {nid: known[nid] for nid in scope if known.get(nid, LIVE) != LIVE}
+        found: dict[int, Mapping[str, bytes]] = {}
         if new:
-            whole = await store.get_account_data(user_id)
-            everywhere = whole.everywhere if connection.token is None else {}
-            found |= {room_id: data for room_id, data in whole.rooms.items() if in_scope.get(room_id) in new}
-        elif connection.token is None:
-            everywhere = (await store.get_account_data(user_id)).everywhere
-        if (changed or returned) and connection.token is not None:
-            since = min([connection.position, *returned.values()])
-            latest = await store.get_account_data_since(user_id, since, upto)
-            if changed:
-                everywhere = latest.everywhere
-            for room_id, data in latest.rooms.items():
-                nid = in_scope.get(room_id)
-                if nid in returned or (nid is not None and nid not in new and changed):
-                    found[room_id] = data
-            outside = [room_id for room_id in latest.rooms if room_id not in in_scope]
-            for row in (await self._parts.rooms.get_rooms(outside)).values():
-                if known.get(row.room_nid) == LIVE:
-                    changes.set_account_data(row.room_nid, connection.position)
+            whole = await self._by_room(await store.get_account_data(user_id))
+            found |= {nid: data for nid, data in whole.items() if nid in new}
+        if known and (changed or missed):
+            since = min([connection.position, *missed.values()])
+            latest = await self._by_room(await store.get_account_data_since(user_id, since, upto))
+            for nid, data in latest.items():
+                if nid in missed or (changed and nid in scope and nid not in new):
+                    found[nid] = data
+                elif changed and nid not in scope and known.get(nid) == LIVE:
+                    changes.set_account_data(nid, connection.position)
         for nid in scope:
             changes.set_account_data(nid, LIVE)
+        rooms = await self._parts.rooms.get_rooms_by_nid(nid for nid in found if nid != EVERYWHERE)
         return {
-            "global": _events(everywhere),
-            "rooms": {room_id: _events(data) for room_id, data in found.items()},
+            "global": _events(found.get(EVERYWHERE, {})),
+            "rooms": {rooms[nid].room_id: _events(data) for nid, data in found.items() if nid != EVERYWHERE},
         }
+
+    async def _by_room(self, data: AccountData) -> dict[int, Mapping[str, bytes]]:
+        """By numbers of rooms, and what is of no room under EVERYWHERE."""
+        rooms = await self._parts.rooms.get_rooms(data.rooms)
+        by_room: dict[int, Mapping[str, bytes]] = {
+            rooms[room_id].room_nid: entries for room_id, entries in data.rooms.items() if room_id in rooms
+        }
+        if data.everywhere:
+            by_room[EVERYWHERE] = data.everywhere
+        return by_room
 
     async def _receipts(
         self,
@@ -179,13 +185,22 @@ class ExtensionReader:
         if whole:
             for nid, rows in (await self._parts.receipts.get_receipts_of_user(user_id, whole)).items():
                 found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
-        ended = known if recent is None else recent.receipts & known.keys()
-        for nid in ended:
-            if known[nid] == LIVE and nid not in scope and connection.token is not None:
-                changes.set_receipts(nid, connection.position)
+        self._end_receipts(request, connection, scope, changes)
         for nid in scope:
             changes.set_receipts(nid, LIVE)
         return await self._receipt_events(user_id, found)
+
+    def _end_receipts(
+        self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
+    ) -> None:
+        """Receipts outside the scope that are new are missed."""
+        known = connection.state.receipts
+        if connection.token is None or not known:
+            return
+        recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
+        for nid in known if recent is None else recent.receipts & known.keys():
+            if known[nid] == LIVE and nid not in scope:
+                changes.set_receipts(nid, connection.position)
 
     async def _receipt_events(self, user_id: UserID, found: Mapping[int, Sequence[ReceiptRow]]) -> dict[str, Any]:
         shown = {

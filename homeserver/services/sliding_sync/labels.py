@@ -88,12 +88,11 @@ class RoomTraits:
         """The traits of these rooms at least. The mapping is the cache's own: read, don't keep."""
         while missing := [nid for nid in room_nids if nid not in self._known]:
             if len(self._known) > self._capacity:
-                self._known.clear()
-                missing = list(room_nids)
-            heard = self._changes_heard
+                self._known, missing = {}, list(room_nids)
+            heard, known = self._changes_heard, self._known
             read = await self._store.get_summaries(missing)
-            if heard == self._changes_heard:
-                self._known.update(read)
+            if heard == self._changes_heard and known is self._known:
+                known.update(read)
                 break
         return self._known
 
@@ -113,7 +112,7 @@ class RoomTraits:
 
     def _forget_all(self) -> None:
         self._changes_heard += 1
-        self._known.clear()
+        self._known = {}
 
 
 def _parse_direct(content: bytes) -> frozenset[str]:

@@ -40,26 +40,24 @@ class RoomRecency:
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The position of the newest event, for these rooms at least. The mapping is the cache's own: read, don't keep."""
-        missing = [nid for nid in room_nids if nid not in self._latest]
-        if missing:
+        while missing := [nid for nid in room_nids if nid not in self._latest]:
             if len(self._latest) > self._capacity:
-                self._latest.clear()
-                missing = list(room_nids)
-            _merge(self._latest, await self._store.get_latest_positions(missing))
-            for nid in missing:
-                self._latest.setdefault(nid, 0)
+                self._latest, missing = {}, list(room_nids)
+            known = self._latest
+            read = await self._store.get_latest_positions(missing)
+            if known is self._latest:  # else others wrote meanwhile
+                _merge(known, missing, read)
         return self._latest
 
     async def bumps(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The position of the newest event that moves a room up; 0 where none is near. As for `latest`."""
-        missing = [nid for nid in room_nids if nid not in self._bumps]
-        if missing:
+        while missing := [nid for nid in room_nids if nid not in self._bumps]:
             if len(self._bumps) > self._capacity:
-                self._bumps.clear()
-                missing = list(room_nids)
-            _merge(self._bumps, await self._store.get_latest_of_types(missing, BUMPING))
-            for nid in missing:
-                self._bumps.setdefault(nid, 0)
+                self._bumps, missing = {}, list(room_nids)
+            known = self._bumps
+            read = await self._store.get_latest_of_types(missing, BUMPING)
+            if known is self._bumps:
+                _merge(known, missing, read)
         return self._bumps
 
     def _hear(self, changes: Sequence[Change]) -> None:
@@ -78,10 +76,10 @@ class RoomRecency:
         self._forget_all()
 
     def _forget_all(self) -> None:
-        self._latest.clear()
-        self._bumps.clear()
+        # whoever holds the mappings goes on with what they knew
+        self._latest, self._bumps = {}, {}
 
 
-def _merge(known: dict[int, int], read: Mapping[int, int]) -> None:
-    for nid, position in read.items():
-        known[nid] = max(position, known.get(nid, 0))
+def _merge(known: dict[int, int], room_nids: Sequence[int], read: Mapping[int, int]) -> None:
+    for nid in room_nids:  # the stream may have told of something newer than what was read
+        known[nid] = max(read.get(nid, 0), known.get(nid, 0))

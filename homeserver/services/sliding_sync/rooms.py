@@ -144,7 +144,9 @@ class RoomEntries:
             if not work.shows_room:
                 entry = await self._make_outside(request, work)
             else:
-                entry = _make_inside(work, [next(presented) for _ in work.shown], events, request.stable, upto)
+                entry = _make_inside(
+                    work, [next(presented) for _ in work.shown], events, request.stable, connection, upto
+                )
                 if not entry and not work.initial and nid not in summaries:
                     continue
                 if nid in summaries:
@@ -222,8 +224,12 @@ class RoomEntries:
                     work.state = await states.get_changed(nid, former[nid], root, wanted)
                 if work.sent is not None and not work.sent.required_state.covers(wanted):
                     work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
+            if work.initial and work.sent is not None:  # the client begins anew with the room
+                sent_members.difference_update([member for member in sent_members if member[0] == nid])
             if wanted.lazy_members:
                 await self._add_members(work, root, sent_members, newly_sent)
+            else:
+                sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
 
     async def _add_members(
         self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
@@ -244,16 +250,20 @@ class RoomEntries:
 
 
 def _make_inside(
-    work: RoomWork, timeline: Sequence[Any], events: Mapping[int, StoredEvent], stable: bool, upto: int
+    work: RoomWork,
+    timeline: Sequence[Any],
+    events: Mapping[int, StoredEvent],
+    stable: bool,
+    connection: Connection,
+    upto: int,
 ) -> dict[str, Any]:
     """The parts that come from the room itself; empty if there is nothing to tell."""
     entry: dict[str, Any] = {}
     state = work.state
     if work.config.timeline_limit and (timeline or work.limited):
         entry["timeline"] = timeline
-        entry["num_live"] = (
-            0 if work.since == 0 else sum((each.event.position or 0) > work.since for each in work.shown)
-        )
+        live = [each for each in work.shown if (each.event.position or 0) > connection.position]
+        entry["num_live"] = 0 if connection.token is None else len(live)
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out
