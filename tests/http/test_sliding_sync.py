@@ -42,6 +42,17 @@ def test_first_answer_tells_all_of_the_rooms_in_the_window(server: TestServer) -
     assert older["chunk"][0]["type"] == "m.room.topic"
 
 
+def test_a_pos_is_a_place_to_read_back_from(server: TestServer) -> None:
+    alice = server.register("alice")
+    room_id = create(alice)
+    say(alice, room_id, "one")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    say(alice, room_id, "two")
+    page = alice.get(f"/_matrix/client/v3/rooms/{room_id}/messages?dir=b&from={client.pos}&limit=1").json
+    assert page["chunk"][0]["content"]["body"] == "one"
+
+
 def test_nothing_new(server: TestServer) -> None:
     alice = server.register("alice")
     create(alice)

@@ -78,12 +78,12 @@ class ExtensionReader:
         if wanted.receipts is None:
             self._end_receipts(request, connection, set(), changes)
         else:
-            scope = {nid for nid in _rooms_in(wanted.receipts, selection) if _is_joined(selection, nid)}
+            scope = _joined(_rooms_in(wanted.receipts, selection), selection)
             receipts = await self._receipts(request, connection, scope, works, token.position, changes)
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
-            scope = {nid for nid in _rooms_in(wanted.typing, selection) if _is_joined(selection, nid)}
+            scope = _joined(_rooms_in(wanted.typing, selection), selection)
             typing = await self._typing(connection, scope)
             answer["typing"] = {"rooms": typing}
             is_news = is_news or bool(typing)
@@ -121,8 +121,8 @@ class ExtensionReader:
         changed = connection.position < upto and self._parts.recent.concerns_user(
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
-        new = {nid for nid in scope if nid not in known}
-        missed = {nid: known[nid] for nid in scope if known.get(nid, LIVE) != LIVE}
+        new = scope - known.keys()
+        missed = {nid: upto for nid, upto in known.items() if upto != LIVE and nid in scope}
         found: dict[int, Mapping[str, bytes]] = {}
         if new:
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -135,7 +135,7 @@ class ExtensionReader:
                     found[nid] = data
                 elif changed and nid not in scope and known.get(nid) == LIVE:
                     changes.set_account_data(nid, connection.position)
-        for nid in scope:
+        for nid in (*new, *missed):
             changes.set_account_data(nid, LIVE)
         rooms = await self._parts.rooms.get_rooms_by_nid(nid for nid in found if nid != EVERYWHERE)
         return {
@@ -166,27 +166,31 @@ class ExtensionReader:
         timelines = {
             work.room.room_nid: work.shown for work in works if work.initial or work.expanded or work.sent is None
         }
-        whole = {nid for nid in scope if nid not in known or nid in timelines}
+        new = scope - known.keys()
+        whole = new | (timelines.keys() & scope)
+        missed = {nid for nid, upto in known.items() if upto != LIVE and nid in scope}
         recent = self._parts.recent.rooms_since(user_id, connection.position) if connection.token is not None else None
         ranges: dict[int, tuple[int, int]] = {}
-        for nid in scope:
-            if nid in whole:
-                shown = timelines.get(nid, ())
-                first = min((seen.event.position or 0 for seen in shown), default=upto)
-                if shown:
-                    ranges[nid] = (first, upto)  # a receipt comes after what it is for
-            elif known[nid] != LIVE or recent is None or nid in recent.receipts:
-                ranges[nid] = (connection.since(known[nid]), upto)
+        for nid in whole:
+            # a receipt comes after what it is for
+            starts = [seen.event.position or 0 for seen in timelines.get(nid, ())]
+            if nid in known:
+                starts.append(connection.since(known[nid]))
+            if starts:
+                ranges[nid] = (min(starts), upto)
+        for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
+            ranges[nid] = (connection.since(known[nid]), upto)
         found: dict[int, list[ReceiptRow]] = {}
         if ranges:
             for nid, rows in (await self._parts.receipts.get_receipts(ranges)).items():
                 ids = {seen.event.event.event_id for seen in timelines.get(nid, ())}
-                found[nid] = [row for row in rows if nid not in whole or row.event_id in ids]
+                told = connection.since(known[nid]) if nid in known else upto
+                found[nid] = [row for row in rows if row.event_id in ids or row.position > told]
         if whole:
             for nid, rows in (await self._parts.receipts.get_receipts_of_user(user_id, whole)).items():
                 found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self._end_receipts(request, connection, scope, changes)
-        for nid in scope:
+        for nid in new | missed:
             changes.set_receipts(nid, LIVE)
         return await self._receipt_events(user_id, found)
 
@@ -241,8 +245,9 @@ def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
     return found
 
 
-def _is_joined(selection: Selection, room_nid: int) -> bool:
-    return selection.rows[room_nid].membership == "join"
+def _joined(room_nids: set[int], selection: Selection) -> set[int]:
+    rows = selection.rows
+    return {nid for nid in room_nids if rows[nid].membership == "join"}
 
 
 def _events(data: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -103,7 +103,7 @@ class RoomLists:
         labels = await self._labels.of_user(user_id)
         counts: dict[str, int] = {}
         windows: dict[str, Sequence[int]] = {}
-        configs: dict[int, list[RoomConfig]] = {}
+        configs = _Configs()
         if request.lists:
             candidates = await self._candidates(user_id, rows, connection)
             candidates.sort(
@@ -113,16 +113,14 @@ class RoomLists:
                 shown = await self._filter(wanted.filters, rows, candidates, labels)
                 counts[name] = len(shown)
                 windows[name] = [row.room_nid for row in _cut(wanted, shown)]
-                for nid in windows[name]:
-                    configs.setdefault(nid, []).append(wanted.config)
+                configs.add(windows[name], wanted.config)
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
             row = rows.get(room.room_nid)
             if row is not None and await self._may_see(row):
                 subscribed[room_id] = room.room_nid
-                configs.setdefault(room.room_nid, []).append(request.subscriptions[room_id])
-        merged = {nid: merge_configs(wanted_of) for nid, wanted_of in configs.items()}
-        return Selection(counts, windows, subscribed, merged, rows, latest, labels)
+                configs.add([room.room_nid], request.subscriptions[room_id])
+        return Selection(counts, windows, subscribed, configs.by_room, rows, latest, labels)
 
     async def was_joined(self, row: MembershipRow) -> bool:
         """Whether the user is, or ever was, in the room."""
@@ -228,6 +226,29 @@ class RoomLists:
                     name if isinstance(name, str) else None,
                 )
         return found
+
+
+class _Configs:
+    """What is wanted of rooms. Rooms that are in the same lists share one object."""
+
+    def __init__(self) -> None:
+        self.by_room: dict[int, RoomConfig] = {}
+        self._merged: dict[tuple[int, int], RoomConfig] = {}
+
+    def add(self, room_nids: Sequence[int], config: RoomConfig) -> None:
+        """This is wanted of the rooms, beside what was wanted of them already."""
+        if not self.by_room:
+            self.by_room = dict.fromkeys(room_nids, config)
+            return
+        for nid in room_nids:
+            former = self.by_room.get(nid)
+            self.by_room[nid] = config if former is None else self._merge(former, config)
+
+    def _merge(self, former: RoomConfig, config: RoomConfig) -> RoomConfig:
+        key = (id(former), id(config))  # both are held: by the request, or in here
+        if key not in self._merged:
+            self._merged[key] = merge_configs([former, config])
+        return self._merged[key]
 
 
 def _cut(wanted: ListRequest, rows: Sequence[MembershipRow]) -> list[MembershipRow]:

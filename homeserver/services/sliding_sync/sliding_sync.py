@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.ids import UserID
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -137,24 +138,34 @@ class SlidingSync:
         """The rooms of the windows and subscriptions in which there may be something to tell."""
         parts = self._parts
         wanted: dict[int, tuple[MembershipRow, int, bool]] = {}
+        sent_rooms, position = connection.state.rooms, connection.position
+        recent = None
+        if connection.token is not None:
+            recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
+        covered: dict[tuple[int, int, int], bool] = {}
         for nid, config in selection.configs.items():
-            row, sent = selection.rows[nid], connection.state.rooms.get(nid)
+            sent = sent_rooms.get(nid)
+            grown = False
+            if sent is not None:
+                # of many rooms the same is wanted and was sent: these are compared once
+                key = (id(config), sent.timeline_limit, id(sent.required_state))
+                if key not in covered:
+                    covered[key] = config.timeline_limit <= sent.timeline_limit and sent.required_state.covers(
+                        config.required_state
+                    )
+                grown = not covered[key]
+                if not grown and sent.upto == LIVE and recent is not None and nid not in recent.events:
+                    continue
+            row = selection.rows[nid]
             since = 0 if sent is None else connection.since(sent.upto)
             news = selection.news_of(row) > since
-            grown = (
-                sent is not None
-                and row.membership == "join"
-                and (
-                    config.timeline_limit > sent.timeline_limit or not sent.required_state.covers(config.required_state)
-                )
-            )
-            if sent is None or news or grown:
+            if sent is None or news or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted)
         works: list[RoomWork] = []
         for nid, (row, since, news) in wanted.items():
-            sent = connection.state.rooms.get(nid)
+            sent = sent_rooms.get(nid)
             arrived = row.membership == "join" and row.position > since
             works.append(
                 RoomWork(
