@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import is_room_id
 from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.sliding_sync.request import (
     ANY,
@@ -175,7 +176,7 @@ async def post_unstable_sliding_sync(
         timeout_ms=timeout,
         stable=False,
         lists={name: _unstable_list(wanted, caller) for name, wanted in lists.items()},
-        subscriptions={room_id: _unstable_config(wanted, caller) for room_id, wanted in subscriptions.items()},
+        subscriptions={id: _unstable_config(wanted, caller) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
     answer = await sliding_sync.sync(request)
@@ -203,15 +204,15 @@ async def post_sliding_sync(
         timeout_ms=body.timeout or 0,
         stable=True,
         lists={name: _stable_list(wanted) for name, wanted in lists.items()},
-        subscriptions={room_id: _stable_config(wanted) for room_id, wanted in subscriptions.items()},
+        subscriptions={id: _stable_config(wanted) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
     return await sliding_sync.sync(request)
 
 
 def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]) -> None:
-    if conn_id is not None and len(conn_id) > LONGEST_CONN_ID:
-        raise InvalidParam("The conn_id is too long")
+    if conn_id is not None and (len(conn_id) > LONGEST_CONN_ID or "\0" in conn_id):
+        raise InvalidParam("The conn_id is too long, or not printable")
     if len(lists) > MOST_LISTS or len(subscriptions) > MOST_SUBSCRIPTIONS:
         raise InvalidParam(f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed")
     if any(len(name.encode()) > LONGEST_KEY for name in lists):
@@ -261,6 +262,8 @@ def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
 def _check_patterns(patterns: Sequence[Pattern]) -> None:
     if len(patterns) > MOST_PATTERNS:
         raise InvalidParam(f"A required_state may have at most {MOST_PATTERNS} entries")
+    if any("\0" in part for pattern in patterns for part in pattern):
+        raise InvalidParam("No event has such a type or state key")
 
 
 def _ranges(ranges: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
@@ -282,7 +285,7 @@ def _filters(body: FiltersBody | None) -> ListFilters:
         return ListFilters()
     return ListFilters(
         is_dm=body.is_dm,
-        spaces=_set(body.spaces),
+        spaces=None if body.spaces is None else frozenset(filter(is_room_id, body.spaces)),
         is_encrypted=body.is_encrypted,
         is_invite=body.is_invite if body.is_invited is None else body.is_invited,
         room_types=None if body.room_types is None else frozenset(body.room_types),

@@ -363,6 +363,10 @@ def test_unread_counts(server: TestServer) -> None:
         {"lists": {"x" * 65: a_list([0, 1])}},
         {"lists": {"a": a_list([3, 1])}},
         {"lists": {"a": a_list([-1, 1])}},
+        {"lists": {"a": a_list([0, 1], state=[["\0", ""]])}},
+        {"lists": {"a": {"ranges": [[0, 1]], "timeline_limit": "many"}}},
+        {"conn_id": "\0"},
+        {"conn_id": "x" * 256},
         {"extensions": {"to_device": {"enabled": True, "since": "x"}}},
     ],
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomID, UserID
+from federation.protocol.ids import RoomID, UserID, is_room_id
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
@@ -199,7 +199,9 @@ class RoomLists:
             ids |= {
                 event.event.state_key
                 for event in events.values()
-                if event.event.state_key is not None and isinstance(event.event.content.get("via"), list)
+                if event.event.state_key is not None
+                and is_room_id(event.event.state_key)
+                and isinstance(event.event.content.get("via"), list)
             }
         return {room.room_nid for room in (await self._rooms.get_rooms(ids)).values()}
 
