@@ -155,6 +155,26 @@ def test_the_start_of_element_x(server: TestServer) -> None:
     assert texts(answer["rooms"][rooms[0]]) == ["two"]
 
 
+def test_the_notifications_of_element_x(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, name="tea", preset="public_chat")
+    act(bob, room_id, "join")
+    event_id = say(bob, room_id, "one")
+    invited = create(bob, invite=[alice.user_id])
+    client = SlidingClient(
+        alice,
+        "notifications",
+        lists={"invites": a_list([0, 16], limit=8, state=ELEMENT_STATE, is_invite=True)},
+        room_subscriptions={room_id: {"timeline_limit": 16, "required_state": ELEMENT_STATE}},
+        extensions={"account_data": {"enabled": True}},
+    )
+    answer = client.sync()
+    assert answer["lists"] == {"invites": {"count": 1}}
+    assert answer["rooms"].keys() == {room_id, invited}
+    assert answer["rooms"][room_id]["timeline"][-1]["event_id"] == event_id
+    assert ("m.room.member", bob.user_id) in state_of(answer["rooms"][room_id])
+
+
 def test_idle_connections_end_after_a_month(server: TestServer) -> None:
     alice = server.register("alice")
     client = element(alice)
