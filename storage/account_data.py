@@ -56,6 +56,10 @@ class AccountDataStore:
         """What a user keeps of one room."""
         return await self._database.read_quickly("get_room_account_data", _select_of_room, user_id, room_id)
 
+    async def get_rooms_entries(self, user_id: str, type_: str) -> dict[str, bytes]:
+        """The entries of one type of all rooms, in one query."""
+        return await self._database.read("get_rooms_account_data", _select_of_type, user_id, type_)
+
     async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
         """One entry's content; None where it was never set, or is deleted. `room_id` None: global."""
         return await self._database.read_quickly("get_account_data_entry", self.get_entry_in, user_id, room_id, type_)
@@ -114,3 +118,11 @@ def _select_of_room(txn: Transaction, user_id: str, room_id: str) -> dict[str, b
         (user_id, room_id),
     )
     return {type_: bytes(content) for type_, content in rows}
+
+
+def _select_of_type(txn: Transaction, user_id: str, type_: str) -> dict[str, bytes]:
+    rows = txn.query(
+        "SELECT room_id, content FROM account_data WHERE user_id = ? AND type = ? AND room_id <> ? AND deleted = 0",
+        (user_id, type_, GLOBAL),
+    )
+    return {room_id: bytes(content) for room_id, content in rows}

@@ -21,6 +21,7 @@ from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
+from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
@@ -60,7 +61,7 @@ class AccountParts:
             self.device_store,
             token_store,
             lifetimes=_lifetimes(config),
-            kept_by_device=[self.device_key_store, self.to_device_store],
+            kept_by_device=[self.device_key_store, self.to_device_store, SlidingConnectionStore(database)],
         )
         passwords = config.sessions.password_config
         self.sign_in = SignIn(

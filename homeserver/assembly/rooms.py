@@ -13,6 +13,7 @@ from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
@@ -35,6 +36,7 @@ from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms
@@ -235,6 +237,18 @@ class RoomParts:
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
+        sliding = sliding_parts(
+            database,
+            parts,
+            self.engine,
+            self.events,
+            trees,
+            timelines,
+            visibility,
+            client_events,
+            now_ms,
+        )
+        self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:

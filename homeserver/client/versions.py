@@ -19,6 +19,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc2285.stable": True,
     "org.matrix.msc3771": True,
     "org.matrix.msc3827.stable": True,
+    "org.matrix.simplified_msc3575": True,
 }
 
 _ANSWER: Final = msgspec.Raw(msgspec.json.encode({"versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES}))

@@ -1,6 +1,7 @@
 """The tokens that clients continue with: opaque to them, two numbers to us.
 
 - A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral counter.
+- The `pos` of sliding sync is such a token with one more number, the state of the connection; readers of rooms take it too.
 - A room token `t<depth>_<event number>` is a place in the order of one room's timeline.
 
 Where a token of the first kind is given to a reader of rooms, it stands for the place right after what had arrived then.
@@ -14,6 +15,7 @@ from federation.protocol.errors import InvalidParam
 from storage.timelines import Place
 
 _SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_[0-9]{1,18}", re.ASCII)
 _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
 
@@ -46,6 +48,8 @@ def parse_room_token(text: str) -> Place | SyncToken:
     match = _ROOM.fullmatch(text)
     if match is not None:
         return Place(int(match[1]), int(match[2]))
-    if _SYNC.fullmatch(text):
-        return parse_sync_token(text)
+    match = _POS.fullmatch(text)
+    token = text if match is None else match[1]
+    if _SYNC.fullmatch(token):
+        return parse_sync_token(token)
     raise InvalidParam("Not a token that this server gave out")

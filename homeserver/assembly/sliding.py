@@ -1,0 +1,88 @@
+"""Puts together sliding sync."""
+
+from collections.abc import Callable
+
+from federation.rooms.engine import RoomEngine
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.timelines import Timelines
+from federation.rooms.visible import Visibility
+from homeserver.services.client_events import ClientEvents
+from homeserver.services.sliding_sync.connections import Connections
+from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
+from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
+from homeserver.services.sliding_sync.lists import RoomLists
+from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.required_state import RequiredStates
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
+from homeserver.services.sliding_sync.sliding_sync import SlidingParts
+from homeserver.services.sync.lazy_members import LazyMembers
+from homeserver.services.sync.room_summary import RoomSummaries
+from homeserver.services.sync.sync import SyncParts
+from storage.database import Database
+from storage.room_recency import RoomRecencyStore
+from storage.room_summaries import RoomSummaryStore
+from storage.sliding_connections import SlidingConnectionStore
+from storage.state_tree import StateTreeStore
+
+ROOMS_CACHED = 200_000
+USERS_CACHED = 20_000
+CONNECTED_ROOMS_CACHED = 400_000
+MEMBERS_CACHED = 500_000
+
+
+def sliding_parts(
+    database: Database,
+    synced: SyncParts,
+    engine: RoomEngine,
+    events: RoomEvents,
+    trees: StateTreeStore,
+    timelines: Timelines,
+    visibility: Visibility,
+    client_events: ClientEvents,
+    now_ms: Callable[[], int],
+) -> SlidingParts:
+    """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
+    streams = database.streams
+    summary_store = RoomSummaryStore(database)
+    recency = RoomRecency(RoomRecencyStore(database), streams, capacity=ROOMS_CACHED)
+    lists = RoomLists(
+        engine,
+        events,
+        synced.rooms,
+        synced.memberships,
+        visibility,
+        synced.invited,
+        synced.ignored,
+        RoomLabels(synced.account_data, streams, capacity=USERS_CACHED),
+        RoomTraits(summary_store, streams, capacity=ROOMS_CACHED),
+        recency,
+    )
+    entries = RoomEntries(
+        RoomParts(
+            engine,
+            events,
+            timelines,
+            visibility,
+            synced.invited,
+            synced.ignored,
+            RequiredStates(trees, events, timelines),
+            RoomSummaries(summary_store),
+            synced.unread,
+            recency,
+            client_events,
+            LazyMembers(capacity=MEMBERS_CACHED),
+        )
+    )
+    extensions = ExtensionReader(
+        ExtensionParts(synced.devices, synced.account_data, synced.receipts, synced.typing, synced.recent, synced.rooms)
+    )
+    return SlidingParts(
+        Connections(SlidingConnectionStore(database), now_ms, capacity=CONNECTED_ROOMS_CACHED),
+        lists,
+        entries,
+        extensions,
+        synced.rooms,
+        synced.invited,
+        synced.recent,
+        synced.typing,
+    )

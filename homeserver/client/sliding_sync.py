@@ -1,0 +1,329 @@
+"""Sliding sync in its two forms: that of the released clients, and the accepted one. Proposal: MSC4186."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import is_room_id
+from homeserver.http.endpoint import Auth, Requester, endpoint
+from homeserver.services.sliding_sync.request import (
+    ANY,
+    MEMBER,
+    Clause,
+    Extensions,
+    ListFilters,
+    ListRequest,
+    Pattern,
+    RequiredState,
+    RoomConfig,
+    Scope,
+    SlidingRequest,
+    ToDeviceRequest,
+)
+from homeserver.services.sliding_sync.sliding_sync import SlidingSync
+
+MOST_LISTS: Final = 100
+MOST_SUBSCRIPTIONS: Final = 100
+MOST_RANGES: Final = 100
+MOST_PATTERNS: Final = 200
+LONGEST_KEY: Final = 64
+LONGEST_CONN_ID: Final = 255
+MOST_EVENTS: Final = 1000
+MOST_MESSAGES: Final = 100
+MAX_BODY: Final = 256 * 1024
+LAZY: Final = "$LAZY"
+ME: Final = "$ME"
+FAR: Final = 2**53
+
+Natural = Annotated[int, msgspec.Meta(ge=0)]
+Presence = Literal["offline", "online", "unavailable"]
+
+
+class FiltersBody(msgspec.Struct, frozen=True):
+    """Which rooms a list shows, in both forms."""
+
+    is_dm: bool | None = None
+    spaces: list[str] | None = None
+    is_encrypted: bool | None = None
+    is_invite: bool | None = None
+    is_invited: bool | None = None
+    room_types: list[str | None] | None = None
+    not_room_types: list[str | None] | None = None
+    tags: list[str] | None = None
+    not_tags: list[str] | None = None
+    room_name_like: str | None = None
+
+
+class PatternBody(msgspec.Struct, frozen=True):
+    """Entries of the state. What is absent matches anything."""
+
+    type: str | None = None
+    state_key: str | None = None
+
+
+class RequiredBody(msgspec.Struct, frozen=True):
+    """Which state is wanted, in the accepted form."""
+
+    include: list[PatternBody] | None = None
+    exclude: list[PatternBody] | None = None
+    lazy_members: bool | None = None
+
+
+class UnstableRoom(msgspec.Struct, frozen=True):
+    """How much of a room is wanted."""
+
+    timeline_limit: Natural | None = None
+    required_state: list[tuple[str, str]] | None = None
+
+
+class UnstableList(UnstableRoom, frozen=True):
+    """One list."""
+
+    ranges: list[tuple[Natural, Natural]] | None = None
+    slow_get_all_rooms: bool | None = None
+    filters: FiltersBody | None = None
+
+
+class StableRoom(msgspec.Struct, frozen=True):
+    """How much of a room is wanted."""
+
+    timeline_limit: Natural
+    required_state: RequiredBody | None = None
+
+
+class StableList(StableRoom, frozen=True):
+    """One list."""
+
+    range: tuple[Natural, Natural] | None = None
+    filters: FiltersBody | None = None
+
+
+class SinceExtension(msgspec.Struct, frozen=True):
+    """An extension with a token of its own."""
+
+    enabled: bool | None = None
+    since: str | None = None
+    limit: Natural | None = None
+
+
+class RoomsExtension(msgspec.Struct, frozen=True):
+    """An extension that is wanted in some rooms."""
+
+    enabled: bool | None = None
+    lists: list[str] | None = None
+    rooms: list[str] | None = None
+
+
+class ExtensionsBody(msgspec.Struct, frozen=True):
+    """Those that are known here; others are ignored."""
+
+    to_device: SinceExtension | None = None
+    e2ee: RoomsExtension | None = None
+    account_data: RoomsExtension | None = None
+    receipts: RoomsExtension | None = None
+    typing: RoomsExtension | None = None
+    unstable_typing: RoomsExtension | None = msgspec.field(default=None, name="org.matrix.msc4508.typing")
+
+
+class UnstableBody(msgspec.Struct, frozen=True):
+    """A request of the released clients."""
+
+    conn_id: str | None = None
+    txn_id: str | None = None
+    lists: dict[str, UnstableList] | None = None
+    room_subscriptions: dict[str, UnstableRoom] | None = None
+    extensions: ExtensionsBody | None = None
+
+
+class StableBody(msgspec.Struct, frozen=True):
+    """A request in the accepted form."""
+
+    conn_id: str | None = None
+    pos: str | None = None
+    timeout: Natural | None = None
+    set_presence: Presence | None = None
+    lists: dict[str, StableList] | None = None
+    room_subscriptions: dict[str, StableRoom] | None = None
+    extensions: ExtensionsBody | None = None
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync",
+    auth=Auth.GUEST,
+    max_body=MAX_BODY,
+    while_suspended=True,
+    long_poll=True,
+)
+async def post_unstable_sliding_sync(
+    sliding_sync: SlidingSync,
+    caller: Requester,
+    *,
+    body: UnstableBody = UnstableBody(),
+    pos: str | None = None,
+    timeout: int = 0,
+    set_presence: Presence = "online",
+) -> dict[str, Any]:
+    """What is new in the rooms that the client looks at, as the released clients ask for it."""
+    lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
+    _check(body.conn_id, lists, subscriptions)
+    request = SlidingRequest(
+        caller=caller,
+        conn_id=body.conn_id or "",
+        pos=pos or None,
+        timeout_ms=timeout,
+        stable=False,
+        lists={name: _unstable_list(wanted, caller) for name, wanted in lists.items()},
+        subscriptions={id: _unstable_config(wanted, caller) for id, wanted in subscriptions.items() if is_room_id(id)},
+        extensions=_extensions(body.extensions or ExtensionsBody()),
+    )
+    answer = await sliding_sync.sync(request)
+    return answer if body.txn_id is None else {**answer, "txn_id": body.txn_id}
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v4/sync",
+    auth=Auth.GUEST,
+    max_body=MAX_BODY,
+    while_suspended=True,
+    long_poll=True,
+)
+async def post_sliding_sync(
+    sliding_sync: SlidingSync, caller: Requester, *, body: StableBody = StableBody()
+) -> dict[str, Any]:
+    """What is new in the rooms that the client looks at, in the accepted form."""
+    lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
+    _check(body.conn_id, lists, subscriptions)
+    request = SlidingRequest(
+        caller=caller,
+        conn_id=body.conn_id or "",
+        pos=body.pos or None,
+        timeout_ms=body.timeout or 0,
+        stable=True,
+        lists={name: _stable_list(wanted) for name, wanted in lists.items()},
+        subscriptions={id: _stable_config(wanted) for id, wanted in subscriptions.items() if is_room_id(id)},
+        extensions=_extensions(body.extensions or ExtensionsBody()),
+    )
+    return await sliding_sync.sync(request)
+
+
+def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]) -> None:
+    if conn_id is not None and (len(conn_id) > LONGEST_CONN_ID or "\0" in conn_id):
+        raise InvalidParam("The conn_id is too long, or not printable")
+    if len(lists) > MOST_LISTS or len(subscriptions) > MOST_SUBSCRIPTIONS:
+        raise InvalidParam(f"At most {MOST_LISTS} lists and {MOST_SUBSCRIPTIONS} subscriptions are allowed")
+    if any(len(name.encode()) > LONGEST_KEY for name in lists):
+        raise InvalidParam(f"The key of a list may have at most {LONGEST_KEY} bytes")
+
+
+def _unstable_list(wanted: UnstableList, caller: Requester) -> ListRequest:
+    ranges = None if wanted.slow_get_all_rooms else wanted.ranges
+    return ListRequest(_ranges(ranges), _unstable_config(wanted, caller), _filters(wanted.filters))
+
+
+def _unstable_config(wanted: UnstableRoom, caller: Requester) -> RoomConfig:
+    patterns = wanted.required_state or ()
+    _check_patterns(patterns)
+    lazy = (MEMBER, LAZY) in patterns
+    include = frozenset(
+        (type, str(caller.user_id) if key == ME else key) for type, key in patterns if (type, key) != (MEMBER, LAZY)
+    )
+    # all state and lazy members: the members are those that are needed, not all
+    exclude = frozenset({(MEMBER, ANY)}) if lazy and (ANY, ANY) in include else frozenset[Pattern]()
+    clauses = {Clause(include, exclude)} if include else set()
+    if exclude:
+        own = frozenset(pattern for pattern in include if pattern[0] == MEMBER)
+        clauses |= {Clause(own)} if own else set()
+    return RoomConfig(_timeline_limit(wanted.timeline_limit), RequiredState(frozenset(clauses), lazy))
+
+
+def _stable_list(wanted: StableList) -> ListRequest:
+    ranges = None if wanted.range is None else [wanted.range]
+    return ListRequest(_ranges(ranges), _stable_config(wanted), _filters(wanted.filters))
+
+
+def _stable_config(wanted: StableRoom) -> RoomConfig:
+    required = wanted.required_state or RequiredBody()
+    include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
+    _check_patterns([*include, *exclude])
+    clauses = frozenset({Clause(include, exclude)}) if include else frozenset[Clause]()
+    return RoomConfig(_timeline_limit(wanted.timeline_limit), RequiredState(clauses, bool(required.lazy_members)))
+
+
+def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:
+    return frozenset(
+        (ANY if body.type is None else body.type, ANY if body.state_key is None else body.state_key) for body in bodies
+    )
+
+
+def _check_patterns(patterns: Sequence[Pattern]) -> None:
+    if len(patterns) > MOST_PATTERNS:
+        raise InvalidParam(f"A required_state may have at most {MOST_PATTERNS} entries")
+    if any("\0" in part for pattern in patterns for part in pattern):
+        raise InvalidParam("No event has such a type or state key")
+
+
+def _ranges(ranges: Sequence[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
+    if ranges is None:
+        return None
+    if len(ranges) > MOST_RANGES:
+        raise InvalidParam(f"A list may have at most {MOST_RANGES} ranges")
+    if any(first > last for first, last in ranges):
+        raise InvalidParam("A range may not end before it begins")
+    return [(min(first, FAR), min(last, FAR)) for first, last in ranges]
+
+
+def _timeline_limit(limit: int | None) -> int:
+    return min(limit or 0, MOST_EVENTS)
+
+
+def _filters(body: FiltersBody | None) -> ListFilters:
+    if body is None:
+        return ListFilters()
+    return ListFilters(
+        is_dm=body.is_dm,
+        spaces=None if body.spaces is None else frozenset(filter(is_room_id, body.spaces)),
+        is_encrypted=body.is_encrypted,
+        is_invite=body.is_invite if body.is_invited is None else body.is_invited,
+        room_types=None if body.room_types is None else frozenset(body.room_types),
+        not_room_types=None if body.not_room_types is None else frozenset(body.not_room_types),
+        tags=_set(body.tags),
+        not_tags=_set(body.not_tags),
+        name_like=body.room_name_like,
+    )
+
+
+def _set(names: Sequence[str] | None) -> frozenset[str] | None:
+    return None if names is None else frozenset(names)
+
+
+def _extensions(body: ExtensionsBody) -> Extensions:
+    return Extensions(
+        to_device=_to_device(body.to_device),
+        e2ee=body.e2ee is not None and bool(body.e2ee.enabled),
+        account_data=_scope(body.account_data),
+        receipts=_scope(body.receipts),
+        typing=_scope(body.typing) or _scope(body.unstable_typing),
+    )
+
+
+def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
+    if body is None or not body.enabled:
+        return None
+    since = body.since or "0"
+    if not (since.isascii() and since.isdigit() and len(since) <= 18):
+        raise InvalidParam("The since of to_device is not one that this server gave out")
+    return ToDeviceRequest(int(since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES)))
+
+
+def _scope(body: RoomsExtension | None) -> Scope | None:
+    if body is None or not body.enabled:
+        return None
+    return Scope(_named(body.lists), _named(body.rooms))
+
+
+def _named(names: Sequence[str] | None) -> frozenset[str] | None:
+    return None if names is None or ANY in names else frozenset(names)

@@ -1,0 +1,234 @@
+"""The memory of connections: what a client was sent, and how its `pos` is read.
+
+A `pos` is a sync token and the number of a state: `s<position>_<ephemeral>_<state>`. A state says of each room whether
+everything up to the position was sent (*live*), or only up to an earlier one (*previously*). As long as that does not
+change, answers have the same state with new positions, and nothing is written.
+
+Members that were sent lazily are not part of it: they are remembered while the server runs (`lazy_members`), and sent again
+after a restart.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+
+from federation.protocol.errors import MatrixError
+from homeserver.services.sliding_sync.request import Clause, RequiredState, SlidingRequest
+from homeserver.services.stream_tokens import SyncToken, parse_sync_token
+from storage.sliding_connections import ConnectionKey, SlidingConnectionStore
+
+LIVE: Final = 0
+"""Stands for the position of the `pos`, where one says up to where something was sent."""
+
+KEPT_MS: Final = 30 * 24 * 3600 * 1000
+TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
+
+_POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+
+
+class UnknownPos(MatrixError):
+    """The client has to begin anew."""
+
+    errcode, status, default_text = "M_UNKNOWN_POS", 400, "This position is unknown or has expired: begin anew"
+
+
+@dataclass(frozen=True, slots=True)
+class SentRoom:
+    """How far a room was sent."""
+
+    upto: int
+    """LIVE, or the position up to which it was sent."""
+    timeline_limit: int
+    """So many of the newest events up to there the client has, or all."""
+    required_state: RequiredState
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionState:
+    """What a client has. Rooms by their numbers; those that are missing were never sent."""
+
+    rooms: Mapping[int, SentRoom] = field(default_factory=dict)
+    receipts: Mapping[int, int] = field(default_factory=dict)
+    account_data: Mapping[int, int] = field(default_factory=dict)
+
+
+EMPTY: Final = ConnectionState()
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A connection as a request finds it."""
+
+    key: ConnectionKey
+    token: SyncToken | None
+    """What the client has heard of; None at its beginning."""
+    state_nid: int | None
+    state: ConnectionState
+
+    @property
+    def position(self) -> int:
+        """0 at the beginning."""
+        return 0 if self.token is None else self.token.position
+
+    def since(self, upto: int) -> int:
+        """The position that LIVE stands for, or the other one."""
+        return self.position if upto == LIVE else upto
+
+
+@dataclass(slots=True)
+class _Remembered:
+    used_ts: int
+    states: dict[int, ConnectionState]
+
+
+class Connections:
+    """Finds the state of connections, and keeps new ones. For the reactor thread."""
+
+    def __init__(self, store: SlidingConnectionStore, now_ms: Callable[[], int], *, capacity: int) -> None:
+        """`capacity`: about how many rooms of all connections are remembered in memory."""
+        self._store = store
+        self._now_ms = now_ms
+        self._capacity = capacity
+        self._known: OrderedDict[ConnectionKey, _Remembered] = OrderedDict()
+        self._weight = 0
+
+    async def find(self, request: SlidingRequest) -> Connection:
+        """The connection of a request. Raises UnknownPos."""
+        key = ConnectionKey(request.caller.user_id, request.caller.device_id or "", request.conn_id)
+        if request.pos is None:
+            return Connection(key, None, None, EMPTY)
+        match = _POS.fullmatch(request.pos)
+        if match is None:
+            raise UnknownPos
+        state_nid = int(match[2])
+        state = await self._find_state(key, state_nid)
+        return Connection(key, parse_sync_token(match[1]), state_nid, state)
+
+    async def keep(self, former: Connection, state: ConnectionState, token: SyncToken) -> str:
+        """The `pos` of an answer after which the client has this. Written before it is told, if it is something new."""
+        state_nid = former.state_nid
+        if state_nid is None or state is not former.state:
+            now = self._now_ms()
+            state_nid = await self._store.add_state(former.key, state_nid, _encode(state), now, now - KEPT_MS)
+            states = {state_nid: state}
+            if former.state_nid is not None:
+                states[former.state_nid] = former.state
+            self._remember(former.key, _Remembered(now, states))
+        return f"{token}_{state_nid}"
+
+    async def _find_state(self, key: ConnectionKey, state_nid: int) -> ConnectionState:
+        known = self._known.get(key)
+        if known is None or state_nid not in known.states:
+            row = await self._store.get_state(key, state_nid)
+            if row is None:
+                raise UnknownPos
+            known = _Remembered(row.used_ts, {state_nid: _decode(row.state)})
+            self._remember(key, known)
+        self._known.move_to_end(key)
+        now = self._now_ms()
+        if now - known.used_ts > KEPT_MS:
+            await self._store.remove_connection(key)
+            self._forget(key)
+            raise UnknownPos
+        if now - known.used_ts > TOUCHED_EACH_MS:
+            known.used_ts = now
+            await self._store.set_used(key, now)
+        return known.states[state_nid]
+
+    def _remember(self, key: ConnectionKey, remembered: _Remembered) -> None:
+        self._forget(key)
+        self._known[key] = remembered
+        self._weight += _weigh(remembered)
+        while self._weight > self._capacity and len(self._known) > 1:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, key: ConnectionKey) -> None:
+        remembered = self._known.pop(key, None)
+        if remembered is not None:
+            self._weight -= _weigh(remembered)
+
+
+def _weigh(remembered: _Remembered) -> int:
+    return 1 + sum(len(state.rooms) for state in remembered.states.values())
+
+
+class StateChanges:
+    """A state that is being changed. What did not change stays the same object."""
+
+    def __init__(self, state: ConnectionState) -> None:
+        self._state = state
+        self._rooms: dict[int, SentRoom] = {}
+        self._receipts: dict[int, int] = {}
+        self._account_data: dict[int, int] = {}
+
+    def set_room(self, room_nid: int, sent: SentRoom) -> None:
+        """A room was sent so far."""
+        if self._state.rooms.get(room_nid) != sent:
+            self._rooms[room_nid] = sent
+
+    def end_room(self, room_nid: int, position: int) -> None:
+        """A live room has news that are not sent: the client has it up to the position."""
+        self._rooms[room_nid] = replace(self._state.rooms[room_nid], upto=position)
+
+    def set_receipts(self, room_nid: int, upto: int) -> None:
+        """The receipts of a room were sent so far."""
+        if self._state.receipts.get(room_nid) != upto:
+            self._receipts[room_nid] = upto
+
+    def set_account_data(self, room_nid: int, upto: int) -> None:
+        """The account data of a room were sent so far."""
+        if self._state.account_data.get(room_nid) != upto:
+            self._account_data[room_nid] = upto
+
+    def result(self) -> ConnectionState:
+        """The state afterwards."""
+        if not (self._rooms or self._receipts or self._account_data):
+            return self._state
+        return ConnectionState(
+            {**self._state.rooms, **self._rooms},
+            {**self._state.receipts, **self._receipts},
+            {**self._state.account_data, **self._account_data},
+        )
+
+
+class _Blob(msgspec.Struct, array_like=True, frozen=True):
+    """How a state is stored. Many rooms share one required state, so these stand in a table."""
+
+    required: list[tuple[list[tuple[list[tuple[str, str]], list[tuple[str, str]]]], bool]]
+    rooms: dict[int, tuple[int, int, int]]
+    """By room: up to where, timeline limit, index of the required state."""
+    receipts: dict[int, int]
+    account_data: dict[int, int]
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(_Blob)
+
+
+def _encode(state: ConnectionState) -> bytes:
+    indexes: dict[RequiredState, int] = {}
+    rooms = {
+        nid: (sent.upto, sent.timeline_limit, indexes.setdefault(sent.required_state, len(indexes)))
+        for nid, sent in state.rooms.items()
+    }
+    required = [
+        ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
+        for each in indexes
+    ]
+    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data)))
+
+
+def _decode(blob: bytes) -> ConnectionState:
+    stored = _decoder.decode(blob)
+    required = [
+        RequiredState(
+            frozenset(Clause(frozenset(include), frozenset(exclude)) for include, exclude in clauses), lazy_members
+        )
+        for clauses, lazy_members in stored.required
+    ]
+    rooms = {nid: SentRoom(upto, limit, required[index]) for nid, (upto, limit, index) in stored.rooms.items()}
+    return ConnectionState(rooms, stored.receipts, stored.account_data)

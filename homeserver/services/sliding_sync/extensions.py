@@ -1,0 +1,254 @@
+"""What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
+
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from homeserver.services.event_filters import NO_FILTER
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
+from homeserver.services.sliding_sync.lists import Selection
+from homeserver.services.sliding_sync.request import Scope, SlidingRequest, ToDeviceRequest
+from homeserver.services.sliding_sync.rooms import RoomWork
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.devices import DeviceNewsReader
+from homeserver.services.sync.request import Range, StateSection, SyncRequest
+from homeserver.services.sync.sync import receipt_events
+from homeserver.services.typing import Typing
+from storage.account_data import AccountData, AccountDataStore
+from storage.receipts import ReceiptRow, ReceiptStore
+from storage.rooms import RoomStore
+from storage.streams import Topic
+
+EVERYWHERE: Final = 0
+"""Stands where the number of a room would, for account data that is of no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExtensionParts:
+    """What extensions are made of."""
+
+    devices: DeviceNewsReader
+    account_data: AccountDataStore
+    receipts: ReceiptStore
+    typing: Typing
+    recent: RecentChanges
+    rooms: RoomStore
+
+
+class ExtensionReader:
+    """Makes the extensions of answers."""
+
+    def __init__(self, parts: ExtensionParts) -> None:
+        self._parts = parts
+
+    async def read(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        selection: Selection,
+        works: Sequence[RoomWork],
+        token: SyncToken,
+        changes: StateChanges,
+    ) -> tuple[dict[str, Any], bool]:
+        """The extensions as they go into the answer, and whether there is anything new in them."""
+        wanted = request.extensions
+        answer: dict[str, Any] = {}
+        is_news = False
+        if wanted.to_device is not None:
+            answer["to_device"] = await self._to_device(request, wanted.to_device, token.position)
+            is_news = bool(answer["to_device"]["events"])
+        if wanted.e2ee:
+            answer["e2ee"], e2ee_news = await self._e2ee(request, connection, token.position)
+            is_news = is_news or e2ee_news
+        if wanted.account_data is None:
+            if connection.state.account_data:
+                await self._account_data(request, connection, set(), token.position, changes)
+        else:
+            scope = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
+            data = await self._account_data(request, connection, scope, token.position, changes)
+            answer["account_data"] = data
+            is_news = is_news or bool(data["global"] or data["rooms"])
+        if wanted.receipts is None:
+            self._end_receipts(request, connection, set(), changes)
+        else:
+            scope = _joined(_rooms_in(wanted.receipts, selection), selection)
+            receipts = await self._receipts(request, connection, scope, works, token.position, changes)
+            answer["receipts"] = {"rooms": receipts}
+            is_news = is_news or bool(receipts)
+        if wanted.typing is not None:
+            scope = _joined(_rooms_in(wanted.typing, selection), selection)
+            typing = await self._typing(connection, scope)
+            answer["typing"] = {"rooms": typing}
+            is_news = is_news or bool(typing)
+        return answer, is_news
+
+    async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
+        """Messages since a token of their own, which the client keeps whatever becomes of its connections."""
+        if wanted.since > upto:
+            return {"next_batch": str(wanted.since), "events": []}
+        as_synced = _as_sync(request, SyncToken(wanted.since, 0))
+        messages, reached = await self._parts.devices.find_messages(as_synced, Range(wanted.since, upto))
+        if len(messages) > wanted.limit:
+            messages = messages[: wanted.limit]
+            reached = messages[-1].position
+        return {"next_batch": str(reached), "events": [msgspec.Raw(message.content) for message in messages]}
+
+    async def _e2ee(self, request: SlidingRequest, connection: Connection, upto: int) -> tuple[dict[str, Any], bool]:
+        moved = connection.token is not None and connection.position < upto
+        news = await self._parts.devices.read(
+            _as_sync(request, connection.token if moved else None), Range(connection.position, upto), ()
+        )
+        answer: dict[str, Any] = {
+            "device_one_time_keys_count": news.counts.one_time,
+            "device_unused_fallback_key_types": news.counts.unused_fallback,
+        }
+        if connection.token is not None:
+            answer["device_lists"] = news.lists
+        return answer, bool(news.lists["changed"] or news.lists["left"])
+
+    async def _account_data(
+        self, request: SlidingRequest, connection: Connection, scope: set[int], upto: int, changes: StateChanges
+    ) -> dict[str, Any]:
+        """What is new in the scope; what is new outside it is noted as missed."""
+        store, user_id, known = self._parts.account_data, request.caller.user_id, connection.state.account_data
+        changed = connection.position < upto and self._parts.recent.concerns_user(
+            user_id, Topic.ACCOUNT_DATA, connection.position
+        )
+        new = scope - known.keys()
+        missed = {nid: upto for nid, upto in known.items() if upto != LIVE and nid in scope}
+        found: dict[int, Mapping[str, bytes]] = {}
+        if new:
+            whole = await self._by_room(await store.get_account_data(user_id))
+            found |= {nid: data for nid, data in whole.items() if nid in new}
+        if known and (changed or missed):
+            since = min([connection.position, *missed.values()])
+            latest = await self._by_room(await store.get_account_data_since(user_id, since, upto))
+            for nid, data in latest.items():
+                if nid in missed or (changed and nid in scope and nid not in new):
+                    found[nid] = data
+                elif changed and nid not in scope and known.get(nid) == LIVE:
+                    changes.set_account_data(nid, connection.position)
+        for nid in (*new, *missed):
+            changes.set_account_data(nid, LIVE)
+        rooms = await self._parts.rooms.get_rooms_by_nid(nid for nid in found if nid != EVERYWHERE)
+        return {
+            "global": _events(found.get(EVERYWHERE, {})),
+            "rooms": {rooms[nid].room_id: _events(data) for nid, data in found.items() if nid != EVERYWHERE},
+        }
+
+    async def _by_room(self, data: AccountData) -> dict[int, Mapping[str, bytes]]:
+        """By numbers of rooms, and what is of no room under EVERYWHERE."""
+        rooms = await self._parts.rooms.get_rooms(data.rooms)
+        by_room: dict[int, Mapping[str, bytes]] = {
+            rooms[room_id].room_nid: entries for room_id, entries in data.rooms.items() if room_id in rooms
+        }
+        if data.everywhere:
+            by_room[EVERYWHERE] = data.everywhere
+        return by_room
+
+    async def _receipts(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        scope: set[int],
+        works: Sequence[RoomWork],
+        upto: int,
+        changes: StateChanges,
+    ) -> dict[str, Any]:
+        user_id, known = request.caller.user_id, connection.state.receipts
+        timelines = {
+            work.room.room_nid: work.shown for work in works if work.initial or work.expanded or work.sent is None
+        }
+        new = scope - known.keys()
+        whole = new | (timelines.keys() & scope)
+        missed = {nid for nid, upto in known.items() if upto != LIVE and nid in scope}
+        recent = self._parts.recent.rooms_since(user_id, connection.position) if connection.token is not None else None
+        ranges: dict[int, tuple[int, int]] = {}
+        for nid in whole:
+            # a receipt comes after what it is for
+            starts = [seen.event.position or 0 for seen in timelines.get(nid, ())]
+            if nid in known:
+                starts.append(connection.since(known[nid]))
+            if starts:
+                ranges[nid] = (min(starts), upto)
+        for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
+            ranges[nid] = (connection.since(known[nid]), upto)
+        found: dict[int, list[ReceiptRow]] = {}
+        if ranges:
+            for nid, rows in (await self._parts.receipts.get_receipts(ranges)).items():
+                ids = {seen.event.event.event_id for seen in timelines.get(nid, ())}
+                told = connection.since(known[nid]) if nid in known else upto
+                found[nid] = [row for row in rows if row.event_id in ids or row.position > told]
+        if whole:
+            for nid, rows in (await self._parts.receipts.get_receipts_of_user(user_id, whole)).items():
+                found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
+        self._end_receipts(request, connection, scope, changes)
+        for nid in new | missed:
+            changes.set_receipts(nid, LIVE)
+        return await self._receipt_events(user_id, found)
+
+    def _end_receipts(
+        self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
+    ) -> None:
+        """Receipts outside the scope that are new are missed."""
+        known = connection.state.receipts
+        if connection.token is None or not known:
+            return
+        recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
+        for nid in known if recent is None else recent.receipts & known.keys():
+            if known[nid] == LIVE and nid not in scope:
+                changes.set_receipts(nid, connection.position)
+
+    async def _receipt_events(self, user_id: UserID, found: Mapping[int, Sequence[ReceiptRow]]) -> dict[str, Any]:
+        shown = {
+            nid: visible
+            for nid, rows in found.items()
+            if (visible := [row for row in rows if row.receipt_type != "m.read.private" or row.user_id == user_id])
+        }
+        rooms = await self._parts.rooms.get_rooms_by_nid(shown)
+        # the form has room for one event; of a user's receipts for threads of the same event it takes one
+        return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
+
+    async def _typing(self, connection: Connection, scope: set[int]) -> dict[str, Any]:
+        typing, known = self._parts.typing, connection.state.rooms
+        if connection.token is None:
+            found = dict(typing.get_changed(scope, None))
+        else:
+            since = connection.token.ephemeral
+            followed = {nid for nid in scope if nid in known and known[nid].upto == LIVE}
+            found = dict(typing.get_changed(scope - followed, None))
+            found.update(typing.get_changed(typing.changed_rooms(since) & followed, since))
+        rooms = await self._parts.rooms.get_rooms_by_nid(found)
+        return {
+            rooms[nid].room_id: {"type": "m.typing", "content": {"user_ids": users}} for nid, users in found.items()
+        }
+
+
+def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
+    return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=StateSection.AFTER)
+
+
+def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
+    """The rooms that an extension is wanted for."""
+    found: set[int] = set()
+    for name, window in selection.windows.items():
+        if scope.lists is None or name in scope.lists:
+            found.update(window)
+    found.update(nid for room_id, nid in selection.subscribed.items() if scope.rooms is None or room_id in scope.rooms)
+    return found
+
+
+def _joined(room_nids: set[int], selection: Selection) -> set[int]:
+    rows = selection.rows
+    return {nid for nid in room_nids if rows[nid].membership == "join"}
+
+
+def _events(data: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    return [{"type": type, "content": msgspec.Raw(content)} for type, content in data.items()]

@@ -1,0 +1,126 @@
+"""What lists filter by, from memory: direct chats and tags of users, and what rooms are. For the reactor thread."""
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from storage.account_data import AccountDataStore
+from storage.events import EventRow
+from storage.room_summaries import RoomSummaryStore, SummaryRow
+from storage.streams import Change, Streams, Topic
+
+DIRECT: Final = "m.direct"
+TAGS: Final = "m.tag"
+TRAITS: Final = frozenset({"m.room.create", "m.room.encryption", "m.room.name"})
+NO_TAGS: Final[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a user says of rooms, by the rooms' ids."""
+
+    direct: frozenset[str]
+    tags: Mapping[str, frozenset[str]]
+
+
+class RoomLabels:
+    """Reads what users say of their rooms."""
+
+    def __init__(self, store: AccountDataStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: how many users are remembered."""
+        self._store = store
+        self._capacity = capacity
+        self._known: OrderedDict[str, Labels] = OrderedDict()
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def of_user(self, user_id: UserID) -> Labels:
+        """The labels of one user."""
+        known = self._known.get(user_id)
+        if known is not None:
+            self._known.move_to_end(user_id)
+            return known
+        while True:
+            heard = self._changes_heard
+            direct = await self._store.get_entry(user_id, None, DIRECT)
+            tags = await self._store.get_rooms_entries(user_id, TAGS)
+            if heard == self._changes_heard:
+                break
+        labels = Labels(
+            _parse_direct(direct) if direct is not None else frozenset(),
+            {room_id: _parse_tags(content) for room_id, content in tags.items()},
+        )
+        self._known[user_id] = labels
+        if len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+        return labels
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.ACCOUNT_DATA and change.user_id is not None:
+                self._changes_heard += 1
+                self._known.pop(change.user_id, None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._changes_heard += 1
+        self._known.clear()
+
+
+class RoomTraits:
+    """Knows name, type and encryption of rooms."""
+
+    def __init__(self, store: RoomSummaryStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: how many rooms are remembered."""
+        self._store = store
+        self._capacity = capacity
+        self._known: dict[int, SummaryRow] = {}
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:
+        """The traits of these rooms at least. The mapping is the cache's own: read, don't keep."""
+        while missing := [nid for nid in room_nids if nid not in self._known]:
+            if len(self._known) > self._capacity:
+                self._known, missing = {}, list(room_nids)
+            heard, known = self._changes_heard, self._known
+            read = await self._store.get_summaries(missing)
+            if heard == self._changes_heard and known is self._known:
+                known.update(read)
+                break
+        return self._known
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            row = change.detail
+            if isinstance(row, EventRow):
+                if row.type in TRAITS:
+                    self._changes_heard += 1
+                    self._known.pop(row.room_nid, None)
+            elif change.topic in (Topic.EVENT, Topic.REDACTED):
+                self._forget_all()
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: in which rooms is not known here."""
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._changes_heard += 1
+        self._known = {}
+
+
+def _parse_direct(content: bytes) -> frozenset[str]:
+    by_user = msgspec.json.decode(content)
+    lists = [rooms for rooms in by_user.values() if isinstance(rooms, list)]
+    return frozenset(room_id for rooms in lists for room_id in rooms if isinstance(room_id, str))
+
+
+def _parse_tags(content: bytes) -> frozenset[str]:
+    tags = msgspec.json.decode(content).get("tags")
+    return frozenset(tags) if isinstance(tags, dict) else NO_TAGS

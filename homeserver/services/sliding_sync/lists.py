@@ -1,0 +1,281 @@
+"""Which rooms an answer is about: the lists with their filters and windows, and the subscriptions.
+
+Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows, and what
+filters need to know of rooms is read for all of them at once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, UserID, is_room_id
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.visible import Visibility
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.labels import NO_TAGS, Labels, RoomLabels, RoomTraits
+from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.request import (
+    NO_FILTERS,
+    ListFilters,
+    ListRequest,
+    RoomConfig,
+    SlidingRequest,
+    merge_configs,
+)
+from homeserver.services.sync.invited import InvitedRooms
+from storage.memberships import MembershipRow
+from storage.rooms import RoomRow, RoomStore
+
+OUTSIDE: Final = frozenset({"invite", "knock"})
+CREATE: Final = "m.room.create"
+ENCRYPTION: Final = "m.room.encryption"
+SPACE_CHILD: Final = "m.space.child"
+ANSWERS_REMEMBERED: Final = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    is_encrypted: bool
+    room_type: str | None
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The rooms that a request names."""
+
+    counts: Mapping[str, int]
+    windows: Mapping[str, Sequence[int]]
+    """By list the numbers of the rooms in its ranges, in order."""
+    subscribed: Mapping[str, int]
+    """Numbers of the subscribed rooms by id."""
+    configs: Mapping[int, RoomConfig]
+    """What is wanted of each room."""
+    rows: Mapping[int, MembershipRow]
+    latest: Mapping[int, int]
+    """Position of the newest event by room."""
+    labels: Labels
+
+    def news_of(self, row: MembershipRow) -> int:
+        """The position of the latest thing that the user may hear of in a room."""
+        return max(self.latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
+
+
+class RoomLists:
+    """Selects rooms."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        rooms: RoomStore,
+        memberships: Memberships,
+        visibility: Visibility,
+        invited: InvitedRooms,
+        ignored: IgnoredUsers,
+        labels: RoomLabels,
+        traits: RoomTraits,
+        recency: RoomRecency,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._rooms = rooms
+        self._memberships = memberships
+        self._visibility = visibility
+        self._invited = invited
+        self._ignored = ignored
+        self._labels = labels
+        self._traits = traits
+        self._recency = recency
+        # whether the user had been in the room, by the number of a membership event: that never changes
+        self._was_joined: OrderedDict[int, bool] = OrderedDict()
+
+    async def select(self, request: SlidingRequest, connection: Connection) -> Selection:
+        """The rooms in the windows and subscriptions of a request."""
+        user_id = request.caller.user_id
+        rows = await self._memberships.of_user(user_id)
+        latest = await self._recency.latest([row.room_nid for row in rows.values() if row.membership == "join"])
+        labels = await self._labels.of_user(user_id)
+        counts: dict[str, int] = {}
+        windows: dict[str, Sequence[int]] = {}
+        configs = _Configs()
+        if request.lists:
+            candidates = await self._candidates(user_id, rows, connection)
+            candidates.sort(
+                key=lambda row: latest.get(row.room_nid, 0) if row.membership == "join" else row.position, reverse=True
+            )
+            for name, wanted in request.lists.items():
+                shown = await self._filter(wanted.filters, rows, candidates, labels)
+                counts[name] = len(shown)
+                windows[name] = [row.room_nid for row in _cut(wanted, shown)]
+                configs.add(windows[name], wanted.config)
+        subscribed = {}
+        for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
+            row = rows.get(room.room_nid)
+            if row is not None and await self._may_see(row):
+                subscribed[room_id] = room.room_nid
+                configs.add([room.room_nid], request.subscriptions[room_id])
+        return Selection(counts, windows, subscribed, configs.by_room, rows, latest, labels)
+
+    async def was_joined(self, row: MembershipRow) -> bool:
+        """Whether the user is, or ever was, in the room."""
+        if row.membership == "join":
+            return True
+        known = self._was_joined.get(row.event_nid)
+        if known is None:
+            known = self._was_joined[row.event_nid] = await self._visibility.was_joined(row)
+            if len(self._was_joined) > ANSWERS_REMEMBERED:
+                self._was_joined.popitem(last=False)
+        return known
+
+    async def _may_see(self, row: MembershipRow) -> bool:
+        return not row.forgotten and (row.membership in OUTSIDE or await self.was_joined(row))
+
+    async def _candidates(
+        self, user_id: UserID, rows: Mapping[int, MembershipRow], connection: Connection
+    ) -> list[MembershipRow]:
+        """The rooms that a list may show, in no order."""
+        ignored = await self._ignored.of_user(user_id)
+        found: list[MembershipRow] = []
+        removed: list[MembershipRow] = []
+        for row in rows.values():
+            membership = row.membership
+            if membership == "join":
+                found.append(row)
+            elif row.forgotten:
+                continue
+            elif membership in OUTSIDE:
+                if membership == "knock" or row.sender not in ignored:
+                    found.append(row)
+            else:
+                sent = connection.state.rooms.get(row.room_nid)
+                if sent is not None and row.position > connection.since(sent.upto):
+                    found.append(row)  # the client has to learn that the user is no longer there
+                elif membership == "ban" or row.sender != user_id:
+                    removed.append(row)
+        unknown = [row.event_nid for row in removed if row.event_nid not in self._was_joined]
+        if unknown:
+            left = await self._events.get_events(unknown)
+            await self._events.get_events(event.replaces for event in left.values() if event.replaces is not None)
+        return found + [row for row in removed if await self.was_joined(row)]
+
+    async def _filter(
+        self,
+        filters: ListFilters,
+        rows: Mapping[int, MembershipRow],
+        candidates: Sequence[MembershipRow],
+        labels: Labels,
+    ) -> Sequence[MembershipRow]:
+        if filters == NO_FILTERS:
+            return candidates
+        shown: Iterable[MembershipRow] = candidates
+        if filters.is_invite is not None:
+            shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
+        if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
+            names = await self._rooms.get_rooms_by_nid(row.room_nid for row in shown)
+            shown = [row for row in shown if _has_labels(filters, names[row.room_nid], labels)]
+        if filters.spaces is not None:
+            children = await self._children(filters.spaces, rows)
+            shown = [row for row in shown if row.room_nid in children]
+        if filters.by_state:
+            traits = await self._find_traits(shown)
+            shown = [row for row in shown if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])]
+        return list(shown)
+
+    async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
+        """The rooms that the spaces name as theirs; spaces that the user is not in do not count."""
+        ids: set[str] = set()
+        for room_id, room in (await self._rooms.get_rooms(spaces)).items():
+            row = rows.get(room.room_nid)
+            if row is None or row.membership != "join":
+                continue
+            snapshot = await self._engine.get_snapshot(RoomID(room_id))
+            events = await self._events.get_events((await snapshot.state.load_nids(SPACE_CHILD)).values())
+            ids |= {
+                event.event.state_key
+                for event in events.values()
+                if event.event.state_key is not None
+                and is_room_id(event.event.state_key)
+                and isinstance(event.event.content.get("via"), list)
+            }
+        return {room.room_nid for room in (await self._rooms.get_rooms(ids)).values()}
+
+    async def _find_traits(self, rows: Iterable[MembershipRow]) -> dict[int, _Traits]:
+        """What the rooms are, as far as the user may know; unknown ones are missing."""
+        inside = [row.room_nid for row in rows if row.membership not in OUTSIDE]
+        summaries = await self._traits.of_rooms(inside)
+        found = {
+            nid: _Traits(summaries[nid].encryption is not None, summaries[nid].room_type, summaries[nid].name)
+            for nid in inside
+            if nid in summaries
+        }
+        for row in rows:
+            if row.membership not in OUTSIDE:
+                continue
+            state = {event.key: event.content for event in await self._invited.get_stripped(row)}
+            create = state.get(StateKey(CREATE, ""))
+            if create is not None:
+                room_type = create.get("type")
+                name = state.get(StateKey("m.room.name", ""), {}).get("name")
+                found[row.room_nid] = _Traits(
+                    StateKey(ENCRYPTION, "") in state,
+                    room_type if isinstance(room_type, str) else None,
+                    name if isinstance(name, str) else None,
+                )
+        return found
+
+
+class _Configs:
+    """What is wanted of rooms. Rooms that are in the same lists share one object."""
+
+    def __init__(self) -> None:
+        self.by_room: dict[int, RoomConfig] = {}
+        self._merged: dict[tuple[int, int], RoomConfig] = {}
+
+    def add(self, room_nids: Sequence[int], config: RoomConfig) -> None:
+        """This is wanted of the rooms, beside what was wanted of them already."""
+        if not self.by_room:
+            self.by_room = dict.fromkeys(room_nids, config)
+            return
+        for nid in room_nids:
+            former = self.by_room.get(nid)
+            self.by_room[nid] = config if former is None else self._merge(former, config)
+
+    def _merge(self, former: RoomConfig, config: RoomConfig) -> RoomConfig:
+        key = (id(former), id(config))  # both are held: by the request, or in here
+        if key not in self._merged:
+            self._merged[key] = merge_configs([former, config])
+        return self._merged[key]
+
+
+def _cut(wanted: ListRequest, rows: Sequence[MembershipRow]) -> list[MembershipRow]:
+    if wanted.ranges is None:
+        return list(rows)
+    within: dict[int, MembershipRow] = {}
+    for first, last in wanted.ranges:
+        within.update((row.room_nid, row) for row in rows[first : last + 1])
+    return list(within.values())
+
+
+def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:
+    if filters.is_dm is not None and (room.room_id in labels.direct) != filters.is_dm:
+        return False
+    tags = labels.tags.get(room.room_id, NO_TAGS)
+    if filters.not_tags is not None and tags & filters.not_tags:
+        return False
+    return filters.tags is None or bool(tags & filters.tags)
+
+
+def _has_traits(filters: ListFilters, traits: _Traits) -> bool:
+    if filters.is_encrypted is not None and traits.is_encrypted != filters.is_encrypted:
+        return False
+    if filters.not_room_types is not None and traits.room_type in filters.not_room_types:
+        return False
+    if filters.room_types is not None and traits.room_type not in filters.room_types:
+        return False
+    return filters.name_like is None or filters.name_like.lower() in (traits.name or "").lower()

@@ -1,0 +1,175 @@
+"""What a client asks of sliding sync, whichever of its two forms it used.
+
+Proposal: MSC4186.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from homeserver.http.endpoint import Requester
+
+MEMBER: Final = "m.room.member"
+ANY: Final = "*"
+ALL_MEMBERS: Final = (MEMBER, ANY)
+
+Pattern = tuple[str, str]
+"""An event type and a state key; `*` is any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """State that matches one of `include` and none of `exclude`."""
+
+    include: frozenset[Pattern]
+    exclude: frozenset[Pattern] = frozenset()
+
+    def matches(self, type: str, state_key: str) -> bool:
+        """Whether this entry of the state is asked for."""
+        return _matches(self.include, type, state_key) and not _matches(self.exclude, type, state_key)
+
+    @property
+    def all_members(self) -> bool:
+        """Whether every membership is asked for."""
+        excluded = any(type in (MEMBER, ANY) for type, _ in self.exclude)
+        return not excluded and any(type in (MEMBER, ANY) and key == ANY for type, key in self.include)
+
+
+@dataclass(frozen=True, slots=True)
+class RequiredState:
+    """Which state of a room is wanted: what any clause matches, and the members that its timeline needs."""
+
+    clauses: frozenset[Clause] = frozenset()
+    lazy_members: bool = False
+
+    def matches(self, type: str, state_key: str) -> bool:
+        """Whether this entry of the state is asked for, lazy members aside."""
+        return any(clause.matches(type, state_key) for clause in self.clauses)
+
+    def exact(self) -> set[Pattern]:
+        """The entries that are asked for by name."""
+        return {pattern for clause in self.clauses for pattern in clause.include if ANY not in pattern}
+
+    def whole_types(self) -> set[str] | None:
+        """The types of which many entries may be wanted; None: any type may be."""
+        types: set[str] = set()
+        for clause in self.clauses:
+            for type, state_key in clause.include:
+                if type == ANY:
+                    return None
+                if state_key == ANY:
+                    types.add(type)
+        return types
+
+    def covers(self, other: "RequiredState") -> bool:
+        """Whether who was sent this lacks nothing of the other."""
+        return other.clauses <= self.clauses
+
+
+def merge_states(states: Iterable[RequiredState]) -> RequiredState:
+    """All that any of them asks for; members lazily if one says so and none asks for all of them."""
+    wanted = list(states)
+    clauses = frozenset(clause for state in wanted for clause in state.clauses)
+    lazy = any(state.lazy_members for state in wanted) and not any(clause.all_members for clause in clauses)
+    return RequiredState(clauses, lazy)
+
+
+@dataclass(frozen=True, slots=True)
+class RoomConfig:
+    """How much of a room is wanted."""
+
+    timeline_limit: int
+    required_state: RequiredState
+
+
+def merge_configs(configs: Sequence[RoomConfig]) -> RoomConfig:
+    """The most that any of them asks for."""
+    if len(configs) == 1:
+        return configs[0]
+    return RoomConfig(
+        max(config.timeline_limit for config in configs), merge_states(config.required_state for config in configs)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ListFilters:
+    """Which rooms a list shows. None does not filter."""
+
+    is_dm: bool | None = None
+    spaces: frozenset[str] | None = None
+    is_encrypted: bool | None = None
+    is_invite: bool | None = None
+    room_types: frozenset[str | None] | None = None
+    not_room_types: frozenset[str | None] | None = None
+    tags: frozenset[str] | None = None
+    not_tags: frozenset[str] | None = None
+    name_like: str | None = None
+
+    @property
+    def by_state(self) -> bool:
+        """Whether one has to know the state of rooms."""
+        return any(
+            value is not None for value in (self.is_encrypted, self.room_types, self.not_room_types, self.name_like)
+        )
+
+
+NO_FILTERS: Final = ListFilters()
+
+
+@dataclass(frozen=True, slots=True)
+class ListRequest:
+    """One list. `ranges` are inclusive; None: every room."""
+
+    ranges: Sequence[tuple[int, int]] | None
+    config: RoomConfig
+    filters: ListFilters = NO_FILTERS
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """In which rooms an extension is wanted, by lists and subscriptions. None: all."""
+
+    lists: frozenset[str] | None = None
+    rooms: frozenset[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToDeviceRequest:
+    since: int
+    """0: from the beginning of what is kept."""
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extensions:
+    """Which extensions are wanted. None or False: not."""
+
+    to_device: ToDeviceRequest | None = None
+    e2ee: bool = False
+    account_data: Scope | None = None
+    receipts: Scope | None = None
+    typing: Scope | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingRequest:
+    """One request."""
+
+    caller: Requester
+    conn_id: str
+    pos: str | None
+    timeout_ms: int
+    stable: bool
+    """In the accepted form, not in that of the released clients."""
+    lists: Mapping[str, ListRequest] = field(default_factory=dict)
+    subscriptions: Mapping[str, RoomConfig] = field(default_factory=dict)
+    extensions: Extensions = Extensions()
+
+
+def _matches(patterns: frozenset[Pattern], type: str, state_key: str) -> bool:
+    return (
+        (type, state_key) in patterns
+        or (type, ANY) in patterns
+        or (ANY, state_key) in patterns
+        or (ANY, ANY) in patterns
+    )

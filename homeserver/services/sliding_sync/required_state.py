@@ -1,0 +1,116 @@
+"""The state that goes with a room: all that is asked for at first, later what changed or is newly asked for.
+
+Changes are those between two states of the room, not the state events among the arrivals: so a state that the resolution
+of a fork brought back is told too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from federation.protocol.events import StateKey
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.timelines import Timelines
+from homeserver.services.sliding_sync.request import MEMBER, RequiredState
+from storage.state_tree import StateTreeStore
+
+NAME: Final = StateKey("m.room.name", "")
+AVATAR: Final = StateKey("m.room.avatar", "")
+
+
+@dataclass(slots=True)
+class StateOfRoom:
+    """The entries that an answer has of a room: numbers of events by key."""
+
+    entries: dict[StateKey, int]
+    named: dict[StateKey, int | None]
+    """Name and avatar, as far as they may have changed; None where one is not set."""
+    members_changed: bool = False
+    changed_members: dict[str, int] = field(default_factory=dict)
+    """All memberships that changed, asked for or not."""
+    removed: Sequence[StateKey] = ()
+    """Entries that are no longer set."""
+
+
+class RequiredStates:
+    """Reads the state that is asked for."""
+
+    def __init__(self, trees: StateTreeStore, events: RoomEvents, timelines: Timelines) -> None:
+        self._trees = trees
+        self._events = events
+        self._timelines = timelines
+
+    async def get_former_roots(self, since: Mapping[int, int]) -> Mapping[int, bytes | None]:
+        """The states of rooms right after what had arrived by some position."""
+        if not since:
+            return {}
+        stretches = await self._timelines.get_latest({nid: (0, position) for nid, position in since.items()}, 1)
+        events = await self._events.get_events(
+            stretch.arrivals[-1].event_nid for stretch in stretches.values() if stretch.arrivals
+        )
+        return {
+            nid: events[stretch.arrivals[-1].event_nid].state_root if stretch.arrivals else None
+            for nid, stretch in stretches.items()
+        }
+
+    async def get_whole(self, room_nid: int, root: bytes | None, wanted: RequiredState) -> StateOfRoom:
+        """All that is asked for of a state."""
+        entries = await self._read(room_nid, root, wanted, [NAME, AVATAR])
+        named = {key: entries.get(key) for key in (NAME, AVATAR)}
+        return StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
+
+    async def get_added(
+        self, room_nid: int, root: bytes | None, wanted: RequiredState, former: RequiredState
+    ) -> dict[StateKey, int]:
+        """What is asked for now and was not before."""
+        entries = await self._read(room_nid, root, wanted, [])
+        return {key: nid for key, nid in entries.items() if wanted.matches(*key) and not former.matches(*key)}
+
+    async def get_changed(
+        self, room_nid: int, former: bytes | None, root: bytes | None, wanted: RequiredState
+    ) -> StateOfRoom:
+        """What is asked for and differs from a former state."""
+        if former == root:
+            return StateOfRoom({}, {})
+        changes = {
+            StateKey(*key): new for key, (_, new) in (await self._trees.get_diff(room_nid, former, root)).items()
+        }
+        members = {key.state_key: nid for key, nid in changes.items() if key.type == MEMBER and nid is not None}
+        return StateOfRoom(
+            {key: nid for key, nid in changes.items() if nid is not None and wanted.matches(*key)},
+            {key: changes[key] for key in (NAME, AVATAR) if key in changes},
+            bool(members),
+            members,
+            [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
+        )
+
+    async def get_members(self, room_nid: int, root: bytes | None, user_ids: Sequence[str]) -> dict[StateKey, int]:
+        """Some memberships."""
+        found = await self._trees.get_entries(room_nid, root, [StateKey(MEMBER, user_id) for user_id in user_ids])
+        return {StateKey(*key): nid for key, nid in found.items()}
+
+    async def _read(
+        self, room_nid: int, root: bytes | None, wanted: RequiredState, besides: Sequence[StateKey]
+    ) -> dict[StateKey, int]:
+        types = wanted.whole_types()
+        if types is None:
+            found = await self._trees.get_all(room_nid, root)
+            return {StateKey(*key): nid for key, nid in found.items()}
+        exact = [StateKey(*pattern) for pattern in wanted.exact()]
+        entries = {
+            StateKey(*key): nid
+            for key, nid in (await self._trees.get_entries(room_nid, root, [*exact, *besides])).items()
+        }
+        if types:
+            by_type = await self._trees.get_by_type(room_nid, root, types)
+            entries.update((StateKey(*key), nid) for key, nid in by_type.items())
+        return entries
+
+
+def people_in(timeline: Sequence[StoredEvent]) -> set[str]:
+    """Whose memberships are needed to show a timeline: senders, and those whom membership events are about."""
+    needed = {str(event.event.sender) for event in timeline}
+    needed |= {
+        event.event.state_key for event in timeline if event.event.type == MEMBER and event.event.state_key is not None
+    }
+    return needed

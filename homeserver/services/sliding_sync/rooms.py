@@ -1,0 +1,308 @@
+"""The entries of rooms in an answer: timeline, state, name, people, counts.
+
+All rooms of an answer are worked on together. Rooms that the user has left are shown as they were then.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from federation.protocol.ids import DeviceID, RoomID
+from federation.rooms.engine import RoomEngine
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.timelines import Timelines
+from federation.rooms.visible import Seen, Visibility
+from homeserver.services.client_events import ClientEvents, present_plainly, present_stripped
+from homeserver.services.ignored_users import IgnoredUsers, without_ignored
+from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
+from homeserver.services.sliding_sync.lists import OUTSIDE
+from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
+from homeserver.services.stream_tokens import SyncToken, format_place
+from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.lazy_members import LazyMembers, Member
+from homeserver.services.sync.room_summary import RoomSummaries, Summary
+from homeserver.services.unread import RoomUnread, UnreadCounts
+from storage.memberships import MembershipRow
+from storage.rooms import RoomRow
+from storage.timelines import Place
+
+LEFT: Final = frozenset({"leave", "ban"})
+
+
+@dataclass(slots=True)
+class RoomWork:
+    """A room on its way into the answer."""
+
+    room: RoomRow
+    own: MembershipRow
+    config: RoomConfig
+    sent: SentRoom | None
+    since: int
+    """Up to where the client has it; 0 for nothing."""
+    initial: bool
+    has_news: bool
+    was_in: bool
+    """Whether the user is, or ever was, in the room."""
+    is_direct: bool
+    in_lists: Sequence[str] = ()
+    limited: bool = False
+    shown: Sequence[Seen] = ()
+    state: StateOfRoom = field(default_factory=lambda: StateOfRoom({}, {}))
+
+    @property
+    def expanded(self) -> bool:
+        """Whether more of the past is wanted than the client has."""
+        return (
+            not self.initial
+            and self.own.membership == "join"
+            and self.sent is not None
+            and self.config.timeline_limit > self.sent.timeline_limit
+        )
+
+    @property
+    def shows_room(self) -> bool:
+        """Whether timeline and state are shown: not of a room that the user was never in."""
+        return self.own.membership not in OUTSIDE and self.was_in
+
+    def result(self) -> SentRoom:
+        """What the client has of the room with this answer."""
+        limit = self.config.timeline_limit
+        if self.sent is not None and not self.initial and not self.limited:
+            limit = max(limit, self.sent.timeline_limit)
+        return SentRoom(LIVE, limit, self.config.required_state)
+
+
+@dataclass(frozen=True, slots=True)
+class RoomParts:
+    """What entries are made of."""
+
+    engine: RoomEngine
+    events: RoomEvents
+    timelines: Timelines
+    visibility: Visibility
+    invited: InvitedRooms
+    ignored: IgnoredUsers
+    states: RequiredStates
+    summaries: RoomSummaries
+    unread: UnreadCounts
+    recency: RoomRecency
+    client_events: ClientEvents
+    lazy_members: LazyMembers
+
+
+class RoomEntries:
+    """Makes entries."""
+
+    def __init__(self, parts: RoomParts) -> None:
+        self._parts = parts
+
+    def begin(self, request: SlidingRequest, connection: Connection) -> set[Member]:
+        """The members that the client has for sure, now that it has come with this `pos`."""
+        user_id, device = request.caller.user_id, _device(connection)
+        return self._parts.lazy_members.sent(user_id, device, request.pos)
+
+    def end(self, request: SlidingRequest, connection: Connection, members: set[Member], pos: str) -> None:
+        """These members go out with the answer that has this `pos`."""
+        self._parts.lazy_members.note(request.caller.user_id, _device(connection), members, pos)
+
+    async def make(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        works: Sequence[RoomWork],
+        upto: int,
+        sent_members: set[Member],
+        newly_sent: set[Member],
+    ) -> dict[str, dict[str, Any]]:
+        """The entries by room id; a room in which nothing is to be told has none. Fills timelines and states in."""
+        shown = [work for work in works if work.shows_room]
+        await self._fill_timelines(request, shown, upto)
+        await self._fill_states(shown, upto, sent_members, newly_sent)
+        parts = self._parts
+        wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
+        events = await parts.events.get_events(nid for nid in wanted if nid is not None)
+        user_id, device_id = request.caller.user_id, request.caller.device_id
+        presented = iter(
+            await parts.client_events.present(
+                user_id, device_id, [seen for work in shown for seen in work.shown], with_room_id=False
+            )
+        )
+        joined = [work for work in shown if work.own.membership == "join"]
+        summaries = await parts.summaries.summarize(
+            user_id, [work.room.room_nid for work in joined if work.initial or work.state.members_changed]
+        )
+        counts: Mapping[int, RoomUnread] = {}
+        if not request.stable:
+            ignored = await parts.ignored.of_user(user_id)
+            counts = await parts.unread.get_counts(user_id, [work.own for work in joined], ignored)
+        bumps = await parts.recency.bumps([work.room.room_nid for work in joined])
+        entries: dict[str, dict[str, Any]] = {}
+        for work in works:
+            nid = work.room.room_nid
+            if not work.shows_room:
+                entry = await self._make_outside(request, work)
+            else:
+                entry = _make_inside(
+                    work, [next(presented) for _ in work.shown], events, request.stable, connection, upto
+                )
+                if not entry and not work.initial and nid not in summaries:
+                    continue
+                if nid in summaries:
+                    _add_people(entry, summaries[nid])
+                if nid in counts:
+                    total = counts[nid].total
+                    entry["notification_count"] = total.notifications
+                    entry["highlight_count"] = total.highlights
+            bump = bumps.get(nid, 0) if work.own.membership == "join" else 0
+            if work.initial or (bump or work.own.position) > work.since:
+                entry["bump_stamp"] = bump or work.own.position
+            if work.initial:
+                entry["initial"] = True
+            if work.is_direct:
+                entry["is_dm"] = True
+            if request.stable:
+                entry["membership"] = work.own.membership
+                entry["lists"] = list(work.in_lists)
+            entries[work.room.room_id] = entry
+        return entries
+
+    async def _make_outside(self, request: SlidingRequest, work: RoomWork) -> dict[str, Any]:
+        """A room that the user is invited to, knocks at, or has turned away from without ever being in it."""
+        if work.own.membership in OUTSIDE:
+            stripped = present_stripped(await self._parts.invited.get_stripped(work.own))
+            entry: dict[str, Any] = {"stripped_state" if request.stable else "invite_state": stripped}
+        else:
+            # stripped state would be taken for an invite
+            own = (await self._parts.events.get_events([work.own.event_nid])).values()
+            entry = {"required_state": [present_plainly(event, with_room_id=False) for event in own]}
+        if not request.stable:
+            entry |= {"notification_count": 0, "highlight_count": 0}
+        return entry
+
+    async def _fill_timelines(self, request: SlidingRequest, works: Sequence[RoomWork], upto: int) -> None:
+        parts = self._parts
+        by_limit: dict[int, dict[int, tuple[int, int]]] = {}
+        for work in works:
+            since = 0 if work.initial or work.expanded else work.since
+            end = upto if work.own.membership == "join" else min(upto, work.own.position)
+            by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, end)
+        stretches = {
+            nid: stretch
+            for limit, ranges in by_limit.items()
+            for nid, stretch in (await parts.timelines.get_latest(ranges, limit)).items()
+        }
+        events = await parts.events.get_events(
+            arrival.event_nid for stretch in stretches.values() for arrival in stretch.arrivals
+        )
+        user_id = request.caller.user_id
+        ignored = await parts.ignored.of_user(user_id)
+        for work in works:
+            stretch = stretches[work.room.room_nid]
+            arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.limited = stretch.limited
+
+    async def _fill_states(
+        self, works: Sequence[RoomWork], upto: int, sent_members: set[Member], newly_sent: set[Member]
+    ) -> None:
+        parts, states = self._parts, self._parts.states
+        changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
+        former = await states.get_former_roots(changing)
+        ends = await parts.events.get_events(work.own.event_nid for work in works if work.own.membership in LEFT)
+        for work in works:
+            nid, wanted = work.room.room_nid, work.config.required_state
+            if work.own.membership in LEFT:
+                root = ends[work.own.event_nid].state_root
+            else:
+                root = (await parts.engine.get_snapshot(RoomID(work.room.room_id))).state.root
+            if work.initial:
+                work.state = await states.get_whole(nid, root, wanted)
+            else:
+                if work.has_news:
+                    work.state = await states.get_changed(nid, former[nid], root, wanted)
+                if work.sent is not None and not work.sent.required_state.covers(wanted):
+                    work.state.entries |= await states.get_added(nid, root, wanted, work.sent.required_state)
+            if work.initial and work.sent is not None:  # the client begins anew with the room
+                sent_members.difference_update([member for member in sent_members if member[0] == nid])
+            if wanted.lazy_members:
+                await self._add_members(work, root, sent_members, newly_sent)
+            else:
+                sent_members.difference_update([(nid, user_id) for user_id in work.state.changed_members])
+
+    async def _add_members(
+        self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
+    ) -> None:
+        nid, state = work.room.room_nid, work.state
+        needed = people_in([seen.event for seen in work.shown])
+        if not work.initial and not work.limited:
+            needed |= state.changed_members.keys()
+        fresh = needed & state.changed_members.keys()
+        missing = [
+            user_id for user_id in needed if user_id in fresh or work.initial or (nid, user_id) not in sent_members
+        ]
+        # who changed and is not told of here is no longer known to the client
+        sent_members.difference_update([(nid, user_id) for user_id in state.changed_members.keys() - needed])
+        if missing:
+            state.entries |= await self._parts.states.get_members(nid, root, missing)
+            newly_sent.update((nid, user_id) for user_id in missing)
+
+
+def _make_inside(
+    work: RoomWork,
+    timeline: Sequence[Any],
+    events: Mapping[int, StoredEvent],
+    stable: bool,
+    connection: Connection,
+    upto: int,
+) -> dict[str, Any]:
+    """The parts that come from the room itself; empty if there is nothing to tell."""
+    entry: dict[str, Any] = {}
+    state = work.state
+    if work.config.timeline_limit and (timeline or work.limited):
+        entry["timeline"] = timeline
+        live = [each for each in work.shown if (each.event.position or 0) > connection.position]
+        entry["num_live"] = 0 if connection.token is None else len(live)
+        if work.shown:
+            first = work.shown[0].event
+            # what the client asks for from here is what came before the first event, this one left out
+            entry["prev_batch"] = format_place(Place(first.depth, first.nid - 1))
+        else:
+            entry["prev_batch"] = str(SyncToken(upto, 0))
+        if work.limited:
+            entry["limited"] = True
+        if work.expanded:
+            entry["expanded_timeline" if stable else "unstable_expanded_timeline"] = True
+    required: list[Any] = [present_plainly(events[nid], with_room_id=False) for nid in state.entries.values()]
+    if stable:
+        required += [{"type": key.type, "state_key": key.state_key} for key in state.removed]
+    if required or work.initial:
+        entry["required_state"] = required
+    for key, field_name, content_key in ((NAME, "name", "name"), (AVATAR, "avatar", "url")):
+        if key not in state.named:
+            continue
+        nid = state.named[key]
+        value = events[nid].event.content.get(content_key) if nid is not None else None
+        if isinstance(value, str) and value:
+            entry[field_name] = value
+        elif not work.initial and (stable or field_name == "avatar"):
+            entry[field_name] = None
+    return entry
+
+
+def _add_people(entry: dict[str, Any], summary: Summary) -> None:
+    entry["joined_count"] = summary.json["m.joined_member_count"]
+    entry["invited_count"] = summary.json["m.invited_member_count"]
+    if not summary.heroes:
+        return
+    heroes = []
+    for hero in summary.heroes:
+        shown = {"user_id": hero.user_id, "displayname": hero.display_name, "avatar_url": hero.avatar_url}
+        heroes.append({key: value for key, value in shown.items() if value is not None})
+    entry["heroes"] = heroes
+
+
+def _device(connection: Connection) -> DeviceID:
+    """Stands for the connection where a device is asked for."""
+    return DeviceID(f"{connection.key.device_id} {connection.key.conn_id}")

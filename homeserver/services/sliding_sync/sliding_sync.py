@@ -1,0 +1,214 @@
+"""Sliding sync: the rooms that a client looks at, and what is new in them; waiting for something to be new.
+
+Laws:
+- An answer covers a stretch of the one sequence, as one of /sync does. Every request is answered from what it says and what
+  the server remembers of its connection; nothing of it is kept but that.
+- The state after an answer is written before the answer goes out, and only if it is another one.
+- The cost is that of what has changed in the windows, whatever the number of the user's rooms: which rooms have news is known
+  from memory, and only they are looked at.
+
+Proposal: MSC4186.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import UserID
+from homeserver.notifier import Notifier
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.connections import (
+    LIVE,
+    Connection,
+    Connections,
+    ConnectionState,
+    StateChanges,
+    UnknownPos,
+)
+from homeserver.services.sliding_sync.extensions import ExtensionReader
+from homeserver.services.sliding_sync.lists import RoomLists, Selection
+from homeserver.services.sliding_sync.request import SlidingRequest
+from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sync.lazy_members import Member
+from homeserver.services.typing import Typing
+from storage.memberships import MembershipRow
+from storage.rooms import RoomStore
+from storage.streams import Streams
+
+MAX_TIMEOUT_MS: Final = 5 * 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class SlidingParts:
+    """What an answer is made of."""
+
+    connections: Connections
+    lists: RoomLists
+    entries: RoomEntries
+    extensions: ExtensionReader
+    rooms: RoomStore
+    invited: InvitedRooms
+    recent: RecentChanges
+    typing: Typing
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer before it has its `pos`."""
+
+    body: dict[str, Any]
+    is_news: bool
+    token: SyncToken
+    state: ConnectionState
+    newly_sent: set[Member]
+
+
+class SlidingSync:
+    """Answers sliding sync."""
+
+    def __init__(
+        self,
+        parts: SlidingParts,
+        streams: Streams,
+        notifier: Notifier,
+        clock: IReactorTime,
+        catch_up: Callable[[], Awaitable[int]],
+    ) -> None:
+        """`catch_up` learns how far other nodes have written."""
+        self._parts = parts
+        self._streams = streams
+        self._notifier = notifier
+        self._clock = clock
+        self._catch_up = catch_up
+
+    async def sync(self, request: SlidingRequest) -> dict[str, Any]:
+        """The answer: at once if anything is new or the connection is, else when something is, or after the timeout.
+
+        Raises UnknownPos.
+        """
+        connection = await self._parts.connections.find(request)
+        members = self._parts.entries.begin(request, connection)
+        if connection.position > self._streams.current() and connection.position > await self._catch_up():
+            raise UnknownPos  # of a database that is no longer there, of which this one is an older copy
+        seconds = min(request.timeout_ms, MAX_TIMEOUT_MS) / 1000
+        if connection.token is None or seconds <= 0:
+            return await self._finish(request, connection, await self._compute(request, connection, members))
+        deadline = self._clock.seconds() + seconds
+        listener = self._notifier.listen(request.caller.user_id)
+        try:
+            while True:
+                answer = await self._compute(request, connection, members)
+                remaining = deadline - self._clock.seconds()
+                if answer.is_news or remaining <= 0 or not await listener.wait(self._clock, remaining):
+                    return await self._finish(request, connection, answer)
+        finally:
+            listener.close()
+
+    async def _finish(self, request: SlidingRequest, connection: Connection, answer: _Answer) -> dict[str, Any]:
+        pos = await self._parts.connections.keep(connection, answer.state, answer.token)
+        self._parts.entries.end(request, connection, answer.newly_sent, pos)
+        return {"pos": pos, **answer.body}
+
+    async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
+        """An answer for now."""
+        parts = self._parts
+        upto = self._streams.current()
+        token = SyncToken(upto, parts.typing.position)
+        selection = await parts.lists.select(request, connection)
+        works = await self._find_works(connection, selection)
+        newly_sent: set[Member] = set()
+        entries = await parts.entries.make(request, connection, works, upto, members, newly_sent)
+        changes = StateChanges(connection.state)
+        extensions, extension_news = await parts.extensions.read(request, connection, selection, works, token, changes)
+        for work in works:
+            changes.set_room(work.room.room_nid, work.result())
+        self._end_others(request, connection, selection, {work.room.room_nid for work in works}, changes)
+        body: dict[str, Any] = {
+            "lists": {name: {"count": count} for name, count in selection.counts.items()},
+            "rooms": entries,
+            "extensions": extensions,
+        }
+        return _Answer(body, bool(entries) or extension_news, token, changes.result(), newly_sent)
+
+    async def _find_works(self, connection: Connection, selection: Selection) -> list[RoomWork]:
+        """The rooms of the windows and subscriptions in which there may be something to tell."""
+        parts = self._parts
+        wanted: dict[int, tuple[MembershipRow, int, bool]] = {}
+        sent_rooms, position = connection.state.rooms, connection.position
+        recent = None
+        if connection.token is not None:
+            recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
+        covered: dict[tuple[int, int, int], bool] = {}
+        for nid, config in selection.configs.items():
+            sent = sent_rooms.get(nid)
+            grown = False
+            if sent is not None:
+                # of many rooms the same is wanted and was sent: these are compared once
+                key = (id(config), sent.timeline_limit, id(sent.required_state))
+                if key not in covered:
+                    covered[key] = config.timeline_limit <= sent.timeline_limit and sent.required_state.covers(
+                        config.required_state
+                    )
+                grown = not covered[key]
+                if not grown and sent.upto == LIVE and recent is not None and nid not in recent.events:
+                    continue
+            row = selection.rows[nid]
+            since = 0 if sent is None else connection.since(sent.upto)
+            news = selection.news_of(row) > since
+            if sent is None or news or (grown and row.membership == "join"):
+                wanted[nid] = (row, since, news)
+        rooms = await parts.rooms.get_rooms_by_nid(wanted)
+        named = _lists_of(selection, wanted)
+        works: list[RoomWork] = []
+        for nid, (row, since, news) in wanted.items():
+            sent = sent_rooms.get(nid)
+            arrived = row.membership == "join" and row.position > since
+            works.append(
+                RoomWork(
+                    rooms[nid],
+                    row,
+                    selection.configs[nid],
+                    sent,
+                    since,
+                    sent is None or (arrived and not await parts.invited.was_joined_at(row, since)),
+                    news,
+                    await parts.lists.was_joined(row),
+                    rooms[nid].room_id in selection.labels.direct,
+                    named.get(nid, ()),
+                )
+            )
+        return works
+
+    def _end_others(
+        self,
+        request: SlidingRequest,
+        connection: Connection,
+        selection: Selection,
+        told: set[int],
+        changes: StateChanges,
+    ) -> None:
+        """Live rooms with news that this answer does not tell are live no longer."""
+        if connection.token is None:
+            return
+        rooms = connection.state.rooms
+        recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
+        for nid in rooms if recent is None else recent.events & rooms.keys():
+            row = selection.rows.get(nid)
+            if nid in told or row is None or rooms[nid].upto != LIVE:
+                continue
+            if selection.news_of(row) > connection.position:
+                changes.end_room(nid, connection.position)
+
+
+def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, list[str]]:
+    """The lists in whose windows the rooms are."""
+    named: dict[int, list[str]] = {}
+    for name, window in selection.windows.items():
+        for nid in window:
+            if nid in wanted:
+                named.setdefault(nid, []).append(name)
+    return named

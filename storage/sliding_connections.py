@@ -1,0 +1,119 @@
+"""Connections of sliding sync: what clients were sent, so that they go on after a restart of the server.
+
+Laws:
+- A state never changes under its number; numbers are not used twice. So what was read once stays true.
+- Of a connection two states are kept: the one that an answer went out from, and the one that it led to.
+- What a device may have is bounded; what nobody has used for long goes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+MOST_OF_A_DEVICE: Final = 16
+"""Connections of one device; the longest unused go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionKey:
+    """Which connection."""
+
+    user_id: str
+    device_id: str
+    conn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRow:
+    """A stored state."""
+
+    used_ts: int
+    state: bytes
+
+
+class SlidingConnectionStore:
+    """The table `sliding_connections`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_state(self, key: ConnectionKey, state_nid: int) -> ConnectionRow | None:
+        """The state of a connection with that number, or None."""
+        return await self._database.read_quickly("get_sliding_state", _select, key, state_nid)
+
+    async def add_state(
+        self, key: ConnectionKey, former: int | None, state: bytes, now_ms: int, unused_since: int
+    ) -> int:
+        """Keep a state that follows the `former` one, drop all other states of the connection; the number of the new one.
+
+        `former` None begins the connection afresh; then connections that were not used since `unused_since` (in
+        milliseconds) go, and those of the device that are too many.
+        """
+        return await self._database.write("add_sliding_state", _insert, key, former, state, now_ms, unused_since)
+
+    async def set_used(self, key: ConnectionKey, now_ms: int) -> None:
+        """The connection is in use."""
+        await self._database.write("set_sliding_used", _touch, key, now_ms)
+
+    async def remove_connection(self, key: ConnectionKey) -> None:
+        """Forget a connection."""
+        await self._database.write("remove_sliding_connection", _delete, key)
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+        """Forget the connections of devices that go."""
+        txn.execute_many(
+            "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ?",
+            [(user_id, device_id) for device_id in device_ids],
+        )
+
+
+def _args(key: ConnectionKey) -> tuple[str, str, str]:
+    return key.user_id, key.device_id, key.conn_id
+
+
+def _select(txn: Transaction, key: ConnectionKey, state_nid: int) -> ConnectionRow | None:
+    row = txn.query_one(
+        "SELECT used_ts, state FROM sliding_connections"
+        " WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid = ?",
+        (*_args(key), state_nid),
+    )
+    return None if row is None else ConnectionRow(row[0], bytes(row[1]))
+
+
+def _insert(
+    txn: WriteTransaction, key: ConnectionKey, former: int | None, state: bytes, now_ms: int, unused_since: int
+) -> int:
+    state_nid = txn.allocate("sliding_state")
+    txn.execute(
+        "DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ? AND state_nid <> ?",
+        (*_args(key), 0 if former is None else former),
+    )
+    txn.execute(
+        "INSERT INTO sliding_connections (user_id, device_id, conn_id, state_nid, used_ts, state)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (*_args(key), state_nid, now_ms, state),
+    )
+    if former is None:
+        txn.execute("DELETE FROM sliding_connections WHERE used_ts < ?", (unused_since,))
+        others = txn.query(
+            "SELECT conn_id FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id <> ?"
+            " GROUP BY conn_id ORDER BY max(used_ts) DESC, conn_id",
+            _args(key),
+        )
+        for (conn_id,) in others[MOST_OF_A_DEVICE - 1 :]:
+            _delete(txn, ConnectionKey(key.user_id, key.device_id, conn_id))
+    return state_nid
+
+
+def _touch(txn: WriteTransaction, key: ConnectionKey, now_ms: int) -> None:
+    txn.execute(
+        "UPDATE sliding_connections SET used_ts = ? WHERE user_id = ? AND device_id = ? AND conn_id = ?",
+        (now_ms, *_args(key)),
+    )
+
+
+def _delete(txn: WriteTransaction, key: ConnectionKey) -> None:
+    txn.execute("DELETE FROM sliding_connections WHERE user_id = ? AND device_id = ? AND conn_id = ?", _args(key))

@@ -1,0 +1,198 @@
+"""What sliding sync costs: not more for who is in many rooms. And the start of Element X, step by step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database, SQLiteConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list, act, create, say, state_of, texts
+
+ELEMENT_STATE = [
+    ["m.room.name", ""],
+    ["m.room.encryption", ""],
+    ["m.room.member", "$LAZY"],
+    ["m.room.member", "$ME"],
+    ["m.room.topic", ""],
+    ["m.room.avatar", ""],
+    ["m.room.canonical_alias", ""],
+    ["m.room.power_levels", ""],
+    ["org.matrix.msc3401.call.member", "*"],
+    ["m.room.join_rules", ""],
+    ["m.room.tombstone", ""],
+    ["m.room.create", ""],
+    ["m.room.history_visibility", ""],
+    ["io.element.functional_members", ""],
+    ["m.space.parent", "*"],
+    ["m.space.child", "*"],
+    ["org.matrix.msc3672.beacon_info", "*"],
+]
+ELEMENT_EXTENSIONS: dict[str, Any] = {
+    "account_data": {"enabled": True},
+    "receipts": {"enabled": True, "rooms": ["*"]},
+    "typing": {"enabled": True},
+}
+
+
+@pytest.fixture
+def counter() -> QueryCounter:
+    return QueryCounter()
+
+
+@pytest.fixture
+def counted(sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[Database]:
+    """A database whose queries are counted."""
+    database = open_inline(sqlite, counter)
+    yield database
+    run_coroutine(database.close(), None)
+
+
+def element(user: User) -> SlidingClient:
+    """The connection of Element X for its list of rooms."""
+    return SlidingClient(user, lists={"all_rooms": a_list([0, 19], state=ELEMENT_STATE)}, extensions=ELEMENT_EXTENSIONS)
+
+
+def spent(counter: QueryCounter) -> int:
+    """How many queries were made since the last time."""
+    queries = sum(counter.queries.values())
+    counter.clear()
+    return queries
+
+
+def test_the_number_of_rooms_costs_nothing(tmp_path: Path, counted: Database, counter: QueryCounter) -> None:
+    costs: list[list[int]] = []
+    for number, rooms in enumerate((25, 300)):
+        server = TestServer(tmp_path, counted, seed=2 * number + 1)
+        alice = server.register(f"alice{number}")
+        created = [create(alice, name=f"room {room}") for room in range(rooms)]
+        alice.server = TestServer(tmp_path, counted, seed=2 * number + 2)  # it remembers nothing
+        client = element(alice)
+        alice.get("/_matrix/client/v3/account/whoami")
+        counter.clear()
+        answer = client.sync()
+        assert len(answer["rooms"]) == 20
+        first = spent(counter)
+        client.sync()
+        nothing = spent(counter)
+        say(alice, created[-1], "hello")
+        counter.clear()
+        assert len(client.sync()["rooms"]) == 1
+        one = spent(counter)
+        costs.append([first, nothing, one])
+    assert costs[0] == costs[1]
+    assert costs[0][1] == 0
+    assert costs[0][2] <= 4
+
+
+def test_an_answer_that_changes_nothing_writes_nothing(
+    tmp_path: Path, counted: Database, counter: QueryCounter
+) -> None:
+    server = TestServer(tmp_path, counted)
+    alice = server.register("alice")
+    room_id = create(alice)
+    client = element(alice)
+    client.sync()
+    for number in range(3):
+        say(alice, room_id, f"m{number}")
+        counter.clear()
+        assert texts(client.sync()["rooms"][room_id]) == [f"m{number}"]
+        assert not counter.writes
+
+
+def test_the_start_of_element_x(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms = [create(alice, name=f"room {number}") for number in range(45)]
+    act(alice, rooms[0], "invite", user_id=bob.user_id)
+    act(bob, rooms[0], "join")
+    encryption = SlidingClient(
+        alice, "encryption", extensions={"to_device": {"enabled": True}, "e2ee": {"enabled": True}}
+    )
+    assert encryption.sync()["rooms"] == {}
+    waiting = encryption.wait()
+    client = element(alice)
+    answer = client.sync()
+    assert answer["lists"]["all_rooms"]["count"] == 45
+    assert next(iter(answer["rooms"])) == rooms[0]
+    assert len(answer["rooms"]) == 20
+    assert ("m.room.create", "") in state_of(answer["rooms"][rooms[0]])
+    client.body["lists"]["all_rooms"]["ranges"] = [[0, 44]]
+    answer = client.sync()
+    assert len(answer["rooms"]) == 25
+    assert all(room["initial"] for room in answer["rooms"].values())
+    pending = client.wait()
+    assert not pending.done
+    pending.disconnect()  # a room is opened: the request is given up, and sent again with more
+    say(bob, rooms[0], "one")
+    client.body["room_subscriptions"] = {
+        rooms[0]: {"timeline_limit": 20, "required_state": [*ELEMENT_STATE, ["m.room.pinned_events", ""]]}
+    }
+    pending = client.wait()
+    room = pending.answer.json["rooms"][rooms[0]]
+    assert texts(room) == ["one"]
+    assert room["unstable_expanded_timeline"] is True
+    assert room["num_live"] == 1
+    assert len(room["timeline"]) > 5
+    client.pos = pending.answer.json["pos"]
+    pending = client.wait()
+    assert not pending.done
+    say(bob, rooms[0], "two")
+    for _ in range(3):
+        server.clock.advance(0)
+    room = pending.answer.json["rooms"][rooms[0]]
+    assert texts(room) == ["two"]
+    assert room["num_live"] == 1
+    assert "unstable_expanded_timeline" not in room
+    assert not waiting.done
+    client.pos = None  # it pauses and starts small again
+    client.body["lists"]["all_rooms"]["ranges"] = [[0, 19]]
+    del client.body["room_subscriptions"]
+    answer = client.sync()
+    assert len(answer["rooms"]) == 20
+    assert texts(answer["rooms"][rooms[0]]) == ["two"]
+
+
+def test_the_notifications_of_element_x(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, name="tea", preset="public_chat")
+    act(bob, room_id, "join")
+    event_id = say(bob, room_id, "one")
+    invited = create(bob, invite=[alice.user_id])
+    client = SlidingClient(
+        alice,
+        "notifications",
+        lists={"invites": a_list([0, 16], limit=8, state=ELEMENT_STATE, is_invite=True)},
+        room_subscriptions={room_id: {"timeline_limit": 16, "required_state": ELEMENT_STATE}},
+        extensions={"account_data": {"enabled": True}},
+    )
+    answer = client.sync()
+    assert answer["lists"] == {"invites": {"count": 1}}
+    assert answer["rooms"].keys() == {room_id, invited}
+    assert answer["rooms"][room_id]["timeline"][-1]["event_id"] == event_id
+    assert ("m.room.member", bob.user_id) in state_of(answer["rooms"][room_id])
+
+
+def test_idle_connections_end_after_a_month(server: TestServer) -> None:
+    alice = server.register("alice")
+    client = element(alice)
+    client.sync()
+    for _ in range(3):
+        server.clock.advance(20 * 24 * 3600)
+        client.sync()
+    server.clock.advance(31 * 24 * 3600)
+    answer = alice.post(client.path(), client.body)
+    assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
+
+
+def test_a_device_has_so_many_connections_and_no_more(server: TestServer, tmp_path: Path) -> None:
+    alice = server.register("alice")
+    clients = [SlidingClient(alice, f"c{number}") for number in range(17)]
+    for client in clients:
+        client.sync()
+        server.clock.advance(1)
+    alice.server = TestServer(tmp_path, server.app.database, seed=2)
+    statuses = [alice.post(client.path(), client.body).status for client in clients]
+    assert statuses == [400] + [200] * 16

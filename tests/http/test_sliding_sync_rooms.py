@@ -1,0 +1,245 @@
+"""Sliding sync: which rooms are in lists and subscriptions, as people come and go."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say, state_of, texts
+
+ME = [["m.room.member", "$ME"]]
+
+
+def shown(user: User, **filters: Any) -> set[str]:
+    """The rooms that a list with these filters shows."""
+    answer = SlidingClient(user, "filters", lists={"a": a_list([0, 99], **filters)}).sync()
+    assert answer["lists"]["a"]["count"] == len(answer["rooms"])
+    return set(answer["rooms"])
+
+
+def test_invites(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, name="tea", invite=[alice.user_id])
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], state=[["*", "*"]])})
+    room = client.sync()["rooms"][room_id]
+    assert room["initial"] is True
+    assert room["bump_stamp"] > 0
+    assert not {"timeline", "required_state", "name", "joined_count"} & room.keys()
+    stripped = {(event["type"], event["state_key"]): event["content"] for event in room["invite_state"]}
+    assert stripped["m.room.name", ""] == {"name": "tea"}
+    assert stripped["m.room.member", alice.user_id]["membership"] == "invite"
+    assert client.sync()["rooms"] == {}
+    act(alice, room_id, "join")
+    room = client.sync()["rooms"][room_id]
+    assert room["initial"] is True
+    assert room["name"] == "tea"
+    assert "invite_state" not in room
+
+
+def test_a_rejected_invite_is_told_once(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, invite=[alice.user_id])
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    act(alice, room_id, "leave")
+    room = client.sync()["rooms"][room_id]
+    assert [event["content"]["membership"] for event in room["required_state"]] == ["leave"]
+    assert not {"invite_state", "timeline"} & room.keys()
+    answer = client.sync()
+    assert answer["rooms"] == {}
+    assert answer["lists"]["all"]["count"] == 0
+
+
+def test_a_retracted_invite_is_told_once(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, invite=[alice.user_id])
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    act(bob, room_id, "kick", user_id=alice.user_id)
+    assert state_of(client.sync()["rooms"][room_id]) == {("m.room.member", alice.user_id)}
+    assert client.sync()["lists"]["all"]["count"] == 0
+    assert shown(alice) == set()
+
+
+def test_invites_of_ignored_users_are_not_there(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, invite=[alice.user_id])
+    assert shown(alice) == {room_id}
+    path = f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.ignored_user_list"
+    assert alice.put(path, {"ignored_users": {bob.user_id: {}}}).status == 200
+    assert shown(alice) == set()
+
+
+def test_a_knock_that_is_accepted(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(
+        bob, initial_state=[{"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}]
+    )
+    assert alice.post(f"/_matrix/client/v3/knock/{room_id}").status == 200
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    room = client.sync()["rooms"][room_id]
+    own = [event for event in room["invite_state"] if event["state_key"] == alice.user_id]
+    assert own[0]["content"]["membership"] == "knock"
+    act(bob, room_id, "invite", user_id=alice.user_id)
+    room = client.sync()["rooms"][room_id]
+    own = [event for event in room["invite_state"] if event["state_key"] == alice.user_id]
+    assert own[0]["content"]["membership"] == "invite"
+    act(alice, room_id, "join")
+    assert client.sync()["rooms"][room_id]["initial"] is True
+
+
+@pytest.mark.parametrize("action", ["kick", "ban"])
+def test_who_is_thrown_out_sees_it_and_nothing_later(server: TestServer, action: str) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, preset="public_chat")
+    act(alice, room_id, "join")
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9, state=[*ME, ["m.room.topic", ""]])})
+    client.sync()
+    say(bob, room_id, "before")
+    act(bob, room_id, action, user_id=alice.user_id)
+    put_state(bob, room_id, "m.room.topic", {"topic": "secret"})
+    say(bob, room_id, "after")
+    room = client.sync()["rooms"][room_id]
+    assert texts(room) == ["before"]
+    assert room["timeline"][-1]["content"]["membership"] == ("leave" if action == "kick" else "ban")
+    assert state_of(room) == {("m.room.member", alice.user_id)}
+    say(bob, room_id, "later")
+    answer = client.sync()
+    assert answer["rooms"] == {}
+    assert answer["lists"]["all"]["count"] == 1
+    fresh = SlidingClient(alice, "fresh", lists={"all": a_list([0, 9], limit=2)}).sync()["rooms"][room_id]
+    assert texts(fresh) == ["before"]
+    if action == "kick":
+        act(alice, room_id, "join")
+        assert client.sync()["rooms"][room_id]["initial"] is True
+
+
+def test_a_room_that_one_left_is_told_once(server: TestServer) -> None:
+    alice = server.register("alice")
+    room_id = create(alice)
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], state=ME)})
+    client.sync()
+    act(alice, room_id, "leave")
+    answer = client.sync()
+    assert answer["lists"]["all"]["count"] == 1
+    assert answer["rooms"][room_id]["required_state"][0]["content"]["membership"] == "leave"
+    answer = client.sync()
+    assert answer["rooms"] == {}
+    assert answer["lists"]["all"]["count"] == 0
+    assert shown(alice) == set()
+
+
+def test_forgotten_rooms_are_not_there(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(bob, preset="public_chat")
+    act(alice, room_id, "join")
+    act(bob, room_id, "kick", user_id=alice.user_id)
+    assert shown(alice) == {room_id}
+    act(alice, room_id, "forget")
+    assert shown(alice) == set()
+
+
+def test_order_is_that_of_the_latest_events(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    first, second = create(alice), create(alice)
+    invited = create(bob, invite=[alice.user_id])
+    put_state(alice, first, "m.room.topic", {"topic": "tea"})
+    say(bob, invited, "unseen")
+    client = SlidingClient(alice, lists={"all": a_list([0, 0])})
+    assert list(client.sync()["rooms"]) == [first]
+    client.body["lists"]["all"]["ranges"] = [[1, 1]]
+    assert list(client.sync()["rooms"]) == [invited]
+    client.body["lists"]["all"]["ranges"] = [[2, 2]]
+    assert list(client.sync()["rooms"]) == [second]
+
+
+def test_subscriptions(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id, foreign = create(alice, name="tea"), create(bob, preset="public_chat")
+    wanted = {"timeline_limit": 2, "required_state": [["m.room.name", ""]]}
+    client = SlidingClient(alice, room_subscriptions={room_id: wanted, foreign: wanted, "!none:example.org": wanted})
+    answer = client.sync()
+    assert list(answer["rooms"]) == [room_id]
+    assert answer["lists"] == {}
+    say(alice, room_id, "one")
+    del client.body["room_subscriptions"]
+    assert client.sync()["rooms"] == {}
+    client.body["room_subscriptions"] = {room_id: wanted}
+    room = client.sync()["rooms"][room_id]
+    assert texts(room) == ["one"]
+    assert "initial" not in room
+
+
+def test_filters(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    plain, space = create(alice, name="Green Tea"), create(alice, creation_content={"type": "m.space"})
+    secret = create(
+        alice,
+        initial_state=[
+            {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+        ],
+    )
+    invited = create(bob, invite=[alice.user_id])
+    data = f"/_matrix/client/v3/user/{alice.user_id}"
+    assert alice.put(f"{data}/account_data/m.direct", {bob.user_id: [plain]}).status == 200
+    assert alice.put(f"{data}/rooms/{secret}/tags/m.favourite", {}).status == 200
+    put_state(alice, space, "m.space.child", {"via": ["example.org"]}, plain)
+    put_state(alice, space, "m.space.child", {}, secret)
+    everything = {plain, space, secret, invited}
+    assert shown(alice) == everything
+    assert shown(alice, is_dm=None) == everything
+    assert shown(alice, is_dm=True) == {plain}
+    assert shown(alice, is_dm=False) == everything - {plain}
+    assert shown(alice, is_encrypted=True) == {secret}
+    assert shown(alice, is_encrypted=False) == everything - {secret}
+    assert shown(alice, is_invite=True) == {invited}
+    assert shown(alice, is_invite=False) == everything - {invited}
+    assert shown(alice, room_types=[None]) == everything - {space}
+    assert shown(alice, room_types=["m.space"]) == {space}
+    assert shown(alice, room_types=[]) == set()
+    assert shown(alice, not_room_types=["m.space"]) == everything - {space}
+    assert shown(alice, room_types=["m.space", None], not_room_types=[None]) == {space}
+    assert shown(alice, tags=["m.favourite", "u.x"]) == {secret}
+    assert shown(alice, not_tags=["m.favourite"]) == everything - {secret}
+    assert shown(alice, spaces=[space]) == {plain}
+    assert shown(alice, spaces=["!none:example.org"]) == set()
+    assert shown(alice, room_name_like="TEA") == {plain}
+    assert shown(alice, is_dm=True, is_encrypted=True) == set()
+    assert alice.delete(f"{data}/rooms/{secret}/tags/m.favourite").status == 200
+    put_state(alice, secret, "m.room.name", {"name": "black tea"})
+    assert shown(alice, tags=["m.favourite"]) == set()
+    assert shown(alice, room_name_like="tea") == {plain, secret}
+
+
+def test_filters_of_invites_judge_by_what_is_told(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    algorithm = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    encrypted = create(bob, invite=[alice.user_id], initial_state=[algorithm])
+    space = create(bob, invite=[alice.user_id], creation_content={"type": "m.space"})
+    assert shown(alice, is_encrypted=True) == {encrypted}
+    assert shown(alice, room_types=["m.space"]) == {space}
+
+
+def test_messages_of_ignored_users_are_not_shown(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    path = f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.ignored_user_list"
+    assert alice.put(path, {"ignored_users": {bob.user_id: {}}}).status == 200
+    client = SlidingClient(alice, lists={"all": a_list([0, 9], limit=9)})
+    client.sync()
+    say(bob, room_id, "unheard")
+    pending = client.wait()
+    server.clock.advance(0)
+    assert not pending.done
+
+
+def test_own_events_carry_their_transaction(server: TestServer) -> None:
+    alice = server.register("alice")
+    room_id = create(alice)
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])})
+    client.sync()
+    say(alice, room_id, "one")
+    (event,) = client.sync()["rooms"][room_id]["timeline"]
+    assert event["unsigned"]["transaction_id"] == "one"
+    assert event["unsigned"]["membership"] == "join"

@@ -1,0 +1,62 @@
+"""The states of sliding connections."""
+
+from storage.database import Database
+from storage.room_recency import RoomRecencyStore
+from storage.sliding_connections import MOST_OF_A_DEVICE, ConnectionKey, SlidingConnectionStore
+from storage.transaction import WriteTransaction
+
+KEY = ConnectionKey("@alice:example.org", "D", "rooms")
+
+
+async def test_the_last_two_states_are_kept(database: Database) -> None:
+    store = SlidingConnectionStore(database)
+    first = await store.add_state(KEY, None, b"1", 1000, 0)
+    second = await store.add_state(KEY, first, b"2", 2000, 0)
+    row = await store.get_state(KEY, first)
+    assert row is not None
+    assert (row.used_ts, row.state) == (1000, b"1")
+    third = await store.add_state(KEY, second, b"3", 3000, 0)
+    assert await store.get_state(KEY, first) is None
+    assert await store.get_state(KEY, second) is not None
+    assert await store.get_state(KEY, third) is not None
+    assert await store.get_state(ConnectionKey(KEY.user_id, "other", KEY.conn_id), third) is None
+    fresh = await store.add_state(KEY, None, b"4", 4000, 0)
+    assert await store.get_state(KEY, third) is None
+    assert fresh > third
+
+
+async def test_what_is_old_or_too_much_goes(database: Database) -> None:
+    store = SlidingConnectionStore(database)
+    old = await store.add_state(KEY, None, b"1", 1000, 0)
+    used = ConnectionKey("@bob:example.org", "D", "")
+    kept = await store.add_state(used, None, b"2", 1000, 0)
+    await store.set_used(used, 5000)
+    numbers = []
+    for number in range(MOST_OF_A_DEVICE + 1):
+        key = ConnectionKey("@carol:example.org", "D", str(number))
+        numbers.append((key, await store.add_state(key, None, b"", 6000 + number, 2000)))
+    assert await store.get_state(KEY, old) is None
+    assert await store.get_state(used, kept) is not None
+    (dropped_key, dropped), *rest = numbers
+    assert await store.get_state(dropped_key, dropped) is None
+    assert all([await store.get_state(key, number) for key, number in rest])
+
+
+async def test_they_go_with_their_devices(database: Database) -> None:
+    store = SlidingConnectionStore(database)
+    gone = await store.add_state(KEY, None, b"1", 1000, 0)
+    other = ConnectionKey(KEY.user_id, "E", KEY.conn_id)
+    stays = await store.add_state(other, None, b"1", 1000, 0)
+
+    def write(txn: WriteTransaction) -> None:
+        store.remove_devices(txn, KEY.user_id, ["D"])
+
+    await database.write("remove_devices", write)
+    assert await store.get_state(KEY, gone) is None
+    assert await store.get_state(other, stays) is not None
+
+
+async def test_rooms_that_are_not_there_have_no_newest_event(database: Database) -> None:
+    store = RoomRecencyStore(database)
+    assert await store.get_latest_positions([1, 2]) == {}
+    assert await store.get_latest_of_types([1], {"m.room.message"}) == {}
