@@ -133,6 +133,24 @@ def test_the_same_keys_again_are_no_error_and_others_of_the_same_name_are(alice:
     assert alice.post(f"{V3}/keys/upload", {"one_time_keys": other}).status == 400
 
 
+def test_a_key_that_was_given_out_is_not_published_again_by_an_upload_whose_answer_was_lost(
+    alice: User, bob: User
+) -> None:
+    upload(alice, one_time_keys=one_time_keys("a", "b"))
+    assert list(claim(bob, alice)) == ["signed_curve25519:a"]
+    assert upload(alice, one_time_keys=one_time_keys("a", "b")) == {"signed_curve25519": 1}
+    assert upload(alice, one_time_keys=one_time_keys("a", "b", "c")) == {"signed_curve25519": 2}
+    claimed = [claim(bob, alice) for _ in range(3)]
+    assert [None if key is None else list(key) for key in claimed] == [
+        ["signed_curve25519:b"],
+        ["signed_curve25519:c"],
+        None,
+    ]
+    anew = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
+    assert upload(alice, one_time_keys=anew) == {"signed_curve25519": 1}, "a client that began anew counts from the start"
+    assert claim(bob, alice) == anew
+
+
 def test_device_lists_of_those_who_share_an_encrypted_room(alice: User, bob: User) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
