@@ -1,7 +1,7 @@
 """What has to hold when many ask at once: each one-time key goes to one of them, and backups count what they keep."""
 
 from collections.abc import Coroutine
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred, gatherResults
@@ -17,7 +17,7 @@ UPLOADS = 20
 
 
 async def at_once(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    return cast(list[Any], await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True))
+    return await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)
 
 
 @pytest.mark.reactor(60)
