@@ -1,7 +1,9 @@
 """What devices publish of themselves for end-to-end encryption: identity keys, one-time keys, fallback keys.
 
 Laws:
-- A one-time key is given out once: it is taken and removed in one write, and writes run one after another, on all nodes.
+- A one-time key is given out once: it is taken in one write, and writes run one after another, on all nodes. What was
+  given out is remembered, its number negative, until the device publishes further keys: a client that did not get the
+  answer to an upload sends the same keys again, and they must not be given out again.
 - A change of identity keys is a change of the user's list of devices.
 """
 
@@ -91,22 +93,34 @@ class DeviceKeyStore:
     def add_one_time_keys(
         self, txn: WriteTransaction, user_id: str, device_id: str, keys: Mapping[tuple[str, str], bytes]
     ) -> None:
-        """Add keys by (algorithm, id). The same one again is no error. Raises KeyExists."""
+        """Add keys by (algorithm, id). The same one again is no error, nor is it new. Raises KeyExists."""
         known = {
-            (algorithm, key_id): content
-            for algorithm, key_id, content in txn.query(
-                "SELECT algorithm, key_id, content FROM one_time_keys WHERE user_id = ? AND device_id = ?",
+            (algorithm, key_id): (key_nid, content)
+            for algorithm, key_id, key_nid, content in txn.query(
+                "SELECT algorithm, key_id, key_nid, content FROM one_time_keys WHERE user_id = ? AND device_id = ?",
                 (user_id, device_id),
             )
         }
         new = []
+        again = set()
         for name, content in keys.items():
-            if name not in known:
-                new.append((name, content))
-            elif known[name] != content:
+            key_nid, present = known.get(name, (-1, None))
+            if present == content:
+                again.add(name)
+            elif key_nid > 0:
                 raise KeyExists(*name)
+            else:
+                new.append((name, content))
         if not new:
             return
+        txn.execute_many(
+            "DELETE FROM one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_nid = ?",
+            [
+                (user_id, device_id, name[0], key_nid)
+                for name, (key_nid, _) in known.items()
+                if key_nid < 0 and name not in again
+            ],
+        )
         _announce_count(txn, user_id)
         first = txn.allocate("one_time_key", len(new))
         txn.execute_many(
@@ -144,7 +158,8 @@ def select_counts(txn: Transaction, user_id: str, device_id: str) -> KeyCounts:
     """The form of `get_counts` for use inside a transaction."""
     counts: dict[str, int] = dict(
         txn.query(
-            "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = ? AND device_id = ? GROUP BY algorithm",
+            "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = ? AND device_id = ? AND key_nid > 0"
+            " GROUP BY algorithm",
             (user_id, device_id),
         )
     )
@@ -173,12 +188,13 @@ def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, Cl
         key = (wish.user_id, wish.device_id, wish.algorithm)
         row = txn.query_one(
             "SELECT key_nid, key_id, content FROM one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ?"
-            " ORDER BY key_nid LIMIT 1",
+            " AND key_nid > 0 ORDER BY key_nid LIMIT 1",
             key,
         )
         if row is not None:
             txn.execute(
-                "DELETE FROM one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_nid = ?",
+                "UPDATE one_time_keys SET key_nid = -key_nid"
+                " WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_nid = ?",
                 (*key, row[0]),
             )
             claimed[wish] = ClaimedKey(row[1], row[2], is_fallback=False)

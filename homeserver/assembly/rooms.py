@@ -209,6 +209,7 @@ class RoomParts:
             EncryptedRooms(summary_store, streams, capacity=ROOMS_CACHED),
             history,
             recent,
+            self.events,
         )
         joined = JoinedRooms(
             self.engine,

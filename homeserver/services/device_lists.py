@@ -14,6 +14,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sync.invited import InvitedRooms
@@ -23,6 +24,8 @@ from storage.rooms import RoomStore
 from storage.streams import Topic
 
 ENCRYPTION: Final = StateKey("m.room.encryption", "")
+MAX_CHANGES_BACK: Final = 50
+"""How many changes of a room's encryption are followed back."""
 
 
 class DeviceLists:
@@ -38,6 +41,7 @@ class DeviceLists:
         encrypted: EncryptedRooms,
         history: InvitedRooms,
         recent: RecentChanges,
+        events: RoomEvents,
     ) -> None:
         self._devices = devices
         self._engine = engine
@@ -47,6 +51,7 @@ class DeviceLists:
         self._encrypted = encrypted
         self._history = history
         self._recent = recent
+        self._events = events
 
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
         """`changed` and `left` after `since`, up to `upto`."""
@@ -83,20 +88,40 @@ class DeviceLists:
         gone: set[str] = set()
         if not moves:
             return newly, gone
-        encrypted = await self._encrypted.among({row.room_nid for row in moves})
-        for row in {(row.room_nid, row.user_id): row for row in moves}.values():
-            if row.room_nid not in encrypted:
-                continue
-            was_in = await self._history.was_joined_at(row, since)
-            is_in = row.membership == "join"
-            if was_in == is_in:
-                continue
-            if row.user_id != user_id:
-                (newly if is_in else gone).add(row.user_id)
-            else:
-                members = await self._membership_store.get_members(row.room_nid, "join")
-                (newly if is_in else gone).update(member.user_id for member in members)
+        by_room: dict[int, dict[str, MembershipRow]] = {}
+        for row in moves:
+            by_room.setdefault(row.room_nid, {})[row.user_id] = row
+        for nid in await self._encrypted.among(by_room):
+            rows = by_room[nid]
+            came, went = set[str](), set[str]()
+            for member, row in rows.items():
+                was_in = await self._history.was_joined_at(row, since)
+                is_in = row.membership == "join"
+                if was_in != is_in:
+                    (came if is_in else went).add(member)
+            is_in = own[nid].membership == "join"
+            was_in = is_in if user_id not in came | went else not is_in
+            if was_in != is_in:
+                present = {row.user_id for row in await self._membership_store.get_members(nid, "join")}
+                came, went = (present, set()) if is_in else (set(), (present - came) | went)
+            if is_in:
+                newly |= came
+            if was_in and went and await self._was_encrypted(nid, since):
+                gone |= went
         return newly, gone
+
+    async def _was_encrypted(self, room_nid: int, position: int) -> bool:
+        """Whether a room that is encrypted was so at a position."""
+        (room,) = (await self._rooms.get_rooms_by_nid([room_nid])).values()
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+        event = await snapshot.state.get(ENCRYPTION)
+        for _ in range(MAX_CHANGES_BACK):
+            if event is None or event.position is None or event.position <= position:
+                break
+            if event.replaces is None:
+                return False
+            event = (await self._events.get_events([event.replaces])).get(event.replaces)
+        return True
 
     async def _newly_encrypted(
         self, user_id: UserID, own: Mapping[int, MembershipRow], since: int, upto: int

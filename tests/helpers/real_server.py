@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -27,15 +26,49 @@ _SECONDS_TO_END = 20.0
 _UNLIMITED = {"per_second": 100_000, "burst_count": 100_000}
 
 
-@dataclass(frozen=True)
 class RealServer:
-    """A server that runs."""
+    """A server that runs, and can be killed and started again on the same data."""
 
-    url: str
-    log_file: Path
+    def __init__(self, command: Sequence[str], port: int, log_file: Path) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self._command = command
+        self._log_file = log_file
+        self._process = self._spawn()
 
     def log(self) -> str:
-        return self.log_file.read_text(encoding="utf-8")
+        return self._log_file.read_text(encoding="utf-8")
+
+    def kill(self) -> None:
+        """As when the power fails: the process gets no chance to end well. Then a new one, at once."""
+        self._process.kill()
+        self._process.wait()
+        self._process = self._spawn()
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while time.monotonic() < deadline:
+            assert self._process.poll() is None, self.log()
+            try:
+                with urlopen(self.url + "/_matrix/client/versions", timeout=5) as answer:
+                    assert json.load(answer)["versions"]
+                    return
+            except (URLError, OSError):
+                time.sleep(0.05)
+        raise AssertionError("the server did not start in time\n" + self.log())
+
+    def end(self) -> int:
+        """End it as an operator does; its exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(_SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        with self._log_file.open("ab") as log:
+            return subprocess.Popen(self._command, stdout=log, stderr=subprocess.STDOUT)
 
 
 @contextmanager
@@ -45,21 +78,13 @@ def running_server(folder: Path, database: DatabaseConfig) -> Iterator[RealServe
     _run("init", SERVER_NAME, "--folder", str(folder))
     further = folder / "for_tests.yaml"
     further.write_text(yaml.safe_dump(_configuration(port, database)), encoding="utf-8")
-    server = RealServer(f"http://127.0.0.1:{port}", folder / "log")
     arguments = ["-m", "homeserver", "run", "--config", str(folder / "homeserver.yaml"), "--config", str(further)]
-    with server.log_file.open("wb") as log:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=subprocess.STDOUT)
+    server = RealServer([sys.executable, *arguments], port, folder / "log")
     try:
-        _wait_until_ready(server, process)
+        server.wait_until_ready()
         yield server
     finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
+        code = server.end()
     assert code == 0, server.log()
 
 
@@ -93,16 +118,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _wait_until_ready(server: RealServer, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _SECONDS_TO_START
-    while time.monotonic() < deadline:
-        assert process.poll() is None, server.log()
-        try:
-            with urlopen(server.url + "/_matrix/client/versions", timeout=5) as answer:
-                assert json.load(answer)["versions"]
-                return
-        except (URLError, OSError):
-            time.sleep(0.05)
-    raise AssertionError("the server did not start in time\n" + server.log())

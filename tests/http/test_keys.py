@@ -1,11 +1,13 @@
 """Keys for end-to-end encryption over HTTP: published, asked for, claimed once, signed, and told of in /sync."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from federation.protocol.ids import KeyID
 from federation.protocol.signing import SigningKey, add_signature, encode_base64, encode_signed_part
+from storage.database import Database
 from tests.helpers.server import TestServer, User
 
 V3 = "/_matrix/client/v3"
@@ -133,6 +135,26 @@ def test_the_same_keys_again_are_no_error_and_others_of_the_same_name_are(alice:
     assert alice.post(f"{V3}/keys/upload", {"one_time_keys": other}).status == 400
 
 
+def test_a_key_that_was_given_out_is_not_published_again_by_an_upload_whose_answer_was_lost(
+    alice: User, bob: User
+) -> None:
+    upload(alice, one_time_keys=one_time_keys("a", "b"))
+    assert list(claim(bob, alice)) == ["signed_curve25519:a"]
+    assert upload(alice, one_time_keys=one_time_keys("a", "b")) == {"signed_curve25519": 1}
+    assert upload(alice, one_time_keys=one_time_keys("a", "b", "c")) == {"signed_curve25519": 2}
+    claimed = [claim(bob, alice) for _ in range(3)]
+    assert [None if key is None else list(key) for key in claimed] == [
+        ["signed_curve25519:b"],
+        ["signed_curve25519:c"],
+        None,
+    ]
+    anew = {"signed_curve25519:a": {"key": "of a new identity", "signatures": {}}}
+    assert upload(alice, one_time_keys=anew) == {"signed_curve25519": 1}, (
+        "a client that began anew counts from the start"
+    )
+    assert claim(bob, alice) == anew
+
+
 def test_device_lists_of_those_who_share_an_encrypted_room(alice: User, bob: User) -> None:
     encrypted_room(alice, bob)
     since = sync(alice)["next_batch"]
@@ -192,6 +214,31 @@ def test_messages_to_devices_come_once_in_order_and_until_acknowledged(alice: Us
     assert again["to_device"]["events"] == expected, "the answer may have been lost"
     assert sync(bob, again["next_batch"])["to_device"]["events"] == []
     assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+
+
+def test_messages_to_devices_outlive_a_restart_in_the_midst_of_it(
+    tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
+) -> None:
+    since = sync(bob)["next_batch"]
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            body = {"messages": {bob.user_id: {bob.device_id: {"n": number}}}}
+            assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+
+    send(range(3))
+    heard = sync(bob, since)
+    assert len(heard["to_device"]["events"]) == 3
+    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    alice.server = bob.server = anew
+    send(range(2, 6))
+    again = sync(bob, since)["to_device"]["events"]
+    assert [event["content"]["n"] for event in again] == list(range(6)), "the answer may have been lost"
+    rest = sync(bob, heard["next_batch"])
+    assert [event["content"]["n"] for event in rest["to_device"]["events"]] == [3, 4, 5], (
+        "and a retry is not sent twice"
+    )
+    assert sync(bob, rest["next_batch"])["to_device"]["events"] == []
 
 
 def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:

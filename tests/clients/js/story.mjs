@@ -6,44 +6,10 @@
 // prints on stdout, as one JSON object a line, every request that the SDK made: {"method", "path", "status", "errcode"}.
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
-import { createRequire } from "node:module";
-
-const modules = createRequire(new URL("node_modules/", `file://${process.cwd()}/`));
-const sdk = await import(modules.resolve("matrix-js-sdk"));
-const { logger } = await import(modules.resolve("matrix-js-sdk/lib/logger.js"));
+import { fetchAndNote, sdk, until } from "./sdk.mjs";
 
 const [url, prefix, threads] = process.argv.slice(2);
 assert.ok(threads === "true" || threads === "false", `usage: ${fileURLToPath(import.meta.url)} URL PREFIX true|false`);
-logger.setLevel?.("warn");
-
-const SECONDS = 20;
-
-async function fetchAndNote(resource, options) {
-    const answer = await fetch(resource, options);
-    const note = { method: options?.method ?? "GET", path: new URL(resource).pathname, status: answer.status };
-    if (!answer.ok) note.errcode = (await answer.clone().json()).errcode;
-    console.log(JSON.stringify(note));
-    return answer;
-}
-
-// Waits until `condition` gives something, looking again at each of the client's events.
-function until(client, what, condition) {
-    const events = [sdk.ClientEvent.Sync, sdk.RoomEvent.Timeline, sdk.RoomEvent.Receipt, sdk.RoomEvent.MyMembership,
-        sdk.RoomEvent.Name, sdk.RoomEvent.LocalEchoUpdated, sdk.RoomEvent.Redaction, sdk.RoomMemberEvent.Typing,
-        sdk.RoomMemberEvent.Name, sdk.ClientEvent.AccountData, sdk.ClientEvent.Room];
-    return new Promise((resolve, reject) => {
-        const look = () => {
-            const found = condition();
-            if (!found) return;
-            clearTimeout(timer);
-            events.forEach((event) => client.off(event, look));
-            resolve(found);
-        };
-        const timer = setTimeout(() => reject(new Error(`waited in vain for: ${what}; rooms: ${client.getRooms().map((room) => room.name)}`)), SECONDS * 1000);
-        events.forEach((event) => client.on(event, look));
-        look();
-    });
-}
 
 async function person(name) {
     const options = { baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true };

@@ -1,0 +1,39 @@
+// What the stories share: matrix-js-sdk, requests that are noted, and waiting for what a client hears.
+import { createRequire } from "node:module";
+
+const modules = createRequire(new URL("node_modules/", `file://${process.cwd()}/`));
+export const sdk = await import(modules.resolve("matrix-js-sdk"));
+export const cryptoApi = await import(modules.resolve("matrix-js-sdk/lib/crypto-api/index.js"));
+const { logger } = await import(modules.resolve("matrix-js-sdk/lib/logger.js"));
+logger.setLevel?.("warn");
+
+const SECONDS = 20;
+
+// A request; prints, as one JSON object on a line, what came of it: {"method", "path", "status", "errcode"}.
+export async function fetchAndNote(resource, options) {
+    const answer = await fetch(resource, options);
+    const note = { method: options?.method ?? "GET", path: new URL(resource).pathname, status: answer.status };
+    if (!answer.ok) note.errcode = (await answer.clone().json()).errcode;
+    console.log(JSON.stringify(note));
+    return answer;
+}
+
+// Waits until `condition` gives something, looking again at each of the client's events.
+export function until(client, what, condition) {
+    const events = [sdk.ClientEvent.Sync, sdk.RoomEvent.Timeline, sdk.RoomEvent.Receipt, sdk.RoomEvent.MyMembership,
+        sdk.RoomEvent.Name, sdk.RoomEvent.LocalEchoUpdated, sdk.RoomEvent.Redaction, sdk.RoomMemberEvent.Typing,
+        sdk.RoomMemberEvent.Name, sdk.ClientEvent.AccountData, sdk.ClientEvent.Room, sdk.MatrixEventEvent.Decrypted,
+        cryptoApi.CryptoEvent.VerificationRequestReceived];
+    return new Promise((resolve, reject) => {
+        const look = () => {
+            const found = condition();
+            if (!found) return;
+            clearTimeout(timer);
+            events.forEach((event) => client.off(event, look));
+            resolve(found);
+        };
+        const timer = setTimeout(() => reject(new Error(`waited in vain for: ${what}; rooms: ${client.getRooms().map((room) => room.name)}`)), SECONDS * 1000);
+        events.forEach((event) => client.on(event, look));
+        look();
+    });
+}

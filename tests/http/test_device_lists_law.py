@@ -1,0 +1,162 @@
+"""Whose devices a client is told to ask for again, and whose to forget, held against a plain model.
+
+People join and leave rooms at random, encryption is turned on, devices change, the server is started anew; a client that
+syncs now and then must be told of everyone of whom the model says that they changed, and of exactly those who left.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+
+from tests.helpers.databases import copy_sqlite, open_inline
+from tests.helpers.server import TestServer
+
+V3 = "/_matrix/client/v3"
+NAMES = ("alice", "bob", "carol", "dave")
+ROOMS = 3
+
+Action = tuple[str, int, int]
+actions = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["join", "leave"] * 5 + ["sync"] * 4 + ["encrypt", "device", "kick"] * 2 + ["rename", "forget", "restart"]
+        ),
+        st.integers(0, len(NAMES) - 1),
+        st.integers(0, ROOMS - 1),
+    ),
+    min_size=4,
+    max_size=30,
+)
+
+
+class Town:
+    """The server, its people, and what each of them should know."""
+
+    def __init__(self, folder: Path, template: Path) -> None:
+        self.folder = folder
+        self.config = copy_sqlite(template, folder)
+        self.database = open_inline(self.config)
+        self.server = TestServer(folder, self.database)
+        self.people = [self.server.register(name) for name in NAMES]
+        self.owner = self.server.register("owner")
+        self.rooms = [
+            str(self.owner.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"]) for _ in range(ROOMS)
+        ]
+        self.joined: set[tuple[int, int]] = set()
+        self.encrypted: set[int] = set()
+        self.count = 0
+        self.since: list[str] = []
+        self.shared: list[set[str]] = [set() for _ in NAMES]
+        self.devices: list[set[str]] = [set() for _ in NAMES]
+        """Of whom each has to be told that their devices changed, as far as rooms are shared."""
+        for who in range(len(NAMES)):
+            self.since.append(self._sync(who)["next_batch"])
+
+    def do(self, action: Action) -> None:
+        name, who, where = action
+        self.count += 1
+        getattr(self, f"_do_{name}")(who, where)
+
+    def close(self) -> None:
+        Deferred.fromCoroutine(self.database.close())
+
+    def sharing(self, who: int) -> set[str]:
+        """Those with whom somebody shares an encrypted room, by the model."""
+        rooms = {where for where in self.encrypted if (who, where) in self.joined}
+        others = {self.people[other].user_id for other, where in self.joined if where in rooms and other != who}
+        return others | ({self.owner.user_id} if rooms else set())
+
+    def check(self, who: int) -> None:
+        """What a sync, and /keys/changes, tell somebody."""
+        answer = self._sync(who, self.since[who])
+        lists = answer["device_lists"]
+        told = (set(lists["changed"]), set(lists["left"]))
+        before, now = self.shared[who], self.sharing(who)
+        assert (now - before) | (self.devices[who] & now) <= told[0], (NAMES[who], before, now, lists)
+        assert told[0] <= now | {self.people[who].user_id}, (NAMES[who], before, now, lists)
+        assert told[1] == before - now, (NAMES[who], before, now, lists)
+        changes = self.people[who].get(f"{V3}/keys/changes?from={self.since[who]}&to={answer['next_batch']}").json
+        assert changes == lists
+        self.since[who] = answer["next_batch"]
+        self.shared[who] = now
+        self.devices[who].clear()
+
+    def _sync(self, who: int, since: str | None = None) -> Any:
+        answer = self.people[who].get(f"{V3}/sync" + ("" if since is None else f"?since={since}"))
+        assert answer.status == 200, answer.body
+        return answer.json
+
+    def _do_sync(self, who: int, _where: int) -> None:
+        self.check(who)
+
+    def _do_join(self, who: int, where: int) -> None:
+        assert self.people[who].post(f"{V3}/join/{self.rooms[where]}").status == 200
+        self.joined.add((who, where))
+
+    def _do_leave(self, who: int, where: int) -> None:
+        self.people[who].post(f"{V3}/rooms/{self.rooms[where]}/leave")
+        self.joined.discard((who, where))
+
+    def _do_kick(self, who: int, where: int) -> None:
+        self.owner.post(f"{V3}/rooms/{self.rooms[where]}/kick", {"user_id": self.people[who].user_id})
+        self.joined.discard((who, where))
+
+    def _do_forget(self, who: int, where: int) -> None:
+        self._do_leave(who, where)
+        self.people[who].post(f"{V3}/rooms/{self.rooms[where]}/forget")
+
+    def _do_encrypt(self, _who: int, where: int) -> None:
+        content = {"algorithm": "m.megolm.v1.aes-sha2", "rotation_period_msgs": self.count}
+        assert self.owner.put(f"{V3}/rooms/{self.rooms[where]}/state/m.room.encryption/", content).status == 200
+        self.encrypted.add(where)
+
+    def _do_device(self, who: int, _where: int) -> None:
+        user = self.people[who]
+        keys = {
+            "user_id": user.user_id,
+            "device_id": user.device_id,
+            "algorithms": ["m.megolm.v1.aes-sha2"],
+            "keys": {f"ed25519:{user.device_id}": str(self.count)},
+            "signatures": {},
+        }
+        assert user.post(f"{V3}/keys/upload", {"device_keys": keys}).status == 200
+        for waiting in self.devices:
+            waiting.add(user.user_id)
+
+    def _do_rename(self, who: int, _where: int) -> None:
+        user = self.people[who]
+        assert user.put(f"{V3}/profile/{user.user_id}/displayname", {"displayname": str(self.count)}).status == 200
+        self.server.clock.advance(1)
+
+    def _do_restart(self, _who: int, _where: int) -> None:
+        now = self.server.clock.seconds()
+        self.close()
+        self.database = open_inline(self.config)
+        self.server = TestServer(self.folder, self.database, seed=self.count + 1, now=now + 1)
+        for user in (*self.people, self.owner):
+            user.server = self.server
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(actions)
+@example([("join", 0, 0), ("sync", 0, 0), ("encrypt", 0, 0), ("leave", 0, 0)])  # they never shared an encrypted room
+def test_clients_know_whose_devices_to_ask_for(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, steps: list[Action]
+) -> None:
+    town = Town(tmp_path_factory.mktemp("town"), sqlite_template)
+    try:
+        for step in steps:
+            town.do(step)
+        for who in range(len(NAMES)):
+            town.check(who)
+    finally:
+        town.close()

@@ -1,0 +1,66 @@
+"""What has to hold when many ask at once: each one-time key goes to one of them, and backups count what they keep."""
+
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, gatherResults
+
+from storage.database import Database
+from storage.device_keys import ClaimedKey, DeviceKeyStore, KeyWish
+from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore
+from storage.transaction import WriteTransaction
+
+ALICE, DEVICE, ALGORITHM = "@alice:example.org", "PHONE", "signed_curve25519"
+KEYS, CLAIMERS = 40, 50
+UPLOADS = 20
+
+
+async def at_once(work: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    return await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)
+
+
+@pytest.mark.reactor(60)
+async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Database) -> None:
+    keys = DeviceKeyStore(threaded_database)
+
+    def add(txn: WriteTransaction, first: int, number: int) -> None:
+        new = {(ALGORITHM, f"k{index}"): b'{"key":"%d"}' % index for index in range(first, first + number)}
+        keys.add_one_time_keys(txn, ALICE, DEVICE, new)
+
+    await threaded_database.write(
+        "add", lambda txn: keys.set_fallback_keys(txn, ALICE, DEVICE, {(ALGORITHM, "f"): b"{}"})
+    )
+    await threaded_database.write("add", add, 0, KEYS // 2)
+    wish = KeyWish(ALICE, DEVICE, ALGORITHM)
+    claims: list[Coroutine[Any, Any, Any]] = [keys.do_claim([wish]) for _ in range(CLAIMERS)]
+    claims.insert(10, threaded_database.write("add", add, KEYS // 2, KEYS - KEYS // 2))
+    answers = [answer for answer in await at_once(claims) if answer is not None]
+    claimed: list[ClaimedKey] = [answer[wish] for answer in answers]
+    given = [key.key_id for key in claimed if not key.is_fallback]
+    assert len(claimed) == CLAIMERS
+    assert len(set(given)) == len(given), "a key was given twice"
+    left = (await keys.get_counts(ALICE, DEVICE)).one_time.get(ALGORITHM, 0)
+    assert len(given) + left == KEYS, "a key was lost"
+
+
+@pytest.mark.reactor(60)
+async def test_uploads_at_once_into_a_backup(threaded_database: Database) -> None:
+    backups = KeyBackupStore(threaded_database)
+    version = await backups.add_backup(ALICE, "m.megolm_backup.v1.curve25519-aes-sha2", b"{}")
+
+    def session(upload: int) -> list[BackedUpKey]:
+        own = BackedUpKey("!r:example.org", f"own{upload}", 0, 0, False, b"{}")
+        return [own, BackedUpKey("!r:example.org", "shared", UPLOADS - upload, 0, False, b"%d" % upload)]
+
+    answers: list[BackupRow] = await at_once(
+        [backups.put_keys(ALICE, version, session(upload)) for upload in range(UPLOADS)]
+    )
+    etags = [answer.etag for answer in answers]
+    assert len(set(etags)) == UPLOADS, "each upload changed something, so each has an etag of its own"
+    kept = {key.session_id: key for key in await backups.get_keys(ALICE, version, None, None)}
+    assert len(kept) == UPLOADS + 1
+    assert kept["shared"].first_message_index == 1, "the best of them"
+    backup = await backups.get_backup(ALICE, None)
+    assert backup is not None
+    assert (backup.key_count, backup.etag) == (UPLOADS + 1, max(etags))
