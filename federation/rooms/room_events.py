@@ -6,6 +6,7 @@ the stream and drop the event.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 
 from federation.protocol.events import Event, client_form_prefix, load_event
 from federation.protocol.ids import EventID, RoomID
@@ -53,6 +54,13 @@ class StoredEvent:
         """Number of the redaction that took the content away."""
         self.pdu = row.pdu
         self._client_prefix: bytes | None = None
+
+    def with_content_of(self, event: Event) -> "StoredEvent":
+        """The same with another form of the event, for a reader who is not to get all of it."""
+        other = copy(self)
+        other.event = event
+        other._client_prefix = None
+        return other
 
     @property
     def client_prefix(self) -> bytes:

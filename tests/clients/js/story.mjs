@@ -118,6 +118,26 @@ await until(bob, "what will be redacted", () => bobsRoom.findEventById(wrong.eve
 await alice.redactEvent(roomId, wrong.event_id, undefined, { reason: "typo" });
 await until(bob, "the redaction", () => bobsRoom.findEventById(wrong.event_id).isRedacted());
 
+// A thread, and a reaction that one can give only once.
+const root = await alice.sendTextMessage(roomId, "a root");
+await until(bob, "the root of a thread", () => bobsRoom.findEventById(root.event_id));
+const inThread = (body) => ({ ...text(body), "m.relates_to": { rel_type: "m.thread", event_id: root.event_id } });
+await bob.sendMessage(roomId, inThread("a first reply"));
+const reply = await alice.sendMessage(roomId, inThread("a second reply"));
+const related = await bob.relations(roomId, root.event_id, "m.thread", null, { dir: "b" });
+assert.deepEqual(related.events.map((event) => event.getContent().body), ["a second reply", "a first reply"]);
+if (threads === "true") {
+    await until(bob, "the thread", () => bobsRoom.getThread(root.event_id)?.replyToEvent?.getId() === reply.event_id);
+    await bobsRoom.createThreadsTimelineSets();
+    await bobsRoom.fetchRoomThreads();
+    assert.deepEqual(bobsRoom.getThreads().map((thread) => thread.id), [root.event_id]);
+    assert.equal(bobsRoom.getThread(root.event_id).length, 2);
+    assert.ok(bobsRoom.getThread(root.event_id).hasCurrentUserParticipated);
+}
+const reaction = { "m.relates_to": { rel_type: "m.annotation", event_id: root.event_id, key: "👍" } };
+await bob.sendEvent(roomId, "m.reaction", reaction);
+await assert.rejects(bob.sendEvent(roomId, "m.reaction", reaction), { errcode: "M_DUPLICATE_ANNOTATION" });
+
 // Receipts and typing.
 const last = await alice.sendTextMessage(roomId, "read me");
 const lastOfBob = await until(bob, "a message to be read", () => bobsRoom.findEventById(last.event_id));
