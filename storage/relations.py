@@ -87,7 +87,7 @@ class RelationStore:
 
         One query. Events that were redacted have no replacements.
         """
-        return await self._database.read_quickly(
+        return await self._database.read(  # the children of some may be many
             "get_relation_children", _select_children, list(event_nids), reader, list(ignored)
         )
 

@@ -91,3 +91,20 @@ def test_an_initial_sync_makes_a_bounded_number_of_reads(server: TestServer, cou
         rooms.say(bob, rooms.create(alice, bob))
     token(alice)
     assert cost() <= few
+
+
+def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
+    server: TestServer, counter: QueryCounter
+) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    for _ in range(3):
+        room = rooms.create(alice, bob)
+        for _ in range(3):
+            rooms.say(alice, room)
+    counter.clear()
+    since = sync(bob, filter={"room": {"timeline": {"limit": 2}}})["next_batch"]
+    assert counter.reads["get_relation_children"] == 1
+    rooms.say(alice, room)
+    counter.clear()
+    sync(bob, since)
+    assert not counter.reads["get_relation_children"]
