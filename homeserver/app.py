@@ -59,6 +59,7 @@ from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
 from homeserver.http.site import Site, SiteOptions
 from homeserver.jobs import Jobs
+from homeserver.nodes import OtherNodes
 from homeserver.observe.access import AccessLog
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
@@ -133,6 +134,8 @@ class Server:
         self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
+        # SQLite is for one node
+        self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
 
     def site(self, listener: Listener) -> Site:
         """What answers on one listener."""
@@ -164,6 +167,8 @@ class Server:
         self.rooms.propagation.wake()
         self.people.resume_departures()
         self.start_jobs()
+        if self.other_nodes is not None:
+            self.other_nodes.start()
         for port in self._ports:
             self.log.info("listening on {address}", address=str(port.getHost()))
 
@@ -190,6 +195,8 @@ class Server:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
         ports, self._ports = self._ports, []
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        if self.other_nodes is not None:
+            self.other_nodes.stop()
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.database.close()

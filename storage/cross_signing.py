@@ -82,6 +82,12 @@ class CrossSigningStore:
             announce_device_list(txn, user_id)
 
 
+def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bool:
+    """Whether this is one of the user's public keys."""
+    sql = "SELECT 1 FROM cross_signing_keys WHERE user_id = ? AND public_key = ?"
+    return txn.query_one(sql, (user_id, public_key)) is not None
+
+
 def _select_keys(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, dict[str, CrossSigningKey]]:
     rows = txn.query_in(
         "SELECT user_id, usage, public_key, content FROM cross_signing_keys WHERE user_id IN {keys}", user_ids

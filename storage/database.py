@@ -26,7 +26,7 @@ from storage.observer import Observer, SilentObserver
 from storage.postgres import PostgresConfig, PostgresEngine
 from storage.sqlite import SQLiteConfig, SQLiteEngine
 from storage.streams import Streams
-from storage.transaction import Transaction, WriteTransaction
+from storage.transaction import POSITION, Transaction, WriteTransaction
 from storage.writer import QueuedWrite, Writer
 
 __all__ = [
@@ -119,6 +119,11 @@ class Database:
         """Let the streams know of what other processes wrote; the position up to which all can be read."""
         await self.write("catch_up", _nothing)
         return self.streams.current()
+
+    async def poll(self) -> None:
+        """As `catch_up`, if there is anything; for asking often."""
+        if await self.read_quickly("poll_position", _select_position) > self.streams.current():
+            await self.catch_up()
 
     async def close(self) -> None:
         """Finish the writes that wait, then close. What is asked from now on gets DatabaseUnavailable."""
@@ -227,3 +232,8 @@ def open_database(config: DatabaseConfig, reactor: ReactorBase, observer: Observ
         ThreadExecutor(reactor, "database-writer", 1),
         observer or SilentObserver(),
     )
+
+
+def _select_position(txn: Transaction) -> int:
+    row = txn.query_one("SELECT value FROM counters WHERE name = ?", (POSITION,))
+    return int(row[0]) if row is not None else 0

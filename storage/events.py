@@ -3,7 +3,7 @@
 Nothing about a stored event changes but by a redaction, which takes its content away.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -92,6 +92,10 @@ class EventStore:
         """The numbers of events; unknown ids are missing from the answer."""
         return await self._database.read_quickly("get_event_nids", select_event_nids, list(event_ids))
 
+    async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
+        """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
+        return await self._database.read_quickly("get_redacted_since", _select_redacted, redaction_nid)
+
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
         """What in the room has been waiting for events that now arrive. Two queries."""
         return await self._database.read_quickly("get_waiting", _select_waiting, room_nid, list(event_ids))
@@ -140,3 +144,10 @@ def _select_waiting(txn: Transaction, room_nid: int, event_ids: list[str]) -> Wa
         before=(room_nid,),
     )
     return Waiting(redactions, frozenset(event_id for (event_id,) in backward))
+
+
+def _select_redacted(txn: Transaction, redaction_nid: int) -> tuple[list[str], int]:
+    rows = txn.query(
+        "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid", (redaction_nid,)
+    )
+    return [redacts for redacts, _ in rows], rows[-1][1] if rows else redaction_nid

@@ -68,7 +68,7 @@ class KeyBackupStore:
         await self._database.write("set_backup_auth_data", _set_auth_data, user_id, version, auth_data)
 
     async def remove_backup(self, user_id: str, version: int) -> None:
-        """Delete a version with its keys. Raises NoSuchBackup."""
+        """Delete a version with its keys; one that was deleted before is no error. Raises NoSuchBackup."""
         await self._database.write("remove_key_backup", _remove_backup, user_id, version)
 
     async def get_keys(
@@ -132,8 +132,7 @@ def _set_auth_data(txn: WriteTransaction, user_id: str, version: int, auth_data:
 
 def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
     changed = txn.execute(
-        "UPDATE key_backups SET deleted = 1, key_count = 0 WHERE user_id = ? AND version = ? AND deleted = 0",
-        (user_id, version),
+        "UPDATE key_backups SET deleted = 1, key_count = 0 WHERE user_id = ? AND version = ?", (user_id, version)
     )
     if not changed:
         raise NoSuchBackup(version)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from federation.protocol.errors import BadJson
 from federation.protocol.events import Event
 from federation.protocol.ids import UserID
 from federation.protocol.room_versions import RoomVersion
@@ -60,6 +61,19 @@ def parse_level(version: RoomVersion, value: object) -> int | None:
     if isinstance(value, float) and not version.strict_canonical_json and math.isfinite(value):
         return math.trunc(value)
     return None
+
+
+def check_new_levels(content: Mapping[str, Any]) -> None:
+    """Whether an m.room.power_levels event of our own has integers only, in versions too that would take more.
+
+    Raises `BadJson`. spec: server-server-api#definitions
+    """
+    entries = [(name, content[name]) for name in LEVEL_DEFAULTS if name in content]
+    for group in ("users", "events", "notifications"):
+        entries += level_entries(content, group).items()
+    for name, level in entries:
+        if type(level) is not int:
+            raise BadJson(f"The power level of {name[:255]} must be an integer")
 
 
 def room_creators(create: Event) -> frozenset[UserID]:

@@ -26,7 +26,7 @@ from federation.protocol.events import (
     load_event,
 )
 from federation.protocol.ids import EventID, UserID
-from federation.protocol.power_levels import PowerLevels
+from federation.protocol.power_levels import PowerLevels, check_new_levels
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import EventFormat
 from federation.protocol.signing import encode_base64
@@ -105,6 +105,8 @@ class Chain:
 
     async def _build(self, draft: Draft, now_ms: int) -> Event | StoredEvent:
         version = self._snapshot.version
+        if (draft.type, draft.state_key) == POWER_LEVELS:
+            check_new_levels(draft.content)
         keys = auth_keys(version, draft.type, draft.sender, draft.state_key, draft.content)
         own_key = StateKey(draft.type, draft.state_key) if draft.state_key is not None else None
         state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))

@@ -92,12 +92,16 @@ class RoomEngine:
         self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
         self._queues: dict[str, _Queue] = {}
         self._last_creation = 0
+        # other nodes' writes heard of; and for a room up to which of them its snapshot is known to be right
+        self._others_writes = 0
+        self._seen_writes: dict[str, int] = {}
+        database.streams.watch(self._heed_others)
         self._log = Logger()
 
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
         """The room as it is now, or None if this server does not know it."""
         snapshot = self._snapshots.get(room_id)
-        if snapshot is not None:
+        if snapshot is not None and self._seen_writes.get(room_id, 0) == self._others_writes:
             self._snapshots.move_to_end(room_id)
             return snapshot
         room = await self._rooms.get_room(room_id)
@@ -194,20 +198,28 @@ class RoomEngine:
         return self._snapshots[room.room_id], stored
 
     async def _read(self, room: RoomRow) -> RoomSnapshot:
+        others = self._others_writes
         head = await self._rooms.get_head(room.room_nid)
         cached = self._snapshots.get(room.room_id)
         if cached is not None and cached.head.version >= head.version:
+            self._keep(cached, others)
             return cached
         view = self.view(room.room_nid, head.state_root)
         snapshot = RoomSnapshot(room, ROOM_VERSIONS[room.version], head, view)
-        self._keep(snapshot)
+        self._keep(snapshot, others)
         return snapshot
 
-    def _keep(self, snapshot: RoomSnapshot) -> None:
+    def _keep(self, snapshot: RoomSnapshot, others_writes: int) -> None:
         self._snapshots[snapshot.room.room_id] = snapshot
+        self._seen_writes[snapshot.room.room_id] = others_writes
         self._snapshots.move_to_end(snapshot.room.room_id)
         if len(self._snapshots) > self._capacity:
-            self._snapshots.popitem(last=False)
+            oldest, _ = self._snapshots.popitem(last=False)
+            self._seen_writes.pop(oldest, None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node has written: whether it has moved a room is asked when the room is next needed."""
+        self._others_writes += 1
 
     async def _drain(self, room_id: RoomID, queue: _Queue) -> None:
         try:
@@ -342,7 +354,7 @@ class RoomEngine:
         state = snapshot.state.after(appended.head.state_root, changes)
         if any(event.event.redacts is not None for event in stored):
             state = self.view(snapshot.room.room_nid, appended.head.state_root)
-        self._keep(RoomSnapshot(snapshot.room, snapshot.version, appended.head, state))
+        self._keep(RoomSnapshot(snapshot.room, snapshot.version, appended.head, state), self._others_writes)
         return stored
 
 

@@ -2,6 +2,8 @@
 
 - A rejected event leaves the state before it as it is; a soft-failed one and one from the past change the state after them,
   and not the head.
+- A redaction that takes nothing away, since its sender may not redact its target, stands in the room and is shown to
+  nobody: clients would carry it out all the same.
 - An accepted one takes the place of its prev_events among the forward extremities. Where others remain, the current
   state is the resolution of the states after all of them.
 - Resolution works on stored events. So a state event that makes a fork is first stored as an outlier and then placed: after
@@ -153,7 +155,7 @@ class Placements:
             flags = EventFlag.REJECTED
         elif verdict is Verdict.SOFT_FAIL:
             flags = EventFlag.SOFT_FAILED
-        else:
+        elif await self._may_take_effect(snapshot, arrival):
             flags = EventFlag.TIMELINE
             redaction = await self._redaction(snapshot, arrival)
             if not arrival.is_past:
@@ -170,16 +172,23 @@ class Placements:
             placed_nid=arrival.outlier.nid if arrival.outlier is not None else None,
         )
 
+    async def _may_take_effect(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
+        """Whether it is no redaction of something that its sender may not redact. spec: rooms/v3#handling-redactions"""
+        target = await self._target(snapshot, arrival)
+        return target is None or await self._may_redact(
+            snapshot.room, arrival.event, target.event.sender, arrival.before
+        )
+
     async def _redaction(self, snapshot: RoomSnapshot, arrival: Arrival) -> Redaction | None:
-        target_id = arrival.event.redacts
-        if target_id is None:
-            return None
-        target = await self._events.get_event(snapshot.room.room_nid, target_id)
+        """What an effective redaction takes away: nothing that is not known, or gone already."""
+        target = await self._target(snapshot, arrival)
         if target is None or target.redacted_by is not None:
             return None
-        if not await self._may_redact(snapshot.room, arrival.event, target.event.sender, arrival.before):
-            return None
         return await prune(snapshot, target, self._identity)
+
+    async def _target(self, snapshot: RoomSnapshot, arrival: Arrival) -> StoredEvent | None:
+        target_id = arrival.event.redacts
+        return None if target_id is None else await self._events.get_event(snapshot.room.room_nid, target_id)
 
     async def _remaining(self, snapshot: RoomSnapshot, arrival: Arrival) -> list[StoredEvent]:
         """The forward extremities that the event does not stand upon."""

@@ -8,6 +8,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
 from federation.protocol.events import Event, client_form_prefix, load_event
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -98,7 +101,11 @@ class RoomEvents:
         """Numbers of the events in the cache, by id."""
         self._changes_heard = 0
         self._expected: dict[str, Event] = {}
+        self._latest_nid = 0
+        """The highest number of an event that this node has heard of: redactions of other nodes are above it."""
+        self._log = Logger()
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by number; unknown ones are missing from the answer."""
@@ -194,3 +201,17 @@ class RoomEvents:
                 else:  # another node's: of which event is not known here
                     self._cache.clear()
                     self._nids.clear()
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node has written: it may have redacted events that are kept here, or placed outliers."""
+        self._changes_heard += 1
+        for nid in [nid for nid, event in self._cache.items() if event.is_outlier]:
+            self.forget([self._cache[nid].event.event_id])
+        Deferred.fromCoroutine(self._forget_redacted()).addErrback(
+            lambda failure: self._log.failure("what other nodes redacted is not known", failure)
+        )
+
+    async def _forget_redacted(self) -> None:
+        redacted, self._latest_nid = await self._store.get_redacted_since(self._latest_nid)
+        self._changes_heard += 1
+        self.forget(EventID(event_id) for event_id in redacted)

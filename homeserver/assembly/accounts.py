@@ -88,6 +88,7 @@ class AccountParts:
             self.passwords,
             self.sessions,
             self.uia,
+            limiter,
             server_name=server_name,
             rules=_rules(config),
             reserved=NoReservedNames(),

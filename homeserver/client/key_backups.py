@@ -24,7 +24,7 @@ async def get_room_keys_version_current(backups: KeyBackups, caller: Requester) 
     return await backups.get_version(caller.user_id, None)
 
 
-@endpoint("POST", *_paths("version"), auth=Auth.USER)
+@endpoint("POST", *_paths("version"), auth=Auth.USER, while_suspended=True)
 async def post_room_keys_version(backups: KeyBackups, caller: Requester, *, body: BackupDefinition) -> dict[str, str]:
     """Begin a new version."""
     return {"version": await backups.do_create(caller.user_id, body)}
@@ -36,7 +36,7 @@ async def get_room_keys_version(backups: KeyBackups, caller: Requester, *, versi
     return await backups.get_version(caller.user_id, version)
 
 
-@endpoint("PUT", *_paths("version/{version}"), auth=Auth.USER)
+@endpoint("PUT", *_paths("version/{version}"), auth=Auth.USER, while_suspended=True)
 async def put_room_keys_version(
     backups: KeyBackups, caller: Requester, *, version: str, body: BackupDefinition
 ) -> Empty:
@@ -45,7 +45,7 @@ async def put_room_keys_version(
     return EMPTY
 
 
-@endpoint("DELETE", *_paths("version/{version}"), auth=Auth.USER)
+@endpoint("DELETE", *_paths("version/{version}"), auth=Auth.USER, while_suspended=True)
 async def delete_room_keys_version(backups: KeyBackups, caller: Requester, *, version: str) -> Empty:
     """Delete a version with its keys."""
     await backups.do_delete(caller.user_id, version)
@@ -58,14 +58,14 @@ async def get_room_keys(backups: KeyBackups, caller: Requester, *, version: str)
     return await backups.get_keys(caller.user_id, version)
 
 
-@endpoint("PUT", *_paths("keys"), auth=Auth.USER, max_body=MAX_BODY)
+@endpoint("PUT", *_paths("keys"), auth=Auth.USER, while_suspended=True, max_body=MAX_BODY)
 async def put_room_keys(backups: KeyBackups, caller: Requester, *, body: AllKeys, version: str) -> dict[str, Any]:
     """Add keys of many rooms."""
     rooms = {room_id: room.sessions for room_id, room in body.rooms.items()}
     return await backups.do_put_keys(caller.user_id, version, rooms)
 
 
-@endpoint("DELETE", *_paths("keys"), auth=Auth.USER)
+@endpoint("DELETE", *_paths("keys"), auth=Auth.USER, while_suspended=True)
 async def delete_room_keys(backups: KeyBackups, caller: Requester, *, version: str) -> dict[str, Any]:
     """Delete all keys."""
     return await backups.do_delete_keys(caller.user_id, version)
@@ -79,7 +79,7 @@ async def get_room_keys_by_room_id(
     return await backups.get_keys(caller.user_id, version, room_id)
 
 
-@endpoint("PUT", *_paths("keys/{room_id}"), auth=Auth.USER, max_body=MAX_BODY)
+@endpoint("PUT", *_paths("keys/{room_id}"), auth=Auth.USER, while_suspended=True, max_body=MAX_BODY)
 async def put_room_keys_by_room_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, body: RoomKeys, version: str
 ) -> dict[str, Any]:
@@ -87,7 +87,7 @@ async def put_room_keys_by_room_id(
     return await backups.do_put_keys(caller.user_id, version, {room_id: body.sessions})
 
 
-@endpoint("DELETE", *_paths("keys/{room_id}"), auth=Auth.USER)
+@endpoint("DELETE", *_paths("keys/{room_id}"), auth=Auth.USER, while_suspended=True)
 async def delete_room_keys_by_room_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, version: str
 ) -> dict[str, Any]:
@@ -103,7 +103,7 @@ async def get_room_keys_by_session_id(
     return await backups.get_keys(caller.user_id, version, room_id, session_id)
 
 
-@endpoint("PUT", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER, max_body=256 * 1024)
+@endpoint("PUT", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER, while_suspended=True, max_body=256 * 1024)
 async def put_room_keys_by_session_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, session_id: str, body: SessionKey, version: str
 ) -> dict[str, Any]:
@@ -111,7 +111,7 @@ async def put_room_keys_by_session_id(
     return await backups.do_put_keys(caller.user_id, version, {room_id: {session_id: body}})
 
 
-@endpoint("DELETE", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER)
+@endpoint("DELETE", *_paths("keys/{room_id}/{session_id}"), auth=Auth.USER, while_suspended=True)
 async def delete_room_keys_by_session_id(
     backups: KeyBackups, caller: Requester, *, room_id: str, session_id: str, version: str
 ) -> dict[str, Any]:

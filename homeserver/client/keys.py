@@ -45,7 +45,9 @@ class KeyClaim(msgspec.Struct, frozen=True):
     timeout: int = 10_000
 
 
-@endpoint("POST", *_paths("claim"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST)
+@endpoint(
+    "POST", *_paths("claim"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
+)
 async def claim_keys(keys: DeviceKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys for conversations with devices."""
     return await keys.do_claim(body.one_time_keys)

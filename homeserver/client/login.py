@@ -1,5 +1,7 @@
 """Signing in, and renewing what one is signed in with.
 
+Only sign-ins count against the limit of sign-ins: a whole office renews its tokens from one address, every few minutes.
+
 spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 """
 
@@ -36,7 +38,7 @@ class Refresh(msgspec.Struct, frozen=True):
     refresh_token: str
 
 
-@endpoint("GET", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE, limit=Limit.LOGIN)
+@endpoint("GET", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE)
 async def get_login(sign_in: SignIn) -> dict[str, object]:
     """Ways to sign in."""
     if not sign_in.password_login:
@@ -76,7 +78,6 @@ async def post_login(
     "/_matrix/client/v1/refresh",
     "/_matrix/client/unstable/org.matrix.msc2918.refresh_token/refresh",
     auth=Auth.NONE,
-    limit=Limit.LOGIN,
 )
 async def post_refresh(sessions: Sessions, *, body: Refresh) -> dict[str, object]:
     """Exchange a refresh token for new tokens."""

@@ -1,6 +1,7 @@
 """Making an account. spec: client-server-api#account-registration"""
 
 from enum import Enum
+from typing import Final
 
 import msgspec
 
@@ -9,6 +10,9 @@ from homeserver.http.endpoint import Auth, Limit, RequestContext, endpoint
 from homeserver.services.devices import check_device_name
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.sessions import session_answer
+
+COST_OF_ASKING: Final = 0.05
+"""Of a request that only leads up to an account, as several do: which stages there are, is the name free, each stage."""
 
 
 class Kind(Enum):
@@ -31,7 +35,12 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @endpoint(
-    "POST", "/_matrix/client/v3/register", "/_matrix/client/r0/register", auth=Auth.NONE, limit=Limit.REGISTRATION
+    "POST",
+    "/_matrix/client/v3/register",
+    "/_matrix/client/r0/register",
+    auth=Auth.NONE,
+    limit=Limit.REGISTRATION,
+    cost=COST_OF_ASKING,
 )
 async def post_register(
     registration: Registration, context: RequestContext, *, body: Register, kind: Kind = Kind.USER
@@ -39,7 +48,7 @@ async def post_register(
     """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over."""
     device_name = check_device_name(body.initial_device_display_name)
     if kind is Kind.GUEST:
-        registered = await registration.do_register_guest(device_name, body.refresh_token)
+        registered = await registration.do_register_guest(device_name, body.refresh_token, context.client_ip)
     else:
         wish = Wish(
             username=body.username,
@@ -59,6 +68,7 @@ async def post_register(
     "/_matrix/client/r0/register/available",
     auth=Auth.NONE,
     limit=Limit.REGISTRATION,
+    cost=COST_OF_ASKING,
 )
 async def get_available(registration: Registration, *, username: str) -> dict[str, object]:
     """Whether a name is free: yes, or an error that says why not."""

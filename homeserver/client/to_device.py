@@ -21,6 +21,7 @@ class MessagesBody(msgspec.Struct, frozen=True):
     "/_matrix/client/r0/sendToDevice/{event_type}/{txn_id}",
     auth=Auth.GUEST,
     max_body=4 * 1024 * 1024,
+    while_suspended=True,
 )
 async def send_to_device(
     to_device: ToDevice, caller: Requester, *, event_type: str, txn_id: str, body: MessagesBody

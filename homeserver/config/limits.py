@@ -25,7 +25,11 @@ def limit(per_second: float, burst_count: float, text: str, *, not_yet: bool = F
 class LoginLimits:
     """Three buckets for signing in."""
 
-    address: RateLimit = limit(0.003, 5, "Sign-ins from one address.")
+    address: RateLimit = limit(
+        0.5,
+        50,
+        "Sign-ins from one address. A whole office often has one; guessing is held back by the other two.",
+    )
     account: RateLimit = limit(0.003, 5, "Sign-ins to one account.")
     failed_attempts: RateLimit = limit(0.17, 3, "Failed sign-ins to one account.")
 

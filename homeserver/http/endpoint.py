@@ -140,6 +140,7 @@ class Endpoint:
     while_suspended: bool = False
     long_poll: bool = False
     resource: str = "client"
+    cost: float = 1
 
     @property
     def name(self) -> str:
@@ -152,6 +153,7 @@ def endpoint(
     *paths: str,
     auth: Auth,
     limit: Limit = Limit.NONE,
+    cost: float = 1,
     max_body: int = 65536,
     cancellable: bool | None = None,
     while_locked: bool = False,
@@ -161,6 +163,7 @@ def endpoint(
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Declare a handler. The first path is the stable one; others are older and unstable spellings of it.
 
+    `cost`: how much a request counts against `limit`; less than 1 where most only ask, or lead up to what counts.
     `max_body` is in bytes; what is longer is refused before it is read (M_TOO_LARGE).
     `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
     `while_locked`: an account that is locked may do this (log out).
@@ -183,6 +186,7 @@ def endpoint(
             while_suspended=reads if while_suspended is None else while_suspended,
             long_poll=long_poll,
             resource=resource,
+            cost=cost,
         )
         return handler
 

@@ -141,4 +141,4 @@ class Guard:
         if limit is Limit.NONE or (caller is not None and not caller.rate_limited):
             return
         key = address_key(context.client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id
-        self._limiter.check(limit, key)
+        self._limiter.check(limit, key, cost=declaration.cost)

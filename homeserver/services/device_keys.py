@@ -18,7 +18,7 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import BadJson, InvalidParam
-from federation.protocol.ids import UserID
+from federation.protocol.ids import UserID, parse_user_id
 from homeserver.http.endpoint import Requester
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
@@ -73,6 +73,7 @@ class DeviceKeys:
         self._counts: OrderedDict[str, dict[str, KeyCounts]] = OrderedDict()
         self._counts_heard = 0
         database.streams.subscribe(self._hear)
+        database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
         self._cross_signing = cross_signing
@@ -129,6 +130,8 @@ class DeviceKeys:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam."""
         if len(wanted) > MOST_USERS:
             raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        for user_id in wanted:
+            parse_user_id(user_id)
         local = [user_id for user_id in wanted if self._identity.is_local(user_id)]
         devices = await self._keys.get_device_keys(local)
         cross_signing = await self._cross_signing.get_keys(local)
@@ -148,7 +151,12 @@ class DeviceKeys:
         return answer
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-        """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device."""
+        """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device.
+
+        Raises InvalidParam.
+        """
+        for user_id in wanted:
+            parse_user_id(user_id)
         wishes = [
             KeyWish(user_id, device_id, algorithm)
             for user_id, devices in wanted.items()
@@ -169,6 +177,11 @@ class DeviceKeys:
             if change.topic in (Topic.KEY_COUNT, Topic.DEVICE) and change.user_id is not None:
                 self._counts_heard += 1
                 self._counts.pop(change.user_id, None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node may have given keys out."""
+        self._counts_heard += 1
+        self._counts.clear()
 
     def _failures(self, user_ids: Mapping[str, object]) -> dict[str, dict[str, str]]:
         """Servers that were not asked: this one does not federate yet."""

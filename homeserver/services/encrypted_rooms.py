@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from storage.events import EventRow
 from storage.room_summaries import RoomSummaryStore
-from storage.streams import Change, Streams, Topic
+from storage.streams import Change, Streams
 
 
 class EncryptedRooms:
@@ -17,6 +17,7 @@ class EncryptedRooms:
         self._known: OrderedDict[int, bool] = OrderedDict()
         self._changes_heard = 0
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     async def among(self, room_nids: Iterable[int]) -> set[int]:
         """Those of the rooms that are encrypted."""
@@ -37,10 +38,11 @@ class EncryptedRooms:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow):
-                if row.type == "m.room.encryption" and row.state_key == "":
-                    self._changes_heard += 1
-                    self._known[row.room_nid] = True
-            elif change.topic is Topic.EVENT:
+            if isinstance(row, EventRow) and row.type == "m.room.encryption" and row.state_key == "":
                 self._changes_heard += 1
-                self._known = OrderedDict((nid, True) for nid, encrypted in self._known.items() if encrypted)
+                self._known[row.room_nid] = True
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node may have turned encryption on."""
+        self._changes_heard += 1
+        self._known = OrderedDict((nid, True) for nid, encrypted in self._known.items() if encrypted)

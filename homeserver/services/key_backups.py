@@ -79,7 +79,7 @@ class KeyBackups:
             await self._store.set_auth_data(user_id, backup.version, msgspec.json.encode(definition.auth_data))
 
     async def do_delete(self, user_id: UserID, version: str) -> None:
-        """Delete a version with its keys. Raises NotFound."""
+        """Delete a version with its keys; one that was deleted before is no error. Raises NotFound."""
         with _translated():
             await self._store.remove_backup(user_id, _number(version))
 

@@ -4,6 +4,7 @@ Laws:
 - An account, its first session, the use of its registration token and the note of both in the session of
   user-interactive authentication are one write.
 - A request that is repeated in that session, since its answer was lost, gets the account that is there.
+- What counts against the limit of registrations is an account, not each request on the way to it.
 - A name is checked before anything is asked of people, and again in the write.
 
 spec: client-server-api#post_matrixclientv3register
@@ -16,6 +17,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Exclusive, Forbidden, InvalidUsername, MatrixError, UserInUse
 from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.passwords import Passwords
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
@@ -95,6 +98,7 @@ class Registration:
         passwords: Passwords,
         sessions: Sessions,
         uia: UIA,
+        limiter: RateLimiter,
         *,
         server_name: ServerName,
         rules: RegistrationRules,
@@ -108,6 +112,7 @@ class Registration:
         self._passwords = passwords
         self._sessions = sessions
         self._uia = uia
+        self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
         self.server_name = server_name
@@ -147,7 +152,7 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `AuthenticationRequired`."""
+        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good."""
         self.check_open()
         taken: MatrixError | None = None
         if wish.username is not None:
@@ -166,6 +171,7 @@ class Registration:
             return await self._repeat(wish, UserID(confirmation.result))
         if taken is not None:
             raise taken
+        self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(wish, confirmation)
 
     async def do_register_privileged(self, wish: Wish) -> Registered:
@@ -174,10 +180,11 @@ class Registration:
             await self.check_username(wish.username, privileged=True)
         return await self._make(wish, None)
 
-    async def do_register_guest(self, device_name: str | None, refreshable: bool) -> Registered:
-        """Make a guest. Raises `Forbidden`."""
+    async def do_register_guest(self, device_name: str | None, refreshable: bool, address: str) -> Registered:
+        """Make a guest. Raises `Forbidden`, `LimitExceeded`."""
         if not self._rules.guests:
             raise Forbidden("This server has no guests")
+        self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(Wish(device_name=device_name, refreshable=refreshable), None, is_guest=True)
 
     async def _make(self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False) -> Registered:

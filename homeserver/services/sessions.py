@@ -15,11 +15,12 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import UnknownToken, UserLocked
+from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
 from homeserver.http.endpoint import Requester
-from homeserver.services.secret_text import SecretText, hash_token
+from homeserver.services.secret_text import SecretText, hash_token, is_damaged
 from storage.accounts import AccountStore
+from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
 from storage.tokens import TokenStore
@@ -129,7 +130,10 @@ class Sessions:
         )
 
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
-        """Write a prepared session; it takes the place of the one that the device had."""
+        """Write a prepared session; it takes the place of the one that the device had. Raises `Forbidden` for a device
+        that would be named like a cross-signing key of its user: signatures of one would pass for the other's."""
+        if has_cross_signing_key(txn, session.user_id, session.device_id):
+            raise Forbidden("The device has the name of one of your cross-signing keys")
         device = DeviceRow(
             user_id=session.user_id,
             device_id=session.device_id,
@@ -148,6 +152,8 @@ class Sessions:
     async def do_refresh(self, refresh_token: str) -> NewSession:
         """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
         and `UserLocked`."""
+        if is_damaged(refresh_token):
+            raise UnknownToken("Unknown refresh token")
         now = self._now()
         # Texts may not be made in the transaction, which may run twice.
         access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()

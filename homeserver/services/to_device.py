@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import InvalidParam, UserSuspended
 from homeserver.http.endpoint import Requester
 from storage.database import Database
 from storage.devices import DeviceStore
@@ -44,10 +44,13 @@ class ToDevice:
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
 
-        Raises InvalidParam.
+        Raises InvalidParam; UserSuspended for suspended users who write to others than themselves: they may still verify
+        their own devices. spec: client-server-api#account-suspension
         """
         if len(type) > LONGEST_TYPE or len(txn_id) > LONGEST_TYPE:
             raise InvalidParam("The type or the transaction id is too long")
+        if caller.is_suspended and any(user_id != caller.user_id for user_id in messages):
+            raise UserSuspended
         sent = SentTransaction(caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id)
         now = self._now_ms()
         local = [user_id for user_id in messages if self._identity.is_local(user_id)]

@@ -98,7 +98,7 @@ def test_a_file_made_for_synapse_is_read_and_takes_effect(folder: Folder) -> Non
     assert config.sessions.session_lifetime == 7 * 24 * 3600 * 1000
     assert config.limits.rc_message == RateLimit(per_second=100000, burst_count=100000)
     assert config.limits.rc_login.failed_attempts == RateLimit(per_second=7, burst_count=3)
-    assert config.limits.rc_login.address == RateLimit(per_second=0.003, burst_count=5)
+    assert config.limits.rc_login.address == RateLimit(per_second=0.5, burst_count=50)
     assert config.rooms.encryption_enabled_by_default_for_room_type == "off"
     silent = {notice.split(": ")[1] for notice in loaded.notices}
     assert {"report_stats", "macaroon_secret_key", "experimental_features", "database.txn_limit"} <= silent

@@ -167,6 +167,7 @@ class AccountsServer:
             self.passwords,
             self.sessions,
             self.uia,
+            self.limiter,
             server_name=SERVER_NAME,
             rules=rules,
             reserved=reserved or NoReservedNames(),
@@ -221,7 +222,11 @@ class AccountsServer:
             tags,
         ]
         self.http: Client = client_for(
-            sources, {type(service): service for service in services}, tokens=self.access_tokens, clock=clock
+            sources,
+            {type(service): service for service in services},
+            tokens=self.access_tokens,
+            clock=clock,
+            rates=rates,
         )
 
     def request(

@@ -7,7 +7,7 @@ from federation.protocol.event_auth import auth_keys
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, StateKey, compute_reference_hash, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID
-from federation.protocol.room_versions import EventFormat, RoomVersion
+from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
 from federation.protocol.signing import encode_base64
 from federation.rooms.batch import Outcome
 from federation.rooms.check import Verdict
@@ -146,3 +146,16 @@ def servers(databases: Sequence[Database]) -> list[Peer]:
 def copy(version: RoomVersion, pdu: Mapping[str, Any], **changes: Any) -> Event:
     """A PDU with other fields, as it was signed before."""
     return parse_event(version, {**pdu, **changes})
+
+
+async def shared_room(peers: Sequence[Peer], version: RoomVersion = ROOM_VERSIONS["11"]) -> tuple[RoomID, Event]:
+    """A public room that users of all servers are in, and its last event."""
+    first = peers[0]
+    room_id = await first.create(first.user, version=version)
+    last: Event | None = None
+    for index, peer in enumerate(peers[1:], 1):
+        last = await join(first, peer, version, room_id)
+        for other in peers[1:index]:
+            await other.take(room_id, last)
+    assert last is not None
+    return room_id, last

@@ -38,6 +38,8 @@ def test_versions(alice: User, version: str) -> None:
     assert second != version
     assert alice.get(f"{KEYS}/version").json["version"] == second
     assert alice.delete(f"{KEYS}/version/{second}").status == 200
+    assert alice.delete(f"{KEYS}/version/{second}").status == 200, "the answer may have been lost"
+    assert alice.delete(f"{KEYS}/version/77").errcode == "M_NOT_FOUND"
     assert alice.get(f"{KEYS}/version").json["version"] == version
     assert alice.get(f"{KEYS}/version/{second}").errcode == "M_NOT_FOUND"
     third = alice.post(f"{KEYS}/version", DEFINITION).json["version"]

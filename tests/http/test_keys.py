@@ -252,6 +252,27 @@ def test_cross_signing_from_first_keys_to_a_signed_device(alice: User, bob: User
     assert "signatures" not in query(bob, bob)["master_keys"][bob.user_id], "what others sign of one is theirs"
 
 
+def test_keys_are_those_of_user_ids(alice: User) -> None:
+    answer = alice.post(f"{V3}/keys/query", {"device_keys": {"nobody": []}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    answer = alice.post(f"{V3}/keys/claim", {"one_time_keys": {"nobody": {"PHONE": "signed_curve25519"}}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+
+
+def test_no_device_is_named_like_a_cross_signing_key(server: TestServer, alice: User) -> None:
+    _, master = cross_signing_key(alice, "master", 2)
+    assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
+    (public,) = master["keys"].values()
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "wonderland",
+        "device_id": public,
+    }
+    answer = server.post(f"{V3}/login", login)
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+
+
 def test_replacing_keys_has_to_be_confirmed(alice: User) -> None:
     for seed in (2, 3):
         _, master = cross_signing_key(alice, "master", seed)

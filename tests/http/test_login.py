@@ -196,6 +196,20 @@ def test_tokens_are_renewed(database: Database) -> None:
     assert _refresh(server, first["refresh_token"]).errcode == "M_UNKNOWN_TOKEN"
 
 
+def test_only_sign_ins_count_as_sign_ins(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.LOGIN: Rate(0.003, 2)})
+    server.register("alice")
+    for _ in range(5):
+        assert server.request("GET", "login").status == 200
+    session = server.login(refresh_token=True).json
+    for _ in range(5):  # an office of people whose clients renew their tokens
+        renewed = _refresh(server, session["refresh_token"])
+        assert renewed.status == 200
+        session = renewed.json
+    assert _refresh(server, session["refresh_token"][:-1] + "!").errcode == "M_UNKNOWN_TOKEN"
+    assert [server.login().status, server.login().status] == [200, 429]
+
+
 def test_a_lost_answer_costs_nothing(database: Database) -> None:
     server = AccountsServer(database, lifetimes=BRIEF)
     server.register("alice")

@@ -3,6 +3,8 @@
 import pytest
 
 from federation.protocol.ids import UserID
+from homeserver.http.endpoint import Limit
+from homeserver.http.rate_limits import Rate
 from homeserver.services.passwords import PasswordPolicy
 from homeserver.services.registration import RegistrationRules, Wish
 from homeserver.services.shared_secret_registration import compute_mac
@@ -43,6 +45,22 @@ def test_registering_takes_a_stage_and_signs_in(server: AccountsServer) -> None:
     assert "refresh_token" not in done.json
     whoami = User(server, done.json, "wonderland").get("account/whoami").json
     assert whoami == {"user_id": "@alice:example.org", "device_id": "PHONE", "is_guest": False}
+
+
+def test_what_leads_up_to_an_account_hardly_counts(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database, rates={Limit.REGISTRATION: Rate(0.01, 3)})
+    for name in ("alice", "bob"):
+        assert server.request("POST", "register", {}).status == 401
+        for typed in (name[:2], name):
+            assert server.request("GET", f"register/available?username={typed}").status == 200
+        session = server.request("POST", "register", {"username": name}).json["session"]
+        wanted = {"username": name, "password": "wonderland", "auth": {**DUMMY, "session": session}}
+        assert server.request("POST", "register", wanted).status == 200
+    wanted = {"username": "carol", "auth": DUMMY}
+    statuses = [server.request("POST", "register", {**wanted, "username": f"carol{n}"}).status for n in range(3)]
+    assert statuses == [200, 429, 429]
+    server.clock.advance(101)
+    assert server.request("POST", "register", wanted).status == 200
 
 
 def test_the_dummy_stage_needs_no_session(server: AccountsServer) -> None:

@@ -1,13 +1,13 @@
 """What other servers send: each event gets its verdict, and both sides end with the same room."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 
 from federation.protocol.errors import NotFound, TooLarge
-from federation.protocol.events import Event, StateKey
+from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.check import Verdict
@@ -19,7 +19,7 @@ from storage.room_writer import Appended, RoomWriter
 from storage.timelines import TimelineStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
-from tests.helpers.peers import Peer, copy, join, servers
+from tests.helpers.peers import Peer, copy, join, servers, shared_room
 
 VERSIONS = list(ROOM_VERSIONS.values())
 WRITES_OF_A_MESSAGE = 4
@@ -45,19 +45,6 @@ def pair(sqlite_database: Database, other_databases: list[Database]) -> list[Pee
 def both(database: Database, other_databases: list[Database]) -> list[Peer]:
     """The second of them upon SQLite and PostgreSQL."""
     return servers([other_databases[0], database])
-
-
-async def shared_room(peers: Sequence[Peer], version: RoomVersion = V11) -> tuple[RoomID, Event]:
-    """A public room that users of all servers are in, and its last event."""
-    first = peers[0]
-    room_id = await first.create(first.user, version=version)
-    last: Event | None = None
-    for index, peer in enumerate(peers[1:], 1):
-        last = await join(first, peer, version, room_id)
-        for other in peers[1:index]:
-            await other.take(room_id, last)
-    assert last is not None
-    return room_id, last
 
 
 @EachVersion
@@ -279,23 +266,6 @@ async def test_the_policy_server_is_asked(pair: list[Peer]) -> None:
     room_id, joined = await shared_room(pair)
     spam = await b.fork(room_id, joined, "m.room.message", {"body": "spam"})
     assert await a.verdict(room_id, spam) is Verdict.SOFT_FAIL
-
-
-@EachVersion
-async def test_redactions_find_their_targets_before_and_after(pair: list[Peer], version: RoomVersion) -> None:
-    a, b = pair
-    room_id, joined = await shared_room(pair, version)
-    secret = await b.fork(room_id, joined, "m.room.message", {"body": "secret"})
-    redaction = await b.fork(room_id, joined, "m.room.redaction", {}, redacts=secret.event_id)
-    for order in ((secret, redaction), (redaction, secret)):
-        peer = a if order[0] is secret else b
-        for event in order:
-            assert await peer.verdict(room_id, event) is Verdict.ACCEPT
-        stored, by = await peer.find(room_id, secret), await peer.find(room_id, redaction)
-        assert stored is not None
-        assert by is not None
-        assert stored.event.content == {}
-        assert stored.redacted_by == by.nid
 
 
 async def test_an_outlier_finds_its_place(both: list[Peer]) -> None:

@@ -1,0 +1,165 @@
+"""Two processes on one PostgreSQL database: what is done through one holds on the other within a second."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import PostgresConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import open_inline
+from tests.helpers.server import TestServer, User
+
+V3 = "/_matrix/client/v3"
+POSTGRES = "database: {name: psycopg2, args: {}}\n"
+
+
+class Nodes:
+    """Two servers that share everything but their memory."""
+
+    def __init__(self, folder: Path, config: PostgresConfig) -> None:
+        self.databases = [open_inline(config) for _ in range(2)]
+        self.first, self.second = (
+            TestServer(folder, database, POSTGRES, seed=seed) for seed, database in enumerate(self.databases, 1)
+        )
+        for server in (self.first, self.second):
+            assert server.app.other_nodes is not None
+            server.app.other_nodes.start()
+
+    def here_and_there(self, name: str) -> tuple[User, User]:
+        """Somebody with one session, who speaks through both nodes."""
+        here = self.first.register(name)
+        session = {"user_id": here.user_id, "access_token": here.token, "device_id": here.device_id}
+        return here, User(self.second, session)
+
+    def wait(self) -> None:
+        """A second passes."""
+        for server in (self.first, self.second):
+            server.clock.advance(1.0)
+            for _ in range(3):
+                server.clock.advance(0)
+
+    def close(self) -> None:
+        for server, database in zip((self.first, self.second), self.databases, strict=True):
+            assert server.app.other_nodes is not None
+            server.app.other_nodes.stop()
+            run_coroutine(database.close(), None)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[Nodes]:
+    made = Nodes(tmp_path, postgresql)
+    yield made
+    made.close()
+
+
+def sync(user: User, since: str | None = None) -> Any:
+    answer = user.get(f"{V3}/sync" + (f"?since={since}" if since else ""))
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def say(user: User, room_id: str, text: str) -> str:
+    answer = user.put(f"{V3}/rooms/{room_id}/send/m.room.message/{text}", {"msgtype": "m.text", "body": text})
+    assert answer.status == 200, answer.body
+    return str(answer.json["event_id"])
+
+
+def create(user: User) -> str:
+    answer = user.post(f"{V3}/createRoom", {"preset": "public_chat"})
+    assert answer.status == 200, answer.body
+    return str(answer.json["room_id"])
+
+
+def bodies(answer: Any, room_id: str) -> list[str]:
+    events = answer["rooms"]["join"][room_id]["timeline"]["events"]
+    return [event["content"].get("body", "") for event in events if event["type"] == "m.room.message"]
+
+
+def test_a_message_through_one_node_wakes_who_waits_at_the_other(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    room_id = create(here)
+    since = sync(there)["next_batch"]
+    pending = there.start("GET", f"{V3}/sync?since={since}&timeout=30000")
+    say(here, room_id, "salom")
+    was_done = pending.done
+    nodes.wait()
+    assert (was_done, pending.done) == (False, True)
+    assert bodies(pending.answer.json, room_id) == ["salom"]
+
+
+def test_rooms_move_on_at_both_nodes_in_turn(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    room_id = create(here)
+    since = sync(here)["next_batch"]
+    for number in range(6):
+        say((here, there)[number % 2], room_id, f"m{number}")
+    nodes.wait()
+    for user in (here, there):
+        assert bodies(sync(user, since), room_id) == [f"m{number}" for number in range(6)]
+
+
+def test_state_that_was_set_through_the_other_node_is_read(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    room_id = create(here)
+    path = f"{V3}/rooms/{room_id}/state/m.room.topic/"
+    for number in range(3):
+        assert here.put(path, {"topic": f"{number}"}).status == 200
+        nodes.wait()
+        assert there.get(path).json["topic"] == f"{number}"
+
+
+def test_a_redaction_through_one_node_takes_the_content_from_the_other(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    room_id = create(here)
+    event_id = say(here, room_id, "secret")
+    nodes.wait()
+    path = f"{V3}/rooms/{room_id}/event/{event_id}"
+    assert there.get(path).json["content"]["body"] == "secret"
+    assert here.put(f"{V3}/rooms/{room_id}/redact/{event_id}/r1", {}).status == 200
+    nodes.wait()
+    assert there.get(path).json["content"] == {}
+
+
+def test_a_token_that_was_revoked_at_one_node_is_refused_at_the_other(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    assert there.get(f"{V3}/account/whoami").status == 200
+    assert here.post(f"{V3}/logout", {}).status == 200
+    nodes.wait()
+    assert there.get(f"{V3}/account/whoami").errcode == "M_UNKNOWN_TOKEN"
+
+
+def test_who_left_through_one_node_cannot_speak_at_the_other(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    bob_here, bob_there = nodes.here_and_there("bob")
+    room_id = create(here)
+    assert bob_there.post(f"{V3}/join/{room_id}", {}).status == 200
+    nodes.wait()
+    say(bob_here, room_id, "in")
+    assert there.post(f"{V3}/rooms/{room_id}/kick", {"user_id": bob_here.user_id}).status == 200
+    answer = bob_here.put(f"{V3}/rooms/{room_id}/send/m.room.message/x", {"msgtype": "m.text", "body": "out"})
+    assert answer.errcode == "M_FORBIDDEN"
+
+
+def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
+    here, there = nodes.here_and_there("alice")
+    _, bob = nodes.here_and_there("bob")
+    room_id = create(here)
+    assert bob.post(f"{V3}/join/{room_id}", {}).status == 200
+    assert (
+        here.put(f"{V3}/rooms/{room_id}/state/m.room.encryption/", {"algorithm": "m.megolm.v1.aes-sha2"}).status == 200
+    )
+    nodes.wait()
+    since = sync(there)["next_batch"]
+    key = {"signed_curve25519:a": {"key": "a", "signatures": {}}}
+    assert bob.post(f"{V3}/keys/upload", {"one_time_keys": key}).status == 200
+    body = {"messages": {there.user_id: {"*": {"n": 1}}}}
+    assert bob.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    nodes.wait()
+    answer = sync(here, since)
+    assert [event["content"] for event in answer["to_device"]["events"]] == [{"n": 1}]
+    wish = {bob.user_id: {bob.device_id: "signed_curve25519"}}
+    assert here.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
+    nodes.wait()
+    assert sync(bob)["device_one_time_keys_count"] == {}
