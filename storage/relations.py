@@ -244,13 +244,14 @@ def _select_threads(
 ) -> list[tuple[Place, int]]:
     unwanted = ignored[:_MOST_IGNORED]
     marks = ", ".join("?" * len(unwanted))
+    # the plus keeps SQLite from looking for newer events in the whole room: it is to look among those of the thread
     sql = (
         "SELECT r.depth, r.event_nid, p.event_nid FROM relations AS r"
         " JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
         f" WHERE r.room_nid = ? AND r.rel_type = '{THREAD}' AND (r.depth, r.event_nid) <= (?, ?)"
         + (f" AND r.sender NOT IN ({marks})" if unwanted else "")
         + " AND NOT EXISTS (SELECT 1 FROM relations AS n WHERE n.target = r.target"
-        f" AND n.rel_type = '{THREAD}' AND n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
+        f" AND n.rel_type = '{THREAD}' AND +n.room_nid = r.room_nid AND (n.depth, n.event_nid) > (r.depth, r.event_nid)"
         + (f" AND n.sender NOT IN ({marks})" if unwanted else "")
         + ")"
     )
