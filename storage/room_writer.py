@@ -14,6 +14,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, count_members, put_membership, select_memberships
+from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
 from storage.sent_transactions import SentTransaction, add_transaction
@@ -88,6 +89,8 @@ class NewEvent:
     """The number that it has already, as an outlier that now finds its place."""
     redacted_by: int | None = None
     """Number of the redaction that came before it: its content is not in `pdu`."""
+    relation: Relation | None = None
+    """What it says of another event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +356,13 @@ class RoomWriter:
                     "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
                     (event.redacts, nid),
                 )
+        children = [
+            _child(event.relation, row)
+            for row, event in zip(rows, events, strict=True)
+            if event.relation is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
+        ]
+        if children:
+            add_relations(txn, children)
         highlights = [
             (user_id, room.room_nid, row.position)
             for row, event in zip(rows, events, strict=True)
@@ -410,6 +420,7 @@ class RoomWriter:
             return
         position = row.position if row.position is not None else txn.next_position()
         txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
+        remove_relation(txn, redaction.target_nid)
         if redaction.effect is None:
             return
         if redaction.effect.summary:
@@ -441,6 +452,12 @@ def _row(
         replaces,
         event.redacted_by,
         event.pdu,
+    )
+
+
+def _child(relation: Relation, row: EventRow) -> RelationRow:
+    return RelationRow(
+        relation, row.event_nid, row.event_id, row.room_nid, row.depth, row.type, row.sender, row.origin_server_ts
     )
 
 

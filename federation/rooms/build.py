@@ -32,6 +32,7 @@ from federation.protocol.room_versions import EventFormat
 from federation.protocol.signing import encode_base64
 from federation.rooms.drafts import Draft
 from federation.rooms.effects import state_effect
+from federation.rooms.relations import read_relation
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from storage.events import EventFlag
@@ -221,6 +222,7 @@ class Chain:
                 redaction=redaction,
                 sent=draft.sent,
                 highlights=classification.highlights,
+                relation=read_relation(event),
             )
         )
         self.built.append(event)

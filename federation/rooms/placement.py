@@ -22,6 +22,7 @@ from federation.rooms.build import MAX_DEPTH, Classification, Classify, prune
 from federation.rooms.check import SHOWN, Checked, Verdict
 from federation.rooms.effects import effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
+from federation.rooms.relations import read_relation
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
@@ -298,4 +299,5 @@ def new_event(event: Event, flags: int, auth_nids: Sequence[int], redactions: Se
         auth_nids=auth_nids,
         redacts=event.redacts,
         redacted_by=redactions[0].nid if redactions else None,
+        relation=read_relation(event),
     )

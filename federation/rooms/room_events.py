@@ -6,6 +6,7 @@ the stream and drop the event.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -59,6 +60,13 @@ class StoredEvent:
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, while it is known from memory that a client of ours sent it so."""
         self._client_prefix: bytes | None = None
+
+    def with_content_of(self, event: Event) -> "StoredEvent":
+        """The same with another form of the event, for a reader who is not to get all of it."""
+        other = copy(self)
+        other.event = event
+        other._client_prefix = None
+        return other
 
     @property
     def client_prefix(self) -> bytes:

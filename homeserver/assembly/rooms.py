@@ -17,6 +17,7 @@ from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
+from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
@@ -35,6 +36,7 @@ from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
+from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
@@ -54,6 +56,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.receipts import ReceiptStore
+from storage.relations import RelationStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
@@ -121,7 +124,10 @@ class RoomParts:
             Mentions(identity).classify,
             capacity=ROOMS_CACHED,
         )
-        client_events = ClientEvents(self.events, SentTransactionStore(database), now_ms)
+        relation_store = RelationStore(database)
+        sent_store = SentTransactionStore(database)
+        aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
+        client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
@@ -169,7 +175,9 @@ class RoomParts:
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
         )
-        self.sending = RoomSending(self.engine, self.events, alias_store, self.room_memberships, guests)
+        self.sending = RoomSending(
+            self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
+        )
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -179,8 +187,10 @@ class RoomParts:
             visibility,
             client_events,
             ignored,
+            aggregations,
             RoomAnswers(streams, capacity=ANSWER_BYTES),
         )
+        self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(
             self.engine,
             room_store,
@@ -221,6 +231,7 @@ class RoomParts:
             RoomSummaries(summary_store),
             client_events,
             LazyMembers(capacity=LAZY_MEMBERS_KEPT),
+            aggregations,
             most_events=config.rooms.filter_timeline_limit,
         )
         parts = SyncParts(

@@ -17,9 +17,14 @@ UNSTABLE_FEATURES: Final = {
     "uk.tcpip.msc4133": True,
     "uk.tcpip.msc4133.stable": True,
     "org.matrix.msc2285.stable": True,
+    "org.matrix.msc3440.stable": True,
+    "org.matrix.msc3715.stable": True,
     "org.matrix.msc3771": True,
     "org.matrix.msc3827.stable": True,
     "org.matrix.simplified_msc3575": True,
+    "org.matrix.msc3856.stable": True,
+    "org.matrix.msc3874": True,
+    "org.matrix.msc3981": True,
 }
 
 _ANSWER: Final = msgspec.Raw(msgspec.json.encode({"versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES}))

@@ -7,8 +7,8 @@ events is read for a whole page at once.
 spec: client-server-api#room-event-format
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,12 @@ from federation.protocol.events import Event
 from federation.protocol.ids import DeviceID, UserID
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.visible import Seen
+from homeserver.services.aggregations import Aggregation, Aggregations
+from storage.relations import REFERENCE, REPLACE, THREAD
 from storage.sent_transactions import SentTransactionStore
+
+BUNDLE_LEVELS: Final = 2
+"""With an event its thread's latest event is told, and of that its own children; of these no more."""
 
 _encode = msgspec.json.encode
 
@@ -24,15 +29,43 @@ _encode = msgspec.json.encode
 class ClientEvents:
     """Makes the client form of pages of events."""
 
-    def __init__(self, events: RoomEvents, sent: SentTransactionStore, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        events: RoomEvents,
+        sent: SentTransactionStore,
+        aggregations: Aggregations,
+        now_ms: Callable[[], int],
+    ) -> None:
         self._events = events
+        self._aggregations = aggregations
         self._sent = sent
         self._now_ms = now_ms
 
     async def present(
-        self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen], *, with_room_id: bool
+        self,
+        user_id: UserID,
+        device_id: DeviceID | None,
+        seen: Sequence[Seen],
+        *,
+        with_room_id: bool,
+        bundled_in: Set[int] | None = None,
     ) -> list[msgspec.Raw]:
-        """The events as this device gets them, in the given order."""
+        """The events as this device gets them, in the given order.
+
+        They come with what is told of their children; where `bundled_in` is given, only those in rooms of these numbers do.
+        """
+        parents = [each.event for each in seen if bundled_in is None or each.event.room_nid in bundled_in]
+        bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS)
+        return await self._present(user_id, device_id, seen, bundles, with_room_id)
+
+    async def _present(
+        self,
+        user_id: UserID,
+        device_id: DeviceID | None,
+        seen: Sequence[Seen],
+        bundles: Mapping[int, bytes],
+        with_room_id: bool,
+    ) -> list[msgspec.Raw]:
         now = self._now_ms()
         extras = await self._load_extras(user_id, device_id, [each.event for each in seen])
         presented: list[msgspec.Raw] = []
@@ -41,8 +74,30 @@ class ClientEvents:
             unsigned = b'{"age":%d,"membership":%s' % (now - event.event.origin_server_ts, _encode(each.membership))
             if event.nid in extras:
                 unsigned += extras[event.nid]
+            if event.nid in bundles:
+                unsigned += b',"m.relations":' + bundles[event.nid]
             presented.append(_splice(event, unsigned + b"}", with_room_id))
         return presented
+
+    async def _bundle(
+        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent], levels: int
+    ) -> dict[int, bytes]:
+        """`m.relations` of those events that have children of which to tell.
+
+        spec: client-server-api#aggregations-of-child-events
+        """
+        found = await self._aggregations.load(user_id, events) if events else {}
+        if not found:
+            return {}
+        latest = [each.thread.latest for each in found.values() if each.thread is not None]
+        edits = [each.edit for each in found.values() if each.edit is not None]
+        nested: Mapping[int, bytes] = {}
+        if levels > 1:
+            nested = await self._bundle(user_id, device_id, [each.event for each in latest], levels - 1)
+        children = {each.event.nid: each for each in (*latest, *edits)}
+        presented = await self._present(user_id, device_id, list(children.values()), nested, with_room_id=True)
+        forms = dict(zip(children, presented, strict=True))
+        return {nid: _encode(_bundle_of(each, forms)) for nid, each in found.items()}
 
     async def _load_extras(
         self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
@@ -76,6 +131,21 @@ class ClientEvents:
             if extra:
                 extras[event.nid] = extra
         return extras
+
+
+def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> dict[str, Any]:
+    bundle: dict[str, Any] = {}
+    if aggregation.edit is not None:
+        bundle[REPLACE] = forms[aggregation.edit.event.nid]
+    if aggregation.thread is not None:
+        bundle[THREAD] = {
+            "latest_event": forms[aggregation.thread.latest.event.nid],
+            "count": aggregation.thread.count,
+            "current_user_participated": aggregation.thread.participated,
+        }
+    if aggregation.references:
+        bundle[REFERENCE] = {"chunk": [{"event_id": event_id} for event_id in aggregation.references]}
+    return bundle
 
 
 def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:

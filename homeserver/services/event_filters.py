@@ -12,6 +12,7 @@ import msgspec
 
 from federation.protocol.errors import BadJson
 from federation.protocol.events import Event
+from federation.rooms.relations import read_relation
 
 DEFAULT_LIMIT: Final = 10
 MAX_LIMIT: Final = 1000
@@ -58,21 +59,40 @@ class RoomEventFilter(EventFilter, frozen=True):
     unread_thread_notifications: bool = False
     related_by_senders: Names | None = None
     related_by_rel_types: Names | None = None
+    rel_types: Names | None = msgspec.field(default=None, name="org.matrix.msc3874.rel_types")
+    not_rel_types: Names = msgspec.field(default=(), name="org.matrix.msc3874.not_rel_types")
 
     @property
     def passes_all_events(self) -> bool:
         """No event of an allowed room is left out."""
-        return self.is_open and self.contains_url is None
+        return self.is_open and self.contains_url is None and not self._asks_for_parents and not self.asks_for_children
+
+    @property
+    def asks_for_children(self) -> bool:
+        """Only events with certain children pass."""
+        return self.related_by_senders is not None or self.related_by_rel_types is not None
+
+    @property
+    def _asks_for_parents(self) -> bool:
+        return self.rel_types is not None or bool(self.not_rel_types)
 
     def allows_room(self, room_id: str) -> bool:
         """Whether it lets any event of the room through."""
         return _is_in(self.rooms, self.not_rooms, room_id)
 
     def allows_event(self, event: Event) -> bool:
-        """Whether an event of an allowed room passes."""
+        """Whether an event of an allowed room passes, its children aside."""
         if not self.allows(event.type, event.sender):
             return False
+        if self._asks_for_parents and not self._allows_relation(event):
+            return False
         return self.contains_url is None or self.contains_url == isinstance(event.content.get("url"), str)
+
+    def _allows_relation(self, event: Event) -> bool:
+        relation = read_relation(event)
+        if relation is None:
+            return self.rel_types is None
+        return _is_in(self.rel_types, self.not_rel_types, relation.rel_type)
 
 
 class RoomFilter(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """Reading rooms: pages of the timeline, single events and what stands around them, state, members.
 
 Laws:
-- Who may look, and at what, is decided here once: `_reader` finds the reader's standing in the room, `Visibility` filters
+- Who may look, and at what, is decided here once: `find_reader` finds the reader's standing in the room, `Visibility` filters
   events. Whoever was in the room may read it as it was when they left; anyone may read rooms that are world readable.
 - Pages cost a fixed number of queries.
 
@@ -25,6 +25,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from federation.rooms.visible import Seen, Visibility
 from homeserver.http.endpoint import Requester
+from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents, present_plainly
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
@@ -43,7 +44,7 @@ END: Final = Place(2**53, 2**53)
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class Reader:
     """Someone who may look into a room, and how."""
 
     snapshot: RoomSnapshot
@@ -70,6 +71,7 @@ class RoomReading:
         visibility: Visibility,
         client_events: ClientEvents,
         ignored: IgnoredUsers,
+        aggregations: Aggregations,
         answers: RoomAnswers,
     ) -> None:
         self._engine = engine
@@ -80,6 +82,7 @@ class RoomReading:
         self._visibility = visibility
         self._client_events = client_events
         self._ignored = ignored
+        self._aggregations = aggregations
         self._answers = answers
 
     async def get_messages(
@@ -93,9 +96,9 @@ class RoomReading:
         wanted: RoomEventFilter,
     ) -> dict[str, Any]:
         """A page of the timeline. spec: client-server-api#get_matrixclientv3roomsroomidmessages"""
-        reader = await self._reader(caller.user_id, room_id)
-        start = await self._place(reader, from_) if from_ is not None else self._default_start(direction)
-        end = await self._place(reader, to) if to is not None else None
+        reader = await self.find_reader(caller.user_id, room_id)
+        start = await self.find_place(reader, from_) if from_ is not None else self._default_start(direction)
+        end = await self.find_place(reader, to) if to is not None else None
         limit = max(1, min(limit, MAX_PAGE))
         if direction is Direction.BACKWARDS and reader.own is not None and reader.has_left:
             start = min(start, await self._place_after(reader.own.event_nid))
@@ -104,7 +107,7 @@ class RoomReading:
         for _ in range(MAX_PAGES_LOOKED_AT):
             asked = limit - len(shown)
             page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, end, direction, asked)
-            shown += await self._see(caller, reader, [nid for _, nid in page], wanted)
+            shown += await self.see(caller, reader, [nid for _, nid in page], wanted)
             if page and start == END:
                 start = page[0][0]  # the token has to stand before what is yet to come
             if page:
@@ -125,10 +128,10 @@ class RoomReading:
     async def get_event(self, caller: Requester, room_id: RoomID, event_id: EventID) -> msgspec.Raw:
         """One event. Raises NotFound, also where the caller may not see it."""
         try:
-            reader = await self._reader(caller.user_id, room_id)
+            reader = await self.find_reader(caller.user_id, room_id)
         except Forbidden as error:
             raise NotFound(error.text) from None
-        seen = await self._see_one(caller, reader, event_id)
+        seen = await self.see_one(caller, reader, event_id)
         presented = await self._client_events.present(caller.user_id, caller.device_id, [seen], with_room_id=True)
         return presented[0]
 
@@ -136,8 +139,8 @@ class RoomReading:
         self, caller: Requester, room_id: RoomID, event_id: EventID, limit: int, wanted: RoomEventFilter
     ) -> dict[str, Any]:
         """An event with what stands around it. spec: client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
-        reader = await self._reader(caller.user_id, room_id)
-        seen = await self._see_one(caller, reader, event_id)
+        reader = await self.find_reader(caller.user_id, room_id)
+        seen = await self.see_one(caller, reader, event_id)
         event = seen.event
         half = max(0, min(limit, MAX_PAGE)) // 2
         room_nid = reader.snapshot.room.room_nid
@@ -145,8 +148,8 @@ class RoomReading:
         before_here = Place(here.depth, here.event_nid - 1)
         before = await self._timelines.get_page(room_nid, before_here, None, Direction.BACKWARDS, half)
         after = await self._timelines.get_page(room_nid, here, None, Direction.FORWARDS, half)
-        events_before = await self._see(caller, reader, [nid for _, nid in before], wanted)
-        events_after = await self._see(caller, reader, [nid for _, nid in after], wanted)
+        events_before = await self.see(caller, reader, [nid for _, nid in before], wanted)
+        events_after = await self.see(caller, reader, [nid for _, nid in after], wanted)
         everything = [*events_before, seen, *events_after]
         presented = await self._client_events.present(caller.user_id, caller.device_id, everything, with_room_id=True)
         last = (events_after[-1] if events_after else seen).event
@@ -167,7 +170,7 @@ class RoomReading:
 
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """The whole state that the caller may see: a list of events."""
-        state = (await self._reader(caller.user_id, room_id)).state
+        state = (await self.find_reader(caller.user_id, room_id)).state
 
         async def make() -> list[msgspec.Raw]:
             return [present_plainly(event, with_room_id=True) for event in (await state.load_all()).values()]
@@ -178,7 +181,7 @@ class RoomReading:
         self, caller: Requester, room_id: RoomID, key: StateKey, *, whole: bool
     ) -> msgspec.Raw | Mapping[str, Any]:
         """The content of one entry of the state that the caller may see, or the whole event. Raises NotFound."""
-        reader = await self._reader(caller.user_id, room_id)
+        reader = await self.find_reader(caller.user_id, room_id)
         event = await reader.state.get(key)
         if event is None:
             raise NotFound("The room has no such state")
@@ -191,7 +194,7 @@ class RoomReading:
 
         spec: client-server-api#get_matrixclientv3roomsroomidmembers
         """
-        reader = await self._reader(caller.user_id, room_id)
+        reader = await self.find_reader(caller.user_id, room_id)
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
         async def make() -> list[msgspec.Raw]:
@@ -208,7 +211,7 @@ class RoomReading:
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Names and avatars of who is in the room, by user. Only for who is in it too. Raises Forbidden."""
-        reader = await self._reader(caller.user_id, room_id)
+        reader = await self.find_reader(caller.user_id, room_id)
         if reader.own is None or reader.own.membership != "join":
             raise Forbidden("You are not in this room")
 
@@ -225,7 +228,7 @@ class RoomReading:
 
     async def check_may_look(self, user_id: UserID, room_id: RoomID) -> RoomSnapshot:
         """The room, for someone who is in it, and for anyone if all may read it. Raises Forbidden."""
-        reader = await self._reader(user_id, room_id)
+        reader = await self.find_reader(user_id, room_id)
         if reader.has_left:
             raise Forbidden("You are not in this room")
         return reader.snapshot
@@ -240,36 +243,46 @@ class RoomReading:
             raise Forbidden("You are not in this room")
         return snapshot
 
-    async def _reader(self, user_id: UserID, room_id: RoomID) -> _Reader:
+    async def find_reader(self, user_id: UserID, room_id: RoomID) -> Reader:
         """How the user may look into the room. Raises Forbidden, whether the room exists or not."""
         snapshot = await self._engine.find_snapshot(room_id)
         if snapshot is None:
             raise Forbidden("You are not in this room")
         own = (await self._memberships.of_user(user_id)).get(snapshot.room.room_nid)
         if own is not None and own.membership == "join":
-            return _Reader(snapshot, own, snapshot.state)
+            return Reader(snapshot, own, snapshot.state)
         visibility = await snapshot.state.get(HISTORY_VISIBILITY)
         readable = read_visibility(None if visibility is None else visibility.event) is HistoryVisibility.WORLD_READABLE
         if readable:
-            return _Reader(snapshot, own, snapshot.state)
+            return Reader(snapshot, own, snapshot.state)
         leaving = None if own is None or own.forgotten else await self._visibility.find_departure(own)
         if leaving is None:
             raise Forbidden("You are not in this room")
-        return _Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
+        return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
 
-    async def _see(
-        self, caller: Requester, reader: _Reader, nids: Sequence[int], wanted: RoomEventFilter
+    async def see(
+        self,
+        caller: Requester,
+        reader: Reader,
+        nids: Sequence[int],
+        wanted: RoomEventFilter,
+        *,
+        with_ignored: bool = False,
     ) -> list[Seen]:
+        """Those of the events that the caller may see and wants; `with_ignored`: also what ignored users sent."""
         if not wanted.allows_room(reader.snapshot.room_id):
             return []
         events = await self._events.get_events(nids)
         seen = await self._visibility.filter(caller.user_id, reader.own, [events[nid] for nid in nids])
-        seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
+        if not with_ignored:
+            seen = without_ignored(seen, await self._ignored.of_user(caller.user_id))
         if wanted.passes_all_events:
             return seen
-        return [each for each in seen if wanted.allows_event(each.event.event)]
+        seen = [each for each in seen if wanted.allows_event(each.event.event)]
+        return await self._aggregations.only_related(seen, wanted)
 
-    async def _see_one(self, caller: Requester, reader: _Reader, event_id: EventID) -> Seen:
+    async def see_one(self, caller: Requester, reader: Reader, event_id: EventID) -> Seen:
+        """One event of the room. Raises NotFound, also where the caller may not see it."""
         event = await self._events.get_event(reader.snapshot.room.room_nid, event_id)
         seen = await self._visibility.filter(caller.user_id, reader.own, [event]) if event is not None else []
         if not seen:
@@ -277,14 +290,14 @@ class RoomReading:
         return seen[0]
 
     async def _members_of(
-        self, reader: _Reader, events: Sequence[StoredEvent], state: StateView | None = None
+        self, reader: Reader, events: Sequence[StoredEvent], state: StateView | None = None
     ) -> list[msgspec.Raw]:
         keys = {StateKey(MEMBER, event.event.sender) for event in events}
         members = await (state or reader.state).load(keys)
         return [present_plainly(event, with_room_id=True) for event in members.values()]
 
-    async def _state_at(self, user_id: UserID, reader: _Reader, at: str) -> StateView:
-        place = await self._place(reader, at)
+    async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
+        place = await self.find_place(reader, at)
         page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, None, Direction.BACKWARDS, 1)
         if not page:
             return self._engine.view(reader.snapshot.room.room_nid, None)
@@ -294,7 +307,8 @@ class RoomReading:
             raise Forbidden("You may not see the room as it was then")
         return self._engine.view(reader.snapshot.room.room_nid, event.state_root)
 
-    async def _place(self, reader: _Reader, token: str) -> Place:
+    async def find_place(self, reader: Reader, token: str) -> Place:
+        """Where in the room a token stands. Raises InvalidParam."""
         parsed = parse_room_token(token)
         if isinstance(parsed, SyncToken):
             return await self._timelines.get_place_at(reader.snapshot.room.room_nid, parsed.position)

@@ -8,17 +8,27 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.errors import BadAlias, BadJson, Forbidden, InvalidParam, UserSuspended
+from federation.protocol.errors import (
+    BadAlias,
+    BadJson,
+    DuplicateAnnotation,
+    Forbidden,
+    InvalidParam,
+    MatrixError,
+    UserSuspended,
+)
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id, is_room_alias
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
+from federation.rooms.relations import read_relation, relation_in
 from federation.rooms.room_events import RoomEvents
 from homeserver.http.endpoint import Requester
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
 from homeserver.services.room_memberships import RoomMemberships
 from storage.aliases import AliasStore
-from storage.sent_transactions import AlreadySent, SentTransaction
+from storage.relations import ANNOTATION, THREAD, Relation, RelationStore
+from storage.sent_transactions import AlreadySent, SentTransaction, SentTransactionStore
 
 MAX_TXN_ID: Final = 255
 CANONICAL_ALIAS: Final = StateKey("m.room.canonical_alias", "")
@@ -35,12 +45,16 @@ class RoomSending:
         aliases: AliasStore,
         memberships: RoomMemberships,
         guests: GuestAccess,
+        relations: RelationStore,
+        sent: SentTransactionStore,
     ) -> None:
         self._engine = engine
         self._events = events
         self._aliases = aliases
         self._memberships = memberships
         self._guests = guests
+        self._relations = relations
+        self._sent = sent
 
     async def do_send(
         self,
@@ -52,7 +66,8 @@ class RoomSending:
         origin_server_ts: int | None,
     ) -> msgspec.Raw:
         """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound,
-        UserSuspended for all but redactions of one's own events."""
+        UserSuspended for all but redactions of one's own events, DuplicateAnnotation; MatrixError for a thread at an event
+        that has a parent."""
         redacts = None
         if type != "m.room.redaction":
             if caller.is_suspended:
@@ -67,6 +82,14 @@ class RoomSending:
             content = {name: value for name, value in content.items() if name != "redacts"}
         sent = _name(caller, f"send/{room_id}/{type}", txn_id)
         draft = Draft(type, caller.user_id, content, None, redacts, _timestamp(caller, origin_server_ts), sent)
+        relation = relation_in(content)
+        if relation is not None:
+            refusal = await self._refuse_relation(caller, room_id, type, relation)
+            if refusal is not None:
+                earlier = await self._sent.get_response(sent)  # a repeated request is answered as it was
+                if earlier is None:
+                    raise refusal
+                return msgspec.Raw(earlier)
         return await self._send(room_id, draft)
 
     async def do_redact(
@@ -115,6 +138,30 @@ class RoomSending:
         except AlreadySent as earlier:
             return msgspec.Raw(earlier.response)
         return msgspec.Raw(b'{"event_id":"%s"}' % event.event.event_id.encode())
+
+    async def _refuse_relation(
+        self, caller: Requester, room_id: RoomID, type: str, relation: Relation
+    ) -> MatrixError | None:
+        """Why an event with that relation may not be sent.
+
+        spec: client-server-api#avoiding-duplicate-annotations, client-server-api#validation-of-mthread-relationships
+        """
+        if relation.rel_type not in (ANNOTATION, THREAD):
+            return None
+        snapshot = await self._engine.get_snapshot(room_id)
+        member = await snapshot.state.get(StateKey("m.room.member", caller.user_id))
+        if member is None or member.event.membership != "join":
+            return None  # authorization says no, and nothing is said of the room's events
+        room_nid = snapshot.room.room_nid
+        if relation.rel_type == THREAD:
+            root = await self._events.get_event(room_nid, EventID(relation.target))
+            if root is not None and read_relation(root.event) is not None:
+                return MatrixError("A thread cannot begin at an event that itself relates to another")
+        elif relation.annotation is not None and await self._relations.has_annotation(
+            room_nid, relation.target, type, caller.user_id, relation.annotation
+        ):
+            return DuplicateAnnotation()
+        return None
 
     async def _check_suspended_redacts_own(self, caller: Requester, room_id: RoomID, target: EventID) -> None:
         if not caller.is_suspended:

@@ -102,3 +102,20 @@ def test_the_transaction_id_of_ones_own_message_is_remembered(server: TestServer
     answer = sync(alice, first)
     assert "get_txn_ids" not in counter.queries
     assert answer["rooms"]["join"][room]["timeline"]["events"][0]["unsigned"]["transaction_id"]
+
+
+def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
+    server: TestServer, counter: QueryCounter
+) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    for _ in range(3):
+        room = rooms.create(alice, bob)
+        for _ in range(3):
+            rooms.say(alice, room)
+    counter.clear()
+    since = sync(bob, filter={"room": {"timeline": {"limit": 2}}})["next_batch"]
+    assert counter.reads["get_relation_children"] == 1
+    rooms.say(alice, room)
+    counter.clear()
+    sync(bob, since)
+    assert not counter.reads["get_relation_children"]

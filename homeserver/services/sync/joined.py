@@ -18,6 +18,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
+from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents, keep_fields, present_plainly
 from homeserver.services.event_filters import RoomEventFilter, limit_of
 from homeserver.services.ignored_users import without_ignored
@@ -78,6 +79,7 @@ class JoinedRooms:
         summaries: RoomSummaries,
         client_events: ClientEvents,
         lazy_members: LazyMembers,
+        aggregations: Aggregations,
         *,
         most_events: int,
     ) -> None:
@@ -91,6 +93,7 @@ class JoinedRooms:
         self._summaries = summaries
         self._client_events = client_events
         self._lazy_members = lazy_members
+        self._aggregations = aggregations
         self._most_events = most_events
 
     async def fill(
@@ -123,7 +126,8 @@ class JoinedRooms:
     async def to_json(self, request: SyncRequest, works: Sequence[RoomWork]) -> dict[str, dict[str, Any]]:
         """The rooms in their JSON form, without counts."""
         all_shown = [seen for work in works for seen in work.shown]
-        presented = iter(await self._present(request, all_shown))
+        limited = {work.room.room_nid for work in works if work.limited}
+        presented = iter(await self._present(request, all_shown, limited))
         rooms: dict[str, dict[str, Any]] = {}
         for work in works:
             timeline: dict[str, Any] = {"events": [next(presented) for _ in work.shown], "limited": work.limited}
@@ -147,12 +151,15 @@ class JoinedRooms:
             rooms[work.room.room_id] = room
         return rooms
 
-    async def _present(self, request: SyncRequest, seen: Sequence[Seen]) -> list[Any]:
+    async def _present(self, request: SyncRequest, seen: Sequence[Seen], limited: Set[int]) -> list[Any]:
+        """Who gets all that happened hears of children as they come: only what is `limited` comes with them."""
         caller = request.caller
         if request.filter.event_format == "federation":
             presented = [msgspec.Raw(each.event.pdu) for each in seen]
         else:
-            presented = await self._client_events.present(caller.user_id, caller.device_id, seen, with_room_id=False)
+            presented = await self._client_events.present(
+                caller.user_id, caller.device_id, seen, with_room_id=False, bundled_in=limited
+            )
         return keep_fields(presented, request.filter.event_fields) if request.filter.event_fields else list(presented)
 
     async def _fill_timelines(
@@ -190,6 +197,7 @@ class JoinedRooms:
             seen = []
         elif not wanted.passes_all_events:
             seen = [each for each in seen if wanted.allows_event(each.event.event)]
+            seen = await self._aggregations.only_related(seen, wanted)
         if ignored:
             seen = without_ignored(seen, ignored)
         work.limited = stretch.limited or len(seen) > limit

@@ -9,13 +9,22 @@ logger.setLevel?.("warn");
 
 const SECONDS = 20;
 
+let underWay = 0;
+
 // A request; prints, as one JSON object on a line, what came of it: {"method", "path", "status", "errcode"}.
 export async function fetchAndNote(resource, options) {
-    const answer = await fetch(resource, options);
+    const waits = new URL(resource).pathname.endsWith("/sync");
+    if (!waits) underWay++;
+    const answer = await fetch(resource, options).finally(() => { if (!waits) underWay--; });
     const note = { method: options?.method ?? "GET", path: new URL(resource).pathname, status: answer.status };
     if (!answer.ok) note.errcode = (await answer.clone().json()).errcode;
     console.log(JSON.stringify(note));
     return answer;
+}
+
+// Waits until the clients ask for nothing but news: the SDK takes a request badly that is aborted when a client stops.
+export async function quiet() {
+    for (let calm = 0; calm < 3; calm = underWay === 0 ? calm + 1 : 0) await new Promise((done) => setTimeout(done, 50));
 }
 
 // Waits until `condition` gives something, looking again at each of the client's events.

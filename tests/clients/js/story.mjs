@@ -6,7 +6,7 @@
 // prints on stdout, as one JSON object a line, every request that the SDK made: {"method", "path", "status", "errcode"}.
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
-import { fetchAndNote, sdk, until } from "./sdk.mjs";
+import { fetchAndNote, quiet, sdk, until } from "./sdk.mjs";
 
 const [url, prefix, threads] = process.argv.slice(2);
 assert.ok(threads === "true" || threads === "false", `usage: ${fileURLToPath(import.meta.url)} URL PREFIX true|false`);
@@ -84,6 +84,26 @@ await until(bob, "what will be redacted", () => bobsRoom.findEventById(wrong.eve
 await alice.redactEvent(roomId, wrong.event_id, undefined, { reason: "typo" });
 await until(bob, "the redaction", () => bobsRoom.findEventById(wrong.event_id).isRedacted());
 
+// A thread, and a reaction that one can give only once.
+const root = await alice.sendTextMessage(roomId, "a root");
+await until(bob, "the root of a thread", () => bobsRoom.findEventById(root.event_id));
+const inThread = (body) => ({ ...text(body), "m.relates_to": { rel_type: "m.thread", event_id: root.event_id } });
+await bob.sendMessage(roomId, inThread("a first reply"));
+const reply = await alice.sendMessage(roomId, inThread("a second reply"));
+const related = await bob.relations(roomId, root.event_id, "m.thread", null, { dir: "b" });
+assert.deepEqual(related.events.map((event) => event.getContent().body), ["a second reply", "a first reply"]);
+if (threads === "true") {
+    await until(bob, "the thread", () => bobsRoom.getThread(root.event_id)?.replyToEvent?.getId() === reply.event_id);
+    await bobsRoom.createThreadsTimelineSets();
+    await bobsRoom.fetchRoomThreads();
+    assert.deepEqual(bobsRoom.getThreads().map((thread) => thread.id), [root.event_id]);
+    assert.equal(bobsRoom.getThread(root.event_id).length, 2);
+    assert.ok(bobsRoom.getThread(root.event_id).hasCurrentUserParticipated);
+}
+const reaction = { "m.relates_to": { rel_type: "m.annotation", event_id: root.event_id, key: "👍" } };
+await bob.sendEvent(roomId, "m.reaction", reaction);
+await assert.rejects(bob.sendEvent(roomId, "m.reaction", reaction), { errcode: "M_DUPLICATE_ANNOTATION" });
+
 // Receipts and typing.
 const last = await alice.sendTextMessage(roomId, "read me");
 const lastOfBob = await until(bob, "a message to be read", () => bobsRoom.findEventById(last.event_id));
@@ -120,6 +140,7 @@ await around.load(sent[10], 6);
 assert.ok(around.getEvents().some((event) => event.getId() === sent[10]));
 
 // Departure.
+await quiet();
 await bob.leave(roomId);
 await until(alice, "Bob to be gone", () => alicesRoom.getJoinedMemberCount() === 1);
 await bob.forget(roomId);

@@ -1,0 +1,60 @@
+"""The children of events, and threads. spec: client-server-api#relationships-api, client-server-api#threading"""
+
+from typing import Annotated, Any, Literal
+
+from federation.protocol.ids import EventID, RoomID
+from homeserver.http.endpoint import Auth, Names, Requester, endpoint
+from homeserver.services.room_reading import DEFAULT_PAGE
+from homeserver.services.room_relations import RoomRelations
+from storage.timelines import Direction
+
+
+def _paths(rest: str) -> tuple[str, str]:
+    path = f"rooms/{{room_id}}/relations/{{event_id}}{rest}"
+    return f"/_matrix/client/v1/{path}", f"/_matrix/client/unstable/{path}"
+
+
+@endpoint(
+    "GET",
+    *_paths("/{rel_type}/{event_type}"),
+    *_paths("/{rel_type}"),
+    *_paths(""),
+    auth=Auth.GUEST,
+)
+async def get_relating_events(
+    relations: RoomRelations,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    event_id: EventID,
+    rel_type: str | None = None,
+    event_type: str | None = None,
+    dir: Literal["b", "f"] = "b",
+    from_: str | None = None,
+    to: str | None = None,
+    limit: int = DEFAULT_PAGE,
+    recurse: Annotated[bool | None, Names("recurse", "org.matrix.msc3981.recurse")] = None,
+) -> dict[str, Any]:
+    """The children of an event."""
+    return await relations.get_relations(
+        caller, room_id, event_id, rel_type, event_type, Direction(dir), from_, to, limit, recurse
+    )
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/rooms/{room_id}/threads",
+    "/_matrix/client/unstable/org.matrix.msc3856/rooms/{room_id}/threads",
+    auth=Auth.GUEST,
+)
+async def get_thread_roots(
+    relations: RoomRelations,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    include: Literal["all", "participated"] = "all",
+    from_: str | None = None,
+    limit: int = DEFAULT_PAGE,
+) -> dict[str, Any]:
+    """The threads of a room."""
+    return await relations.get_threads(caller, room_id, from_, limit, participated=include == "participated")

@@ -1,0 +1,114 @@
+"""What is told of an event's children with the event itself: its latest edit, its thread, what refers to it.
+
+Laws:
+- One query tells which events of a page have children; a page without any costs no more than that.
+- Nothing is told of children that the reader may not see, or that users whom they ignore have sent. Counts are of what
+  this server knows, as the specification has it: they are not of what each reader may see.
+
+spec: client-server-api#aggregations-of-child-events
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from federation.protocol.ids import EventID, UserID
+from federation.rooms.memberships import Memberships
+from federation.rooms.relations import read_relation
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.visible import Seen, Visibility
+from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.ignored_users import IgnoredUsers
+from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """What is told of a thread with its root."""
+
+    latest: Seen
+    count: int
+    participated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """What is told of an event's children."""
+
+    edit: Seen | None
+    thread: Thread | None
+    references: Sequence[EventID]
+
+
+class Aggregations:
+    """Finds the children of pages of events."""
+
+    def __init__(
+        self,
+        store: RelationStore,
+        events: RoomEvents,
+        memberships: Memberships,
+        visibility: Visibility,
+        ignored: IgnoredUsers,
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._memberships = memberships
+        self._visibility = visibility
+        self._ignored = ignored
+
+    async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
+        """For those of the events that have children of which to tell, by number."""
+        parents = {event.nid: event for event in events if event.event.state_key is None}
+        if not parents:
+            return {}
+        ignored = await self._ignored.of_user(user_id)
+        children = await self._store.get_children(parents, user_id, ignored)
+        if not children:
+            return {}
+        seen = await self._see(user_id, [nid for each in children.values() for group in each for nid in group.nids])
+        found: dict[int, Aggregation] = {}
+        for nid, groups in children.items():
+            aggregation = _aggregate(user_id, parents[nid], groups, seen)
+            if aggregation.edit is not None or aggregation.thread is not None or aggregation.references:
+                found[nid] = aggregation
+        return found
+
+    async def only_related(self, seen: Sequence[Seen], wanted: RoomEventFilter) -> list[Seen]:
+        """Those of the events that have the children which the filter asks for."""
+        if not wanted.asks_for_children or not seen:
+            return list(seen)
+        nids = await self._store.get_related(
+            [each.event.nid for each in seen], wanted.related_by_senders, wanted.related_by_rel_types
+        )
+        return [each for each in seen if each.event.nid in nids]
+
+    async def _see(self, user_id: UserID, nids: Sequence[int]) -> dict[int, Seen]:
+        """The children that the user may see."""
+        own = await self._memberships.of_user(user_id)
+        rooms: dict[int, list[StoredEvent]] = {}
+        for event in (await self._events.get_events(nids)).values():
+            rooms.setdefault(event.room_nid, []).append(event)
+        return {
+            seen.event.nid: seen
+            for room_nid, events in rooms.items()
+            for seen in await self._visibility.filter(user_id, own.get(room_nid), events)
+        }
+
+
+def _aggregate(user_id: UserID, parent: StoredEvent, groups: Sequence[Children], seen: dict[int, Seen]) -> Aggregation:
+    edit: Seen | None = None
+    thread: Thread | None = None
+    references: list[EventID] = []
+    own_relation = read_relation(parent.event)
+    for group in groups:
+        shown = [seen[nid] for nid in group.nids if nid in seen]
+        if not shown:
+            continue
+        if group.rel_type == REFERENCE:
+            references = [each.event.event.event_id for each in shown]
+        elif group.rel_type == THREAD:
+            participated = group.has_own or parent.event.sender == user_id
+            thread = Thread(shown[0], group.count, participated)
+        elif group.rel_type == REPLACE and (own_relation is None or own_relation.rel_type != REPLACE):
+            edit = shown[0]
+    return Aggregation(edit, thread, references)

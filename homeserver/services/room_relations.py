@@ -1,0 +1,129 @@
+"""The children of events, page by page, and the threads of rooms.
+
+spec: client-server-api#relationships-api, client-server-api#querying-threads-in-a-room
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from federation.protocol.events import encode_event_json, load_event
+from federation.protocol.ids import EventID, RoomID
+from federation.protocol.redaction import redact
+from federation.rooms.visible import Seen
+from homeserver.http.endpoint import Requester
+from homeserver.services.client_events import ClientEvents
+from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.room_reading import END, MAX_PAGES_LOOKED_AT, Reader, RoomReading
+from homeserver.services.stream_tokens import format_place
+from storage.relations import RelationStore, Wanted
+from storage.timelines import START, Direction, Place
+
+MAX_RELATIONS: Final = 100
+"""Of one page."""
+MAX_LEVELS: Final = 3
+"""How far children of children are followed."""
+EVERYTHING: Final = RoomEventFilter()
+
+
+class RoomRelations:
+    """Reads relations for those who may read the room."""
+
+    def __init__(
+        self, store: RelationStore, reading: RoomReading, client_events: ClientEvents, ignored: IgnoredUsers
+    ) -> None:
+        self._store = store
+        self._reading = reading
+        self._client_events = client_events
+        self._ignored = ignored
+
+    async def get_relations(
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        event_id: EventID,
+        rel_type: str | None,
+        event_type: str | None,
+        direction: Direction,
+        from_: str | None,
+        to: str | None,
+        limit: int,
+        recurse: bool | None,
+    ) -> dict[str, Any]:
+        """A page of an event's children. Raises NotFound, also where the caller may not see the event; Forbidden."""
+        reader = await self._reading.find_reader(caller.user_id, room_id)
+        await self._reading.see_one(caller, reader, event_id)
+        place = END if direction is Direction.BACKWARDS else START
+        if from_ is not None:
+            place = await self._reading.find_place(reader, from_)
+        end = None if to is None else await self._reading.find_place(reader, to)
+        limit = max(1, min(limit, MAX_RELATIONS))
+        wanted = Wanted(rel_type, event_type, MAX_LEVELS if recurse else 1)
+        shown: list[Seen] = []
+        more = True
+        for _ in range(MAX_PAGES_LOOKED_AT):
+            asked = limit - len(shown)
+            room_nid = reader.snapshot.room.room_nid
+            page = await self._store.get_page(room_nid, event_id, wanted, place, end, direction, asked + 1)
+            more = len(page) > asked
+            page = page[:asked]
+            shown += await self._reading.see(caller, reader, [nid for _, nid in page], EVERYTHING)
+            if page:
+                place = page[-1][0] if direction is Direction.FORWARDS else _before(page[-1][0])
+            if not more or len(shown) >= limit:
+                break
+        chunk = await self._client_events.present(caller.user_id, caller.device_id, shown, with_room_id=True)
+        answer: dict[str, Any] = {"chunk": chunk}
+        if more:
+            answer["next_batch"] = format_place(place)
+        if from_ is not None:
+            answer["prev_batch"] = from_
+        if recurse is not None:
+            answer["recursion_depth"] = MAX_LEVELS if recurse else 1
+        return answer
+
+    async def get_threads(
+        self, caller: Requester, room_id: RoomID, from_: str | None, limit: int, *, participated: bool
+    ) -> dict[str, Any]:
+        """A page of the roots of a room's threads, those with the latest events first. Raises Forbidden."""
+        reader = await self._reading.find_reader(caller.user_id, room_id)
+        place = END if from_ is None else await self._reading.find_place(reader, from_)
+        limit = max(1, min(limit, MAX_RELATIONS))
+        ignored = await self._ignored.of_user(caller.user_id)
+        shown: list[Seen] = []
+        more = True
+        for _ in range(MAX_PAGES_LOOKED_AT):
+            asked = limit - len(shown)
+            page = await self._store.get_threads(
+                reader.snapshot.room.room_nid, place, asked + 1, caller.user_id, ignored, participated=participated
+            )
+            more = len(page) > asked
+            page = page[:asked]
+            shown += await self._see_roots(caller, reader, [root for _, root in page])
+            if page:
+                place = _before(page[-1][0])
+            if not more or len(shown) >= limit:
+                break
+        shown = [_without_content(each) if each.event.event.sender in ignored else each for each in shown]
+        chunk = await self._client_events.present(caller.user_id, caller.device_id, shown, with_room_id=True)
+        answer: dict[str, Any] = {"chunk": chunk}
+        if more:
+            answer["next_batch"] = format_place(place)
+        return answer
+
+    async def _see_roots(self, caller: Requester, reader: Reader, nids: Sequence[int]) -> list[Seen]:
+        return await self._reading.see(caller, reader, nids, EVERYTHING, with_ignored=True)
+
+
+def _before(place: Place) -> Place:
+    return Place(place.depth, place.event_nid - 1)
+
+
+def _without_content(seen: Seen) -> Seen:
+    """The event as if it were redacted: the root of a thread that an ignored user began."""
+    event = seen.event.event
+    pruned = encode_event_json(event.version, redact(event.version, event.pdu))
+    return replace(
+        seen, event=seen.event.with_content_of(load_event(event.version, event.event_id, event.room_id, pruned))
+    )
