@@ -176,6 +176,16 @@ def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
     return {"global": ruleset(user_id, kept)}
 
 
+def account_data_events(user_id: str, entries: Mapping[str, bytes], *, first: bool) -> list[dict[str, Any]]:
+    """Account data of no room, as events; a first answer has the push rules, for everybody has the default ones."""
+    events: list[dict[str, Any]] = [
+        {"type": type, "content": msgspec.Raw(content)} for type, content in entries.items() if type != PUSH_RULES
+    ]
+    if first or PUSH_RULES in entries:
+        events.append({"type": PUSH_RULES, "content": push_rules_content(user_id, entries.get(PUSH_RULES))})
+    return events
+
+
 def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """A user's rules by kind, as clients see them, from what is kept."""
     rules = _decode(kept)

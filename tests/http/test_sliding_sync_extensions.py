@@ -119,6 +119,8 @@ def test_account_data(server: TestServer) -> None:
     client = SlidingClient(alice, lists={"all": a_list([0, 0])}, extensions={"account_data": ON})
     answer = client.sync()["extensions"]["account_data"]
     assert {"type": "org.example", "content": {"a": 1}} in answer["global"]
+    (rules,) = (event["content"] for event in answer["global"] if event["type"] == "m.push_rules")
+    assert any(rule["rule_id"] == ".m.rule.master" for rule in rules["global"]["override"])
     assert answer["rooms"] == {second: [{"type": "m.tag", "content": {"tags": {"u.x": {}}}}]}
     assert client.sync()["extensions"]["account_data"] == {"global": [], "rooms": {}}
     pending = client.wait()

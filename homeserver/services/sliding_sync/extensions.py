@@ -11,6 +11,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from homeserver.services.event_filters import NO_FILTER
+from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
 from homeserver.services.sliding_sync.lists import Selection
@@ -139,7 +140,7 @@ class ExtensionReader:
             changes.set_account_data(nid, LIVE)
         rooms = await self._parts.rooms.get_rooms_by_nid(nid for nid in found if nid != EVERYWHERE)
         return {
-            "global": _events(found.get(EVERYWHERE, {})),
+            "global": account_data_events(user_id, found.get(EVERYWHERE, {}), first=EVERYWHERE in new),
             "rooms": {rooms[nid].room_id: _events(data) for nid, data in found.items() if nid != EVERYWHERE},
         }
 

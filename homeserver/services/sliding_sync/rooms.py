@@ -126,7 +126,11 @@ class RoomEntries:
         user_id, device_id = request.caller.user_id, request.caller.device_id
         presented = iter(
             await parts.client_events.present(
-                user_id, device_id, [seen for work in shown for seen in work.shown], with_room_id=False
+                user_id,
+                device_id,
+                [seen for work in shown for seen in work.shown],
+                with_room_id=False,
+                bundled_in={work.room.room_nid for work in shown if work.initial or work.limited or work.expanded},
             )
         )
         joined = [work for work in shown if work.own.membership == "join"]

@@ -21,7 +21,7 @@ from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.push_rules import PUSH_RULES, push_rules_content
+from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
@@ -326,14 +326,7 @@ def _unread_json(count: Unread) -> dict[str, int]:
 
 
 def _account_data_events(request: SyncRequest, entries: Mapping[str, bytes]) -> list[dict[str, Any]]:
-    """Global account data; push rules are in every first answer, since everybody has the default ones."""
+    """Account data of no room, as far as the filter lets it through."""
     allows = request.filter.account_data.allows
-    events: list[dict[str, Any]] = [
-        {"type": type, "content": msgspec.Raw(content)}
-        for type, content in entries.items()
-        if type != PUSH_RULES and allows(type, None)
-    ]
-    if (request.since is None or PUSH_RULES in entries) and allows(PUSH_RULES, None):
-        content = push_rules_content(request.caller.user_id, entries.get(PUSH_RULES))
-        events.append({"type": PUSH_RULES, "content": content})
-    return events
+    events = account_data_events(request.caller.user_id, entries, first=request.since is None)
+    return [event for event in events if allows(event["type"], None)]
