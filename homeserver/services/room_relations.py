@@ -4,8 +4,9 @@ spec: client-server-api#relationships-api, client-server-api#querying-threads-in
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.events import encode_event_json, load_event
 from federation.protocol.ids import EventID, RoomID
@@ -124,6 +125,6 @@ def _without_content(seen: Seen) -> Seen:
     """The event as if it were redacted: the root of a thread that an ignored user began."""
     event = seen.event.event
     pruned = encode_event_json(event.version, redact(event.version, event.pdu))
-    return replace(
+    return msgspec.structs.replace(
         seen, event=seen.event.with_content_of(load_event(event.version, event.event_id, event.room_id, pruned))
     )
