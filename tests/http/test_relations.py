@@ -44,8 +44,8 @@ def relate(user: User, room: str, target: str, rel_type: str, text: str = "child
 
 
 def edit(user: User, room: str, target: str, text: str) -> str:
-    """Of two in the same millisecond that with the greater id is the later one, so time goes on."""
-    user.server.clock.advance(0.001)
+    """Of two of the same time that with the greater id is the later one, so time goes on."""
+    user.server.clock.advance(1)
     new = {"msgtype": "m.text", "body": text}
     return relate(user, room, target, "m.replace", f"* {text}", **{"m.new_content": new})
 
