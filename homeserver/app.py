@@ -13,8 +13,11 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import keys as server_keys
 from federation.identity import ServerIdentity
-from federation.protocol.ids import ServerName
+from federation.own_keys import OwnKeys
+from federation.protocol.endpoint import BodyLimit, Endpoint
+from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from homeserver.admin import register
@@ -55,7 +58,6 @@ from homeserver.client import (
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.http import probes
-from homeserver.http.endpoint import BodyLimit, Endpoint
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
@@ -75,6 +77,7 @@ from homeserver.web.landing import LandingPage
 from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
+    server_keys,
     account,
     account_data,
     capabilities,
@@ -147,6 +150,8 @@ class Server:
     def site(self, listener: Listener) -> Site:
         """What answers on one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
+        if "federation" in names:
+            names |= {"keys"}  # nobody could check what this server signs without them
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -243,8 +248,14 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
+    own_keys = OwnKeys(
+        identity,
+        rooms.now_ms,
+        {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
+    )
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
+        own_keys,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,

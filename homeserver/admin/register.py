@@ -2,8 +2,8 @@
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, endpoint
 from federation.protocol.ids import parse_device_id
-from homeserver.http.endpoint import Auth, Limit, endpoint
 from homeserver.services.devices import check_device_name
 from homeserver.services.profiles import Profiles
 from homeserver.services.registration import Wish

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from federation.protocol.endpoint import Limit
 from homeserver.config.limits import Limits, RateLimit
-from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import Rate
 
 

@@ -5,8 +5,8 @@ spec: client-server-api#current-account-information, client-server-api#legacy-ac
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, RequestContext, Requester, endpoint
 from homeserver.services.accounts import Accounts
 
 

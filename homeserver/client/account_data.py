@@ -2,9 +2,9 @@
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import RoomID, UserID, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.account_data import LARGEST_CONTENT, AccountData
 
 _GLOBAL = "/user/{user_id}/account_data/{type_}"

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from homeserver.http.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, endpoint
 from homeserver.services.capabilities import Capabilities
 
 

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from federation.protocol.ids import DeviceID, parse_device_id
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, RequestContext, Requester, endpoint
 from homeserver.services.devices import Devices
 from storage.devices import DeviceRow
 

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.filters import Filters
 
 _ALL = "/user/{user_id}/filter"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.key_backups import AllKeys, BackupDefinition, KeyBackups, RoomKeys, SessionKey
 
 MAX_BODY = 16 * 1024 * 1024

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from homeserver.services.cross_signing import CrossSigning, KeySet
 from homeserver.services.device_keys import DeviceKeys, KeyUpload
 from homeserver.services.device_lists import DeviceLists

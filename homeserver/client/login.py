@@ -7,9 +7,9 @@ spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Unrecognized
 from federation.protocol.ids import parse_device_id
-from homeserver.http.endpoint import Auth, Limit, RequestContext, endpoint
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.devices import check_device_name
 from homeserver.services.sessions import Sessions, session_answer

@@ -1,7 +1,7 @@
 """Signing out. spec: client-server-api#post_matrixclientv3logout"""
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.sessions import Sessions
 
 

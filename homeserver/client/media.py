@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, BodyLimit, Limit, RequestContext, Requester, endpoint
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.http.endpoint import Auth, BodyLimit, Limit, RequestContext, Requester, endpoint
 from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Method

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Limit, Names, Requester, endpoint
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profiles import LARGEST_PROFILE, Profiles
 

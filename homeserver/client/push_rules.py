@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.default_push_rules import Action, Condition
 from homeserver.services.push_rules import PushRules
 

@@ -2,10 +2,10 @@
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import EventID, RoomID, UserID
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.typing import DEFAULT_TIMEOUT_MS, Typing

@@ -5,8 +5,8 @@ from typing import Final
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.ids import parse_device_id
-from homeserver.http.endpoint import Auth, Limit, RequestContext, endpoint
 from homeserver.services.devices import check_device_name
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.sessions import session_answer

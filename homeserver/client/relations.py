@@ -2,8 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
-from homeserver.http.endpoint import Auth, Names, Requester, endpoint
 from homeserver.services.room_reading import DEFAULT_PAGE
 from homeserver.services.room_relations import RoomRelations
 from storage.timelines import Direction

@@ -1,6 +1,6 @@
 """Creating rooms. spec: client-server-api#creation"""
 
-from homeserver.http.endpoint import Auth, Limit, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from homeserver.services.room_creation import CreateRoom, RoomCreation
 
 

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.room_directory import RoomDirectory
 
 _ALIAS = ("/_matrix/client/v3/directory/room/{room_alias}", "/_matrix/client/r0/directory/room/{room_alias}")

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
-from homeserver.http.endpoint import Auth, Limit, Requester, endpoint
 from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
 from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.room_sending import RoomSending

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import RoomID, is_room_alias, is_room_id, parse_user_id
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Limit, Names, Requester, endpoint
 from homeserver.services.room_memberships import RoomMemberships
 
 Servers = Annotated[list[str] | None, Names("via", "server_name")]

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_room_id
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.sliding_sync.request import (
     ANY,
     MEMBER,

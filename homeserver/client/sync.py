@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from homeserver.http.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from homeserver.services.filters import Filters
 from homeserver.services.stream_tokens import parse_sync_token
 from homeserver.services.sync.request import StateSection, SyncRequest

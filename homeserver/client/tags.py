@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import BadJson
 from federation.protocol.ids import RoomID, UserID, parse_room_id
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.account_data import AccountData
 
 _TAGS = "/user/{user_id}/rooms/{room_id}/tags"

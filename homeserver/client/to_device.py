@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.http.endpoint import Auth, Requester, endpoint
 from homeserver.services.to_device import ToDevice
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from homeserver.http.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, endpoint
 
 VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))
 

@@ -71,7 +71,9 @@ class Resource:
             "replication",
         ],
         ...,
-    ] = required("`client`, `federation`, `media`, `keys`, `openid`, `health`, `metrics`; the others have no effect.")
+    ] = required(
+        "`client`, `federation` (with `keys`), `media`, `keys`, `openid`, `health`, `metrics`; the others have no effect."
+    )
     compress: bool = option(False, "Whether large answers are compressed.")
 
 
@@ -217,5 +219,4 @@ class Keys:
         {},
         "Keys that are no longer used, so that others can still check what they signed.",
         example='{"ed25519:old": {key: "…", expired_ts: 1576767829750}}',
-        not_yet=True,
     )

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from federation.protocol.endpoint import PER_ADDRESS, Auth, Endpoint, Limit, Peer, RequestContext, Requester
 from federation.protocol.errors import (
     Forbidden,
     GuestAccessForbidden,
@@ -20,7 +21,6 @@ from federation.protocol.errors import (
     UserLocked,
     UserSuspended,
 )
-from homeserver.http.endpoint import PER_ADDRESS, Auth, Endpoint, Limit, Peer, RequestContext, Requester
 from homeserver.http.rate_limits import RateLimiter, address_key
 
 

@@ -15,8 +15,8 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, Endpoint, Names, Peer, RequestContext, Requester
 from federation.protocol.errors import BadJson, InvalidParam, MatrixError, MissingParam, NotJson
-from homeserver.http.endpoint import Auth, Endpoint, Names, Peer, RequestContext, Requester
 
 TextParser = Callable[[str], object]
 Identifiers = Mapping[object, TextParser]

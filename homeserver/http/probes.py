@@ -3,8 +3,8 @@
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from federation.protocol.endpoint import Auth, endpoint
 from homeserver.http.answers import Response
-from homeserver.http.endpoint import Auth, endpoint
 
 
 @endpoint("GET", "/health", auth=Auth.NONE, resource="health")

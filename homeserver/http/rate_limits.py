@@ -11,8 +11,8 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
-from homeserver.http.endpoint import Limit
 
 MAX_BUCKETS: Final = 100_000
 """For one limit; past it, buckets that are nearest to full are forgotten."""

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from federation.protocol.endpoint import Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from federation.protocol.errors import MethodNotAllowed, Unrecognized
-from homeserver.http.endpoint import Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
 from homeserver.http.guard import Guard
 from homeserver.http.identifiers import IDENTIFIERS
 from homeserver.http.parameters import Binding, DeclarationError, Identifiers, bind, parse_query

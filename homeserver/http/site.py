@@ -26,6 +26,7 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
+from federation.protocol.endpoint import Auth, RequestContext
 from federation.protocol.errors import MatrixError, MissingToken, RemoteError, TooLarge, Unrecognized
 from homeserver.http.addresses import Networks, forwarded_address
 from homeserver.http.answers import File, Response, encode_body, error_response
@@ -33,7 +34,6 @@ from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
-from homeserver.http.endpoint import Auth, RequestContext
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream
 from homeserver.http.wire import NO_BODY, header_lines, status_line

@@ -18,9 +18,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.protocol.endpoint import RequestContext, Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.endpoint import RequestContext, Requester
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.secret_text import hash_token, is_damaged
 from storage.accounts import AccountStore

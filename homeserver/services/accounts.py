@@ -3,9 +3,9 @@
 spec: client-server-api#legacy-account-management, client-server-api#account-moderation
 """
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import UserID
-from homeserver.http.endpoint import Requester
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import Sessions

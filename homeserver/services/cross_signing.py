@@ -11,10 +11,10 @@ import msgspec
 
 from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, InvalidSignature, MatrixError, MissingParam, NotFound
 from federation.protocol.ids import KeyID
 from federation.protocol.signing import KEY_BYTES, decode_base64, is_signed_by
-from homeserver.http.endpoint import Requester
 from homeserver.services.accounts import Accounts
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature

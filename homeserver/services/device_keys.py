@@ -17,9 +17,9 @@ import msgspec
 
 from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import UserID, parse_user_id
-from homeserver.http.endpoint import Requester
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, KeyWish, select_counts

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.endpoint import Requester
 from homeserver.services.accounts import Accounts
 from homeserver.services.sessions import Sessions
 from homeserver.services.uia import AuthData

@@ -9,9 +9,9 @@ from typing import Final
 import msgspec
 
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from homeserver.http.endpoint import Requester
 from homeserver.services.event_filters import NO_FILTER, Filter, parse_filter
 from storage.database import Database
 from storage.filters import FilterStore

@@ -3,9 +3,9 @@
 spec: client-server-api#get_matrixclientv3profileuserid (403: the server does not let the caller look it up)
 """
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, MissingToken
 from federation.protocol.ids import UserID
-from homeserver.http.endpoint import Requester
 from storage.memberships import MembershipStore
 
 

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from federation.protocol.canonical_json import decode_json
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
@@ -24,7 +25,6 @@ from federation.protocol.errors import (
     ProfileTooLarge,
 )
 from federation.protocol.ids import ServerName, UserID, domain_of, is_namespaced
-from homeserver.http.endpoint import Requester
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.profiles import ProfileStore

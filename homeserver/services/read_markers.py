@@ -8,12 +8,12 @@ from typing import Final
 
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, is_event_id
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
-from homeserver.http.endpoint import Requester
 from homeserver.services.room_reading import RoomReading
 from storage.account_data import AccountDataStore
 from storage.database import Database

@@ -16,9 +16,9 @@ from typing import Final, Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Exclusive, Forbidden, InvalidUsername, MatrixError, UserInUse
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
-from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME

@@ -12,6 +12,7 @@ import msgspec
 
 from federation.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
@@ -24,7 +25,6 @@ from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_room_alias,
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
-from homeserver.http.endpoint import Limit, Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships, member_content

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
 from federation.protocol.ids import RoomAlias, RoomID, ServerName
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.engine import RoomEngine
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
-from homeserver.http.endpoint import Requester
 from homeserver.services.room_reading import RoomReading
 from storage.aliases import AliasRow, AliasStore, AliasTaken
 from storage.room_summaries import RoomSummaryStore, SummaryRow

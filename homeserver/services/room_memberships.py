@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_user_id
@@ -14,7 +15,6 @@ from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.snapshots import RoomSnapshot
-from homeserver.http.endpoint import Limit, Requester
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.profiles import Profiles

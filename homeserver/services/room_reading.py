@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID, UserID
@@ -24,7 +25,6 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from federation.rooms.visible import Seen, Visibility
-from homeserver.http.endpoint import Requester
 from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents, present_plainly
 from homeserver.services.event_filters import RoomEventFilter

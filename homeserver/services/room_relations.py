@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.events import encode_event_json, load_event
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.redaction import redact
 from federation.rooms.visible import Seen
-from homeserver.http.endpoint import Requester
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers

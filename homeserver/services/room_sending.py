@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadAlias,
     BadJson,
@@ -23,7 +24,6 @@ from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.relations import read_relation, relation_in
 from federation.rooms.room_events import RoomEvents
-from homeserver.http.endpoint import Requester
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
 from homeserver.services.room_memberships import RoomMemberships
 from storage.aliases import AliasStore

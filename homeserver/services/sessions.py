@@ -15,9 +15,9 @@ from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
-from homeserver.http.endpoint import Requester
 from homeserver.services.secret_text import SecretText, hash_token, is_damaged
 from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key

@@ -11,6 +11,7 @@ spec: client-server-api#legacy-login, client-server-api#identifier-types
 from collections.abc import Mapping
 from typing import Final
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
@@ -21,7 +22,6 @@ from federation.protocol.errors import (
     UserLocked,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID
-from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import NewSession, Sessions

@@ -6,8 +6,8 @@ from typing import Any, Final
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, UserSuspended
-from homeserver.http.endpoint import Requester
 from storage.database import Database
 from storage.devices import DeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction

@@ -6,8 +6,8 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from federation.protocol.endpoint import Auth, endpoint
 from homeserver.http.answers import Response
-from homeserver.http.endpoint import Auth, endpoint
 
 STYLE: Final = "landing.css"
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from twisted.internet.task import Clock
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from homeserver.admin import register
@@ -21,7 +22,6 @@ from homeserver.client import (
     registration,
     tags,
 )
-from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_data import AccountData

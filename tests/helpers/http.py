@@ -22,8 +22,8 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
+from federation.protocol.endpoint import Limit, RequestContext, Requester
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.endpoint import Limit, RequestContext, Requester
 from homeserver.http.guard import AppserviceChecker, Guard, SignatureChecker, TokenChecker
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.http.router import Handler, Router

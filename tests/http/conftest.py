@@ -2,9 +2,9 @@
 
 import pytest
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
-from homeserver.http.endpoint import Requester
 from tests.helpers.http import Client, FakeTokens, client_for
 from tests.http import endpoints
 from tests.http.endpoints import Bell

@@ -6,10 +6,10 @@ from typing import Annotated, Any, BinaryIO, Literal
 import msgspec
 from twisted.internet.defer import Deferred
 
+from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.http.endpoint import Auth, Limit, Names, RequestContext, Requester, endpoint
 
 ROOMS = "/_matrix/client/v3/rooms/{room_id}"
 

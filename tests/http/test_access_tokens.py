@@ -6,7 +6,7 @@ from time import process_time
 
 import pytest
 
-from homeserver.http.endpoint import RequestContext
+from federation.protocol.endpoint import RequestContext
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.secret_text import hash_token, is_damaged
 from homeserver.services.sessions import Lifetimes

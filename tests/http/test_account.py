@@ -2,7 +2,7 @@
 
 import pytest
 
-from homeserver.http.endpoint import Limit
+from federation.protocol.endpoint import Limit
 from homeserver.http.rate_limits import Rate
 from storage.database import Database
 from tests.helpers.accounts import AccountsServer, User

@@ -23,8 +23,8 @@ import pytest
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
+from federation.protocol.endpoint import Auth, Endpoint, Names
 from homeserver.app import SOURCES
-from homeserver.http.endpoint import Auth, Endpoint, Names
 from storage.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer

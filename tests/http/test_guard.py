@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.endpoint import Auth, Peer, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
-from homeserver.http.endpoint import Auth, Peer, RequestContext, Requester, endpoint
 from tests.helpers.http import Client, client_for
 from tests.http import endpoints
 from tests.http.conftest import TOKENS

@@ -3,7 +3,7 @@
 import bcrypt
 import pytest
 
-from homeserver.http.endpoint import Limit
+from federation.protocol.endpoint import Limit
 from homeserver.http.rate_limits import Rate
 from homeserver.services.sessions import Lifetimes
 from storage.accounts import AccountRow

@@ -3,8 +3,8 @@
 import pytest
 from twisted.internet.task import Clock
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
-from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from tests.helpers.http import Client, client_for
 from tests.http import endpoints

@@ -2,8 +2,8 @@
 
 import pytest
 
+from federation.protocol.endpoint import Limit
 from federation.protocol.ids import UserID
-from homeserver.http.endpoint import Limit
 from homeserver.http.rate_limits import Rate
 from homeserver.services.passwords import PasswordPolicy
 from homeserver.services.registration import RegistrationRules, Wish

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from federation.protocol.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from federation.protocol.ids import EventID
-from homeserver.http.endpoint import Auth, BodyLimit, Peer, RequestContext, Requester, endpoint
 from homeserver.http.guard import Guard
 from homeserver.http.parameters import DeclarationError
 from homeserver.http.rate_limits import RateLimiter

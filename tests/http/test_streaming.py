@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import pytest
 from twisted.internet.defer import Deferred
 
+from federation.protocol.endpoint import Auth, endpoint
 from homeserver.http.answers import File, MemorySource, Response
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
-from homeserver.http.endpoint import Auth, endpoint
 from homeserver.http.streaming import PIECE_BYTES, STALL_SECONDS
 from tests.helpers.http import Client, Connection, client_for
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from homeserver.http.endpoint import Requester
+from federation.protocol.endpoint import Requester
 
 MEMBER: Final = "m.room.member"
 ANY: Final = "*"

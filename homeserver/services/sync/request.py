@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from homeserver.http.endpoint import Requester
+from federation.protocol.endpoint import Requester
 from homeserver.services.event_filters import Filter
 from homeserver.services.stream_tokens import SyncToken
 
