@@ -34,13 +34,15 @@ class Stream:
         self._stopped = False
 
     async def run(self, head: bytes, start: int, end: int) -> None:
-        """Send the head, then these bytes of the source. Raises `Interrupted`, and what reading raises."""
+        """Send the head, then these bytes of the source. Raises `Interrupted`, and what reading raises.
+
+        The head leaves with the first bytes: on its own it would be a packet that the next one waits for.
+        """
         channel = self._channel
         channel.registerProducer(self, True)
         try:
             if channel.is_full:
                 self.pauseProducing()
-            channel.send(head)
             position = start
             while position < end:
                 if self._room is not None:
@@ -52,7 +54,10 @@ class Stream:
                     raise Interrupted
                 position += len(piece)
                 self.sent += len(piece)
-                channel.send(piece)
+                channel.send(head + piece)
+                head = b""
+            if head:
+                channel.send(head)
         finally:
             self._forget_stall()
             channel.unregisterProducer()

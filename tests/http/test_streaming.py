@@ -91,6 +91,14 @@ def test_a_file_is_sent_whole(client: Client, shelf: Shelf) -> None:
     assert client.access_log.records[-1].sent == len(DATA)
 
 
+def test_the_head_leaves_with_the_first_bytes(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = client.connect()
+    writes: list[bytes] = []
+    monkeypatch.setattr(connection.transport, "write", writes.append)
+    connection.send(b"GET /short HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert [write[-10:] for write in writes] == [b"0123456789"]
+
+
 def test_head_reads_nothing(client: Client, shelf: Shelf) -> None:
     answer = client.request("HEAD", "/file")
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", str(len(DATA)))
@@ -135,11 +143,11 @@ def test_nothing_is_read_that_the_client_does_not_take(client: Client, shelf: Sh
     connection.close()
 
 
-def test_a_connection_that_is_full_already_gets_only_the_head(client: Client, shelf: Shelf) -> None:
+def test_a_connection_that_is_full_already_gets_nothing_yet(client: Client, shelf: Shelf) -> None:
     connection = client.connect()
     _fill(connection)
     connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert shelf.reads == 0
+    assert (shelf.reads, connection.received()) == (0, b"")
     _empty(connection)
     assert connection.answers()[0].body == DATA
     connection.close()
