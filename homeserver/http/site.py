@@ -87,6 +87,7 @@ class MatrixRequest:
         "_received",
         "_refusal",
         "_request_id",
+        "_sending",
         "_site",
         "_started_at",
         "_task",
@@ -99,6 +100,7 @@ class MatrixRequest:
         self._refusal: MatrixError | None = None
         self._file: BinaryIO | None = None
         self._task: Deferred[None] | None = None
+        self._sending: Stream | None = None
         self._chunks: list[bytes] = []
         self._limit = UNROUTED_MAX_BODY
         self._received = 0
@@ -164,7 +166,7 @@ class MatrixRequest:
         if self._task is None and self._file is not None:
             self._file.close()
         if self._request_id and not self._finished:
-            self._site.observed(self._record(DISCONNECTED, 0))
+            self._site.observed(self._record(DISCONNECTED, 0 if self._sending is None else self._sending.sent))
             if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
                 self._task.cancel()
 
@@ -334,7 +336,7 @@ class MatrixRequest:
             return
         channel = self._channel
         head = self._head(status, block, part.end - part.start)
-        stream = Stream(channel, self._site.clock, file.source)
+        stream = self._sending = Stream(channel, self._site.clock, file.source)
         try:
             await stream.run(head, part.start, part.start if self._head_.method == b"HEAD" else part.end)
         except Exception as error:

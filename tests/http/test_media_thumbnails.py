@@ -9,6 +9,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
 from federation.protocol.errors import LimitExceeded
+from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import MOST_WAITING, SECONDS_A_JOB, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import MOST_KEPT, Thumbnails, round_up
 from storage.database import Database
@@ -235,6 +236,13 @@ def test_the_number_of_pixels_is_configured(tmp_path: Path, sqlite_database: Dat
     assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
     assert _thumbnail(alice, _upload(alice, picture(100, 10)), 32, 5).status == 200
     server.app.media.close_workers()
+
+
+def test_a_film_is_no_moving_picture(alice: User) -> None:
+    data = moving_picture(64, 64, ["red", "green"] * (MAX_FRAMES // 2 + 1))
+    answer = _thumbnail(alice, _upload(alice, data, "image/gif"), 32, 32, "&animated=true&method=crop")
+    assert answer.headers["content-type"] == "image/png"
+    assert opened(answer.body).size == (32, 32)
 
 
 # Processes, and who waits for them.

@@ -129,12 +129,18 @@ def test_who_wants_no_further_answer_gets_none(client: Client) -> None:
 # No faster than the client.
 
 
-def test_nothing_is_read_that_the_client_does_not_take(client: Client, shelf: Shelf) -> None:
+def _ask_and_fill(client: Client, shelf: Shelf) -> Connection:
+    """A client that takes one piece, and then no more."""
     shelf.waits = Deferred()
     connection = _ask(client)
     _fill(connection)
     waits, shelf.waits = shelf.waits, None
     waits.callback(None)
+    return connection
+
+
+def test_nothing_is_read_that_the_client_does_not_take(client: Client, shelf: Shelf) -> None:
+    connection = _ask_and_fill(client, shelf)
     assert shelf.reads == 1
     assert len(connection.received()) < 2 * PIECE_BYTES
     _empty(connection)
@@ -181,7 +187,15 @@ def test_who_goes_away_while_full_is_not_read_for(client: Client, shelf: Shelf) 
     connection.send(b"GET /file HTTP/1.1\r\nHost: x\r\n\r\n")
     connection.close()
     assert (shelf.reads, shelf.closed) == (0, 1)
+    assert client.access_log.records[-1].sent == 0
     assert not client.clock.getDelayedCalls()
+
+
+def test_what_was_sent_until_then_is_in_the_log(client: Client, shelf: Shelf) -> None:
+    connection = _ask_and_fill(client, shelf)
+    connection.close()
+    record = client.access_log.records[-1]
+    assert (record.status, record.sent) == (499, PIECE_BYTES)
 
 
 @pytest.mark.parametrize("what", ["short", "error"])
