@@ -59,10 +59,6 @@ class MembershipStore:
         """This server's users who are joined."""
         return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
 
-    async def get_joined_servers_users(self, room_nid: int) -> list[str]:
-        """The remote users who are joined, from whom the room's servers are known."""
-        return await self._database.read("get_joined_remote", _select_remote_joined, room_nid)
-
     async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
         """The memberships of these rooms that changed after `since`, up to `upto`."""
         return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
@@ -142,13 +138,6 @@ def select_first_members(txn: Transaction, room_nid: int, membership: str, limit
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query(
         "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1", (room_nid,)
-    )
-    return [user_id for (user_id,) in rows]
-
-
-def _select_remote_joined(txn: Transaction, room_nid: int) -> list[str]:
-    rows = txn.query(
-        "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 0", (room_nid,)
     )
     return [user_id for (user_id,) in rows]
 

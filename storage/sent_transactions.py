@@ -54,10 +54,6 @@ class SentTransactionStore:
         """For those of the events that this device of their sender sent, the transaction id."""
         return await self._database.read_quickly("get_txn_ids", _select_ids, user_id, device_id, list(event_nids))
 
-    async def add_response(self, transaction: SentTransaction, response: bytes, created_ts: int) -> None:
-        """Note a request that made no event. Raises AlreadySent."""
-        await self._database.write("add_sent_response", add_transaction, transaction, None, response, created_ts)
-
     async def remove_before(self, created_ts: int, limit: int) -> int:
         """Forget up to `limit` requests older than that; how many were forgotten."""
         return await self._database.write("remove_old_sent", _remove_before, created_ts, limit)

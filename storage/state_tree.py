@@ -66,10 +66,6 @@ class StateTreeStore:
 
     # Writing
 
-    def intern_keys(self, txn: WriteTransaction, room_nid: int, keys: Iterable[StateKey]) -> Mapping[StateKey, int]:
-        """Number pairs. `apply` does it too; a big import may do it beforehand in several writes."""
-        return self._keys.intern(txn, room_nid, keys)
-
     def apply(
         self, txn: WriteTransaction, room_nid: int, root: bytes | None, changes: Mapping[StateKey, int]
     ) -> bytes | None:
@@ -181,23 +177,11 @@ class StateTreeStore:
             "get_state_by_type", room_nid, [root], lambda source: self._read_by_type(source, root, types)
         )
 
-    def get_by_type_in(
-        self, txn: Transaction, room_nid: int, root: bytes | None, types: Collection[str]
-    ) -> Mapping[StateKey, int]:
-        """As `get_by_type`."""
-        return self._read_by_type(self._source(txn, room_nid), root, types)
-
     async def get_diff(self, room_nid: int, a: bytes | None, b: bytes | None) -> Mapping[StateKey, Change]:
         """What two states of a room differ in, with the event_nids in `a` and in `b` (None: not set)."""
         if a == b:
             return {}
         return await self._read("get_state_diff", room_nid, [a, b], lambda source: self._read_diff(source, a, b))
-
-    def get_diff_in(
-        self, txn: Transaction, room_nid: int, a: bytes | None, b: bytes | None
-    ) -> Mapping[StateKey, Change]:
-        """As `get_diff`."""
-        return self._read_diff(self._source(txn, room_nid), a, b)
 
     def _read_all(self, source: _Source, root: bytes | None) -> dict[StateKey, int]:
         entries = self._tree.entries(source.load, root)

@@ -57,10 +57,6 @@ class Memberships:
             self._local.popitem(last=False)
         return members
 
-    def cached_local_members(self, room_nid: int) -> Set[str] | None:
-        """As `local_members`, if that costs no query."""
-        return self._local.get(room_nid)
-
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             if change.topic is Topic.MEMBERSHIP:
