@@ -11,6 +11,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from federation.protocol.errors import InvalidParam
+from federation.protocol.signing import parse_public_key
 from homeserver.config.option import description_of
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
 from homeserver.config.whole import GROUPS, Config
@@ -170,6 +172,11 @@ def _check_together(config: Config) -> list[Problem]:
             problems.append(Problem(place, "a Unix socket has no TLS; leave `tls` out"))
         if listener.tls and not (network.tls_certificate_path and network.tls_private_key_path):
             problems.append(Problem(place, "`tls` needs `tls_certificate_path` and `tls_private_key_path`"))
+    for key_id, old in config.keys.old_signing_keys.items():
+        try:
+            parse_public_key(key_id, old.key)
+        except InvalidParam as error:
+            problems.append(Problem(("old_signing_keys", key_id), f"is no key that others can use: {error}"))
     registration = config.registration
     if (
         registration.enable_registration

@@ -240,6 +240,8 @@ def test_a_secret_is_not_shown(folder: Folder) -> None:
         ("listeners: [{port: 80, path: /run/hs}]", "must have either `port` or `path`"),
         ("listeners: [{bind_addresses: [127.0.0.1]}]", "must have either `port` or `path`"),
         ("listeners: [{port: 8448, tls: true}]", "`tls` needs `tls_certificate_path`"),
+        ('old_signing_keys: {"ed25519:a": {key: "YWJj", expired_ts: 1}}', "An Ed25519 key has 32 bytes, not 3"),
+        ('old_signing_keys: {"ed25519:a": {key: "§", expired_ts: 1}}', "is no key that others can use"),
         ("database: {args: {host: db}}", "SQLite takes only `database`, not host"),
         ("ip_range_blacklist: [10.0.0.0/99]", "want an address range such as 10.0.0.0/8"),
         ('default_room_version: "13"', "must be one of 1, 2, 3"),
