@@ -218,5 +218,5 @@ class Keys:
     old_signing_keys: Mapping[str, OldKey] = option(
         {},
         "Keys that are no longer used, so that others can still check what they signed.",
-        example='{"ed25519:old": {key: "…", expired_ts: 1576767829750}}',
+        example='{"ed25519:old": {key: "Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw", expired_ts: 1576767829750}}',
     )
