@@ -31,6 +31,7 @@ from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.client import (
     account,
     account_data,
+    account_moderation,
     capabilities,
     devices,
     filters,
@@ -80,6 +81,7 @@ SOURCES: tuple[ModuleType, ...] = (
     server_keys,
     account,
     account_data,
+    account_moderation,
     capabilities,
     devices,
     filters,
@@ -239,7 +241,7 @@ def build(
     accounts = AccountParts(config, clock, database, limiter, threads, random)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(clock, database, accounts, rooms)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms)
     encryption = EncryptionParts(
         database,
         identity,
@@ -263,6 +265,8 @@ def build(
         people.account_data,
         people.accounts,
         people.devices,
+        people.login_tokens,
+        people.moderation,
         people.filters,
         people.push_rules,
         encryption.backups,
@@ -290,6 +294,7 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            login_tokens=config.sessions.login_via_existing_session.enabled,
         ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
@@ -310,7 +315,9 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
+    jobs = Jobs(
+        clock, jobs_of(clock, database, accounts.uia, people.login_tokens, files.repository), JobMetrics(registry)
+    )
     return Server(
         config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
     )

@@ -19,6 +19,7 @@ from storage.accounts import AccountStore
 from storage.database import Database
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
+from storage.login_tokens import LoginTokenStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
@@ -47,6 +48,7 @@ class AccountParts:
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
         token_store = TokenStore(database)
+        self.login_token_store = LoginTokenStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
 
@@ -60,6 +62,7 @@ class AccountParts:
             self.store,
             self.device_store,
             token_store,
+            self.login_token_store,
             lifetimes=_lifetimes(config),
             kept_by_device=[self.device_key_store, self.to_device_store, SlidingConnectionStore(database)],
         )

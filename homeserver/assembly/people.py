@@ -4,13 +4,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.rooms import RoomParts
+from homeserver.config.whole import Config
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.account_data import AccountData
+from homeserver.services.account_moderation import AccountModeration
 from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
+from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.push_rules import PushRules
 from storage.account_data import AccountDataStore
 from storage.database import Database
@@ -22,7 +27,16 @@ class PeopleParts:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, database: Database, accounts: AccountParts, rooms: RoomParts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+        rooms: RoomParts,
+    ) -> None:
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
             clock,
@@ -41,6 +55,19 @@ class PeopleParts:
             accounts.sign_in,
             accounts.uia,
             self.deactivation,
+        )
+        self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)
+        self.login_tokens = LoginTokens(
+            clock,
+            accounts.secret_text,
+            accounts.login_token_store,
+            accounts.store,
+            self.accounts,
+            accounts.sessions,
+            limiter,
+            from_sessions=config.sessions.login_via_existing_session.enabled,
+            confirmed=config.sessions.login_via_existing_session.require_ui_auth,
+            lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)

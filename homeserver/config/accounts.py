@@ -69,6 +69,17 @@ class UIAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoginFromSession:
+    """Signing in on a second client with a token that the first one asked for."""
+
+    enabled: bool = option(False, "Whether people may do so.")
+    require_ui_auth: bool = option(True, "Whether they confirm with their password that they want it.")
+    token_timeout: Duration = option(
+        Duration(120_000), "How long a token is good for.", minimum=1000, maximum=3_600_000, example="2m"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sessions:
     """Passwords and access tokens."""
 
@@ -91,5 +102,8 @@ class Sessions:
     )
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None, "How long an access token lives that cannot be refreshed; `null`: for ever.", minimum=1, example="24h"
+    )
+    login_via_existing_session: LoginFromSession = section(
+        LoginFromSession, "Signing in on a second client by the first."
     )
     ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

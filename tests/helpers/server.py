@@ -8,11 +8,12 @@ moves only by `server.clock.advance`.
 `TestServer(tmp_path, sqlite_database)` makes one; its third argument is further configuration.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.ids import DeviceID, UserID
@@ -85,6 +86,12 @@ class TestServer:
         answer = self.post("/_matrix/client/v3/register", body)
         assert answer.status == 200, answer.body
         return User(self, answer.json)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of what is done at once: something of the server's that no endpoint reaches."""
+        done: list[T] = []
+        Deferred.fromCoroutine(work).addCallback(done.append)
+        return done[0]
 
     def get(self, path: str, **options: Any) -> Answer:
         return self.client.request("GET", path, **options)
