@@ -25,6 +25,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
@@ -52,6 +53,7 @@ from homeserver.client import (
     sliding_sync,
     sync,
     tags,
+    threepids,
     to_device,
     versions,
     well_known,
@@ -73,9 +75,11 @@ from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import landing
+from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages
 from storage.database import Database
+from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
     server_keys,
@@ -83,6 +87,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_data,
     account_moderation,
     capabilities,
+    confirm_email,
     devices,
     filters,
     key_backups,
@@ -105,6 +110,7 @@ SOURCES: tuple[ModuleType, ...] = (
     sliding_sync,
     sync,
     tags,
+    threepids,
     to_device,
     versions,
     well_known,
@@ -129,6 +135,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        mail: MailParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -141,6 +148,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.mail = mail
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -182,6 +190,7 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
         self.people.resume_departures()
+        self.mail.start()
         self.start_jobs()
         if self.other_nodes is not None:
             self.other_nodes.start()
@@ -217,6 +226,7 @@ class Server:
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.media.stop()
+        await self.mail.stop()
         await self.database.close()
 
 
@@ -228,9 +238,11 @@ def build(
     key: SigningKey,
     threads: Threads,
     media_threads: MediaThreads,
+    mail_thread: Executor,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
+    make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
     metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
@@ -238,10 +250,11 @@ def build(
     name = config.name
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
-    accounts = AccountParts(config, clock, database, limiter, threads, random)
+    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     encryption = EncryptionParts(
         database,
         identity,
@@ -256,6 +269,7 @@ def build(
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
     files = MediaParts(config, clock, database, media_threads, random)
+    pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         own_keys,
         accounts.registration,
@@ -289,11 +303,16 @@ def build(
         rooms.sync,
         rooms.typing,
         registry,
+        mail.languages,
+        mail.validation,
+        people.threepids,
+        pages,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
             login_tokens=config.sessions.login_via_existing_session.enabled,
         ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
@@ -304,7 +323,8 @@ def build(
             support_page=name.support_page,
         ),
         LandingPage(
-            server_name,
+            pages,
+            mail.languages,
             name.public_baseurl,
             registration_open=config.registration.enable_registration,
         ),
@@ -316,10 +336,12 @@ def build(
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     jobs = Jobs(
-        clock, jobs_of(clock, database, accounts.uia, people.login_tokens, files.repository), JobMetrics(registry)
+        clock,
+        jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository),
+        JobMetrics(registry),
     )
     return Server(
-        config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
+        config, clock, database, router, accounts, rooms, people, files, mail, HttpMetrics(registry), access_log, jobs
     )
 
 

@@ -122,6 +122,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
+    languages: str = ""
+    """What the client wants to read, as it says it in `Accept-Language`."""
 
 
 @dataclass(frozen=True, slots=True)

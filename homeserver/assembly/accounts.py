@@ -1,8 +1,11 @@
 """Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
 
+from typing import Literal
+
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName
+from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
@@ -14,7 +17,7 @@ from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.device_keys import DeviceKeyStore
@@ -39,6 +42,7 @@ class AccountParts:
         limiter: RateLimiter,
         threads: Threads,
         random: RandomBytes,
+        mail: MailParts,
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
@@ -70,6 +74,7 @@ class AccountParts:
         self.sign_in = SignIn(
             database,
             self.store,
+            mail.threepids,
             self.passwords,
             self.sessions,
             limiter,
@@ -81,6 +86,7 @@ class AccountParts:
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
+            EmailStage(mail.validation),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.registration = Registration(
@@ -90,6 +96,7 @@ class AccountParts:
             self.store,
             self.profile_store,
             registration_tokens,
+            mail.threepids,
             self.passwords,
             self.sessions,
             self.uia,
@@ -137,10 +144,14 @@ def _lifetimes(config: Config) -> Lifetimes:
 
 def _rules(config: Config) -> RegistrationRules:
     registration = config.registration
+    email: Literal["none", "optional", "required"] = "none"
+    if config.mail.email.smtp_host is not None:
+        email = "required" if config.mail.registrations_require_3pid else "optional"
     return RegistrationRules(
         enabled=registration.enable_registration,
         without_verification=registration.enable_registration_without_verification,
         requires_token=registration.registration_requires_token,
+        email=email,
         guests=registration.allow_guest_access,
         names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

@@ -6,6 +6,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.mail import MailParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -17,6 +18,7 @@ from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.push_rules import PushRules
+from homeserver.services.threepids import Threepids
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.filters import FilterStore
@@ -36,6 +38,7 @@ class PeopleParts:
         identity: ServerIdentity,
         accounts: AccountParts,
         rooms: RoomParts,
+        mail: MailParts,
     ) -> None:
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
@@ -45,6 +48,7 @@ class PeopleParts:
             store,
             accounts.profile_store,
             accounts.sessions,
+            mail.threepids,
             rooms.room_memberships,
         )
         self.accounts = Accounts(
@@ -55,6 +59,16 @@ class PeopleParts:
             accounts.sign_in,
             accounts.uia,
             self.deactivation,
+            mail.threepids,
+            by_email=mail.outbox is not None,
+        )
+        self.threepids = Threepids(
+            rooms.now_ms,
+            database,
+            mail.threepids,
+            self.accounts,
+            mail.validation,
+            changes=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)
         self.login_tokens = LoginTokens(

@@ -89,7 +89,9 @@ class Limits:
     rc_admin_redaction: RateLimit | None = option(
         None, "Redactions by one administrator of the server, where they shall differ from `rc_message`.", not_yet=True
     )
-    rc_3pid_validation: RateLimit = limit(0.003, 5, "Requests for a confirming e-mail or text message.", not_yet=True)
+    rc_3pid_validation: RateLimit = limit(
+        0.003, 5, "Requests for a confirming e-mail, by address of the client and of the letter."
+    )
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")

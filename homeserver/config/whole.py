@@ -9,6 +9,7 @@ from pathlib import Path
 
 from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
+from homeserver.config.mail import Mail
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
@@ -24,6 +25,7 @@ class Config:
     keys: Keys
     registration: Registration
     sessions: Sessions
+    mail: Mail
     rooms: Rooms
     people: People
     federation: Federation
@@ -52,6 +54,7 @@ GROUPS: dict[str, type] = {
     "keys": Keys,
     "registration": Registration,
     "sessions": Sessions,
+    "mail": Mail,
     "rooms": Rooms,
     "people": People,
     "federation": Federation,

@@ -21,6 +21,7 @@ class Capabilities:
         fixed_profile_fields: frozenset[str] = frozenset(),
         rooms_forgotten_on_leave: bool = False,
         login_tokens: bool = False,
+        threepid_changes: bool = False,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:
@@ -35,7 +36,7 @@ class Capabilities:
             "uk.tcpip.msc4133.profile_fields": profile_fields,
             "m.set_displayname": {"enabled": DISPLAY_NAME not in fixed_profile_fields},
             "m.set_avatar_url": {"enabled": AVATAR_URL not in fixed_profile_fields},
-            "m.3pid_changes": {"enabled": False},
+            "m.3pid_changes": {"enabled": threepid_changes},
             "m.get_login_token": {"enabled": login_tokens},
             "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
             "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},

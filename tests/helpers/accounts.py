@@ -52,6 +52,7 @@ from storage.login_tokens import LoginTokenStore
 from storage.memberships import MembershipStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
+from storage.threepids import ThreepidStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
 from tests.helpers.http import Answer, Client, client_for
@@ -148,9 +149,11 @@ class AccountsServer:
             self.login_token_store,
             lifetimes=lifetimes,
         )
+        self.threepids = ThreepidStore(database)
         self.sign_in = SignIn(
             database,
             self.account_store,
+            self.threepids,
             self.passwords,
             self.sessions,
             self.limiter,
@@ -170,6 +173,7 @@ class AccountsServer:
             self.account_store,
             self.profile_store,
             self.registration_tokens,
+            self.threepids,
             self.passwords,
             self.sessions,
             self.uia,
@@ -179,10 +183,24 @@ class AccountsServer:
             reserved=reserved or NoReservedNames(),
         )
         self.deactivation = Deactivation(
-            clock, database, self.account_store, self.account_data_store, self.profile_store, self.sessions, self.rooms
+            clock,
+            database,
+            self.account_store,
+            self.account_data_store,
+            self.profile_store,
+            self.sessions,
+            self.threepids,
+            self.rooms,
         )
         self.accounts = Accounts(
-            database, self.account_store, self.passwords, self.sessions, self.sign_in, self.uia, self.deactivation
+            database,
+            self.account_store,
+            self.passwords,
+            self.sessions,
+            self.sign_in,
+            self.uia,
+            self.deactivation,
+            self.threepids,
         )
         self.profiles = Profiles(
             database,

@@ -9,6 +9,9 @@ moves only by `server.clock.advance`.
 """
 
 from collections.abc import Callable, Coroutine, Mapping
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -22,6 +25,7 @@ from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
 from homeserver.observe.access import SilentAccessLog
+from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database
 from storage.executors import InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
@@ -46,6 +50,21 @@ rc_profile: *unlimited
 """
 
 
+class MemoryRelay:
+    """A mail server that keeps letters; while it has a `failure`, it raises that."""
+
+    def __init__(self) -> None:
+        self.letters: list[tuple[str, EmailMessage]] = []
+        self.failure: CannotDeliver | None = None
+
+    def deliver(self, _sender: str, recipient: str, message: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        letter = message_from_bytes(message, policy=default)
+        assert isinstance(letter, EmailMessage)
+        self.letters.append((recipient, letter))
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -66,6 +85,7 @@ class TestServer:
         path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
         self.clock = Clock()
         self.clock.advance(now)
+        self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
         self.app: Server = build(
             self.config,
@@ -74,6 +94,8 @@ class TestServer:
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
             media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
+            mail_thread=InlineExecutor(),
+            make_relay=lambda _: self.relay,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
