@@ -20,6 +20,7 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.spaces import NoRemoteSpaces
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
@@ -28,6 +29,7 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.spaces import SpaceParts
 from homeserver.client import (
     account,
     account_data,
@@ -48,7 +50,9 @@ from homeserver.client import (
     room_directory,
     room_events,
     room_membership,
+    room_previews,
     sliding_sync,
+    spaces,
     sync,
     tags,
     to_device,
@@ -100,7 +104,9 @@ SOURCES: tuple[ModuleType, ...] = (
     room_directory,
     room_events,
     room_membership,
+    room_previews,
     sliding_sync,
+    spaces,
     sync,
     tags,
     to_device,
@@ -253,6 +259,7 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
+    space_parts = SpaceParts(database, rooms, NoRemoteSpaces())
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -284,6 +291,8 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.typing,
+        space_parts.hierarchy,
+        space_parts.previews,
         registry,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],

@@ -94,7 +94,7 @@ class RoomParts:
     ) -> None:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
-        room_store = RoomStore(database)
+        self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)

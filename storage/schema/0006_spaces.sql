@@ -1,0 +1,19 @@
+-- Spaces, what may be known of rooms from outside, looking events up by time, and reports.
+
+-- JSON list: the rooms whose members a restricted join rule lets in
+ALTER TABLE room_summaries ADD COLUMN allowed_rooms TEXT;
+
+-- The rooms that a space names as its children: its m.space.child entries that have servers to join by
+CREATE TABLE space_children (
+    -- the space
+    room_nid BIGINT NOT NULL,
+    -- the child, which need not be known
+    child_id TEXT NOT NULL,
+    event_nid BIGINT NOT NULL,
+    origin_server_ts BIGINT NOT NULL,
+    -- NULL where there is none, or none that counts
+    child_order TEXT,
+    suggested INTEGER NOT NULL,
+    PRIMARY KEY (room_nid, child_id)
+) CLUSTERED;
+CREATE INDEX space_children_by_child ON space_children (child_id);
