@@ -9,6 +9,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.replace import Replacements
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -25,6 +26,7 @@ from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.mentions import Mentions
+from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
@@ -38,6 +40,7 @@ from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.room_upgrade import RoomUpgrade
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
@@ -61,6 +64,7 @@ from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
 from storage.sent_transactions import SentTransactionStore
+from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
 from storage.timelines import TimelineStore
 
@@ -113,15 +117,17 @@ class RoomParts:
         self.notifier = Notifier(streams, self.memberships, clock)
 
         visibility = Visibility(trees, self.events)
+        writer = RoomWriter(trees, AuthChainStore(database))
+        classify = Mentions(identity).classify
         self.engine = RoomEngine(
             database,
             room_store,
             self.events,
             trees,
-            RoomWriter(trees, AuthChainStore(database)),
+            writer,
             identity,
             now_ms,
-            Mentions(identity).classify,
+            classify,
             capacity=ROOMS_CACHED,
         )
         relation_store = RelationStore(database)
@@ -146,6 +152,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
+        personal_settings = PersonalSettings(database, account_data_store, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.room_memberships = RoomMemberships(
             self.engine,
@@ -158,6 +165,7 @@ class RoomParts:
             identity,
             guests,
             RestrictedJoins(self.memberships, room_store),
+            personal_settings,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -202,6 +210,19 @@ class RoomParts:
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
+        )
+        self.upgrades = RoomUpgrade(
+            self.engine,
+            self.events,
+            Replacements(self.engine, self.events, writer, identity, classify, now_ms),
+            room_store,
+            membership_store,
+            alias_store,
+            SpaceStore(database),
+            self.reading,
+            self.profiles,
+            personal_settings,
+            identity,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         self.typing = Typing(self.notifier, clock)

@@ -130,6 +130,8 @@ class RoomSending:
             await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
         elif type == "m.room.member" and event.membership in ("leave", "ban"):
             await self._memberships.forget_left_room(room_id, UserID(state_key))
+        elif type == "m.room.member" and event.membership == "join":
+            await self._memberships.settle(caller.user_id, room_id)
         return event.event_id
 
     async def _send(self, room_id: RoomID, draft: Draft) -> msgspec.Raw:
