@@ -20,32 +20,36 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.by_time import NoRemoteTimes
 from federation.rooms.spaces import NoRemoteSpaces
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
-from homeserver.assembly.spaces import SpaceParts
 from homeserver.client import (
     account,
     account_data,
     capabilities,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
     login,
     logout,
     media,
+    mutual_rooms,
     profiles,
     push_rules,
     receipts,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
@@ -87,6 +91,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_data,
     capabilities,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
@@ -94,6 +99,7 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    mutual_rooms,
     probes,
     profiles,
     push_rules,
@@ -101,6 +107,7 @@ SOURCES: tuple[ModuleType, ...] = (
     register,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
@@ -261,7 +268,9 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
-    space_parts = SpaceParts(database, rooms, NoRemoteSpaces())
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
+    )
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -277,6 +286,11 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        exploring.hierarchy,
+        exploring.mutual_rooms,
+        exploring.previews,
+        exploring.reports,
+        exploring.times,
         files.delivery,
         files.repository,
         rooms.creation,
@@ -294,8 +308,6 @@ def build(
         rooms.sync,
         rooms.typing,
         rooms.upgrades,
-        space_parts.hierarchy,
-        space_parts.previews,
         registry,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],

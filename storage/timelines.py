@@ -101,6 +101,15 @@ class TimelineStore:
         """Events from `start` on in that direction, no further than `end`: (place right after the event, event_nid)."""
         return await self._database.read("get_timeline_page", _select_page, room_nid, start, end, direction, limit)
 
+    async def get_by_time(
+        self, room_nid: int, ts: int, direction: Direction, place: tuple[int, int] | None, limit: int
+    ) -> list[tuple[int, int]]:
+        """Events sent at that time or after it (or before it), the nearest first: (origin_server_ts, event_nid).
+
+        `place` is the last one of the page before.
+        """
+        return await self._database.read("get_events_by_time", _select_by_time, room_nid, ts, direction, place, limit)
+
     async def get_first_after(self, room_nid: int, position: int) -> int | None:
         """The number of the first event that arrived after the position."""
         return await self._database.read_quickly("get_first_after", _select_first_after, room_nid, position)
@@ -160,6 +169,19 @@ def _select_page(
         (*args, limit),
     )
     return [(Place(depth, nid), nid) for depth, nid in rows]
+
+
+def _select_by_time(
+    txn: Transaction, room_nid: int, ts: int, direction: Direction, place: tuple[int, int] | None, limit: int
+) -> list[tuple[int, int]]:
+    bound, side, order = (">=", ">", "ASC") if direction is Direction.FORWARDS else ("<=", "<", "DESC")
+    further = "" if place is None else f" AND (origin_server_ts, event_nid) {side} (?, ?)"
+    rows = txn.query(
+        f"SELECT origin_server_ts, event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ?{further}"
+        f" AND (flags & {_TIMELINE}) <> 0 ORDER BY origin_server_ts {order}, event_nid {order} LIMIT ?",
+        (room_nid, ts, *(place or ()), limit),
+    )
+    return [(sent, nid) for sent, nid in rows]
 
 
 def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int | None:

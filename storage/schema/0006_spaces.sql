@@ -17,3 +17,24 @@ CREATE TABLE space_children (
     PRIMARY KEY (room_nid, child_id)
 ) CLUSTERED;
 CREATE INDEX space_children_by_child ON space_children (child_id);
+
+-- What happened in a room at some time, by the clocks of who sent it
+CREATE INDEX events_by_time ON events (room_nid, origin_server_ts, event_nid);
+
+-- What users reported to the administrators of this server
+CREATE TABLE reports (
+    report_nid ROW_NUMBER NOT NULL PRIMARY KEY,
+    received_ts BIGINT NOT NULL,
+    -- event, room or user
+    kind TEXT NOT NULL,
+    -- who reported
+    user_id TEXT NOT NULL,
+    -- of an event or room
+    room_id TEXT,
+    event_id TEXT,
+    -- the user who was reported, or who sent the event
+    target_user_id TEXT,
+    -- NULL where none was given
+    reason TEXT
+);
+CREATE INDEX reports_by_kind ON reports (kind, report_nid);

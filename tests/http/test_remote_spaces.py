@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import RoomID, ServerName
+from federation.protocol.signing import SigningKey
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
-from homeserver.assembly.spaces import SpaceParts
+from federation.rooms.by_time import NoRemoteTimes
+from homeserver.assembly.exploring import ExploringParts
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
 from tests.helpers.talk import create, join, ok
@@ -44,8 +47,12 @@ def alice(server: TestServer) -> User:
 
 
 @pytest.fixture
-def parts(server: TestServer, remote: ToldHierarchies) -> SpaceParts:
-    return SpaceParts(server.app.database, server.app.rooms, remote)
+def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
+    app = server.app
+    identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
+    return ExploringParts(
+        app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NoRemoteTimes()
+    )
 
 
 def told(room_id: str, **more: Any) -> dict[str, Any]:
@@ -67,7 +74,7 @@ def space(room_id: str, *children: str, **more: Any) -> dict[str, Any]:
     return told(room_id, room_type="m.space", children_state=links, **more)
 
 
-async def page(parts: SpaceParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
+async def page(parts: ExploringParts, user: User, room_id: str, **more: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"suggested_only": False, "max_depth": None, "limit": None, "from_": None, **more}
     return await parts.hierarchy.get_page(user.user_id, RoomID(room_id), **options)
 
@@ -76,7 +83,7 @@ def ids(answer: dict[str, Any]) -> list[str]:
     return [room["room_id"] for room in answer["rooms"]]
 
 
-async def test_rooms_elsewhere_are_asked_about(parts: SpaceParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_rooms_elsewhere_are_asked_about(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
     here, room = create_space(alice), create(alice, preset="public_chat")
     add_child(alice, here, FAR, via=["other.org", "third.org"], order="1")
     add_child(alice, here, room, order="2")
@@ -102,7 +109,7 @@ async def test_rooms_elsewhere_are_asked_about(parts: SpaceParts, remote: ToldHi
     assert found == [here, FAR, leaf, room, deeper]
 
 
-async def test_only_what_one_may_know_of_is_shown(parts: SpaceParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_only_what_one_may_know_of_is_shown(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
     here, club = create_space(alice), create(alice, preset="public_chat")
     bob = alice.server.register("bob")
     add_child(alice, here, FAR)
@@ -119,14 +126,14 @@ async def test_only_what_one_may_know_of_is_shown(parts: SpaceParts, remote: Tol
     assert ids(await page(parts, bob, here)) == [here]
 
 
-async def test_a_space_elsewhere(parts: SpaceParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_a_space_elsewhere(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
     with pytest.raises(Forbidden):
         await page(parts, alice, FAR)
     remote.answers[FAR] = {"room": space(FAR), "children": []}
     assert ids(await page(parts, alice, FAR)) == [FAR]
 
 
-async def test_the_summary_of_a_room_elsewhere(parts: SpaceParts, remote: ToldHierarchies, alice: User) -> None:
+async def test_the_summary_of_a_room_elsewhere(parts: ExploringParts, remote: ToldHierarchies, alice: User) -> None:
     caller = Requester(alice.user_id, alice.device_id, 1)
     with pytest.raises(NotFound):
         await parts.previews.get_summary(caller, FAR, [ServerName("other.org")])
@@ -143,7 +150,7 @@ async def test_the_summary_of_a_room_elsewhere(parts: SpaceParts, remote: ToldHi
 
 
 async def test_what_is_told_counts_before_what_was_known_when_all_of_ours_had_left(
-    parts: SpaceParts, remote: ToldHierarchies, alice: User
+    parts: ExploringParts, remote: ToldHierarchies, alice: User
 ) -> None:
     room = RoomID(create(alice, preset="public_chat", name="Old"))
     ok(alice.post(f"/_matrix/client/v3/rooms/{room}/leave"))
