@@ -87,6 +87,10 @@ class TimelineStore:
         """For each room (after, up to): its newest arrivals with after < position ≤ up to, newest first, `limit` at most."""
         return await self._database.read("get_latest_arrivals", _select_latest, dict(ranges), limit)
 
+    async def get_next(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> Mapping[int, list[Arrival]]:
+        """For each room (after, up to): its first arrivals with after < position ≤ up to, oldest first, `limit` at most."""
+        return await self._database.read("get_next_arrivals", _select_next, dict(ranges), limit)
+
     async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, Place]:
         """The places right after these events."""
         return await self._database.read_quickly("get_places", _select_places, list(event_nids))
@@ -129,6 +133,17 @@ def _select_latest(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: 
     sql = (
         "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?"
+    )
+    return {
+        room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]
+        for room_nid, (after, upto) in ranges.items()
+    }
+
+
+def _select_next(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int) -> dict[int, list[Arrival]]:
+    sql = (
+        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        " ORDER BY position LIMIT ?"
     )
     return {
         room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]

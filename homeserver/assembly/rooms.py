@@ -26,6 +26,7 @@ from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.mentions import Mentions
+from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
@@ -270,6 +271,24 @@ class RoomParts:
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
+        self.old_sync = OldSync(
+            OldSyncParts(
+                self.engine,
+                self.events,
+                self.reading,
+                room_store,
+                self.memberships,
+                timeline_store,
+                client_events,
+                account_data_store,
+                receipt_store,
+                self.typing,
+                recent,
+            ),
+            streams,
+            self.notifier,
+            clock,
+        )
         sliding = sliding_parts(
             database,
             parts,
