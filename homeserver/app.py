@@ -61,6 +61,7 @@ from homeserver.client import (
     spaces,
     sync,
     tags,
+    third_party_networks,
     to_device,
     versions,
     well_known,
@@ -120,6 +121,7 @@ SOURCES: tuple[ModuleType, ...] = (
     spaces,
     sync,
     tags,
+    third_party_networks,
     to_device,
     versions,
     well_known,
@@ -196,6 +198,7 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
+        self.people.resume_arrivals()
         self.people.resume_departures()
         self.start_jobs()
         if self.other_nodes is not None:
@@ -256,7 +259,7 @@ def build(
     accounts = AccountParts(config, clock, database, limiter, threads, random)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(clock, database, accounts, rooms)
+    people = PeopleParts(clock, database, accounts, rooms, first_rooms=config.registration.auto_join_rooms)
     encryption = EncryptionParts(
         database,
         identity,

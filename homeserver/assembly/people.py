@@ -1,5 +1,7 @@
 """Puts together what of accounts needs their rooms: the end of an account, and what people keep with the server."""
 
+from collections.abc import Sequence
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -11,6 +13,7 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
+from homeserver.services.first_rooms import FirstRooms
 from homeserver.services.push_rules import PushRules
 from storage.account_data import AccountDataStore
 from storage.database import Database
@@ -22,7 +25,16 @@ class PeopleParts:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, database: Database, accounts: AccountParts, rooms: RoomParts) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        *,
+        first_rooms: Sequence[str],
+    ) -> None:
+        """`first_rooms`: those that every new account joins."""
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
             clock,
@@ -44,8 +56,17 @@ class PeopleParts:
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)
+        self.first_rooms = FirstRooms(database, accounts.store, rooms.room_memberships, first_rooms)
+        if first_rooms:
+            accounts.registration.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store)
         self.filters = Filters(database, FilterStore(database))
+
+    def resume_arrivals(self) -> None:
+        """Let accounts that were made before a restart come into their first rooms."""
+        Deferred.fromCoroutine(self.first_rooms.resume()).addErrback(
+            lambda failure: self.log.failure("new accounts could not join their first rooms", failure)
+        )
 
     def resume_departures(self) -> None:
         """Let accounts that were closed before a restart leave their rooms."""

@@ -38,3 +38,8 @@ CREATE TABLE reports (
     reason TEXT
 );
 CREATE INDEX reports_by_kind ON reports (kind, report_nid);
+
+-- New accounts that have not come into all of the rooms yet that every account joins
+CREATE TABLE arriving_accounts (
+    user_id TEXT NOT NULL PRIMARY KEY
+);
