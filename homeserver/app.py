@@ -198,6 +198,7 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
+        self.rooms.resume()
         self.people.resume_arrivals()
         self.people.resume_departures()
         self.start_jobs()

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -33,6 +35,7 @@ from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
@@ -60,6 +63,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.receipts import ReceiptStore
+from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
@@ -87,6 +91,8 @@ class RoomParts:
 
     The order of construction is the order in which the parts hear the stream: caches first, then who wakes readers.
     """
+
+    log = Logger()
 
     def __init__(
         self,
@@ -184,8 +190,18 @@ class RoomParts:
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
         )
+        self.related_redactions = RelatedRedactions(
+            RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
+        )
         self.sending = RoomSending(
-            self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
+            self.engine,
+            self.events,
+            alias_store,
+            self.room_memberships,
+            guests,
+            relation_store,
+            sent_store,
+            self.related_redactions,
         )
         self.reading = RoomReading(
             self.engine,
@@ -301,6 +317,12 @@ class RoomParts:
             now_ms,
         )
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
+
+    def resume(self) -> None:
+        """Go on with what was begun before a restart."""
+        Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
+            lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
+        )
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:

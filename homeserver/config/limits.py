@@ -87,7 +87,7 @@ class Limits:
     rc_room_creation: RateLimit = limit(0.016, 10, "Rooms created by one user.")
     rc_profile: RateLimit = limit(0.2, 10, "Changes of one user's profile.")
     rc_admin_redaction: RateLimit | None = option(
-        None, "Redactions by one administrator of the server, where they shall differ from `rc_message`.", not_yet=True
+        None, "Redactions by one administrator of the server, where they shall differ from `rc_message`."
     )
     rc_3pid_validation: RateLimit = limit(0.003, 5, "Requests for a confirming e-mail or text message.", not_yet=True)
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)

@@ -43,3 +43,19 @@ CREATE INDEX reports_by_kind ON reports (kind, report_nid);
 CREATE TABLE arriving_accounts (
     user_id TEXT NOT NULL PRIMARY KEY
 );
+
+-- Redactions that are to take what relates to their target along, also what comes later
+CREATE TABLE related_redactions (
+    -- the event that was redacted
+    target TEXT NOT NULL,
+    -- who redacted it
+    sender TEXT NOT NULL,
+    -- type of the relations, * for all
+    rel_type TEXT NOT NULL,
+    room_nid BIGINT NOT NULL,
+    reason TEXT,
+    -- 1 once all that was there has been redacted
+    finished INTEGER NOT NULL,
+    PRIMARY KEY (target, sender, rel_type)
+);
+CREATE INDEX related_redactions_unfinished ON related_redactions (target) WHERE finished = 0;

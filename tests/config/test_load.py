@@ -188,7 +188,7 @@ def test_yaml_surprises(folder: Folder) -> None:
 def test_rooms_to_join_have_to_be_rooms(folder: Folder) -> None:
     rooms = ("#everyone:a.b", "!r:a.b")
     assert folder.load(f"server_name: a.b\nauto_join_rooms: {list(rooms)}").config.registration.auto_join_rooms == rooms
-    with pytest.raises(ConfigError, match="auto_join_rooms: .*'everyone' is not"):
+    with pytest.raises(ConfigError, match=r"auto_join_rooms: .*'everyone' is not"):
         folder.load("server_name: a.b\nauto_join_rooms: [everyone]")
 
 
