@@ -20,9 +20,12 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.by_time import NoRemoteTimes
+from federation.rooms.spaces import NoRemoteSpaces
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
@@ -35,24 +38,32 @@ from homeserver.client import (
     account_moderation,
     capabilities,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     profiles,
     push_rules,
     receipts,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    third_party_networks,
     threepids,
     to_device,
     versions,
@@ -89,6 +100,7 @@ SOURCES: tuple[ModuleType, ...] = (
     capabilities,
     confirm_email,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
@@ -96,6 +108,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     probes,
     profiles,
     push_rules,
@@ -103,14 +117,19 @@ SOURCES: tuple[ModuleType, ...] = (
     register,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
     sliding_sync,
+    spaces,
     sync,
     tags,
     threepids,
+    third_party_networks,
     to_device,
     versions,
     well_known,
@@ -189,6 +208,8 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
+        self.rooms.resume()
+        self.people.resume_arrivals()
         self.people.resume_departures()
         self.mail.start()
         self.start_jobs()
@@ -268,6 +289,9 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
+    )
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
@@ -286,6 +310,11 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        exploring.hierarchy,
+        exploring.mutual_rooms,
+        exploring.previews,
+        exploring.reports,
+        exploring.times,
         files.delivery,
         files.repository,
         rooms.creation,
@@ -293,6 +322,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.old_sync,
         rooms.profile_access,
         rooms.profiles,
         rooms.reading,
@@ -302,6 +332,7 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.typing,
+        rooms.upgrades,
         registry,
         mail.languages,
         mail.validation,

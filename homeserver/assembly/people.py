@@ -16,6 +16,7 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
+from homeserver.services.first_rooms import FirstRooms
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.push_rules import PushRules
 from homeserver.services.threepids import Threepids
@@ -85,8 +86,19 @@ class PeopleParts:
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)
+        self.first_rooms = FirstRooms(
+            database, accounts.store, rooms.room_memberships, config.registration.auto_join_rooms
+        )
+        if config.registration.auto_join_rooms:
+            accounts.registration.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store)
         self.filters = Filters(database, FilterStore(database))
+
+    def resume_arrivals(self) -> None:
+        """Let accounts that were made before a restart come into their first rooms."""
+        Deferred.fromCoroutine(self.first_rooms.resume()).addErrback(
+            lambda failure: self.log.failure("new accounts could not join their first rooms", failure)
+        )
 
     def resume_departures(self) -> None:
         """Let accounts that were closed before a restart leave their rooms."""

@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from federation.protocol.ids import is_room_alias, is_room_id
 from homeserver.config.option import Duration, Secret, option, section
+
+
+def _check_rooms(rooms: tuple[str, ...]) -> str | None:
+    wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
+    return f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not" if wrong else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +35,10 @@ class Registration:
     enable_set_displayname: bool = option(True, "Whether people may change their displayed name.")
     enable_set_avatar_url: bool = option(True, "Whether people may change their picture.")
     auto_join_rooms: tuple[str, ...] = option(
-        (), "Rooms (aliases) that every new account joins.", example='["#everyone:example.org"]', not_yet=True
+        (),
+        "Rooms (aliases or ids) that every new account joins, as far as they exist and let it in; guests do not.",
+        example='["#everyone:example.org"]',
+        check=_check_rooms,
     )
 
 

@@ -61,6 +61,28 @@ class NoReservedNames:
         return False
 
 
+class Newcomers(Protocol):
+    """What is done for new accounts besides making them."""
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In the write that makes the account: note what is to be done."""
+        ...
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Once the account is made: do it. Raises nothing that would spoil the registration."""
+        ...
+
+
+class NoNewcomers:
+    """Nothing is done."""
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """Nothing is to be done."""
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Nothing was noted."""
+
+
 @dataclass(frozen=True, slots=True)
 class RegistrationRules:
     """Who may make an account."""
@@ -133,8 +155,13 @@ class Registration:
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
+        self._newcomers: Newcomers = NoNewcomers()
         self.server_name = server_name
         self._flows = _flows(rules)
+
+    def greet_with(self, newcomers: Newcomers) -> None:
+        """From now on let this be done for new accounts; guests are none."""
+        self._newcomers = newcomers
 
     def check_open(self) -> None:
         """Raises `Forbidden` unless people may register themselves."""
@@ -226,6 +253,8 @@ class Registration:
             )
             registered = Registered(user_id, None if wish.inhibit_login else self._session(wish, user_id))
             if await self._database.write("register", self._write, account, registered.session, confirmation):
+                if not is_guest:
+                    await self._newcomers.welcome(user_id)
                 return registered
         raise UserInUse("User ID already taken")
 
@@ -241,6 +270,8 @@ class Registration:
         # Until people choose a name, rooms show the local part instead of the whole address.
         name = msgspec.json.encode(localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
+        if not account.is_guest:
+            self._newcomers.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:
