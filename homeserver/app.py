@@ -28,6 +28,7 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.search import SearchParts
 from homeserver.client import (
     account,
     account_data,
@@ -48,6 +49,7 @@ from homeserver.client import (
     room_directory,
     room_events,
     room_membership,
+    search,
     sliding_sync,
     sync,
     tags,
@@ -100,6 +102,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_directory,
     room_events,
     room_membership,
+    search,
     sliding_sync,
     sync,
     tags,
@@ -127,6 +130,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        finding: SearchParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -139,6 +143,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.finding = finding
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -253,6 +258,7 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
+    finding = SearchParts(config.search, database, rooms, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -268,6 +274,7 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        finding.messages,
         files.delivery,
         files.repository,
         rooms.creation,
@@ -310,9 +317,21 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
+    unasked = [*finding.jobs, *jobs_of(clock, database, accounts.uia, files.repository)]
+    jobs = Jobs(clock, unasked, JobMetrics(registry))
     return Server(
-        config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
+        config,
+        clock,
+        database,
+        router,
+        accounts,
+        rooms,
+        people,
+        files,
+        finding,
+        HttpMetrics(registry),
+        access_log,
+        jobs,
     )
 
 

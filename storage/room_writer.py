@@ -17,6 +17,7 @@ from storage.memberships import MembershipRow, count_members, put_membership, se
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
+from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
 from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
@@ -313,6 +314,7 @@ class RoomWriter:
                     if row.event_id in placed
                 ],
             )
+            note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
             " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"

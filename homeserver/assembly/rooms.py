@@ -94,7 +94,7 @@ class RoomParts:
     ) -> None:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
-        room_store = RoomStore(database)
+        self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
@@ -112,7 +112,7 @@ class RoomParts:
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
-        visibility = Visibility(trees, self.events)
+        self.visibility = visibility = Visibility(trees, self.events)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -127,7 +127,7 @@ class RoomParts:
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
-        client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
+        self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships

@@ -11,6 +11,7 @@ from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.rooms import People, Rooms
+from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
 
 
@@ -26,6 +27,7 @@ class Config:
     sessions: Sessions
     rooms: Rooms
     people: People
+    search: Search
     federation: Federation
     limits: Limits
     previews: URLPreviews
@@ -54,6 +56,7 @@ GROUPS: dict[str, type] = {
     "sessions": Sessions,
     "rooms": Rooms,
     "people": People,
+    "search": Search,
     "federation": Federation,
     "limits": Limits,
     "previews": URLPreviews,
