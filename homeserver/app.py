@@ -54,6 +54,7 @@ from homeserver.client import (
     sync,
     tags,
     to_device,
+    user_directory,
     versions,
     well_known,
 )
@@ -107,6 +108,7 @@ SOURCES: tuple[ModuleType, ...] = (
     sync,
     tags,
     to_device,
+    user_directory,
     versions,
     well_known,
 )
@@ -258,7 +260,7 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
-    finding = SearchParts(config.search, database, rooms, registry)
+    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -274,6 +276,7 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        finding.directory,
         finding.messages,
         files.delivery,
         files.repository,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
+from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, count_members, put_membership, select_memberships
@@ -402,6 +403,9 @@ class RoomWriter:
             row = _membership(room_nid, nid, position, new)
             put_membership(txn, row)
             txn.announce(Change(position, Topic.MEMBERSHIP, user_id=user_id, detail=row))
+        remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
+        if remote:
+            note_directory_changes(txn, remote)
         return change["join"], change["invite"]
 
     def _number(
@@ -433,6 +437,8 @@ class RoomWriter:
             if old is not None and old.event_nid == redaction.target_nid:
                 nameless = replace(old, display_name=None, avatar_url=None)
                 put_membership(txn, nameless)
+                if not nameless.is_local:
+                    note_directory_changes(txn, [(nameless.user_id, position)])
                 txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))
 
 

@@ -35,4 +35,4 @@ class Search:
         "Russian. A change has all messages indexed anew.",
         example="[uz, ru]",
     )
-    user_directory: UserDirectory = section(UserDirectory, "The directory of people.", not_yet=True)
+    user_directory: UserDirectory = section(UserDirectory, "The directory of people.")

@@ -33,7 +33,7 @@ CREATE TABLE directory_users (
     is_local INTEGER NOT NULL,
     display_name TEXT,
     avatar_url TEXT,
-    -- the keys of the whole display name, one space between them
+    -- the keys of the display name, each with a space before and after
     name_keys TEXT NOT NULL
 );
 
@@ -47,6 +47,9 @@ CREATE INDEX directory_keys_by_user ON directory_keys (user_id);
 
 -- People of whom the directory does not have the latest
 CREATE TABLE directory_changes (
-    user_id TEXT NOT NULL PRIMARY KEY
+    user_id TEXT NOT NULL PRIMARY KEY,
+    -- of the latest change
+    position BIGINT NOT NULL
 );
-INSERT INTO directory_changes (user_id) SELECT user_id FROM accounts UNION SELECT user_id FROM memberships;
+INSERT INTO directory_changes (user_id, position)
+    SELECT user_id, 0 FROM accounts UNION SELECT user_id, 0 FROM memberships WHERE is_local = 0;
