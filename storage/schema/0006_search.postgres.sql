@@ -18,9 +18,10 @@ CREATE TABLE searchable_events (
 );
 CREATE INDEX searchable_events_edited ON searchable_events (text_nid) WHERE text_nid <> event_nid;
 
+-- The pending list (KiB) is small, so that no write has to put much in order at once
 CREATE INDEX searchable_text ON searchable_events USING gin (
     array_to_tsvector(array_remove(string_to_array(words || chr(57344) || CAST(room_nid AS TEXT), ' '), ''))
-);
+) WITH (gin_pending_list_limit = 256);
 
 -- Events that were outliers when the job came by, and have found their place since
 CREATE TABLE placed_events (
