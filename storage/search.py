@@ -10,6 +10,8 @@ Laws:
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from storage.database import Database
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_events
@@ -39,8 +41,7 @@ class TextRow:
     """Its keys, as `storage.text_index` wants them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True, gc=False):
     """A text that was found; its fields are those of `TextRow`."""
 
     event_nid: int

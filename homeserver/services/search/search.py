@@ -12,7 +12,6 @@ spec: client-server-api#server-side-search
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -39,7 +38,7 @@ from homeserver.services.search.request import (
     format_cursor,
     parse_cursor,
 )
-from homeserver.services.search.terms import parse_terms, rank
+from homeserver.services.search.terms import make_ranker, parse_terms
 from homeserver.services.search.words import Folding
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
@@ -128,8 +127,8 @@ class MessageSearch:
             {},
         )
         query = await self._make_query(search, cursor)
-        ranked = partial(rank, terms) if criteria.order_by == "rank" else None
-        hits = await self._store.get_hits(query, WINDOW, ranked)
+        ranker = make_ranker(terms) if criteria.order_by == "rank" else None
+        hits = await self._store.get_hits(query, WINDOW, ranker)
         limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), MAX_RESULTS)
         return await self._answer(search, hits, cursor, limit)
 
