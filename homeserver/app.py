@@ -39,6 +39,7 @@ from homeserver.client import (
     login,
     logout,
     media,
+    presence,
     profiles,
     push_rules,
     receipts,
@@ -89,6 +90,7 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    presence,
     probes,
     profiles,
     push_rules,
@@ -178,7 +180,7 @@ class Server:
                 continue
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
-        self.rooms.propagation.wake()
+        self.rooms.start()
         self.people.resume_departures()
         self.start_jobs()
         if self.other_nodes is not None:
@@ -214,6 +216,7 @@ class Server:
             self.other_nodes.stop()
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
+        await self.rooms.presence.stop()
         await self.media.stop()
         await self.database.close()
 
@@ -275,6 +278,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.presence,
         rooms.profile_access,
         rooms.profiles,
         rooms.reading,
@@ -310,7 +314,7 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
+    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository, rooms.presence), JobMetrics(registry))
     return Server(
         config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
     )

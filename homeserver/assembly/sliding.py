@@ -74,7 +74,15 @@ def sliding_parts(
         )
     )
     extensions = ExtensionReader(
-        ExtensionParts(synced.devices, synced.account_data, synced.receipts, synced.typing, synced.recent, synced.rooms)
+        ExtensionParts(
+            synced.devices,
+            synced.account_data,
+            synced.receipts,
+            synced.typing,
+            synced.recent,
+            synced.rooms,
+            synced.ignored,
+        )
     )
     return SlidingParts(
         Connections(SlidingConnectionStore(database), now_ms, capacity=CONNECTED_ROOMS_CACHED),

@@ -8,6 +8,7 @@ from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
+from homeserver.services.presence.presence import Presence
 from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.room_sending import RoomSending
 from storage.timelines import Direction
@@ -29,6 +30,7 @@ def _paths(rest: str) -> tuple[str, str]:
 )
 async def send_message(
     sending: RoomSending,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -38,6 +40,7 @@ async def send_message(
     ts: int | None = None,
 ) -> msgspec.Raw:
     """Send an event that is no state, once for a transaction id. A suspended user may redact what they sent."""
+    presence.note_active(caller)
     return await sending.do_send(caller, room_id, event_type, body, txn_id, ts)
 
 
@@ -50,6 +53,7 @@ class Reason(msgspec.Struct, frozen=True):
 @endpoint("PUT", *_paths("redact/{event_id}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE, while_suspended=True)
 async def redact_event(
     sending: RoomSending,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -58,6 +62,7 @@ async def redact_event(
     body: Reason = Reason(),
 ) -> msgspec.Raw:
     """Take an event's content away."""
+    presence.note_active(caller)
     return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id)
 
 
@@ -71,6 +76,7 @@ async def redact_event(
 )
 async def set_room_state(
     sending: RoomSending,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -80,6 +86,7 @@ async def set_room_state(
     ts: int | None = None,
 ) -> dict[str, EventID]:
     """Set a state entry."""
+    presence.note_active(caller)
     return {"event_id": await sending.do_set_state(caller, room_id, event_type, state_key, body, ts)}
 
 

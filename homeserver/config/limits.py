@@ -93,7 +93,7 @@ class Limits:
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
-    rc_presence: PresenceLimits = section(PresenceLimits, "Presence.", not_yet=True)
+    rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)
     rc_delayed_event_mgmt: RateLimit = limit(1, 5, "Requests about delayed events by one user.", not_yet=True)

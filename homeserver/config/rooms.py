@@ -49,7 +49,12 @@ class Rooms:
 class Presence:
     """Who is there."""
 
-    enabled: Literal[True, False, "untracked"] = option(True, "Whether people see who is online.")
+    enabled: Literal[True, False, "untracked"] = option(
+        True, "Whether people see who is online; untracked: only of those on other servers."
+    )
+    include_offline_users_on_sync: bool = option(
+        False, "Whether a first /sync names those too who are offline; dear in big rooms."
+    )
     last_active_granularity: Duration = option(Duration(60_000), "How long one counts as active just now.")
     sync_online_timeout: Duration = option(Duration(30_000), "How long after the last /sync one is offline.")
     idle_timeout: Duration = option(Duration(300_000), "How long without activity makes one unavailable.")
@@ -59,7 +64,7 @@ class Presence:
 class People:
     """What is shown of people, and to whom."""
 
-    presence: Presence = section(Presence, "Presence: who is online.", not_yet=True)
+    presence: Presence = section(Presence, "Presence: who is online.")
     require_auth_for_profile_requests: bool = option(
         False, "Whether profiles are shown only to people with an account."
     )
