@@ -28,6 +28,7 @@ from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
@@ -117,6 +118,7 @@ class RoomParts:
         past = PastMemberships(self.events)
         unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
+        self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
         visibility = Visibility(trees, self.events)
@@ -165,6 +167,7 @@ class RoomParts:
             identity,
             guests,
             RestrictedJoins(self.memberships, room_store),
+            self.permissions,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -257,6 +260,7 @@ class RoomParts:
             recent,
             past,
             ignored,
+            self.permissions,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
             PresenceReader(
                 self.presence,

@@ -52,7 +52,7 @@ def sliding_parts(
         synced.memberships,
         visibility,
         synced.invited,
-        synced.ignored,
+        synced.permissions,
         RoomLabels(synced.account_data, streams, capacity=USERS_CACHED),
         RoomTraits(summary_store, streams, capacity=ROOMS_CACHED),
         recency,

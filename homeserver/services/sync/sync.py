@@ -21,6 +21,7 @@ from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
@@ -57,6 +58,7 @@ class SyncParts:
     recent: RecentChanges
     past: PastMemberships
     ignored: IgnoredUsers
+    permissions: InvitePermissions
     devices: DeviceNewsReader
     presence: PresenceReader
 
@@ -198,7 +200,7 @@ class Sync:
                 if moved and (request.since is not None or request.filter.room.include_leave):
                     whole = request.since is None or not await self._parts.past.was_joined_at(row, span.since)
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
-            elif moved and not (row.membership == "invite" and row.sender in ignored):
+            elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
         await self._fill_beside(request, span, joined, left, data, ignored)
