@@ -22,6 +22,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
@@ -32,6 +33,7 @@ from homeserver.client import (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     filters,
     key_backups,
@@ -39,6 +41,7 @@ from homeserver.client import (
     login,
     logout,
     media,
+    openid,
     presence,
     profiles,
     push_rules,
@@ -54,6 +57,7 @@ from homeserver.client import (
     tags,
     to_device,
     versions,
+    voip,
     well_known,
 )
 from homeserver.config.server import Listener
@@ -71,6 +75,7 @@ from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
+from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web import landing
@@ -82,6 +87,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     filters,
     key_backups,
@@ -90,6 +96,7 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    openid,
     presence,
     probes,
     profiles,
@@ -107,6 +114,7 @@ SOURCES: tuple[ModuleType, ...] = (
     tags,
     to_device,
     versions,
+    voip,
     well_known,
 )
 """Every module that declares endpoints."""
@@ -129,6 +137,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -141,6 +150,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -153,7 +163,8 @@ class Server:
         """What answers on one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
-            names |= {"keys"}  # nobody could check what this server signs without them
+            # nobody could check what this server signs without the keys; services ask where they ask of federation
+            names |= {"keys", "openid"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -182,6 +193,7 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.start()
         self.people.resume_departures()
+        self.calls.delayed_events.start()
         self.start_jobs()
         if self.other_nodes is not None:
             self.other_nodes.start()
@@ -215,6 +227,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         await self._jobs.stop()
+        await self.calls.delayed_events.stop()
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
@@ -251,6 +264,7 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
+    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     own_keys = OwnKeys(
         identity,
         rooms.now_ms,
@@ -268,6 +282,9 @@ def build(
         people.devices,
         people.filters,
         people.push_rules,
+        calls.delayed_events,
+        calls.openid,
+        calls.turn,
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
@@ -294,7 +311,9 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
+        OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
             server_name,
@@ -314,9 +333,10 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository, rooms.presence), JobMetrics(registry))
+    all_jobs = [*jobs_of(clock, database, accounts.uia, files.repository, rooms.presence), *calls.jobs()]
+    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
-        config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
+        config, clock, database, router, accounts, rooms, people, files, calls, HttpMetrics(registry), access_log, jobs
     )
 
 

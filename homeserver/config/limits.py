@@ -96,5 +96,5 @@ class Limits:
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)
-    rc_delayed_event_mgmt: RateLimit = limit(1, 5, "Requests about delayed events by one user.", not_yet=True)
+    rc_delayed_event_mgmt: RateLimit = limit(1, 20, "Requests about delayed events of one user.")
     rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.", not_yet=True)

@@ -40,6 +40,11 @@ class Rooms:
     block_non_admin_invites: bool = option(False, "Whether only administrators of the server may invite.")
     require_membership_for_aliases: bool = option(True, "Whether only members of a room may give it an alias.")
     forget_rooms_on_leave: bool = option(False, "Whether a room that a user leaves is forgotten at once.")
+    max_event_delay_duration: Duration | None = option(
+        Duration(86_400_000),
+        "How far ahead people may schedule events, which calls need; `null`: not at all.",
+        minimum=1000,
+    )
     filter_timeline_limit: int = option(
         100, "The most events of a room in one answer to /sync, whatever its filter says; -1: no bound.", minimum=-1
     )

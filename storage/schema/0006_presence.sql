@@ -27,6 +27,8 @@ CREATE TABLE delayed_events (
     user_id TEXT NOT NULL,
     -- '' for a token without a device
     device_id TEXT NOT NULL,
+    -- of the application service that scheduled it
+    appservice_id TEXT,
     room_id TEXT NOT NULL,
     type TEXT NOT NULL,
     -- NULL for what is no state
@@ -35,20 +37,23 @@ CREATE TABLE delayed_events (
     content BYTES NOT NULL,
     -- what an application service said of when it happened
     origin_server_ts BIGINT,
-    -- the client's request, NULL for state: the same one makes no second event
-    txn_id TEXT,
     delay_ms BIGINT NOT NULL,
     -- when the delay began
     running_since BIGINT NOT NULL,
     -- when it is to be sent; NULL once it was sent or cancelled
     send_ts BIGINT,
-    -- until when a node has taken it upon itself to send it
+    -- until when somebody has taken it upon themselves to send it
     leased_until BIGINT NOT NULL,
+    -- when it was sent or cancelled
     finalised_ts BIGINT,
-    -- why it was not sent, as a JSON error; NULL with no event_id either: somebody cancelled it
-    error TEXT,
-    event_id TEXT
+    -- send or cancel
+    outcome TEXT,
+    -- action, delay or error: what brought that about
+    reason TEXT,
+    event_id TEXT,
+    -- why it could not be sent, as a JSON error
+    error BYTES
 );
 CREATE INDEX delayed_events_by_time ON delayed_events (send_ts) WHERE send_ts IS NOT NULL;
-CREATE INDEX delayed_events_by_user ON delayed_events (user_id);
+CREATE INDEX delayed_events_by_user ON delayed_events (user_id, finalised_ts);
 CREATE INDEX delayed_events_by_end ON delayed_events (finalised_ts) WHERE finalised_ts IS NOT NULL;
