@@ -200,6 +200,10 @@ class DelayedEventStore:
 
         return await self._database.write("remove_finalised_events", write)
 
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all of a user's."""
+        txn.execute("DELETE FROM delayed_events WHERE user_id = ?", (user_id,))
+
     def _finalise(
         self,
         txn: WriteTransaction,

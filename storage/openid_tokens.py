@@ -39,6 +39,10 @@ class OpenIDTokenStore:
         if rows:
             txn.execute_many("DELETE FROM openid_tokens WHERE token_hash = ?", rows)
 
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all of a user's."""
+        txn.execute("DELETE FROM openid_tokens WHERE user_id = ?", (user_id,))
+
     async def remove_expired(self, now: int, limit: int) -> int:
         """Forget up to `limit` that are no longer good; how many."""
 

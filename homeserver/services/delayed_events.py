@@ -37,7 +37,7 @@ from homeserver.services.secret_text import SecretText
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.delayed_events import DelayedEventRow, DelayedEventStore
-from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
+from storage.sent_transactions import DELAYED, AlreadySent, SentTransaction, add_transaction
 from storage.transaction import WriteTransaction
 
 MOST_SCHEDULED: Final = 100
@@ -284,8 +284,7 @@ class DelayedEvents:
             is_admin=account.is_admin,
             appservice_id=row.appservice_id,
         )
-        # of no device: to none of them is the id of this request told as that of one of its own
-        sent = SentTransaction(row.user_id, "", "delayed_event", row.delay_id)
+        sent = SentTransaction(row.user_id, "", "delayed_event", DELAYED + row.delay_id)
         content: dict[str, Any] = msgspec.json.decode(row.content)
         room_id, ts = RoomID(row.room_id), row.origin_server_ts
         try:

@@ -75,7 +75,8 @@ def said(user: User, room_id: str) -> list[str]:
 def test_a_message_is_sent_when_its_time_has_come(server: TestServer, alice: User, room_id: str) -> None:
     delay_id = scheduled(later(alice, room_id))
     assert scheduled(later(alice, room_id)) == delay_id  # a retried request schedules nothing more
-    assert scheduled(later(alice, room_id, txn="other")) != delay_id
+    other = scheduled(later(alice, room_id, txn="other"))
+    assert other != delay_id
     wait(server, 9.9)
     assert said(alice, room_id) == []
     wait(server, 0.2)
@@ -85,6 +86,11 @@ def test_a_message_is_sent_when_its_time_has_come(server: TestServer, alice: Use
     event = sync(alice)["rooms"]["join"][room_id]["timeline"]["events"][-1]
     assert event["origin_server_ts"] >= (START + 10) * 1000
     assert "transaction_id" not in event["unsigned"]
+    ids = {delay_id, other}
+    assert event["unsigned"]["org.matrix.msc4140.delay_id"] in ids
+    bob = server.register("bob")
+    rooms.join(bob, room_id)
+    assert "delay_id" not in str(sync(bob))  # it is the sender's secret
 
 
 def test_a_client_that_falls_silent_leaves_its_call(server: TestServer, alice: User, room_id: str) -> None:
@@ -308,6 +314,8 @@ def test_a_restart_loses_nothing(tmp_path: Path, database: Database) -> None:
     assert said(alice, room_id) == ["first", "second", "third"]
     wait(after, 10)
     assert said(alice, room_id) == ["first", "second", "third", "fourth"]
+    events = sync(alice)["rooms"]["join"][room_id]["timeline"]["events"]
+    assert ["org.matrix.msc4140.delay_id" in event["unsigned"] for event in events][-4:] == [True] * 4
 
 
 def test_of_several_nodes_one_sends(tmp_path: Path, database: Database) -> None:

@@ -11,6 +11,7 @@ from federation.protocol.ids import ServerName, UserID
 from homeserver.services.presence.people import State
 from homeserver.services.presence.remote_people import PresenceUpdate
 from storage.database import Database
+from storage.presence import PresenceStore
 from storage.transaction import WriteTransaction
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import Json, Rooms, poll, sync
@@ -387,6 +388,23 @@ def test_many_changes_are_told_at_once_and_not_too_often(server: TestServer, ali
     turn(server)
     assert set(states(waiting.answer.json).values()) == {"unavailable"}
     assert len(told(waiting.answer.json)) == 30
+
+
+def test_of_an_account_that_ends_nothing_is_kept(tmp_path: Path, database: Database) -> None:
+    server = TestServer(tmp_path, database, ON)
+    alice, bob = server.register("alice"), server.register("bob")
+    rooms.create(alice, bob)
+    put(bob, "online", status_msg="here")
+    turn(server)
+    assert states(sync(alice, set_presence="offline")) == {bob.user_id: "online"}
+    server.app.rooms.start()
+    auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "bob"}, "password": "wonderland"}
+    ok(bob.post(f"{V3}/account/deactivate", {"auth": auth}))
+    wait(server, 61)
+    assert states(sync(alice, set_presence="offline")) == {}
+    rows: list[object] = []
+    Deferred.fromCoroutine(PresenceStore(database).get_states([bob.user_id])).addCallback(rows.append)
+    assert rows == [{}]
 
 
 def remote(user_id: str, state: State, **more: Any) -> PresenceUpdate:

@@ -66,6 +66,8 @@ class Person:
     last_active: float | None = None
     is_read: bool = False
     """Whether what the database knows of them was looked up."""
+    is_kept: bool = True
+    """Whether how they are there is written: not of an account that has ended."""
     devices: dict[str, Device] = field(default_factory=dict)
     shown: Shown = field(default_factory=Shown)
     """As they were last told of."""

@@ -39,6 +39,7 @@ from homeserver.services.presence.people import (
 from homeserver.services.presence.remote_people import PresenceUpdate, RemotePeople
 from storage.database import Database
 from storage.presence import PresenceRow, PresenceStore
+from storage.transaction import WriteTransaction
 
 WAKES_A_SECOND: Final = 200
 """How many readers presence wakes in the long run."""
@@ -280,14 +281,26 @@ class Presence:
                 None if person.last_active is None else int(person.last_active * 1000),
             )
             for person in people.values()
-            if person.is_read
+            if person.is_read and person.is_kept
         ]
         try:
             await self._database.write("set_presence_states", self._store.set_states, rows)
         except Exception:
             self._log.failure("could not write who is there")
 
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Somebody's account ends: they are offline, and nothing is kept of them."""
+        self._store.remove_state(txn, user_id)
+        txn.after_commit(lambda: self._remove(UserID(user_id)))
+
     # within
+
+    def _remove(self, user_id: UserID) -> None:
+        person = self._people.get(user_id)
+        if person is not None:
+            person.devices.clear()
+            person.status_msg, person.last_active, person.is_kept = None, None, False
+            self._look_at(person)
 
     def _find(self, user_id: UserID) -> Person | RemotePerson | None:
         return self._people.get(user_id) or self._remote.get(user_id)
