@@ -215,11 +215,12 @@ class DelayedEvents:
             raise NotFound("You have scheduled no such event")
         shown = _to_json(row)
         if row.finalised_ts is not None:
-            shown["finalised_ts"] = row.finalised_ts
+            finalised: dict[str, Any] = {"finalised_ts": row.finalised_ts}
             if row.event_id is not None:
-                shown["event_id"] = row.event_id
+                finalised["event_id"] = row.event_id
             if row.error is not None:
-                shown["error"] = msgspec.Raw(row.error)
+                finalised["error"] = msgspec.Raw(row.error)
+            shown |= {**finalised, "finalised": finalised}  # COMPAT(matrix-js-sdk): it looks for the latter
         return shown
 
     async def get_scheduled(self, caller: Requester) -> list[dict[str, Any]]:
@@ -346,7 +347,7 @@ class DelayedEvents:
 
 
 def _to_json(row: DelayedEventRow) -> dict[str, Any]:
-    """An event in the words of both texts."""
+    """An event in the words of both texts, and of matrix-js-sdk."""
     shown: dict[str, Any] = {
         "delay_id": row.delay_id,
         "room_id": row.room_id,
@@ -355,6 +356,7 @@ def _to_json(row: DelayedEventRow) -> dict[str, Any]:
         "delay_ms": row.delay_ms,
         "running_since": row.running_since,
         "scheduled_at": row.running_since,
+        "delayed_since_ts": row.running_since,
         "content": msgspec.Raw(row.content),
     }
     if row.state_key is not None:

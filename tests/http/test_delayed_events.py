@@ -153,6 +153,7 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
         "delay_ms": 5000,
         "running_since": now,
         "scheduled_at": now,
+        "delayed_since_ts": now,
         "content": {"a": 1},
     }
     path = f"{PREFIX}/delayed_events"
@@ -176,6 +177,7 @@ def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
     sent = ok(alice.get(f"{path}/{early}"))
     assert sent["event_id"].startswith("$")
     assert sent["finalised_ts"] == now + 6000
+    assert sent["finalised"] == {"event_id": sent["event_id"], "finalised_ts": now + 6000}
     (latest, _) = ok(alice.get(f"{path}?status=finalised"))["finalised"]
     assert (latest["outcome"], latest["reason"], latest["event_id"]) == ("send", "delay", sent["event_id"])
 
