@@ -24,8 +24,10 @@ from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import MatrixError, RemoteError
+from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
+from federation.wire import WireAnswer, WireRequest
 from homeserver.app import build, declared_routes
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
@@ -186,6 +188,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
             ),
+            wire=_NoWire(),
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),
@@ -394,3 +397,10 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
 
 if __name__ == "__main__":
     main()
+
+
+class _NoWire:
+    """Until the agent is there."""
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        raise RemoteError(destination, "this server cannot reach others yet", retryable=False)

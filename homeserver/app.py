@@ -20,9 +20,11 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
@@ -127,6 +129,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        federation: FederationParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -139,6 +142,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.federation = federation
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -226,12 +230,14 @@ def build(
     key: SigningKey,
     threads: Threads,
     media_threads: MediaThreads,
+    wire: Wire,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
-    metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
+    """Put a server together. `threads` hash passwords; `wire` reaches other servers; `random` gives so many unguessable
+    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
+    files cannot be made."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -253,6 +259,7 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
+    federation = FederationParts(config, database, wire, identity, rooms)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -307,12 +314,23 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens),
+        guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation.signed_requests),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
     return Server(
-        config, clock, database, router, accounts, rooms, people, files, HttpMetrics(registry), access_log, jobs
+        config,
+        clock,
+        database,
+        router,
+        accounts,
+        rooms,
+        people,
+        files,
+        federation,
+        HttpMetrics(registry),
+        access_log,
+        jobs,
     )
 
 

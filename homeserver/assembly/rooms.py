@@ -113,15 +113,22 @@ class RoomParts:
         self.notifier = Notifier(streams, self.memberships, clock)
 
         visibility = Visibility(trees, self.events)
+        self.store = room_store
+        self.membership_store = membership_store
+        self.trees = trees
+        self.visibility = visibility
+        self.chains = AuthChainStore(database)
+        self.writer = RoomWriter(trees, self.chains)
+        self.classify = Mentions(identity).classify
         self.engine = RoomEngine(
             database,
             room_store,
             self.events,
             trees,
-            RoomWriter(trees, AuthChainStore(database)),
+            self.writer,
             identity,
             now_ms,
-            Mentions(identity).classify,
+            self.classify,
             capacity=ROOMS_CACHED,
         )
         relation_store = RelationStore(database)

@@ -51,7 +51,6 @@ class Federation:
         None,
         "The only servers to talk with; `null`: all, `[]`: none.",
         example='["ministry.example", "university.example"]',
-        not_yet=True,
     )
     federation_verify_certificates: bool = option(
         True, "Whether other servers must have valid certificates. Only for tests: false.", not_yet=True

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 
 from twisted.internet.task import Clock
 
-from federation.protocol.ids import DeviceID, UserID
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
+from federation.wire import Wire, WireAnswer, WireRequest
 from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
@@ -29,7 +31,6 @@ T = TypeVar("T")
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
-server_name: example.org
 enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
@@ -45,6 +46,13 @@ rc_profile: *unlimited
 """
 
 
+class CutWire:
+    """Leads nowhere."""
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        raise RemoteError(destination, "there is no such server", retryable=True)
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -58,21 +66,37 @@ class TestServer:
     __test__ = False
 
     def __init__(
-        self, folder: Path, database: Database, further_config: str = "", seed: int = 1, now: float = START
+        self,
+        folder: Path,
+        database: Database,
+        further_config: str = "",
+        seed: int = 1,
+        now: float = START,
+        *,
+        server_name: str = "example.org",
+        clock: Clock | None = None,
+        wire: Wire | None = None,
     ) -> None:
-        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another."""
+        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
+
+        `wire` leads to other servers, by default to none.
+        """
         path = folder / "homeserver.yaml"
-        path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
-        self.clock = Clock()
-        self.clock.advance(now)
+        path.write_text(f"server_name: {server_name}\n{OPEN_CONFIG}{further_config}", encoding="utf-8")
+        self.clock = clock if clock is not None else Clock()
+        if clock is None:
+            self.clock.advance(now)
         self.config = load_config([path], {}).config
         self.app: Server = build(
             self.config,
             self.clock,
             database,
-            key=SigningKey("a_test", bytes(32)),
+            key=SigningKey(
+                "a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]
+            ),
             threads=InlineThreads(),
             media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
+            wire=wire if wire is not None else CutWire(),
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )

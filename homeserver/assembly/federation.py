@@ -1,0 +1,58 @@
+"""Puts together what has to do with other servers: requests both ways, keys, and how their events get into rooms."""
+
+from federation.identity import ServerIdentity
+from federation.keyring import Keyring
+from federation.policy import Policy
+from federation.protocol.events import Event
+from federation.requests import Requests
+from federation.rooms.adopt import Adoptions
+from federation.rooms.outliers import Outliers
+from federation.rooms.placement import Placements
+from federation.rooms.receive import Receiver
+from federation.rooms.resolve import StateResolver
+from federation.rooms.sources import Questions
+from federation.signed_requests import SignedRequests
+from federation.wire import Wire
+from homeserver.assembly.rooms import RoomParts
+from homeserver.config.whole import Config
+from storage.database import Database
+from storage.events import EventStore
+
+
+class FederationParts:
+    """The wire to other servers. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self, config: Config, database: Database, wire: Wire, identity: ServerIdentity, rooms: RoomParts
+    ) -> None:
+        self.identity = identity
+        self.policy = Policy(config.federation.federation_domain_whitelist)
+        self.requests = Requests(wire, identity, self.policy)
+        self.keyring = Keyring(self.requests, identity, rooms.now_ms)
+        self.signed_requests = SignedRequests(self.keyring, self.policy, identity, rooms.now_ms)
+        store = EventStore(database)
+        self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
+        placements = Placements(
+            database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
+        )
+        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, _approve)
+        outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
+        self.receiver = Receiver(rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions)
+        self.adoptions = Adoptions(
+            database,
+            rooms.engine,
+            rooms.store,
+            rooms.events,
+            rooms.trees,
+            rooms.membership_store,
+            outliers,
+            rooms.writer,
+            identity,
+            questions,
+            rooms.now_ms,
+        )
+
+
+async def _approve(_event: Event) -> bool:
+    """No policy server is asked."""
+    return True
