@@ -395,12 +395,12 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
     )
 
 
-if __name__ == "__main__":
-    main()
-
-
 class _NoWire:
     """Until the agent is there."""
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
         raise RemoteError(destination, "this server cannot reach others yet", retryable=False)
+
+
+if __name__ == "__main__":
+    main()
