@@ -14,10 +14,10 @@ from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP
 from twisted.logger import Logger
 
 from federation.endpoints import keys as server_keys
+from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
-from federation.own_keys import OwnKeys
 from federation.protocol.endpoint import BodyLimit, Endpoint
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.wire import Wire
@@ -80,6 +80,7 @@ from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
     server_keys,
+    server_version,
     account,
     account_data,
     capabilities,
@@ -254,15 +255,12 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    own_keys = OwnKeys(
-        identity,
-        rooms.now_ms,
-        {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
-    )
     federation = FederationParts(config, database, wire, identity, rooms)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
-        own_keys,
+        federation.edge.implementation,
+        federation.edge.notary,
+        federation.edge.own_keys,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,

@@ -62,7 +62,6 @@ class Federation:
         (),
         "Servers to ask for other servers' keys when those do not answer themselves. None unless you name one.",
         example="[{server_name: matrix.example.org}]",
-        not_yet=True,
     )
     ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
