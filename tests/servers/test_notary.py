@@ -50,7 +50,9 @@ def test_our_own_keys(pair: Network) -> None:
 
 
 def test_several_servers_at_once_and_those_of_which_nothing_is_known(pair: Network) -> None:
-    body = {"server_keys": {SOUTH: {}, "nowhere.example": {}, NORTH: {"ed25519:x": {}}, "no name": {}}}
+    body: dict[str, dict[str, Any]] = {
+        "server_keys": {SOUTH: {}, "nowhere.example": {}, NORTH: {"ed25519:x": {}}, "no name": {}}
+    }
     answer = pair.servers[NORTH].post(QUERY, body)
     assert sorted(told["server_name"] for told in answer.json["server_keys"]) == [NORTH, SOUTH]
     assert pair.servers[NORTH].post(QUERY, {"server_keys": {}}).json == {"server_keys": []}
@@ -81,7 +83,7 @@ def test_who_wants_keys_that_are_good_for_longer_than_any_causes_few_fetches(pai
 
 def test_strangers_cannot_make_us_ask_without_end(pair: Network) -> None:
     for number in range(100):
-        names = {f"s{number}-{each}.example": {} for each in range(100)}
+        names: dict[str, Any] = {f"s{number}-{each}.example": {} for each in range(100)}
         assert pair.servers[NORTH].post(QUERY, {"server_keys": names}).status == 200
         assert fetches(pair) <= (number + 1) * FETCHES_A_QUESTION
     assert fetches(pair) == FETCHES_AT_ONCE
