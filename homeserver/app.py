@@ -255,7 +255,7 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    federation = FederationParts(config, database, wire, identity, rooms)
+    federation = FederationParts(config, clock, database, wire, identity, rooms)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         federation.edge.implementation,
@@ -312,7 +312,12 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation.signed_requests),
+        guard=Guard(
+            limiter,
+            tokens=accounts.access_tokens,
+            signatures=federation.signed_requests,
+            turns=federation.edge.turns,
+        ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))

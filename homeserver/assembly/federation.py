@@ -1,5 +1,7 @@
 """Puts together what has to do with other servers: requests both ways, keys, and how their events get into rooms."""
 
+from twisted.internet.interfaces import IReactorTime
+
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
 from federation.rooms.adopt import Adoptions
@@ -20,10 +22,18 @@ class FederationParts:
     """The wire to other servers. What is public is for the other parts and for the router."""
 
     def __init__(
-        self, config: Config, database: Database, wire: Wire, identity: ServerIdentity, rooms: RoomParts
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        wire: Wire,
+        identity: ServerIdentity,
+        rooms: RoomParts,
     ) -> None:
         self.identity = identity
-        self.edge = EdgeParts(config.federation, config.keys, database, wire, identity, rooms.now_ms)
+        self.edge = EdgeParts(
+            config.federation, config.limits.rc_federation, config.keys, clock, database, wire, identity, rooms.now_ms
+        )
         self.policy = self.edge.policy
         self.requests = self.edge.requests
         self.keyring = self.edge.keyring

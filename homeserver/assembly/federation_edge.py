@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from twisted.internet.interfaces import IReactorTime
+
 from federation.endpoints.version import Implementation
+from federation.fairness import PeerLimits, Turns
 from federation.identity import ServerIdentity
 from federation.keyring import Keyring, Notary
 from federation.notary import KeyNotary
@@ -16,6 +19,7 @@ from federation.remote.server_keys import RemoteServerKeys
 from federation.requests import Requests
 from federation.signed_requests import SignedRequests
 from federation.wire import Wire
+from homeserver.config.limits import FederationLimits
 from homeserver.config.others import Federation
 from homeserver.config.server import Keys
 from storage.database import Database
@@ -28,7 +32,9 @@ class EdgeParts:
     def __init__(
         self,
         federation: Federation,
+        rc_federation: FederationLimits,
         keys: Keys,
+        clock: IReactorTime,
         database: Database,
         wire: Wire,
         identity: ServerIdentity,
@@ -52,6 +58,16 @@ class EdgeParts:
             },
         )
         self.signed_requests = SignedRequests(self.keyring, self.policy, identity, now_ms)
+        self.turns = Turns(
+            clock,
+            PeerLimits(
+                window=rc_federation.window_size / 1000,
+                asks_in_window=rc_federation.sleep_limit,
+                delay=rc_federation.sleep_delay / 1000,
+                most_waiting=rc_federation.reject_limit,
+                at_once=rc_federation.concurrent,
+            ),
+        )
         self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
         self.implementation = Implementation("Mahalla", program_version())
 

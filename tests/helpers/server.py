@@ -43,6 +43,7 @@ rc_joins_per_room: *unlimited
 rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
 rc_room_creation: *unlimited
 rc_profile: *unlimited
+rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 
 
@@ -82,7 +83,9 @@ class TestServer:
         `wire` leads to other servers, by default to none.
         """
         path = folder / "homeserver.yaml"
-        path.write_text(f"server_name: {server_name}\n{OPEN_CONFIG}{further_config}", encoding="utf-8")
+        given = {line.partition(":")[0] for line in further_config.splitlines()}
+        opened = "\n".join(line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in given)
+        path.write_text(f"server_name: {server_name}\n{opened}\n{further_config}", encoding="utf-8")
         self.clock = clock if clock is not None else Clock()
         if clock is None:
             self.clock.advance(now)
