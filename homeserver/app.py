@@ -25,6 +25,7 @@ from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_edge import rules_of
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
@@ -149,6 +150,7 @@ class Server:
         self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
+        self._tls: list[TlsContext] = []
         # SQLite is for one node
         self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
 
@@ -157,6 +159,8 @@ class Server:
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
             names |= {"keys"}  # nobody could check what this server signs without them
+        if not self.config.federation.federation.enabled:
+            names -= {"federation", "keys"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -208,7 +212,17 @@ class Server:
             assert network.tls_certificate_path is not None
             assert network.tls_private_key_path is not None
             context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            self._tls.append(context)
         return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+
+    def reload(self, config: Config) -> None:
+        """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
+
+        Raises `OSError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        """
+        self.federation.policy.change(rules_of(config.federation))
+        for context in self._tls:
+            context.reload()
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""

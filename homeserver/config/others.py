@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from federation.policy import BadPattern, ServerPatterns
 from homeserver.config.option import Duration, Network, Secret, option, required, section
 
 PRIVATE_NETWORKS = (
@@ -43,14 +44,42 @@ class KeyServer:
     accept_keys_insecurely: bool = option(False, "Whether an answer without a known key of its own is believed.")
 
 
+def _check_patterns(patterns: tuple[str, ...] | None) -> str | None:
+    try:
+        ServerPatterns(patterns or ())
+    except BadPattern as error:
+        return f"must be names or patterns of servers: {error}"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peering:
+    """How this server talks with others."""
+
+    enabled: bool = option(True, "Whether it talks with other servers at all.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     """Other Matrix servers."""
 
+    federation: Peering = section(Peering, "How this server talks with others.")
     federation_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only servers to talk with; `null`: all, `[]`: none.",
-        example='["ministry.example", "university.example"]',
+        "The only servers to talk with; `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and regular expressions "
+        "between slashes. Read again on SIGHUP.",
+        example='["university.example", "*.ministry.example", "/school-[0-9]+[.]example/"]',
+        check=_check_patterns,
+    )
+    federation_domain_blacklist: tuple[str, ...] = option(
+        (),
+        "Servers never to talk with, whatever else allows them; patterns as above, with any port. Read again on SIGHUP.",
+        example='["spam.example", "*.spam.example"]',
+        check=_check_patterns,
+    )
+    federation_policy_simulation: bool = option(
+        False,
+        "Whether the lists above refuse nothing, and the log says what they would refuse. Read again on SIGHUP.",
     )
     federation_verify_certificates: bool = option(
         True, "Whether other servers must have valid certificates. Only for tests: false."
