@@ -2,7 +2,8 @@
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from zope.interface import provider
 
 from federation.policy import BadPattern, Policy, ServerPatterns, make_rules
 from federation.protocol.errors import Forbidden
@@ -63,6 +64,7 @@ def test_a_simulation_refuses_nothing_and_names_each_server_once_an_hour() -> No
     policy = Policy(HERE, make_rules([NORTH], is_simulation=True), clock.seconds)
     named: list[str] = []
 
+    @provider(ILogObserver)
     def observe(event: LogEvent) -> None:
         if "would refuse" in str(event.get("log_format")):
             named.append(str(event["server"]))
