@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
-from federation.protocol.events import Event, StateKey
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.server_acl import ServerACL
 from federation.rooms.batch import Batch, Outcome, dropped
 from federation.rooms.check import Candidate, Verdict, check_on_receipt
 from federation.rooms.engine import RoomEngine
@@ -21,6 +20,7 @@ from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Arrival, Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
 from storage.events import EventStore, Waiting
@@ -29,7 +29,6 @@ from storage.room_writer import HeadMoved, StateChange
 MAX_PDUS = 500
 """How many PDUs are taken at once; a transaction has 50 at most."""
 MAX_TRIES = 20
-SERVER_ACL = StateKey("m.room.server_acl", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,9 @@ class Receiver:
         placements: Placements,
         outliers: Outliers,
         questions: Questions,
+        access: ServerAccess,
     ) -> None:
+        self._access = access
         self._engine = engine
         self._events = events
         self._store = store
@@ -80,7 +81,7 @@ class Receiver:
         """
         candidates = await self._candidates(room_id, pdus)
         snapshot = await self._engine.get_snapshot(room_id)
-        if origin is not None and not await _is_allowed(snapshot, origin):
+        if origin is not None and not await self._access.is_allowed(snapshot, origin):
             denied = Forbidden(f"The server ACL of this room denies {origin}")
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
@@ -226,12 +227,6 @@ def _split(
     usable = [stored for stored in found if stored is not None and not (placed and stored.is_outlier)]
     have = {stored.event.event_id for stored in usable}
     return usable, [name for name in dict.fromkeys(names) if name not in have]
-
-
-async def _is_allowed(snapshot: RoomSnapshot, origin: ServerName) -> bool:
-    """spec: server-server-api#server-access-control-lists-acls"""
-    acl = await snapshot.state.get(SERVER_ACL)
-    return acl is None or ServerACL(acl.event.content).allows(origin)
 
 
 def _id_of(candidate: Candidate) -> EventID | None:

@@ -1,5 +1,6 @@
 """Puts together what has to do with other servers: requests both ways, keys, and how their events get into rooms."""
 
+from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
 from federation.keyring import Keyring
 from federation.policy import Policy
@@ -10,6 +11,7 @@ from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.sources import Questions
 from federation.signed_requests import SignedRequests
 from federation.wire import Wire
@@ -37,7 +39,11 @@ class FederationParts:
         )
         questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, _approve)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
-        self.receiver = Receiver(rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions)
+        self.access = ServerAccess(rooms.engine)
+        self.edus = EduReceivers(self.access)
+        self.receiver = Receiver(
+            rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access
+        )
         self.adoptions = Adoptions(
             database,
             rooms.engine,

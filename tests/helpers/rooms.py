@@ -20,6 +20,7 @@ from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.sources import Questions
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -88,7 +89,10 @@ class RoomParts:
         )
         questions = Questions(self.events, self.resolver, self.get_signers, self.approve)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
-        self.receiver = Receiver(self.engine, self.events, store, self.resolver, self.placements, outliers, questions)
+        access = ServerAccess(self.engine)
+        self.receiver = Receiver(
+            self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access
+        )
         self.adoptions = Adoptions(
             database,
             self.engine,
