@@ -111,15 +111,16 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
         event = candidate.read()
         if event.room_id != room_id:
             raise BadEvent("The event is of another room")
-        signers = required_signers(event)
+        required_signers(event)
     except MatrixError as error:
         return Checked(Verdict.DROP, None, error)
 
     # 2. It is signed by those who must have signed it.
     signed_by = await sources.get_signers(event)
-    unsigned = signers.difference(signed_by)
-    if unsigned:
-        return Checked(Verdict.DROP, None, Forbidden(f"The event lacks a valid signature of {min(unsigned)}"))
+    try:
+        check_signed(event, signed_by)
+    except MatrixError as error:
+        return Checked(Verdict.DROP, None, error)
 
     # 3. Its content is what was hashed; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
@@ -161,6 +162,13 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
     if not await sources.is_approved(event):
         return Checked(Verdict.SOFT_FAIL, event, Forbidden("The policy server of this room did not let the event pass"))
     return Checked(accepted, event, flaw)
+
+
+def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:
+    """Raises Forbidden, BadEvent."""
+    unsigned = required_signers(event).difference(signed_by)
+    if unsigned:
+        raise Forbidden(f"The event lacks a valid signature of {min(unsigned)}")
 
 
 def _authorize(
