@@ -34,6 +34,8 @@ class EventFlag:
     """Calls users of this server by name: the table `highlights` says whom."""
     THREAD = 128
     """Stands in a thread: who has read the room has not read it."""
+    TO_SEND: Final = 256
+    """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
 
 
 @dataclass(frozen=True, slots=True)

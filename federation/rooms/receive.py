@@ -75,13 +75,15 @@ class Receiver:
         origin: ServerName | None = None,
         past: bool = False,
         states: Mapping[EventID, Collection[EventID]] | None = None,
+        send_on: bool = False,
     ) -> list[Outcome]:
         """Take in events of a known room, as they came or parsed; their outcomes, in the order given.
 
         `origin` is the server whose transaction brought them, which the room's server ACL must allow. `past`: they were
         fetched from the room's history, so they are no news and the present state has no say. `states` gives, for
         events some of whose prev_events cannot be had, the state before them as another server tells it, by the ids of
-        stored events; it does not replace what we know of the state after the others.
+        stored events; it does not replace what we know of the state after the others. `send_on`: it falls to us to tell
+        the other servers in the room, since the events were made with our help.
         Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
@@ -93,7 +95,7 @@ class Receiver:
         signers = await self._find_signers(candidates)
 
         async def work() -> list[Outcome]:
-            return await self._receive(room_id, candidates, past, states or {}, signers)
+            return await self._receive(room_id, candidates, past, states or {}, signers, send_on)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -135,6 +137,7 @@ class Receiver:
         past: bool,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
+        send_on: bool,
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
@@ -143,7 +146,7 @@ class Receiver:
         known = await self._load(snapshot, batch.ordered, states, signers)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_one(
-                room_id, batch.candidates[event.event_id], known, past
+                room_id, batch.candidates[event.event_id], known, past, send_on
             )
         return batch.answer()
 
@@ -161,19 +164,23 @@ class Receiver:
         waiting = await self._store.get_waiting(snapshot.room.room_nid, own) if own else Waiting({}, frozenset())
         return _Known(found, waiting, states, signers)
 
-    async def _receive_one(self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool) -> Outcome:
+    async def _receive_one(
+        self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool
+    ) -> Outcome:
         event_id = candidate.read().event_id
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
             try:
-                return await self._place(snapshot, candidate, known, past)
+                return await self._place(snapshot, candidate, known, past, send_on)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 self._events.forget([event_id])
                 known.events.update(await self._events.get_anywhere([event_id]))
         raise RuntimeError(f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received")
 
-    async def _place(self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool) -> Outcome:
+    async def _place(
+        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool, send_on: bool
+    ) -> Outcome:
         event = candidate.read()
         own = known.events.get(event.event_id)
         if own is not None and not own.is_outlier:
@@ -216,6 +223,7 @@ class Receiver:
             own,
             await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
             is_past,
+            send_on,
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)

@@ -10,6 +10,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents
+from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
@@ -57,6 +58,7 @@ from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.receipts import ReceiptStore
 from storage.relations import RelationStore
+from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
@@ -105,6 +107,7 @@ class RoomParts:
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=ROOMS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
@@ -124,6 +127,7 @@ class RoomParts:
             database,
             room_store,
             self.events,
+            self.servers,
             trees,
             self.writer,
             identity,

@@ -21,6 +21,7 @@ from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
+from federation.rooms.servers import RoomServers
 from federation.rooms.sources import Questions
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -28,6 +29,7 @@ from storage.auth_chains import AuthChainStore
 from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.memberships import MembershipStore
+from storage.room_servers import RoomServerStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomRow, RoomStore
 from storage.state_tree import StateTreeStore
@@ -67,6 +69,7 @@ class RoomParts:
         self.events = RoomEvents(EventStore(database), self.rooms, streams, capacity=1000)
         self.trees = StateTreeStore(database)
         self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=1000)
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.visibility = Visibility(self.trees, self.events)
         chains = AuthChainStore(database)
@@ -75,6 +78,7 @@ class RoomParts:
             database,
             self.rooms,
             self.events,
+            self.servers,
             self.trees,
             writer,
             self.identity,
