@@ -106,7 +106,7 @@ class EventStore:
 
     async def get_entries(self, room_nid: int, event_ids: Iterable[str]) -> Mapping[str, StateEntry]:
         """What events of a room set in its state, by id: for many of them, without their content."""
-        return await self._database.read("get_state_entries", _select_entries, room_nid, list(event_ids))
+        return await self._database.read("get_entries_by_id", _select_entries, room_nid, list(event_ids))
 
     async def get_event_ids(self, event_nids: Iterable[int]) -> list[str]:
         """The ids of events, in no order: for many of them."""

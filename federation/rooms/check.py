@@ -89,6 +89,9 @@ class Sources(Protocol):
     async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         """Entries of the present state; None where it has no say: for outliers and for the past."""
 
+    async def is_room_create(self, event: Event) -> bool:
+        """Whether a create event is the one that the room began with."""
+
     async def is_approved(self, event: Event) -> bool:
         """Whether the room's policy server, if it has one, lets the event pass."""
 
@@ -143,7 +146,7 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
     if before is None:
         return Checked(accepted, event, flaw)
     try:
-        if event.type == CREATE.type:
+        if event.type == CREATE.type and not await sources.is_room_create(event):
             raise AuthError(event.version, Rule.CREATE_PREV_EVENTS)  # the room has its create event
         _authorize(event, before, None, signed_by)
     except AuthError as refusal:

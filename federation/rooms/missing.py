@@ -55,7 +55,9 @@ CHUNK: Final = 100
 class Pool:
     """Events of one room that are to be taken in together: those given, and what was fetched for them."""
 
-    def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event]) -> None:
+    def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event], until: float) -> None:
+        """`until`: when nothing more is asked for them."""
+        self.until = until
         self._version = version
         self._room_id = room_id
         self._given = {event.event_id: event for event in given}
@@ -87,8 +89,8 @@ class Pool:
         """Whether each of the given events has its outcome."""
         return all(name in self.outcomes and not self.outcomes[name].is_waiting for name in self._given)
 
-    def add(self, pdus: Iterable[Pdu], wanted: Iterable[EventID]) -> int:
-        """Add the wanted ones of these PDUs and what they follow, as far as it is among them; how many are new."""
+    def parse(self, pdus: Iterable[Pdu]) -> dict[EventID, Event]:
+        """Those of the PDUs that are events of the room."""
         found: dict[EventID, Event] = {}
         for pdu in pdus:
             try:
@@ -97,6 +99,10 @@ class Pool:
                 continue
             if event.room_id == self._room_id:
                 found.setdefault(event.event_id, event)
+        return found
+
+    def add(self, found: Mapping[EventID, Event], wanted: Iterable[EventID]) -> int:
+        """Add the wanted ones of these events and what they follow, as far as it is among them; how many are new."""
         stack, before = list(wanted), len(self._events)
         while stack and len(self._events) < MAX_POOL:
             event_id = stack.pop()
@@ -153,8 +159,7 @@ class MissingEvents:
         Raises NotFound when this server is not in the room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
-        pool = Pool(snapshot.version, room_id, events)
-        until = self._seconds() + MAX_SECONDS
+        pool = Pool(snapshot.version, room_id, events, self._seconds() + MAX_SECONDS)
         await self._take(pool, room_id, past)
         if not pool.is_done():
             for server in await self.choose_servers(snapshot, origin):
@@ -162,7 +167,7 @@ class MissingEvents:
                     await self._fill_from(server, snapshot, pool, past, walk)
                 except (RemoteError, Forbidden) as error:
                     self._log.info("a gap in {room_id} is not filled: {error}", room_id=room_id, error=str(error))
-                if pool.is_done() or self._seconds() > until:
+                if pool.is_done() or self._is_late(pool):
                     break
                 pool.forget_fetched()  # it may all be an invention of that server
         return {name: pool.outcomes[name] for name in pool.given}
@@ -181,13 +186,18 @@ class MissingEvents:
             await self._take(pool, snapshot.room_id, past)
         lacking = [name for name in pool.open if pool.outcomes[name].missing_auth]
         for name in lacking[:MAX_AUTH_CHAINS]:
+            if self._is_late(pool):
+                return
             outcome = pool.outcomes[name]
             await self._states.fetch_auth_chain(server, snapshot, pool.open[name], outcome.missing_auth)
         edges = await self._find_edges(snapshot, pool)
         if len(edges) > MAX_STATES:
             pool.forget_fetched()
             edges = await self._find_edges(snapshot, pool)
-        states = {name: await self._states.fetch_state(server, snapshot, name) for name in edges[:MAX_STATES]}
+        states: dict[EventID, Collection[EventID]] = {}
+        for name in edges[:MAX_STATES]:
+            if not self._is_late(pool):
+                states[name] = await self._states.fetch_state(server, snapshot, name)
         if lacking or states:
             await self._take(pool, snapshot.room_id, past, states)
 
@@ -198,7 +208,7 @@ class MissingEvents:
         for _ in range(MAX_ROUNDS):
             missing = await self._find_missing(snapshot, pool)
             edges = [name for name, event in pool.open.items() if not missing.isdisjoint(event.prev_events)]
-            if not edges or len(pool) >= MAX_POOL:
+            if not edges or len(pool) >= MAX_POOL or self._is_late(pool):
                 return
             pdus = await self._remote.get_missing_events(
                 server,
@@ -207,8 +217,15 @@ class MissingEvents:
                 latest=edges[-MAX_LATEST:],
                 limit=min(PAGE, MAX_POOL - len(pool)),
             )
-            if not pool.add(pdus, missing):
+            found = pool.parse(pdus)
+            known = await self._events.get_by_id(snapshot.room.room_nid, found)
+            # what lies behind something that has its place is no part of the gap
+            placed = {name for name, stored in known.items() if not stored.is_outlier}
+            if not pool.add({name: event for name, event in found.items() if name not in placed}, missing):
                 return
+
+    def _is_late(self, pool: Pool) -> bool:
+        return self._seconds() > pool.until
 
     async def _find_missing(self, snapshot: RoomSnapshot, pool: Pool) -> set[EventID]:
         """What the open events follow, and has no place here."""

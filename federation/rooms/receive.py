@@ -209,7 +209,8 @@ class Receiver:
         current = None if is_past else StateChange(snapshot.head.state_root)
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
-        sources = StoredSources(self._questions, snapshot.room, auth, before, current, signers)
+        create = await snapshot.create_event()
+        sources = StoredSources(self._questions, snapshot.room, auth, before, current, signers, create.event_id)
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)

@@ -48,14 +48,17 @@ class StoredSources:
         before: StateChange,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
+        create_id: EventID | None = None,
     ) -> None:
-        """`current` is None where the present state has no say. `signers`: whose signatures it has, where that is known."""
+        """`current` is None where the present state has no say. `signers`: whose signatures it has, where that is known.
+        `create_id`: the event that the room began with."""
         self._questions = questions
         self._room = room
         self._auth = auth
         self._before = before
         self._current = current
         self._signers = signers
+        self._create_id = create_id
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         return await self._questions.get_signers(event) if self._signers is None else self._signers
@@ -74,6 +77,9 @@ class StoredSources:
 
     async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         return None if self._current is None else await self._load(self._current, keys)
+
+    async def is_room_create(self, event: Event) -> bool:
+        return event.event_id == self._create_id
 
     async def is_approved(self, event: Event) -> bool:
         return await self._questions.approve(event)
