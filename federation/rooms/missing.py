@@ -55,7 +55,7 @@ CHUNK: Final = 100
 class Pool:
     """Events of one room that are to be taken in together: those given, and what was fetched for them."""
 
-    def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event], until: float) -> None:
+    def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event] = (), until: float = 0) -> None:
         """`until`: when nothing more is asked for them."""
         self.until = until
         self._version = version
@@ -151,15 +151,19 @@ class MissingEvents:
         *,
         past: bool = False,
         walk: bool = True,
+        fetched: Mapping[EventID, Event] | None = None,
     ) -> Mapping[EventID, Outcome]:
         """Take in events of a room, fetching what they refer to; an outcome for each.
 
         Those that still wait could not be placed with what the servers gave. `origin` is asked first. `past`: they are no
-        news. `walk`: what lies between them and what is known is asked for; else only the state at the gap.
+        news. `walk`: what lies between them and what is known is asked for; else only the state at the gap. `fetched`: what
+        was fetched of it before.
         Raises NotFound when this server is not in the room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
         pool = Pool(snapshot.version, room_id, events, self._seconds() + MAX_SECONDS)
+        if fetched is not None:
+            pool.add(await self._without_placed(snapshot, fetched), pool.references())
         await self._take(pool, room_id, past)
         if not pool.is_done():
             for server in await self.choose_servers(snapshot, origin):
@@ -217,12 +221,14 @@ class MissingEvents:
                 latest=edges[-MAX_LATEST:],
                 limit=min(PAGE, MAX_POOL - len(pool)),
             )
-            found = pool.parse(pdus)
-            known = await self._events.get_by_id(snapshot.room.room_nid, found)
-            # what lies behind something that has its place is no part of the gap
-            placed = {name for name, stored in known.items() if not stored.is_outlier}
-            if not pool.add({name: event for name, event in found.items() if name not in placed}, missing):
+            if not pool.add(await self._without_placed(snapshot, pool.parse(pdus)), missing):
                 return
+
+    async def _without_placed(self, snapshot: RoomSnapshot, found: Mapping[EventID, Event]) -> Mapping[EventID, Event]:
+        """The events that have no place here yet: what lies behind one that has is no part of the gap."""
+        known = await self._events.get_by_id(snapshot.room.room_nid, found)
+        placed = {name for name, stored in known.items() if not stored.is_outlier}
+        return {name: event for name, event in found.items() if name not in placed}
 
     def _is_late(self, pool: Pool) -> bool:
         return self._seconds() > pool.until

@@ -5,6 +5,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.receiver import Transactions
 from federation.remote.events import RemoteEvents
+from federation.rooms.backfill import Backfill
 from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
 from federation.rooms.remote_states import RemoteStates
@@ -55,6 +56,7 @@ class IncomingParts:
             federation.policy,
             metrics,
         )
+        rooms.history.connect(Backfill(TimelineStore(database), rooms.servers, self.missing, self.remote, clock))
         self.form = TransactionForm(federation.identity, rooms.now_ms)
         self.served = ServedRooms(
             rooms.events,

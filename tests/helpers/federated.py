@@ -97,9 +97,7 @@ class Side:
         nids = [nid for nid, _ in (await self.room(room_id)).head.extremities]
         return [stored.event for stored in (await self.rooms.events.get_events(nids)).values()]
 
-    async def push(
-        self, to: str, pdus: Sequence[Mapping[str, Any]], edus: Sequence[Any] = (), txn_id: str | None = None
-    ) -> Any:
+    async def push(self, to: str, pdus: Sequence[Any], edus: Sequence[Any] = (), txn_id: str | None = None) -> Any:
         """Send a transaction; the answer. Raises RefusedByRemote."""
         path = f"/_matrix/federation/v1/send/{txn_id or f'by-hand-{next(_NUMBERS)}'}"
         body = {"origin": self.name, "origin_server_ts": 1, "pdus": list(pdus), "edus": list(edus)}

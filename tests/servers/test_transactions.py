@@ -101,7 +101,7 @@ async def test_one_bad_event_harms_no_other(network: Network) -> None:
     nested: Any = []
     for _ in range(500):
         nested = [nested]
-    malformed = [
+    malformed: list[Any] = [
         None,
         7,
         [],
