@@ -13,6 +13,7 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
 from federation.identity import ServerIdentity
 from federation.own_keys import OwnKeys
@@ -24,6 +25,7 @@ from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
@@ -80,6 +82,9 @@ from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
     server_keys,
+    invites,
+    membership,
+    queries,
     account,
     account_data,
     capabilities,
@@ -260,6 +265,7 @@ def build(
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
     federation = FederationParts(config, database, wire, identity, rooms)
+    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -275,6 +281,9 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        federated_rooms.handshakes,
+        federated_rooms.invitations,
+        federated_rooms.query_answers,
         files.delivery,
         files.repository,
         rooms.creation,

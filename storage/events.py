@@ -100,6 +100,14 @@ class EventStore:
         """What in the room has been waiting for events that now arrive. Two queries."""
         return await self._database.read_quickly("get_waiting", _select_waiting, room_nid, list(event_ids))
 
+    async def get_sizes(self, event_nids: Iterable[int]) -> Mapping[int, int]:
+        """How many bytes the PDUs of these events have."""
+        return await self._database.read("get_event_sizes", _select_sizes, list(event_nids))
+
+    async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
+        """The PDUs of these events, as canonical JSON."""
+        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
+
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
     """The form of `get_events` for use inside a transaction."""
@@ -151,3 +159,12 @@ def _select_redacted(txn: Transaction, redaction_nid: int) -> tuple[list[str], i
         "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid", (redaction_nid,)
     )
     return [redacts for redacts, _ in rows], rows[-1][1] if rows else redaction_nid
+
+
+def _select_sizes(txn: Transaction, event_nids: list[int]) -> dict[int, int]:
+    return dict(txn.query_in("SELECT event_nid, length(pdu) FROM events WHERE event_nid IN {keys}", event_nids))
+
+
+def _select_pdus(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
+    rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
+    return {nid: bytes(pdu) for nid, pdu in rows}
