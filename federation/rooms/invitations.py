@@ -160,7 +160,7 @@ class Invitations:
             raise InvalidParam(f"The event is not by a user of {origin}")
         await check_origin_signed(event, self._get_signers)
         await self._gate.check_may_be_invited(target, event.sender, room_id)
-        stripped = [*_read_state(version, room_id, state), strip_event(event)]
+        stripped = [strip_event(event), *_read_state(version, room_id, state)]
         signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
         event = parse_event(version, signed, event_id=event.event_id)
         if await self._residence.find(room_id) is not None:
