@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP
 from twisted.logger import Logger
 
 from federation.endpoints import events as federation_events
+from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
 from federation.endpoints import transactions as federation_transactions
 from federation.identity import ServerIdentity
@@ -26,6 +27,7 @@ from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.jobs import jobs_of
@@ -85,6 +87,9 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_events,
     federation_transactions,
     server_keys,
+    invites,
+    membership,
+    queries,
     account,
     account_data,
     capabilities,
@@ -270,6 +275,7 @@ def build(
     )
     federation = FederationParts(config, database, wire, identity, rooms)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
+    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -285,6 +291,9 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        federated_rooms.handshakes,
+        federated_rooms.invitations,
+        federated_rooms.query_answers,
         files.delivery,
         files.repository,
         incoming.form,
