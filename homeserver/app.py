@@ -13,7 +13,10 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import events as federation_events
+from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
+from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import BodyLimit, Endpoint
@@ -24,8 +27,10 @@ from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.federation_edge import rules_of
+from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
@@ -80,8 +85,13 @@ from homeserver.web.landing import LandingPage
 from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
+    federation_events,
+    federation_transactions,
     server_keys,
     server_version,
+    invites,
+    membership,
+    queries,
     account,
     account_data,
     capabilities,
@@ -132,6 +142,7 @@ class Server:
         people: PeopleParts,
         media: MediaParts,
         federation: FederationParts,
+        incoming: IncomingParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -145,6 +156,7 @@ class Server:
         self.people = people
         self.media = media
         self.federation = federation
+        self.incoming = incoming
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -189,6 +201,7 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
         self.people.resume_departures()
+        self.incoming.inbox.start()
         self.start_jobs()
         if self.other_nodes is not None:
             self.other_nodes.start()
@@ -231,6 +244,7 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.media.stop()
@@ -270,6 +284,8 @@ def build(
         rooms.cross_signing_store,
     )
     federation = FederationParts(config, clock, database, wire, identity, rooms)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
+    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         federation.edge.implementation,
@@ -287,8 +303,14 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        federated_rooms.handshakes,
+        federated_rooms.invitations,
+        federated_rooms.query_answers,
         files.delivery,
         files.repository,
+        incoming.form,
+        incoming.served,
+        incoming.transactions,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -345,6 +367,7 @@ def build(
         people,
         files,
         federation,
+        incoming,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -2,13 +2,16 @@
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
+from federation.protocol.ids import domain_of
 from federation.rooms.adopt import Adoptions
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.sources import Questions
 from federation.wire import Wire
 from homeserver.assembly.federation_edge import EdgeParts
@@ -43,9 +46,13 @@ class FederationParts:
         placements = Placements(
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
-        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, _approve)
+        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, self._approve)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
-        self.receiver = Receiver(rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions)
+        self.access = ServerAccess(rooms.engine, rooms.memberships, rooms.servers)
+        self.edus = EduReceivers(self.access)
+        self.receiver = Receiver(
+            rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access
+        )
         self.adoptions = Adoptions(
             database,
             rooms.engine,
@@ -60,7 +67,6 @@ class FederationParts:
             rooms.now_ms,
         )
 
-
-async def _approve(_event: Event) -> bool:
-    """No policy server is asked."""
-    return True
+    async def _approve(self, event: Event) -> bool:
+        """Nothing from a server with which we do not talk is shown. No policy server is asked."""
+        return self.policy.allows(domain_of(event.sender))

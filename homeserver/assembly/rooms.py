@@ -8,8 +8,12 @@ from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.outside import OutsideMemberships
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.residence import Residence
+from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
+from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
@@ -21,23 +25,26 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
+from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
-from homeserver.services.profiles import NoRemoteProfiles, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
@@ -55,8 +62,10 @@ from storage.cross_signing import CrossSigningStore
 from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
+from storage.outside_memberships import OutsideMembershipStore
 from storage.receipts import ReceiptStore
 from storage.relations import RelationStore
+from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
@@ -105,6 +114,7 @@ class RoomParts:
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=ROOMS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
@@ -112,6 +122,8 @@ class RoomParts:
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
+        self.elsewhere = Elsewhere()
+        self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
         visibility = Visibility(trees, self.events)
         self.store = room_store
         self.membership_store = membership_store
@@ -124,6 +136,7 @@ class RoomParts:
             database,
             room_store,
             self.events,
+            self.servers,
             trees,
             self.writer,
             identity,
@@ -149,11 +162,20 @@ class RoomParts:
             accounts.store,
             accounts.profile_store,
             self.propagation,
-            NoRemoteProfiles(),
+            self.elsewhere,
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
+        self.residence = Residence(self.engine, self.memberships)
+        self.restricted = RestrictedJoins(self.memberships, room_store)
+        self.invite_policy = InvitePolicy(
+            accounts.store,
+            account_data_store,
+            ignored,
+            limiter,
+            only_admins_invite=config.rooms.block_non_admin_invites,
+        )
         self.room_memberships = RoomMemberships(
             self.engine,
             self.memberships,
@@ -164,7 +186,10 @@ class RoomParts:
             limiter,
             identity,
             guests,
-            RestrictedJoins(self.memberships, room_store),
+            self.restricted,
+            self.residence,
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, membership_store, limiter),
+            self.invite_policy,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -174,6 +199,7 @@ class RoomParts:
             alias_store,
             self.profiles,
             self.room_memberships,
+            self.invite_policy,
             limiter,
             identity,
             now_ms,
@@ -185,6 +211,7 @@ class RoomParts:
         self.sending = RoomSending(
             self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
         )
+        self.history = RoomHistory()
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -196,6 +223,7 @@ class RoomParts:
             ignored,
             aggregations,
             RoomAnswers(streams, capacity=ANSWER_BYTES),
+            self.history,
         )
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(
@@ -204,15 +232,18 @@ class RoomParts:
             alias_store,
             summary_store,
             self.reading,
+            membership_store,
+            self.elsewhere,
             identity,
             now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
+            readable_elsewhere=config.rooms.allow_public_rooms_over_federation,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         self.typing = Typing(self.notifier, clock)
-        history = InvitedRooms(self.engine, self.events)
+        history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.device_keys = DeviceKeys(
             database, accounts.device_key_store, self.cross_signing_store, identity, capacity=USERS_CACHED

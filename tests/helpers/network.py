@@ -32,18 +32,28 @@ class Network:
         self.servers: dict[str, TestServer] = {}
         self.log: list[tuple[str, str, str, str]] = []
         """(from, to, method, uri) of all requests that were made, in order."""
+        self.liars: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
+        """Each may answer a request in the place of the server to which it goes."""
         self._folder = folder
         self._open_database = open_database
         self._cuts: set[frozenset[str]] = set()
+        self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
 
     def add(self, name: str, further_config: str = "") -> TestServer:
         """One server more."""
         folder = self._folder / name
         folder.mkdir()
+        return self._build(folder, name, self._open_database(), further_config)
+
+    def rebuild(self, name: str) -> TestServer:
+        """A server again, upon its database: as after a crash."""
+        return self._build(self._folder / name, name, self.servers[name].app.database, "")
+
+    def _build(self, folder: Path, name: str, database: Database, further_config: str) -> TestServer:
         server = TestServer(
             folder,
-            self._open_database(),
+            database,
             further_config,
             seed=len(self.servers) + 1,
             server_name=name,
@@ -60,6 +70,10 @@ class Network:
     def mend(self, one: str, other: str) -> None:
         """What is sent from now on passes again."""
         self._cuts.discard(frozenset((one, other)))
+
+    def forge(self, server: str, forger: "Forger") -> None:
+        """From now on the server answers what the forger makes of its answers."""
+        self._forgers[server] = forger
 
     def hold(self) -> None:
         """Keep requests back until `deliver`."""
@@ -78,6 +92,10 @@ class Network:
     async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
         """What a server's wire does."""
         self.log.append((origin, destination, request.method, request.uri))
+        for lie in self.liars:
+            answer = lie(destination, request)
+            if answer is not None:
+                return answer
         answered: Deferred[WireAnswer] = Deferred()
         letter = Letter(origin, destination, request)
         if self._held is not None:
@@ -100,10 +118,19 @@ class Network:
         def look() -> None:
             answers = pending.connection.answers() if _is_whole(pending) else []
             if answers and not answered.called:
-                answered.callback(WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body))
+                answer = WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body)
+                forger = self._forgers.get(letter.destination)
+                try:
+                    answered.callback(answer if forger is None else forger(request, answer))
+                except RemoteError as error:
+                    answered.errback(error)
 
         pending.connection.transport.heard = look
         look()
+
+
+Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
+"""Makes another answer of one, or raises RemoteError."""
 
 
 class Letter:
