@@ -25,6 +25,7 @@ from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
@@ -130,6 +131,7 @@ class Server:
         people: PeopleParts,
         media: MediaParts,
         federation: FederationParts,
+        federation_out: FederationOutParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -143,6 +145,7 @@ class Server:
         self.people = people
         self.media = media
         self.federation = federation
+        self.federation_out = federation_out
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -185,6 +188,7 @@ class Server:
         self.rooms.propagation.wake()
         self.people.resume_departures()
         self.start_jobs()
+        self.federation_out.sender.start()
         if self.other_nodes is not None:
             self.other_nodes.start()
         for port in self._ports:
@@ -217,6 +221,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         await self._jobs.stop()
+        await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
         await self.media.stop()
         await self.database.close()
@@ -260,6 +265,7 @@ def build(
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
     federation = FederationParts(config, database, wire, identity, rooms)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -314,7 +320,7 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation.signed_requests),
+        guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation_out.signatures),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
@@ -328,6 +334,7 @@ def build(
         people,
         files,
         federation,
+        federation_out,
         HttpMetrics(registry),
         access_log,
         jobs,
