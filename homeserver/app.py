@@ -13,7 +13,9 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import events as federation_events
 from federation.endpoints import keys as server_keys
+from federation.endpoints import transactions as federation_transactions
 from federation.identity import ServerIdentity
 from federation.own_keys import OwnKeys
 from federation.protocol.endpoint import BodyLimit, Endpoint
@@ -25,6 +27,7 @@ from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
@@ -80,6 +83,8 @@ from homeserver.web.landing import LandingPage
 from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
+    federation_events,
+    federation_transactions,
     server_keys,
     account,
     account_data,
@@ -131,6 +136,7 @@ class Server:
         people: PeopleParts,
         media: MediaParts,
         federation: FederationParts,
+        incoming: IncomingParts,
         federation_out: FederationOutParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
@@ -145,6 +151,7 @@ class Server:
         self.people = people
         self.media = media
         self.federation = federation
+        self.incoming = incoming
         self.federation_out = federation_out
         self._metrics = metrics
         self._access_log = access_log
@@ -187,6 +194,7 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
         self.people.resume_departures()
+        self.incoming.inbox.start()
         self.start_jobs()
         self.federation_out.sender.start()
         if self.other_nodes is not None:
@@ -220,6 +228,7 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
@@ -265,6 +274,7 @@ def build(
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
     federation = FederationParts(config, database, wire, identity, rooms)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
@@ -283,6 +293,9 @@ def build(
         encryption.to_device,
         files.delivery,
         files.repository,
+        incoming.form,
+        incoming.served,
+        incoming.transactions,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -334,6 +347,7 @@ def build(
         people,
         files,
         federation,
+        incoming,
         federation_out,
         HttpMetrics(registry),
         access_log,

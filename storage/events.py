@@ -63,6 +63,16 @@ class EventRow:
 
 
 @dataclass(frozen=True, slots=True)
+class StateEntry:
+    """What an event sets in the state, if it sets anything."""
+
+    event_nid: int
+    type: str
+    state_key: str | None
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
 class Waiting:
     """What was there before the events that it is about."""
 
@@ -93,6 +103,18 @@ class EventStore:
     async def get_event_nids(self, event_ids: Iterable[str]) -> Mapping[str, int]:
         """The numbers of events; unknown ids are missing from the answer."""
         return await self._database.read_quickly("get_event_nids", select_event_nids, list(event_ids))
+
+    async def get_entries(self, room_nid: int, event_ids: Iterable[str]) -> Mapping[str, StateEntry]:
+        """What events of a room set in its state, by id: for many of them, without their content."""
+        return await self._database.read("get_entries_by_id", _select_entries, room_nid, list(event_ids))
+
+    async def get_event_ids(self, event_nids: Iterable[int]) -> list[str]:
+        """The ids of events, in no order: for many of them."""
+        return await self._database.read("get_event_ids", _select_ids, list(event_nids))
+
+    async def get_pdus(self, event_nids: Iterable[int]) -> list[bytes]:
+        """Events as they are stored, in no order: for many of them."""
+        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
 
     async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
         """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
@@ -126,6 +148,24 @@ def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, 
         "SELECT event_nid, type, state_key FROM events WHERE event_nid IN {keys} AND state_key IS NOT NULL", event_nids
     )
     return {nid: (type, state_key) for nid, type, state_key in rows}
+
+
+def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> dict[str, StateEntry]:
+    rows = txn.query_in(
+        "SELECT event_id, event_nid, type, state_key, flags FROM events WHERE room_nid = ? AND event_id IN {keys}",
+        event_ids,
+        before=(room_nid,),
+    )
+    return {event_id: StateEntry(*entry) for event_id, *entry in rows}
+
+
+def _select_ids(txn: Transaction, event_nids: list[int]) -> list[str]:
+    rows = txn.query_in("SELECT event_id FROM events WHERE event_nid IN {keys}", event_nids)
+    return [event_id for (event_id,) in rows]
+
+
+def _select_pdus(txn: Transaction, event_nids: list[int]) -> list[bytes]:
+    return [pdu for (pdu,) in txn.query_in("SELECT pdu FROM events WHERE event_nid IN {keys}", event_nids)]
 
 
 def make_row(row: Row) -> EventRow:

@@ -273,7 +273,7 @@ class Placements:
         was_outlier = bool(flags.get(new.event_id, 0) & EventFlag.OUTLIER)
         if was_outlier != (new.placed_nid is not None) or (flags and not was_outlier):
             raise HeadMoved(snapshot.room.room_id)
-        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing)
+        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing, new.depth)
 
 
 def _depth(arrival: Arrival) -> int:

@@ -5,6 +5,7 @@ from federation.identity import ServerIdentity
 from federation.keyring import Keyring
 from federation.policy import Policy
 from federation.protocol.events import Event
+from federation.protocol.ids import domain_of
 from federation.requests import Requests
 from federation.rooms.adopt import Adoptions
 from federation.rooms.outliers import Outliers
@@ -37,9 +38,9 @@ class FederationParts:
         placements = Placements(
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
-        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, _approve)
+        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, self._approve)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
-        self.access = ServerAccess(rooms.engine)
+        self.access = ServerAccess(rooms.engine, rooms.memberships, rooms.servers)
         self.edus = EduReceivers(self.access)
         self.receiver = Receiver(
             rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access
@@ -58,7 +59,6 @@ class FederationParts:
             rooms.now_ms,
         )
 
-
-async def _approve(_event: Event) -> bool:
-    """No policy server is asked."""
-    return True
+    async def _approve(self, event: Event) -> bool:
+        """Nothing from a server with which we do not talk is shown. No policy server is asked."""
+        return self.policy.allows(domain_of(event.sender))

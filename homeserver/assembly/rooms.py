@@ -35,6 +35,7 @@ from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
@@ -189,6 +190,7 @@ class RoomParts:
         self.sending = RoomSending(
             self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
         )
+        self.history = RoomHistory()
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -200,6 +202,7 @@ class RoomParts:
             ignored,
             aggregations,
             RoomAnswers(streams, capacity=ANSWER_BYTES),
+            self.history,
         )
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(

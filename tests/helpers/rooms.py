@@ -93,7 +93,7 @@ class RoomParts:
         )
         questions = Questions(self.events, self.resolver, self.get_signers, self.approve)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
-        access = ServerAccess(self.engine)
+        access = ServerAccess(self.engine, self.memberships, self.servers)
         self.receiver = Receiver(
             self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access
         )
