@@ -31,6 +31,7 @@ from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.federation_edge import rules_of
 from homeserver.assembly.federation_in import IncomingParts
+from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
@@ -143,6 +144,7 @@ class Server:
         media: MediaParts,
         federation: FederationParts,
         incoming: IncomingParts,
+        federation_out: FederationOutParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -157,6 +159,7 @@ class Server:
         self.media = media
         self.federation = federation
         self.incoming = incoming
+        self.federation_out = federation_out
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -203,6 +206,7 @@ class Server:
         self.people.resume_departures()
         self.incoming.inbox.start()
         self.start_jobs()
+        self.federation_out.sender.start()
         if self.other_nodes is not None:
             self.other_nodes.start()
         for port in self._ports:
@@ -246,6 +250,7 @@ class Server:
             self.other_nodes.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
+        await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
         await self.media.stop()
         await self.database.close()
@@ -286,6 +291,7 @@ def build(
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         federation.edge.implementation,
@@ -351,7 +357,7 @@ def build(
         guard=Guard(
             limiter,
             tokens=accounts.access_tokens,
-            signatures=federation.signed_requests,
+            signatures=federation_out.signatures,
             turns=federation.edge.turns,
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
@@ -368,6 +374,7 @@ def build(
         files,
         federation,
         incoming,
+        federation_out,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -74,7 +74,7 @@ def _select_servers(txn: Transaction, after: int, upto: int) -> set[str]:
 
 
 def _forget(txn: WriteTransaction, before_ts: int, limit: int) -> int:
-    rows: Iterable[tuple[str, str]] = txn.query(  # type: ignore[assignment]
+    rows: Iterable[tuple[str, str]] = txn.query(
         "SELECT sender, message_id FROM received_to_device WHERE received_ts < ? ORDER BY received_ts LIMIT ?",
         (before_ts, limit),
     )
