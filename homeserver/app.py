@@ -13,20 +13,29 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import events as federation_events
+from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
+from federation.endpoints import transactions as federation_transactions
+from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
-from federation.own_keys import OwnKeys
 from federation.protocol.endpoint import BodyLimit, Endpoint
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.rooms.by_time import NoRemoteTimes
 from federation.rooms.spaces import NoRemoteSpaces
+from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.exploring import ExploringParts
+from homeserver.assembly.federated_rooms import FederatedRoomParts
+from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_edge import rules_of
+from homeserver.assembly.federation_in import IncomingParts
+from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
@@ -102,7 +111,13 @@ from storage.database import Database
 from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
+    federation_events,
+    federation_transactions,
     server_keys,
+    server_version,
+    invites,
+    membership,
+    queries,
     account,
     account_data,
     account_moderation,
@@ -172,6 +187,9 @@ class Server:
         mail: MailParts,
         finding: SearchParts,
         calls: CallParts,
+        federation: FederationParts,
+        incoming: IncomingParts,
+        federation_out: FederationOutParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -187,11 +205,15 @@ class Server:
         self.mail = mail
         self.finding = finding
         self.calls = calls
+        self.federation = federation
+        self.incoming = incoming
+        self.federation_out = federation_out
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
+        self._tls: list[TlsContext] = []
         # SQLite is for one node
         self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
 
@@ -201,6 +223,8 @@ class Server:
         if "federation" in names:
             # nobody could check what this server signs without the keys; services ask where they ask of federation
             names |= {"keys", "openid"}
+        if not self.config.federation.federation.enabled:
+            names -= {"federation", "keys"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -232,7 +256,9 @@ class Server:
         self.people.resume_departures()
         self.mail.start()
         self.calls.delayed_events.start()
+        self.incoming.inbox.start()
         self.start_jobs()
+        self.federation_out.sender.start()
         if self.other_nodes is not None:
             self.other_nodes.start()
         for port in self._ports:
@@ -255,7 +281,17 @@ class Server:
             assert network.tls_certificate_path is not None
             assert network.tls_private_key_path is not None
             context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            self._tls.append(context)
         return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+
+    def reload(self, config: Config) -> None:
+        """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
+
+        Raises `OSError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        """
+        self.federation.policy.change(rules_of(config.federation))
+        for context in self._tls:
+            context.reload()
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
@@ -264,8 +300,10 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
+        await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
@@ -282,13 +320,15 @@ def build(
     threads: Threads,
     media_threads: MediaThreads,
     mail_thread: Executor,
+    wire: Wire,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
-    metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
+    """Put a server together. `threads` hash passwords; `wire` reaches other servers; `random` gives so many unguessable
+    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
+    files cannot be made."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -307,19 +347,20 @@ def build(
         rooms.cross_signing_store,
     )
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
-    own_keys = OwnKeys(
-        identity,
-        rooms.now_ms,
-        {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
-    )
     exploring = ExploringParts(
         database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
     )
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
+    federation = FederationParts(config, clock, database, wire, identity, rooms)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
+    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
-        own_keys,
+        federation.edge.implementation,
+        federation.edge.notary,
+        federation.edge.own_keys,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
@@ -344,8 +385,14 @@ def build(
         exploring.times,
         finding.directory,
         finding.messages,
+        federated_rooms.handshakes,
+        federated_rooms.invitations,
+        federated_rooms.query_answers,
         files.delivery,
         files.repository,
+        incoming.form,
+        incoming.served,
+        incoming.transactions,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -395,7 +442,12 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens),
+        guard=Guard(
+            limiter,
+            tokens=accounts.access_tokens,
+            signatures=federation_out.signatures,
+            turns=federation.edge.turns,
+        ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     standing = jobs_of(
@@ -414,6 +466,9 @@ def build(
         mail,
         finding,
         calls,
+        federation,
+        incoming,
+        federation_out,
         HttpMetrics(registry),
         access_log,
         jobs,

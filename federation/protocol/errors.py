@@ -197,10 +197,6 @@ class GuestAccessForbidden(MatrixError):
     errcode, status, default_text = "M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not do this"
 
 
-class InviteBlocked(MatrixError):
-    errcode, status, default_text = "M_INVITE_BLOCKED", 403, "This user takes no invites from you"
-
-
 class UnableToAuthoriseJoin(MatrixError):
     errcode, status, default_text = "M_UNABLE_TO_AUTHORISE_JOIN", 400, "This server cannot authorise the join"
 
@@ -221,6 +217,18 @@ class WrongRoomKeysVersion(MatrixError):
     """Fields: `current_version: str`."""
 
     errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
+
+
+class InviteBlocked(MatrixError):
+    """spec: client-server-api#invite-permission"""
+
+    errcode, status, default_text = "M_INVITE_BLOCKED", 403, "This user does not want to be invited"
+
+
+class OtherServerFailed(MatrixError):
+    """What was asked for needs another server, and none was of use: nobody's fault here."""
+
+    errcode, status, default_text = "M_UNKNOWN", 502, "Another server could not be reached, or answered wrongly"
 
 
 class UnknownPos(MatrixError):

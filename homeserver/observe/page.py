@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from homeserver.observe.database import DatabaseMetrics
+from homeserver.observe.federation import FederationMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
 
 _HEAD = """# Metrics
@@ -22,6 +23,7 @@ def write_metrics_page() -> str:
     HttpMetrics(registry)
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
+    FederationMetrics(registry)
     JobMetrics(registry)
     SearchMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)

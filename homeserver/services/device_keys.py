@@ -16,11 +16,12 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.own_devices import MOST_USERS, present_key, visible_signatures, with_signatures
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import BadJson, InvalidParam
 from federation.protocol.ids import UserID, parse_user_id
-from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
+from storage.cross_signing import CrossSigningStore, KeySignature
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, KeyWish, select_counts
 from storage.streams import Change, Topic
@@ -28,8 +29,6 @@ from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
 """Of a device, in one upload and in all."""
-MOST_USERS: Final = 5000
-"""In one query or claim."""
 LONGEST_NAME: Final = 255
 
 Key = str | dict[str, Any]
@@ -138,7 +137,7 @@ class DeviceKeys:
         signatures = await self._cross_signing.get_signatures(local)
         answer: dict[str, Any] = {"failures": self._failures(wanted), "device_keys": {}}
         for user_id in local:
-            visible = _visible_signatures(signatures.get(user_id, ()), {user_id, caller})
+            visible = visible_signatures(signatures.get(user_id, ()), {user_id, caller})
             answer["device_keys"][user_id] = {
                 row.device_id: _present_device(row, visible.get(row.device_id, ()))
                 for row in devices.get(user_id, ())
@@ -147,7 +146,7 @@ class DeviceKeys:
             for usage, key in cross_signing.get(user_id, {}).items():
                 if usage != "user_signing" or user_id == caller:
                     keys = answer.setdefault(f"{usage}_keys", {})
-                    keys[user_id] = _present_key(key, visible.get(key.public_key, ()))
+                    keys[user_id] = present_key(key, visible.get(key.public_key, ()))
         return answer
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
@@ -209,28 +208,7 @@ def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
     return named
 
 
-def _visible_signatures(signatures: Sequence[KeySignature], signers: set[str]) -> dict[str, list[KeySignature]]:
-    visible: dict[str, list[KeySignature]] = {}
-    for signature in signatures:
-        if signature.signer_user_id in signers:
-            visible.setdefault(signature.target_key, []).append(signature)
-    return visible
-
-
 def _present_device(row: DeviceKeysRow, signatures: Sequence[KeySignature]) -> msgspec.Raw:
-    keys = row.keys if not signatures else msgspec.json.encode(_with_signatures(row.keys, signatures))
+    keys = bytes(with_signatures(row.keys, signatures))
     unsigned = {} if row.display_name is None else {"device_display_name": row.display_name}
     return msgspec.Raw(keys[:-1] + b',"unsigned":' + msgspec.json.encode(unsigned) + b"}")
-
-
-def _present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> Any:
-    return _with_signatures(key.content, signatures) if signatures else msgspec.Raw(key.content)
-
-
-def _with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> dict[str, Any]:
-    keys: dict[str, Any] = msgspec.json.decode(content)
-    present = keys.get("signatures")
-    merged = {user: dict(by_key) for user, by_key in present.items()} if isinstance(present, dict) else {}
-    for signature in signatures:
-        merged.setdefault(signature.signer_user_id, {})[signature.signer_key_id] = signature.signature
-    return {**keys, "signatures": merged}

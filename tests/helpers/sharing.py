@@ -1,0 +1,146 @@
+"""Rooms that whole servers share, and a wire that writes down what is sent.
+
+room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+await share(room_id, north, bob)      # bob of the south joins through the north
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.event_auth import auth_keys
+from federation.protocol.event_signing import build_event
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.rooms.check import Verdict
+from federation.wire import WireAnswer, WireRequest
+from storage.events import select_events
+from storage.room_writer import NewMembership, StateEffect
+from storage.transaction import Transaction, WriteTransaction
+from tests.helpers.server import TestServer, User
+
+SEND = "/_matrix/federation/v1/send/"
+
+
+class RecordingWire:
+    """Answers every transaction, and every other request as it is told; keeps all of them."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, WireRequest]] = []
+        self.answers: dict[str, Callable[[str, Any], Mapping[str, Any]]] = {}
+        """What is answered, by the beginning of the path: from the destination and the body."""
+        self.down: set[str] = set()
+        """Servers that cannot be reached."""
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        self.requests.append((destination, request))
+        if destination in self.down:
+            raise RemoteError(destination, "it is down", retryable=True)
+        for path, answer in self.answers.items():
+            if request.uri.startswith(path):
+                body = msgspec.json.decode(request.body) if request.body else None
+                return WireAnswer(200, {}, msgspec.json.encode(answer(destination, body)))
+        if request.uri.startswith(SEND):
+            return WireAnswer(200, {}, b'{"pdus":{}}')
+        return WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"not here"}')
+
+    def transactions(self, destination: str) -> list[tuple[str, dict[str, Any]]]:
+        """(id, body) of the transactions that were tried, the failed ones too."""
+        return [
+            (request.uri.removeprefix(SEND), msgspec.json.decode(request.body))
+            for server, request in self.requests
+            if server == destination and request.uri.startswith(SEND)
+        ]
+
+    def texts(self, destination: str) -> list[str]:
+        """The bodies of the messages that were sent there."""
+        return [
+            pdu["content"]["body"]
+            for _, body in self.transactions(destination)
+            for pdu in body["pdus"]
+            if pdu["type"] == "m.room.message"
+        ]
+
+    def edus(self, destination: str, edu_type: str) -> list[dict[str, Any]]:
+        """The contents of EDUs that were sent there."""
+        return [
+            edu["content"]
+            for _, body in self.transactions(destination)
+            for edu in body["edus"]
+            if edu["edu_type"] == edu_type
+        ]
+
+
+def settle(server: TestServer) -> None:
+    """Let happen what is to happen at once."""
+    for _ in range(20):
+        server.clock.advance(0)
+
+
+async def pretend_member(server: TestServer, room_id: str, user_id: str, membership: str = "join") -> None:
+    """Let a user of another server be in a room, as far as its tables know."""
+    room = await server.app.rooms.store.get_room(room_id)
+    assert room is not None
+    member = NewMembership(user_id, membership, user_id, False, None, None)
+
+    def write(txn: WriteTransaction) -> None:
+        server.app.rooms.writer.add_effects(txn, room, [(1, StateEffect(member))])
+
+    await server.app.database.write("test", write)
+
+
+async def share(room_id: str, resident: TestServer, newcomer: User) -> None:
+    """A user of another server joins a public room, without the help of the protocol for joining."""
+    rooms, id = resident.app.rooms, RoomID(room_id)
+    snapshot = await rooms.engine.get_snapshot(id)
+    stored = await snapshot.state.load_all()
+    state = {key: event.event for key, event in stored.items()}
+    content = {"membership": "join"}
+    keys = auth_keys(snapshot.version, "m.room.member", newcomer.user_id, newcomer.user_id, content)
+    identity = newcomer.server.app.federation.identity
+    event = build_event(
+        snapshot.version,
+        identity.server_name,
+        identity.key,
+        room_id=id,
+        type="m.room.member",
+        sender=newcomer.user_id,
+        content=content,
+        state_key=newcomer.user_id,
+        redacts=None,
+        origin_server_ts=int(resident.clock.seconds() * 1000),
+        prev_events=[EventID(event_id) for _, event_id in snapshot.head.extremities],
+        auth_events=[state[key].event_id for key in keys if key in state],
+        depth=snapshot.head.depth + 1,
+        event_id=None,
+        reference_hashes=None,
+    )
+    nids = await rooms.chains.get_auth_chain([stored[key].nid for key in keys if key in stored])
+    chain = await rooms.events.get_events(nids)
+    await newcomer.server.app.federation.adoptions.adopt(
+        snapshot.version,
+        id,
+        [other.pdu for other in state.values()],
+        [other.event.pdu for other in chain.values()],
+        event.pdu,
+    )
+    (outcome,) = await resident.app.federation.receiver.receive(id, [event.pdu], send_on=True)
+    assert outcome.verdict is Verdict.ACCEPT, outcome
+
+
+async def timeline(server: TestServer, room_id: str) -> list[str]:
+    """The bodies of all messages that a server shows in a room, in the order in which it got them."""
+    room = await server.app.rooms.store.get_room(room_id)
+    assert room is not None
+
+    def read(txn: Transaction) -> list[str]:
+        rows = txn.query(
+            "SELECT event_nid FROM events WHERE room_nid = ? AND type = 'm.room.message' AND (flags & 16) <> 0"
+            " ORDER BY depth, event_nid",
+            (room.room_nid,),
+        )
+        events = select_events(txn, [nid for (nid,) in rows])
+        return [msgspec.json.decode(events[nid].pdu)["content"].get("body") for (nid,) in rows]
+
+    return await server.app.database.read("test", read)
