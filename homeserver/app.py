@@ -25,6 +25,7 @@ from federation.protocol.signing import SigningKey
 from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.federation_in import IncomingParts
@@ -38,6 +39,7 @@ from homeserver.client import (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     filters,
     key_backups,
@@ -45,6 +47,8 @@ from homeserver.client import (
     login,
     logout,
     media,
+    openid,
+    presence,
     profiles,
     push_rules,
     receipts,
@@ -59,6 +63,7 @@ from homeserver.client import (
     tags,
     to_device,
     versions,
+    voip,
     well_known,
 )
 from homeserver.config.server import Listener
@@ -76,6 +81,7 @@ from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
+from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web import landing
@@ -89,6 +95,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     filters,
     key_backups,
@@ -97,6 +104,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    openid,
+    presence,
     probes,
     profiles,
     push_rules,
@@ -113,6 +122,7 @@ SOURCES: tuple[ModuleType, ...] = (
     tags,
     to_device,
     versions,
+    voip,
     well_known,
 )
 """Every module that declares endpoints."""
@@ -138,6 +148,7 @@ class Server:
         federation: FederationParts,
         incoming: IncomingParts,
         federation_out: FederationOutParts,
+        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -153,6 +164,7 @@ class Server:
         self.federation = federation
         self.incoming = incoming
         self.federation_out = federation_out
+        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -165,7 +177,8 @@ class Server:
         """What answers on one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
-            names |= {"keys"}  # nobody could check what this server signs without them
+            # nobody could check what this server signs without the keys; services ask where they ask of federation
+            names |= {"keys", "openid"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -192,9 +205,10 @@ class Server:
                 continue
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
-        self.rooms.propagation.wake()
+        self.rooms.start()
         self.people.resume_departures()
         self.incoming.inbox.start()
+        self.calls.delayed_events.start()
         self.start_jobs()
         self.federation_out.sender.start()
         if self.other_nodes is not None:
@@ -231,7 +245,9 @@ class Server:
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.federation_out.sender.stop()
+        await self.calls.delayed_events.stop()
         await self.accounts.last_seen.stop()
+        await self.rooms.presence.stop()
         await self.media.stop()
         await self.database.close()
 
@@ -268,6 +284,7 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
+    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     own_keys = OwnKeys(
         identity,
         rooms.now_ms,
@@ -288,6 +305,9 @@ def build(
         people.devices,
         people.filters,
         people.push_rules,
+        calls.delayed_events,
+        calls.openid,
+        calls.turn,
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
@@ -301,6 +321,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.presence,
         rooms.profile_access,
         rooms.profiles,
         rooms.reading,
@@ -316,7 +337,9 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
+        OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
             server_name,
@@ -336,7 +359,8 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation_out.signatures),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
+    all_jobs = [*jobs_of(clock, database, accounts.uia, files.repository, rooms.presence), *calls.jobs()]
+    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,
         clock,
@@ -349,6 +373,7 @@ def build(
         federation,
         incoming,
         federation_out,
+        calls,
         HttpMetrics(registry),
         access_log,
         jobs,

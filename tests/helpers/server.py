@@ -44,6 +44,8 @@ rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
 rc_room_creation: *unlimited
 rc_profile: *unlimited
 """
+NO_PRESENCE = "presence: {enabled: false}\n"
+"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
 
 
 class CutWire:
@@ -82,7 +84,9 @@ class TestServer:
         `wire` leads to other servers, by default to none.
         """
         path = folder / "homeserver.yaml"
-        path.write_text(f"server_name: {server_name}\n{OPEN_CONFIG}{further_config}", encoding="utf-8")
+        others = "" if "presence:" in further_config else NO_PRESENCE
+        text = f"server_name: {server_name}\n{OPEN_CONFIG}{others}{further_config}"
+        path.write_text(text, encoding="utf-8")
         self.clock = clock if clock is not None else Clock()
         if clock is None:
             self.clock.advance(now)
