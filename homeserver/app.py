@@ -13,6 +13,7 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
 from federation.endpoints import keys as server_keys
 from federation.endpoints import transactions as federation_transactions
@@ -89,6 +90,7 @@ from homeserver.web.landing import LandingPage
 from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
+    server_devices,
     federation_events,
     federation_transactions,
     server_keys,
@@ -276,14 +278,6 @@ def build(
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(clock, database, accounts, rooms)
-    encryption = EncryptionParts(
-        database,
-        identity,
-        rooms.now_ms,
-        accounts,
-        people.accounts,
-        rooms.cross_signing_store,
-    )
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     own_keys = OwnKeys(
         identity,
@@ -291,8 +285,17 @@ def build(
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
     federation = FederationParts(config, database, wire, identity, rooms)
+    encryption = EncryptionParts(
+        database,
+        identity,
+        federation.policy,
+        rooms.now_ms,
+        accounts,
+        people.accounts,
+        rooms.cross_signing_store,
+    )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
-    federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         own_keys,
@@ -313,6 +316,8 @@ def build(
         encryption.to_device,
         files.delivery,
         files.repository,
+        federation_out.everyones_keys,
+        federation_out.own_devices,
         incoming.form,
         incoming.served,
         incoming.transactions,
@@ -359,7 +364,11 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation_out.signatures),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    all_jobs = [*jobs_of(clock, database, accounts.uia, files.repository, rooms.presence), *calls.jobs()]
+    all_jobs = [
+        *jobs_of(clock, database, accounts.uia, files.repository, rooms.presence),
+        *calls.jobs(),
+        *federation_out.jobs(),
+    ]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,

@@ -79,6 +79,12 @@ class Deliveries:
     def __iter__(self) -> Iterator[Destination]:
         return iter(self._destinations.values())
 
+    def count_destinations(self) -> tuple[int, int, int]:
+        """How many there is something to know of, how many of them cannot be reached, and how many are behind."""
+        failing = sum(1 for destination in self if destination.failing_since_ts is not None)
+        behind = sum(1 for destination in self if destination.is_behind)
+        return len(self._destinations), failing, behind
+
     def find(self, server: ServerName) -> Destination:
         """The destination, a new one if nothing is known of it; `wake` it once there is something to tell."""
         destination = self._destinations.get(server)
