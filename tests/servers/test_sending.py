@@ -7,8 +7,8 @@ import pytest
 
 from storage.database import Database
 from tests.helpers.databases import open_inline
+from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
-from tests.helpers.sharing import RecordingWire, pretend_member, settle
 
 PEER, OTHER = "peer.example", "other.example"
 BOB = f"@bob:{PEER}"
