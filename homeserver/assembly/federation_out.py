@@ -83,7 +83,7 @@ class FederationOutParts:
             is_alone=database.engine.name == "sqlite",
         )
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
-        SenderMetrics(registry, self.deliveries)
+        SenderMetrics(registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(
             clock,
             RemoteDeviceStore(database),

@@ -213,8 +213,8 @@ async def test_messages_to_devices_come_in_order_and_once(network: Network) -> N
         network.clock.advance(3600)
         network.settle()
 
-    for user, token in ((room.bob, since), (second, since_second)):
-        got: list[int] = []
+    for user, start in ((room.bob, since), (second, since_second)):
+        got, token = list[int](), start
         while True:
             more, token = bodies(user, token)
             if not more:
