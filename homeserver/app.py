@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
+from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
 from federation.endpoints import transactions as federation_transactions
 from federation.identity import ServerIdentity
@@ -28,6 +29,7 @@ from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.federation_out import FederationOutParts
@@ -94,6 +96,9 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_events,
     federation_transactions,
     server_keys,
+    invites,
+    membership,
+    queries,
     account,
     account_data,
     capabilities,
@@ -295,6 +300,7 @@ def build(
         rooms.cross_signing_store,
     )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
+    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
@@ -314,6 +320,9 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        federated_rooms.handshakes,
+        federated_rooms.invitations,
+        federated_rooms.query_answers,
         files.delivery,
         files.repository,
         federation_out.everyones_keys,

@@ -199,6 +199,12 @@ class WrongRoomKeysVersion(MatrixError):
     errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
 
 
+class OtherServerFailed(MatrixError):
+    """What was asked for needs another server, and none was of use: nobody's fault here."""
+
+    errcode, status, default_text = "M_UNKNOWN", 502, "Another server could not be reached, or answered wrongly"
+
+
 class UnknownPos(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_POS", 400, "Unknown position: start a new connection"
 

@@ -10,7 +10,10 @@ from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.outside import OutsideMemberships
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.residence import Residence
+from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
@@ -25,18 +28,19 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
+from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
-from homeserver.services.profiles import NoRemoteProfiles, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
@@ -45,6 +49,7 @@ from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
@@ -63,6 +68,7 @@ from storage.cross_signing import CrossSigningStore
 from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
+from storage.outside_memberships import OutsideMembershipStore
 from storage.receipts import ReceiptStore
 from storage.relations import RelationStore
 from storage.room_servers import RoomServerStore
@@ -125,6 +131,8 @@ class RoomParts:
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
+        self.elsewhere = Elsewhere()
+        self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
         visibility = Visibility(trees, self.events)
         self.store = room_store
         self.membership_store = membership_store
@@ -163,11 +171,19 @@ class RoomParts:
             accounts.store,
             accounts.profile_store,
             self.propagation,
-            NoRemoteProfiles(),
+            self.elsewhere,
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
+        self.residence = Residence(self.engine, self.memberships)
+        self.restricted = RestrictedJoins(self.memberships, room_store)
+        self.invite_policy = InvitePolicy(
+            accounts.store,
+            self.permissions,
+            limiter,
+            only_admins_invite=config.rooms.block_non_admin_invites,
+        )
         self.room_memberships = RoomMemberships(
             self.engine,
             self.memberships,
@@ -178,7 +194,9 @@ class RoomParts:
             limiter,
             identity,
             guests,
-            RestrictedJoins(self.memberships, room_store),
+            self.restricted,
+            self.residence,
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, membership_store, limiter),
             self.permissions,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
@@ -221,9 +239,12 @@ class RoomParts:
             alias_store,
             summary_store,
             self.reading,
+            membership_store,
+            self.elsewhere,
             identity,
             now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
+            readable_elsewhere=config.rooms.allow_public_rooms_over_federation,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
         )
@@ -233,7 +254,7 @@ class RoomParts:
         self.presence = presence_of(
             config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
         )
-        history = InvitedRooms(self.engine, self.events)
+        history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.device_keys = DeviceKeys(
             database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED

@@ -39,9 +39,7 @@ class JoinLimits:
     """Two buckets for joining rooms."""
 
     local: RateLimit = limit(0.1, 10, "Joins of one user to rooms that this server is in.")
-    remote: RateLimit = limit(
-        0.01, 10, "Joins of one user to rooms that this server must first join over federation.", not_yet=True
-    )
+    remote: RateLimit = limit(0.01, 10, "Joins of one user to rooms that this server must first join over federation.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ class Network:
         self._open_database = open_database
         self._sends = False
         self._cuts: set[frozenset[str]] = set()
+        self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
 
     def add(self, name: str, further_config: str = "") -> TestServer:
@@ -88,6 +89,10 @@ class Network:
         """What is sent from now on passes again."""
         self._cuts.discard(frozenset((one, other)))
 
+    def forge(self, server: str, forger: "Forger") -> None:
+        """From now on the server answers what the forger makes of its answers."""
+        self._forgers[server] = forger
+
     def hold(self) -> None:
         """Keep requests back until `deliver`."""
         self._held = []
@@ -131,10 +136,19 @@ class Network:
         def look() -> None:
             answers = pending.connection.answers() if _is_whole(pending) else []
             if answers and not answered.called:
-                answered.callback(WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body))
+                answer = WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body)
+                forger = self._forgers.get(letter.destination)
+                try:
+                    answered.callback(answer if forger is None else forger(request, answer))
+                except RemoteError as error:
+                    answered.errback(error)
 
         pending.connection.transport.heard = look
         look()
+
+
+Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
+"""Makes another answer of one, or raises RemoteError."""
 
 
 class Letter:

@@ -278,7 +278,14 @@ async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Net
     inbox = Inbox(store, app.rooms.store, app.incoming.missing, network.clock, metrics)
     parts = app.federation
     transactions = Transactions(
-        app.rooms.engine, app.rooms.memberships, parts.receiver, inbox, parts.edus, parts.policy, metrics
+        app.rooms.engine,
+        app.rooms.memberships,
+        parts.receiver,
+        inbox,
+        parts.edus,
+        app.incoming.outside,
+        parts.policy,
+        metrics,
     )
 
     async def push(*events: Event) -> dict[str, dict[str, str]]:
@@ -317,6 +324,7 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
 async def test_a_state_that_somebody_makes_up_takes_nothing_from_ours(network: Network) -> None:
     """Whoever names what nobody has may tell of any state before it; ours has a say all the same."""
     room = await shared(network)
+    network.clock.advance(1)
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
     before = await room.north.state(room.room_id)
     gap: list[Event | EventID] = [*await room.north.last(room.room_id), EventID("$" + "x" * 43)]
