@@ -13,6 +13,7 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
 from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
@@ -111,6 +112,7 @@ from storage.database import Database
 from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
+    server_devices,
     federation_events,
     federation_transactions,
     server_keys,
@@ -338,23 +340,24 @@ def build(
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
-    encryption = EncryptionParts(
-        database,
-        identity,
-        rooms.now_ms,
-        accounts,
-        people.accounts,
-        rooms.cross_signing_store,
-    )
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     exploring = ExploringParts(
         database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
     )
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, identity, rooms)
+    encryption = EncryptionParts(
+        database,
+        identity,
+        federation.policy,
+        rooms.now_ms,
+        accounts,
+        people.accounts,
+        rooms.cross_signing_store,
+    )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
-    federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
@@ -390,6 +393,8 @@ def build(
         federated_rooms.query_answers,
         files.delivery,
         files.repository,
+        federation_out.everyones_keys,
+        federation_out.own_devices,
         incoming.form,
         incoming.served,
         incoming.transactions,
@@ -453,7 +458,8 @@ def build(
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
     )
-    jobs = Jobs(clock, [*finding.jobs, *calls.jobs(), *standing], JobMetrics(registry))
+    all_jobs = [*finding.jobs, *calls.jobs(), *federation_out.jobs(), *standing]
+    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,
         clock,

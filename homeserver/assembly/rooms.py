@@ -122,7 +122,7 @@ class RoomParts:
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
-        receipt_store = ReceiptStore(database)
+        self.receipt_store = receipt_store = ReceiptStore(database)
         summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database)
@@ -288,7 +288,7 @@ class RoomParts:
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, identity, capacity=USERS_CACHED
+            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
         )
         self.device_lists = DeviceLists(
             accounts.device_store,

@@ -4,10 +4,10 @@ spec: client-server-api#invite-permission
 """
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.errors import Forbidden, InviteBlocked, NotFound
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.invite_permissions import InvitePermissions, Verdict
 from storage.accounts import AccountStore
 
 
@@ -15,7 +15,12 @@ class InvitePolicy:
     """Checks invites of this server's users: the `InviteGate` of invites from other servers."""
 
     def __init__(
-        self, accounts: AccountStore, permissions: InvitePermissions, limiter: RateLimiter, *, only_admins_invite: bool
+        self,
+        accounts: AccountStore,
+        permissions: InvitePermissions,
+        limiter: RateLimiter,
+        *,
+        only_admins_invite: bool,
     ) -> None:
         self._accounts = accounts
         self._permissions = permissions
@@ -29,6 +34,10 @@ class InvitePolicy:
             raise NotFound(f"There is no user {target} here")
         if self._only_admins_invite:
             raise Forbidden("People of this server cannot be invited from elsewhere")
-        await self._permissions.check_may_invite(inviter, target)
+        verdict = await self._permissions.judge(target, inviter)
+        if verdict is Verdict.BLOCK:
+            raise InviteBlocked(f"{target} does not want to be invited")
+        if verdict is Verdict.IGNORE:
+            raise Forbidden("This user does not want to be invited by you")
         self._limiter.check(Limit.INVITE_ROOM, room_id)
         self._limiter.check(Limit.INVITE_USER, target)
