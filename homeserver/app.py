@@ -15,10 +15,10 @@ from twisted.logger import Logger
 
 from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
+from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
-from federation.own_keys import OwnKeys
 from federation.protocol.endpoint import BodyLimit, Endpoint
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.wire import Wire
@@ -82,6 +82,7 @@ from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
     server_keys,
+    server_version,
     invites,
     membership,
     queries,
@@ -259,16 +260,13 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    own_keys = OwnKeys(
-        identity,
-        rooms.now_ms,
-        {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
-    )
-    federation = FederationParts(config, database, wire, identity, rooms)
+    federation = FederationParts(config, clock, database, wire, identity, rooms)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
-        own_keys,
+        federation.edge.implementation,
+        federation.edge.notary,
+        federation.edge.own_keys,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
@@ -323,7 +321,12 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation.signed_requests),
+        guard=Guard(
+            limiter,
+            tokens=accounts.access_tokens,
+            signatures=federation.signed_requests,
+            turns=federation.edge.turns,
+        ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
