@@ -13,8 +13,12 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
-from federation.endpoints import invites, membership, queries
+from federation.endpoints import events as federation_events
+from federation.endpoints import invites as federation_invites
 from federation.endpoints import keys as server_keys
+from federation.endpoints import membership as federation_membership
+from federation.endpoints import queries as federation_queries
+from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import BodyLimit, Endpoint
@@ -27,6 +31,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.media import MediaParts, MediaThreads
@@ -81,11 +86,13 @@ from homeserver.web.landing import LandingPage
 from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
+    federation_events,
+    federation_invites,
+    federation_membership,
+    federation_queries,
+    federation_transactions,
     server_keys,
     server_version,
-    invites,
-    membership,
-    queries,
     account,
     account_data,
     capabilities,
@@ -136,6 +143,7 @@ class Server:
         people: PeopleParts,
         media: MediaParts,
         federation: FederationParts,
+        incoming: IncomingParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -149,6 +157,7 @@ class Server:
         self.people = people
         self.media = media
         self.federation = federation
+        self.incoming = incoming
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -190,6 +199,7 @@ class Server:
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
         self.people.resume_departures()
+        self.incoming.inbox.start()
         self.start_jobs()
         if self.other_nodes is not None:
             self.other_nodes.start()
@@ -222,6 +232,7 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.media.stop()
@@ -262,6 +273,7 @@ def build(
     )
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         federation.edge.implementation,
@@ -284,6 +296,9 @@ def build(
         federated_rooms.query_answers,
         files.delivery,
         files.repository,
+        incoming.form,
+        incoming.served,
+        incoming.transactions,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -340,6 +355,7 @@ def build(
         people,
         files,
         federation,
+        incoming,
         HttpMetrics(registry),
         access_log,
         jobs,

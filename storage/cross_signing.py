@@ -62,7 +62,8 @@ class CrossSigningStore:
                 (key.user_id, key.usage, key.public_key, key.content),
             )
         if keys:
-            announce_device_list(txn, keys[0].user_id)
+            told = any(key.usage != "user_signing" for key in keys)
+            announce_device_list(txn, keys[0].user_id, [None] if told else [])
 
     def add_signatures(self, txn: WriteTransaction, signatures: Sequence[KeySignature]) -> None:
         """Add signatures; who signed again replaces their signature. The users concerned are announced."""
@@ -79,7 +80,11 @@ class CrossSigningStore:
         for user_id in sorted(
             {each.signer_user_id for each in signatures} | {each.target_user_id for each in signatures}
         ):
-            announce_device_list(txn, user_id)
+            own = [each for each in signatures if each.target_user_id == each.signer_user_id == user_id]
+            told = {
+                None if has_cross_signing_key(txn, user_id, each.target_key) else each.target_key: None for each in own
+            }
+            announce_device_list(txn, user_id, list(told))
 
 
 def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bool:

@@ -3,13 +3,15 @@
 Laws:
 - A change of the list (a device more, fewer, another name, other keys) takes a position (`Topic.DEVICE`). One position a user is
   kept, the latest: who has read up to an earlier one hears of it with the later one.
+- Other servers are told of each change of a device that has published keys (`storage/device_list_log.py`), numbered by its position.
 - When a device was last seen is written in batches, takes no position, and may be minutes old.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.device_list_log import log_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -111,7 +113,8 @@ class DeviceStore:
         sql = "UPDATE devices SET display_name = ? WHERE user_id = ? AND device_id = ?"
         if not txn.execute(sql, (name, user_id, device_id)):
             return False
-        announce_device_list(txn, user_id)
+        published = txn.query_one("SELECT 1 FROM device_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
+        announce_device_list(txn, user_id, [] if published is None else [device_id])
         return True
 
     async def set_sightings(self, sightings: Iterable[DeviceSighting]) -> None:
@@ -132,12 +135,19 @@ class DeviceStore:
         rows = [(user_id, device_id) for device_id in device_ids]
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
-            announce_device_list(txn, user_id)
+            announce_device_list(txn, user_id, [device_id for _, device_id in rows])
 
 
-def announce_device_list(txn: WriteTransaction, user_id: str) -> None:
-    """Something about the user's devices or their keys has changed."""
-    position = txn.next_position()
+def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None] = ()) -> None:
+    """Something about the user's devices or their keys has changed.
+
+    `device_ids`: devices of a user of this server of whose change others are to be told; None stands for the keys of
+    cross-signing.
+    """
+    first = txn.next_position(max(1, len(device_ids)))
+    if device_ids:
+        log_changes(txn, user_id, device_ids, first)
+    position = first + max(0, len(device_ids) - 1)
     txn.execute(
         "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",

@@ -3,7 +3,6 @@
 Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -60,9 +59,12 @@ class MembershipStore:
         """This server's users who are joined."""
         return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
 
-    async def get_servers(self, room_nid: int) -> Mapping[str, int]:
-        """The servers in a room, with how many of their users are joined: the most first. Grows with the room."""
-        return await self._database.read("get_servers_in_room", select_servers, room_nid)
+    async def get_users_of_server(self, room_nid: int, server: str, limit: int) -> list[str]:
+        """Users of a server that ever had a membership of the room: first who is joined, then by age of the membership.
+
+        Looks at all members of the room.
+        """
+        return await self._database.read("get_users_of_server", _select_of_server, room_nid, server, limit)
 
     async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
         """The memberships of these rooms that changed after `since`, up to `upto`."""
@@ -118,13 +120,6 @@ def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
     return counts.get("join", 0), counts.get("invite", 0)
 
 
-def select_servers(txn: Transaction, room_nid: int) -> dict[str, int]:
-    """The form of `get_servers` for use inside a transaction."""
-    rows = txn.query("SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join'", (room_nid,))
-    counts = Counter(user_id.partition(":")[2] for (user_id,) in rows)
-    return dict(counts.most_common())
-
-
 def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int]) -> MembershipRow:
     nid, user_id, membership, event_nid, sender, position, is_local, name, avatar, forgotten = row
     return MembershipRow(
@@ -152,6 +147,15 @@ def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
         "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1", (room_nid,)
     )
     return [user_id for (user_id,) in rows]
+
+
+def _select_of_server(txn: Transaction, room_nid: int, server: str, limit: int) -> list[str]:
+    rows = txn.query(
+        "SELECT user_id FROM memberships WHERE room_nid = ?"
+        " ORDER BY CASE membership WHEN 'join' THEN 0 ELSE 1 END, event_nid",
+        (room_nid,),
+    )
+    return [user_id for (user_id,) in rows if user_id.partition(":")[2] == server][:limit]
 
 
 def _select_changed(txn: Transaction, room_nids: list[int], since: int, upto: int) -> list[MembershipRow]:

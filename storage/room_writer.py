@@ -15,6 +15,7 @@ from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, count_members, put_membership, select_memberships
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
+from storage.room_servers import count_servers
 from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
 from storage.sent_transactions import SentTransaction, add_transaction
@@ -391,15 +392,24 @@ class RoomWriter:
             return 0, 0
         before = select_memberships(txn, room_nid, members)
         change = {"join": 0, "invite": 0}
+        servers: dict[str, int] = {}
+        positions: dict[str, int] = {}
         for user_id, (nid, position, new) in members.items():
             old = before.get(user_id)
             if old is not None and old.membership in change:
                 change[old.membership] -= 1
             if new.membership in change:
                 change[new.membership] += 1
+            if not new.is_local:
+                server = user_id.partition(":")[2]
+                was_in = old is not None and old.membership == "join"
+                servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
+                positions.setdefault(server, position)
             row = _membership(room_nid, nid, position, new)
             put_membership(txn, row)
             txn.announce(Change(position, Topic.MEMBERSHIP, user_id=user_id, detail=row))
+        if servers:
+            count_servers(txn, room_nid, servers, positions)
         return change["join"], change["invite"]
 
     def _number(

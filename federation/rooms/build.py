@@ -63,12 +63,19 @@ class Chain:
     """Events upon one snapshot of a room."""
 
     def __init__(
-        self, snapshot: RoomSnapshot, events: RoomEvents, identity: ServerIdentity, classify: Classify
+        self,
+        snapshot: RoomSnapshot,
+        events: RoomEvents,
+        identity: ServerIdentity,
+        classify: Classify,
+        further_flags: int = 0,
     ) -> None:
+        """`further_flags` are those of all its events."""
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
         self._classify = classify
+        self._further_flags = further_flags
         self._overlay: dict[StateKey, Event] = {}
         self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
             :MAX_PREV_EVENTS
@@ -182,6 +189,13 @@ class Chain:
             raise Forbidden("The event that made the room cannot be redacted")
         return await prune(self._snapshot, target, self._identity)
 
+    def _flags_of(self, event: Event) -> int:
+        """What all events of the chain have, and who is put out of a room hears of it even if they were only invited."""
+        target = event.state_key
+        if event.membership in ("leave", "ban") and target is not None and not self._identity.is_local(target):
+            return self._further_flags | EventFlag.TO_SEND
+        return self._further_flags
+
     def _may_call_room(self, event: Event, state: Mapping[StateKey, Event]) -> bool:
         """spec: client-server-api#mroompower_levels, `notifications`"""
         create = state.get(CREATE)
@@ -213,7 +227,10 @@ class Chain:
                 state_key=event.state_key,
                 sender=event.sender,
                 origin_server_ts=event.origin_server_ts,
-                flags=int(EventFlag.TIMELINE) | flags | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
+                flags=EventFlag.TIMELINE
+                | self._flags_of(event)
+                | flags
+                | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,

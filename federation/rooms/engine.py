@@ -24,9 +24,11 @@ from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain
 from federation.rooms.drafts import Draft
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from storage.database import Database
+from storage.events import EventFlag
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
 from storage.rooms import Head, RoomRow, RoomStore, add_room
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
@@ -71,6 +73,7 @@ class RoomEngine:
         database: Database,
         rooms: RoomStore,
         events: RoomEvents,
+        servers: RoomServers,
         trees: StateTreeStore,
         writer: RoomWriter,
         identity: ServerIdentity,
@@ -83,6 +86,7 @@ class RoomEngine:
         self._database = database
         self._rooms = rooms
         self._events = events
+        self._servers = servers
         self._trees = trees
         self._writer = writer
         self._identity = identity
@@ -249,7 +253,9 @@ class RoomEngine:
         """
         rebuilds = 0
         while rebuilds < MAX_REBUILDS:
-            chain = Chain(snapshot, self._events, self._identity, self._classify)
+            others = await self._servers.in_room(snapshot.room.room_nid)
+            further_flags = EventFlag.TO_SEND if others else 0
+            chain = Chain(snapshot, self._events, self._identity, self._classify, further_flags)
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:

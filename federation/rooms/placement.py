@@ -64,6 +64,8 @@ class Arrival:
     """Accepted redactions of it that came before it."""
     is_past: bool
     """It belongs to what is known already: it is no news and no forward extremity."""
+    send_on: bool = False
+    """It falls to us to tell the other servers in the room."""
 
 
 class Placements:
@@ -156,7 +158,7 @@ class Placements:
         elif verdict is Verdict.SOFT_FAIL:
             flags = EventFlag.SOFT_FAILED
         elif await self._may_take_effect(snapshot, arrival):
-            flags = EventFlag.TIMELINE
+            flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
             redaction = await self._redaction(snapshot, arrival)
             if not arrival.is_past:
                 classification = self._classify(event)
@@ -271,7 +273,7 @@ class Placements:
         was_outlier = bool(flags.get(new.event_id, 0) & EventFlag.OUTLIER)
         if was_outlier != (new.placed_nid is not None) or (flags and not was_outlier):
             raise HeadMoved(snapshot.room.room_id)
-        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing)
+        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing, new.depth)
 
 
 def _depth(arrival: Arrival) -> int:

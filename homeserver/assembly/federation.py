@@ -2,8 +2,10 @@
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
+from federation.protocol.ids import domain_of
 from federation.rooms.adopt import Adoptions
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
@@ -43,9 +45,13 @@ class FederationParts:
         placements = Placements(
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
-        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, _approve)
+        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, self._approve)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
-        self.receiver = Receiver(rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions)
+        self.access = rooms.access
+        self.edus = EduReceivers(self.access)
+        self.receiver = Receiver(
+            rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access
+        )
         self.adoptions = Adoptions(
             database,
             rooms.engine,
@@ -60,7 +66,6 @@ class FederationParts:
             rooms.now_ms,
         )
 
-
-async def _approve(_event: Event) -> bool:
-    """No policy server is asked."""
-    return True
+    async def _approve(self, event: Event) -> bool:
+        """Nothing from a server with which we do not talk is shown. No policy server is asked."""
+        return self.policy.allows(domain_of(event.sender))

@@ -13,6 +13,8 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.residence import Residence
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
+from federation.rooms.server_access import ServerAccess
+from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
@@ -38,6 +40,7 @@ from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
@@ -63,6 +66,7 @@ from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
 from storage.receipts import ReceiptStore
 from storage.relations import RelationStore
+from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
@@ -111,6 +115,7 @@ class RoomParts:
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=ROOMS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
@@ -132,6 +137,7 @@ class RoomParts:
             database,
             room_store,
             self.events,
+            self.servers,
             trees,
             self.writer,
             identity,
@@ -162,7 +168,8 @@ class RoomParts:
             fixed=fixed_profile_fields(config),
         )
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
-        self.residence = Residence(self.engine, self.memberships)
+        self.access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)
         self.invite_policy = InvitePolicy(
             accounts.store,
@@ -183,7 +190,7 @@ class RoomParts:
             guests,
             self.restricted,
             self.residence,
-            RoomsElsewhere(self.elsewhere, room_store, self.memberships, membership_store, limiter),
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
             self.invite_policy,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
@@ -206,6 +213,7 @@ class RoomParts:
         self.sending = RoomSending(
             self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
         )
+        self.history = RoomHistory()
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -217,6 +225,7 @@ class RoomParts:
             ignored,
             aggregations,
             RoomAnswers(streams, capacity=ANSWER_BYTES),
+            self.history,
         )
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(
@@ -225,7 +234,7 @@ class RoomParts:
             alias_store,
             summary_store,
             self.reading,
-            membership_store,
+            self.servers,
             self.elsewhere,
             identity,
             now_ms,

@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from homeserver.observe.database import DatabaseMetrics
+from homeserver.observe.federation import FederationMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 
 _HEAD = """# Metrics
@@ -21,6 +22,7 @@ def write_metrics_page() -> str:
     registry = CollectorRegistry()
     HttpMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
+    FederationMetrics(registry)
     JobMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return _HEAD + "".join(

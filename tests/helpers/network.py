@@ -32,6 +32,8 @@ class Network:
         self.servers: dict[str, TestServer] = {}
         self.log: list[tuple[str, str, str, str]] = []
         """(from, to, method, uri) of all requests that were made, in order."""
+        self.liars: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
+        """Each may answer a request in the place of the server to which it goes."""
         self._folder = folder
         self._open_database = open_database
         self._cuts: set[frozenset[str]] = set()
@@ -42,9 +44,16 @@ class Network:
         """One server more."""
         folder = self._folder / name
         folder.mkdir()
+        return self._build(folder, name, self._open_database(), further_config)
+
+    def rebuild(self, name: str) -> TestServer:
+        """A server again, upon its database: as after a crash."""
+        return self._build(self._folder / name, name, self.servers[name].app.database, "")
+
+    def _build(self, folder: Path, name: str, database: Database, further_config: str) -> TestServer:
         server = TestServer(
             folder,
-            self._open_database(),
+            database,
             further_config,
             seed=len(self.servers) + 1,
             server_name=name,
@@ -83,6 +92,10 @@ class Network:
     async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
         """What a server's wire does."""
         self.log.append((origin, destination, request.method, request.uri))
+        for lie in self.liars:
+            answer = lie(destination, request)
+            if answer is not None:
+                return answer
         answered: Deferred[WireAnswer] = Deferred()
         letter = Letter(origin, destination, request)
         if self._held is not None:
