@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from random import Random
 from typing import TextIO, TypeVar, cast
 
 import click
@@ -24,14 +25,14 @@ from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from federation.protocol.errors import MatrixError, RemoteError
-from federation.protocol.ids import ServerName
+from federation.outbound.tls import BadAuthorities
+from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
-from federation.wire import WireAnswer, WireRequest
 from homeserver.app import build, declared_routes
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.media import MediaThreads
+from homeserver.assembly.outbound import OutboundParts
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
@@ -62,6 +63,8 @@ SECONDS_TO_STOP = 4.0
 HASHING_THREADS = 2
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
+NAME_THREADS = 8
+"""How many names of servers are looked up at the same time."""
 COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 """Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
 
@@ -176,6 +179,7 @@ def run(paths: tuple[Path, ...]) -> None:
     key = read_key(loaded.config)
     registry = CollectorRegistry()
     observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
+    outbound = open_outbound(loaded.config, reactor)
     database = open_storage(loaded.config, reactor, observer)
     try:
         server = build(
@@ -188,7 +192,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
             ),
-            wire=_NoWire(),
+            wire=outbound.wire,
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),
@@ -312,6 +316,17 @@ def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
 
 
+def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
+    """The way to other servers; the end of the command where the certificates that it needs cannot be read."""
+    threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
+    try:
+        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random)
+    except BadAuthorities as error:
+        raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
+    reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
+    return outbound
+
+
 def hashing_threads(reactor: ReactorBase) -> HashingThreads:
     """Threads for passwords, which end with the reactor."""
     pool = ThreadPool(0, HASHING_THREADS, "passwords")
@@ -393,13 +408,6 @@ def access_log(config: Config, file: LogFile) -> AccessLog:
         slow_seconds=config.observation.slow_request_threshold / 1000,
         only_slow=log.level not in ("debug", "info"),
     )
-
-
-class _NoWire:
-    """Until the agent is there."""
-
-    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
-        raise RemoteError(destination, "this server cannot reach others yet", retryable=False)
 
 
 if __name__ == "__main__":

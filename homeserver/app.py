@@ -14,13 +14,15 @@ from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP
 from twisted.logger import Logger
 
 from federation.endpoints import events as federation_events
-from federation.endpoints import invites, membership, queries
+from federation.endpoints import invites as federation_invites
 from federation.endpoints import keys as server_keys
+from federation.endpoints import membership as federation_membership
+from federation.endpoints import queries as federation_queries
 from federation.endpoints import transactions as federation_transactions
+from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
-from federation.own_keys import OwnKeys
 from federation.protocol.endpoint import BodyLimit, Endpoint
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.wire import Wire
@@ -86,11 +88,12 @@ from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
     federation_events,
+    federation_invites,
+    federation_membership,
+    federation_queries,
     federation_transactions,
     server_keys,
-    invites,
-    membership,
-    queries,
+    server_version,
     account,
     account_data,
     capabilities,
@@ -273,18 +276,15 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    own_keys = OwnKeys(
-        identity,
-        rooms.now_ms,
-        {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
-    )
-    federation = FederationParts(config, database, wire, identity, rooms)
-    incoming = IncomingParts(clock, database, federation, rooms, registry)
+    federation = FederationParts(config, clock, database, wire, identity, rooms)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
-        own_keys,
+        federation.edge.implementation,
+        federation.edge.notary,
+        federation.edge.own_keys,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
@@ -342,7 +342,12 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens, signatures=federation_out.signatures),
+        guard=Guard(
+            limiter,
+            tokens=accounts.access_tokens,
+            signatures=federation_out.signatures,
+            turns=federation.edge.turns,
+        ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))

@@ -1,21 +1,19 @@
 """Puts together what has to do with other servers: requests both ways, keys, and how their events get into rooms."""
 
+from twisted.internet.interfaces import IReactorTime
+
 from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
-from federation.keyring import Keyring
-from federation.policy import Policy
 from federation.protocol.events import Event
 from federation.protocol.ids import domain_of
-from federation.requests import Requests
 from federation.rooms.adopt import Adoptions
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
-from federation.rooms.server_access import ServerAccess
 from federation.rooms.sources import Questions
-from federation.signed_requests import SignedRequests
 from federation.wire import Wire
+from homeserver.assembly.federation_edge import EdgeParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from storage.database import Database
@@ -26,13 +24,22 @@ class FederationParts:
     """The wire to other servers. What is public is for the other parts and for the router."""
 
     def __init__(
-        self, config: Config, database: Database, wire: Wire, identity: ServerIdentity, rooms: RoomParts
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        wire: Wire,
+        identity: ServerIdentity,
+        rooms: RoomParts,
     ) -> None:
         self.identity = identity
-        self.policy = Policy(config.federation.federation_domain_whitelist)
-        self.requests = Requests(wire, identity, self.policy)
-        self.keyring = Keyring(self.requests, identity, rooms.now_ms)
-        self.signed_requests = SignedRequests(self.keyring, self.policy, identity, rooms.now_ms)
+        self.edge = EdgeParts(
+            config.federation, config.limits.rc_federation, config.keys, clock, database, wire, identity, rooms.now_ms
+        )
+        self.policy = self.edge.policy
+        self.requests = self.edge.requests
+        self.keyring = self.edge.keyring
+        self.signed_requests = self.edge.signed_requests
         store = EventStore(database)
         self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
         placements = Placements(
@@ -40,7 +47,7 @@ class FederationParts:
         )
         questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, self._approve)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
-        self.access = ServerAccess(rooms.engine, rooms.memberships, rooms.servers)
+        self.access = rooms.access
         self.edus = EduReceivers(self.access)
         self.receiver = Receiver(
             rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access

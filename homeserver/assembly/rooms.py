@@ -13,6 +13,7 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.residence import Residence
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -167,7 +168,8 @@ class RoomParts:
             fixed=fixed_profile_fields(config),
         )
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
-        self.residence = Residence(self.engine, self.memberships)
+        self.access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)
         self.invite_policy = InvitePolicy(
             accounts.store,
@@ -188,7 +190,7 @@ class RoomParts:
             guests,
             self.restricted,
             self.residence,
-            RoomsElsewhere(self.elsewhere, room_store, self.memberships, membership_store, limiter),
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
             self.invite_policy,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
@@ -232,7 +234,7 @@ class RoomParts:
             alias_store,
             summary_store,
             self.reading,
-            membership_store,
+            self.servers,
             self.elsewhere,
             identity,
             now_ms,

@@ -95,4 +95,4 @@ class Limits:
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)
     rc_delayed_event_mgmt: RateLimit = limit(1, 5, "Requests about delayed events by one user.", not_yet=True)
-    rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.", not_yet=True)
+    rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.")

@@ -53,24 +53,22 @@ class Federation:
         example='["ministry.example", "university.example"]',
     )
     federation_verify_certificates: bool = option(
-        True, "Whether other servers must have valid certificates. Only for tests: false.", not_yet=True
+        True, "Whether other servers must have valid certificates. Only for tests: false."
     )
     federation_custom_ca_list: tuple[Path, ...] = option(
-        (), "Certificate authorities to trust instead of the system's, PEM files.", not_yet=True
+        (), "Certificate authorities to trust instead of the system's, PEM files."
     )
     trusted_key_servers: tuple[KeyServer, ...] = option(
         (),
         "Servers to ask for other servers' keys when those do not answer themselves. None unless you name one.",
         example="[{server_name: matrix.example.org}]",
-        not_yet=True,
     )
     ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
         "Addresses that are never contacted, whatever a name resolves to.",
-        not_yet=True,
     )
     ip_range_whitelist: tuple[Network, ...] = option(
-        (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]', not_yet=True
+        (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]'
     )
 
 

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from federation.protocol.endpoint import Limit, RequestContext, Requester
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.guard import AppserviceChecker, Guard, SignatureChecker, TokenChecker
+from homeserver.http.guard import AppserviceChecker, Guard, PeerTurns, SignatureChecker, TokenChecker
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site, SiteOptions
@@ -204,6 +204,7 @@ def client_for(
     tokens: TokenChecker | None = None,
     appservices: AppserviceChecker | None = None,
     signatures: SignatureChecker | None = None,
+    turns: PeerTurns | None = None,
     rates: Mapping[Limit, Rate] | None = None,
     options: SiteOptions | None = None,
     token_in_query: bool = True,
@@ -217,6 +218,7 @@ def client_for(
         tokens=tokens or FakeTokens({}),
         appservices=appservices,
         signatures=signatures,
+        turns=turns,
         token_in_query=token_in_query,
     )
     access_log = RememberingAccessLog()

@@ -43,6 +43,7 @@ rc_joins_per_room: *unlimited
 rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
 rc_room_creation: *unlimited
 rc_profile: *unlimited
+rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 
 
@@ -82,7 +83,9 @@ class TestServer:
         `wire` leads to other servers, by default to none.
         """
         path = folder / "homeserver.yaml"
-        path.write_text(f"server_name: {server_name}\n{_open_config(further_config)}", encoding="utf-8")
+        given = {line.partition(":")[0] for line in further_config.splitlines()}
+        opened = "\n".join(line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in given)
+        path.write_text(f"server_name: {server_name}\n{opened}\n{further_config}", encoding="utf-8")
         self.clock = clock if clock is not None else Clock()
         if clock is None:
             self.clock.advance(now)
@@ -115,13 +118,6 @@ class TestServer:
 
     def post(self, path: str, json: Any = None, **options: Any) -> Answer:
         return self.client.request("POST", path, json=json, **options)
-
-
-def _open_config(further: str) -> str:
-    """What tests need, but for what a test wants otherwise."""
-    wanted = {line.partition(":")[0] for line in further.splitlines()}
-    kept = [line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in wanted]
-    return "\n".join(kept) + "\n" + further
 
 
 class User:
