@@ -15,8 +15,10 @@ from twisted.logger import Logger
 
 from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
-from federation.endpoints import invites, membership, queries
+from federation.endpoints import invites as federation_invites
 from federation.endpoints import keys as server_keys
+from federation.endpoints import membership as federation_membership
+from federation.endpoints import queries as federation_queries
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
@@ -114,12 +116,12 @@ from storage.executors import Executor
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
     federation_events,
+    federation_invites,
+    federation_membership,
+    federation_queries,
     federation_transactions,
     server_keys,
     server_version,
-    invites,
-    membership,
-    queries,
     account,
     account_data,
     account_moderation,
@@ -355,8 +357,8 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)

@@ -3,7 +3,6 @@
 Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -67,10 +66,6 @@ class MembershipStore:
         """
         return await self._database.read("get_users_of_server", _select_of_server, room_nid, server, limit)
 
-    async def get_servers(self, room_nid: int) -> Mapping[str, int]:
-        """The servers in a room, with how many of their users are joined: the most first. Grows with the room."""
-        return await self._database.read("get_servers_in_room", select_servers, room_nid)
-
     async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
         """The memberships of these rooms that changed after `since`, up to `upto`."""
         return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
@@ -131,13 +126,6 @@ def count_members(txn: Transaction, room_nid: int) -> tuple[int, int]:
     )
     counts = {membership: count for membership, count in rows}
     return counts.get("join", 0), counts.get("invite", 0)
-
-
-def select_servers(txn: Transaction, room_nid: int) -> dict[str, int]:
-    """The form of `get_servers` for use inside a transaction."""
-    rows = txn.query("SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join'", (room_nid,))
-    counts = Counter(user_id.partition(":")[2] for (user_id,) in rows)
-    return dict(counts.most_common())
 
 
 def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, int]) -> MembershipRow:

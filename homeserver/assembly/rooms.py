@@ -16,6 +16,7 @@ from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -183,7 +184,8 @@ class RoomParts:
         )
         personal_settings = PersonalSettings(database, account_data_store, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
-        self.residence = Residence(self.engine, self.memberships)
+        self.access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)
         self.invite_policy = InvitePolicy(
             accounts.store,
@@ -205,7 +207,7 @@ class RoomParts:
             personal_settings,
             self.permissions,
             self.residence,
-            RoomsElsewhere(self.elsewhere, room_store, self.memberships, membership_store, limiter),
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -257,7 +259,7 @@ class RoomParts:
             alias_store,
             summary_store,
             self.reading,
-            membership_store,
+            self.servers,
             self.elsewhere,
             identity,
             now_ms,
