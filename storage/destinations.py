@@ -42,6 +42,8 @@ class Backlog:
 
     rooms: dict[int, int] = field(default_factory=dict)
     users: dict[str, int] = field(default_factory=dict)
+    is_whole: bool = False
+    """It is all that the server has missed, not only what it has missed besides."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,10 @@ class DeviceListLog:
         """Users who changed something in that stretch of the stream, with the first change of each."""
         return await self._database.read_quickly("get_changed_device_users", _select_users, after, upto)
 
+    async def get_stream_id(self, user_id: str) -> int:
+        """The number of the user's latest change of a device; 0 if there was none."""
+        return await self._database.read_quickly("get_device_stream_id", select_stream_id, user_id)
+
     async def get_changes(self, user_id: str, since: int) -> Sequence[LoggedChange]:
         """Those of a user's changes from a number on that are kept, in order."""
         return await self._database.read_quickly("get_device_changes", _select, user_id, since)

@@ -3,7 +3,7 @@
 Laws:
 - A change of the list (a device more, fewer, another name, other keys) takes a position (`Topic.DEVICE`). One position a user is
   kept, the latest: who has read up to an earlier one hears of it with the later one.
-- Other servers are told of each change of a device that has published keys (`storage/device_list_log.py`), numbered by its position.
+- Other servers are told when a device's keys change and when it goes (`storage/device_list_log.py`), but not what its user calls it.
 - When a device was last seen is written in batches, takes no position, and may be minutes old.
 """
 
@@ -113,8 +113,7 @@ class DeviceStore:
         sql = "UPDATE devices SET display_name = ? WHERE user_id = ? AND device_id = ?"
         if not txn.execute(sql, (name, user_id, device_id)):
             return False
-        published = txn.query_one("SELECT 1 FROM device_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
-        announce_device_list(txn, user_id, [] if published is None else [device_id])
+        announce_device_list(txn, user_id)
         return True
 
     async def set_sightings(self, sightings: Iterable[DeviceSighting]) -> None:

@@ -21,6 +21,9 @@ from storage.database import Database
 from tests.helpers.http import Pending
 from tests.helpers.server import START, TestServer
 
+SETTLED_AFTER = 50
+"""Turns of the clock in which whatever was set off comes to rest."""
+
 
 class Network:
     """The servers, and the ways between them."""
@@ -36,6 +39,7 @@ class Network:
         """Each may answer a request in the place of the server to which it goes."""
         self._folder = folder
         self._open_database = open_database
+        self._sends = False
         self._cuts: set[frozenset[str]] = set()
         self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
@@ -47,7 +51,8 @@ class Network:
         return self._build(folder, name, self._open_database(), further_config)
 
     def rebuild(self, name: str) -> TestServer:
-        """A server again, upon its database: as after a crash."""
+        """A server again, upon its database: as after a crash, but for what it would still have sent."""
+        Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         return self._build(self._folder / name, name, self.servers[name].app.database, "")
 
     def _build(self, folder: Path, name: str, database: Database, further_config: str) -> TestServer:
@@ -61,7 +66,20 @@ class Network:
             wire=Way(self, name),
         )
         self.servers[name] = server
+        if self._sends:
+            server.app.federation_out.sender.start()
         return server
+
+    def start_sending(self) -> None:
+        """Let all servers tell the others what happens, as they do outside of tests; see `settle`."""
+        self._sends = True
+        for server in self.servers.values():
+            server.app.federation_out.sender.start()
+
+    def settle(self) -> None:
+        """Let happen what is to happen at once, on all servers."""
+        for _ in range(SETTLED_AFTER):
+            self.clock.advance(0)
 
     def cut(self, one: str, other: str) -> None:
         """Nothing passes between the two from now on."""
