@@ -128,9 +128,9 @@ class EventStore:
         """How many bytes the PDUs of these events have."""
         return await self._database.read("get_event_sizes", _select_sizes, list(event_nids))
 
-    async def get_pdus_by_nid(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
+    async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
         """Events as they are stored, by number."""
-        return await self._database.read("get_pdus_by_nid", _select_pdus_by_nid, list(event_nids))
+        return await self._database.read("get_pdus", _select_pdus_by_nid, list(event_nids))
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:

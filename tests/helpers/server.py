@@ -153,6 +153,13 @@ class TestServer:
         return self.client.request("POST", path, json=json, **options)
 
 
+def _open_config(further: str) -> str:
+    """What tests need, but for what a test wants otherwise."""
+    wanted = {line.partition(":")[0] for line in further.splitlines()}
+    kept = [line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in wanted]
+    return "\n".join(kept) + "\n" + further
+
+
 class User:
     """Somebody who is signed in."""
 
