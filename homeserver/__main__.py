@@ -26,6 +26,7 @@ from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from federation.outbound.proxy import BadProxy
 from federation.outbound.tls import BadAuthorities
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
@@ -345,9 +346,11 @@ def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
     """The way to other servers; the end of the command where the certificates that it needs cannot be read."""
     threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
     try:
-        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random)
+        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random, os.environ)
     except BadAuthorities as error:
         raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
+    except BadProxy as error:
+        raise click.ClickException(f"the variable https_proxy of the environment {error}") from error
     reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
     return outbound
 

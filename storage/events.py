@@ -112,10 +112,6 @@ class EventStore:
         """The ids of events, in no order: for many of them."""
         return await self._database.read("get_event_ids", _select_ids, list(event_nids))
 
-    async def get_pdus(self, event_nids: Iterable[int]) -> list[bytes]:
-        """Events as they are stored, in no order: for many of them."""
-        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
-
     async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
         """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
         return await self._database.read_quickly("get_redacted_since", _select_redacted, redaction_nid)
@@ -130,7 +126,7 @@ class EventStore:
 
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
         """Events as they are stored, by number."""
-        return await self._database.read("get_pdus", _select_pdus_by_nid, list(event_nids))
+        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
@@ -172,10 +168,6 @@ def _select_ids(txn: Transaction, event_nids: list[int]) -> list[str]:
     return [event_id for (event_id,) in rows]
 
 
-def _select_pdus(txn: Transaction, event_nids: list[int]) -> list[bytes]:
-    return [pdu for (pdu,) in txn.query_in("SELECT pdu FROM events WHERE event_nid IN {keys}", event_nids)]
-
-
 def make_row(row: Row) -> EventRow:
     """An EventRow of a row with the columns of the table in their order."""
     return EventRow(*row)
@@ -207,6 +199,6 @@ def _select_sizes(txn: Transaction, event_nids: list[int]) -> dict[int, int]:
     return dict(txn.query_in("SELECT event_nid, length(pdu) FROM events WHERE event_nid IN {keys}", event_nids))
 
 
-def _select_pdus_by_nid(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
+def _select_pdus(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
     rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
     return {nid: bytes(pdu) for nid, pdu in rows}

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from federation.outbound.proxy import BadProxy, read_proxy
 from federation.policy import BadPattern, ServerPatterns
 from homeserver.config.option import Duration, Network, Secret, option, required, section
 
@@ -52,6 +53,14 @@ def _check_patterns(patterns: tuple[str, ...] | None) -> str | None:
     return None
 
 
+def _check_proxy(url: str | None) -> str | None:
+    try:
+        read_proxy(url or "http://none")
+    except BadProxy as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peering:
     """How this server talks with others."""
@@ -95,6 +104,19 @@ class Federation:
     ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
         "Addresses that are never contacted, whatever a name resolves to.",
+    )
+    https_proxy: str | None = option(
+        None,
+        "An HTTP proxy for whatever this server asks with TLS. Without this option the variable `https_proxy` of the "
+        "environment counts.",
+        example="http://proxy.example.org:3128",
+        check=_check_proxy,
+    )
+    no_proxy_hosts: tuple[str, ...] | None = option(
+        None,
+        "Names (with all under them), addresses and networks that are asked without the proxy. Without this option the "
+        "variable `no_proxy` counts.",
+        example='["example.org", "10.0.0.0/8"]',
     )
     ip_range_whitelist: tuple[Network, ...] = option(
         (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]'
