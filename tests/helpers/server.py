@@ -45,6 +45,8 @@ rc_room_creation: *unlimited
 rc_profile: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
+NO_PRESENCE = "presence: {enabled: false}\n"
+"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
 
 
 class CutWire:
@@ -83,6 +85,8 @@ class TestServer:
         `wire` leads to other servers, by default to none.
         """
         path = folder / "homeserver.yaml"
+        others = "" if "presence:" in further_config else NO_PRESENCE
+        further_config = others + further_config
         given = {line.partition(":")[0] for line in further_config.splitlines()}
         opened = "\n".join(line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in given)
         path.write_text(f"server_name: {server_name}\n{opened}\n{further_config}", encoding="utf-8")
