@@ -112,10 +112,6 @@ class EventStore:
         """The ids of events, in no order: for many of them."""
         return await self._database.read("get_event_ids", _select_ids, list(event_nids))
 
-    async def get_pdus(self, event_nids: Iterable[int]) -> list[bytes]:
-        """Events as they are stored, in no order: for many of them."""
-        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
-
     async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
         """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
         return await self._database.read_quickly("get_redacted_since", _select_redacted, redaction_nid)
@@ -128,9 +124,9 @@ class EventStore:
         """How many bytes the PDUs of these events have."""
         return await self._database.read("get_event_sizes", _select_sizes, list(event_nids))
 
-    async def get_pdus_by_nid(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
+    async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
         """Events as they are stored, by number."""
-        return await self._database.read("get_pdus_by_nid", _select_pdus_by_nid, list(event_nids))
+        return await self._database.read("get_pdus", _select_pdus_by_nid, list(event_nids))
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
@@ -170,10 +166,6 @@ def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> di
 def _select_ids(txn: Transaction, event_nids: list[int]) -> list[str]:
     rows = txn.query_in("SELECT event_id FROM events WHERE event_nid IN {keys}", event_nids)
     return [event_id for (event_id,) in rows]
-
-
-def _select_pdus(txn: Transaction, event_nids: list[int]) -> list[bytes]:
-    return [pdu for (pdu,) in txn.query_in("SELECT pdu FROM events WHERE event_nid IN {keys}", event_nids)]
 
 
 def make_row(row: Row) -> EventRow:

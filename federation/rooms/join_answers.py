@@ -122,5 +122,5 @@ class _Pieces:
         self._ready = b""
 
     async def _load(self, events: Sequence[tuple[int, int]]) -> bytes:
-        pdus = await self._store.get_pdus_by_nid(nid for nid, _ in events)
+        pdus = await self._store.get_pdus(nid for nid, _ in events)
         return b",".join(pdus[nid].ljust(size) for nid, size in events)

@@ -104,7 +104,8 @@ class ServedRooms:
     async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedState:
         """The state before an event. Raises NotFound, Forbidden."""
         state, chain = await self._state_before(server, room_id, event_id)
-        return ServedState(_raw(await self._store.get_pdus(state)), _raw(await self._store.get_pdus(chain)))
+        pdus = await self._store.get_pdus({*state, *chain})
+        return ServedState(_raw(pdus[nid] for nid in state), _raw(pdus[nid] for nid in chain))
 
     async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedStateIDs:
         """As `get_state`, by the ids of the events."""
@@ -117,7 +118,8 @@ class ServedRooms:
         stored = await self._find(snapshot, event_id)
         cited = await self._events.get_by_id(snapshot.room.room_nid, stored.event.auth_events)
         nids = {other.nid for other in cited.values() if not other.rejected}
-        return _raw(await self._store.get_pdus(nids | await self._chains.get_auth_chain(nids)))
+        chain = nids | await self._chains.get_auth_chain(nids)
+        return _raw((await self._store.get_pdus(chain)).values())
 
     async def get_before(self, server: ServerName, room_id: RoomID, from_: Sequence[EventID], limit: int) -> Pdus:
         """Events of the room and what precedes them, the latest first. Raises NotFound, Forbidden, InvalidParam."""
