@@ -33,6 +33,7 @@ from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_edge import rules_of
 from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
@@ -180,6 +181,7 @@ class Server:
         self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
+        self._tls: list[TlsContext] = []
         # SQLite is for one node
         self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
 
@@ -189,6 +191,8 @@ class Server:
         if "federation" in names:
             # nobody could check what this server signs without the keys; services ask where they ask of federation
             names |= {"keys", "openid"}
+        if not self.config.federation.federation.enabled:
+            names -= {"federation", "keys"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -243,7 +247,17 @@ class Server:
             assert network.tls_certificate_path is not None
             assert network.tls_private_key_path is not None
             context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            self._tls.append(context)
         return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+
+    def reload(self, config: Config) -> None:
+        """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
+
+        Raises `OSError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        """
+        self.federation.policy.change(rules_of(config.federation))
+        for context in self._tls:
+            context.reload()
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
