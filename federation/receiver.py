@@ -28,6 +28,7 @@ from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
 from federation.rooms.inbox import Inbox, ReceiptObserver, verdict_of
 from federation.rooms.memberships import Memberships
+from federation.rooms.outside_news import OutsideNews
 from federation.rooms.receive import Receiver
 from storage.inbox import InboxFull
 
@@ -65,6 +66,7 @@ class Transactions:
         receiver: Receiver,
         inbox: Inbox,
         edus: EduReceivers,
+        outside: OutsideNews,
         policy: Policy,
         observer: ReceiptObserver,
     ) -> None:
@@ -73,6 +75,7 @@ class Transactions:
         self._receiver = receiver
         self._inbox = inbox
         self._edus = edus
+        self._outside = outside
         self._policy = policy
         self._observer = observer
         self._senders: OrderedDict[ServerName, _Sender] = OrderedDict()
@@ -152,7 +155,10 @@ class Transactions:
         if not events:
             return results
         if not await self._memberships.local_members(snapshot.room.room_nid):
-            return {event_id: result or {"error": "Nobody here is in the room"} for event_id, result in results.items()}
+            for event in events:
+                refusal = await self._outside.refusal(snapshot, origin, event)
+                results[event.event_id] = {} if refusal is None else {"error": refusal}
+            return results
         outcomes = await self._receiver.receive(room_id, events, origin=origin)
         for event, outcome in zip(events, outcomes, strict=True):
             self._observer.pdu_received(verdict_of(outcome))

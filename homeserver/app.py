@@ -13,6 +13,7 @@ from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
+from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
 from federation.endpoints import invites, membership, queries
 from federation.endpoints import keys as server_keys
@@ -26,6 +27,7 @@ from federation.protocol.signing import SigningKey
 from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
@@ -41,6 +43,7 @@ from homeserver.client import (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     filters,
     key_backups,
@@ -48,6 +51,8 @@ from homeserver.client import (
     login,
     logout,
     media,
+    openid,
+    presence,
     profiles,
     push_rules,
     receipts,
@@ -62,6 +67,7 @@ from homeserver.client import (
     tags,
     to_device,
     versions,
+    voip,
     well_known,
 )
 from homeserver.config.server import Listener
@@ -79,6 +85,7 @@ from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
+from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web import landing
@@ -86,6 +93,7 @@ from homeserver.web.landing import LandingPage
 from storage.database import Database
 
 SOURCES: tuple[ModuleType, ...] = (
+    server_devices,
     federation_events,
     federation_transactions,
     server_keys,
@@ -96,6 +104,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     capabilities,
+    delayed_events,
     devices,
     filters,
     key_backups,
@@ -104,6 +113,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    openid,
+    presence,
     probes,
     profiles,
     push_rules,
@@ -120,6 +131,7 @@ SOURCES: tuple[ModuleType, ...] = (
     tags,
     to_device,
     versions,
+    voip,
     well_known,
 )
 """Every module that declares endpoints."""
@@ -145,6 +157,7 @@ class Server:
         federation: FederationParts,
         incoming: IncomingParts,
         federation_out: FederationOutParts,
+        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -160,6 +173,7 @@ class Server:
         self.federation = federation
         self.incoming = incoming
         self.federation_out = federation_out
+        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -173,7 +187,8 @@ class Server:
         """What answers on one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
-            names |= {"keys"}  # nobody could check what this server signs without them
+            # nobody could check what this server signs without the keys; services ask where they ask of federation
+            names |= {"keys", "openid"}
         if not self.config.federation.federation.enabled:
             names -= {"federation", "keys"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
@@ -202,9 +217,10 @@ class Server:
                 continue
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
-        self.rooms.propagation.wake()
+        self.rooms.start()
         self.people.resume_departures()
         self.incoming.inbox.start()
+        self.calls.delayed_events.start()
         self.start_jobs()
         self.federation_out.sender.start()
         if self.other_nodes is not None:
@@ -251,7 +267,9 @@ class Server:
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.federation_out.sender.stop()
+        await self.calls.delayed_events.stop()
         await self.accounts.last_seen.stop()
+        await self.rooms.presence.stop()
         await self.media.stop()
         await self.database.close()
 
@@ -280,18 +298,20 @@ def build(
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(clock, database, accounts, rooms)
+    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
+    federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
         database,
         identity,
+        federation.policy,
         rooms.now_ms,
         accounts,
         people.accounts,
         rooms.cross_signing_store,
     )
-    federation = FederationParts(config, clock, database, wire, identity, rooms)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
-    federation_out = FederationOutParts(clock, database, random, accounts, rooms, federation)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     services: Sequence[object] = (
         federation.edge.implementation,
@@ -306,6 +326,9 @@ def build(
         people.devices,
         people.filters,
         people.push_rules,
+        calls.delayed_events,
+        calls.openid,
+        calls.turn,
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
@@ -314,6 +337,8 @@ def build(
         federated_rooms.query_answers,
         files.delivery,
         files.repository,
+        federation_out.everyones_keys,
+        federation_out.own_devices,
         incoming.form,
         incoming.served,
         incoming.transactions,
@@ -322,6 +347,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.presence,
         rooms.profile_access,
         rooms.profiles,
         rooms.reading,
@@ -337,7 +363,9 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
+        OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
             server_name,
@@ -362,7 +390,12 @@ def build(
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(clock, jobs_of(clock, database, accounts.uia, files.repository), JobMetrics(registry))
+    all_jobs = [
+        *jobs_of(clock, database, accounts.uia, files.repository, rooms.presence),
+        *calls.jobs(),
+        *federation_out.jobs(),
+    ]
+    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,
         clock,
@@ -375,6 +408,7 @@ def build(
         federation,
         incoming,
         federation_out,
+        calls,
         HttpMetrics(registry),
         access_log,
         jobs,

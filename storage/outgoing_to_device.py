@@ -31,6 +31,10 @@ class OutgoingToDeviceStore:
         """The servers for which messages were left in that stretch of the stream."""
         return await self._database.read_quickly("get_to_device_servers", _select_servers, after, upto)
 
+    async def count_messages(self) -> Mapping[str, int]:
+        """How many messages wait for each server; looks at all of them."""
+        return await self._database.read("count_outgoing_to_device", _count)
+
     def add_messages(self, txn: WriteTransaction, messages: Mapping[str, bytes]) -> None:
         """Add a message for each of these servers."""
         first = txn.next_position(len(messages))
@@ -71,6 +75,11 @@ def _select(txn: Transaction, server: str, limit: int) -> list[DeviceMessage]:
 def _select_servers(txn: Transaction, after: int, upto: int) -> set[str]:
     sql = "SELECT DISTINCT server FROM outgoing_to_device WHERE position > ? AND position <= ?"
     return {server for (server,) in txn.query(sql, (after, upto))}
+
+
+def _count(txn: Transaction) -> dict[str, int]:
+    rows = txn.query("SELECT server, count(*) FROM outgoing_to_device GROUP BY server")
+    return {server: count for server, count in rows}
 
 
 def _forget(txn: WriteTransaction, before_ts: int, limit: int) -> int:

@@ -173,6 +173,10 @@ class GuestAccessForbidden(MatrixError):
     errcode, status, default_text = "M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not do this"
 
 
+class InviteBlocked(MatrixError):
+    errcode, status, default_text = "M_INVITE_BLOCKED", 403, "This user takes no invites from you"
+
+
 class UnableToAuthoriseJoin(MatrixError):
     errcode, status, default_text = "M_UNABLE_TO_AUTHORISE_JOIN", 400, "This server cannot authorise the join"
 
@@ -193,12 +197,6 @@ class WrongRoomKeysVersion(MatrixError):
     """Fields: `current_version: str`."""
 
     errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
-
-
-class InviteBlocked(MatrixError):
-    """spec: client-server-api#invite-permission"""
-
-    errcode, status, default_text = "M_INVITE_BLOCKED", 403, "This user does not want to be invited"
 
 
 class OtherServerFailed(MatrixError):

@@ -161,7 +161,7 @@ class Handshakes:
         return event
 
     async def _receive(self, snapshot: RoomSnapshot, event: Event) -> StoredEvent:
-        (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu])
+        (outcome,) = await self._receiver.receive(snapshot.room_id, [event.pdu], send_on=True)
         if outcome.is_waiting:
             raise InvalidParam("The event stands upon events that this server does not know")
         stored = await self._events.get_event(snapshot.room.room_nid, event.event_id)

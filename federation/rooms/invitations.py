@@ -105,7 +105,7 @@ class Invitations:
         except RemoteError as error:
             raise explain([error]) from error
         event = await self._countersigned(built, server, answer)
-        (outcome,) = await self._receiver.receive(room_id, [event.pdu])
+        (outcome,) = await self._receiver.receive(room_id, [event.pdu], send_on=True)
         if not outcome.was_known and outcome.verdict not in SHOWN:
             raise outcome.error or Forbidden("The room does not allow this invite any more")
         return event.event_id

@@ -5,7 +5,7 @@ sends something, it is back, and is tried at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -78,6 +78,15 @@ class Deliveries:
 
     def __iter__(self) -> Iterator[Destination]:
         return iter(self._destinations.values())
+
+    def get_figures(self) -> Mapping[str, int]:
+        """What has been sent, and how many destinations stand how: for metrics."""
+        return {
+            **asdict(self.counts),
+            "active": len(self._destinations),
+            "failing": sum(1 for destination in self if destination.failing_since_ts is not None),
+            "behind": sum(1 for destination in self if destination.is_behind),
+        }
 
     def find(self, server: ServerName) -> Destination:
         """The destination, a new one if nothing is known of it; `wake` it once there is something to tell."""

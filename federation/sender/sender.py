@@ -15,6 +15,7 @@ spec: server-server-api#transactions
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -30,7 +31,7 @@ from federation.rooms.servers import RoomServers
 from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, Destination, QueuedEvent
 from storage.database import DatabaseUnavailable
-from storage.destinations import Backlog, DestinationStore, EventToSend
+from storage.destinations import Backlog, DestinationRow, DestinationStore, EventToSend
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -44,6 +45,17 @@ AT_ONCE: Final = 500
 """Events, and receipts, that are dispatched at once."""
 PUBLIC_RECEIPT: Final = "m.read"
 TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING})
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    """How a server stands: when it could not be reached, and what it has missed."""
+
+    server: str
+    failure: DestinationRow | None
+    rooms_missed: int
+    device_lists_missed: int
+    messages_to_devices: int
 
 
 class Sender:
@@ -114,6 +126,21 @@ class Sender:
         """Whether the server could not be reached when last tried, as far as this node knows."""
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
+
+    async def get_statuses(self) -> Sequence[DestinationStatus]:
+        """How those servers stand that cannot be reached, once could not, or have something waiting; for operators."""
+        rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
+        waiting = await self._to_device.count_messages()
+        return [
+            DestinationStatus(
+                server,
+                rows.get(server),
+                len(backlogs[server].rooms) if server in backlogs else 0,
+                len(backlogs[server].users) if server in backlogs else 0,
+                waiting.get(server, 0),
+            )
+            for server in sorted({*rows, *backlogs, *waiting})
+        ]
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
         """Tell the other servers in a room something that is soon out of date; the latest under a key is told."""

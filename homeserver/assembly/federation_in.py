@@ -8,6 +8,7 @@ from federation.remote.events import RemoteEvents
 from federation.rooms.backfill import Backfill
 from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
+from federation.rooms.outside_news import OutsideNews
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.served import ServedRooms, TransactionForm
 from federation.rooms.visible_to_servers import ServerVisibility
@@ -47,12 +48,16 @@ class IncomingParts:
             clock.seconds,
         )
         self.inbox = Inbox(InboxStore(database), rooms.store, self.missing, clock, metrics)
+        self.outside = OutsideNews(
+            rooms.outside, rooms.memberships, federation.keyring.get_signers, federation.identity
+        )
         self.transactions = Transactions(
             rooms.engine,
             rooms.memberships,
             federation.receiver,
             self.inbox,
             federation.edus,
+            self.outside,
             federation.policy,
             metrics,
         )

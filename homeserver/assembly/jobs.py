@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from homeserver.jobs import Job
 from homeserver.services.media.repository import MediaRepository
+from homeserver.services.presence.presence import Presence
 from homeserver.services.uia import UIA
 from storage.database import Database
 from storage.sent_transactions import SentTransactionStore
@@ -17,7 +18,9 @@ SENT_REMEMBERED: Final = 24 * 3600
 """Seconds for which a client may repeat a request with its transaction id."""
 
 
-def jobs_of(clock: IReactorTime, database: Database, uia: UIA, media: MediaRepository) -> Sequence[Job]:
+def jobs_of(
+    clock: IReactorTime, database: Database, uia: UIA, media: MediaRepository, presence: Presence
+) -> Sequence[Job]:
     """All jobs of a server."""
     sent = SentTransactionStore(database)
 
@@ -37,4 +40,5 @@ def jobs_of(clock: IReactorTime, database: Database, uia: UIA, media: MediaRepos
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_media_reservations", media.do_remove_expired, 600.0),
         Job("collect_state", collect_state, 60.0),
+        Job("end_remote_presence", presence.do_expire_remote, 60.0),
     )

@@ -14,7 +14,9 @@ from homeserver.services.filters import Filters
 from homeserver.services.push_rules import PushRules
 from storage.account_data import AccountDataStore
 from storage.database import Database
+from storage.delayed_events import DelayedEventStore
 from storage.filters import FilterStore
+from storage.openid_tokens import OpenIDTokenStore
 
 
 class PeopleParts:
@@ -32,6 +34,7 @@ class PeopleParts:
             accounts.profile_store,
             accounts.sessions,
             rooms.room_memberships,
+            kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
         )
         self.accounts = Accounts(
             database,

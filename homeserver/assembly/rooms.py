@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -17,6 +19,7 @@ from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.presence import presence_of
 from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -27,8 +30,10 @@ from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
+from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.mentions import Mentions
 from homeserver.services.profile_access import ProfileAccess
@@ -50,6 +55,7 @@ from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
+from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import Sync, SyncParts
@@ -92,6 +98,8 @@ class RoomParts:
     The order of construction is the order in which the parts hear the stream: caches first, then who wakes readers.
     """
 
+    log = Logger()
+
     def __init__(
         self,
         config: Config,
@@ -107,7 +115,7 @@ class RoomParts:
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
-        receipt_store = ReceiptStore(database)
+        self.receipt_store = receipt_store = ReceiptStore(database)
         summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database)
@@ -120,6 +128,7 @@ class RoomParts:
         past = PastMemberships(self.events)
         unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
+        self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
         self.elsewhere = Elsewhere()
@@ -171,8 +180,7 @@ class RoomParts:
         self.restricted = RestrictedJoins(self.memberships, room_store)
         self.invite_policy = InvitePolicy(
             accounts.store,
-            account_data_store,
-            ignored,
+            self.permissions,
             limiter,
             only_admins_invite=config.rooms.block_non_admin_invites,
         )
@@ -189,7 +197,7 @@ class RoomParts:
             self.restricted,
             self.residence,
             RoomsElsewhere(self.elsewhere, room_store, self.memberships, membership_store, limiter),
-            self.invite_policy,
+            self.permissions,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -199,7 +207,6 @@ class RoomParts:
             alias_store,
             self.profiles,
             self.room_memberships,
-            self.invite_policy,
             limiter,
             identity,
             now_ms,
@@ -242,11 +249,15 @@ class RoomParts:
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
-        self.typing = Typing(self.notifier, clock)
+        ephemeral = EphemeralCounter(clock)
+        self.typing = Typing(self.notifier, clock, ephemeral, self.memberships, streams)
+        self.presence = presence_of(
+            config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
+        )
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, identity, capacity=USERS_CACHED
+            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
         )
         self.device_lists = DeviceLists(
             accounts.device_store,
@@ -284,7 +295,15 @@ class RoomParts:
             recent,
             past,
             ignored,
+            self.permissions,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
+            PresenceReader(
+                self.presence,
+                self.memberships,
+                recent,
+                server_name=identity.server_name,
+                tells_offline=config.people.presence.include_offline_users_on_sync,
+            ),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         sliding = sliding_parts(
@@ -299,6 +318,13 @@ class RoomParts:
             now_ms,
         )
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
+
+    def start(self) -> None:
+        """Go on with what a restart interrupted."""
+        self.propagation.wake()
+        Deferred.fromCoroutine(self.presence.start()).addErrback(
+            lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:

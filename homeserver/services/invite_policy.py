@@ -3,20 +3,12 @@
 spec: client-server-api#invite-permission, client-server-api#ignoring-users
 """
 
-from typing import Final
-
-import msgspec
-
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden, InviteBlocked, NotFound
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.ignored_users import IgnoredUsers
-from storage.account_data import AccountDataStore
+from homeserver.services.invite_permissions import InvitePermissions, Verdict
 from storage.accounts import AccountStore
-
-PERMISSION: Final = "m.invite_permission_config"
-BLOCK: Final = "block"
 
 
 class InvitePolicy:
@@ -25,15 +17,13 @@ class InvitePolicy:
     def __init__(
         self,
         accounts: AccountStore,
-        account_data: AccountDataStore,
-        ignored: IgnoredUsers,
+        permissions: InvitePermissions,
         limiter: RateLimiter,
         *,
         only_admins_invite: bool,
     ) -> None:
         self._accounts = accounts
-        self._account_data = account_data
-        self._ignored = ignored
+        self._permissions = permissions
         self._limiter = limiter
         self._only_admins_invite = only_admins_invite
 
@@ -44,14 +34,10 @@ class InvitePolicy:
             raise NotFound(f"There is no user {target} here")
         if self._only_admins_invite:
             raise Forbidden("People of this server cannot be invited from elsewhere")
-        await self.check_wants_invites(target)
-        if inviter in await self._ignored.of_user(target):
+        verdict = await self._permissions.judge(target, inviter)
+        if verdict is Verdict.BLOCK:
+            raise InviteBlocked(f"{target} does not want to be invited")
+        if verdict is Verdict.IGNORE:
             raise Forbidden("This user does not want to be invited by you")
         self._limiter.check(Limit.INVITE_ROOM, room_id)
         self._limiter.check(Limit.INVITE_USER, target)
-
-    async def check_wants_invites(self, target: UserID) -> None:
-        """Raises InviteBlocked for one of our users who has turned invites off."""
-        content = await self._account_data.get_entry(target, None, PERMISSION)
-        if content is not None and msgspec.json.decode(content).get("default_action") == BLOCK:
-            raise InviteBlocked(f"{target} does not want to be invited")

@@ -27,7 +27,6 @@ from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships, member_content
 from storage.aliases import AliasRow, AliasStore, AliasTaken, add_alias
@@ -89,7 +88,6 @@ class RoomCreation:
         aliases: AliasStore,
         profiles: Profiles,
         memberships: RoomMemberships,
-        invite_policy: InvitePolicy,
         limiter: RateLimiter,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -105,7 +103,6 @@ class RoomCreation:
         self._aliases = aliases
         self._profiles = profiles
         self._memberships = memberships
-        self._invite_policy = invite_policy
         self._limiter = limiter
         self._identity = identity
         self._now_ms = now_ms
@@ -115,7 +112,8 @@ class RoomCreation:
         self._profile_on_invite = profile_on_invite
 
     async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
-        """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden."""
+        """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden,
+        InviteBlocked."""
         version = self._find_version(wish)
         invites = [parse_user_id(user_id) for user_id in dict.fromkeys(wish.invite or ())]
         if wish.invite_3pid:
@@ -129,9 +127,7 @@ class RoomCreation:
             self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
         if caller.user_id in invites:
             raise InvalidParam("You cannot invite yourself")
-        for user_id in invites:
-            if self._identity.is_local(user_id):
-                await self._invite_policy.check_wants_invites(user_id)
+        await self._memberships.check_may_be_invited(caller.user_id, invites)
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
 

@@ -3,7 +3,7 @@
 spec: client-server-api#room-membership
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
@@ -20,7 +20,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.templates import AUTHORISER
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
-from homeserver.services.invite_policy import InvitePolicy
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.profiles import Profiles
 from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from storage.aliases import AliasStore
@@ -58,7 +58,7 @@ class RoomMemberships:
         restricted: RestrictedJoins,
         residence: Residence,
         elsewhere: RoomsElsewhere,
-        invite_policy: InvitePolicy,
+        permissions: InvitePermissions,
         *,
         only_admins_invite: bool,
         profile_on_invite: bool,
@@ -78,7 +78,7 @@ class RoomMemberships:
         self._restricted = restricted
         self._residence = residence
         self._elsewhere = elsewhere
-        self._invite_policy = invite_policy
+        self._permissions = permissions
         self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
@@ -139,7 +139,7 @@ class RoomMemberships:
         """For a change of membership that is sent as a state event: its content as it may be sent.
 
         What authorization does not ask is checked as for the endpoints that are made for it. Raises NotFound,
-        Forbidden, LimitExceeded.
+        Forbidden, InviteBlocked, LimitExceeded.
         """
         checked = {name: value for name, value in content.items() if name != AUTHORISER}
         snapshot = await self._engine.get_snapshot(room_id)
@@ -277,17 +277,22 @@ class RoomMemberships:
 
     async def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
         self.check_may_invite(caller)
-        if self._identity.is_local(target):
-            await self._invite_policy.check_wants_invites(target)
         if caller.rate_limited:
             self._limiter.check(Limit.INVITE_ROOM, room_id)
             self._limiter.check(Limit.INVITE_USER, target)
             self._limiter.check(Limit.INVITE, caller.user_id)
+        await self.check_may_be_invited(caller.user_id, [target])
 
     def check_may_invite(self, caller: Requester) -> None:
         """Raises Forbidden where only administrators may invite."""
         if self._only_admins_invite and not caller.is_admin:
             raise Forbidden("Only administrators of this server may invite")
+
+    async def check_may_be_invited(self, inviter: UserID, targets: Iterable[UserID]) -> None:
+        """Raises InviteBlocked where one of these, of this server, takes no invites from the user."""
+        for target in targets:
+            if self._identity.is_local(target):
+                await self._permissions.check_may_invite(inviter, target)
 
     async def _redeem_invite(self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]) -> Draft:
         """The invite that an address was promised, for the user who has proved that it is theirs: sent in the name of

@@ -45,6 +45,8 @@ rc_room_creation: *unlimited
 rc_profile: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
+NO_PRESENCE = "presence: {enabled: false}\n"
+"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
 
 
 class CutWire:
@@ -83,7 +85,9 @@ class TestServer:
         `wire` leads to other servers, by default to none.
         """
         path = folder / "homeserver.yaml"
-        path.write_text(f"server_name: {server_name}\n{_open_config(further_config)}", encoding="utf-8")
+        others = "" if "presence:" in further_config else NO_PRESENCE
+        text = f"server_name: {server_name}\n{_open_config(others + further_config)}"
+        path.write_text(text, encoding="utf-8")
         self.clock = clock if clock is not None else Clock()
         if clock is None:
             self.clock.advance(now)

@@ -278,7 +278,14 @@ async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Net
     inbox = Inbox(store, app.rooms.store, app.incoming.missing, network.clock, metrics)
     parts = app.federation
     transactions = Transactions(
-        app.rooms.engine, app.rooms.memberships, parts.receiver, inbox, parts.edus, parts.policy, metrics
+        app.rooms.engine,
+        app.rooms.memberships,
+        parts.receiver,
+        inbox,
+        parts.edus,
+        app.incoming.outside,
+        parts.policy,
+        metrics,
     )
 
     async def push(*events: Event) -> dict[str, dict[str, str]]:

@@ -7,8 +7,8 @@ import pytest
 
 from storage.database import Database
 from tests.helpers.databases import open_inline
+from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
-from tests.helpers.sharing import RecordingWire, pretend_member, settle
 
 PEER, OTHER = "peer.example", "other.example"
 BOB = f"@bob:{PEER}"
@@ -232,6 +232,30 @@ async def test_a_restart_in_an_outage_loses_nothing(home: Home) -> None:
     assert home.wire.texts(PEER) == ["one", "two", "three"]
     ids = [txn_id for txn_id, _ in home.wire.transactions(PEER)]
     assert len(set(ids)) == len(ids)
+
+
+async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    sender = home.server.app.federation_out.sender
+    home.say("one")
+    home.settle()
+    assert await sender.get_statuses() == []
+
+    home.wire.down.add(PEER)
+    home.say("two")
+    home.settle()
+    (status,) = await sender.get_statuses()
+    assert (status.server, status.rooms_missed, status.device_lists_missed) == (PEER, 1, 0)
+    assert status.failure is not None
+    assert status.failure.failing_since_ts == int(home.server.clock.seconds() * 1000)
+    assert status.failure.error == f"{PEER}: it is down"
+
+    home.wire.down.clear()
+    home.server.clock.advance(5)
+    home.settle()
+    (status,) = await sender.get_statuses()
+    assert status.failure is not None
+    assert (status.failure.failing_since_ts, status.rooms_missed) == (None, 0)
 
 
 async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_after(home: Home) -> None:

@@ -1,11 +1,17 @@
 """What other servers send: taken in once, in whatever order and however often it comes; nothing that is acknowledged is lost."""
 
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from twisted.internet.defer import Deferred
 
-from federation.protocol.ids import ServerName
+from federation.protocol.errors import LimitExceeded
+from federation.protocol.ids import ServerName, UserID
+from federation.receiver import MAX_WAITING
 from federation.requests import RefusedByRemote
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.network import Network
 
@@ -214,3 +220,76 @@ async def test_a_closed_federation_takes_no_events_of_others(network: Network) -
     assert "let me in" not in texts(room.bob, room.room_id)
     with pytest.raises(RefusedByRemote):
         await east.push(SOUTH, [join.pdu])
+
+
+async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    event = await east.build(
+        (await room.north.room(room.room_id)).version,
+        room.room_id,
+        await room.north.last(room.room_id),
+        {},
+        UserID(f"@eve:{EAST}"),
+        "m.room.message",
+        {"body": "whose key?"},
+    )
+    network.cut(NORTH, SOUTH)
+    said = say(room.bob, room.room_id, "in time")
+    theirs = await room.south.pdu(room.room_id, said)
+    network.hold()
+    transactions = room.north.server.app.incoming.transactions
+    slow = Deferred.fromCoroutine(transactions.receive(ServerName(EAST), "slow", [event.pdu], []))
+    assert not slow.called
+
+    say(room.alice, room.room_id, "at once")
+    answer = await transactions.receive(ServerName(SOUTH), "fast", [theirs], [])
+
+    assert msgspec.json.decode(answer) == {"pdus": {said: {}}}
+    assert texts(room.alice, room.room_id)[:2] == ["in time", "at once"] or texts(room.alice, room.room_id)[:2] == [
+        "at once",
+        "in time",
+    ]
+    assert not slow.called
+    network.deliver()
+    assert slow.called
+
+
+async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    version = (await room.north.room(room.room_id)).version
+    last = await room.north.last(room.room_id)
+    eve = UserID(f"@eve:{EAST}")
+    event = await east.build(version, room.room_id, last, {}, eve, "m.room.message", {"body": "whose key?"})
+    network.hold()
+    transactions = room.north.server.app.incoming.transactions
+    sent = [
+        Deferred.fromCoroutine(transactions.receive(ServerName(EAST), f"{number}", [event.pdu], []))
+        for number in range(MAX_WAITING)
+    ]
+
+    with pytest.raises(LimitExceeded):
+        await transactions.receive(ServerName(EAST), "one more", [], [])
+    assert msgspec.json.decode(await transactions.receive(ServerName(SOUTH), "another's", [], [])) == {"pdus": {}}
+    network.deliver()
+    assert all(each.called for each in sent)
+    await transactions.receive(ServerName(EAST), "one more", [], [])
+
+
+async def test_an_ordinary_event_costs_one_write(tmp_path: Path, sqlite_template: Path) -> None:
+    counter = QueryCounter()
+    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    pdus = [await room.pdu(say(room.alice, room.room_id, f"{number}")) for number in range(3)]
+    network.mend(NORTH, SOUTH)
+    await room.north.push(SOUTH, pdus[:1])
+    counter.clear()
+
+    await room.north.push(SOUTH, pdus[1:2])
+
+    assert set(counter.writes) == {"place_event"}
+    assert counter.batches == [1]
+    for side in (room.north, room.south):
+        await side.server.app.database.close()

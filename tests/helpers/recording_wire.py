@@ -10,15 +10,11 @@ from typing import Any
 import msgspec
 
 from federation.protocol.errors import RemoteError
-from federation.protocol.event_auth import auth_keys
-from federation.protocol.event_signing import build_event
-from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.rooms.check import Verdict
+from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
-from storage.events import select_events
 from storage.room_writer import NewMembership, StateEffect
-from storage.transaction import Transaction, WriteTransaction
-from tests.helpers.server import TestServer, User
+from storage.transaction import WriteTransaction
+from tests.helpers.server import TestServer
 
 SEND = "/_matrix/federation/v1/send/"
 
@@ -88,59 +84,3 @@ async def pretend_member(server: TestServer, room_id: str, user_id: str, members
         server.app.rooms.writer.add_effects(txn, room, [(1, StateEffect(member))])
 
     await server.app.database.write("test", write)
-
-
-async def share(room_id: str, resident: TestServer, newcomer: User) -> None:
-    """A user of another server joins a public room, without the help of the protocol for joining."""
-    rooms, id = resident.app.rooms, RoomID(room_id)
-    snapshot = await rooms.engine.get_snapshot(id)
-    stored = await snapshot.state.load_all()
-    state = {key: event.event for key, event in stored.items()}
-    content = {"membership": "join"}
-    keys = auth_keys(snapshot.version, "m.room.member", newcomer.user_id, newcomer.user_id, content)
-    identity = newcomer.server.app.federation.identity
-    event = build_event(
-        snapshot.version,
-        identity.server_name,
-        identity.key,
-        room_id=id,
-        type="m.room.member",
-        sender=newcomer.user_id,
-        content=content,
-        state_key=newcomer.user_id,
-        redacts=None,
-        origin_server_ts=int(resident.clock.seconds() * 1000),
-        prev_events=[EventID(event_id) for _, event_id in snapshot.head.extremities],
-        auth_events=[state[key].event_id for key in keys if key in state],
-        depth=snapshot.head.depth + 1,
-        event_id=None,
-        reference_hashes=None,
-    )
-    nids = await rooms.chains.get_auth_chain([stored[key].nid for key in keys if key in stored])
-    chain = await rooms.events.get_events(nids)
-    await newcomer.server.app.federation.adoptions.adopt(
-        snapshot.version,
-        id,
-        [other.pdu for other in state.values()],
-        [other.event.pdu for other in chain.values()],
-        event.pdu,
-    )
-    (outcome,) = await resident.app.federation.receiver.receive(id, [event.pdu], send_on=True)
-    assert outcome.verdict is Verdict.ACCEPT, outcome
-
-
-async def timeline(server: TestServer, room_id: str) -> list[str]:
-    """The bodies of all messages that a server shows in a room, in the order in which it got them."""
-    room = await server.app.rooms.store.get_room(room_id)
-    assert room is not None
-
-    def read(txn: Transaction) -> list[str]:
-        rows = txn.query(
-            "SELECT event_nid FROM events WHERE room_nid = ? AND type = 'm.room.message' AND (flags & 16) <> 0"
-            " ORDER BY depth, event_nid",
-            (room.room_nid,),
-        )
-        events = select_events(txn, [nid for (nid,) in rows])
-        return [msgspec.json.decode(events[nid].pdu)["content"].get("body") for (nid,) in rows]
-
-    return await server.app.database.read("test", read)
