@@ -15,8 +15,10 @@ from twisted.logger import Logger
 
 from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
-from federation.endpoints import invites, membership, queries
+from federation.endpoints import invites as federation_invites
 from federation.endpoints import keys as server_keys
+from federation.endpoints import membership as federation_membership
+from federation.endpoints import queries as federation_queries
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
@@ -24,11 +26,14 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.by_time import NoRemoteTimes
+from federation.rooms.spaces import NoRemoteSpaces
 from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.federation_edge import rules_of
@@ -36,21 +41,27 @@ from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.search import SearchParts
 from homeserver.client import (
     account,
     account_data,
+    account_moderation,
     capabilities,
     delayed_events,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     openid,
     presence,
     profiles,
@@ -58,14 +69,22 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
+    search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    third_party_networks,
+    threepids,
     to_device,
+    user_directory,
     versions,
     voip,
     well_known,
@@ -88,24 +107,29 @@ from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import landing
+from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages
 from storage.database import Database
+from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
     federation_events,
+    federation_invites,
+    federation_membership,
+    federation_queries,
     federation_transactions,
     server_keys,
     server_version,
-    invites,
-    membership,
-    queries,
     account,
     account_data,
+    account_moderation,
     capabilities,
+    confirm_email,
     delayed_events,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
@@ -113,6 +137,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     openid,
     presence,
     probes,
@@ -122,14 +148,22 @@ SOURCES: tuple[ModuleType, ...] = (
     register,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
+    search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    threepids,
+    third_party_networks,
     to_device,
+    user_directory,
     versions,
     voip,
     well_known,
@@ -154,10 +188,12 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        mail: MailParts,
+        finding: SearchParts,
+        calls: CallParts,
         federation: FederationParts,
         incoming: IncomingParts,
         federation_out: FederationOutParts,
-        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -170,10 +206,12 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.mail = mail
+        self.finding = finding
+        self.calls = calls
         self.federation = federation
         self.incoming = incoming
         self.federation_out = federation_out
-        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -218,9 +256,11 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.start()
+        self.people.resume_arrivals()
         self.people.resume_departures()
-        self.incoming.inbox.start()
+        self.mail.start()
         self.calls.delayed_events.start()
+        self.incoming.inbox.start()
         self.start_jobs()
         self.federation_out.sender.start()
         if self.other_nodes is not None:
@@ -266,11 +306,12 @@ class Server:
             self.other_nodes.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
-        await self.federation_out.sender.stop()
         await self.calls.delayed_events.stop()
+        await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
+        await self.mail.stop()
         await self.database.close()
 
 
@@ -282,10 +323,12 @@ def build(
     key: SigningKey,
     threads: Threads,
     media_threads: MediaThreads,
+    mail_thread: Executor,
     wire: Wire,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
+    make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `wire` reaches other servers; `random` gives so many unguessable
     bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
@@ -294,11 +337,16 @@ def build(
     name = config.name
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
-    accounts = AccountParts(config, clock, database, limiter, threads, random)
+    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(clock, database, accounts, rooms)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
+    )
+    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
         database,
@@ -309,10 +357,11 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
+    pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         federation.edge.implementation,
         federation.edge.notary,
@@ -324,6 +373,8 @@ def build(
         people.account_data,
         people.accounts,
         people.devices,
+        people.login_tokens,
+        people.moderation,
         people.filters,
         people.push_rules,
         calls.delayed_events,
@@ -332,6 +383,13 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        exploring.hierarchy,
+        exploring.mutual_rooms,
+        exploring.previews,
+        exploring.reports,
+        exploring.times,
+        finding.directory,
+        finding.messages,
         federated_rooms.handshakes,
         federated_rooms.invitations,
         federated_rooms.query_answers,
@@ -347,6 +405,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.old_sync,
         rooms.presence,
         rooms.profile_access,
         rooms.profiles,
@@ -357,12 +416,19 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.typing,
+        rooms.upgrades,
         registry,
+        mail.languages,
+        mail.validation,
+        people.threepids,
+        pages,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
+            login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
         OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
@@ -374,7 +440,8 @@ def build(
             support_page=name.support_page,
         ),
         LandingPage(
-            server_name,
+            pages,
+            mail.languages,
             name.public_baseurl,
             registration_open=config.registration.enable_registration,
         ),
@@ -390,11 +457,10 @@ def build(
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    all_jobs = [
-        *jobs_of(clock, database, accounts.uia, files.repository, rooms.presence),
-        *calls.jobs(),
-        *federation_out.jobs(),
-    ]
+    standing = jobs_of(
+        clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
+    )
+    all_jobs = [*finding.jobs, *calls.jobs(), *federation_out.jobs(), *standing]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,
@@ -405,10 +471,12 @@ def build(
         rooms,
         people,
         files,
+        mail,
+        finding,
+        calls,
         federation,
         incoming,
         federation_out,
-        calls,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -125,7 +125,7 @@ class EventStore:
         return await self._database.read("get_event_sizes", _select_sizes, list(event_nids))
 
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
-        """The PDUs of these events, as canonical JSON."""
+        """Events as they are stored, by number."""
         return await self._database.read("get_pdus", _select_pdus, list(event_nids))
 
 

@@ -13,13 +13,12 @@ import msgspec
 from federation.identity import ServerIdentity
 from federation.protocol.answers import File, Response
 from federation.protocol.events import StateKey
-from federation.protocol.ids import domain_of
 from federation.rooms.room_events import StoredEvent
+from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.templates import MEMBER
 from storage.auth_chains import AuthChainStore
 from storage.events import EventStore
-from storage.memberships import MembershipStore
 from storage.room_summaries import RoomSummaryStore
 from storage.state_tree import StateTreeStore
 
@@ -37,20 +36,20 @@ class JoinAnswers:
         store: EventStore,
         trees: StateTreeStore,
         chains: AuthChainStore,
-        memberships: MembershipStore,
+        servers: RoomServers,
         summaries: RoomSummaryStore,
         identity: ServerIdentity,
     ) -> None:
         self._store = store
         self._trees = trees
         self._chains = chains
-        self._memberships = memberships
+        self._servers = servers
         self._summaries = summaries
         self._identity = identity
 
     async def answer(self, snapshot: RoomSnapshot, join: StoredEvent, *, omit_members: bool, in_pair: bool) -> Response:
         """The state before the join, with its auth chain. `in_pair`: as version 1 of the endpoint has it."""
-        room_nid = snapshot.room.room_nid
+        room_nid, own = snapshot.room.room_nid, self._identity.server_name
         entries = dict(await self._trees.get_all(room_nid, join.state_root))
         if join.replaces is None:
             entries.pop(join.event.key, None)
@@ -64,17 +63,17 @@ class JoinAnswers:
         chain = await self._chains.get_auth_chain([*state, join.nid])
         if omit_members:
             chain -= set(state)
-        servers = dict(await self._memberships.get_servers(room_nid))
-        if servers.get(domain_of(join.event.sender)) == 1:
-            del servers[domain_of(join.event.sender)]  # it was not in the room before
+        others = await self._servers.in_room(room_nid)
+        # a server that has come in with this very join was not in the room before
+        servers = [own, *(server for server, since in others.items() if since != join.position)]
         sizes = await self._store.get_sizes({*state, *chain})
-        head = _encode({"origin": self._identity.server_name, "members_omitted": omit_members})[:-1]
+        head = _encode({"origin": own, "members_omitted": omit_members})[:-1]
         parts: list[bytes | Sequence[tuple[int, int]]] = [
             (b"[200," if in_pair else b"") + head + b',"event":' + join.pdu + b',"state":[',
             [(nid, sizes[nid]) for nid in state],
             b'],"auth_chain":[',
             [(nid, sizes[nid]) for nid in sorted(chain)],
-            b'],"servers_in_room":' + _encode(list(servers)) + (b"}]" if in_pair else b"}"),
+            b'],"servers_in_room":' + _encode(servers) + (b"}]" if in_pair else b"}"),
         ]
         pieces = _Pieces(self._store, parts)
         etag = f"{join.nid}-{pieces.size}"

@@ -19,7 +19,7 @@ from federation.protocol.errors import BadState, Forbidden, InvalidParam, Matrix
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName, UserID, domain_of, is_user_id
 from federation.protocol.room_versions import ROOM_VERSIONS
-from federation.protocol.stripped_state import parse_stripped_state
+from federation.protocol.stripped_state import parse_stripped_state, strip_event
 from federation.remote.membership import Action, JoinedState, MembershipRequests
 from federation.rooms.adopt import Adoptions
 from federation.rooms.candidates import Candidates
@@ -130,7 +130,7 @@ class RemoteMemberships:
                 state = parse_stripped_state(told)
             except InvalidParam:
                 state = []  # the knock has been made all the same
-            await self._outside.keep(event, server, state)
+            await self._outside.keep(event, server, [strip_event(event), *state])
 
         await self._candidates.ask(servers, ask)
 

@@ -6,25 +6,21 @@ was left in it at all.
 spec: server-server-api#joining-rooms
 """
 
-from typing import Final
-
-from federation.protocol.errors import Forbidden, NotFound
-from federation.protocol.events import StateKey
+from federation.protocol.errors import NotFound
 from federation.protocol.ids import RoomID, ServerName
-from federation.protocol.server_acl import ServerACL
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
-
-SERVER_ACL: Final = StateKey("m.room.server_acl", "")
 
 
 class Residence:
     """Finds rooms that this server is in. For the reactor thread."""
 
-    def __init__(self, engine: RoomEngine, memberships: Memberships) -> None:
+    def __init__(self, engine: RoomEngine, memberships: Memberships, access: ServerAccess) -> None:
         self._engine = engine
         self._memberships = memberships
+        self._access = access
 
     async def find(self, room_id: RoomID) -> RoomSnapshot | None:
         """The room, if this server is in it."""
@@ -38,11 +34,9 @@ class Residence:
         return snapshot.head.joined_count == 0 or bool(await self._memberships.local_members(snapshot.room.room_nid))
 
     async def get_for(self, origin: ServerName, room_id: RoomID) -> RoomSnapshot:
-        """The room, for another server that asks about it. Raises NotFound, Forbidden (the room's server ACL)."""
+        """The room, for another server that need not be in it. Raises NotFound, Forbidden (the room's server ACL)."""
         snapshot = await self.find(room_id)
         if snapshot is None:
             raise NotFound("This server is not in the room")
-        acl = await snapshot.state.get(SERVER_ACL)
-        if acl is not None and not ServerACL(acl.event.content).allows(origin):
-            raise Forbidden(f"The server ACL of this room denies {origin}")
+        await self._access.check(snapshot, origin)
         return snapshot

@@ -84,3 +84,8 @@ class RoomServers:
         """Another node wrote: who came and went is not known here."""
         self._changes_heard += 1
         self._known.clear()
+
+
+def longest_in(servers: Servers) -> list[ServerName]:
+    """The servers, who has been there for longest first: the likeliest to answer for the room."""
+    return sorted(servers, key=lambda server: servers[server])

@@ -29,7 +29,7 @@ class FederatedRoomParts:
             EventStore(database),
             rooms.trees,
             rooms.chains,
-            rooms.membership_store,
+            rooms.servers,
             RoomSummaryStore(database),
             identity,
         )

@@ -11,7 +11,6 @@ from federation.rooms.placement import Placements
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
-from federation.rooms.server_access import ServerAccess
 from federation.rooms.sources import Questions
 from federation.wire import Wire
 from homeserver.assembly.federation_edge import EdgeParts
@@ -52,7 +51,7 @@ class FederationParts:
         rooms.engine.use_voucher(policy_servers.vouch)
         questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, policy_servers.is_approved)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
-        self.access = ServerAccess(rooms.engine, rooms.memberships, rooms.servers)
+        self.access = rooms.access
         self.edus = EduReceivers(self.access)
         self.receiver = Receiver(
             rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access

@@ -15,12 +15,13 @@ from federation.protocol.ids import RoomAlias, RoomID, ServerName
 from federation.protocol.power_levels import PowerLevels
 from federation.remote.directory import DirectoryQuery
 from federation.rooms.engine import RoomEngine
+from federation.rooms.previews import describe_room
+from federation.rooms.servers import RoomServers, longest_in
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
 from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.room_reading import RoomReading
 from storage.aliases import AliasRow, AliasStore, AliasTaken
-from storage.memberships import MembershipStore
-from storage.room_summaries import RoomSummaryStore, SummaryRow
+from storage.room_summaries import RoomSummaryStore
 from storage.rooms import RoomStore
 
 MAX_PAGE: Final = 500
@@ -48,7 +49,7 @@ class RoomDirectory:
         aliases: AliasStore,
         summaries: RoomSummaryStore,
         reading: RoomReading,
-        memberships: MembershipStore,
+        servers: RoomServers,
         elsewhere: Elsewhere,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -60,7 +61,7 @@ class RoomDirectory:
     ) -> None:
         """`shown`: there is a directory; otherwise it is shown empty. `readable_elsewhere`: to other servers."""
         self._readable_elsewhere = readable_elsewhere
-        self._memberships = memberships
+        self._servers = servers
         self._elsewhere = elsewhere
         self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
@@ -80,15 +81,13 @@ class RoomDirectory:
         return await self.get_own_alias(alias)
 
     async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room of an alias of this server, and the servers with most people in it, this one first. Raises NotFound."""
+        """The room of an alias of this server, and the servers that are longest in it, this one first. Raises NotFound."""
         row = (await self._aliases.get_aliases([alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
-        own = self._identity.server_name
-        counts = await self._memberships.get_servers(room.room_nid)
-        others = [ServerName(server) for server in counts if server != own]
-        return RoomID(room.room_id), [own, *others[: MAX_SERVERS - 1]]
+        others = await self._servers.in_room(room.room_nid)
+        return RoomID(room.room_id), [self._identity.server_name, *longest_in(others)[: MAX_SERVERS - 1]]
 
     async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
         """Give a room an alias of this server. Raises InvalidParam, Forbidden, AliasExists."""
@@ -199,7 +198,7 @@ class RoomDirectory:
         backwards = place is not None and place.backwards
         rows = rows[-page:] if backwards else rows[:page]
         answer: dict[str, Any] = {
-            "chunk": [_public_room(row) for row in rows],
+            "chunk": [describe_room(row) for row in rows],
             "total_room_count_estimate": await self._summaries.count_public_rooms(),
         }
         if rows and (more or backwards):
@@ -232,24 +231,3 @@ def _parse_since(since: str) -> _Place:
     if match is None:
         raise InvalidParam("Not a token that the directory gave out")
     return _Place((int(match[2]), int(match[3])), match[1] == "u")
-
-
-def _public_room(row: SummaryRow) -> dict[str, Any]:
-    """spec: client-server-api#get_matrixclientv3publicrooms_response-200_publishedroomschunk"""
-    room: dict[str, Any] = {
-        "room_id": row.room_id,
-        "num_joined_members": row.joined_count,
-        "world_readable": row.history_visibility == "world_readable",
-        "guest_can_join": row.guest_access == "can_join",
-        "join_rule": row.join_rule or "invite",
-        "room_version": row.version,
-    }
-    optional = {
-        "name": row.name,
-        "topic": row.topic,
-        "canonical_alias": row.canonical_alias,
-        "avatar_url": row.avatar_url,
-        "room_type": row.room_type,
-        "encryption": row.encryption,
-    }
-    return room | {key: value for key, value in optional.items() if value is not None}

@@ -10,9 +10,10 @@ from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, GuestAccessForbidden, NotFound
 from federation.protocol.ids import EventID, RoomAlias, RoomID, ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
+from federation.rooms.servers import RoomServers, longest_in
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.elsewhere import Elsewhere
-from storage.memberships import MembershipRow, MembershipStore
+from storage.memberships import MembershipRow
 from storage.rooms import RoomRow, RoomStore
 
 MAX_FORMER: Final = 10
@@ -27,13 +28,13 @@ class RoomsElsewhere:
         elsewhere: Elsewhere,
         rooms: RoomStore,
         memberships: Memberships,
-        membership_store: MembershipStore,
+        servers: RoomServers,
         limiter: RateLimiter,
     ) -> None:
         self._elsewhere = elsewhere
         self._rooms = rooms
         self._memberships = memberships
-        self._membership_store = membership_store
+        self._servers = servers
         self._limiter = limiter
 
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
@@ -104,7 +105,7 @@ class RoomsElsewhere:
             told = await self._elsewhere.outside.find(room.room_nid, user_id)
             if told is not None:
                 known.append(told.server)
-            known += list(await self._membership_store.get_servers(room.room_nid))[:MAX_FORMER]
+            known += longest_in(await self._servers.in_room(room.room_nid))[:MAX_FORMER]
         if ":" in room_id:
             known.append(domain_of(room_id))
         return [*inviter, *named, *known]

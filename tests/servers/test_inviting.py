@@ -217,6 +217,7 @@ def test_a_knock_is_heard_and_answered(network: Network, version: str) -> None:
     assert content == {"membership": "knock", "reason": "please", "displayname": "bob"}
     shown = rooms_in_sync(bob, "knock")[room_id]["knock_state"]["events"]
     assert {"name": "tea"} in [event["content"] for event in shown]
+    assert [event["state_key"] for event in shown if event["type"] == "m.room.member"] == [bob.user_id]
     invite(alice, room_id, bob)
     assert room_id in rooms_in_sync(bob, "invite")
     join(bob, room_id)

@@ -324,7 +324,7 @@ async def test_missing_auth_events_are_fetched(network: Network) -> None:
 async def test_a_state_that_somebody_makes_up_takes_nothing_from_ours(network: Network) -> None:
     """Whoever names what nobody has may tell of any state before it; ours has a say all the same."""
     room = await shared(network)
-    network.clock.advance(1)
+    network.clock.advance(1)  # of two rules of the same moment the ids would decide
     set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
     before = await room.north.state(room.room_id)
     gap: list[Event | EventID] = [*await room.north.last(room.room_id), EventID("$" + "x" * 43)]
