@@ -47,6 +47,7 @@ class Outliers:
     async def add(self, room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
         """Check and store events of a room, in any order; an outcome for each, in the order given."""
         batch = Batch(candidates, RoomID(room.room_id))
+        await self._questions.prepare(batch.ordered)
         for start in range(0, len(batch.ordered), CHUNK):
             await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
         return batch.answer()

@@ -1,11 +1,12 @@
 """People join rooms of other servers: by id, by alias, by invite, by being in another room."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
-from tests.helpers.network import Network
+from tests.helpers.network import Letter, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, invite, join, leave, membership, ok, refused, room_path, say
 
@@ -273,3 +274,23 @@ def test_by_invite(network: Network) -> None:
     join(bob, room_id)
 
     assert members(bob, room_id) == dict.fromkeys([alice.user_id, bob.user_id], "join")
+
+
+def test_the_keys_of_all_who_were_there_are_asked_for_at_once(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice, preset="public_chat")
+    others = [network.add(f"other{number}.example") for number in range(4)]
+    for number, other in enumerate(others):
+        ok(join_via(other.register(f"user{number}"), room_id, NORTH))
+    network.hold()
+    joining = bob.start("POST", f"{V3}/join/{room_id}?via={NORTH}", {})
+    questions_at_once = []
+
+    def watch(letters: Sequence[Letter]) -> int:
+        questions_at_once.append(sum(letter.request.uri == "/_matrix/key/v2/server" for letter in letters))
+        return 0
+
+    network.deliver(watch)
+
+    assert joining.answer.status == 200
+    assert max(questions_at_once) >= 4
