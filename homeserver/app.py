@@ -252,9 +252,7 @@ def build(
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
-        federation.edge.implementation,
-        federation.edge.notary,
-        federation.edge.own_keys,
+        *federation.edge.services,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
