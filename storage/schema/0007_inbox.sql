@@ -16,6 +16,3 @@ CREATE INDEX inbox_by_origin ON inbox (origin);
 
 -- How deep the missing event stands: one less than the deepest event that is known to follow it
 ALTER TABLE backward_extremities ADD COLUMN depth BIGINT NOT NULL DEFAULT 0;
-
--- Which event of a room is next to a time
-CREATE INDEX events_by_time ON events (room_nid, origin_server_ts) WHERE (flags & 16) <> 0;
