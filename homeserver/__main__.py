@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sqlite3
 import sys
 import time
@@ -25,12 +26,14 @@ from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from federation.outbound.proxy import BadProxy
 from federation.outbound.tls import BadAuthorities
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
-from homeserver.app import build, declared_routes
+from homeserver.app import Server, build, declared_routes
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
+from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import MediaThreads
 from homeserver.assembly.outbound import OutboundParts
 from homeserver.config.load import ConfigError, Loaded, load_config
@@ -50,7 +53,7 @@ from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
-from storage.executors import ThreadExecutor
+from storage.executors import InlineExecutor, ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
 
@@ -192,6 +195,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
             ),
+            mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
             random=os.urandom,
             registry=registry,
@@ -214,6 +218,7 @@ def run(paths: tuple[Path, ...]) -> None:
             reactor.stop()
 
     calm_collector()
+    on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
@@ -291,6 +296,27 @@ def copy(source: Path, target: Path) -> None:
     click.echo(f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}")
 
 
+def on_hangup(reactor: ReactorBase, call: Callable[[], None]) -> None:
+    """Call this, on the reactor's thread, whenever SIGHUP comes."""
+    signal.signal(signal.SIGHUP, lambda _number, _frame: reactor.callFromThread(call))
+
+
+def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
+    """Read the configuration again, for what can be changed while the server runs. One that is wrong changes nothing."""
+    try:
+        loaded = load_config(paths, os.environ)
+    except ConfigError as error:
+        for line in error.lines:
+            log.error("the configuration was not read again: {line}", line=line)
+        return
+    try:
+        server.reload(loaded.config)
+    except (OSError, SSL.Error) as error:
+        log.error("a certificate was not read again: {error}", error=error)
+        return
+    log.info("read the configuration again: the policy for other servers, and certificates")
+
+
 def load(paths: tuple[Path, ...]) -> Loaded:
     """The configuration, or the end of the command with all that is wrong."""
     try:
@@ -320,9 +346,11 @@ def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
     """The way to other servers; the end of the command where the certificates that it needs cannot be read."""
     threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
     try:
-        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random)
+        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random, os.environ)
     except BadAuthorities as error:
         raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
+    except BadProxy as error:
+        raise click.ClickException(f"the variable https_proxy of the environment {error}") from error
     reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
     return outbound
 
@@ -340,7 +368,10 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
     database = open_storage(config, reactor)
-    accounts = AccountParts(config, clock, database, RateLimiter(clock, {}), hashing_threads(reactor), os.urandom)
+    limiter = RateLimiter(clock, {})
+    registry = CollectorRegistry()
+    mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
+    accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail)
 
     async def whole() -> T:
         try:

@@ -26,32 +26,41 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.spaces import NoRemoteSpaces
 from federation.wire import Wire
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_edge import rules_of
 from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.search import SearchParts
 from homeserver.client import (
     account,
     account_data,
+    account_moderation,
     capabilities,
     delayed_events,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     openid,
     presence,
     profiles,
@@ -59,14 +68,22 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
+    search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    third_party_networks,
+    threepids,
     to_device,
+    user_directory,
     versions,
     voip,
     well_known,
@@ -89,9 +106,11 @@ from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import landing
+from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages
 from storage.database import Database
+from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -104,9 +123,12 @@ SOURCES: tuple[ModuleType, ...] = (
     server_version,
     account,
     account_data,
+    account_moderation,
     capabilities,
+    confirm_email,
     delayed_events,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
@@ -114,6 +136,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     openid,
     presence,
     probes,
@@ -123,14 +147,22 @@ SOURCES: tuple[ModuleType, ...] = (
     register,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
+    search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    threepids,
+    third_party_networks,
     to_device,
+    user_directory,
     versions,
     voip,
     well_known,
@@ -155,10 +187,12 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        mail: MailParts,
+        finding: SearchParts,
+        calls: CallParts,
         federation: FederationParts,
         incoming: IncomingParts,
         federation_out: FederationOutParts,
-        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -171,15 +205,18 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.mail = mail
+        self.finding = finding
+        self.calls = calls
         self.federation = federation
         self.incoming = incoming
         self.federation_out = federation_out
-        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
+        self._tls: list[TlsContext] = []
         # SQLite is for one node
         self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
 
@@ -189,6 +226,8 @@ class Server:
         if "federation" in names:
             # nobody could check what this server signs without the keys; services ask where they ask of federation
             names |= {"keys", "openid"}
+        if not self.config.federation.federation.enabled:
+            names -= {"federation", "keys"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -216,9 +255,11 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.start()
+        self.people.resume_arrivals()
         self.people.resume_departures()
-        self.incoming.inbox.start()
+        self.mail.start()
         self.calls.delayed_events.start()
+        self.incoming.inbox.start()
         self.start_jobs()
         self.federation_out.sender.start()
         if self.other_nodes is not None:
@@ -243,7 +284,17 @@ class Server:
             assert network.tls_certificate_path is not None
             assert network.tls_private_key_path is not None
             context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            self._tls.append(context)
         return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+
+    def reload(self, config: Config) -> None:
+        """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
+
+        Raises `OSError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        """
+        self.federation.policy.change(rules_of(config.federation))
+        for context in self._tls:
+            context.reload()
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
@@ -254,11 +305,12 @@ class Server:
             self.other_nodes.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
-        await self.federation_out.sender.stop()
         await self.calls.delayed_events.stop()
+        await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
+        await self.mail.stop()
         await self.database.close()
 
 
@@ -270,10 +322,12 @@ def build(
     key: SigningKey,
     threads: Threads,
     media_threads: MediaThreads,
+    mail_thread: Executor,
     wire: Wire,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
+    make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `wire` reaches other servers; `random` gives so many unguessable
     bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
@@ -282,11 +336,13 @@ def build(
     name = config.name
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
-    accounts = AccountParts(config, clock, database, limiter, threads, random)
+    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(clock, database, accounts, rooms)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
+    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
         database,
@@ -297,10 +353,14 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
-    incoming = IncomingParts(clock, database, federation, rooms, registry)
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=incoming.times
+    )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
+    pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         federation.edge.implementation,
         federation.edge.notary,
@@ -312,6 +372,8 @@ def build(
         people.account_data,
         people.accounts,
         people.devices,
+        people.login_tokens,
+        people.moderation,
         people.filters,
         people.push_rules,
         calls.delayed_events,
@@ -320,6 +382,13 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        exploring.hierarchy,
+        exploring.mutual_rooms,
+        exploring.previews,
+        exploring.reports,
+        exploring.times,
+        finding.directory,
+        finding.messages,
         federated_rooms.handshakes,
         federated_rooms.invitations,
         federated_rooms.query_answers,
@@ -335,6 +404,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.old_sync,
         rooms.presence,
         rooms.profile_access,
         rooms.profiles,
@@ -345,12 +415,19 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.typing,
+        rooms.upgrades,
         registry,
+        mail.languages,
+        mail.validation,
+        people.threepids,
+        pages,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
+            login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
         OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
@@ -362,7 +439,8 @@ def build(
             support_page=name.support_page,
         ),
         LandingPage(
-            server_name,
+            pages,
+            mail.languages,
             name.public_baseurl,
             registration_open=config.registration.enable_registration,
         ),
@@ -378,11 +456,10 @@ def build(
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    all_jobs = [
-        *jobs_of(clock, database, accounts.uia, files.repository, rooms.presence),
-        *calls.jobs(),
-        *federation_out.jobs(),
-    ]
+    standing = jobs_of(
+        clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
+    )
+    all_jobs = [*finding.jobs, *calls.jobs(), *federation_out.jobs(), *standing]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,
@@ -393,10 +470,12 @@ def build(
         rooms,
         people,
         files,
+        mail,
+        finding,
+        calls,
         federation,
         incoming,
         federation_out,
-        calls,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -126,7 +126,7 @@ class EventStore:
 
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
         """Events as they are stored, by number."""
-        return await self._database.read("get_pdus", _select_pdus_by_nid, list(event_nids))
+        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
@@ -199,6 +199,6 @@ def _select_sizes(txn: Transaction, event_nids: list[int]) -> dict[int, int]:
     return dict(txn.query_in("SELECT event_nid, length(pdu) FROM events WHERE event_nid IN {keys}", event_nids))
 
 
-def _select_pdus_by_nid(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
+def _select_pdus(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
     rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
     return {nid: bytes(pdu) for nid, pdu in rows}

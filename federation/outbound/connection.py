@@ -71,6 +71,10 @@ class Connection(Protocol):
         if self._tcp is not None:
             self._tcp.abortConnection()
 
+    def carried_by(self, tcp: ITCPTransport) -> None:
+        """What is to be ended where this is given up before it is made."""
+        self._tcp = tcp
+
     def when_closed(self, call: Callable[[], None]) -> None:
         """Call this when the connection ends while nobody waits for an answer."""
         self._on_close = call

@@ -5,14 +5,14 @@ a dead machine costs a quarter of a second. Each is asked of the `AddressPolicy`
 address.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from itertools import chain, zip_longest
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IProtocolFactory, IReactorTCP, IReactorTime
-from twisted.internet.protocol import Factory
+from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
@@ -20,6 +20,7 @@ from federation.outbound.addresses import AddressPolicy
 from federation.outbound.connection import Connection
 from federation.outbound.errors import OutboundError
 from federation.outbound.names import NameNotFound, Names
+from federation.outbound.proxy import Proxy, Tunnel
 from federation.outbound.tls import TlsName
 
 SECONDS_BETWEEN = 0.25
@@ -27,25 +28,52 @@ SECONDS_TO_CONNECT = 10.0
 """For one address."""
 
 
+MakeAttempt = Callable[[], tuple[Connection, IProtocolFactory]]
+"""Makes a connection, and the factory of what is connected."""
+
+
 class Dialler:
     """Opens connections."""
 
-    def __init__(self, tcp: IReactorTCP, clock: IReactorTime, names: Names, addresses: AddressPolicy) -> None:
+    def __init__(
+        self,
+        tcp: IReactorTCP,
+        clock: IReactorTime,
+        names: Names,
+        addresses: AddressPolicy,
+        proxy: Proxy | None = None,
+    ) -> None:
+        """`proxy`: for what is spoken with TLS."""
         self._tcp = tcp
         self._clock = clock
         self._names = names
         self._addresses = addresses
+        self._proxy = proxy
 
     async def dial(self, host: str, port: int, tls: TlsName | None) -> Connection:
         """A connection that may be used, its other side checked. `host`: a name, or an address without brackets.
 
         Raises OutboundError. Takes as long as it takes: whoever waits sets the time.
         """
-        found = [host] if _is_address(host) else await self._look_up(host)
-        addresses = [each for each in found if self._addresses.allows(each)]
-        if not addresses:
+        if tls is not None and self._proxy is not None and self._proxy.serves(host):
+            return await self._dial_through(self._proxy, host, port, tls)
+        addresses = self._allowed([host] if _is_address(host) else await self._look_up(host))
+        return await self._race(addresses, port, lambda: _attempt(tls))
+
+    async def _dial_through(self, proxy: Proxy, host: str, port: int, tls: TlsName) -> Connection:
+        if _is_address(host):
+            self._allowed([host])
+        addresses = [proxy.host] if _is_address(proxy.host) else await self._look_up(proxy.host)
+        return await self._race(addresses, proxy.port, lambda: _attempt_through(proxy, host, port, tls))
+
+    def _allowed(self, addresses: Sequence[str]) -> list[str]:
+        allowed = [each for each in addresses if self._addresses.allows(each)]
+        if not allowed:
             raise OutboundError("its address is one that this server does not contact", retryable=False)
-        connection = await _Race(self._tcp, self._clock, _interleave(addresses), port, tls).run()
+        return allowed
+
+    async def _race(self, addresses: Sequence[str], port: int, make: MakeAttempt) -> Connection:
+        connection = await _Race(self._tcp, self._clock, _interleave(addresses), port, make).run()
         return await connection.ready
 
     async def _look_up(self, host: str) -> Sequence[str]:
@@ -59,13 +87,13 @@ class _Race:
     """Attempts at several addresses; the first that connects wins, and the others are given up."""
 
     def __init__(
-        self, tcp: IReactorTCP, clock: IReactorTime, addresses: Sequence[str], port: int, tls: TlsName | None
+        self, tcp: IReactorTCP, clock: IReactorTime, addresses: Sequence[str], port: int, make: MakeAttempt
     ) -> None:
         self._tcp = tcp
         self._clock = clock
         self._left = list(addresses)
         self._port = port
-        self._tls = tls
+        self._make = make
         self._attempts: list[Deferred[IProtocol]] = []
         self._done: Deferred[Connection] = Deferred()
         self._next: IDelayedCall | None = None
@@ -89,10 +117,8 @@ class _Race:
         if self._left:
             self._next = self._clock.callLater(SECONDS_BETWEEN, self._try_next)
         kind = TCP6ClientEndpoint if ":" in address else TCP4ClientEndpoint
-        connection = Connection(self._tls)
-        attempt = kind(self._tcp, address, self._port, timeout=SECONDS_TO_CONNECT).connect(
-            _factory(connection, self._tls)
-        )
+        connection, factory = self._make()
+        attempt = kind(self._tcp, address, self._port, timeout=SECONDS_TO_CONNECT).connect(factory)
         self._attempts.append(attempt)
         attempt.addCallbacks(
             lambda _: self._win(attempt, connection), lambda failure: self._lose(attempt, address, failure)
@@ -120,24 +146,31 @@ class _Race:
 
 
 class _One(Factory):
-    """Builds the connection that it was made for."""
+    """Builds the protocol that it was made for."""
 
     noisy = False
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
 
-    def buildProtocol(self, addr: IAddress | None) -> Connection:
-        return self._connection
+    def buildProtocol(self, addr: IAddress | None) -> Protocol:
+        return self._protocol
 
 
-def _factory(connection: Connection, tls: TlsName | None) -> IProtocolFactory:
-    factory = _One(connection)
-    if tls is None:
-        return factory
-    wrapped = TLSMemoryBIOFactory(tls, True, factory)
-    wrapped.noisy = False
-    return wrapped
+def _attempt(tls: TlsName | None) -> tuple[Connection, IProtocolFactory]:
+    connection = Connection(tls)
+    return connection, _One(connection) if tls is None else _within(connection, tls)
+
+
+def _attempt_through(proxy: Proxy, host: str, port: int, tls: TlsName) -> tuple[Connection, IProtocolFactory]:
+    connection = Connection(tls)
+    return connection, _One(Tunnel(proxy, host, port, connection, _within(connection, tls)))
+
+
+def _within(connection: Connection, tls: TlsName) -> TLSMemoryBIOFactory:
+    factory = TLSMemoryBIOFactory(tls, True, _One(connection))
+    factory.noisy = False
+    return factory
 
 
 def _interleave(addresses: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ SRV_SECONDS = (2, 4)
 MAX_ADDRESSES = 20
 """Of one name."""
 MAX_SERVICES = 20
+MAX_NAME_CHARS, MAX_LABEL_CHARS = 253, 63
 
 
 class NameNotFound(Exception):
@@ -64,6 +65,8 @@ class SystemNames:
         )
 
     async def lookup_addresses(self, host: str) -> Sequence[str]:
+        _check(host)
+
         def ask() -> list[str]:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -74,6 +77,7 @@ class SystemNames:
             raise NameNotFound(f"{host} has no address: {error}") from error
 
     async def lookup_services(self, name: str) -> Services:
+        _check(name)
         try:
             answers, _authority, _additional = await self._resolver.lookupService(name, timeout=SRV_SECONDS)
         except DNSNameError:
@@ -91,3 +95,10 @@ class SystemNames:
             for each in found
         )
         return Services(records, min((each.ttl for each in found), default=300))
+
+
+def _check(name: str) -> None:
+    """Raises NameNotFound for what DNS cannot even be asked for. spec: RFC 1035, section 2.3.4"""
+    labels = name.removesuffix(".").split(".")
+    if len(name) > MAX_NAME_CHARS or not all(0 < len(label) <= MAX_LABEL_CHARS for label in labels):
+        raise NameNotFound(f"{name!a} can be no name")

@@ -9,7 +9,7 @@ Laws:
   loose, which no honest room comes to, the first event names the oldest of them and the next one the others.)
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_urlsafe
 
@@ -26,6 +26,7 @@ from federation.protocol.events import (
     load_event,
 )
 from federation.protocol.ids import EventID, UserID
+from federation.protocol.policy_server import POLICY
 from federation.protocol.power_levels import PowerLevels, check_new_levels
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import EventFormat
@@ -53,6 +54,8 @@ class Classification:
 
 
 Classify = Callable[[Event], Classification]
+Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
+"""An event of ours with the signature of its room's policy server, if there is one (the event that says so)."""
 
 
 class TargetInChain(Exception):
@@ -69,13 +72,15 @@ class Chain:
         identity: ServerIdentity,
         classify: Classify,
         further_flags: int = 0,
+        vouch: Vouch | None = None,
     ) -> None:
-        """`further_flags` are those of all its events."""
+        """`further_flags` are those of all its events; `vouch` gets what they need beside our signature."""
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
         self._classify = classify
         self._further_flags = further_flags
+        self._vouch = vouch
         self._overlay: dict[StateKey, Event] = {}
         self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
             :MAX_PREV_EVENTS
@@ -124,6 +129,9 @@ class Chain:
         if create is None:
             raise NotFound("This room has not been created")
         check_auth(event, state, create=create)
+        if self._vouch is not None:
+            named = (await self._load([POLICY])).get(POLICY)
+            event = await self._vouch(self._snapshot.room.room_nid, event, named)
         redaction = await self._redaction(event, state, create)
         self._append(event, state, keys, draft, redaction)
         return event

@@ -17,6 +17,7 @@ from federation.protocol.event_auth import auth_events_needed, check_auth, check
 from federation.protocol.event_signing import is_content_hash_valid, required_signers
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import POLICY
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.snapshots import CREATE
@@ -92,8 +93,8 @@ class Sources(Protocol):
     async def is_room_create(self, event: Event) -> bool:
         """Whether a create event is the one that the room began with."""
 
-    async def is_approved(self, event: Event) -> bool:
-        """Whether the room's policy server, if it has one, lets the event pass."""
+    async def is_approved(self, event: Event, named: Event | None) -> bool:
+        """Whether the room's policy server, if it has one, lets the event pass. `named`: the event that says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
         return Checked(Verdict.REJECT, event, refusal)
 
     # 6. The present state allows it.
-    current = await sources.get_current_state(keys)
+    current = await sources.get_current_state(keys | {POLICY})
     if current is None:
         return Checked(accepted, event, flaw)
     try:
@@ -162,7 +163,7 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
         return Checked(Verdict.SOFT_FAIL, event, refusal)
 
     # 7. The room's policy server lets it pass.
-    if not await sources.is_approved(event):
+    if not await sources.is_approved(event, current.get(POLICY)):
         return Checked(Verdict.SOFT_FAIL, event, Forbidden("The policy server of this room did not let the event pass"))
     return Checked(accepted, event, flaw)
 

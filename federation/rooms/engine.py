@@ -20,8 +20,9 @@ from federation.identity import ServerIdentity
 from federation.protocol.errors import NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID
+from federation.protocol.policy_server import POLICY
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms.build import Chain, Classify, TargetInChain
+from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
 from federation.rooms.drafts import Draft
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
@@ -92,6 +93,7 @@ class RoomEngine:
         self._identity = identity
         self._now_ms = now_ms
         self._classify = classify
+        self._vouch: Vouch | None = None
         self._capacity = capacity
         self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
         self._queues: dict[str, _Queue] = {}
@@ -101,6 +103,17 @@ class RoomEngine:
         self._seen_writes: dict[str, int] = {}
         database.streams.watch(self._heed_others)
         self._log = Logger()
+
+    def use_voucher(self, vouch: Vouch) -> None:
+        """Get from here what events of ours need beside our signature; told once, when the server is put together."""
+        self._vouch = vouch
+
+    async def vouch(self, snapshot: RoomSnapshot, event: Event) -> Event:
+        """An event that is built outside of the queue, with what it needs. Raises MatrixError, RemoteError."""
+        if self._vouch is None:
+            return event
+        named = await snapshot.state.get(POLICY)
+        return await self._vouch(snapshot.room.room_nid, event, None if named is None else named.event)
 
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
         """The room as it is now, or None if this server does not know it."""
@@ -167,12 +180,17 @@ class RoomEngine:
             )
 
     async def create(
-        self, version: RoomVersion, room_id: RoomID | None, drafts: Sequence[Draft], also: Also
+        self,
+        version: RoomVersion,
+        room_id: RoomID | None,
+        drafts: Sequence[Draft],
+        also: Also,
+        prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Make a room of these drafts, of which the first creates it, in one write.
 
-        `room_id` is None where the create event names the room. `also` runs in the same transaction.
-        Raises what authorization of a draft raises.
+        `room_id` is None where the create event names the room. `also` runs in the same transaction,
+        `prepare` before it, with the id that the room will have. Raises what authorization of a draft, or they, raise.
         """
         # two rooms that one person makes in the same millisecond would be one: the create event names the room
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
@@ -184,6 +202,8 @@ class RoomEngine:
         for draft in drafts:
             await chain.add([draft], now)
         created_id = chain.built[0].room_id
+        if prepare is not None:
+            await prepare(created_id)
 
         def write(txn: WriteTransaction) -> tuple[RoomRow, Appended]:
             room, head = add_room(txn, created_id, version.identifier, now)
@@ -255,7 +275,9 @@ class RoomEngine:
         while rebuilds < MAX_REBUILDS:
             others = await self._servers.in_room(snapshot.room.room_nid)
             further_flags = EventFlag.TO_SEND if others else 0
-            chain = Chain(snapshot, self._events, self._identity, self._classify, further_flags)
+            chain = Chain(
+                snapshot, self._events, self._identity, self._classify, further_flags, self._vouch if others else None
+            )
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:

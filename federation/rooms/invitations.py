@@ -94,6 +94,7 @@ class Invitations:
         (built,) = await chain.add([draft], self._now_ms())
         if isinstance(built, StoredEvent):
             return built.event.event_id
+        built = await self._engine.vouch(snapshot, built)
         keys = stripped_state_keys(sender)
         state = await snapshot.state.load(keys)
         server = domain_of(target)

@@ -104,8 +104,7 @@ class ServedRooms:
     async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedState:
         """The state before an event. Raises NotFound, Forbidden."""
         state, chain = await self._state_before(server, room_id, event_id)
-        pdus = await self._store.get_pdus({*state, *chain})
-        return ServedState(_raw(pdus[nid] for nid in state), _raw(pdus[nid] for nid in chain))
+        return ServedState(await self._load_raw(state), await self._load_raw(chain))
 
     async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedStateIDs:
         """As `get_state`, by the ids of the events."""
@@ -118,8 +117,10 @@ class ServedRooms:
         stored = await self._find(snapshot, event_id)
         cited = await self._events.get_by_id(snapshot.room.room_nid, stored.event.auth_events)
         nids = {other.nid for other in cited.values() if not other.rejected}
-        chain = nids | await self._chains.get_auth_chain(nids)
-        return _raw((await self._store.get_pdus(chain)).values())
+        return await self._load_raw(nids | await self._chains.get_auth_chain(nids))
+
+    async def _load_raw(self, event_nids: Iterable[int]) -> Pdus:
+        return _raw((await self._store.get_pdus(event_nids)).values())
 
     async def get_before(self, server: ServerName, room_id: RoomID, from_: Sequence[EventID], limit: int) -> Pdus:
         """Events of the room and what precedes them, the latest first. Raises NotFound, Forbidden, InvalidParam."""
@@ -156,9 +157,9 @@ class ServedRooms:
     ) -> tuple[EventID, int]:
         """The event next to a time in milliseconds, and its own time. Raises NotFound, Forbidden."""
         snapshot = await self._access.get_room(server, room_id)
-        nids = await self._timelines.get_next_to(snapshot.room.room_nid, ts, direction, MAX_LOOKED_AT)
-        loaded = await self._events.get_events(nids)
-        events = [loaded[nid] for nid in nids]
+        page = await self._timelines.get_by_time(snapshot.room.room_nid, ts, direction, None, MAX_LOOKED_AT)
+        loaded = await self._events.get_events(nid for _, nid in page)
+        events = [loaded[nid] for _, nid in page]
         for stored, visible in zip(
             events, await self._visibility.see(server, snapshot.room.room_nid, events), strict=True
         ):

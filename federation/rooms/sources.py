@@ -13,8 +13,8 @@ from storage.rooms import RoomRow
 
 GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
 """Those of an event's required signers whose valid signatures it has."""
-Approve = Callable[[Event], Awaitable[bool]]
-"""Whether the room's policy server, if it has one, lets an event pass."""
+Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
+"""Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ class StoredSources:
     async def is_room_create(self, event: Event) -> bool:
         return event.event_id == self._create_id
 
-    async def is_approved(self, event: Event) -> bool:
-        return await self._questions.approve(event)
+    async def is_approved(self, event: Event, named: Event | None) -> bool:
+        return await self._questions.approve(self._room.room_nid, event, named)
 
     async def _load(self, state: StateChange, keys: Collection[StateKey]) -> Mapping[StateKey, Event]:
         loaded = await self._questions.resolver.load(self._room.room_nid, state, keys)

@@ -4,11 +4,11 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
-from federation.protocol.events import Event
-from federation.protocol.ids import domain_of
+from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
+from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.sources import Questions
@@ -45,7 +45,11 @@ class FederationParts:
         placements = Placements(
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
-        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, self._approve)
+        policy_servers = PolicyServers(
+            RemotePolicyServers(self.requests), rooms.servers, self.policy, identity, rooms.now_ms
+        )
+        rooms.engine.use_voucher(policy_servers.vouch)
+        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, policy_servers.is_approved)
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
         self.access = rooms.access
         self.edus = EduReceivers(self.access)
@@ -65,7 +69,3 @@ class FederationParts:
             questions,
             rooms.now_ms,
         )
-
-    async def _approve(self, event: Event) -> bool:
-        """Nothing from a server with which we do not talk is shown. No policy server is asked."""
-        return self.policy.allows(domain_of(event.sender))

@@ -11,7 +11,7 @@ from federation.identity import ServerIdentity
 from federation.keyring import Keyring, Notary
 from federation.notary import KeyNotary
 from federation.own_keys import OwnKeys
-from federation.policy import Policy
+from federation.policy import Policy, PolicyRules, make_rules
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.key_documents import VerifyKey
 from federation.protocol.signing import parse_public_key
@@ -45,7 +45,7 @@ class EdgeParts:
         self.own_keys = OwnKeys(
             identity, now_ms, {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()}
         )
-        self.policy = Policy(federation.federation_domain_whitelist)
+        self.policy = Policy(identity.server_name, rules_of(federation), clock.seconds)
         self.requests = Requests(wire, identity, self.policy)
         self.keyring = Keyring(
             RemoteServerKeys(self.requests),
@@ -70,6 +70,16 @@ class EdgeParts:
         )
         self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
         self.implementation = Implementation("Mahalla", program_version())
+
+
+def rules_of(federation: Federation) -> PolicyRules:
+    """The policy of the configuration."""
+    return make_rules(
+        federation.federation_domain_whitelist,
+        federation.federation_domain_blacklist,
+        enabled=federation.federation.enabled,
+        is_simulation=federation.federation_policy_simulation,
+    )
 
 
 def notaries_of(federation: Federation) -> list[Notary]:

@@ -12,6 +12,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
 from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
@@ -37,11 +38,14 @@ from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.mentions import Mentions
+from homeserver.services.old_sync import OldSync, OldSyncParts
+from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
@@ -50,6 +54,7 @@ from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.room_upgrade import RoomUpgrade
 from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
@@ -71,12 +76,14 @@ from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
 from storage.receipts import ReceiptStore
+from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
 from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
 from storage.sent_transactions import SentTransactionStore
+from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
 from storage.timelines import TimelineStore
 
@@ -112,7 +119,7 @@ class RoomParts:
     ) -> None:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
-        room_store = RoomStore(database)
+        self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
@@ -134,11 +141,10 @@ class RoomParts:
 
         self.elsewhere = Elsewhere()
         self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
-        visibility = Visibility(trees, self.events)
         self.store = room_store
         self.membership_store = membership_store
         self.trees = trees
-        self.visibility = visibility
+        self.visibility = visibility = Visibility(trees, self.events)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = Mentions(identity).classify
@@ -157,7 +163,7 @@ class RoomParts:
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
-        client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
+        self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
@@ -176,6 +182,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
+        personal_settings = PersonalSettings(database, account_data_store, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.access = ServerAccess(self.engine, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
@@ -197,9 +204,10 @@ class RoomParts:
             identity,
             guests,
             self.restricted,
+            personal_settings,
+            self.permissions,
             self.residence,
             RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
-            self.permissions,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -217,8 +225,18 @@ class RoomParts:
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
         )
+        self.related_redactions = RelatedRedactions(
+            RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
+        )
         self.sending = RoomSending(
-            self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
+            self.engine,
+            self.events,
+            alias_store,
+            self.room_memberships,
+            guests,
+            relation_store,
+            sent_store,
+            self.related_redactions,
         )
         self.history = RoomHistory()
         self.reading = RoomReading(
@@ -249,6 +267,19 @@ class RoomParts:
             readable_elsewhere=config.rooms.allow_public_rooms_over_federation,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
+        )
+        self.upgrades = RoomUpgrade(
+            self.engine,
+            self.events,
+            Replacements(self.engine, self.events, self.writer, identity, self.classify, now_ms),
+            room_store,
+            membership_store,
+            alias_store,
+            SpaceStore(database),
+            self.reading,
+            self.profiles,
+            personal_settings,
+            identity,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         ephemeral = EphemeralCounter(clock)
@@ -308,6 +339,24 @@ class RoomParts:
             ),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
+        self.old_sync = OldSync(
+            OldSyncParts(
+                self.engine,
+                self.events,
+                self.reading,
+                room_store,
+                self.memberships,
+                timeline_store,
+                client_events,
+                account_data_store,
+                receipt_store,
+                self.typing,
+                recent,
+            ),
+            streams,
+            self.notifier,
+            clock,
+        )
         sliding = sliding_parts(
             database,
             parts,
@@ -326,6 +375,9 @@ class RoomParts:
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
+        Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
+            lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
         )
 
 

@@ -1,6 +1,6 @@
-"""Who may be invited, by others here and elsewhere: what people have said of invites, and how many they get.
+"""Which invites of our users by others elsewhere are taken: what people have said of invites, and how many they get.
 
-spec: client-server-api#invite-permission, client-server-api#ignoring-users
+spec: client-server-api#invite-permission
 """
 
 from federation.protocol.endpoint import Limit

@@ -21,6 +21,7 @@ from federation.rooms.templates import AUTHORISER
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
 from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from storage.aliases import AliasStore
@@ -56,9 +57,10 @@ class RoomMemberships:
         identity: ServerIdentity,
         guests: GuestAccess,
         restricted: RestrictedJoins,
+        personal_settings: PersonalSettings,
+        permissions: InvitePermissions,
         residence: Residence,
         elsewhere: RoomsElsewhere,
-        permissions: InvitePermissions,
         *,
         only_admins_invite: bool,
         profile_on_invite: bool,
@@ -76,9 +78,10 @@ class RoomMemberships:
         self._identity = identity
         self._guests = guests
         self._restricted = restricted
+        self._personal_settings = personal_settings
+        self._permissions = permissions
         self._residence = residence
         self._elsewhere = elsewhere
-        self._permissions = permissions
         self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
@@ -113,25 +116,38 @@ class RoomMemberships:
         snapshot = await self._residence.find(room_id)
         if snapshot is None:
             if await self._elsewhere.do_join(caller, room_id, content, servers):
+                await self.settle(caller.user_id, room_id)
                 return room_id
             snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
-        if present == "join":
-            return room_id
-        content |= await self._check_joining(caller, snapshot, present)
+        if present != "join":
+            await self._enter(caller, snapshot, present, content, signed, servers)
+        await self._personal_settings.do_copy(caller.user_id, snapshot)
+        return room_id
+
+    async def _enter(
+        self,
+        caller: Requester,
+        snapshot: RoomSnapshot,
+        present: str | None,
+        content: dict[str, Any],
+        signed: Mapping[str, Any] | None,
+        servers: Sequence[str],
+    ) -> None:
+        """Join a room that this server is in."""
+        content = content | await self._check_joining(caller, snapshot, present)
         if (
             present != "invite"
             and AUTHORISER not in content
             and signed is None
             and await self._restricted.lets_in(snapshot, caller.user_id)
         ):
-            await self._elsewhere.do_join_vouched_for(caller, room_id, content, servers)
-            return room_id
+            await self._elsewhere.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+            return
         drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
         if signed is not None and present != "invite":
             drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
-        await self._engine.send(room_id, drafts)
-        return room_id
+        await self._engine.send(snapshot.room_id, drafts)
 
     async def check_member_state(
         self, caller: Requester, room_id: RoomID, target: str, content: Mapping[str, Any]
@@ -157,6 +173,10 @@ class RoomMemberships:
             case "invite":
                 await self._check_inviting(caller, room_id, parse_user_id(target))
         return checked
+
+    async def settle(self, user_id: UserID, room_id: RoomID) -> None:
+        """The user has come into a room by a state event: what comes with a join."""
+        await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))
 
     async def do_knock(
         self, caller: Requester, room_id: RoomID, reason: str | None, servers: Sequence[str] = ()

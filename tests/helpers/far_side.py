@@ -23,6 +23,7 @@ from federation.outbound.connection import Connection
 from federation.outbound.dialling import Dialler
 from federation.outbound.names import NameNotFound, Services
 from federation.outbound.pool import Pool
+from federation.outbound.proxy import Proxy
 from federation.outbound.tls import TlsName, TlsTrust
 from federation.protocol.discovery import Service
 from federation.routes import Routes
@@ -125,6 +126,7 @@ class FarSide:
         self.moved: dict[int, int] = {}
         """Ports that are dialled instead of others."""
         self.pool = Pool(CLOCK)
+        self.proxy: Proxy | None = None
         self._ports: list[IListeningPort] = []
 
     def listen(
@@ -148,7 +150,9 @@ class FarSide:
         return TlsTrust([self.authority.path])
 
     def dialler(self, allowed: Sequence[str] = LOOPBACK) -> Dialler:
-        dialler = MovedDialler(cast(IReactorTCP, installed_reactor), CLOCK, self.names, AddressPolicy(PRIVATE, allowed))
+        dialler = MovedDialler(
+            cast(IReactorTCP, installed_reactor), CLOCK, self.names, AddressPolicy(PRIVATE, allowed), self.proxy
+        )
         dialler.ports = self.moved
         return dialler
 

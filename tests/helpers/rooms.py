@@ -72,7 +72,7 @@ class RoomParts:
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=1000)
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.visibility = Visibility(self.trees, self.events)
-        chains = AuthChainStore(database)
+        self.chains = chains = AuthChainStore(database)
         writer = self.writer_class(self.trees, chains)
         self.engine = RoomEngine(
             database,
@@ -125,7 +125,7 @@ class RoomParts:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
 
-    async def approve(self, event: Event) -> bool:
+    async def approve(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """A policy server that dislikes one word."""
         return "spam" not in str(event.content.get("body"))
 

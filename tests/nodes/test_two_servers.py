@@ -1,6 +1,9 @@
 """Two servers as operators run them, each with its own name, TLS and an authority of their own between them."""
 
+import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +27,7 @@ class Town:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._authority = Authority(folder)
-        self._files: list[ServerFiles] = []
+        self.files: list[ServerFiles] = []
 
     def start(self, port: int, further: dict[str, object] | None = None) -> RunningServer:
         """A server named `localhost:PORT`."""
@@ -51,11 +54,11 @@ class Town:
                 **(further or {}),
             },
         )
-        self._files.append(files)
+        self.files.append(files)
         return files.start(listeners=2)
 
     def end(self) -> None:
-        for files in self._files:
+        for files in self.files:
             files.end()
 
 
@@ -81,3 +84,30 @@ def test_without_leave_for_private_addresses_nobody_there_is_asked(town: Town) -
     town.start(south_port)
     assert north.request("GET", f"/_matrix/key/v2/query/localhost:{south_port}").json == {"server_keys": []}
     assert "does not contact" in north.log.read_text()
+
+
+def test_the_policy_is_read_again_when_the_operator_says_so(town: Town) -> None:
+    north_port, south_port = free_port(), free_port()
+    north = town.start(north_port, {"federation_domain_whitelist": []})
+    town.start(south_port)
+    query = f"/_matrix/key/v2/query/localhost:{south_port}"
+    assert north.request("GET", query).json == {"server_keys": []}
+
+    config = town.files[0].config
+    written = config.read_text()
+    config.write_text("federation_domain_whitelist: 5\n")
+    hang_up(north, "was not read again")
+    config.write_text(
+        written.replace("federation_domain_whitelist: []", 'federation_domain_whitelist: ["localhost:*"]')
+    )
+    hang_up(north, "read the configuration again")
+    assert len(north.request("GET", query).json["server_keys"]) == 1
+
+
+def hang_up(server: RunningServer, line: str) -> None:
+    """SIGHUP, and wait until the log has this line."""
+    os.kill(server.process.pid, signal.SIGHUP)
+    end = time.monotonic() + 10
+    while line not in server.log.read_text():
+        assert time.monotonic() < end, server.log.read_text()
+        time.sleep(0.01)

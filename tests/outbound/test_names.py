@@ -68,3 +68,11 @@ async def test_addresses_come_from_the_system() -> None:
     assert {"127.0.0.1", "::1"} & set(await names.lookup_addresses("localhost"))
     with pytest.raises(NameNotFound):
         await names.lookup_addresses("nowhere.invalid")
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", ".example", "", ".".join(["abcdefg"] * 40)])
+async def test_what_can_be_no_name(host: str) -> None:
+    names = SystemNames(cast(ReactorBase, installed_reactor), InlineExecutor(), [("127.0.0.1", 1)])
+    for ask in (names.lookup_addresses, names.lookup_services):
+        with pytest.raises(NameNotFound):
+            await ask(host)

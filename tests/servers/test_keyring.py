@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred
 
 from federation.identity import ServerIdentity
 from federation.keyring import LONGEST_PAUSE_MS, Keyring, Notary
-from federation.policy import Policy
+from federation.policy import Policy, make_rules
 from federation.protocol.errors import RemoteError
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, parse_event
@@ -83,7 +83,7 @@ class World:
 
 def make(world: World, database: Database, *notaries: Notary, allowed: list[str] | None = None) -> Keyring:
     identity = ServerIdentity(HERE, key("here"))
-    requests = Requests(world, identity, Policy(allowed))
+    requests = Requests(world, identity, Policy(HERE, make_rules(allowed), lambda: world.now / 1000))
     old = {B.key_id: VerifyKey(B.public_key, START - DAY)}
     return Keyring(
         RemoteServerKeys(requests),
