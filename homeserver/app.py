@@ -20,7 +20,6 @@ from federation.protocol.signing import SigningKey
 from federation.remote.directory import DirectoryRequests
 from federation.rooms.candidates import Candidates
 from federation.rooms.remote_spaces import RemoteHierarchies
-from federation.rooms.remote_times import RemoteEventTimes
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
@@ -255,15 +254,13 @@ def build(
         remote_spaces=RemoteHierarchies(
             DirectoryRequests(federation.requests), Candidates(federation.policy, server_name), rooms.now_ms
         ),
-        remote_times=RemoteEventTimes(incoming.remote, incoming.missing, rooms.events),
+        remote_times=incoming.times,
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
-        federation.edge.implementation,
-        federation.edge.notary,
-        federation.edge.own_keys,
+        *federation.edge.services,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
