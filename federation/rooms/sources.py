@@ -14,7 +14,7 @@ from storage.rooms import RoomRow
 GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
 """Those of an event's required signers whose valid signatures it has."""
 Prepare = Callable[[Iterable[Event]], Awaitable[None]]
-"""Have at hand what `GetSigners` needs for these events: keys of many servers are asked for at once."""
+"""Have at hand what the signatures of these events need, before they are checked one after the other."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
 

@@ -126,7 +126,7 @@ class RoomParts:
         return required_signers(event) - missing_signers(event, self.keys)
 
     async def prepare(self, events: Iterable[Event]) -> None:
-        """All keys are known."""
+        """All keys are at hand."""
 
     async def approve(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """A policy server that dislikes one word."""
