@@ -7,10 +7,12 @@ rests on, so that a large import never holds the writer for long and goes on whe
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
+from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome
 from federation.rooms.check import AuthEvents, Candidate, Verdict, check_on_receipt
+from federation.rooms.concurrent import map_at_once
 from federation.rooms.placement import Placements, new_event
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.sources import Questions
@@ -47,6 +49,7 @@ class Outliers:
     async def add(self, room: RoomRow, candidates: Sequence[Candidate]) -> list[Outcome]:
         """Check and store events of a room, in any order; an outcome for each, in the order given."""
         batch = Batch(candidates, RoomID(room.room_id))
+        await self._questions.prepare(batch.ordered)
         for start in range(0, len(batch.ordered), CHUNK):
             await self._add_chunk(room, batch, batch.ordered[start : start + CHUNK])
         return batch.answer()
@@ -55,6 +58,7 @@ class Outliers:
         named = {name for event in chunk for name in (event.event_id, *event.auth_events)}
         known = dict(await self._events.get_anywhere(named))
         waiting = await self._store.get_waiting(room.room_nid, [event.event_id for event in chunk])
+        signers = await self._find_signers([event for event in chunk if event.event_id not in known])
         new: dict[EventID, tuple[Event, NewEvent]] = {}
         for event in chunk:
             name = event.event_id
@@ -65,7 +69,7 @@ class Outliers:
             if missing:
                 batch.outcomes[name] = Outcome(name, None, missing_auth=missing)
                 continue
-            sources = _OutlierSources(self._questions, room, known, new)
+            sources = _OutlierSources(self._questions, room, known, new, signers)
             checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
             batch.outcomes[name] = Outcome(name, checked.verdict, checked.error)
             if checked.event is None:
@@ -85,6 +89,17 @@ class Outliers:
             rows = [made for _, made in new.values()]
             await self._database.write("add_outliers", self._writer.add_outliers, room, rows, self._now_ms())
 
+    async def _find_signers(self, events: Sequence[Event]) -> Mapping[EventID, Collection[ServerName]]:
+        """Whose signatures the events have, all at once: one server that does not answer is waited for once."""
+        signers = await map_at_once(self._get_signers, events, len(events))
+        return {event.event_id: found for event, found in zip(events, signers, strict=True)}
+
+    async def _get_signers(self, event: Event) -> Collection[ServerName]:
+        try:
+            return await self._questions.get_signers(event)
+        except MatrixError:
+            return ()  # it does not say who has to sign it
+
 
 class _OutlierSources:
     """`check.Sources` for an event without its place, whose auth events are stored or about to be."""
@@ -95,14 +110,16 @@ class _OutlierSources:
         room: RoomRow,
         known: Mapping[EventID, StoredEvent],
         new: Mapping[EventID, tuple[Event, NewEvent]],
+        signers: Mapping[EventID, Collection[ServerName]],
     ) -> None:
         self._questions = questions
         self._room = room
         self._known = known
         self._new = new
+        self._signers = signers
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
-        return await self._questions.get_signers(event)
+        return self._signers[event.event_id]
 
     async def get_auth_events(self, event: Event) -> AuthEvents:
         create, refused = await self._questions.find_create(self._room, event)

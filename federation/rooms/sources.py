@@ -1,6 +1,6 @@
 """What the checks on receipt ask for, answered from what is stored."""
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from federation.protocol.events import Event, StateKey
@@ -13,6 +13,8 @@ from storage.rooms import RoomRow
 
 GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
 """Those of an event's required signers whose valid signatures it has."""
+Prepare = Callable[[Iterable[Event]], Awaitable[None]]
+"""Have at hand what the signatures of these events need, before they are checked one after the other."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
 
@@ -25,6 +27,7 @@ class Questions:
     resolver: StateResolver
     get_signers: GetSigners
     approve: Approve
+    prepare: Prepare
 
     async def find_create(self, room: RoomRow, event: Event) -> tuple[Event | None, Collection[EventID]]:
         """The create event that names the room, where rooms have such names; and its id again if it was rejected."""

@@ -49,7 +49,13 @@ class FederationParts:
             RemotePolicyServers(self.requests), rooms.servers, self.policy, identity, rooms.now_ms
         )
         rooms.engine.use_voucher(policy_servers.vouch)
-        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, policy_servers.is_approved)
+        questions = Questions(
+            rooms.events,
+            self.resolver,
+            self.keyring.get_signers,
+            policy_servers.is_approved,
+            self.keyring.prepare,
+        )
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
         self.access = rooms.access
         self.edus = EduReceivers(self.access)

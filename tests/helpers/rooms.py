@@ -1,6 +1,6 @@
 """The room engine on a test database, and rooms made with it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,7 +91,7 @@ class RoomParts:
         self.placements = Placements(
             database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
         )
-        questions = Questions(self.events, self.resolver, self.get_signers, self.approve)
+        questions = Questions(self.events, self.resolver, self.get_signers, self.approve, self.prepare)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
         access = ServerAccess(self.engine, self.memberships, self.servers)
         self.receiver = Receiver(
@@ -124,6 +124,9 @@ class RoomParts:
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
+
+    async def prepare(self, events: Iterable[Event]) -> None:
+        """All keys are at hand."""
 
     async def approve(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """A policy server that dislikes one word."""

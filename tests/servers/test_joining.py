@@ -1,11 +1,12 @@
 """People join rooms of other servers: by id, by alias, by invite, by being in another room."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
-from tests.helpers.network import Network
+from tests.helpers.network import Letter, Network
 from tests.helpers.server import User
 from tests.helpers.talk import V3, create, invite, join, leave, membership, ok, refused, room_path, say
 
@@ -273,3 +274,27 @@ def test_by_invite(network: Network) -> None:
     join(bob, room_id)
 
     assert members(bob, room_id) == dict.fromkeys([alice.user_id, bob.user_id], "join")
+
+
+def test_keys_of_many_servers_are_asked_for_at_once(network: Network) -> None:
+    alice, bob = pair(network)
+    others = [network.add(f"server{number}.example").register("user") for number in range(5)]
+    room_id = create(alice, preset="public_chat")
+    for other in others:
+        ok(join_via(other, room_id, NORTH))
+    network.cut(SOUTH, "server0.example")
+    most = 0
+
+    def watch(letters: Sequence[Letter]) -> int:
+        nonlocal most
+        most = max(most, len([letter for letter in letters if "/key/v2/" in letter.request.uri]))
+        return 0
+
+    network.hold()
+    joining = bob.start("POST", f"{V3}/join/{room_id}?via={NORTH}", {})
+    network.deliver(watch)
+
+    assert joining.answer.status == 200
+    assert most >= 5
+    # whose signature cannot be checked is not believed to be in the room
+    assert set(members(bob, room_id)) == {alice.user_id, bob.user_id, *(other.user_id for other in others[1:])}
