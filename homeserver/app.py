@@ -20,11 +20,15 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.by_time import NoRemoteTimes
+from federation.rooms.spaces import NoRemoteSpaces
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
@@ -32,27 +36,37 @@ from homeserver.assembly.search import SearchParts
 from homeserver.client import (
     account,
     account_data,
+    account_moderation,
     capabilities,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     profiles,
     push_rules,
     receipts,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
     search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    third_party_networks,
+    threepids,
     to_device,
     user_directory,
     versions,
@@ -75,16 +89,21 @@ from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import landing
+from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages
 from storage.database import Database
+from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
     server_keys,
     account,
     account_data,
+    account_moderation,
     capabilities,
+    confirm_email,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
@@ -92,6 +111,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     probes,
     profiles,
     push_rules,
@@ -99,14 +120,20 @@ SOURCES: tuple[ModuleType, ...] = (
     register,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
     search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    threepids,
+    third_party_networks,
     to_device,
     user_directory,
     versions,
@@ -132,6 +159,7 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
+        mail: MailParts,
         finding: SearchParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
@@ -145,6 +173,7 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
+        self.mail = mail
         self.finding = finding
         self._metrics = metrics
         self._access_log = access_log
@@ -186,7 +215,10 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.propagation.wake()
+        self.rooms.resume()
+        self.people.resume_arrivals()
         self.people.resume_departures()
+        self.mail.start()
         self.start_jobs()
         if self.other_nodes is not None:
             self.other_nodes.start()
@@ -222,6 +254,7 @@ class Server:
         await self._jobs.stop()
         await self.accounts.last_seen.stop()
         await self.media.stop()
+        await self.mail.stop()
         await self.database.close()
 
 
@@ -233,9 +266,11 @@ def build(
     key: SigningKey,
     threads: Threads,
     media_threads: MediaThreads,
+    mail_thread: Executor,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
+    make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
     metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
@@ -243,10 +278,11 @@ def build(
     name = config.name
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
-    accounts = AccountParts(config, clock, database, limiter, threads, random)
+    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(clock, database, accounts, rooms)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     encryption = EncryptionParts(
         database,
         identity,
@@ -260,8 +296,12 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
+    )
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     files = MediaParts(config, clock, database, media_threads, random)
+    pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         own_keys,
         accounts.registration,
@@ -271,11 +311,18 @@ def build(
         people.account_data,
         people.accounts,
         people.devices,
+        people.login_tokens,
+        people.moderation,
         people.filters,
         people.push_rules,
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        exploring.hierarchy,
+        exploring.mutual_rooms,
+        exploring.previews,
+        exploring.reports,
+        exploring.times,
         finding.directory,
         finding.messages,
         files.delivery,
@@ -285,6 +332,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.old_sync,
         rooms.profile_access,
         rooms.profiles,
         rooms.reading,
@@ -294,12 +342,19 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.typing,
+        rooms.upgrades,
         registry,
+        mail.languages,
+        mail.validation,
+        people.threepids,
+        pages,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
+            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
+            login_tokens=config.sessions.login_via_existing_session.enabled,
         ),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
@@ -309,7 +364,8 @@ def build(
             support_page=name.support_page,
         ),
         LandingPage(
-            server_name,
+            pages,
+            mail.languages,
             name.public_baseurl,
             registration_open=config.registration.enable_registration,
         ),
@@ -320,8 +376,8 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    unasked = [*finding.jobs, *jobs_of(clock, database, accounts.uia, files.repository)]
-    jobs = Jobs(clock, unasked, JobMetrics(registry))
+    standing = jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository)
+    jobs = Jobs(clock, [*finding.jobs, *standing], JobMetrics(registry))
     return Server(
         config,
         clock,
@@ -331,6 +387,7 @@ def build(
         rooms,
         people,
         files,
+        mail,
         finding,
         HttpMetrics(registry),
         access_log,

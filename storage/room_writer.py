@@ -20,6 +20,7 @@ from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
 from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
+from storage.spaces import NewChild, remove_child_of_event, set_children
 from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
@@ -47,6 +48,7 @@ class StateEffect:
 
     membership: NewMembership | None = None
     summary: Mapping[str, SQLValue] = field(default_factory=dict)
+    child: NewChild | None = None
 
 
 NO_EFFECT = StateEffect()
@@ -384,12 +386,17 @@ class RoomWriter:
         """Write what the new entries of the current state mean; how the counts of joined and invited users change."""
         summary: dict[str, SQLValue] = {}
         members: dict[str, tuple[int, int, NewMembership]] = {}
+        children: dict[int, NewChild] = {}
         for nid, position, effect in effects:
             summary.update(effect.summary)
+            if effect.child is not None:
+                children[nid] = effect.child
             if effect.membership is not None:
                 members[effect.membership.user_id] = (nid, position, effect.membership)
         if summary:
             set_summary_fields(txn, room_nid, summary)
+        if children:
+            set_children(txn, room_nid, children)
         if not members:
             return 0, 0
         before = select_memberships(txn, room_nid, members)
@@ -431,6 +438,9 @@ class RoomWriter:
             return
         if redaction.effect.summary:
             set_summary_fields(txn, room_nid, redaction.effect.summary)
+        child = redaction.effect.child
+        if child is not None:
+            remove_child_of_event(txn, room_nid, redaction.target_nid, child.child_id)
         member = redaction.effect.membership
         if member is not None:
             old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)

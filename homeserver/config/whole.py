@@ -9,6 +9,7 @@ from pathlib import Path
 
 from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
+from homeserver.config.mail import Mail
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
@@ -25,6 +26,7 @@ class Config:
     keys: Keys
     registration: Registration
     sessions: Sessions
+    mail: Mail
     rooms: Rooms
     people: People
     search: Search
@@ -54,6 +56,7 @@ GROUPS: dict[str, type] = {
     "keys": Keys,
     "registration": Registration,
     "sessions": Sessions,
+    "mail": Mail,
     "rooms": Rooms,
     "people": People,
     "search": Search,

@@ -19,6 +19,7 @@ from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.profiles import ProfileStore
+from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
 
 
@@ -42,6 +43,7 @@ class Deactivation:
         account_data: AccountDataStore,
         profiles: ProfileStore,
         sessions: Sessions,
+        threepids: ThreepidStore,
         rooms: RoomsOfUser,
     ) -> None:
         self._clock = clock
@@ -50,6 +52,7 @@ class Deactivation:
         self._account_data = account_data
         self._profiles = profiles
         self._sessions = sessions
+        self._threepids = threepids
         self._rooms = rooms
 
     async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
@@ -62,6 +65,7 @@ class Deactivation:
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
             self._sessions.remove_sessions(txn, user_id)
+            self._threepids.remove_threepids(txn, user_id)
             if erase:
                 self._account_data.remove_account_data(txn, user_id)
                 self._profiles.remove_profile(txn, user_id)
