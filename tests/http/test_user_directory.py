@@ -263,6 +263,9 @@ def test_people_of_other_servers(start: Start) -> None:
     assert finds(alice, "two") == finds(alice, "@two:far") == ["@two:far.test"]
     assert finds(alice, "faryod") == ["@three:far.test"]
     assert finds(alice, "sirli") == []
+    come_from_afar(server, private, "@four:far.test", "Uzun " * 10_000)
+    settle(server)
+    assert len(ask(alice, "uzun")["results"][0]["display_name"]) == 256
     come_from_afar(server, private, "@one:far.test", "Farrux", "leave")
     come_from_afar(server, other, "@one:far.test", "Farrux", "leave")
     settle(server)
