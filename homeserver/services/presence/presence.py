@@ -48,6 +48,9 @@ MAX_TOLD: Final = 20_000
 WRITE_INTERVAL: Final = 30.0
 RETRY_AFTER: Final = 10.0
 """Seconds after which is tried again what the database failed."""
+REMEMBERED: Final = 24 * 3600.0
+"""For how many seconds before a restart it is known afterwards who had gone."""
+STATES: Final[dict[str, State]] = {"online": "online", "unavailable": "unavailable", "offline": "offline"}
 RESTART: Final = "\0restart"
 """Stands for the devices with which somebody was there before a restart."""
 
@@ -143,7 +146,7 @@ class Presence:
         known = (await self._store.get_states([user_id])).get(user_id)
         if (status_msg or None) != (None if known is None else known.status_msg):
             now_ms = int(self._clock.seconds() * 1000)
-            row = PresenceRow(user_id, state, status_msg or None, now_ms)
+            row = PresenceRow(user_id, state, status_msg or None, now_ms, self._counter.position)
             await self._database.write("set_presence_status", self._store.set_states, [row])
         device = self._meet(caller, state, is_new_choice=True)
         device.left = self._clock.seconds()
@@ -205,17 +208,19 @@ class Presence:
                 if person is not None:
                     recent.append(person)
             return recent
-        everybody: list[Person | RemotePerson] = [*self._people.values(), *self._remote.values()]
         return [
             person
-            for person in everybody
+            for person in self.get_people()
             if person.shown.state != "offline" or (since is not None and person.user_id in self._told)
         ]
 
-    def get_present(self, user_id: str) -> Person | RemotePerson | None:
-        """Somebody, unless they are offline."""
-        person = self._find(UserID(user_id))
-        return person if person is not None and person.shown.state != "offline" else None
+    def get_person(self, user_id: str) -> Person | RemotePerson | None:
+        """Somebody who is in memory: who is there, or was lately."""
+        return self._find(UserID(user_id))
+
+    def get_people(self) -> Sequence[Person | RemotePerson]:
+        """Everybody who is in memory."""
+        return [*self._people.values(), *self._remote.values()]
 
     def watch(self, listener: Listener) -> None:
         """Wake the listener when there is something new for its user, until `unwatch`."""
@@ -247,20 +252,29 @@ class Presence:
     # over restarts
 
     async def start(self) -> None:
-        """Begin with who was there before; they are given the usual time to come back. Then write now and then."""
+        """Begin with who was there before, and who had lately gone; the former are given the usual time to come back. Then
+        write now and then."""
         if not self._tracks:
             return
         self._writing.start(WRITE_INTERVAL, now=False)
         now = self._clock.seconds()
-        for row in await self._store.get_present():
-            person = self._people.setdefault(UserID(row.user_id), Person(UserID(row.user_id)))
-            if person.is_read or row.state not in ("online", "unavailable"):
+        since = int((now - REMEMBERED) * 1_000_000)
+        gone = await self._store.get_gone(since, MAX_TOLD // 2)
+        before: dict[UserID, int] = {}
+        for row in sorted([*await self._store.get_present(), *gone], key=lambda row: row.position):
+            user_id = UserID(row.user_id)
+            person = self._people.setdefault(user_id, Person(user_id))
+            if person.is_read:
                 continue
             _take(person, row)
-            state: State = "online" if row.state == "online" else "unavailable"
-            person.shown = Shown(state, False, row.status_msg)
-            person.devices[RESTART] = Device(state, 0, now)
-            self._check_at(person, now + self._times.grace)
+            before[user_id] = row.position
+            state = STATES[row.state]
+            person.shown = Shown(state, state == "online", row.status_msg)
+            if state != "offline":
+                person.devices[RESTART] = Device(state, 0, now)
+                self._look_at(person)
+        self._told = OrderedDict([*before.items(), *self._told.items()])
+        self._told_from = min(self._told_from, gone[-1].position if len(gone) == MAX_TOLD // 2 else since)
 
     async def stop(self) -> None:
         """Write what waits, and no more."""
@@ -279,6 +293,7 @@ class Presence:
                 person.shown.state,
                 person.status_msg,
                 None if person.last_active is None else int(person.last_active * 1000),
+                self._told.get(person.user_id, self._counter.position),
             )
             for person in people.values()
             if person.is_read and person.is_kept

@@ -91,10 +91,14 @@ class PresenceReader:
         ]
 
     async def _met(self, user_id: UserID, row: MembershipRow) -> dict[str, Person | RemotePerson]:
-        """Whom the user meets by somebody's coming: everybody in the room by their own."""
-        ids = await self._memberships.local_members(row.room_nid) if row.user_id == user_id else {row.user_id}
-        present = self._presence.get_changed(None) if len(ids) > FEW else [self._presence.get_present(id) for id in ids]
-        return {person.user_id: person for person in present if person is not None and person.user_id in ids}
+        """Whom the user meets by somebody's coming: everybody in the room by their own. Who is offline is told too: the
+        client may remember them otherwise."""
+        if row.user_id != user_id:
+            other = UserID(row.user_id)
+            return {other: self._presence.get_person(other) or Person(other)}
+        ids = await self._memberships.local_members(row.room_nid)
+        people = self._presence.get_people() if len(ids) > FEW else [self._presence.get_person(id) for id in ids]
+        return {person.user_id: person for person in people if person is not None and person.user_id in ids}
 
     async def _sharing(
         self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
