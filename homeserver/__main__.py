@@ -29,6 +29,7 @@ from federation.protocol.signing import SigningKey
 from homeserver.app import build, declared_routes
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
+from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
@@ -47,7 +48,7 @@ from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
 from storage.database import Database, make_engine, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
-from storage.executors import ThreadExecutor
+from storage.executors import InlineExecutor, ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
 
@@ -186,6 +187,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
             ),
+            mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),
@@ -322,7 +324,10 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
     database = open_storage(config, reactor)
-    accounts = AccountParts(config, clock, database, RateLimiter(clock, {}), hashing_threads(reactor), os.urandom)
+    limiter = RateLimiter(clock, {})
+    registry = CollectorRegistry()
+    mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
+    accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail)
 
     async def whole() -> T:
         try:

@@ -20,27 +20,36 @@ from federation.protocol.endpoint import BodyLimit, Endpoint
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.rooms.by_time import NoRemoteTimes
+from federation.rooms.spaces import NoRemoteSpaces
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
+from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.search import SearchParts
 from homeserver.client import (
     account,
     account_data,
+    account_moderation,
     capabilities,
     delayed_events,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     openid,
     presence,
     profiles,
@@ -48,14 +57,22 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
+    search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    third_party_networks,
+    threepids,
     to_device,
+    user_directory,
     versions,
     voip,
     well_known,
@@ -78,17 +95,22 @@ from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import landing
+from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages
 from storage.database import Database
+from storage.executors import Executor
 
 SOURCES: tuple[ModuleType, ...] = (
     server_keys,
     account,
     account_data,
+    account_moderation,
     capabilities,
+    confirm_email,
     delayed_events,
     devices,
+    events_by_time,
     filters,
     key_backups,
     keys,
@@ -96,6 +118,8 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    mutual_rooms,
+    old_sync,
     openid,
     presence,
     probes,
@@ -105,14 +129,22 @@ SOURCES: tuple[ModuleType, ...] = (
     register,
     registration,
     relations,
+    reports,
     room_creation,
     room_directory,
     room_events,
     room_membership,
+    room_previews,
+    room_upgrades,
+    search,
     sliding_sync,
+    spaces,
     sync,
     tags,
+    threepids,
+    third_party_networks,
     to_device,
+    user_directory,
     versions,
     voip,
     well_known,
@@ -138,6 +170,8 @@ class Server:
         people: PeopleParts,
         media: MediaParts,
         calls: CallParts,
+        mail: MailParts,
+        finding: SearchParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -151,6 +185,8 @@ class Server:
         self.people = people
         self.media = media
         self.calls = calls
+        self.mail = mail
+        self.finding = finding
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -192,7 +228,9 @@ class Server:
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
         self.rooms.start()
+        self.people.resume_arrivals()
         self.people.resume_departures()
+        self.mail.start()
         self.calls.delayed_events.start()
         self.start_jobs()
         if self.other_nodes is not None:
@@ -231,6 +269,7 @@ class Server:
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
+        await self.mail.stop()
         await self.database.close()
 
 
@@ -242,9 +281,11 @@ def build(
     key: SigningKey,
     threads: Threads,
     media_threads: MediaThreads,
+    mail_thread: Executor,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
+    make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
     metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
@@ -252,10 +293,11 @@ def build(
     name = config.name
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
-    accounts = AccountParts(config, clock, database, limiter, threads, random)
+    mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(clock, database, accounts, rooms)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     encryption = EncryptionParts(
         database,
         identity,
@@ -270,7 +312,12 @@ def build(
         rooms.now_ms,
         {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
     )
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
+    )
+    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     files = MediaParts(config, clock, database, media_threads, random)
+    pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         own_keys,
         accounts.registration,
@@ -280,6 +327,8 @@ def build(
         people.account_data,
         people.accounts,
         people.devices,
+        people.login_tokens,
+        people.moderation,
         people.filters,
         people.push_rules,
         calls.delayed_events,
@@ -288,6 +337,13 @@ def build(
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
+        exploring.hierarchy,
+        exploring.mutual_rooms,
+        exploring.previews,
+        exploring.reports,
+        exploring.times,
+        finding.directory,
+        finding.messages,
         files.delivery,
         files.repository,
         rooms.creation,
@@ -295,6 +351,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.old_sync,
         rooms.presence,
         rooms.profile_access,
         rooms.profiles,
@@ -305,13 +362,20 @@ def build(
         rooms.sliding_sync,
         rooms.sync,
         rooms.typing,
+        rooms.upgrades,
         registry,
+        mail.languages,
+        mail.validation,
+        people.threepids,
+        pages,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
             longest_delay_ms=config.rooms.max_event_delay_duration,
+            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
+            login_tokens=config.sessions.login_via_existing_session.enabled,
         ),
         OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
@@ -322,7 +386,8 @@ def build(
             support_page=name.support_page,
         ),
         LandingPage(
-            server_name,
+            pages,
+            mail.languages,
             name.public_baseurl,
             registration_open=config.registration.enable_registration,
         ),
@@ -333,10 +398,25 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    all_jobs = [*jobs_of(clock, database, accounts.uia, files.repository, rooms.presence), *calls.jobs()]
-    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
+    standing = jobs_of(
+        clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
+    )
+    jobs = Jobs(clock, [*finding.jobs, *standing, *calls.jobs()], JobMetrics(registry))
     return Server(
-        config, clock, database, router, accounts, rooms, people, files, calls, HttpMetrics(registry), access_log, jobs
+        config,
+        clock,
+        database,
+        router,
+        accounts,
+        rooms,
+        people,
+        files,
+        calls,
+        mail,
+        finding,
+        HttpMetrics(registry),
+        access_log,
+        jobs,
     )
 
 

@@ -25,10 +25,12 @@ PRIVATE_RECEIPT = "m.read.private"
 class Listener:
     """One who listens. `close` it when done."""
 
-    __slots__ = ("_close", "_heard", "_waiting", "user_id")
+    __slots__ = ("_close", "_heard", "_waiting", "room_nid", "user_id")
 
-    def __init__(self, user_id: UserID, close: "Callable[[Listener], None]") -> None:
+    def __init__(self, user_id: UserID, room_nid: int | None, close: "Callable[[Listener], None]") -> None:
         self.user_id = user_id
+        self.room_nid = room_nid
+        """A room that they listen to, though they may not be in it."""
         self._close = close
         self._heard = False
         self._waiting: Deferred[None] | None = None
@@ -69,6 +71,8 @@ class Notifier:
         self._memberships = memberships
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
+        self._at_rooms: dict[int, set[Listener]] = {}
+        """Those of them who listen to a room that they need not be in."""
         self._to_wake: dict[Listener, None] = {}
         self._scheduled = False
         self._rooms: dict[int, None] = {}
@@ -76,10 +80,12 @@ class Notifier:
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
-    def listen(self, user_id: UserID) -> Listener:
-        """Begin to listen for what concerns the user."""
-        listener = Listener(user_id, self._remove)
+    def listen(self, user_id: UserID, room_nid: int | None = None) -> Listener:
+        """Begin to listen for what concerns the user, and a room that they look at."""
+        listener = Listener(user_id, room_nid, self._remove)
         self._listeners.setdefault(user_id, set()).add(listener)
+        if room_nid is not None:
+            self._at_rooms.setdefault(room_nid, set()).add(listener)
         return listener
 
     def wake_users(self, user_ids: Iterable[str]) -> None:
@@ -109,6 +115,11 @@ class Notifier:
             listeners.discard(listener)
             if not listeners:
                 del self._listeners[listener.user_id]
+        if listener.room_nid is not None:
+            at_room = self._at_rooms.get(listener.room_nid, set())
+            at_room.discard(listener)
+            if not at_room:
+                self._at_rooms.pop(listener.room_nid, None)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         if not self._listeners:
@@ -145,6 +156,7 @@ class Notifier:
                 self._rooms.update((row.room_nid, None) for row in rows if row.membership == "join")
             rooms, self._rooms = self._rooms, {}
             for room_nid in rooms:
+                self._to_wake.update(dict.fromkeys(self._at_rooms.get(room_nid, ())))
                 members = await self._memberships.local_members(room_nid)
                 listening = self._listeners
                 if len(members) <= len(listening):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.directory_changes import note_directory_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -98,6 +99,7 @@ class AccountStore:
             ),
         )
         if added:
+            note_directory_changes(txn, [(account.user_id, position)])
             txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
         return bool(added)
 
@@ -154,3 +156,19 @@ class AccountStore:
     def remove_departing_account(self, txn: WriteTransaction, user_id: str) -> None:
         """It has left all of its rooms."""
         txn.execute("DELETE FROM departing_accounts WHERE user_id = ?", (user_id,))
+
+    def add_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
+        """Note that a new account is still to come into its first rooms."""
+        txn.execute("INSERT INTO arriving_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,))
+
+    async def get_arriving_accounts(self) -> list[str]:
+        """New accounts that have not come into all of their first rooms yet."""
+
+        def read(txn: Transaction) -> list[str]:
+            return [row[0] for row in txn.query("SELECT user_id FROM arriving_accounts ORDER BY user_id")]
+
+        return await self._database.read("get_arriving_accounts", read)
+
+    def remove_arriving_account(self, txn: WriteTransaction, user_id: str) -> None:
+        """Note that a new account has come into its first rooms."""
+        txn.execute("DELETE FROM arriving_accounts WHERE user_id = ?", (user_id,))

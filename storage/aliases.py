@@ -57,6 +57,11 @@ def add_alias(txn: WriteTransaction, row: AliasRow) -> None:
         raise AliasTaken(row.alias)
 
 
+def move_aliases(txn: WriteTransaction, from_room: int, to_room: int) -> None:
+    """Let all aliases of one room point to another."""
+    txn.execute("UPDATE room_aliases SET room_nid = ? WHERE room_nid = ?", (to_room, from_room))
+
+
 def _select(txn: Transaction, aliases: list[str]) -> dict[str, AliasRow]:
     rows = txn.query_in(f"SELECT {_COLUMNS} FROM room_aliases WHERE alias IN {{keys}}", aliases)
     return {row[0]: AliasRow(*row) for row in rows}

@@ -67,6 +67,14 @@ class MembershipStore:
         """For each of the others the rooms that both are joined to; who shares none is missing from the answer."""
         return await self._database.read("get_shared_rooms", _select_shared, user_id, list(others))
 
+    async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
+        """Those of the rooms that somebody of this server is joined to."""
+        return await self._database.read("get_rooms_of_ours", _select_ours, list(room_nids))
+
+    async def get_rooms_with_server(self, room_nids: Iterable[int], server: str) -> Mapping[int, set[str]]:
+        """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
+        return await self._database.read("get_rooms_with_server", _select_with_server, list(room_nids), server)
+
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Note that the user has forgotten a room that they are not in."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
@@ -162,6 +170,28 @@ def _select_shared(txn: Transaction, user_id: str, others: list[str]) -> dict[st
     found: dict[str, list[int]] = {}
     for other, room_nid in rows:
         found.setdefault(other, []).append(room_nid)
+    return found
+
+
+def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
+    rows = txn.query_in(
+        "SELECT r.room_nid FROM rooms AS r WHERE r.room_nid IN {keys} AND EXISTS (SELECT 1 FROM memberships AS m"
+        " WHERE m.room_nid = r.room_nid AND m.membership = 'join' AND m.is_local = 1)",
+        room_nids,
+    )
+    return {room_nid for (room_nid,) in rows}
+
+
+def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:
+    rows = txn.query_in(
+        "SELECT DISTINCT room_nid, membership FROM memberships WHERE room_nid IN {keys}"
+        " AND membership IN ('join', 'invite', 'knock') AND substr(user_id, length(user_id) - ?) = ?",
+        room_nids,
+        after=(len(server), f":{server}"),
+    )
+    found: dict[int, set[str]] = {}
+    for room_nid, membership in rows:
+        found.setdefault(room_nid, set()).add(membership)
     return found
 
 

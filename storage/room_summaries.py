@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from storage.database import Database
 from storage.engine import Row, SQLValue
 from storage.memberships import MembershipRow, select_first_members
@@ -27,6 +29,8 @@ class SummaryRow:
     room_type: str | None
     encryption: str | None
     federates: bool
+    allowed_rooms: Sequence[str]
+    """The rooms whose members a restricted join rule lets in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ SUMMARY_COLUMNS = frozenset(
         "room_type",
         "encryption",
         "federates",
+        "allowed_rooms",
     }
 )
 """The columns that a state event may set."""
@@ -61,7 +66,7 @@ ROOMS_SEARCHED_AT_ONCE = 500
 
 _COLUMNS = (
     "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
-    " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates"
+    " s.history_visibility, s.guest_access, s.room_type, s.encryption, s.federates, s.allowed_rooms"
 )
 _FROM = "FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid"
 
@@ -79,6 +84,10 @@ class RoomSummaryStore:
     async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
         """Summaries by room."""
         return await self._database.read("get_summaries", _select_summaries, list(room_nids))
+
+    async def get_summaries_by_id(self, room_ids: Iterable[str]) -> Mapping[str, SummaryRow]:
+        """Summaries of those of the rooms that are known, by id."""
+        return await self._database.read("get_summaries_by_id", _select_summaries_by_id, list(room_ids))
 
     async def get_public_rooms(
         self,
@@ -119,12 +128,18 @@ def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str
 
 def _row(row: Row) -> SummaryRow:
     summary = SummaryRow(*row)
-    return replace(summary, federates=bool(summary.federates))
+    allowed = () if row[-1] is None else tuple(msgspec.json.decode(row[-1]))
+    return replace(summary, federates=bool(summary.federates), allowed_rooms=allowed)
 
 
 def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:
     rows = txn.query_in(f"SELECT {_COLUMNS} {_FROM} WHERE r.room_nid IN {{keys}}", room_nids)
     return {row[0]: _row(row) for row in rows}
+
+
+def _select_summaries_by_id(txn: Transaction, room_ids: list[str]) -> dict[str, SummaryRow]:
+    rows = txn.query_in(f"SELECT {_COLUMNS} {_FROM} WHERE r.room_id IN {{keys}}", room_ids)
+    return {row[1]: _row(row) for row in rows}
 
 
 def _select_public(

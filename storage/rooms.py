@@ -162,6 +162,13 @@ def set_public(txn: WriteTransaction, room_nid: int, is_public: bool) -> None:
     txn.execute("UPDATE rooms SET is_public = ? WHERE room_nid = ?", (int(is_public), room_nid))
 
 
+def move_public(txn: WriteTransaction, from_room: int, to_room: int) -> None:
+    """List one room in the directory in the place of another, where that is listed."""
+    if _select_public(txn, [from_room]).get(from_room):
+        set_public(txn, from_room, False)
+        set_public(txn, to_room, True)
+
+
 def _select_rooms(txn: Transaction, room_ids: list[str]) -> list[RoomRow]:
     rows = txn.query_in(f"SELECT {_ROOM_COLUMNS} FROM rooms WHERE room_id IN {{keys}}", room_ids)
     return [RoomRow(*row) for row in rows]

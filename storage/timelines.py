@@ -87,6 +87,10 @@ class TimelineStore:
         """For each room (after, up to): its newest arrivals with after < position ≤ up to, newest first, `limit` at most."""
         return await self._database.read("get_latest_arrivals", _select_latest, dict(ranges), limit)
 
+    async def get_next(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> Mapping[int, list[Arrival]]:
+        """For each room (after, up to): its first arrivals with after < position ≤ up to, oldest first, `limit` at most."""
+        return await self._database.read("get_next_arrivals", _select_next, dict(ranges), limit)
+
     async def get_places(self, event_nids: Iterable[int]) -> Mapping[int, Place]:
         """The places right after these events."""
         return await self._database.read_quickly("get_places", _select_places, list(event_nids))
@@ -100,6 +104,21 @@ class TimelineStore:
     ) -> list[tuple[Place, int]]:
         """Events from `start` on in that direction, no further than `end`: (place right after the event, event_nid)."""
         return await self._database.read("get_timeline_page", _select_page, room_nid, start, end, direction, limit)
+
+    async def get_by_time(
+        self, room_nid: int, ts: int, direction: Direction, place: tuple[int, int] | None, limit: int
+    ) -> list[tuple[int, int]]:
+        """Events sent at that time or after it (or before it), the nearest first: (origin_server_ts, event_nid).
+
+        `place` is the last one of the page before.
+        """
+        return await self._database.read("get_events_by_time", _select_by_time, room_nid, ts, direction, place, limit)
+
+    async def get_around(
+        self, places: Iterable[tuple[int, Place]], before: int, after: int
+    ) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
+        """For each (room, place right after an event) the events before it and those after it, as pages. One read."""
+        return await self._database.read("get_timeline_around", _select_around, list(places), before, after)
 
     async def get_first_after(self, room_nid: int, position: int) -> int | None:
         """The number of the first event that arrived after the position."""
@@ -120,6 +139,17 @@ def _select_latest(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: 
     sql = (
         "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?"
+    )
+    return {
+        room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]
+        for room_nid, (after, upto) in ranges.items()
+    }
+
+
+def _select_next(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int) -> dict[int, list[Arrival]]:
+    sql = (
+        "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
+        " ORDER BY position LIMIT ?"
     )
     return {
         room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]
@@ -160,6 +190,31 @@ def _select_page(
         (*args, limit),
     )
     return [(Place(depth, nid), nid) for depth, nid in rows]
+
+
+def _select_by_time(
+    txn: Transaction, room_nid: int, ts: int, direction: Direction, place: tuple[int, int] | None, limit: int
+) -> list[tuple[int, int]]:
+    bound, side, order = (">=", ">", "ASC") if direction is Direction.FORWARDS else ("<=", "<", "DESC")
+    further = "" if place is None else f" AND (origin_server_ts, event_nid) {side} (?, ?)"
+    rows = txn.query(
+        f"SELECT origin_server_ts, event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ?{further}"
+        f" AND (flags & {_TIMELINE}) <> 0 ORDER BY origin_server_ts {order}, event_nid {order} LIMIT ?",
+        (room_nid, ts, *(place or ()), limit),
+    )
+    return [(sent, nid) for sent, nid in rows]
+
+
+def _select_around(
+    txn: Transaction, places: list[tuple[int, Place]], before: int, after: int
+) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
+    return [
+        (
+            _select_page(txn, nid, Place(here.depth, here.event_nid - 1), None, Direction.BACKWARDS, before),
+            _select_page(txn, nid, here, None, Direction.FORWARDS, after),
+        )
+        for nid, here in places
+    ]
 
 
 def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int | None:

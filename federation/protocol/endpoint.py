@@ -71,6 +71,7 @@ class Limit(Enum):
     DELAYED_EVENT = "rc_delayed_event_mgmt"
     REPORT = "rc_reports"
     ROOM_CREATION = "rc_room_creation"
+    SEARCH = "rc_search"
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"
@@ -122,6 +123,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
+    languages: str = ""
+    """What the client wants to read, as it says it in `Accept-Language`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class Endpoint:
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
+    limit_of_admins: Limit = Limit.NONE
 
     @property
     def name(self) -> str:
@@ -162,6 +166,7 @@ def endpoint(
     *paths: str,
     auth: Auth,
     limit: Limit = Limit.NONE,
+    limit_of_admins: Limit = Limit.NONE,
     cost: float = 1,
     max_body: int | BodyLimit = 65536,
     cancellable: bool | None = None,
@@ -173,6 +178,7 @@ def endpoint(
     """Declare a handler. The first path is the stable one; others are older and unstable spellings of it.
 
     `cost`: how much a request counts against `limit`; less than 1 where most only ask, or lead up to what counts.
+    `limit_of_admins`: the one that counts for administrators instead, where it is configured.
     `max_body` is in bytes, or as the configuration says; what is longer is refused before it is read (M_TOO_LARGE).
     `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
     `while_locked`: an account that is locked may do this (log out).
@@ -196,6 +202,7 @@ def endpoint(
             long_poll=long_poll,
             resource=resource,
             cost=cost,
+            limit_of_admins=limit_of_admins,
         )
         return handler
 

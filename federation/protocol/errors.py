@@ -143,6 +143,30 @@ class KeyTooLarge(MatrixError):
     )
 
 
+class ServerNotTrusted(MatrixError):
+    errcode, status, default_text = "M_SERVER_NOT_TRUSTED", 403, "This server does not trust the other one"
+
+
+class ThreepidInUse(MatrixError):
+    errcode, status, default_text = "M_THREEPID_IN_USE", 400, "This address belongs to an account already"
+
+
+class ThreepidNotFound(MatrixError):
+    errcode, status, default_text = "M_THREEPID_NOT_FOUND", 400, "No account has this address"
+
+
+class ThreepidDenied(MatrixError):
+    errcode, status, default_text = "M_THREEPID_DENIED", 403, "This server does not take this address"
+
+
+class ThreepidAuthFailed(MatrixError):
+    errcode, status, default_text = "M_THREEPID_AUTH_FAILED", 401, "The address has not been confirmed"
+
+
+class ThreepidMediumNotSupported(MatrixError):
+    errcode, status, default_text = "M_THREEPID_MEDIUM_NOT_SUPPORTED", 400, "This server takes no such addresses"
+
+
 class RoomInUse(MatrixError):
     errcode, status, default_text = "M_ROOM_IN_USE", 400, "This alias is taken"
 

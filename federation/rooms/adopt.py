@@ -27,7 +27,7 @@ from federation.rooms.sources import Questions, StoredSources
 from storage.database import Database
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
-from storage.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange, StateEffect
+from storage.room_writer import NO_EFFECT, Appended, NewCurrentState, NewEvent, RoomWriter, StateChange, StateEffect
 from storage.rooms import RoomRow, RoomStore, add_room, select_room
 from storage.state_tree import StateTreeStore
 from storage.timelines import move_backward_extremities
@@ -184,7 +184,7 @@ class Adoptions:
                 effect = state_effect(stored.event, self._identity)
                 if effect.membership is not None and not effect.membership.is_local:
                     now.append((nid, effect))
-                elif effect.membership is not None or effect.summary:
+                elif effect != NO_EFFECT:
                     remaining.append((nid, effect))
             if now:
                 await self._database.write("add_members", self._writer.add_effects, room, now)

@@ -1,4 +1,4 @@
-"""What a state event means for the tables kept beside the state: memberships and the room's summary.
+"""What a state event means for the tables kept beside the state: memberships, the room's summary, a space's children.
 
 Content comes from anyone, so what is not of the right form counts as absent.
 """
@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+import msgspec
+
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event
-from federation.protocol.ids import UserID
+from federation.protocol.ids import UserID, is_room_id
+from federation.protocol.join_rules import read_allowed_rooms
+from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
 from storage.engine import SQLValue
 from storage.room_writer import NewMembership, StateEffect
+from storage.spaces import NewChild
 
 MAX_TEXT: Final = 4096
 """Characters of a name or topic that are kept for directories; the event has the rest."""
@@ -35,6 +40,8 @@ def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
     """The effect of a state event that becomes current state."""
     if event.type == "m.room.member" and event.state_key is not None:
         return StateEffect(membership=_membership(event, UserID(event.state_key), identity))
+    if event.type == CHILD and event.state_key is not None and is_room_id(event.state_key):
+        return StateEffect(child=_child(event, event.state_key))
     if event.state_key != "":
         return StateEffect()
     if event.type == "m.room.create":
@@ -44,7 +51,13 @@ def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:
         return StateEffect(summary=summary)
     if event.type in _SUMMARY:
         column, name = _SUMMARY[event.type]
-        return StateEffect(summary={column: _text(event.content, name)})
+        fields: dict[str, SQLValue] = {column: _text(event.content, name)}
+        if event.type == "m.room.topic":
+            fields[column] = _plain_topic(event.content) or fields[column]
+        if event.type == "m.room.join_rules":
+            allowed = read_allowed_rooms(event.content)
+            fields["allowed_rooms"] = msgspec.json.encode(allowed).decode() if allowed else None
+        return StateEffect(summary=fields)
     return StateEffect()
 
 
@@ -54,7 +67,8 @@ def effect_of_absence(event: Event, identity: ServerIdentity) -> StateEffect:
     member = effect.membership
     if member is not None:
         member = replace(member, membership="leave", display_name=None, avatar_url=None)
-    return StateEffect(member, {column: 1 if column == "federates" else None for column in effect.summary})
+    child = None if effect.child is None else replace(effect.child, is_link=False)
+    return StateEffect(member, {column: 1 if column == "federates" else None for column in effect.summary}, child)
 
 
 def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewMembership | None:
@@ -69,6 +83,21 @@ def _membership(event: Event, user_id: UserID, identity: ServerIdentity) -> NewM
         display_name=_text(event.content, "displayname"),
         avatar_url=_text(event.content, "avatar_url"),
     )
+
+
+def _plain_topic(content: Mapping[str, Any]) -> str | None:
+    """The plain text among the forms in which a topic may be given. spec: client-server-api#mroomtopic"""
+    block = content.get("m.topic")
+    forms = block.get("m.text") if isinstance(block, Mapping) else None
+    for form in forms if isinstance(forms, list) else ():
+        if isinstance(form, Mapping) and form.get("mimetype", "text/plain") == "text/plain":
+            return _text(form, "body")
+    return None
+
+
+def _child(event: Event, child_id: str) -> NewChild:
+    content = event.content
+    return NewChild(child_id, is_link(content), read_order(content), is_suggested(content), event.origin_server_ts)
 
 
 def _text(content: Mapping[str, Any], name: str) -> str | None:

@@ -163,12 +163,17 @@ class RoomEngine:
             )
 
     async def create(
-        self, version: RoomVersion, room_id: RoomID | None, drafts: Sequence[Draft], also: Also
+        self,
+        version: RoomVersion,
+        room_id: RoomID | None,
+        drafts: Sequence[Draft],
+        also: Also,
+        prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Make a room of these drafts, of which the first creates it, in one write.
 
-        `room_id` is None where the create event names the room. `also` runs in the same transaction.
-        Raises what authorization of a draft raises.
+        `room_id` is None where the create event names the room. `also` runs in the same transaction,
+        `prepare` before it, with the id that the room will have. Raises what authorization of a draft, or they, raise.
         """
         # two rooms that one person makes in the same millisecond would be one: the create event names the room
         now = self._last_creation = max(self._now_ms(), self._last_creation + 1)
@@ -180,6 +185,8 @@ class RoomEngine:
         for draft in drafts:
             await chain.add([draft], now)
         created_id = chain.built[0].room_id
+        if prepare is not None:
+            await prepare(created_id)
 
         def write(txn: WriteTransaction) -> tuple[RoomRow, Appended]:
             room, head = add_room(txn, created_id, version.identifier, now)

@@ -1,8 +1,11 @@
 """Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
 
+from typing import Literal
+
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName
+from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
@@ -14,11 +17,12 @@ from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
+from storage.login_tokens import LoginTokenStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
@@ -38,6 +42,7 @@ class AccountParts:
         limiter: RateLimiter,
         threads: Threads,
         random: RandomBytes,
+        mail: MailParts,
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
@@ -47,6 +52,7 @@ class AccountParts:
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
         token_store = TokenStore(database)
+        self.login_token_store = LoginTokenStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
 
@@ -60,6 +66,7 @@ class AccountParts:
             self.store,
             self.device_store,
             token_store,
+            self.login_token_store,
             lifetimes=_lifetimes(config),
             kept_by_device=[self.device_key_store, self.to_device_store, SlidingConnectionStore(database)],
         )
@@ -67,6 +74,7 @@ class AccountParts:
         self.sign_in = SignIn(
             database,
             self.store,
+            mail.threepids,
             self.passwords,
             self.sessions,
             limiter,
@@ -78,6 +86,7 @@ class AccountParts:
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
+            EmailStage(mail.validation),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.registration = Registration(
@@ -87,6 +96,7 @@ class AccountParts:
             self.store,
             self.profile_store,
             registration_tokens,
+            mail.threepids,
             self.passwords,
             self.sessions,
             self.uia,
@@ -134,10 +144,14 @@ def _lifetimes(config: Config) -> Lifetimes:
 
 def _rules(config: Config) -> RegistrationRules:
     registration = config.registration
+    email: Literal["none", "optional", "required"] = "none"
+    if config.mail.email.smtp_host is not None:
+        email = "required" if config.mail.registrations_require_3pid else "optional"
     return RegistrationRules(
         enabled=registration.enable_registration,
         without_verification=registration.enable_registration_without_verification,
         requires_token=registration.registration_requires_token,
+        email=email,
         guests=registration.allow_guest_access,
         names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

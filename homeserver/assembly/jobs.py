@@ -6,6 +6,8 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.jobs import Job
+from homeserver.services.email_validation import EmailValidation
+from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.presence.presence import Presence
 from homeserver.services.uia import UIA
@@ -19,7 +21,13 @@ SENT_REMEMBERED: Final = 24 * 3600
 
 
 def jobs_of(
-    clock: IReactorTime, database: Database, uia: UIA, media: MediaRepository, presence: Presence
+    clock: IReactorTime,
+    database: Database,
+    uia: UIA,
+    login_tokens: LoginTokens,
+    validation: EmailValidation,
+    media: MediaRepository,
+    presence: Presence,
 ) -> Sequence[Job]:
     """All jobs of a server."""
     sent = SentTransactionStore(database)
@@ -38,6 +46,8 @@ def jobs_of(
     return (
         Job("forget_sent_transactions", forget_sent, 600.0),
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
+        Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
+        Job("end_old_email_validations", validation.do_sweep, 600.0),
         Job("end_media_reservations", media.do_remove_expired, 600.0),
         Job("collect_state", collect_state, 60.0),
         Job("end_remote_presence", presence.do_expire_remote, 60.0),

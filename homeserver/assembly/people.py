@@ -4,14 +4,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.mail import MailParts
 from homeserver.assembly.rooms import RoomParts
+from homeserver.config.whole import Config
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.account_data import AccountData
+from homeserver.services.account_moderation import AccountModeration
 from homeserver.services.accounts import Accounts
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
+from homeserver.services.first_rooms import FirstRooms
+from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.push_rules import PushRules
+from homeserver.services.threepids import Threepids
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.delayed_events import DelayedEventStore
@@ -24,7 +32,17 @@ class PeopleParts:
 
     log = Logger()
 
-    def __init__(self, clock: IReactorTime, database: Database, accounts: AccountParts, rooms: RoomParts) -> None:
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        identity: ServerIdentity,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        mail: MailParts,
+    ) -> None:
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
             clock,
@@ -33,6 +51,7 @@ class PeopleParts:
             store,
             accounts.profile_store,
             accounts.sessions,
+            mail.threepids,
             rooms.room_memberships,
             kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
         )
@@ -44,11 +63,45 @@ class PeopleParts:
             accounts.sign_in,
             accounts.uia,
             self.deactivation,
+            mail.threepids,
+            by_email=mail.outbox is not None,
+        )
+        self.threepids = Threepids(
+            rooms.now_ms,
+            database,
+            mail.threepids,
+            self.accounts,
+            mail.validation,
+            changes=config.mail.enable_3pid_changes,
+        )
+        self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)
+        self.login_tokens = LoginTokens(
+            clock,
+            accounts.secret_text,
+            accounts.login_token_store,
+            accounts.store,
+            self.accounts,
+            accounts.sessions,
+            limiter,
+            from_sessions=config.sessions.login_via_existing_session.enabled,
+            confirmed=config.sessions.login_via_existing_session.require_ui_auth,
+            lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)
+        self.first_rooms = FirstRooms(
+            database, accounts.store, rooms.room_memberships, config.registration.auto_join_rooms
+        )
+        if config.registration.auto_join_rooms:
+            accounts.registration.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store)
         self.filters = Filters(database, FilterStore(database))
+
+    def resume_arrivals(self) -> None:
+        """Let accounts that were made before a restart come into their first rooms."""
+        Deferred.fromCoroutine(self.first_rooms.resume()).addErrback(
+            lambda failure: self.log.failure("new accounts could not join their first rooms", failure)
+        )
 
     def resume_departures(self) -> None:
         """Let accounts that were closed before a restart leave their rooms."""

@@ -11,6 +11,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.replace import Replacements
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -30,11 +31,14 @@ from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.mentions import Mentions
+from homeserver.services.old_sync import OldSync, OldSyncParts
+from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
@@ -43,6 +47,7 @@ from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
+from homeserver.services.room_upgrade import RoomUpgrade
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
@@ -62,11 +67,13 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.receipts import ReceiptStore
+from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
 from storage.sent_transactions import SentTransactionStore
+from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
 from storage.timelines import TimelineStore
 
@@ -102,7 +109,7 @@ class RoomParts:
     ) -> None:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
-        room_store = RoomStore(database)
+        self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
@@ -121,22 +128,24 @@ class RoomParts:
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
-        visibility = Visibility(trees, self.events)
+        self.visibility = visibility = Visibility(trees, self.events)
+        writer = RoomWriter(trees, AuthChainStore(database))
+        classify = Mentions(identity).classify
         self.engine = RoomEngine(
             database,
             room_store,
             self.events,
             trees,
-            RoomWriter(trees, AuthChainStore(database)),
+            writer,
             identity,
             now_ms,
-            Mentions(identity).classify,
+            classify,
             capacity=ROOMS_CACHED,
         )
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
-        client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
+        self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
@@ -155,6 +164,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
+        personal_settings = PersonalSettings(database, account_data_store, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.room_memberships = RoomMemberships(
             self.engine,
@@ -168,6 +178,7 @@ class RoomParts:
             guests,
             RestrictedJoins(self.memberships, room_store),
             self.permissions,
+            personal_settings,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -185,8 +196,18 @@ class RoomParts:
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
         )
+        self.related_redactions = RelatedRedactions(
+            RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
+        )
         self.sending = RoomSending(
-            self.engine, self.events, alias_store, self.room_memberships, guests, relation_store, sent_store
+            self.engine,
+            self.events,
+            alias_store,
+            self.room_memberships,
+            guests,
+            relation_store,
+            sent_store,
+            self.related_redactions,
         )
         self.reading = RoomReading(
             self.engine,
@@ -212,6 +233,19 @@ class RoomParts:
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
+        )
+        self.upgrades = RoomUpgrade(
+            self.engine,
+            self.events,
+            Replacements(self.engine, self.events, writer, identity, classify, now_ms),
+            room_store,
+            membership_store,
+            alias_store,
+            SpaceStore(database),
+            self.reading,
+            self.profiles,
+            personal_settings,
+            identity,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         ephemeral = EphemeralCounter(clock)
@@ -271,6 +305,24 @@ class RoomParts:
             ),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
+        self.old_sync = OldSync(
+            OldSyncParts(
+                self.engine,
+                self.events,
+                self.reading,
+                room_store,
+                self.memberships,
+                timeline_store,
+                client_events,
+                account_data_store,
+                receipt_store,
+                self.typing,
+                recent,
+            ),
+            streams,
+            self.notifier,
+            clock,
+        )
         sliding = sliding_parts(
             database,
             parts,
@@ -285,10 +337,13 @@ class RoomParts:
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
 
     def start(self) -> None:
-        """Go on with what a restart interrupted."""
+        """Go on with what was begun before a restart."""
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
+        Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
+            lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
         )
 
 

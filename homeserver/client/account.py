@@ -6,6 +6,7 @@ spec: client-server-api#current-account-information, client-server-api#legacy-ac
 import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.protocol.errors import GuestAccessForbidden
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.accounts import Accounts
 
@@ -30,11 +31,16 @@ async def get_whoami(caller: Requester) -> dict[str, object]:
     return answer
 
 
-@endpoint("POST", "/_matrix/client/v3/account/password", "/_matrix/client/r0/account/password", auth=Auth.USER)
+@endpoint("POST", "/_matrix/client/v3/account/password", "/_matrix/client/r0/account/password", auth=Auth.OPTIONAL)
 async def post_password(
-    accounts: Accounts, caller: Requester, context: RequestContext, *, body: ChangePassword
+    accounts: Accounts, caller: Requester | None, context: RequestContext, *, body: ChangePassword
 ) -> Empty:
-    """Change the password."""
+    """Change the password; who has forgotten it and cannot sign in proves an e-mail address instead."""
+    if caller is None:
+        await accounts.do_reset_password(body.new_password, body.auth, context.client_ip, log_out=body.logout_devices)
+        return EMPTY
+    if caller.is_guest:
+        raise GuestAccessForbidden
     await accounts.do_change_password(
         caller, body.new_password, body.auth, context.client_ip, log_out_others=body.logout_devices
     )

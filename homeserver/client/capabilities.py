@@ -2,11 +2,11 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from homeserver.services.capabilities import Capabilities
 
 
 @endpoint("GET", "/_matrix/client/v3/capabilities", "/_matrix/client/r0/capabilities", auth=Auth.GUEST)
-async def get_capabilities(capabilities: Capabilities) -> msgspec.Raw:
-    """What this server lets its people do."""
-    return capabilities.body
+async def get_capabilities(capabilities: Capabilities, caller: Requester) -> msgspec.Raw:
+    """What this server lets the caller do."""
+    return capabilities.body(caller)

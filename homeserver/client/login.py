@@ -7,11 +7,12 @@ spec: client-server-api#legacy-login, client-server-api#refreshing-access-tokens
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Unrecognized
 from federation.protocol.ids import parse_device_id
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.devices import check_device_name
+from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.sessions import Sessions, session_answer
 from homeserver.services.sign_in import SignIn, parse_identifier
 
@@ -29,9 +30,14 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
     medium: str | None = None
     address: str | None = None
     password: str | None = None
+    token: str | None = None
     device_id: str | None = None
     initial_device_display_name: str | None = None
     refresh_token: bool = False
+
+
+class GetToken(msgspec.Struct, frozen=True):
+    auth: dict[str, object] | None = None
 
 
 class Refresh(msgspec.Struct, frozen=True):
@@ -39,18 +45,36 @@ class Refresh(msgspec.Struct, frozen=True):
 
 
 @endpoint("GET", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE)
-async def get_login(sign_in: SignIn) -> dict[str, object]:
+async def get_login(sign_in: SignIn, login_tokens: LoginTokens) -> dict[str, object]:
     """Ways to sign in."""
-    if not sign_in.password_login:
-        raise Unrecognized("This server has no sign-in with a password")
-    return {"flows": [{"type": "m.login.password"}]}
+    flows: list[dict[str, object]] = []
+    if sign_in.password_login:
+        flows.append({"type": "m.login.password"})
+    if login_tokens.from_sessions:
+        flows.append({"type": "m.login.token", "get_login_token": True})
+    if not flows:
+        raise Unrecognized("This server has no sign-in of the older kind")
+    return {"flows": flows}
 
 
 @endpoint("POST", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE, limit=Limit.LOGIN)
 async def post_login(
-    sign_in: SignIn, discovery: ClientDiscovery, context: RequestContext, *, body: Login
+    sign_in: SignIn, login_tokens: LoginTokens, discovery: ClientDiscovery, context: RequestContext, *, body: Login
 ) -> dict[str, object]:
     """Sign in."""
+    device_id = None if body.device_id is None else parse_device_id(body.device_id)
+    device_name = check_device_name(body.initial_device_display_name)
+    if body.type == "m.login.token" and login_tokens.from_sessions:
+        if body.token is None:
+            raise MissingParam("token is missing")
+        session = await login_tokens.do_sign_in(
+            body.token,
+            context.client_ip,
+            device_id=device_id,
+            device_name=device_name,
+            refreshable=body.refresh_token,
+        )
+        return session_answer(session.user_id, session) | discovery.in_login
     if body.type != "m.login.password":
         raise UnknownLoginType
     if not sign_in.password_login:
@@ -65,11 +89,25 @@ async def post_login(
         name,
         body.password,
         context.client_ip,
-        device_id=None if body.device_id is None else parse_device_id(body.device_id),
-        device_name=check_device_name(body.initial_device_display_name),
+        device_id=device_id,
+        device_name=device_name,
         refreshable=body.refresh_token,
     )
     return session_answer(session.user_id, session) | discovery.in_login
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v1/login/get_token",
+    "/_matrix/client/unstable/org.matrix.msc3882/login/get_token",
+    auth=Auth.USER,
+)
+async def post_get_token(
+    login_tokens: LoginTokens, caller: Requester, context: RequestContext, *, body: GetToken
+) -> dict[str, object]:
+    """A token with which another client of the caller signs in."""
+    token, lifetime = await login_tokens.do_give(caller, body.auth, context.client_ip)
+    return {"login_token": token, "expires_in_ms": lifetime}
 
 
 @endpoint(

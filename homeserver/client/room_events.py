@@ -51,13 +51,27 @@ async def send_message(
     return await sending.do_send(caller, room_id, event_type, body, txn_id, ts)
 
 
-class Reason(msgspec.Struct, frozen=True):
-    """Why an event is redacted."""
+RelationTypes = Annotated[
+    tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=255)], ...], msgspec.Meta(max_length=20)
+]
+
+
+class Redaction(msgspec.Struct, frozen=True):
+    """Why an event is redacted, and what is redacted with it: what relates to it in these ways, `*` for all (MSC3912)."""
 
     reason: str | None = None
+    with_rel_types: RelationTypes | None = None
+    with_relations: RelationTypes | None = msgspec.field(default=None, name="org.matrix.msc3912.with_relations")
 
 
-@endpoint("PUT", *_paths("redact/{event_id}/{txn_id}"), auth=Auth.GUEST, limit=Limit.MESSAGE, while_suspended=True)
+@endpoint(
+    "PUT",
+    *_paths("redact/{event_id}/{txn_id}"),
+    auth=Auth.GUEST,
+    limit=Limit.MESSAGE,
+    limit_of_admins=Limit.ADMIN_REDACTION,
+    while_suspended=True,
+)
 async def redact_event(
     sending: RoomSending,
     presence: Presence,
@@ -66,11 +80,12 @@ async def redact_event(
     room_id: RoomID,
     event_id: EventID,
     txn_id: str,
-    body: Reason = Reason(),
+    body: Redaction = Redaction(),
 ) -> msgspec.Raw:
     """Take an event's content away."""
     presence.note_active(caller)
-    return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id)
+    related = body.with_rel_types or body.with_relations or ()
+    return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id, related)
 
 
 @endpoint(

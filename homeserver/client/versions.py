@@ -27,7 +27,10 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.simplified_msc3575": True,
     "org.matrix.msc3856.stable": True,
     "org.matrix.msc3874": True,
+    "org.matrix.msc3912": True,
     "org.matrix.msc3981": True,
+    "uk.half-shot.msc2666.query_mutual_rooms": True,
+    "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
 }
 
 

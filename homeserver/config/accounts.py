@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from federation.protocol.ids import is_room_alias, is_room_id
 from homeserver.config.option import Duration, Secret, option, section
+
+
+def _check_rooms(rooms: tuple[str, ...]) -> str | None:
+    wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
+    return f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not" if wrong else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +35,10 @@ class Registration:
     enable_set_displayname: bool = option(True, "Whether people may change their displayed name.")
     enable_set_avatar_url: bool = option(True, "Whether people may change their picture.")
     auto_join_rooms: tuple[str, ...] = option(
-        (), "Rooms (aliases) that every new account joins.", example='["#everyone:example.org"]', not_yet=True
+        (),
+        "Rooms (aliases or ids) that every new account joins, as far as they exist and let it in; guests do not.",
+        example='["#everyone:example.org"]',
+        check=_check_rooms,
     )
 
 
@@ -69,6 +78,17 @@ class UIAuth:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoginFromSession:
+    """Signing in on a second client with a token that the first one asked for."""
+
+    enabled: bool = option(False, "Whether people may do so.")
+    require_ui_auth: bool = option(True, "Whether they confirm with their password that they want it.")
+    token_timeout: Duration = option(
+        Duration(120_000), "How long a token is good for.", minimum=1000, maximum=3_600_000, example="2m"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sessions:
     """Passwords and access tokens."""
 
@@ -91,5 +111,8 @@ class Sessions:
     )
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None, "How long an access token lives that cannot be refreshed; `null`: for ever.", minimum=1, example="24h"
+    )
+    login_via_existing_session: LoginFromSession = section(
+        LoginFromSession, "Signing in on a second client by the first."
     )
     ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

@@ -87,14 +87,17 @@ class Limits:
     rc_room_creation: RateLimit = limit(0.016, 10, "Rooms created by one user.")
     rc_profile: RateLimit = limit(0.2, 10, "Changes of one user's profile.")
     rc_admin_redaction: RateLimit | None = option(
-        None, "Redactions by one administrator of the server, where they shall differ from `rc_message`.", not_yet=True
+        None, "Redactions by one administrator of the server, where they shall differ from `rc_message`."
     )
-    rc_3pid_validation: RateLimit = limit(0.003, 5, "Requests for a confirming e-mail or text message.", not_yet=True)
+    rc_3pid_validation: RateLimit = limit(
+        0.003, 5, "Requests for a confirming e-mail, by address of the client and of the letter."
+    )
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
-    rc_reports: RateLimit = limit(1, 5, "Reports by one user.", not_yet=True)
-    rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)
+    rc_reports: RateLimit = limit(1, 5, "Reports by one user.")
+    rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")
+    rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.")
     rc_delayed_event_mgmt: RateLimit = limit(1, 20, "Requests about delayed events of one user.")
     rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.", not_yet=True)

@@ -5,6 +5,7 @@ here, which is said once and stops nothing; any other is an error, with the near
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,6 +14,7 @@ from typing import Any
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.signing import parse_public_key
+from homeserver.config.mail import sender_of
 from homeserver.config.option import description_of
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
 from homeserver.config.whole import GROUPS, Config
@@ -182,6 +184,7 @@ def _check_together(config: Config) -> list[Problem]:
         registration.enable_registration
         and not registration.registration_requires_token
         and not registration.enable_registration_without_verification
+        and "email" not in config.mail.registrations_require_3pid
     ):
         problems.append(
             Problem(
@@ -190,9 +193,33 @@ def _check_together(config: Config) -> list[Problem]:
                 "`enable_registration_without_verification: true`",
             )
         )
+    problems += _check_mail(config)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
         problems.append(Problem(("database", "args"), f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))
+    return problems
+
+
+def _check_mail(config: Config) -> list[Problem]:
+    problems = []
+    mail = config.mail
+    if mail.email.smtp_host is not None and config.name.public_baseurl is None:
+        problems.append(Problem(("email",), "needs `public_baseurl`: letters have links to this server"))
+    try:
+        sender_of(mail.email, config.server_name)
+    except ValueError as error:
+        problems.append(Problem(("email", "notif_from"), str(error)))
+    for at, medium in enumerate(mail.registrations_require_3pid):
+        if medium != "email":
+            problems.append(Problem(("registrations_require_3pid", at), f"can only be `email`, not {medium!r}"))
+    if mail.registrations_require_3pid and mail.email.smtp_host is None:
+        problems.append(Problem(("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"))
+    for at, allowed in enumerate(mail.allowed_local_3pids or ()):
+        try:
+            re.compile(allowed.pattern)
+        except re.error as error:
+            place: Place = ("allowed_local_3pids", at, "pattern")
+            problems.append(Problem(place, f"is no regular expression: {error}"))
     return problems
 
 

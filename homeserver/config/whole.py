@@ -9,8 +9,10 @@ from pathlib import Path
 
 from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
+from homeserver.config.mail import Mail
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.rooms import People, Rooms
+from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
 
 
@@ -24,8 +26,10 @@ class Config:
     keys: Keys
     registration: Registration
     sessions: Sessions
+    mail: Mail
     rooms: Rooms
     people: People
+    search: Search
     federation: Federation
     limits: Limits
     previews: URLPreviews
@@ -52,8 +56,10 @@ GROUPS: dict[str, type] = {
     "keys": Keys,
     "registration": Registration,
     "sessions": Sessions,
+    "mail": Mail,
     "rooms": Rooms,
     "people": People,
+    "search": Search,
     "federation": Federation,
     "limits": Limits,
     "previews": URLPreviews,

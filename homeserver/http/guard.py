@@ -138,6 +138,8 @@ class Guard:
     def count(self, declaration: Endpoint, caller: Requester | None, context: RequestContext) -> None:
         """Count the request against the limit that its endpoint declares. Raises `LimitExceeded`."""
         limit = declaration.limit
+        if caller is not None and caller.is_admin and self._limiter.has_rate(declaration.limit_of_admins):
+            limit = declaration.limit_of_admins
         if limit is Limit.NONE or (caller is not None and not caller.rate_limited):
             return
         key = address_key(context.client_ip) if caller is None or limit in PER_ADDRESS else caller.user_id

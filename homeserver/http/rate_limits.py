@@ -39,6 +39,10 @@ class RateLimiter:
         self._max_buckets = max_buckets
         self._full_at: dict[Limit, dict[str, float]] = {limit: {} for limit in rates}
 
+    def has_rate(self, limit: Limit) -> bool:
+        """Whether there is such a limit."""
+        return limit in self._rates
+
     def check(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
         """Count an action, or raise `LimitExceeded`. What is refused does not count. `rate` replaces the usual one."""
         self._check(limit, key, cost, rate, counts=True)

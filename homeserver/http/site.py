@@ -231,6 +231,7 @@ class MatrixRequest:
         head = self._head_
         agent = head.get(b"user-agent")
         cookies = head.get(b"cookie")
+        languages = head.get(b"accept-language")
         context = RequestContext(
             request_id=self._request_id,
             method=self._head_.method.decode("ascii"),
@@ -240,6 +241,7 @@ class MatrixRequest:
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
             cookies=_cookies(cookies) if cookies else (),
+            languages=languages[-1].decode("latin-1") if languages else "",
         )
         if self._file is not None:
             self._file.seek(0)

@@ -70,6 +70,18 @@ class _Times:
     """By the smallest bound that they do not pass."""
 
 
+class MailMetrics:
+    """Tells of letters in /metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        text = "Attempts to send a letter, by outcome: sent, failed (it is tried again), given_up"
+        self._letters = Counter("mahalla_letters", text, ("outcome",), registry=registry)
+
+    def count(self, outcome: str) -> None:
+        """An attempt has ended."""
+        self._letters.labels(outcome).inc()
+
+
 class JobMetrics:
     """Tells of the jobs in /metrics."""
 
@@ -84,4 +96,13 @@ class JobMetrics:
             "When a job last had nothing left to do",
             labels,
             registry=registry,
+        )
+
+
+class SearchMetrics:
+    """Tells in /metrics how far the search is behind."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.behind = Gauge(
+            "mahalla_search_events_behind", "Events that the search has not come to yet", registry=registry
         )

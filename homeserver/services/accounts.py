@@ -4,16 +4,18 @@ spec: client-server-api#legacy-account-management, client-server-api#account-mod
 """
 
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.deactivation import Deactivation
+from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, AuthData, Operation
-from homeserver.services.uia_stages import PASSWORD
+from homeserver.services.uia_stages import EMAIL_IDENTITY, PASSWORD, parse_proof
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
 
 
@@ -29,7 +31,11 @@ class Accounts:
         sign_in: SignIn,
         uia: UIA,
         deactivation: Deactivation,
+        threepids: ThreepidStore,
+        *,
+        by_email: bool = False,
     ) -> None:
+        """`by_email`: who has forgotten the password may set a new one with their e-mail address."""
         self._database = database
         self._accounts = accounts
         self._passwords = passwords
@@ -37,6 +43,8 @@ class Accounts:
         self._sign_in = sign_in
         self._uia = uia
         self._deactivation = deactivation
+        self._threepids = threepids
+        self._by_email = by_email
 
     async def check_confirmed(self, caller: Requester, operation: str, auth: AuthData | None, address: str) -> None:
         """Return once the caller has confirmed, with their password, that they do this. Raises
@@ -53,6 +61,20 @@ class Accounts:
         self._passwords.check_policy(new_password)
         await self.check_confirmed(caller, "POST account/password", auth, address)
         await self.do_set_password(caller.user_id, new_password, log_out_but=caller if log_out_others else None)
+
+    async def do_reset_password(self, new_password: str, auth: AuthData | None, ip: str, *, log_out: bool) -> None:
+        """Change the password of the account whose e-mail address is confirmed. Raises `WeakPassword`,
+        `AuthenticationRequired`, `Forbidden`, `MissingToken` where no letter can be sent."""
+        if not self._by_email or not self._sign_in.password_login:
+            raise MissingToken
+        self._passwords.check_policy(new_password)
+        confirmation = await self._uia.check(Operation("POST account/password", None, ip), [[EMAIL_IDENTITY]], auth)
+        proof = parse_proof(confirmation.completed[EMAIL_IDENTITY])
+        owner = await self._threepids.get_owner(EMAIL, proof.address)
+        account = None if owner is None else await self.get_account(UserID(owner))
+        if account is None or account.deactivated_ts is not None:
+            raise Forbidden("No account has this address any more")
+        await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out)
 
     async def do_set_password(
         self, user_id: UserID, new_password: str, *, log_out_all: bool = False, log_out_but: Requester | None = None

@@ -1,14 +1,17 @@
 """What the people of this server can do. spec: client-server-api#capabilities-negotiation"""
 
+from collections.abc import Mapping
+
 import msgspec
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from homeserver.services.delayed_events import MOST_SCHEDULED
 from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME
 
 
 class Capabilities:
-    """Answers from what the server was made with; encoded once. `fixed_profile_fields`: those that people may not
+    """Answers from what the server was made with; encoded beforehand. `fixed_profile_fields`: those that people may not
     change themselves. `longest_delay_ms`: of delayed events, None where there are none."""
 
     def __init__(
@@ -19,34 +22,38 @@ class Capabilities:
         fixed_profile_fields: frozenset[str] = frozenset(),
         rooms_forgotten_on_leave: bool = False,
         longest_delay_ms: int | None = None,
+        login_tokens: bool = False,
+        threepid_changes: bool = False,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:
             profile_fields["disallowed"] = sorted(fixed_profile_fields)
-        further: dict[str, object] = {}
+        people: dict[str, object] = {
+            "m.change_password": {"enabled": passwords_can_change},
+            "m.room_versions": {
+                "default": default_room_version.identifier,
+                "available": dict.fromkeys(ROOM_VERSIONS, "stable"),
+            },
+            "m.profile_fields": profile_fields,
+            "uk.tcpip.msc4133.profile_fields": profile_fields,
+            "m.set_displayname": {"enabled": DISPLAY_NAME not in fixed_profile_fields},
+            "m.set_avatar_url": {"enabled": AVATAR_URL not in fixed_profile_fields},
+            "m.3pid_changes": {"enabled": threepid_changes},
+            "m.get_login_token": {"enabled": login_tokens},
+            "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
+            "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
+        }
         if longest_delay_ms is not None:
             limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MOST_SCHEDULED}
-            further["org.matrix.msc4140.delayed_events"] = limits
-        self.body = msgspec.Raw(
-            msgspec.json.encode(
-                {
-                    "capabilities": {
-                        "m.change_password": {"enabled": passwords_can_change},
-                        "m.room_versions": {
-                            "default": default_room_version.identifier,
-                            "available": dict.fromkeys(ROOM_VERSIONS, "stable"),
-                        },
-                        "m.profile_fields": profile_fields,
-                        "uk.tcpip.msc4133.profile_fields": profile_fields,
-                        "m.set_displayname": {"enabled": DISPLAY_NAME not in fixed_profile_fields},
-                        "m.set_avatar_url": {"enabled": AVATAR_URL not in fixed_profile_fields},
-                        "m.3pid_changes": {"enabled": False},
-                        "m.get_login_token": {"enabled": False},
-                        "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
-                        "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
-                        **further,
-                    }
-                }
-            )
-        )
+            people["org.matrix.msc4140.delayed_events"] = limits
+        moderation = {"suspend": True, "lock": True}
+        self._of_people = _encode(people)
+        self._of_admins = _encode({**people, "m.account_moderation": moderation, "uk.timedout.msc4323": moderation})
+
+    def body(self, caller: Requester) -> msgspec.Raw:
         """The answer."""
+        return self._of_admins if caller.is_admin else self._of_people
+
+
+def _encode(capabilities: Mapping[str, object]) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode({"capabilities": capabilities}))

@@ -20,6 +20,7 @@ from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.profiles import ProfileStore
+from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
 
 
@@ -51,6 +52,7 @@ class Deactivation:
         account_data: AccountDataStore,
         profiles: ProfileStore,
         sessions: Sessions,
+        threepids: ThreepidStore,
         rooms: RoomsOfUser,
         kept_by_user: Sequence[Forgets] = (),
     ) -> None:
@@ -61,6 +63,7 @@ class Deactivation:
         self._account_data = account_data
         self._profiles = profiles
         self._sessions = sessions
+        self._threepids = threepids
         self._rooms = rooms
         self._kept_by_user = tuple(kept_by_user)
 
@@ -74,6 +77,7 @@ class Deactivation:
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
             self._sessions.remove_sessions(txn, user_id)
+            self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:
                 store.remove_user(txn, user_id)
             if erase:

@@ -171,6 +171,32 @@ class PushRules:
         return self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
 
 
+def copy_rules_of_room(
+    account_data: AccountDataStore, txn: WriteTransaction, user_id: str, old_room: str, new_room: str
+) -> None:
+    """Let a user's own rules about one room hold for another too, where they have none about that."""
+    kept = _decode(account_data.get_entry_in(txn, user_id, None, PUSH_RULES))
+    copied = False
+    for kind in ("room", "override", "underride"):
+        rules = kept.own.get(kind, [])
+        at = _find(rules, old_room)
+        if at is None or _find(rules, new_room) is not None:
+            continue
+        conditions = rules[at].conditions
+        if conditions is not None:
+            conditions = [
+                {**condition, "pattern": new_room}
+                if condition.get("key") == "room_id" and condition.get("pattern") == old_room
+                else condition
+                for condition in conditions
+            ]
+        rules.insert(at, msgspec.structs.replace(rules[at], rule_id=new_room, conditions=conditions))
+        copied = True
+    content = msgspec.json.encode(kept)
+    if copied and len(content) <= _LARGEST:
+        account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
+
+
 def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
     """The content of `m.push_rules` as clients see it, from what is kept. spec: client-server-api#mpush_rules"""
     return {"global": ruleset(user_id, kept)}

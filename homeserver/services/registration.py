@@ -11,25 +11,34 @@ spec: client-server-api#post_matrixclientv3register
 """
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import Exclusive, Forbidden, InvalidUsername, MatrixError, UserInUse
+from federation.protocol.errors import (
+    Exclusive,
+    Forbidden,
+    InvalidUsername,
+    MatrixError,
+    ThreepidInUse,
+    UserInUse,
+)
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
-from homeserver.services.uia_stages import DUMMY, REGISTRATION_TOKEN
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, parse_proof
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
+from storage.threepids import ThreepidRow, ThreepidStore
 from storage.transaction import WriteTransaction
 
 _ATTEMPTS: Final = 5
@@ -52,6 +61,28 @@ class NoReservedNames:
         return False
 
 
+class Newcomers(Protocol):
+    """What is done for new accounts besides making them."""
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In the write that makes the account: note what is to be done."""
+        ...
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Once the account is made: do it. Raises nothing that would spoil the registration."""
+        ...
+
+
+class NoNewcomers:
+    """Nothing is done."""
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """Nothing is to be done."""
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Nothing was noted."""
+
+
 @dataclass(frozen=True, slots=True)
 class RegistrationRules:
     """Who may make an account."""
@@ -59,6 +90,8 @@ class RegistrationRules:
     enabled: bool = False
     without_verification: bool = False
     requires_token: bool = False
+    email: Literal["none", "optional", "required"] = "none"
+    """Whether people give an e-mail address."""
     guests: bool = False
     names_can_be_asked: bool = True
     """False: a question whether a name is free is always answered with yes."""
@@ -99,6 +132,7 @@ class Registration:
         accounts: AccountStore,
         profiles: ProfileStore,
         tokens: RegistrationTokenStore,
+        threepids: ThreepidStore,
         passwords: Passwords,
         sessions: Sessions,
         uia: UIA,
@@ -114,18 +148,20 @@ class Registration:
         self._accounts = accounts
         self._profiles = profiles
         self._tokens = tokens
+        self._threepids = threepids
         self._passwords = passwords
         self._sessions = sessions
         self._uia = uia
         self._limiter = limiter
         self._rules = rules
         self._reserved = reserved
+        self._newcomers: Newcomers = NoNewcomers()
         self.server_name = server_name
-        self._flows: list[list[str]] = []
-        if rules.requires_token:
-            self._flows = [[REGISTRATION_TOKEN]]
-        elif rules.without_verification:
-            self._flows = [[DUMMY]]
+        self._flows = _flows(rules)
+
+    def greet_with(self, newcomers: Newcomers) -> None:
+        """From now on let this be done for new accounts; guests are none."""
+        self._newcomers = newcomers
 
     def check_open(self) -> None:
         """Raises `Forbidden` unless people may register themselves."""
@@ -217,6 +253,8 @@ class Registration:
             )
             registered = Registered(user_id, None if wish.inhibit_login else self._session(wish, user_id))
             if await self._database.write("register", self._write, account, registered.session, confirmation):
+                if not is_guest:
+                    await self._newcomers.welcome(user_id)
                 return registered
         raise UserInUse("User ID already taken")
 
@@ -232,12 +270,20 @@ class Registration:
         # Until people choose a name, rooms show the local part instead of the whole address.
         name = msgspec.json.encode(localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
+        if not account.is_guest:
+            self._newcomers.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
         if confirmation is not None:
             token = confirmation.completed.get(REGISTRATION_TOKEN)
             if token is not None:
                 self._tokens.set_completed(txn, token)
+            proved = confirmation.completed.get(EMAIL_IDENTITY)
+            if proved is not None:
+                proof = parse_proof(proved)
+                row = ThreepidRow(EMAIL, proof.address, account.user_id, proof.validated_ts, account.created_ts)
+                if not self._threepids.add_threepid(txn, row):
+                    raise ThreepidInUse
             self._uia.set_result(txn, confirmation, account.user_id)
         return True
 
@@ -270,3 +316,14 @@ class Registration:
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+def _flows(rules: RegistrationRules) -> list[list[str]]:
+    """The ways to an account, as stages in their order; none where no rule lets people in."""
+    first = [REGISTRATION_TOKEN] if rules.requires_token else []
+    if rules.email == "required":
+        return [[*first, EMAIL_IDENTITY]]
+    if not first and not rules.without_verification:
+        return []
+    with_address = [[*first, EMAIL_IDENTITY]] if rules.email == "optional" else []
+    return [first or [DUMMY], *with_address]

@@ -3,19 +3,18 @@
 spec: client-server-api#restricted-rooms
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import UserID
+from federation.protocol.ids import RoomID, UserID
+from federation.protocol.join_rules import lets_members_in, read_allowed_rooms
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.memberships import Memberships
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
 from storage.rooms import RoomStore
 
 JOIN_RULES: Final = StateKey("m.room.join_rules", "")
-RESTRICTED: Final = frozenset({"restricted", "knock_restricted"})
-MAX_ALLOWED_ROOMS: Final = 50
-"""How many rooms of a restricted join rule are looked at."""
 
 
 class RestrictedJoins:
@@ -30,9 +29,8 @@ class RestrictedJoins:
         rules = await snapshot.state.get(JOIN_RULES)
         if (
             rules is None
-            or not snapshot.version.restricted_joins
-            or rules.event.content.get("join_rule") not in RESTRICTED
-            or not await self._is_in_allowed_room(rules.event.content.get("allow"), user_id)
+            or not lets_members_in(snapshot.version, rules.event.content.get("join_rule"))
+            or not await self._is_in_one(read_allowed_rooms(rules.event.content), user_id)
         ):
             return None
         levels = await snapshot.state.get(POWER_LEVELS)
@@ -43,15 +41,7 @@ class RestrictedJoins:
                 return UserID(member)
         return None
 
-    async def _is_in_allowed_room(self, allow: object, user_id: UserID) -> bool:
-        conditions = allow[:MAX_ALLOWED_ROOMS] if isinstance(allow, list) else []
-        allowed = [
-            condition["room_id"]
-            for condition in conditions
-            if isinstance(condition, dict)
-            and condition.get("type") == "m.room_membership"
-            and isinstance(condition.get("room_id"), str)
-        ]
-        rooms = await self._rooms.get_rooms(allowed)
+    async def _is_in_one(self, room_ids: Sequence[RoomID], user_id: UserID) -> bool:
+        rooms = await self._rooms.get_rooms(room_ids)
         own = await self._memberships.of_user(user_id)
         return any((row := own.get(room.room_nid)) is not None and row.membership == "join" for room in rooms.values())

@@ -14,10 +14,11 @@ from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, Mis
 from federation.protocol.ids import RoomAlias, RoomID, ServerName
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.engine import RoomEngine
+from federation.rooms.previews import describe_room
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
 from homeserver.services.room_reading import RoomReading
 from storage.aliases import AliasRow, AliasStore, AliasTaken
-from storage.room_summaries import RoomSummaryStore, SummaryRow
+from storage.room_summaries import RoomSummaryStore
 from storage.rooms import RoomStore
 
 MAX_PAGE: Final = 500
@@ -147,7 +148,7 @@ class RoomDirectory:
         backwards = place is not None and place.backwards
         rows = rows[-page:] if backwards else rows[:page]
         answer: dict[str, Any] = {
-            "chunk": [_public_room(row) for row in rows],
+            "chunk": [describe_room(row) for row in rows],
             "total_room_count_estimate": await self._summaries.count_public_rooms(),
         }
         if rows and (more or backwards):
@@ -180,24 +181,3 @@ def _parse_since(since: str) -> _Place:
     if match is None:
         raise InvalidParam("Not a token that the directory gave out")
     return _Place((int(match[2]), int(match[3])), match[1] == "u")
-
-
-def _public_room(row: SummaryRow) -> dict[str, Any]:
-    """spec: client-server-api#get_matrixclientv3publicrooms_response-200_publishedroomschunk"""
-    room: dict[str, Any] = {
-        "room_id": row.room_id,
-        "num_joined_members": row.joined_count,
-        "world_readable": row.history_visibility == "world_readable",
-        "guest_can_join": row.guest_access == "can_join",
-        "join_rule": row.join_rule or "invite",
-        "room_version": row.version,
-    }
-    optional = {
-        "name": row.name,
-        "topic": row.topic,
-        "canonical_alias": row.canonical_alias,
-        "avatar_url": row.avatar_url,
-        "room_type": row.room_type,
-        "encryption": row.encryption,
-    }
-    return room | {key: value for key, value in optional.items() if value is not None}

@@ -18,6 +18,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
 from homeserver.services.restricted_joins import RestrictedJoins
 from storage.aliases import AliasStore
@@ -54,6 +55,7 @@ class RoomMemberships:
         guests: GuestAccess,
         restricted: RestrictedJoins,
         permissions: InvitePermissions,
+        personal_settings: PersonalSettings,
         *,
         only_admins_invite: bool,
         profile_on_invite: bool,
@@ -72,6 +74,7 @@ class RoomMemberships:
         self._guests = guests
         self._restricted = restricted
         self._permissions = permissions
+        self._personal_settings = personal_settings
         self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
@@ -92,14 +95,14 @@ class RoomMemberships:
         """Join a room. `signed` proves that the user has an address that was invited. Raises NotFound, Forbidden."""
         snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
-        if present == "join":
-            return room_id
-        content = await self._content("join", caller.user_id, reason)
-        content |= await self._check_joining(caller, snapshot, present)
-        drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
-        if signed is not None and present != "invite":
-            drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
-        await self._engine.send(room_id, drafts)
+        if present != "join":
+            content = await self._content("join", caller.user_id, reason)
+            content |= await self._check_joining(caller, snapshot, present)
+            drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
+            if signed is not None and present != "invite":
+                drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
+            await self._engine.send(room_id, drafts)
+        await self._personal_settings.do_copy(caller.user_id, snapshot)
         return room_id
 
     async def check_member_state(
@@ -124,6 +127,10 @@ class RoomMemberships:
             case "invite":
                 await self._check_inviting(caller, room_id, parse_user_id(target))
         return checked
+
+    async def settle(self, user_id: UserID, room_id: RoomID) -> None:
+        """The user has come into a room by a state event: what comes with a join."""
+        await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))
 
     async def do_knock(self, caller: Requester, room_id: RoomID, reason: str | None) -> RoomID:
         """Ask to be let in. Raises NotFound, Forbidden."""

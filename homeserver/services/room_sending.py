@@ -3,7 +3,7 @@
 spec: client-server-api#sending-events-to-a-room
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.relations import read_relation, relation_in
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.guest_access import GUEST_ACCESS, GuestAccess
+from homeserver.services.related_redactions import RelatedRedactions
 from homeserver.services.room_memberships import RoomMemberships
 from storage.aliases import AliasStore
 from storage.relations import ANNOTATION, THREAD, Relation, RelationStore
@@ -47,6 +48,7 @@ class RoomSending:
         guests: GuestAccess,
         relations: RelationStore,
         sent: SentTransactionStore,
+        related: RelatedRedactions,
     ) -> None:
         self._engine = engine
         self._events = events
@@ -55,6 +57,7 @@ class RoomSending:
         self._guests = guests
         self._relations = relations
         self._sent = sent
+        self._related = related
 
     async def do_send(
         self,
@@ -95,13 +98,25 @@ class RoomSending:
         return await self._send(room_id, draft)
 
     async def do_redact(
-        self, caller: Requester, room_id: RoomID, target: EventID, reason: str | None, txn_id: str
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        target: EventID,
+        reason: str | None,
+        txn_id: str,
+        with_rel_types: Sequence[str] = (),
     ) -> msgspec.Raw:
-        """Redact an event. Raises Forbidden, NotFound, UserSuspended."""
+        """Redact an event, and its children by relations of these types. Raises Forbidden, NotFound, UserSuspended."""
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
-        return await self._send(room_id, Draft("m.room.redaction", caller.user_id, content, None, target, None, sent))
+        draft = Draft("m.room.redaction", caller.user_id, content, None, target, None, sent)
+        answer = await self._send(room_id, draft)
+        if with_rel_types:
+            await self._related.do_redact(
+                caller.user_id, room_id, target, with_rel_types, reason, only_own=caller.is_suspended
+            )
+        return answer
 
     async def do_set_state(
         self,
@@ -136,6 +151,8 @@ class RoomSending:
             await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
         elif type == "m.room.member" and event.membership in ("leave", "ban"):
             await self._memberships.forget_left_room(room_id, UserID(state_key))
+        elif type == "m.room.member" and event.membership == "join":
+            await self._memberships.settle(caller.user_id, room_id)
         return event.event_id
 
     async def _send(self, room_id: RoomID, draft: Draft) -> msgspec.Raw:

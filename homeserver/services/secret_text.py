@@ -63,6 +63,10 @@ class SecretText:
         """24 letters, 136 bits: who knows it may manage a delayed event."""
         return self._text(ascii_letters, 24)
 
+    def login_token(self) -> str:
+        """32 letters and digits, 190 bits: who holds it signs in."""
+        return self._text(_ALPHABET, 32)
+
     def nonce(self) -> str:
         """128 hexadecimal digits."""
         return self._random(64).hex()

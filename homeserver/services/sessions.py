@@ -23,6 +23,7 @@ from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
+from storage.login_tokens import LoginTokenStore
 from storage.tokens import TokenStore
 from storage.transaction import WriteTransaction
 
@@ -91,6 +92,7 @@ class Sessions:
         accounts: AccountStore,
         devices: DeviceStore,
         tokens: TokenStore,
+        login_tokens: LoginTokenStore,
         *,
         lifetimes: Lifetimes | None = None,
         kept_by_device: Sequence[KeepsByDevice] = (),
@@ -101,6 +103,7 @@ class Sessions:
         self._accounts = accounts
         self._devices = devices
         self._tokens = tokens
+        self._login_tokens = login_tokens
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = tuple(kept_by_device)
 
@@ -255,6 +258,7 @@ class Sessions:
             self._tokens.remove_tokens(txn, user_id)
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
+        self._login_tokens.remove_login_tokens(txn, user_id)
         self._accounts.set_account_changed(txn, user_id)
 
     def _now(self) -> int:

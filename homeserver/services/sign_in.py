@@ -27,11 +27,18 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.threepids import ThreepidStore
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
 _COST_FOR_ADDRESS: Final = 0.1
 """A failure counts less against the address than against the account: a whole office may stand behind one address."""
+
+
+class EmailAddress(str):
+    """A name that is an e-mail address, in small letters."""
+
+    __slots__ = ()
 
 
 class SignIn:
@@ -41,6 +48,7 @@ class SignIn:
         self,
         database: Database,
         accounts: AccountStore,
+        threepids: ThreepidStore,
         passwords: Passwords,
         sessions: Sessions,
         limiter: RateLimiter,
@@ -51,6 +59,7 @@ class SignIn:
     ) -> None:
         self._database = database
         self._accounts = accounts
+        self._threepids = threepids
         self._passwords = passwords
         self._sessions = sessions
         self._limiter = limiter
@@ -70,7 +79,7 @@ class SignIn:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session. `name`: localpart or user id. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
+        """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
         `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
         if not self.password_login:
             raise Unrecognized("This server has no sign-in with a password")
@@ -86,7 +95,8 @@ class SignIn:
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
-        candidates = self._candidates(name)
+        owner = None if not isinstance(name, EmailAddress) else await self._threepids.get_owner("email", name)
+        candidates = self._candidates(name) if not isinstance(name, EmailAddress) else [UserID(owner)] if owner else []
         keys = (candidates[-1] if candidates else name[:_LONGEST_NAME], address_key(address))
         for key in keys:
             self._limiter.check_only(Limit.LOGIN_FAILED, key)
@@ -127,21 +137,25 @@ class SignIn:
 
 
 def parse_identifier(data: Mapping[str, object]) -> str:
-    """Whom a request names: the `user` of an `m.id.user` identifier, or the older `user` beside it.
-
-    Raises `Forbidden` for an e-mail address or telephone number, which nobody has bound here (the answer that the
+    """Whom a request names: the `user` of an `m.id.user` identifier, or the older `user` beside it,
+    or an `EmailAddress`. Raises `Forbidden` for a telephone number, which nobody has here (the answer that the
     specification asks for), `BadJson` and `MissingParam` else.
     """
     identifier = data.get("identifier")
     if identifier is None:
-        if "medium" in data or "address" in data:
-            raise Forbidden("This server knows people by their user names only")
-        identifier = {"type": "m.id.user", "user": data.get("user")}
+        older = "m.id.thirdparty" if "medium" in data or "address" in data else "m.id.user"
+        identifier = {"type": older, **{key: data.get(key) for key in ("user", "medium", "address")}}
     if not isinstance(identifier, Mapping):
         raise BadJson("identifier must be an object")
     kind = identifier.get("type")
-    if kind in ("m.id.thirdparty", "m.id.phone") or (kind is None and "medium" in identifier):
-        raise Forbidden("This server knows people by their user names only")
+    if kind == "m.id.thirdparty" or (kind is None and "medium" in identifier):
+        medium, address = identifier.get("medium"), identifier.get("address")
+        if not isinstance(medium, str) or not isinstance(address, str):
+            raise BadJson("identifier.medium and identifier.address must be strings")
+        if medium == "email":
+            return EmailAddress(address.strip().lower()[:_LONGEST_NAME].replace("\0", ""))
+    if kind in ("m.id.thirdparty", "m.id.phone"):
+        raise Forbidden("This server knows people by their user names and e-mail addresses only")
     if kind != "m.id.user":
         raise BadJson("identifier.type must be m.id.user")
     user = identifier.get("user")

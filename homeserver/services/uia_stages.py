@@ -1,4 +1,5 @@
-"""The proofs that user-interactive authentication takes here: nothing, the account's password, a registration token.
+"""The proofs that user-interactive authentication takes here: nothing, the account's password, a registration
+token, an e-mail address.
 
 spec: client-server-api#authentication-types
 """
@@ -6,9 +7,11 @@ spec: client-server-api#authentication-types
 from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MissingParam
+from homeserver.services.email_validation import PASSWORD_RESET, REGISTER, EmailValidation, Proof
 from homeserver.services.sign_in import SignIn, parse_identifier
 from homeserver.services.uia import AuthData, Operation
 from storage.registration_tokens import RegistrationTokenStore
@@ -16,7 +19,11 @@ from storage.transaction import WriteTransaction
 
 DUMMY: Final = "m.login.dummy"
 PASSWORD: Final = "m.login.password"
+EMAIL_IDENTITY: Final = "m.login.email.identity"
 REGISTRATION_TOKEN: Final = "m.login.registration_token"
+
+EMAIL_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
+"""For which operations an address is a proof, and the purpose of the letter then."""
 
 
 class DummyStage:
@@ -62,6 +69,37 @@ class PasswordStage:
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
         """Held nothing."""
+
+
+class EmailStage:
+    """A confirmed e-mail address; what is kept is which. spec: client-server-api#email-based-identity--homeserver"""
+
+    name = EMAIL_IDENTITY
+
+    def __init__(self, validation: EmailValidation) -> None:
+        self._validation = validation
+
+    def params(self) -> Mapping[str, object] | None:
+        return None
+
+    async def check(self, auth: AuthData, operation: Operation) -> str:
+        purpose = EMAIL_PURPOSES.get(operation.name)
+        if purpose is None:
+            raise Forbidden("An e-mail address does not confirm this")
+        # `threepidCreds` is what some clients of today still send
+        creds = auth.get("threepid_creds", auth.get("threepidCreds"))
+        return msgspec.json.encode(await self._validation.check_confirmed(purpose, creds)).decode()
+
+    def add(self, txn: WriteTransaction, result: str) -> None:
+        self._validation.use(txn, parse_proof(result))
+
+    def remove(self, txn: WriteTransaction, result: str) -> None:
+        """A confirmation is not given back: the person asks for another letter."""
+
+
+def parse_proof(result: str) -> Proof:
+    """What `EmailStage` keeps."""
+    return msgspec.json.decode(result, type=Proof)
 
 
 class RegistrationTokenStage:

@@ -1,47 +1,28 @@
-"""The page at `/`: says that the server works, and how to sign in. It loads nothing and runs no script."""
+"""The page at `/`: says that the server works, and how to sign in."""
 
-from base64 import b64encode
-from hashlib import sha256
-from typing import Final
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
-
-STYLE: Final = "landing.css"
+from homeserver.services.languages import Languages
+from homeserver.web.pages import Pages
 
 
 class LandingPage:
-    """The page and its headers, made once."""
+    """The page in each language, made once."""
 
-    def __init__(self, server_name: str, address: str | None, *, registration_open: bool) -> None:
+    def __init__(self, pages: Pages, languages: Languages, address: str | None, *, registration_open: bool) -> None:
         """`address`: what people enter in their client; None: the server's name does, or the administrator knows."""
-        environment = Environment(
-            loader=PackageLoader("homeserver.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-        )
-        loader = environment.loader
-        assert loader is not None
-        style = loader.get_source(environment, STYLE)[0]
-        page = environment.get_template("landing.html").render(
-            server_name=server_name, address=address, registration_open=registration_open, style=style
-        )
-        style_hash = b64encode(sha256(style.encode()).digest()).decode()
-        self.response = Response(
-            headers={
-                "Content-Type": "text/html; charset=utf-8",
-                "Content-Security-Policy": (
-                    f"default-src 'none'; style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'none'; "
-                    "frame-ancestors 'none'"
-                ),
-                "X-Content-Type-Options": "nosniff",
-                "Referrer-Policy": "no-referrer",
-            },
-            body=page.encode(),
-        )
+        fields: dict[str, object] = {"address": address, "registration_open": registration_open}
+        self._languages = languages
+        self._by_code = {
+            code: pages.make("landing.html", language, fields) for code, language in languages.by_code.items()
+        }
+
+    def get(self, accept_language: str) -> Response:
+        """The page for a reader who says this in `Accept-Language`."""
+        return self._by_code[self._languages.choose(accept_language).code]
 
 
 @endpoint("GET", "/", auth=Auth.NONE)
-async def get_landing(page: LandingPage) -> Response:
-    """HTML, the same for everybody."""
-    return page.response
+async def get_landing(page: LandingPage, context: RequestContext) -> Response:
+    """HTML."""
+    return page.get(context.languages)

@@ -176,13 +176,20 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_yaml_surprises(folder: Folder) -> None:
     config = folder.load(
-        "server_name: a.b\nadmin_contact: no\nturn_username: 12:30\nauto_join_rooms: [2024-01-01, 0123, on]\n"
+        "server_name: a.b\nadmin_contact: no\nturn_username: 12:30\nturn_uris: [2024-01-01, 0123, on]\n"
         "default_room_version: 10"
     ).config
     assert config.name.admin_contact == "no"
     assert config.calls.turn_username == "12:30"
-    assert config.registration.auto_join_rooms == ("2024-01-01", "0123", "on")
+    assert config.calls.turn_uris == ("2024-01-01", "0123", "on")
     assert config.rooms.default_room_version == "10"
+
+
+def test_rooms_to_join_have_to_be_rooms(folder: Folder) -> None:
+    rooms = ("#everyone:a.b", "!r:a.b")
+    assert folder.load(f"server_name: a.b\nauto_join_rooms: {list(rooms)}").config.registration.auto_join_rooms == rooms
+    with pytest.raises(ConfigError, match=r"auto_join_rooms: .*'everyone' is not"):
+        folder.load("server_name: a.b\nauto_join_rooms: [everyone]")
 
 
 def test_address_ranges(folder: Folder) -> None:

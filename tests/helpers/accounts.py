@@ -32,6 +32,7 @@ from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.last_seen import LastSeen
+from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.passwords import PasswordPolicy, Passwords
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profiles import NoRemoteProfiles, Profiles
@@ -47,9 +48,11 @@ from storage.accounts import AccountStore
 from storage.database import Database
 from storage.devices import DeviceStore
 from storage.filters import FilterStore
+from storage.login_tokens import LoginTokenStore
 from storage.memberships import MembershipStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenStore
+from storage.threepids import ThreepidStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
 from tests.helpers.http import Answer, Client, client_for
@@ -109,6 +112,7 @@ class AccountsServer:
         reserved: ReservedNames | None = None,
         fixed_profile_fields: frozenset[str] = frozenset(),
         password_login: bool = True,
+        login_tokens: bool = False,
         public_baseurl: str | None = None,
         shared_secret: str | None = SHARED_SECRET,
     ) -> None:
@@ -124,6 +128,7 @@ class AccountsServer:
         self.account_store = AccountStore(database)
         self.device_store = DeviceStore(database)
         self.token_store = TokenStore(database)
+        self.login_token_store = LoginTokenStore(database)
         self.registration_tokens = RegistrationTokenStore(database)
         self.profile_store = ProfileStore(database)
         self.account_data_store = AccountDataStore(database)
@@ -141,11 +146,14 @@ class AccountsServer:
             self.account_store,
             self.device_store,
             self.token_store,
+            self.login_token_store,
             lifetimes=lifetimes,
         )
+        self.threepids = ThreepidStore(database)
         self.sign_in = SignIn(
             database,
             self.account_store,
+            self.threepids,
             self.passwords,
             self.sessions,
             self.limiter,
@@ -165,6 +173,7 @@ class AccountsServer:
             self.account_store,
             self.profile_store,
             self.registration_tokens,
+            self.threepids,
             self.passwords,
             self.sessions,
             self.uia,
@@ -174,10 +183,24 @@ class AccountsServer:
             reserved=reserved or NoReservedNames(),
         )
         self.deactivation = Deactivation(
-            clock, database, self.account_store, self.account_data_store, self.profile_store, self.sessions, self.rooms
+            clock,
+            database,
+            self.account_store,
+            self.account_data_store,
+            self.profile_store,
+            self.sessions,
+            self.threepids,
+            self.rooms,
         )
         self.accounts = Accounts(
-            database, self.account_store, self.passwords, self.sessions, self.sign_in, self.uia, self.deactivation
+            database,
+            self.account_store,
+            self.passwords,
+            self.sessions,
+            self.sign_in,
+            self.uia,
+            self.deactivation,
+            self.threepids,
         )
         self.profiles = Profiles(
             database,
@@ -191,13 +214,27 @@ class AccountsServer:
         shared = SharedSecretRegistration(
             clock, self.secret_text, database, self.uia_store, self.registration, secret=shared_secret
         )
+        self.login_tokens = LoginTokens(
+            clock,
+            self.secret_text,
+            self.login_token_store,
+            self.account_store,
+            self.accounts,
+            self.sessions,
+            self.limiter,
+            from_sessions=login_tokens,
+            confirmed=True,
+            lifetime_ms=120_000,
+        )
         services: list[object] = [
             self.accounts,
+            self.login_tokens,
             AccountData(database, self.account_data_store),
             Capabilities(
                 default_room_version=DEFAULT_ROOM_VERSION,
                 passwords_can_change=True,
                 fixed_profile_fields=fixed_profile_fields,
+                login_tokens=login_tokens,
             ),
             ClientDiscovery(public_baseurl),
             Devices(database, self.device_store, self.sessions, self.accounts),

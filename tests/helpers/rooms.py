@@ -68,7 +68,7 @@ class RoomParts:
         self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.visibility = Visibility(self.trees, self.events)
-        chains = AuthChainStore(database)
+        self.chains = chains = AuthChainStore(database)
         writer = self.writer_class(self.trees, chains)
         self.engine = RoomEngine(
             database,

@@ -8,11 +8,15 @@ moves only by `server.clock.advance`.
 `TestServer(tmp_path, sqlite_database)` makes one; its third argument is further configuration.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.ids import DeviceID, UserID
@@ -21,6 +25,7 @@ from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
 from homeserver.observe.access import SilentAccessLog
+from homeserver.services.mail.relay import CannotDeliver
 from storage.database import Database
 from storage.executors import InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
@@ -47,6 +52,21 @@ NO_PRESENCE = "presence: {enabled: false}\n"
 """Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
 
 
+class MemoryRelay:
+    """A mail server that keeps letters; while it has a `failure`, it raises that."""
+
+    def __init__(self) -> None:
+        self.letters: list[tuple[str, EmailMessage]] = []
+        self.failure: CannotDeliver | None = None
+
+    def deliver(self, _sender: str, recipient: str, message: bytes) -> None:
+        if self.failure is not None:
+            raise self.failure
+        letter = message_from_bytes(message, policy=default)
+        assert isinstance(letter, EmailMessage)
+        self.letters.append((recipient, letter))
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -68,6 +88,7 @@ class TestServer:
         path.write_text(OPEN_CONFIG + others + further_config, encoding="utf-8")
         self.clock = Clock()
         self.clock.advance(now)
+        self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
         self.app: Server = build(
             self.config,
@@ -76,6 +97,8 @@ class TestServer:
             key=SigningKey("a_test", bytes(32)),
             threads=InlineThreads(),
             media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
+            mail_thread=InlineExecutor(),
+            make_relay=lambda _: self.relay,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
@@ -88,6 +111,12 @@ class TestServer:
         answer = self.post("/_matrix/client/v3/register", body)
         assert answer.status == 200, answer.body
         return User(self, answer.json)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of what is done at once: something of the server's that no endpoint reaches."""
+        done: list[T] = []
+        Deferred.fromCoroutine(work).addCallback(done.append)
+        return done[0]
 
     def get(self, path: str, **options: Any) -> Answer:
         return self.client.request("GET", path, **options)

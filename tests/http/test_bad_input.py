@@ -287,6 +287,8 @@ def check(answer: Answer, request: tuple[object, ...], bugs: list[str]) -> None:
         if answer.status >= 400 and "flows" not in told:
             assert told["errcode"].startswith("M_"), request
             assert isinstance(told["error"], str), request
+    elif answer.headers.get("content-type", "").startswith("text/html"):
+        assert answer.body.startswith(b"<!DOCTYPE html>"), request  # a page, which says in words what is wrong
     else:
         assert answer.status < 400, request
 

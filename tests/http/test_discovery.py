@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from homeserver.services.languages import Languages
 from homeserver.web.landing import LandingPage
+from homeserver.web.pages import Pages
 from storage.database import Database
 from tests.helpers.server import TestServer
 
@@ -77,10 +79,31 @@ def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(tmp_path: Path, 
 
 
 def test_the_landing_page_of_a_closed_server() -> None:
-    text = LandingPage("example.org", None, registration_open=False).response.body
-    assert isinstance(text, bytes)
-    assert b"Accounts are made by the people who run this server" in text
-    assert b"Create an account" not in text
+    languages = Languages()
+    page = LandingPage(Pages(languages, "example.org"), languages, None, registration_open=False).get("")
+    assert isinstance(page.body, bytes)
+    assert b"Accounts are made by the people who run this server" in page.body
+    assert b"Create an account" not in page.body
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lang", "words"),
+    [
+        ("uz-UZ,uz;q=0.9,en;q=0.8", "uz", "Matrix serveri ishlamoqda"),
+        ("uz-Cyrl-UZ", "uz-Cyrl", "сервери ишламоқда"),
+        ("kaa, ru;q=0.5", "kaa", "serveri islep tur"),
+        ("fr;q=0.9, ru;q=0.8, en;q=0.1", "ru", "сервер Matrix работает"),
+        ("en-GB, ru;q=0.5", "en", "This Matrix homeserver works"),
+        ("tlh", "en", "This Matrix homeserver works"),
+        (";;q=,,x=~-" * 50, "en", "This Matrix homeserver works"),
+    ],
+)
+def test_the_landing_page_speaks_the_reader_s_language(server: TestServer, wanted: str, lang: str, words: str) -> None:
+    page = server.get("/", headers={"Accept-Language": wanted})
+    assert page.headers["vary"] == "Accept-Language"
+    text = page.body.decode()
+    assert f'<html lang="{lang}">' in text
+    assert words in text
 
 
 def test_people_register_and_sign_in(server: TestServer) -> None:

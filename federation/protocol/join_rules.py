@@ -1,0 +1,45 @@
+"""What a room's join rules mean for somebody outside: as values, for a room's summary and for who wants to join.
+
+Whether an event is allowed is decided by authorization (`membership_auth`), not here.
+
+spec: client-server-api#mroomjoin_rules, client-server-api#restricted-rooms
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from federation.protocol.ids import RoomID, is_room_id
+from federation.protocol.room_versions import RoomVersion
+
+MAX_ALLOWED_ROOMS: Final = 50
+"""How many rooms of a restricted join rule are looked at."""
+
+_MEMBERSHIP: Final = "m.room_membership"
+
+
+def read_allowed_rooms(content: Mapping[str, Any]) -> list[RoomID]:
+    """The rooms whose members the content of an m.room.join_rules event lets in; what is malformed is left out."""
+    allow = content.get("allow")
+    conditions = allow[:MAX_ALLOWED_ROOMS] if isinstance(allow, list) else []
+    return [
+        RoomID(room_id)
+        for condition in conditions
+        if isinstance(condition, Mapping)
+        and condition.get("type") == _MEMBERSHIP
+        and isinstance(room_id := condition.get("room_id"), str)
+        and is_room_id(room_id)
+    ]
+
+
+def lets_members_in(version: RoomVersion, join_rule: str | None) -> bool:
+    """Whether members of the allowed rooms may join."""
+    if join_rule == "restricted":
+        return version.restricted_joins
+    return join_rule == "knock_restricted" and version.knock_restricted
+
+
+def takes_knocks(version: RoomVersion, join_rule: str | None) -> bool:
+    """Whether anyone may ask to be let in."""
+    if join_rule == "knock":
+        return version.knocking
+    return join_rule == "knock_restricted" and version.knock_restricted

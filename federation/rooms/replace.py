@@ -1,0 +1,117 @@
+"""Replacing a room by a new one: all that the new room begins with and what ends the old one, in one write.
+
+Either both happen or neither: no crash leaves a new room that nobody is told of, or an old one that points nowhere.
+
+spec: client-server-api#room-upgrades
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from twisted.logger import Logger
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import RoomID
+from federation.protocol.room_versions import RoomVersion
+from federation.rooms.build import Chain, Classify
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import MAX_REBUILDS, RoomEngine
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.snapshots import RoomSnapshot
+from storage.room_writer import Appended, HeadMoved, RoomWriter
+from storage.rooms import RoomRow
+from storage.transaction import WriteTransaction
+
+Also = Callable[[WriteTransaction, RoomRow, RoomRow], None]
+"""What else is to be written in the same transaction, with the old room and the new one."""
+Endings = Callable[[RoomSnapshot, RoomID], Awaitable[Sequence[Draft]]]
+"""What ends the old room, once the id of the new one is known."""
+
+
+class Replacements:
+    """Replaces rooms. For the reactor thread."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        writer: RoomWriter,
+        identity: ServerIdentity,
+        classify: Classify,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._writer = writer
+        self._identity = identity
+        self._classify = classify
+        self._now_ms = now_ms
+        self._log = Logger()
+
+    async def replace(
+        self,
+        old_id: RoomID,
+        version: RoomVersion,
+        new_id: RoomID | None,
+        drafts: Callable[[RoomSnapshot], Awaitable[Sequence[Draft]]],
+        endings: Endings,
+        also: Also,
+    ) -> RoomSnapshot:
+        """Make a room that takes the place of another; the new one.
+
+        `drafts` are of the new room, of which the first creates it; `new_id` is None where that names the room. `endings` are
+        of the old one: the first has to be allowed, of the others those are left out that are not. Both are told the old
+        room as it is. Raises NotFound, Forbidden and what else authorization raises.
+        """
+
+        async def work() -> RoomSnapshot:
+            old = await self._engine.get_snapshot(old_id)
+            for _ in range(MAX_REBUILDS):
+                try:
+                    return await self._attempt(old, version, new_id, await drafts(old), endings, also)
+                except HeadMoved:
+                    old = await self._engine.refresh(old)
+            raise RuntimeError(f"the head of {old_id} moved {MAX_REBUILDS} times while building upon it")
+
+        return await self._engine.in_turn(old_id, work)
+
+    async def _attempt(
+        self,
+        old: RoomSnapshot,
+        version: RoomVersion,
+        new_id: RoomID | None,
+        drafts: Sequence[Draft],
+        endings: Endings,
+        also: Also,
+    ) -> RoomSnapshot:
+        chain = Chain(old, self._events, self._identity, self._classify)
+        appended: list[Appended] = []
+
+        async def end_old(created_id: RoomID) -> None:
+            now = self._now_ms()
+            first, *others = await endings(old, created_id)
+            await chain.add([first], now)
+            for draft in others:
+                try:
+                    await chain.add([draft], now)
+                except MatrixError as error:
+                    self._log.info(
+                        "{type} of the replaced room {room_id} stays as it is: {error}",
+                        type=draft.type,
+                        room_id=old.room_id,
+                        error=error.text,
+                    )
+            self._events.expect(chain.built)
+
+        def write(txn: WriteTransaction, room: RoomRow) -> None:
+            appended[:] = [
+                self._writer.append(txn, old.room, old.head, chain.new, chain.extremities, now_ms=self._now_ms())
+            ]
+            also(txn, old.room, room)
+
+        try:
+            new, _ = await self._engine.create(version, new_id, drafts, write, end_old)
+        finally:
+            self._events.forget_expected(chain.built)
+        self._engine.advance(old, appended[0])
+        return new

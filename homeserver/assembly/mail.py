@@ -1,0 +1,92 @@
+"""Puts together what has to do with letters to people, and with their addresses."""
+
+import re
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.config.mail import Email, sender_of
+from homeserver.config.whole import Config
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.observe.metrics import MailMetrics
+from homeserver.services.email_validation import EMAIL, EmailValidation
+from homeserver.services.languages import Languages
+from homeserver.services.mail.letters import Letters
+from homeserver.services.mail.outbox import Outbox
+from homeserver.services.mail.relay import Relay, SMTPRelay
+from homeserver.services.secret_text import RandomBytes, SecretText
+from storage.database import Database
+from storage.executors import Executor
+from storage.outgoing_mail import OutgoingMailStore
+from storage.threepids import ThreepidStore
+
+MakeRelay = Callable[[Email], Relay]
+"""How a mail server is spoken to that the configuration names."""
+
+
+class MailParts:
+    """Letters and addresses. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        executor: Executor,
+        make_relay: MakeRelay,
+        random: RandomBytes,
+        registry: CollectorRegistry,
+    ) -> None:
+        email = config.mail.email
+        self.languages = Languages()
+        self.threepids = ThreepidStore(database)
+        self._executor = executor
+        self.outbox = None
+        if email.smtp_host is not None:
+            letters = Letters(config.server_name, sender_of(email, config.server_name), email.app_name)
+            self.outbox = Outbox(
+                clock, OutgoingMailStore(database), letters, make_relay(email), executor, MailMetrics(registry)
+            )
+        allowed = config.mail.allowed_local_3pids
+        self.validation = EmailValidation(
+            lambda: int(clock.seconds() * 1000),
+            database,
+            self.threepids,
+            SecretText(random),
+            self.outbox,
+            limiter,
+            base_url=config.name.public_baseurl or "",
+            allowed=None
+            if allowed is None
+            else [re.compile(each.pattern, re.IGNORECASE) for each in allowed if each.medium == EMAIL],
+            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
+            lifetime_ms=email.validation_token_lifetime,
+        )
+
+    def start(self) -> None:
+        """Send what an earlier run left behind, and from now on what is written."""
+        if self.outbox is not None:
+            self.outbox.wake()
+
+    async def stop(self) -> None:
+        """Send nothing more."""
+        if self.outbox is not None:
+            await self.outbox.stop()
+        await self._executor.close()
+
+
+def smtp_relay(email: Email) -> Relay:
+    """The mail server of the configuration."""
+    assert email.smtp_host is not None
+    return SMTPRelay(
+        host=email.smtp_host,
+        port=email.smtp_port or (465 if email.force_tls else 25),
+        user=email.smtp_user,
+        password=email.smtp_pass,
+        tls_at_once=email.force_tls,
+        tls_required=email.require_transport_security,
+        tls_offered=email.enable_tls,
+        tls_name=email.tlsname,
+    )

@@ -1,0 +1,21 @@
+"""Finding an event by its time. spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
+
+from typing import Any, Literal
+
+from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.ids import RoomID
+from homeserver.services.events_by_time import EventsByTime
+from storage.timelines import Direction
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/rooms/{room_id}/timestamp_to_event",
+    "/_matrix/client/unstable/org.matrix.msc3030/rooms/{room_id}/timestamp_to_event",
+    auth=Auth.USER,
+)
+async def get_event_by_timestamp(
+    events: EventsByTime, caller: Requester, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]
+) -> dict[str, Any]:
+    """The event nearest to a time, before or after it."""
+    return await events.get_nearest(caller, room_id, ts, Direction(dir))

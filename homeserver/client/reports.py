@@ -1,0 +1,68 @@
+"""Reporting events, rooms and users. spec: client-server-api#reporting-content"""
+
+from typing import Annotated
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from federation.protocol.ids import EventID, RoomID, UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.reports import Reports
+
+Reason = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class WithReason(msgspec.Struct, frozen=True):
+    """Why; may be blank."""
+
+    reason: Reason
+
+
+class MaybeReason(msgspec.Struct, frozen=True):
+    """Why, if one wants to say."""
+
+    reason: Reason | None = None
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/rooms/{room_id}/report/{event_id}",
+    "/_matrix/client/r0/rooms/{room_id}/report/{event_id}",
+    auth=Auth.USER,
+    limit=Limit.REPORT,
+    while_suspended=True,
+)
+async def report_event(
+    reports: Reports, caller: Requester, *, room_id: RoomID, event_id: EventID, body: MaybeReason = MaybeReason()
+) -> Empty:
+    """Report an event."""
+    await reports.do_report_event(caller, room_id, event_id, body.reason)
+    return EMPTY
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/rooms/{room_id}/report",
+    "/_matrix/client/unstable/org.matrix.msc4151/rooms/{room_id}/report",
+    auth=Auth.USER,
+    limit=Limit.REPORT,
+    while_suspended=True,
+)
+async def report_room(reports: Reports, caller: Requester, *, room_id: RoomID, body: WithReason) -> Empty:
+    """Report a room."""
+    await reports.do_report_room(caller, room_id, body.reason)
+    return EMPTY
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/users/{user_id}/report",
+    "/_matrix/client/unstable/org.matrix.msc4260/users/{user_id}/report",
+    auth=Auth.USER,
+    limit=Limit.REPORT,
+    while_suspended=True,
+)
+async def report_user(reports: Reports, caller: Requester, *, user_id: UserID, body: WithReason) -> Empty:
+    """Report a user."""
+    await reports.do_report_user(caller, user_id, body.reason)
+    return EMPTY

@@ -1,0 +1,25 @@
+"""Summaries of rooms. spec: client-server-api#get_matrixclientv1room_summaryroomidoralias"""
+
+from typing import Annotated, Any
+
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.ids import ServerName
+from homeserver.services.room_previews import RoomPreviews
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/room_summary/{room_id_or_alias}",
+    "/_matrix/client/unstable/im.nheko.summary/summary/{room_id_or_alias}",
+    "/_matrix/client/unstable/im.nheko.summary/rooms/{room_id_or_alias}/summary",
+    auth=Auth.OPTIONAL,
+)
+async def get_room_summary(
+    previews: RoomPreviews,
+    caller: Requester | None,
+    *,
+    room_id_or_alias: str,
+    via: Annotated[list[ServerName] | None, Names("via", "server_name")] = None,
+) -> dict[str, Any]:
+    """What a room is, for who thinks of joining it."""
+    return await previews.get_summary(caller, room_id_or_alias, via or ())

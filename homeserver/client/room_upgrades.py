@@ -1,0 +1,29 @@
+"""Upgrading rooms. spec: client-server-api#room-upgrades"""
+
+from typing import Annotated
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from federation.protocol.ids import RoomID
+from homeserver.services.room_upgrade import RoomUpgrade
+
+
+class Upgrade(msgspec.Struct, frozen=True):
+    """To which version; who besides the caller counts as creator, where the version knows more than one."""
+
+    new_version: str
+    additional_creators: Annotated[tuple[str, ...], msgspec.Meta(max_length=100)] | None = None
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/rooms/{room_id}/upgrade",
+    "/_matrix/client/r0/rooms/{room_id}/upgrade",
+    auth=Auth.USER,
+    limit=Limit.ROOM_CREATION,
+)
+async def upgrade_room(upgrades: RoomUpgrade, caller: Requester, *, room_id: RoomID, body: Upgrade) -> dict[str, str]:
+    """Replace a room by a new one of another version."""
+    new_id = await upgrades.do_upgrade(caller, room_id, body.new_version, body.additional_creators or ())
+    return {"replacement_room": new_id}

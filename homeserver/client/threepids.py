@@ -1,0 +1,155 @@
+"""E-mail addresses of people. This server asks no identity server, and takes no telephone numbers.
+
+spec: client-server-api#adding-account-administrative-contact-information
+"""
+
+from typing import Annotated
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.protocol.errors import ServerNotTrusted, ThreepidMediumNotSupported
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.email_validation import ADD, PASSWORD_RESET, REGISTER, EmailValidation
+from homeserver.services.languages import Languages
+from homeserver.services.threepids import Threepids
+
+
+class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody says who wants a letter."""
+
+    client_secret: str
+    email: str
+    send_attempt: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    next_link: str | None = None
+
+
+class AddThreepid(msgspec.Struct, frozen=True, kw_only=True):
+    sid: str
+    client_secret: str
+    auth: dict[str, object] | None = None
+
+
+class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
+    medium: str
+    address: str
+
+
+@endpoint("GET", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER)
+async def get_threepids(threepids: Threepids, caller: Requester) -> dict[str, object]:
+    """The caller's addresses."""
+    return {
+        "threepids": [
+            {
+                "medium": row.medium,
+                "address": row.address,
+                "validated_at": row.validated_ts,
+                "added_at": row.added_ts,
+            }
+            for row in await threepids.get_threepids(caller.user_id)
+        ]
+    }
+
+
+@endpoint("POST", "/_matrix/client/v3/account/3pid/add", "/_matrix/client/r0/account/3pid/add", auth=Auth.USER)
+async def post_threepid_add(
+    threepids: Threepids, caller: Requester, context: RequestContext, *, body: AddThreepid
+) -> Empty:
+    """Add an address that was confirmed."""
+    await threepids.do_add(caller, body.sid, body.client_secret, body.auth, context.client_ip)
+    return EMPTY
+
+
+@endpoint("POST", "/_matrix/client/v3/account/3pid/delete", "/_matrix/client/r0/account/3pid/delete", auth=Auth.USER)
+async def post_threepid_delete(threepids: Threepids, caller: Requester, *, body: RemoveThreepid) -> dict[str, object]:
+    """Remove an address. No identity server knows it from us."""
+    await threepids.do_remove(caller, body.medium, body.address)
+    return {"id_server_unbind_result": "no-support"}
+
+
+@endpoint("POST", "/_matrix/client/v3/account/3pid/unbind", "/_matrix/client/r0/account/3pid/unbind", auth=Auth.USER)
+async def post_threepid_unbind(*, body: RemoveThreepid) -> dict[str, object]:
+    """Nothing was bound by this server."""
+    return {"id_server_unbind_result": "no-support"}
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/bind",
+    "/_matrix/client/r0/account/3pid/bind",
+    "/_matrix/client/v3/account/3pid",
+    "/_matrix/client/r0/account/3pid",
+    auth=Auth.USER,
+)
+async def post_threepid_bind() -> Empty:
+    """Refused: this server trusts no identity server."""
+    raise ServerNotTrusted("This server makes no use of identity servers")
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/email/requestToken",
+    "/_matrix/client/r0/account/3pid/email/requestToken",
+    auth=Auth.NONE,
+)
+async def post_token_to_add(
+    validation: EmailValidation, languages: Languages, context: RequestContext, *, body: RequestToken
+) -> dict[str, object]:
+    """A letter to an address that is to be added to an account."""
+    return await _request(validation, languages, context, ADD, body)
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/register/email/requestToken",
+    "/_matrix/client/r0/register/email/requestToken",
+    auth=Auth.NONE,
+)
+async def post_token_to_register(
+    validation: EmailValidation, languages: Languages, context: RequestContext, *, body: RequestToken
+) -> dict[str, object]:
+    """A letter to an address of somebody who is about to make an account."""
+    return await _request(validation, languages, context, REGISTER, body)
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/password/email/requestToken",
+    "/_matrix/client/r0/account/password/email/requestToken",
+    auth=Auth.NONE,
+)
+async def post_token_to_reset(
+    validation: EmailValidation, languages: Languages, context: RequestContext, *, body: RequestToken
+) -> dict[str, object]:
+    """A letter to somebody who has forgotten their password."""
+    return await _request(validation, languages, context, PASSWORD_RESET, body)
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/msisdn/requestToken",
+    "/_matrix/client/v3/register/msisdn/requestToken",
+    "/_matrix/client/v3/account/password/msisdn/requestToken",
+    "/_matrix/client/r0/account/3pid/msisdn/requestToken",
+    "/_matrix/client/r0/register/msisdn/requestToken",
+    "/_matrix/client/r0/account/password/msisdn/requestToken",
+    auth=Auth.NONE,
+)
+async def post_token_by_telephone() -> Empty:
+    """Refused: this server sends no text messages."""
+    raise ThreepidMediumNotSupported("This server takes no telephone numbers")
+
+
+async def _request(
+    validation: EmailValidation, languages: Languages, context: RequestContext, purpose: str, body: RequestToken
+) -> dict[str, object]:
+    sid = await validation.do_request_token(
+        purpose,
+        body.email,
+        body.client_secret,
+        body.send_attempt,
+        body.next_link,
+        languages.choose(context.languages),
+        context.client_ip,
+    )
+    return {"sid": sid}

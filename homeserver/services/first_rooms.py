@@ -1,0 +1,55 @@
+"""The rooms that every new account joins.
+
+That an account is to come into them is noted in the write that makes it, and taken away when it has been tried: after a
+restart those that are left are tried again. A room that does not let somebody in is told to the operator, not to them.
+"""
+
+from collections.abc import Sequence
+
+from twisted.logger import Logger
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import UserID
+from homeserver.services.room_memberships import RoomMemberships
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.transaction import WriteTransaction
+
+
+class FirstRooms:
+    """Lets new accounts into rooms. What `Registration` asks of `Newcomers`."""
+
+    def __init__(
+        self, database: Database, accounts: AccountStore, memberships: RoomMemberships, rooms: Sequence[str]
+    ) -> None:
+        """`rooms`: aliases or ids."""
+        self._database = database
+        self._accounts = accounts
+        self._memberships = memberships
+        self._rooms = rooms
+        self._log = Logger()
+
+    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In the write that makes the account."""
+        self._accounts.add_arriving_account(txn, user_id)
+
+    async def welcome(self, user_id: UserID) -> None:
+        """Let the account join the rooms."""
+        caller = Requester(user_id, None, 0, rate_limited=False)
+        for room in self._rooms:
+            try:
+                await self._memberships.do_join(caller, await self._memberships.resolve(room), None)
+            except MatrixError as error:
+                self._log.warn(
+                    "{user_id} could not join {room}, which every new account shall: {error}",
+                    user_id=user_id,
+                    room=room,
+                    error=error.text,
+                )
+        await self._database.write("remove_arriving_account", self._accounts.remove_arriving_account, user_id)
+
+    async def resume(self) -> None:
+        """After a start: let accounts join that had not yet when the server stopped."""
+        for user_id in await self._accounts.get_arriving_accounts():
+            await self.welcome(UserID(user_id))

@@ -1,0 +1,97 @@
+"""Signing in on a second client with a token that the first one asked for.
+
+Laws:
+- A token is good for one sign-in, within minutes, by whoever holds it; it is kept as a hash.
+- A password change that ends sessions, a sign-out everywhere and a closed or locked account end its tokens.
+
+spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#token-based
+"""
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import Limit, Requester
+from federation.protocol.errors import Forbidden, UserLocked
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.accounts import Accounts
+from homeserver.services.secret_text import SecretText, hash_token
+from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.uia import AuthData
+from storage.accounts import AccountStore
+from storage.login_tokens import LoginTokenStore
+
+
+class LoginTokens:
+    """Gives tokens out, and takes them."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        secret_text: SecretText,
+        store: LoginTokenStore,
+        account_store: AccountStore,
+        accounts: Accounts,
+        sessions: Sessions,
+        limiter: RateLimiter,
+        *,
+        from_sessions: bool,
+        confirmed: bool,
+        lifetime_ms: int,
+    ) -> None:
+        """`from_sessions`: people may ask for tokens; `confirmed`: they have to confirm that with their password."""
+        self._clock = clock
+        self._secret_text = secret_text
+        self._store = store
+        self._account_store = account_store
+        self._accounts = accounts
+        self._sessions = sessions
+        self._limiter = limiter
+        self.from_sessions = from_sessions
+        self._confirmed = confirmed
+        self._lifetime_ms = lifetime_ms
+
+    async def do_give(self, caller: Requester, auth: AuthData | None, address: str) -> tuple[str, int]:
+        """A token for another client of the caller, and for how many milliseconds it is good.
+
+        Raises `Forbidden` where the server gives none, `LimitExceeded`, `AuthenticationRequired`.
+        """
+        if not self.from_sessions:
+            raise Forbidden("This server gives out no tokens to sign in with")
+        self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
+        if self._confirmed:
+            await self._accounts.check_confirmed(caller, "POST login/get_token", auth, address)
+        self._limiter.check(Limit.LOGIN_ACCOUNT, caller.user_id)
+        token = self._secret_text.login_token()
+        await self._store.add_login_token(hash_token(token), caller.user_id, self._now() + self._lifetime_ms)
+        return token, self._lifetime_ms
+
+    async def do_sign_in(
+        self,
+        token: str,
+        address: str,
+        *,
+        device_id: DeviceID | None = None,
+        device_name: str | None = None,
+        refreshable: bool = False,
+    ) -> NewSession:
+        """Begin a session with a token. Raises `Forbidden`, `LimitExceeded`, `UserLocked`."""
+        self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
+        user_id = await self._store.take_login_token(hash_token(token), self._now())
+        account = None if user_id is None else (await self._account_store.get_accounts([user_id])).get(user_id)
+        if account is None or account.deactivated_ts is not None:
+            self._limiter.check(Limit.LOGIN_FAILED, address_key(address))
+            raise Forbidden("This token is not valid (any more); ask for a new one")
+        if account.locked:
+            raise UserLocked(soft_logout=True)
+        session = self._sessions.prepare(
+            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
+        )
+        await self._sessions.do_begin(session)
+        return session
+
+    async def do_sweep(self, limit: int) -> int:
+        """Remove up to `limit` tokens that nobody used in time; how many."""
+        return await self._store.remove_old(self._now(), limit)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

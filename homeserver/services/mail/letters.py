@@ -1,0 +1,110 @@
+"""Letters that the server writes to people: what they say, in the reader's language, as text and as HTML.
+
+A letter names the server that it comes from, says why it was sent, and what to do if one did not ask for it.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime, make_msgid
+from typing import Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from homeserver.services.languages import Language
+
+LINES: Final = SMTP.clone(max_line_length=200, cte_type="7bit")
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What is to be said: a subject, some paragraphs, a link with the words on it, and a last remark."""
+
+    subject: str
+    paragraphs: tuple[str, ...]
+    link: str | None = None
+    link_text: str = ""
+    remark: str = ""
+
+
+class Letters:
+    """Writes letters."""
+
+    def __init__(self, server_name: str, sender: str, app_name: str) -> None:
+        """`sender`: the header `From`, an address with or without a name."""
+        self._server_name = server_name
+        self._app_name = app_name
+        self.sender = sender
+        self._environment = Environment(
+            loader=PackageLoader("homeserver.services.mail"),
+            autoescape=lambda name: name is not None and name.endswith(".html"),
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    def confirm_address(self, language: Language, link: str, purpose: str) -> Letter:
+        """To somebody who is to show that an address is theirs. `purpose`: register, add, password."""
+        _ = language.gettext
+        name = {"server": self._server_name}
+        if purpose == "password":
+            return Letter(
+                _("Set a new password on %(server)s") % name,
+                (
+                    _("Somebody, probably you, asked to set a new password for your account on %(server)s.") % name,
+                    _("Open this page to show that it was you; then go on in the app where you began."),
+                ),
+                link,
+                _("It was me"),
+                _("If you did not ask for this, do nothing: your password stays as it is."),
+            )
+        return Letter(
+            _("Confirm your e-mail address for %(server)s") % name,
+            (
+                _("This address was given for an account on %(server)s.") % name,
+                _("Open this page to confirm that it is yours; then go on in the app where you began."),
+            ),
+            link,
+            _("Confirm the address"),
+            _("If you did not ask for this, do nothing: the address will not be used."),
+        )
+
+    def already_registered(self, language: Language) -> Letter:
+        """To somebody whose address was given for a new account although they have one."""
+        _ = language.gettext
+        name = {"server": self._server_name}
+        return Letter(
+            _("You already have an account on %(server)s") % name,
+            (
+                _("Somebody, perhaps you, tried to make an account on %(server)s with this address.") % name,
+                _("The address already belongs to an account. Sign in with it, or set a new password in your app."),
+            ),
+            remark=_("If it was not you, you need do nothing."),
+        )
+
+    def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
+        """The letter as it goes over the wire. Raises ValueError for a recipient that is no address."""
+        message = EmailMessage(policy=LINES)
+        message["Subject"] = letter.subject
+        message["From"] = self.sender
+        message["To"] = Address(addr_spec=recipient)
+        message["Date"] = format_datetime(datetime.fromtimestamp(now, UTC))
+        message["Message-ID"] = make_msgid(domain=Address(addr_spec=address_of(self.sender)).domain)
+        message["Auto-Submitted"] = "auto-generated"
+        fields = {"letter": letter, "language": language, "app_name": self._app_name, "server": self._server_name}
+        message.set_content(self._environment.get_template("letter.txt").render(fields))
+        message.add_alternative(self._environment.get_template("letter.html").render(fields), subtype="html")
+        message["Content-Language"] = language.tag
+        return message.as_bytes()
+
+
+def address_of(sender: str) -> str:
+    """The bare address in a header `From`. Raises ValueError where there is none."""
+    message = EmailMessage(policy=LINES)
+    message["From"] = sender
+    addresses = message["From"].addresses
+    if len(addresses) != 1 or not addresses[0].domain:
+        raise ValueError(f"not an e-mail address: {sender!a}")
+    return str(addresses[0].addr_spec)

@@ -1,0 +1,134 @@
+"""The outbox: letters that were written go out as soon as the mail server takes them.
+
+Laws:
+- A letter is queued in the write that it belongs to, and leaves the queue when the mail server has taken it: a restart loses none.
+- A letter that is not taken is tried again, later each time, for two days; what is refused for good is not.
+- One letter after the other: a mail server that hangs costs one thread.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from homeserver.observe.metrics import MailMetrics
+from homeserver.services.languages import Language
+from homeserver.services.mail.letters import Letter, Letters, address_of
+from homeserver.services.mail.relay import CannotDeliver, Relay
+from storage.executors import Executor, run_in
+from storage.outgoing_mail import OutgoingMailRow, OutgoingMailStore
+from storage.transaction import WriteTransaction
+
+BATCH: Final = 10
+FIRST_DELAY_MS: Final = 60_000
+LONGEST_DELAY_MS: Final = 2 * 3600_000
+LEASE_MS: Final = 10 * 60_000
+"""For so long a node that took letters has them for itself."""
+KEPT_MS: Final = 48 * 3600_000
+LONGEST_SLEEP: Final = 3600.0
+"""Seconds after which the queue is looked at in any case: another node may have left letters in it."""
+
+
+class Outbox:
+    """Queues letters and sends them. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: OutgoingMailStore,
+        letters: Letters,
+        relay: Relay,
+        executor: Executor,
+        metrics: MailMetrics,
+    ) -> None:
+        self._clock = clock
+        self._store = store
+        self.letters = letters
+        self._sender = address_of(letters.sender)
+        self._relay = relay
+        self._executor = executor
+        self._metrics = metrics
+        self._timer: IDelayedCall | None = None
+        self._working: Deferred[None] | None = None
+        self._again = False
+        self._stopped = False
+
+    def add(self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str) -> None:
+        """Queue a letter, in a write of the caller's. Raises ValueError for a recipient that is no address."""
+        message = self.letters.write(language, letter, recipient, self._clock.seconds())
+        self._store.add_mail(txn, recipient, message, self._now())
+        txn.after_commit(self.wake)
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        if self._stopped:
+            return
+        if self._working is not None:
+            self._again = True
+            return
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._working = Deferred.fromCoroutine(self._work())
+        self._working.addErrback(lambda failure: self._log.failure("letters could not be sent", failure))
+        self._working.addBoth(lambda _: self._rest())
+
+    async def stop(self) -> None:
+        """Send nothing more after the letter that is being sent."""
+        self._stopped = True
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._working is not None:
+            waiting: Deferred[None] = Deferred()
+            self._working.addBoth(lambda _: waiting.callback(None))
+            await waiting
+
+    async def _work(self) -> None:
+        rows: Sequence[OutgoingMailRow] = ()
+        while not rows or len(rows) == BATCH:
+            now = self._now()
+            rows = await self._store.take_due(now, now + LEASE_MS, BATCH)
+            for row in rows:
+                if self._is_stopped():
+                    await self._store.set_due(row.mail_nid, self._now())
+                else:
+                    await self._send(row)
+            if not rows:
+                break
+        next_ts = await self._store.get_next_time()
+        if not self._is_stopped():
+            seconds = LONGEST_SLEEP if next_ts is None else max(1.0, next_ts / 1000 - self._clock.seconds())
+            self._timer = self._clock.callLater(min(seconds, LONGEST_SLEEP), self.wake)
+
+    def _is_stopped(self) -> bool:
+        """Asked anew after each wait."""
+        return self._stopped
+
+    async def _send(self, row: OutgoingMailRow) -> None:
+        try:
+            await run_in(self._executor, lambda: self._relay.deliver(self._sender, row.recipient, row.message))
+        except CannotDeliver as error:
+            if error.for_good or self._now() - row.created_ts > KEPT_MS:
+                self._metrics.count("given_up")
+                self._log.error("a letter was given up: {error}", error=str(error))
+                await self._store.remove_mail(row.mail_nid)
+                return
+            delay = min(FIRST_DELAY_MS << min(row.attempts, 10), LONGEST_DELAY_MS)
+            self._metrics.count("failed")
+            self._log.warn("a letter waits {seconds} s more: {error}", seconds=delay // 1000, error=str(error))
+            await self._store.set_due(row.mail_nid, self._now() + delay)
+        else:
+            self._metrics.count("sent")
+            await self._store.remove_mail(row.mail_nid)
+
+    def _rest(self) -> None:
+        self._working = None
+        if self._again:
+            self._again = False
+            self.wake()
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

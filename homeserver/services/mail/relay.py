@@ -1,0 +1,98 @@
+"""The server that takes our letters: one connection a letter, spoken to by the standard library, in a thread."""
+
+import smtplib
+import ssl
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+SECONDS: Final = 30
+"""For each step of the conversation."""
+
+
+class CannotDeliver(Exception):
+    """A letter was not taken. `for_good`: it never will be."""
+
+    def __init__(self, text: str, *, for_good: bool) -> None:
+        super().__init__(text)
+        self.for_good = for_good
+
+
+class Relay(Protocol):
+    """Takes letters."""
+
+    def deliver(self, sender: str, recipient: str, message: bytes) -> None:
+        """Blocks. Raises `CannotDeliver`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SMTPRelay:
+    """A mail server, as the configuration names it."""
+
+    host: str
+    port: int
+    user: str | None = None
+    password: str | None = None
+    tls_at_once: bool = False
+    """TLS from the first byte on, as on port 465; else STARTTLS where it is offered."""
+    tls_required: bool = False
+    tls_offered: bool = True
+    """Whether STARTTLS is used at all."""
+    tls_name: str | None = None
+    """What the server's certificate is for, if not `host`."""
+
+    def deliver(self, sender: str, recipient: str, message: bytes) -> None:
+        """As `Relay.deliver`."""
+        try:
+            with self._connect() as connection:
+                if self.user is not None:
+                    connection.login(self.user, self.password or "")
+                connection.sendmail(sender, [recipient], message)
+        except smtplib.SMTPRecipientsRefused as error:
+            code, text = error.recipients[recipient]
+            raise CannotDeliver(f"{code} {text!a}", for_good=500 <= code < 600) from error
+        except smtplib.SMTPDataError as error:
+            raise CannotDeliver(str(error), for_good=500 <= error.smtp_code < 600) from error
+        except (OSError, smtplib.SMTPException) as error:
+            # what ails the relay or our account there is no fault of the letter's: it waits until that is mended
+            raise CannotDeliver(f"{type(error).__name__}: {error}", for_good=False) from error
+
+    def _connect(self) -> smtplib.SMTP:
+        if self.tls_at_once:
+            return _TLSConnection(self)
+        connection = _Connection(self.host, self.port, timeout=SECONDS)
+        try:
+            connection.ehlo()
+            if connection.has_extn("starttls") and self.tls_offered:
+                connection.tls_name = self.tls_name
+                connection.starttls(context=ssl.create_default_context())
+                connection.ehlo()
+            elif self.tls_required:
+                raise smtplib.SMTPException(f"{self.host} offers no STARTTLS, which require_transport_security demands")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+class _Connection(smtplib.SMTP):
+    """Expects another name in the certificate where the configuration says so."""
+
+    tls_name: str | None = None
+
+    def starttls(self, *, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:  # type: ignore[override]
+        if self.tls_name is not None:
+            self._host = self.tls_name
+        return super().starttls(context=context)
+
+
+class _TLSConnection(smtplib.SMTP_SSL):
+    """TLS from the first byte, with the name that is expected."""
+
+    def __init__(self, relay: SMTPRelay) -> None:
+        self._expected = relay.tls_name or relay.host
+        super().__init__(relay.host, relay.port, timeout=SECONDS, context=ssl.create_default_context())
+
+    def _get_socket(self, host: str, port: int, timeout: float) -> ssl.SSLSocket:
+        plain = smtplib.SMTP._get_socket(self, host, port, timeout)  # type: ignore[attr-defined]
+        return self.context.wrap_socket(plain, server_hostname=self._expected)

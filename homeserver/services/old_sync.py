@@ -1,0 +1,229 @@
+"""How clients heard of what is new before there was /sync, and how one still looks into a room without being in it.
+
+Laws:
+- Its tokens are those of /sync.
+- Nothing is left out between one answer of `/events` and the next: where there is much, an answer ends earlier.
+
+spec: client-server-api#room-previews, client-server-api#get_matrixclientv3roomsroomidinitialsync,
+client-server-api#get_matrixclientv3initialsync, client-server-api#get_matrixclientv3events
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.ids import EventID, RoomID
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.visible import Seen
+from homeserver.notifier import Notifier
+from homeserver.services.client_events import ClientEvents, present_plainly
+from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.push_rules import account_data_events
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.room_reading import Reader, RoomReading
+from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events
+from homeserver.services.typing import Typing
+from storage.account_data import AccountDataStore
+from storage.memberships import MembershipRow
+from storage.receipts import ReceiptStore
+from storage.rooms import RoomStore
+from storage.streams import Streams
+from storage.timelines import Direction, TimelineStore
+
+MAX_EVENTS: Final = 100
+"""Of one answer of /events."""
+MAX_MESSAGES: Final = 100
+"""Of a room in a first answer."""
+PRIVATE_RECEIPT: Final = "m.read.private"
+
+_EVERYTHING: Final = RoomEventFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class OldSyncParts:
+    """What answers are made of."""
+
+    engine: RoomEngine
+    events: RoomEvents
+    reading: RoomReading
+    rooms: RoomStore
+    memberships: Memberships
+    timelines: TimelineStore
+    client_events: ClientEvents
+    account_data: AccountDataStore
+    receipts: ReceiptStore
+    typing: Typing
+    recent: RecentChanges
+
+
+class OldSync:
+    """Answers the older endpoints."""
+
+    def __init__(self, parts: OldSyncParts, streams: Streams, notifier: Notifier, clock: IReactorTime) -> None:
+        self._parts = parts
+        self._streams = streams
+        self._notifier = notifier
+        self._clock = clock
+
+    async def get_room(self, caller: Requester, room_id: RoomID, limit: int) -> dict[str, Any]:
+        """A room as it is now, or was when the caller left it, with its latest messages. Raises Forbidden."""
+        return await self._room(caller, room_id, self._now(), limit)
+
+    async def get_all(self, caller: Requester, limit: int, *, archived: bool) -> dict[str, Any]:
+        """All that the caller may know of their rooms; `archived`: also of those that they left."""
+        now = self._now()
+        rows = [row for row in (await self._parts.memberships.of_user(caller.user_id)).values() if not row.forgotten]
+        rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
+        data = await self._parts.account_data.get_account_data(caller.user_id)
+        answers: list[dict[str, Any]] = []
+        for row in rows:
+            room_id = RoomID(rooms[row.room_nid].room_id)
+            if row.membership == "join" or (archived and row.membership in LEFT):
+                try:
+                    answers.append(await self._room(caller, room_id, now, limit))
+                except Forbidden:
+                    continue  # an invite that was declined: they have never been in the room
+            elif row.membership == "invite":
+                invite = (await self._parts.events.get_events([row.event_nid]))[row.event_nid]
+                shown = present_plainly(invite, with_room_id=True)
+                answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
+        return {
+            "end": str(now),
+            "presence": [],
+            "rooms": answers,
+            "account_data": account_data_events(caller.user_id, data.everywhere, first=True),
+        }
+
+    async def get_events(
+        self, caller: Requester, room_id: RoomID | None, since: SyncToken | None, timeout_ms: int
+    ) -> dict[str, Any]:
+        """What is new since a token (None: since now) in one room, or in all that concern the caller; waits for it.
+
+        Raises Forbidden for a room that the caller may not look at.
+        """
+        room_nid = None
+        if room_id is not None:
+            room_nid = (await self._parts.reading.find_reader(caller.user_id, room_id)).snapshot.room.room_nid
+        now = self._now()
+        if since is None or since.position > now.position:
+            since = now
+        deadline = self._clock.seconds() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
+        listener = self._notifier.listen(caller.user_id, room_nid)
+        try:
+            while True:
+                chunk, end = await self._look(caller, room_id, since)
+                remaining = deadline - self._clock.seconds()
+                if chunk or remaining <= 0 or not await listener.wait(self._clock, remaining):
+                    return {"start": str(since), "end": str(end), "chunk": chunk}
+        finally:
+            listener.close()
+
+    async def get_event(self, caller: Requester, event_id: EventID) -> msgspec.Raw:
+        """One event of whatever room. Raises NotFound."""
+        event = (await self._parts.events.get_anywhere([event_id])).get(event_id)
+        if event is None:
+            raise NotFound("There is no such event, or you may not see it")
+        return await self._parts.reading.get_event(caller, event.event.room_id, event_id)
+
+    async def _room(self, caller: Requester, room_id: RoomID, now: SyncToken, limit: int) -> dict[str, Any]:
+        parts, limit = self._parts, max(0, min(limit, MAX_MESSAGES))
+        reader = await parts.reading.find_reader(caller.user_id, room_id)
+        messages: dict[str, Any] = {"chunk": []}
+        if limit:
+            page = await parts.reading.get_messages(
+                caller, room_id, Direction.BACKWARDS, str(now), None, limit, _EVERYTHING
+            )
+            messages["chunk"] = page["chunk"][::-1]
+            if "end" in page:
+                messages["start"] = page["end"]
+        room_nid = reader.snapshot.room.room_nid
+        entries = await parts.account_data.get_room_account_data(caller.user_id, room_id)
+        is_public = (await parts.rooms.get_public_flags([room_nid])).get(room_nid, False)
+        answer: dict[str, Any] = {
+            "room_id": room_id,
+            "messages": {**messages, "end": str(now)},
+            "state": await parts.reading.get_state(caller, room_id),
+            "visibility": "public" if is_public else "private",
+            "account_data": [{"type": type, "content": msgspec.Raw(content)} for type, content in entries.items()],
+        }
+        if reader.own is not None:
+            answer["membership"] = reader.own.membership
+        return answer
+
+    async def _look(self, caller: Requester, room_id: RoomID | None, since: SyncToken) -> tuple[list[Any], SyncToken]:
+        """What is new since the token, and the token after it."""
+        now = self._now()
+        readers = await self._readers(caller, room_id, since)
+        ranges = dict.fromkeys(readers, (since.position, now.position))
+        pages = await self._parts.timelines.get_next(ranges, MAX_EVENTS) if ranges else {}
+        arrivals = sorted((arrival.position, arrival.event_nid, nid) for nid, page in pages.items() for arrival in page)
+        is_whole = len(arrivals) < MAX_EVENTS
+        arrivals = arrivals[:MAX_EVENTS]
+        seen: list[tuple[int, Seen]] = []
+        for nid in {nid for _, _, nid in arrivals}:
+            nids = {event_nid: position for position, event_nid, of in arrivals if of == nid}
+            shown = await self._parts.reading.see(caller, readers[nid], list(nids), _EVERYTHING)
+            seen += [(nids[each.event.nid], each) for each in shown]
+        seen.sort(key=lambda each: each[0])
+        chunk: list[Any] = await self._parts.client_events.present(
+            caller.user_id, caller.device_id, [each for _, each in seen], with_room_id=True
+        )
+        if not is_whole:
+            return chunk, SyncToken(arrivals[-1][0], since.ephemeral)
+        joined = {nid: reader for nid, reader in readers.items() if _membership(reader) == "join"}
+        return [*chunk, *await self._ephemeral(caller, joined, since, now)], now
+
+    async def _readers(self, caller: Requester, room_id: RoomID | None, since: SyncToken) -> Mapping[int, Reader]:
+        """The rooms to look into: the one that is asked for, or those of the caller in which something is new."""
+        parts = self._parts
+        if room_id is not None:
+            reader = await parts.reading.find_reader(caller.user_id, room_id)
+            return {reader.snapshot.room.room_nid: reader}
+        rows = await parts.memberships.of_user(caller.user_id)
+        changed = parts.recent.rooms_since(caller.user_id, since.position)
+        typing = parts.typing.changed_rooms(since.ephemeral)
+        wanted = [
+            row
+            for row in rows.values()
+            if (changed is None or row.room_nid in changed.events | changed.receipts | typing)
+            and (row.membership == "join" or row.position > since.position)
+        ]
+        return await self._open(wanted)
+
+    async def _open(self, rows: Collection[MembershipRow]) -> Mapping[int, Reader]:
+        rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
+        readers = {}
+        for row in rows:
+            snapshot = await self._parts.engine.get_snapshot(RoomID(rooms[row.room_nid].room_id))
+            readers[row.room_nid] = Reader(snapshot, row, snapshot.state)
+        return readers
+
+    async def _ephemeral(
+        self, caller: Requester, readers: Mapping[int, Reader], since: SyncToken, now: SyncToken
+    ) -> list[dict[str, Any]]:
+        """Receipts and typing of rooms that the caller is in."""
+        ranges = dict.fromkeys(readers, (since.position, now.position))
+        receipts = await self._parts.receipts.get_receipts(ranges) if ranges else {}
+        found: list[dict[str, Any]] = []
+        for nid, rows in receipts.items():
+            shown = [row for row in rows if row.receipt_type != PRIVATE_RECEIPT or row.user_id == caller.user_id]
+            found += [{**event, "room_id": readers[nid].snapshot.room_id} for event in receipt_events(shown)]
+        for nid, users in self._parts.typing.get_changed(readers, since.ephemeral).items():
+            room_id = readers[nid].snapshot.room_id
+            found.append({"type": "m.typing", "room_id": room_id, "content": {"user_ids": users}})
+        return found
+
+    def _now(self) -> SyncToken:
+        return SyncToken(self._streams.current(), self._parts.typing.position)
+
+
+def _membership(reader: Reader) -> str | None:
+    return None if reader.own is None else reader.own.membership

@@ -1,0 +1,77 @@
+"""E-mail addresses of accounts: adding one that was shown to be one's own, taking one away.
+
+spec: client-server-api#adding-account-administrative-contact-information
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, ThreepidInUse
+from federation.protocol.ids import UserID
+from homeserver.services.accounts import Accounts
+from homeserver.services.email_validation import ADD, EMAIL, EmailValidation, Proof
+from homeserver.services.uia import AuthData
+from storage.database import Database
+from storage.threepids import ThreepidRow, ThreepidStore
+from storage.transaction import WriteTransaction
+
+MOST_ADDRESSES: Final = 20
+"""Of one account."""
+
+
+class Threepids:
+    """Keeps addresses. `changes`: people may change theirs."""
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        database: Database,
+        store: ThreepidStore,
+        accounts: Accounts,
+        validation: EmailValidation,
+        *,
+        changes: bool,
+    ) -> None:
+        self._now_ms = now_ms
+        self._database = database
+        self._store = store
+        self._accounts = accounts
+        self._validation = validation
+        self._changes = changes
+
+    async def get_threepids(self, user_id: UserID) -> Sequence[ThreepidRow]:
+        """The addresses of an account."""
+        return (await self._store.get_threepids([user_id])).get(user_id, [])
+
+    async def do_add(self, caller: Requester, sid: str, client_secret: str, auth: AuthData | None, ip: str) -> None:
+        """Give the caller's account an address that they have shown to be theirs, once that is confirmed.
+
+        Raises `Forbidden`, `ThreepidAuthFailed`, `ThreepidInUse`, `AuthenticationRequired`.
+        """
+        self.check_changes()
+        proof = await self._validation.check_confirmed(ADD, {"sid": sid, "client_secret": client_secret})
+        if len(await self.get_threepids(caller.user_id)) >= MOST_ADDRESSES:
+            raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
+        await self._accounts.check_confirmed(caller, f"POST account/3pid/add {sid}", auth, ip)
+        await self._database.write("add_threepid", self._add, caller.user_id, proof)
+
+    def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof) -> None:
+        self._validation.use(txn, proof)
+        row = ThreepidRow(EMAIL, proof.address, user_id, proof.validated_ts, self._now_ms())
+        if not self._store.add_threepid(txn, row):
+            raise ThreepidInUse
+
+    async def do_remove(self, caller: Requester, medium: str, address: str) -> None:
+        """Take an address from the caller's account; one that it has not is no error. Raises `Forbidden`."""
+        self.check_changes()
+        if "\0" in address or "\0" in medium:
+            return
+        await self._database.write(
+            "remove_threepid", self._store.remove_threepid, caller.user_id, medium, address.strip().lower()
+        )
+
+    def check_changes(self) -> None:
+        """Raises `Forbidden` where people may not change their addresses."""
+        if not self._changes:
+            raise Forbidden("Addresses are set by the people who run this server")

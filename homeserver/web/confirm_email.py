@@ -1,0 +1,60 @@
+"""The page behind the link in a letter: who presses its button has confirmed the address."""
+
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import parse_qs, urlsplit
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from homeserver.http.answers import Response
+from homeserver.services.email_validation import CONFIRM_PATH, EmailValidation
+from homeserver.web.pages import Pages
+from storage.threepids import ValidationRow
+
+TEMPLATE: Final = "confirm_email.html"
+
+
+@endpoint("GET", CONFIRM_PATH, auth=Auth.NONE)
+async def get_confirm_email(
+    validation: EmailValidation, pages: Pages, context: RequestContext, *, sid: str = "", token: str = ""
+) -> Response:
+    """What it is about, and the button."""
+    row = await validation.get_pending(sid, token)
+    if row is None:
+        return _page(pages, context, None, "old", HTTPStatus.BAD_REQUEST)
+    return _page(pages, context, row, "done" if row.validated_ts is not None else "ask", sid=sid, token=token)
+
+
+@endpoint("POST", CONFIRM_PATH, auth=Auth.NONE, max_body=4096)
+async def post_confirm_email(
+    validation: EmailValidation, pages: Pages, context: RequestContext, *, body: bytes
+) -> Response:
+    """The button was pressed."""
+    fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}
+    row = await validation.do_confirm(fields.get("sid", [""])[0], fields.get("token", [""])[0])
+    if row is None:
+        return _page(pages, context, None, "old", HTTPStatus.BAD_REQUEST)
+    return _page(pages, context, row, "done")
+
+
+def _page(
+    pages: Pages,
+    context: RequestContext,
+    row: ValidationRow | None,
+    state: str,
+    status: int = HTTPStatus.OK,
+    *,
+    sid: str = "",
+    token: str = "",
+) -> Response:
+    next_link = row.next_link if row is not None else None
+    fields: dict[str, object] = {
+        "state": state,
+        "address": "" if row is None else row.address,
+        "purpose": "" if row is None else row.purpose,
+        "next_link": next_link,
+        "next_host": "" if next_link is None else urlsplit(next_link).hostname or "",
+        "path": CONFIRM_PATH,
+        "sid": sid,
+        "token": token,
+    }
+    return pages.make(TEMPLATE, pages.choose(context.languages), fields, status)

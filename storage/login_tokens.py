@@ -1,0 +1,47 @@
+"""Tokens with which somebody signs in once, within minutes. Kept as hashes; what has grown old is swept."""
+
+from storage.database import Database
+from storage.transaction import WriteTransaction
+
+
+class LoginTokenStore:
+    """The table of login tokens."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_login_token(self, token_hash: bytes, user_id: str, expires_ts: int) -> None:
+        """Make one. `expires_ts`: milliseconds since 1970."""
+
+        def write(txn: WriteTransaction) -> None:
+            sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts) VALUES (?, ?, ?)"
+            txn.execute(sql, (token_hash, user_id, expires_ts))
+
+        await self._database.write("add_login_token", write)
+
+    async def take_login_token(self, token_hash: bytes, now: int) -> str | None:
+        """Whom it is for, and its end: nobody else finds it again. None where there is no such token any more."""
+
+        def write(txn: WriteTransaction) -> str | None:
+            row = txn.query_one("SELECT user_id, expires_ts FROM login_tokens WHERE token_hash = ?", (token_hash,))
+            if row is None or not txn.execute("DELETE FROM login_tokens WHERE token_hash = ?", (token_hash,)):
+                return None
+            return str(row[0]) if row[1] > now else None
+
+        return await self._database.write("take_login_token", write)
+
+    def remove_login_tokens(self, txn: WriteTransaction, user_id: str) -> None:
+        """End those of a user."""
+        txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
+
+    async def remove_old(self, now: int, limit: int) -> int:
+        """Remove up to `limit` that have expired; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = (
+                "DELETE FROM login_tokens WHERE token_hash IN"
+                " (SELECT token_hash FROM login_tokens WHERE expires_ts <= ? LIMIT ?)"
+            )
+            return txn.execute(sql, (now, limit))
+
+        return await self._database.write("remove_old_login_tokens", write)

@@ -1,0 +1,156 @@
+"""E-mail addresses of people, and how they show that an address is theirs.
+
+Laws:
+- An address belongs to one account at most.
+- A validation serves one purpose, once; the text that validates it is kept as a hash.
+
+spec: client-server-api#adding-account-administrative-contact-information
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class ThreepidRow:
+    """An address of an account. Times are milliseconds since 1970."""
+
+    medium: str
+    address: str
+    user_id: str
+    validated_ts: int
+    added_ts: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRow:
+    """Somebody is to show, for a purpose, that an address is theirs. Times are milliseconds since 1970."""
+
+    sid: str
+    purpose: str
+    medium: str
+    address: str
+    client_secret: str
+    token_hash: bytes | None
+    """None: no letter was sent, and nothing ever validates it."""
+    send_attempt: int
+    next_link: str | None
+    created_ts: int
+    validated_ts: int | None = None
+
+
+_THREEPID = "medium, address, user_id, validated_ts, added_ts"
+_VALIDATION = (
+    "sid, purpose, medium, address, client_secret, token_hash, send_attempt, next_link, created_ts, validated_ts"
+)
+
+
+class ThreepidStore:
+    """The tables of addresses and of validations."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_owner(self, medium: str, address: str) -> str | None:
+        """Whose address it is."""
+        return await self._database.read_quickly("get_threepid_owner", self.get_owner_in, medium, address)
+
+    def get_owner_in(self, txn: Transaction, medium: str, address: str) -> str | None:
+        """As `get_owner`, in a transaction."""
+        row = txn.query_one("SELECT user_id FROM threepids WHERE medium = ? AND address = ?", (medium, address))
+        return None if row is None else str(row[0])
+
+    async def get_threepids(self, user_ids: Iterable[str]) -> dict[str, list[ThreepidRow]]:
+        """The addresses of these users, in one query, by when they were added; a user without any is absent."""
+
+        def read(txn: Transaction, keys: tuple[str, ...]) -> dict[str, list[ThreepidRow]]:
+            sql = f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}} ORDER BY added_ts, address"
+            found: dict[str, list[ThreepidRow]] = {}
+            for row in txn.query_in(sql, keys):
+                found.setdefault(row[2], []).append(ThreepidRow(*row))
+            return found
+
+        return await self._database.read("get_threepids", read, tuple(user_ids))
+
+    def add_threepid(self, txn: WriteTransaction, row: ThreepidRow) -> bool:
+        """Give an account an address; False where it is another's. One's own is left as it is."""
+        values = (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts)
+        sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+        return bool(txn.execute(sql, values)) or self.get_owner_in(txn, row.medium, row.address) == row.user_id
+
+    def remove_threepid(self, txn: WriteTransaction, user_id: str, medium: str, address: str) -> bool:
+        """Take an address from an account; False where it had none such."""
+        sql = "DELETE FROM threepids WHERE medium = ? AND address = ? AND user_id = ?"
+        return bool(txn.execute(sql, (medium, address, user_id)))
+
+    def remove_threepids(self, txn: WriteTransaction, user_id: str) -> None:
+        """Take all addresses from an account."""
+        txn.execute("DELETE FROM threepids WHERE user_id = ?", (user_id,))
+
+    def get_validation_of_client(
+        self, txn: Transaction, purpose: str, medium: str, address: str, client_secret: str
+    ) -> ValidationRow | None:
+        """The validation that a client has begun, and that was not used."""
+        sql = (
+            f"SELECT {_VALIDATION} FROM threepid_validations"
+            " WHERE client_secret = ? AND address = ? AND medium = ? AND purpose = ?"
+        )
+        row = txn.query_one(sql, (client_secret, address, medium, purpose))
+        return None if row is None else ValidationRow(*row)
+
+    async def get_validation(self, sid: str) -> ValidationRow | None:
+        """A validation by its id."""
+        return await self._database.read_quickly("get_threepid_validation", self.get_validation_in, sid)
+
+    def get_validation_in(self, txn: Transaction, sid: str) -> ValidationRow | None:
+        """As `get_validation`, in a transaction."""
+        row = txn.query_one(f"SELECT {_VALIDATION} FROM threepid_validations WHERE sid = ?", (sid,))
+        return None if row is None else ValidationRow(*row)
+
+    def set_validation(self, txn: WriteTransaction, row: ValidationRow) -> None:
+        """Begin a validation, or note its next letter."""
+        values = (
+            row.sid,
+            row.purpose,
+            row.medium,
+            row.address,
+            row.client_secret,
+            row.token_hash,
+            row.send_attempt,
+            row.next_link,
+            row.created_ts,
+            row.validated_ts,
+        )
+        txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (row.sid,))
+        txn.execute(f"INSERT INTO threepid_validations ({_VALIDATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    async def set_validated(self, sid: str, token_hash: bytes, now: int) -> bool:
+        """Note that somebody has shown the text of the letter; False where it is not that of the last one."""
+
+        def write(txn: WriteTransaction) -> bool:
+            sql = (
+                "UPDATE threepid_validations SET validated_ts = COALESCE(validated_ts, ?)"
+                " WHERE sid = ? AND token_hash = ?"
+            )
+            return bool(txn.execute(sql, (now, sid, token_hash)))
+
+        return await self._database.write("set_threepid_validated", write)
+
+    def remove_validation(self, txn: WriteTransaction, sid: str) -> bool:
+        """It was used; False where another request has done so."""
+        return bool(txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (sid,)))
+
+    async def remove_old_validations(self, created_before: int, limit: int) -> int:
+        """Remove up to `limit` that were begun before that; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = (
+                "DELETE FROM threepid_validations WHERE sid IN"
+                " (SELECT sid FROM threepid_validations WHERE created_ts < ? LIMIT ?)"
+            )
+            return txn.execute(sql, (created_before, limit))
+
+        return await self._database.write("remove_old_threepid_validations", write)

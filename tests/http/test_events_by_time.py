@@ -1,0 +1,116 @@
+"""The event nearest to a time. spec: client-server-api#get_matrixclientv1roomsroomidtimestamp_to_event"""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.http import Answer
+from tests.helpers.server import START, TestServer, User
+from tests.helpers.talk import create, join, leave, membership, ok, refused, say, set_state
+
+NOW = int(START * 1000)
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return TestServer(tmp_path, database)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def ask(user: User, room: str, **query: object) -> Answer:
+    return user.get(f"/_matrix/client/v1/rooms/{quote(room)}/timestamp_to_event?{urlencode(query)}")
+
+
+def nearest(user: User, room: str, ts: int, dir: str) -> Any:
+    return ok(ask(user, room, ts=ts, dir=dir))
+
+
+def say_at(user: User, room: str, seconds: int) -> str:
+    """Say something so many seconds from now."""
+    user.server.clock.advance(seconds)
+    return say(user, room, "x")
+
+
+def test_before_and_after(alice: User) -> None:
+    room = create(alice)
+    first, second = say_at(alice, room, 100), say_at(alice, room, 100)
+    at_first, at_second = NOW + 100_000, NOW + 200_000
+    assert nearest(alice, room, at_first + 1, "f") == {"event_id": second, "origin_server_ts": at_second}
+    assert nearest(alice, room, at_second - 1, "b") == {"event_id": first, "origin_server_ts": at_first}
+    assert nearest(alice, room, at_first, "f")["event_id"] == first
+    assert nearest(alice, room, at_first, "b")["event_id"] == first
+    assert nearest(alice, room, 0, "f")["origin_server_ts"] == NOW
+    assert nearest(alice, room, 2**53 - 1, "b")["event_id"] == second
+    for ts, dir in ((at_second + 1, "f"), (NOW - 1, "b")):
+        assert refused(ask(alice, room, ts=ts, dir=dir)) == (404, "M_NOT_FOUND")
+
+
+def test_of_events_of_one_time_the_one_on_this_side(alice: User) -> None:
+    room = create(alice)
+    alice.server.clock.advance(100)
+    said = [say(alice, room, str(number)) for number in range(3)]
+    assert nearest(alice, room, NOW + 1, "f")["event_id"] == said[0]
+    assert nearest(alice, room, NOW + 200_000, "b")["event_id"] == said[2]
+
+
+def test_only_events_that_one_may_see(alice: User, bob: User) -> None:
+    room = create(alice, preset="public_chat")
+    set_state(alice, room, "m.room.history_visibility", {"history_visibility": "joined"})
+    alice.server.clock.advance(1)
+    for _ in range(250):
+        say(alice, room, "hidden")
+    alice.server.clock.advance(99)
+    join(bob, room)
+    seen = say_at(alice, room, 100)
+    assert nearest(bob, room, NOW + 1, "f")["origin_server_ts"] == NOW + 100_000
+    assert nearest(bob, room, NOW + 100_001, "f")["event_id"] == seen
+    assert nearest(bob, room, NOW + 99_999, "b")["origin_server_ts"] == NOW
+    alice.server.clock.advance(100)
+    leave(bob, room)
+    say_at(alice, room, 100)
+    assert nearest(bob, room, NOW + 900_000, "b")["origin_server_ts"] == NOW + 300_000
+    assert refused(ask(bob, room, ts=NOW + 300_001, dir="f")) == (404, "M_NOT_FOUND")
+
+
+def test_who_is_not_in_the_room(alice: User, bob: User) -> None:
+    room = create(alice, preset="public_chat")
+    assert refused(ask(bob, room, ts=NOW, dir="b")) == (403, "M_FORBIDDEN")
+    assert refused(ask(bob, "!none:example.org", ts=NOW, dir="b")) == (403, "M_FORBIDDEN")
+    set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
+    last = say(alice, room, "for all")
+    assert nearest(bob, room, NOW, "b")["event_id"] == last
+    ok(membership(alice, room, "ban", bob))
+    assert nearest(bob, room, NOW, "b")["event_id"] != last
+
+
+@pytest.mark.parametrize(
+    ("query", "errcode"),
+    [
+        ({"ts": 1}, "M_MISSING_PARAM"),
+        ({"dir": "f"}, "M_MISSING_PARAM"),
+        ({"ts": 1, "dir": "x"}, "M_INVALID_PARAM"),
+        ({"ts": "now", "dir": "f"}, "M_INVALID_PARAM"),
+        ({"ts": -1, "dir": "f"}, "M_INVALID_PARAM"),
+        ({"ts": 2**53, "dir": "f"}, "M_INVALID_PARAM"),
+    ],
+)
+def test_bad_questions(alice: User, query: dict[str, object], errcode: str) -> None:
+    assert refused(ask(alice, create(alice), **query)) == (400, errcode)
+
+
+def test_the_older_path(alice: User) -> None:
+    room = create(alice)
+    path = f"/_matrix/client/unstable/org.matrix.msc3030/rooms/{quote(room)}/timestamp_to_event?ts={NOW}&dir=b"
+    assert ok(alice.get(path)) == nearest(alice, room, NOW, "b")

@@ -1,0 +1,74 @@
+"""Rooms in common with somebody. spec: client-server-api#mutual-rooms"""
+
+from urllib.parse import urlencode
+
+import pytest
+
+from homeserver.services.mutual_rooms import PAGE
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import create, invite, join, leave, ok, refused
+
+STABLE = "/_matrix/client/v1/mutual_rooms"
+UNSTABLE = "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def ask(user: User, path: str = STABLE, **query: str) -> Answer:
+    return user.get(f"{path}?{urlencode(query)}")
+
+
+def test_rooms_that_both_are_in(alice: User, bob: User) -> None:
+    rooms = [create(alice, preset="public_chat") for _ in range(4)]
+    invited = create(alice, preset="private_chat")
+    invite(alice, invited, bob)
+    for room in rooms[1:]:
+        join(bob, room)
+    leave(alice, rooms[2])
+    expected = {"joined": [rooms[1], rooms[3]], "count": 2}
+    for path in (STABLE, UNSTABLE):
+        assert ok(ask(alice, path, user_id=bob.user_id)) == expected
+        assert ok(ask(bob, path, user_id=alice.user_id)) == expected
+
+
+def test_with_somebody_whom_nobody_knows(alice: User) -> None:
+    create(alice)
+    assert ok(ask(alice, user_id="@nobody:other.org")) == {"joined": [], "count": 0}
+
+
+def test_pages(alice: User, bob: User) -> None:
+    rooms = [create(alice, preset="public_chat") for _ in range(PAGE + 3)]
+    for room in rooms:
+        join(bob, room)
+    first = ok(ask(alice, user_id=bob.user_id))
+    assert (first["joined"], first["count"]) == (rooms[:PAGE], len(rooms))
+    last = ok(alice.get(f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': first['next_batch']})}"))
+    assert last == {"joined": rooms[PAGE:], "count": len(rooms)}
+
+
+@pytest.mark.parametrize("user_id", ["@alice:example.org", "alice", "", "@Ä:example.org", "@:example.org"])
+def test_users_that_one_cannot_ask_about(alice: User, user_id: str) -> None:
+    assert refused(ask(alice, user_id=user_id)) == (400, "M_INVALID_PARAM")
+
+
+def test_bad_questions(server: TestServer, alice: User, bob: User) -> None:
+    assert refused(ask(alice)) == (400, "M_MISSING_PARAM")
+    for token in ("x", "-1", "9" * 30, "²"):
+        path = f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': token})}"
+        assert refused(alice.get(path)) == (400, "M_INVALID_PARAM")
+    assert refused(server.get(f"{STABLE}?user_id=@bob:example.org")) == (401, "M_MISSING_TOKEN")
+
+
+def test_clients_find_the_feature(server: TestServer) -> None:
+    features = ok(server.get("/_matrix/client/versions"))["unstable_features"]
+    assert features["uk.half-shot.msc2666.query_mutual_rooms"] is True
+    assert features["uk.half-shot.msc2666.query_mutual_rooms.stable"] is True

@@ -1,0 +1,171 @@
+"""Redactions that take along what relates to their target (MSC3912)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from homeserver.services.related_redactions import AT_ONCE
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.related_redactions import RelatedRedaction, RelatedRedactionStore
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import create, invite, join, leave, ok, put_event, redact, refused, room_path, say
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return TestServer(tmp_path, database)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+@pytest.fixture
+def room(alice: User, bob: User) -> str:
+    room = create(alice, preset="private_chat")
+    invite(alice, room, bob)
+    join(bob, room)
+    return room
+
+
+def relate(user: User, room: str, target: str, rel_type: str, **content: Any) -> str:
+    relation = {"rel_type": rel_type, "event_id": target}
+    content = {"msgtype": "m.text", "body": "child", "m.relates_to": relation, **content}
+    return str(ok(put_event(user, room, "m.room.message", content))["event_id"])
+
+
+def edit(user: User, room: str, target: str) -> str:
+    return relate(user, room, target, "m.replace", **{"m.new_content": {"msgtype": "m.text", "body": "new"}})
+
+
+def is_redacted(user: User, room: str, event_id: str) -> bool:
+    return bool(ok(user.get(room_path(room, "event", event_id)))["content"] == {})
+
+
+def test_edits_go_with_what_they_edit(alice: User, room: str) -> None:
+    message = say(alice, room, "hello")
+    edits = [edit(alice, room, message) for _ in range(2)]
+    reply = relate(alice, room, message, "m.thread")
+    ok(redact(alice, room, message, reason="oops", with_rel_types=["m.replace"]))
+    assert all(is_redacted(alice, room, event_id) for event_id in (message, *edits))
+    assert not is_redacted(alice, room, reply)
+    event = ok(alice.get(room_path(room, "event", edits[0])))
+    assert event["unsigned"]["redacted_because"]["content"]["reason"] == "oops"
+    assert event["unsigned"]["redacted_because"]["sender"] == alice.user_id
+
+
+@pytest.mark.parametrize("name", ["with_rel_types", "org.matrix.msc3912.with_relations"])
+def test_all_that_relates(alice: User, bob: User, room: str, name: str) -> None:
+    message = say(alice, room, "poll")
+    children = [relate(bob, room, message, rel_type) for rel_type in ("m.thread", "m.reference", "org.example.x")]
+    grandchild = relate(bob, room, children[0], "m.reference")
+    ok(redact(alice, room, message, **{name: ["*", "m.thread"]}))
+    assert all(is_redacted(alice, room, child) for child in children)
+    assert not is_redacted(alice, room, grandchild)
+
+
+def test_without_types_only_the_event(alice: User, room: str) -> None:
+    bodies: list[dict[str, Any]] = [{}, {"with_rel_types": []}, {"with_rel_types": None}]
+    for body in bodies:
+        message = say(alice, room, "hello")
+        child = relate(alice, room, message, "m.thread")
+        ok(redact(alice, room, message, **body))
+        assert not is_redacted(alice, room, child)
+
+
+def test_what_one_may_not_redact_stays(alice: User, bob: User, room: str) -> None:
+    message = say(bob, room, "hello")
+    theirs, own = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
+    ok(redact(bob, room, message, with_rel_types=["m.thread"]))
+    assert is_redacted(bob, room, own)
+    assert not is_redacted(bob, room, theirs)
+    assert refused(redact(bob, room, theirs, with_rel_types=["m.thread"])) == (403, "M_FORBIDDEN")
+
+
+def test_replacements_that_are_not_valid_are_none(alice: User, bob: User, room: str) -> None:
+    message = say(alice, room, "hello")
+    by_another, empty = edit(bob, room, message), relate(alice, room, message, "m.replace")
+    ok(redact(alice, room, message, with_rel_types=["*"]))
+    assert not is_redacted(alice, room, by_another)
+    assert not is_redacted(alice, room, empty)
+
+
+def test_many(alice: User, room: str) -> None:
+    message = say(alice, room, "root")
+    children = [relate(alice, room, message, "m.thread") for _ in range(2 * AT_ONCE + 3)]
+    ok(redact(alice, room, message, with_rel_types=["m.thread"]))
+    assert all(is_redacted(alice, room, child) for child in children)
+
+
+def test_what_comes_later_goes_too(alice: User, bob: User, room: str) -> None:
+    message, other = say(alice, room, "root"), say(alice, room, "other")
+    ok(redact(alice, room, message, with_rel_types=["m.thread"]))
+    ok(redact(alice, room, other))
+    late, unasked, elsewhere = (
+        relate(bob, room, message, "m.thread"),
+        relate(bob, room, message, "m.reference"),
+        relate(bob, room, other, "m.thread"),
+    )
+    alice.server.clock.advance(1)
+    assert is_redacted(alice, room, late)
+    assert not is_redacted(alice, room, unasked)
+    assert not is_redacted(alice, room, elsewhere)
+
+
+def test_who_has_left_redacts_nothing_more(alice: User, bob: User, room: str) -> None:
+    message = say(bob, room, "root")
+    ok(redact(bob, room, message, with_rel_types=["*"]))
+    leave(bob, room)
+    late = relate(alice, room, message, "m.thread")
+    alice.server.clock.advance(1)
+    assert not is_redacted(alice, room, late)
+    say(alice, room, "the room goes on")
+
+
+async def test_what_was_begun_is_gone_on_with_after_a_restart(server: TestServer, alice: User, room: str) -> None:
+    message = say(alice, room, "root")
+    child = relate(alice, room, message, "m.thread")
+    ok(redact(alice, room, message))
+    store = RelatedRedactionStore(server.app.database)
+    snapshot = await server.app.rooms.engine.get_snapshot(RoomID(room))
+    await store.add_redactions([RelatedRedaction(message, alice.user_id, "m.thread", snapshot.room.room_nid, None)])
+    await server.app.rooms.related_redactions.resume()
+    assert is_redacted(alice, room, child)
+    assert await store.get_unfinished() == []
+
+
+def test_a_repeated_request(alice: User, room: str) -> None:
+    message = say(alice, room, "root")
+    path = room_path(room, "redact", message, "same")
+    first = ok(alice.put(path, {"with_rel_types": ["m.thread"]}))
+    assert ok(alice.put(path, {"with_rel_types": ["m.thread"]})) == first
+
+
+async def test_the_suspended_redact_what_is_their_own(server: TestServer, alice: User, bob: User, room: str) -> None:
+    message = say(alice, room, "root")
+    own, theirs = relate(alice, room, message, "m.thread"), relate(bob, room, message, "m.thread")
+    accounts = AccountStore(server.app.database)
+    await server.app.database.write("suspend", accounts.set_flags, alice.user_id, suspended=True)
+    ok(redact(alice, room, message, with_rel_types=["m.thread"]))
+    assert is_redacted(bob, room, own)
+    assert not is_redacted(bob, room, theirs)
+
+
+@pytest.mark.parametrize("types", ["m.thread", [5], [""], ["x" * 256], ["m.x"] * 21])
+def test_bad_types(alice: User, room: str, types: object) -> None:
+    message = say(alice, room, "root")
+    assert refused(redact(alice, room, message, with_rel_types=types)) == (400, "M_BAD_JSON")
+    assert not is_redacted(alice, room, message)
+
+
+def test_clients_find_the_feature(server: TestServer) -> None:
+    assert ok(server.get("/_matrix/client/versions"))["unstable_features"]["org.matrix.msc3912"] is True

@@ -1,0 +1,162 @@
+"""Summaries of rooms, for people who are not in them. spec: client-server-api#get_matrixclientv1room_summaryroomidoralias"""
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.server import TestServer, User
+from tests.helpers.spaces import summary, summary_path
+from tests.helpers.talk import create, invite, join, leave, membership, ok, refused, set_state
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def restricted(alice: User, *allowed: str, rule: str = "restricted", **wish: Any) -> str:
+    room = create(alice, preset="private_chat", **wish)
+    allow = [{"type": "m.room_membership", "room_id": room_id} for room_id in allowed]
+    set_state(alice, room, "m.room.join_rules", {"join_rule": rule, "allow": allow})
+    return room
+
+
+def test_a_public_room_is_told_of_in_full(alice: User, bob: User) -> None:
+    room = create(
+        alice,
+        preset="public_chat",
+        name="Tea",
+        topic="leaves",
+        room_alias_name="tea",
+        room_version="11",
+        initial_state=[
+            {"type": "m.room.avatar", "content": {"url": "mxc://example.org/cup"}},
+            {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}},
+        ],
+    )
+    expected = {
+        "room_id": room,
+        "name": "Tea",
+        "topic": "leaves",
+        "canonical_alias": "#tea:example.org",
+        "avatar_url": "mxc://example.org/cup",
+        "num_joined_members": 1,
+        "world_readable": False,
+        "guest_can_join": False,
+        "join_rule": "public",
+        "encryption": "m.megolm.v1.aes-sha2",
+        "im.nheko.summary.encryption": "m.megolm.v1.aes-sha2",
+        "room_version": "11",
+        "im.nheko.summary.room_version": "11",
+        "im.nheko.summary.version": "11",
+        "membership": "leave",
+    }
+    assert ok(summary(bob, room)) == expected
+    assert ok(summary(bob, "#tea:example.org")) == expected
+    assert ok(summary(alice, room)) == expected | {"membership": "join"}
+
+
+def test_older_paths_answer_the_same(alice: User) -> None:
+    room = create(alice, preset="public_chat")
+    unstable = "/_matrix/client/unstable/im.nheko.summary"
+    stable = ok(summary(alice, room))
+    assert ok(alice.get(f"{unstable}/summary/{quote(room)}?via=example.org")) == stable
+    assert ok(alice.get(f"{unstable}/rooms/{quote(room)}/summary")) == stable
+
+
+def test_without_an_account_only_open_rooms_are_told_of(server: TestServer, alice: User) -> None:
+    public, private = create(alice, preset="public_chat"), create(alice, preset="private_chat")
+    knock = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    readable = create(
+        alice,
+        initial_state=[{"type": "m.room.history_visibility", "content": {"history_visibility": "world_readable"}}],
+    )
+    for room in (public, knock, readable):
+        answer = ok(server.get(summary_path(room)))
+        assert answer["room_id"] == room
+        assert "membership" not in answer
+    assert ok(server.get(summary_path(readable)))["world_readable"] is True
+    assert refused(server.get(summary_path(private))) == (404, "M_NOT_FOUND")
+    assert refused(server.get(summary_path(restricted(alice, public)))) == (404, "M_NOT_FOUND")
+    assert refused(server.get(summary_path("!none:example.org"))) == (404, "M_NOT_FOUND")
+
+
+def test_a_token_that_is_none_is_refused(server: TestServer, alice: User) -> None:
+    room = create(alice, preset="public_chat")
+    assert refused(server.client.request("GET", summary_path(room), token="nonsense")) == (401, "M_UNKNOWN_TOKEN")
+
+
+def test_guests_are_told(server: TestServer, alice: User) -> None:
+    guest = User(server, ok(server.post("/_matrix/client/v3/register?kind=guest", {})))
+    room = create(alice, preset="public_chat")
+    assert ok(summary(guest, room))["membership"] == "leave"
+
+
+def test_a_private_room_is_told_of_to_the_invited_only(alice: User, bob: User) -> None:
+    room = create(alice, preset="private_chat")
+    assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
+    invite(alice, room, bob)
+    assert ok(summary(bob, room))["membership"] == "invite"
+    join(bob, room)
+    assert ok(summary(bob, room))["membership"] == "join"
+    leave(bob, room)
+    assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
+
+
+def test_the_banned_are_not_told(alice: User, bob: User) -> None:
+    room = create(alice, preset="public_chat")
+    ok(membership(alice, room, "ban", bob))
+    assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
+    set_state(alice, room, "m.room.history_visibility", {"history_visibility": "world_readable"})
+    assert ok(summary(bob, room))["membership"] == "ban"
+
+
+def test_members_of_an_allowed_room_are_told_of_a_restricted_one(alice: User, bob: User) -> None:
+    club = create(alice, preset="public_chat")
+    room = restricted(alice, club, "!elsewhere:other.org")
+    assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
+    join(bob, club)
+    told = ok(summary(bob, room))
+    assert (told["join_rule"], told["allowed_room_ids"]) == ("restricted", [club, "!elsewhere:other.org"])
+    set_state(alice, room, "m.room.join_rules", {"join_rule": "invite"})
+    assert "allowed_room_ids" not in ok(summary(alice, room))
+    assert refused(summary(bob, room)) == (404, "M_NOT_FOUND")
+
+
+def test_anyone_is_told_of_a_room_that_may_be_knocked_at(alice: User, bob: User) -> None:
+    room = restricted(alice, "!elsewhere:other.org", rule="knock_restricted", room_version="10")
+    assert ok(summary(bob, room))["allowed_room_ids"] == ["!elsewhere:other.org"]
+
+
+def test_a_join_rule_that_the_version_does_not_know_opens_nothing(alice: User, bob: User) -> None:
+    club = create(alice, preset="public_chat")
+    join(bob, club)
+    for rule, version in (("knock", "6"), ("restricted", "7"), ("knock_restricted", "9")):
+        room = restricted(alice, club, rule=rule, room_version=version)
+        assert refused(summary(bob, room)) == (404, "M_NOT_FOUND"), rule
+
+
+def test_the_plain_text_of_a_topic_is_told(alice: User) -> None:
+    room = create(alice, preset="public_chat", topic="old")
+    forms = [{"mimetype": "text/html", "body": "<b>new</b>"}, {"body": "new"}]
+    set_state(alice, room, "m.room.topic", {"topic": "fallback", "m.topic": {"m.text": forms}})
+    assert ok(summary(alice, room))["topic"] == "new"
+    set_state(alice, room, "m.room.topic", {"topic": "plain", "m.topic": {"m.text": "nonsense"}})
+    assert ok(summary(alice, room))["topic"] == "plain"
+
+
+@pytest.mark.parametrize("name", ["nonsense", "@alice:example.org", "$event"])
+def test_what_is_no_room_is_refused(alice: User, name: str) -> None:
+    assert refused(summary(alice, name)) == (400, "M_INVALID_PARAM")
+
+
+def test_servers_to_ask_have_to_be_servers(alice: User) -> None:
+    room = create(alice, preset="public_chat")
+    assert refused(alice.get(summary_path(room, via=["no server"]))) == (400, "M_INVALID_PARAM")
+    assert ok(alice.get(summary_path(room, via=["other.org", "example.org"])))["room_id"] == room

@@ -1,0 +1,48 @@
+"""Every text that people read on pages and in letters is said in every language, with the same places to fill in."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from homeserver.services.languages import ENGLISH, Languages
+
+PACKAGE = Path(__file__).parents[2] / "homeserver"
+IN_TEMPLATE = re.compile(r"\b_\(\"((?:[^\"\\]|\\.)*)\"\)")
+PLACE = re.compile(r"%\(\w+\)s|%%")
+LANGUAGES = Languages().by_code
+
+
+def texts() -> Iterator[str]:
+    """What is given to `_` anywhere."""
+    for path in PACKAGE.rglob("templates/*"):
+        yield from IN_TEMPLATE.findall(path.read_text(encoding="utf-8"))
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_":
+                [text] = node.args
+                assert isinstance(text, ast.Constant), f"{path}: a text for translation must stand there as it is"
+                yield str(text.value)
+
+
+TEXTS = sorted(set(texts()))
+
+
+def test_the_languages_of_the_country_and_english() -> None:
+    assert {"uz", "uz_Cyrl", "kaa", "ru", ENGLISH} <= LANGUAGES.keys()
+    assert len(TEXTS) > 20
+
+
+@pytest.mark.parametrize("code", sorted(LANGUAGES.keys() - {ENGLISH}))
+def test_a_language_says_everything(code: str) -> None:
+    language = LANGUAGES[code]
+    assert [text for text in TEXTS if language.gettext(text) == text] == []
+    for text in TEXTS:
+        assert sorted(PLACE.findall(language.gettext(text))) == sorted(PLACE.findall(text))
+
+
+@pytest.mark.parametrize("code", sorted(LANGUAGES.keys() - {ENGLISH}))
+def test_a_language_says_nothing_that_nobody_asks_for(code: str) -> None:
+    assert LANGUAGES[code].texts <= set(TEXTS)

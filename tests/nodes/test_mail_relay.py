@@ -1,0 +1,148 @@
+"""Letters reach a real mail server: plain, with STARTTLS, with TLS from the first byte, with a password."""
+
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from email.message import EmailMessage
+from email.policy import SMTP
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, Envelope
+
+from homeserver.services.mail.relay import CannotDeliver, SMTPRelay
+from tests.helpers.certificates import Authority
+
+LETTER = EmailMessage(policy=SMTP)
+LETTER["Subject"] = "Подтверждение"
+LETTER["From"] = "noreply@example.org"
+LETTER["To"] = "alice@example.com"
+LETTER.set_content("Oʻzbekiston\n.\nend")
+SENDER, RECIPIENT = "noreply@example.org", "alice@example.com"
+
+
+class Mailbox:
+    """Takes letters, but for some recipients."""
+
+    def __init__(self) -> None:
+        self.envelopes: list[Envelope] = []
+
+    async def handle_RCPT(self, _server: Any, _session: Any, envelope: Envelope, address: str, _options: Any) -> str:
+        if address.startswith("nobody@"):
+            return "550 no such user"
+        if address.startswith("full@"):
+            return "452 mailbox full"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, _server: Any, _session: Any, envelope: Envelope) -> str:
+        self.envelopes.append(envelope)
+        return "250 OK"
+
+
+def authenticate(_server: Any, _session: Any, _envelope: Any, _mechanism: str, data: Any) -> AuthResult:
+    return AuthResult(success=(data.login, data.password) == (b"mahalla", b"secret"), handled=False)
+
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox()
+
+
+@pytest.fixture
+def start(mailbox: Mailbox) -> Iterator[Start]:
+    """Starts a mail server on a free port of the loopback, and stops it in the end."""
+    started: list[Controller] = []
+
+    def start_one(**options: Any) -> int:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = int(free.getsockname()[1])
+        controller = Controller(mailbox, hostname="127.0.0.1", port=port, **options)
+        controller.start()
+        started.append(controller)
+        return port
+
+    yield start_one
+    for controller in started:
+        controller.stop()
+
+
+@pytest.fixture
+def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A mail server's certificate, for localhost, that the relay trusts."""
+    authority = Authority(tmp_path)
+    certificate, key = authority.issue("localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.path))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+def deliver(relay: SMTPRelay, recipient: str = RECIPIENT) -> None:
+    relay.deliver(SENDER, recipient, LETTER.as_bytes())
+
+
+def test_a_letter_arrives_whole(start: Start, mailbox: Mailbox) -> None:
+    deliver(SMTPRelay("127.0.0.1", start()))
+    [envelope] = mailbox.envelopes
+    assert (envelope.mail_from, envelope.rcpt_tos) == (SENDER, [RECIPIENT])
+    assert isinstance(envelope.content, bytes)
+    assert envelope.content.rstrip() == LETTER.as_bytes().rstrip()
+
+
+def test_starttls_is_used_where_it_is_offered(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+    port = start(tls_context=context, require_starttls=True)
+    deliver(SMTPRelay("127.0.0.1", port, tls_required=True, tls_name="localhost"))
+    assert len(mailbox.envelopes) == 1
+    with pytest.raises(CannotDeliver) as refused:
+        deliver(SMTPRelay("127.0.0.1", port, tls_offered=False))
+    assert not refused.value.for_good
+
+
+def test_a_certificate_for_another_name_is_not_trusted(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+    port = start(tls_context=context)
+    with pytest.raises(CannotDeliver) as refused:
+        deliver(SMTPRelay("127.0.0.1", port, tls_name="mail.example.org"))
+    assert not refused.value.for_good
+    assert not mailbox.envelopes
+
+
+def test_nothing_is_sent_in_the_clear_where_that_is_not_wanted(start: Start, mailbox: Mailbox) -> None:
+    with pytest.raises(CannotDeliver, match="require_transport_security"):
+        deliver(SMTPRelay("127.0.0.1", start(), tls_required=True))
+    assert not mailbox.envelopes
+
+
+def test_tls_from_the_first_byte(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+    port = start(ssl_context=context)
+    deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="localhost"))
+    assert len(mailbox.envelopes) == 1
+    with pytest.raises(CannotDeliver):
+        deliver(SMTPRelay("127.0.0.1", port, tls_at_once=True, tls_name="mail.example.org"))
+
+
+def test_signing_in_at_the_mail_server(start: Start, mailbox: Mailbox, context: ssl.SSLContext) -> None:
+    port = start(tls_context=context, authenticator=authenticate, auth_required=True)
+    deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password="secret", tls_name="localhost"))
+    assert len(mailbox.envelopes) == 1
+    with pytest.raises(CannotDeliver) as refused:
+        deliver(SMTPRelay("127.0.0.1", port, user="mahalla", password="wrong", tls_name="localhost"))
+    assert not refused.value.for_good
+
+
+@pytest.mark.parametrize(("recipient", "for_good"), [("nobody@example.com", True), ("full@example.com", False)])
+def test_a_recipient_that_is_refused(start: Start, recipient: str, for_good: bool) -> None:
+    with pytest.raises(CannotDeliver) as refused:
+        deliver(SMTPRelay("127.0.0.1", start()), recipient)
+    assert refused.value.for_good is for_good
+
+
+def test_a_mail_server_that_is_not_there() -> None:
+    with pytest.raises(CannotDeliver) as refused:
+        deliver(SMTPRelay("127.0.0.1", 1))
+    assert not refused.value.for_good
