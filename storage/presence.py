@@ -2,15 +2,19 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
+UNTOLD: Final = 0
+"""Stands for the position of what has not been told yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class PresenceRow:
-    """`state` is online, unavailable or offline, told at a position of the ephemeral counter; the time is in milliseconds
-    since 1970."""
+    """`state` is online, unavailable or offline, told at a position of the ephemeral counter, or UNTOLD; the time is in
+    milliseconds since 1970."""
 
     user_id: str
     state: str
@@ -46,11 +50,14 @@ class PresenceStore:
         return await self._database.read("get_present_people", read)
 
     async def get_gone(self, after: int, limit: int) -> list[PresenceRow]:
-        """Those of whom it was told after a position that they are offline, the latest first."""
+        """Those of whom it was told after a position that they are offline, or is yet to be told, the latest first."""
 
         def read(txn: Transaction) -> list[PresenceRow]:
-            sql = f"{_SELECT} WHERE position > ? AND state = 'offline' ORDER BY position DESC LIMIT ?"
-            return [PresenceRow(*row) for row in txn.query(sql, (after, limit))]
+            rows = txn.query(
+                f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline' ORDER BY position DESC LIMIT ?",
+                (after, UNTOLD, limit),
+            )
+            return [PresenceRow(*row) for row in rows]
 
         return await self._database.read("get_gone_people", read)
 

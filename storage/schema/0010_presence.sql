@@ -8,7 +8,7 @@ CREATE TABLE presence_states (
     status_msg TEXT,
     -- milliseconds since 1970
     last_active_ts BIGINT,
-    -- of the ephemeral counter: when it was told that they are so
+    -- of the ephemeral counter: when it was told that they are so; 0: that is yet to be done
     position BIGINT NOT NULL
 );
 CREATE INDEX presence_states_there ON presence_states (user_id) WHERE state <> 'offline';

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 
@@ -115,6 +115,7 @@ def shares_room(one: User, other: User) -> bool:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(todo=actions)
+@example([("sync", 0, 0), ("put", 0, 0), ("look", 0, 0), ("restart", 0, 0)])  # written, but not told before the restart
 def test_who_was_told_of_all_changes_knows_who_is_there(
     tmp_path_factory: pytest.TempPathFactory, sqlite_template: Path, todo: list[tuple[str, int, int]]
 ) -> None:

@@ -43,11 +43,11 @@ class PresenceReader:
     def watch(self, request: SyncRequest, listener: Listener) -> None:
         """Wake the listener for presence too, if the request wants it."""
         if self._is_wanted(request):
-            self._presence.watch(listener)
+            self._presence.telling.watch(listener)
 
     def unwatch(self, listener: Listener) -> None:
         """End that."""
-        self._presence.unwatch(listener)
+        self._presence.telling.unwatch(listener)
 
     async def read(self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]) -> list[dict[str, Any]]:
         """The m.presence events for an answer over that range."""
@@ -55,7 +55,7 @@ class PresenceReader:
             return []
         user_id = request.caller.user_id
         first = request.since is None or request.full_state
-        changed = self._presence.get_changed(None if request.since is None or first else request.since.ephemeral)
+        changed = self._presence.roster.get_changed(None if request.since is None or first else request.since.ephemeral)
         newcomers = [] if first else self._new_rooms(span, rows)
         if not changed and not newcomers and not (first and self._tells_offline):
             return []
@@ -95,9 +95,13 @@ class PresenceReader:
         client may remember them otherwise."""
         if row.user_id != user_id:
             other = UserID(row.user_id)
-            return {other: self._presence.get_person(other) or Person(other)}
+            return {other: self._presence.roster.find(other) or Person(other)}
         ids = await self._memberships.local_members(row.room_nid)
-        people = self._presence.get_people() if len(ids) > FEW else [self._presence.get_person(id) for id in ids]
+        people = (
+            self._presence.roster.get_people()
+            if len(ids) > FEW
+            else [self._presence.roster.find(UserID(id)) for id in ids]
+        )
         return {person.user_id: person for person in people if person is not None and person.user_id in ids}
 
     async def _sharing(
