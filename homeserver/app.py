@@ -169,9 +169,9 @@ class Server:
         rooms: RoomParts,
         people: PeopleParts,
         media: MediaParts,
-        calls: CallParts,
         mail: MailParts,
         finding: SearchParts,
+        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -184,9 +184,9 @@ class Server:
         self.rooms = rooms
         self.people = people
         self.media = media
-        self.calls = calls
         self.mail = mail
         self.finding = finding
+        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -373,9 +373,9 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
-            longest_delay_ms=config.rooms.max_event_delay_duration,
             threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
             login_tokens=config.sessions.login_via_existing_session.enabled,
+            longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
         OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
@@ -401,7 +401,7 @@ def build(
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
     )
-    jobs = Jobs(clock, [*finding.jobs, *standing, *calls.jobs()], JobMetrics(registry))
+    jobs = Jobs(clock, [*finding.jobs, *calls.jobs(), *standing], JobMetrics(registry))
     return Server(
         config,
         clock,
@@ -411,9 +411,9 @@ def build(
         rooms,
         people,
         files,
-        calls,
         mail,
         finding,
+        calls,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -21,9 +21,9 @@ class Capabilities:
         passwords_can_change: bool,
         fixed_profile_fields: frozenset[str] = frozenset(),
         rooms_forgotten_on_leave: bool = False,
-        longest_delay_ms: int | None = None,
         login_tokens: bool = False,
         threepid_changes: bool = False,
+        longest_delay_ms: int | None = None,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:

@@ -54,8 +54,8 @@ class RoomMemberships:
         identity: ServerIdentity,
         guests: GuestAccess,
         restricted: RestrictedJoins,
-        permissions: InvitePermissions,
         personal_settings: PersonalSettings,
+        permissions: InvitePermissions,
         *,
         only_admins_invite: bool,
         profile_on_invite: bool,
@@ -73,8 +73,8 @@ class RoomMemberships:
         self._identity = identity
         self._guests = guests
         self._restricted = restricted
-        self._permissions = permissions
         self._personal_settings = personal_settings
+        self._permissions = permissions
         self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave

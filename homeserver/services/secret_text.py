@@ -55,6 +55,10 @@ class SecretText:
         """24 letters, 136 bits: who knows it may see the file where no token is asked for."""
         return self._text(ascii_letters, 24)
 
+    def login_token(self) -> str:
+        """32 letters and digits, 190 bits: who holds it signs in."""
+        return self._text(_ALPHABET, 32)
+
     def openid_token(self) -> str:
         """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
         return self._text(ascii_letters, 24)
@@ -62,10 +66,6 @@ class SecretText:
     def delay_id(self) -> str:
         """24 letters, 136 bits: who knows it may manage a delayed event."""
         return self._text(ascii_letters, 24)
-
-    def login_token(self) -> str:
-        """32 letters and digits, 190 bits: who holds it signs in."""
-        return self._text(_ALPHABET, 32)
 
     def nonce(self) -> str:
         """128 hexadecimal digits."""
