@@ -300,6 +300,7 @@ class RoomParts:
                 self.presence,
                 self.memberships,
                 recent,
+                clock,
                 server_name=identity.server_name,
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
