@@ -32,6 +32,7 @@ from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.search import SearchParts
 from homeserver.client import (
     account,
     account_data,
@@ -59,6 +60,7 @@ from homeserver.client import (
     room_membership,
     room_previews,
     room_upgrades,
+    search,
     sliding_sync,
     spaces,
     sync,
@@ -66,6 +68,7 @@ from homeserver.client import (
     third_party_networks,
     threepids,
     to_device,
+    user_directory,
     versions,
     well_known,
 )
@@ -124,6 +127,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_membership,
     room_previews,
     room_upgrades,
+    search,
     sliding_sync,
     spaces,
     sync,
@@ -131,6 +135,7 @@ SOURCES: tuple[ModuleType, ...] = (
     threepids,
     third_party_networks,
     to_device,
+    user_directory,
     versions,
     well_known,
 )
@@ -155,6 +160,7 @@ class Server:
         people: PeopleParts,
         media: MediaParts,
         mail: MailParts,
+        finding: SearchParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -168,6 +174,7 @@ class Server:
         self.people = people
         self.media = media
         self.mail = mail
+        self.finding = finding
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -292,6 +299,7 @@ def build(
     exploring = ExploringParts(
         database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
     )
+    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
@@ -315,6 +323,8 @@ def build(
         exploring.previews,
         exploring.reports,
         exploring.times,
+        finding.directory,
+        finding.messages,
         files.delivery,
         files.repository,
         rooms.creation,
@@ -366,13 +376,22 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    jobs = Jobs(
-        clock,
-        jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository),
-        JobMetrics(registry),
-    )
+    standing = jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository)
+    jobs = Jobs(clock, [*finding.jobs, *standing], JobMetrics(registry))
     return Server(
-        config, clock, database, router, accounts, rooms, people, files, mail, HttpMetrics(registry), access_log, jobs
+        config,
+        clock,
+        database,
+        router,
+        accounts,
+        rooms,
+        people,
+        files,
+        mail,
+        finding,
+        HttpMetrics(registry),
+        access_log,
+        jobs,
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.directory_changes import note_directory_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -98,6 +99,7 @@ class AccountStore:
             ),
         )
         if added:
+            note_directory_changes(txn, [(account.user_id, position)])
             txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
         return bool(added)
 

@@ -27,7 +27,7 @@ class CopySide(Protocol):
         """0 for a database without a schema."""
 
     def get_tables(self) -> Mapping[str, Sequence[str]]:
-        """The columns of all tables but NOT_COPIED, as the database itself tells them."""
+        """The columns of all tables but NOT_COPIED, as the database itself tells them; without its own indexes."""
 
     def count_rows(self, table: str) -> int: ...
     def read_rows(self, table: str, columns: Sequence[str]) -> Iterator[Sequence[Row]]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from storage.copy_side import BATCH, NOT_COPIED, CannotCopy
 from storage.engine import Row
 from storage.sqlite import SQLiteEngine
+from storage.text_index import SQLITE_REBUILD, SQLITE_TABLE
 
 SECONDS_TO_WAIT = 1
 
@@ -45,8 +46,8 @@ class SQLiteSide:
     def get_tables(self) -> Mapping[str, Sequence[str]]:
         names = self._connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND name <> ? "
-            "ORDER BY name",
-            (NOT_COPIED,),
+            "AND substr(name, 1, length(?)) <> ? ORDER BY name",
+            (NOT_COPIED, SQLITE_TABLE, SQLITE_TABLE),
         ).fetchall()
         return {
             name: [
@@ -75,6 +76,7 @@ class SQLiteSide:
         self._connection.executemany(f'INSERT INTO "{table}" ({_quoted(columns)}) VALUES ({places})', rows)
 
     def commit(self) -> None:
+        self._connection.execute(SQLITE_REBUILD)  # the index of texts is SQLite's own
         self._connection.execute("COMMIT")
         self._connection.execute("ANALYZE")
 

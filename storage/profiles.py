@@ -7,6 +7,7 @@ A change takes a position (`Topic.PROFILE`). A change that rooms show (name, ava
 from collections.abc import Iterable
 
 from storage.database import Database
+from storage.directory_changes import note_directory_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -74,4 +75,5 @@ class ProfileStore:
                 " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",
                 (user_id, position),
             )
+        note_directory_changes(txn, [(user_id, position)])
         txn.announce(Change(position, Topic.PROFILE, user_id=user_id))

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
+from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import MembershipRow, count_members, put_membership, select_memberships
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
+from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
 from storage.spaces import NewChild, remove_child_of_event, set_children
 from storage.state_tree import StateTreeStore
@@ -315,6 +317,7 @@ class RoomWriter:
                     if row.event_id in placed
                 ],
             )
+            note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
             " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"
@@ -407,6 +410,9 @@ class RoomWriter:
             row = _membership(room_nid, nid, position, new)
             put_membership(txn, row)
             txn.announce(Change(position, Topic.MEMBERSHIP, user_id=user_id, detail=row))
+        remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
+        if remote:
+            note_directory_changes(txn, remote)
         return change["join"], change["invite"]
 
     def _number(
@@ -441,6 +447,8 @@ class RoomWriter:
             if old is not None and old.event_nid == redaction.target_nid:
                 nameless = replace(old, display_name=None, avatar_url=None)
                 put_membership(txn, nameless)
+                if not nameless.is_local:
+                    note_directory_changes(txn, [(nameless.user_id, position)])
                 txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))
 
 

@@ -114,6 +114,12 @@ class TimelineStore:
         """
         return await self._database.read("get_events_by_time", _select_by_time, room_nid, ts, direction, place, limit)
 
+    async def get_around(
+        self, places: Iterable[tuple[int, Place]], before: int, after: int
+    ) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
+        """For each (room, place right after an event) the events before it and those after it, as pages. One read."""
+        return await self._database.read("get_timeline_around", _select_around, list(places), before, after)
+
     async def get_first_after(self, room_nid: int, position: int) -> int | None:
         """The number of the first event that arrived after the position."""
         return await self._database.read_quickly("get_first_after", _select_first_after, room_nid, position)
@@ -197,6 +203,18 @@ def _select_by_time(
         (room_nid, ts, *(place or ()), limit),
     )
     return [(sent, nid) for sent, nid in rows]
+
+
+def _select_around(
+    txn: Transaction, places: list[tuple[int, Place]], before: int, after: int
+) -> list[tuple[list[tuple[Place, int]], list[tuple[Place, int]]]]:
+    return [
+        (
+            _select_page(txn, nid, Place(here.depth, here.event_nid - 1), None, Direction.BACKWARDS, before),
+            _select_page(txn, nid, here, None, Direction.FORWARDS, after),
+        )
+        for nid, here in places
+    ]
 
 
 def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int | None:

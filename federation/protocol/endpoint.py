@@ -71,6 +71,7 @@ class Limit(Enum):
     DELAYED_EVENT = "rc_delayed_event_mgmt"
     REPORT = "rc_reports"
     ROOM_CREATION = "rc_room_creation"
+    SEARCH = "rc_search"
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"

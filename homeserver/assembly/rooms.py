@@ -123,7 +123,7 @@ class RoomParts:
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
-        visibility = Visibility(trees, self.events)
+        self.visibility = visibility = Visibility(trees, self.events)
         writer = RoomWriter(trees, AuthChainStore(database))
         classify = Mentions(identity).classify
         self.engine = RoomEngine(
@@ -140,7 +140,7 @@ class RoomParts:
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
-        client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
+        self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships

@@ -97,6 +97,7 @@ class Limits:
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.", not_yet=True)
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.")
-    rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.", not_yet=True)
+    rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")
+    rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.")
     rc_delayed_event_mgmt: RateLimit = limit(1, 5, "Requests about delayed events by one user.", not_yet=True)
     rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.", not_yet=True)

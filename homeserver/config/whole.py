@@ -12,6 +12,7 @@ from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.rooms import People, Rooms
+from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
 
 
@@ -28,6 +29,7 @@ class Config:
     mail: Mail
     rooms: Rooms
     people: People
+    search: Search
     federation: Federation
     limits: Limits
     previews: URLPreviews
@@ -57,6 +59,7 @@ GROUPS: dict[str, type] = {
     "mail": Mail,
     "rooms": Rooms,
     "people": People,
+    "search": Search,
     "federation": Federation,
     "limits": Limits,
     "previews": URLPreviews,

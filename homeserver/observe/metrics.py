@@ -97,3 +97,12 @@ class JobMetrics:
             labels,
             registry=registry,
         )
+
+
+class SearchMetrics:
+    """Tells in /metrics how far the search is behind."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.behind = Gauge(
+            "mahalla_search_events_behind", "Events that the search has not come to yet", registry=registry
+        )

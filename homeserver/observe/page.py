@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics
+from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
 
 _HEAD = """# Metrics
 
@@ -23,6 +23,7 @@ def write_metrics_page() -> str:
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
     JobMetrics(registry)
+    SearchMetrics(registry)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return _HEAD + "".join(
         f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |\n"

@@ -36,6 +36,18 @@ class _Sync(msgspec.Struct):
     next_batch: str
 
 
+class _Found(msgspec.Struct):
+    count: int
+
+
+class _FoundInRooms(msgspec.Struct):
+    room_events: _Found
+
+
+class _Search(msgspec.Struct):
+    search_categories: _FoundInRooms
+
+
 class _Page(msgspec.Struct):
     end: str | None = None
 
@@ -44,6 +56,7 @@ _session = msgspec.json.Decoder(_Session)
 _room = msgspec.json.Decoder(_Room)
 _sync = msgspec.json.Decoder(_Sync)
 _page = msgspec.json.Decoder(_Page)
+_search = msgspec.json.Decoder(_Search)
 
 
 class Client:
@@ -91,6 +104,22 @@ class Client:
             query["from"] = start
         path = f"{V3}/rooms/{quote(room_id)}/messages?{urlencode(query)}"
         return _page.decode(await connection.request("GET", path, None, user.token)).end
+
+    async def search(self, connection: Connection, user: User, term: str) -> int:
+        """As Element asks; how many messages there are."""
+        criteria = {
+            "search_term": term,
+            "order_by": "recent",
+            "filter": {"limit": 10},
+            "event_context": {"before_limit": 1, "after_limit": 1, "include_profile": True},
+        }
+        body = {"search_categories": {"room_events": criteria}}
+        answer = await connection.request("POST", f"{V3}/search", body, user.token)
+        return _search.decode(answer).search_categories.room_events.count
+
+    async def search_people(self, connection: Connection, user: User, term: str) -> bytes:
+        body = {"search_term": term, "limit": 10}
+        return await connection.request("POST", f"{V3}/user_directory/search", body, user.token)
 
     async def read_room(self, connection: Connection, user: User, room_id: str, what: str) -> bytes:
         """`what` is `state`, `members` or `joined_members`."""

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("OLD", "NEW"))
     parser.add_argument("--profile", type=lambda text: text.split(","), default=[], metavar="A,B")
+    parser.add_argument("--said", type=int, metavar="N")
     parser.add_argument("--limit", type=float, metavar="SECONDS")
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args(arguments)
@@ -65,6 +67,8 @@ def main(arguments: Sequence[str]) -> None:
 async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
     """Measure, and print what was found. Ends the program with 1 when a scenario failed."""
     sizes = QUICK if options.quick else Sizes()
+    if options.said is not None:
+        sizes = replace(sizes, said=options.said)
     limit = options.limit or (180 if options.quick else 900)
     began = perf_counter()
     done = Report(_about(options), {}, {})

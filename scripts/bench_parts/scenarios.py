@@ -138,6 +138,36 @@ async def _read_room(bench: Bench, figures: Figures, what: str) -> None:
         )
 
 
+async def search(bench: Bench, figures: Figures) -> None:
+    """A search in 3,000 messages (--said), in turn for a usual word, two words, a rare one and a beginning."""
+    world = bench.world
+    words = await world.said()
+    (reader,) = await world.people(1)
+    terms = [words[0], f"{words[2]} {words[40]}", words[3000], words[10][:3]]
+    async with bench.meter.measure("search", figures) as run:
+        run.notes["messages"] = world.sizes.said
+        await world.run(
+            lambda at, link: world.client.search(link, reader, terms[at % len(terms)]),
+            world.sizes.searches,
+            at_once=1,
+            run=run,
+        )
+
+
+async def user_directory(bench: Bench, figures: Figures) -> None:
+    """A search in the directory of people, by the beginning of a name, among those of a room of 500."""
+    world, sizes = bench.world, bench.world.sizes
+    await world.crowd(sizes.fan_members)
+    (reader,) = await world.people(1)
+    async with bench.meter.measure("user_directory", figures) as run:
+        await world.run(
+            lambda at, link: world.client.search_people(link, reader, f"user{at % 100}"),
+            sizes.searches,
+            at_once=1,
+            run=run,
+        )
+
+
 async def state(bench: Bench, figures: Figures) -> None:
     """The state of a room of 2,000."""
     await _read_room(bench, figures, "state")
@@ -265,6 +295,8 @@ SCENARIOS: Mapping[str, Scenario] = {
         sync_none,
         sync_one,
         messages,
+        search,
+        user_directory,
         state,
         members,
         joined_members,

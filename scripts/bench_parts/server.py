@@ -28,6 +28,8 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_joins": {"local": PLENTY, "remote": PLENTY},
     "rc_joins_per_room": PLENTY,
     "rc_room_creation": PLENTY,
+    "rc_search": PLENTY,
+    "rc_user_directory": PLENTY,
 }
 
 

@@ -5,10 +5,12 @@ Also how many operations run at once, bounded in number and in time.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from time import perf_counter
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.epollreactor import EPollReactor
+from twisted.internet.task import deferLater
 
 from bench_parts.client import Client, User
 from bench_parts.connection import Connection, connect
@@ -33,6 +35,9 @@ class Sizes:
     history: int = 5000
     big_members: int = 2000
     reads: int = 10
+    said: int = 3000
+    """Messages that are searched."""
+    searches: int = 100
     joins: int = 100
     creations: int = 100
     idle: int = 1000
@@ -54,6 +59,8 @@ QUICK = Sizes(
     initial_syncs=5,
     syncs=200,
     history=600,
+    said=500,
+    searches=30,
     big_members=300,
     reads=5,
     joins=30,
@@ -69,7 +76,7 @@ QUICK = Sizes(
 class World:
     """What is on the server so far, and who can talk to it."""
 
-    def __init__(self, reactor: IReactorTCP, port: int, sizes: Sizes) -> None:
+    def __init__(self, reactor: EPollReactor, port: int, sizes: Sizes) -> None:
         self._reactor = reactor
         self._port = port
         self.sizes = sizes
@@ -78,6 +85,7 @@ class World:
         self._busy_rooms: list[str] = []
         self._synced: tuple[User, list[str]] | None = None
         self._history: str | None = None
+        self._said: Sequence[str] | None = None
         self._crowds: dict[int, str] = {}
 
     async def connections(self, number: int) -> list[Connection]:
@@ -173,6 +181,28 @@ class World:
             )
             self._history = room
         return self._history
+
+    async def said(self) -> Sequence[str]:
+        """The words, the most usual ones first, of many messages in the busy rooms; all of them can be searched."""
+        if self._said is None:
+            people, rooms, random = await self.people(self.sizes.senders), await self.busy_rooms(), Random(1)
+            syllables = [first + second for first in "bdgklmnqrstxyz" for second in ("a", "e", "i", "o", "u", "oʻ")]
+            words = ["".join(random.choices(syllables, k=random.randint(1, 5))) for _ in range(20_000)]
+            often = [1 / place for place in range(1, len(words) + 1)]
+            texts = [
+                " ".join(random.choices(words, often, k=random.randint(3, 20))) for _ in range(self.sizes.said)
+            ] + ["oxirgi"]
+            await self.run(
+                lambda at, link: self.client.send(link, people[at % len(people)], rooms[at % len(rooms)], texts[at]),
+                len(texts),
+                at_once=self.sizes.senders,
+            )
+            (connection,) = await self.connections(1)
+            while not await self.client.search(connection, people[0], "oxirgi"):
+                await deferLater(self._reactor, 0.2)
+            connection.close()
+            self._said = words
+        return self._said
 
     async def crowd(self, members: int) -> str:
         """A room that the first so many people are in."""

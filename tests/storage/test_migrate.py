@@ -184,6 +184,8 @@ TYPES = {"BYTEA": "BLOB", "DOUBLE PRECISION": "REAL"}
 def dump_sqlite(engine: Engine) -> set[tuple[object, ...]]:
     found: set[tuple[object, ...]] = set()
     for (table,) in ask(engine, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"):
+        if str(table).startswith("searchable_text"):
+            continue  # the index of texts, to which each database has its own way
         for _, name, kind, not_null, _, _ in ask(engine, f"PRAGMA table_info({table})"):
             found.add((table, name, kind, bool(not_null)))
         indices = ask(engine, f"PRAGMA index_list({table})")
@@ -206,7 +208,10 @@ def dump_postgres(engine: Engine) -> set[tuple[object, ...]]:
     columns = "SELECT table_name, column_name, data_type, is_nullable FROM information_schema.columns"
     for table, name, kind, nullable in ask(engine, f"{columns} WHERE table_schema = 'public'"):
         found.add((table, name, TYPES.get(str(kind).upper(), str(kind).upper()), nullable == "NO"))
-    for table, definition in ask(engine, "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public'"):
+    indices = (
+        "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = 'public' AND indexname <> 'searchable_text'"
+    )
+    for table, definition in ask(engine, indices):
         match = re.search(r"\(([^)]*)\)(.*)", str(definition))
         assert match is not None
         names = tuple(part.strip().split(" ")[0].strip('"') for part in match[1].split(","))

@@ -1,0 +1,31 @@
+"""Search in messages. spec: client-server-api#server-side-search"""
+
+from typing import Any
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.services.search.request import Categories
+from homeserver.services.search.search import MessageSearch
+
+
+class SearchBody(msgspec.Struct, frozen=True):
+    """What to search for, by category."""
+
+    search_categories: Categories
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/search",
+    "/_matrix/client/r0/search",
+    auth=Auth.USER,
+    limit=Limit.SEARCH,
+    while_suspended=True,
+    cancellable=True,
+)
+async def search(
+    messages: MessageSearch, caller: Requester, *, body: SearchBody, next_batch: str | None = None
+) -> dict[str, Any]:
+    """A page of the events that have something in them."""
+    return await messages.get_results(caller, body.search_categories, next_batch)

@@ -1,0 +1,29 @@
+"""The directory of people. spec: client-server-api#user-directory"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.services.user_directory import UserDirectory
+
+
+class UserSearch(msgspec.Struct, frozen=True):
+    """Whom to look for."""
+
+    search_term: str
+    limit: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/user_directory/search",
+    "/_matrix/client/r0/user_directory/search",
+    auth=Auth.USER,
+    limit=Limit.USER_DIRECTORY,
+    while_suspended=True,
+    cancellable=True,
+)
+async def search_user_directory(directory: UserDirectory, caller: Requester, *, body: UserSearch) -> dict[str, Any]:
+    """People by their name or id, the best matches first."""
+    return await directory.get_results(caller, body.search_term, body.limit)

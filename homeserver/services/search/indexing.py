@@ -1,0 +1,200 @@
+"""Makes what is said searchable: a job that follows the events by their numbers, in small batches, and sleeps while none come.
+
+Laws:
+- Nothing of this stands in the way of a send: events are looked at after they are stored.
+- How far it is, and what it has indexed, is one write: a crash loses nothing and does nothing twice. On several nodes the one
+  that comes first has done the batch.
+- A database that was there before is indexed by the same steps, and so is everything when the languages change.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from homeserver.observe.metrics import SearchMetrics
+from homeserver.services.search.terms import format_words
+from homeserver.services.search.words import Folding
+from storage.database import Database
+from storage.job_notes import put_note, select_note
+from storage.search import (
+    Batch,
+    SearchStore,
+    Text,
+    TextRow,
+    remove_placed,
+    select_batch,
+    select_latest_nid,
+    select_texts,
+)
+from storage.transaction import Transaction, WriteTransaction
+
+NAME: Final = "index_messages"
+"""Of the job, and of its note."""
+AT_ONCE: Final = 200
+"""Events whose texts are written at once: the writer is held for some milliseconds."""
+LOOK_AGAIN_MS: Final = 60_000
+"""After so long it looks although nothing was announced: what is fetched from the past is not."""
+
+BODY, ROOM_NAME, TOPIC = range(3)
+KINDS: Final[Mapping[str, int]] = {"m.room.message": BODY, "m.room.name": ROOM_NAME, "m.room.topic": TOPIC}
+"""The events that are searched. spec: client-server-api#room_events"""
+KEYS: Final[Mapping[str, int]] = {"content.body": BODY, "content.name": ROOM_NAME, "content.topic": TOPIC}
+
+
+class _Progress(msgspec.Struct, frozen=True):
+    """How far the index is."""
+
+    folding: str
+    """By which the texts were folded."""
+    upto: int
+    """The number of the last event that was looked at."""
+
+
+class Indexing:
+    """The steps of the job."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: SearchStore,
+        folding: Folding,
+        metrics: SearchMetrics,
+        now_ms: Callable[[], int],
+        *,
+        enabled: bool,
+    ) -> None:
+        """Where search is not `enabled`, the steps forget what was indexed when it was."""
+        self._database = database
+        self._store = store
+        self._folding = folding
+        self._metrics = metrics
+        self._now_ms = now_ms
+        self._enabled = enabled
+        self._seen = -1
+        """The position of the stream at which there was nothing left to do."""
+        self._looked_ms = 0
+
+    async def do_step(self, limit: int) -> int:
+        """Look at so many more events; how many it were. No query while nothing is written."""
+        position, now = self._database.streams.current(), self._now_ms()
+        if not self._enabled:
+            if self._seen < 0:
+                await self._database.write("forget_texts", self._forget)
+            self._seen = position
+            return 0
+        if position == self._seen and now < self._looked_ms + LOOK_AGAIN_MS:
+            return 0
+        self._looked_ms = now
+        done = 0
+        while done < limit:
+            count = await self._index_some(min(AT_ONCE, limit - done))
+            if count == 0:
+                self._seen = position
+                break
+            done += count
+        return done
+
+    async def _index_some(self, limit: int) -> int:
+        note, batch, rows, latest = await self._database.read("read_new_texts", self._read, limit)
+        if note is None or _parse(note).folding != self._folding.name:
+            await self._database.write("begin_index", self._begin, note)
+            return 1
+        if batch.count:
+            await self._database.write("index_texts", self._write, note, batch, rows)
+        self._metrics.behind.set(max(0, latest - batch.upto))
+        return batch.count
+
+    def _read(self, txn: Transaction, limit: int) -> tuple[str | None, Batch, list[TextRow], int]:
+        note = select_note(txn, NAME)
+        after = _parse(note).upto if note is not None else 0
+        batch = select_batch(txn, after, limit, KINDS)
+        rows = [row for text in select_texts(txn, batch.touched, KINDS) if (row := self._make_row(text)) is not None]
+        return note, batch, rows, select_latest_nid(txn)
+
+    def _make_row(self, text: Text) -> TextRow | None:
+        shown = text.shown
+        found = text_of(shown.type, shown.state_key, _decode(text.said.pdu).content)
+        words = format_words(self._folding.lines(found)) if found else ""
+        if not words:
+            return None
+        ts = min(shown.origin_server_ts, self._now_ms())
+        return TextRow(
+            shown.event_nid,
+            text.said.event_nid,
+            shown.room_nid,
+            shown.position,
+            ts,
+            KINDS[shown.type],
+            shown.sender,
+            words,
+        )
+
+    def _begin(self, txn: WriteTransaction, note: str | None) -> None:
+        """Start from the first event."""
+        if select_note(txn, NAME) == note:
+            self._store.clear(txn)
+            put_note(txn, NAME, _format(_Progress(self._folding.name, 0)))
+
+    def _write(self, txn: WriteTransaction, note: str, batch: Batch, rows: list[TextRow]) -> None:
+        if select_note(txn, NAME) != note:
+            return  # another node has done this batch
+        self._store.put_texts(txn, batch.touched, rows)
+        remove_placed(txn, batch.placed)
+        put_note(txn, NAME, _format(_Progress(self._folding.name, batch.upto)))
+
+    def _forget(self, txn: WriteTransaction) -> None:
+        off = _format(_Progress("", 0))
+        if select_note(txn, NAME) not in (None, off):
+            self._store.clear(txn)
+            put_note(txn, NAME, off)
+
+
+class _Event(msgspec.Struct, frozen=True):
+    """What of a stored event is read here."""
+
+    content: dict[str, Any] = {}
+
+
+_decode = msgspec.json.Decoder(_Event).decode
+
+
+def text_of(type: str, state_key: str | None, content: Mapping[str, Any]) -> str:
+    """The text that an event is found by; empty where it has none. Of an edit, the new one."""
+    kind = KINDS.get(type)
+    if kind is None or state_key != (None if kind == BODY else ""):
+        return ""
+    if kind == BODY:
+        edited = content.get("m.new_content")
+        return _string(edited if isinstance(edited, dict) else content, "body")
+    if kind == ROOM_NAME:
+        return _string(content, "name")
+    topic, plain = _string(content, "topic"), _plain_topic(content.get("m.topic"))
+    return topic if plain in topic else f"{topic}\n{plain}"
+
+
+def _string(content: Mapping[str, Any], name: str) -> str:
+    value = content.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _plain_topic(rich: object) -> str:
+    """spec: client-server-api#mroomtopic_textcontentblock"""
+    if not isinstance(rich, dict) or not isinstance(rich.get("m.text"), list):
+        return ""
+    for part in rich["m.text"]:
+        if (
+            isinstance(part, dict)
+            and isinstance(part.get("body"), str)
+            and part.get("mimetype", "text/plain") == "text/plain"
+        ):
+            return str(part["body"])
+    return ""
+
+
+def _parse(note: str) -> _Progress:
+    return msgspec.json.decode(note, type=_Progress)
+
+
+def _format(progress: _Progress) -> str:
+    return msgspec.json.encode(progress).decode()

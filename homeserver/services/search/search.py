@@ -1,0 +1,323 @@
+"""Search in what was said in rooms.
+
+Laws:
+- Nothing is told of what the reader may not see, not even that it is there: what the index finds is a suggestion, and
+  `RoomReading` decides for each event, as it does for every other reader. An edited message is found by its latest text, by
+  those who may see both.
+- The work of a request is bounded: one query of the index for so many hits, so many of them looked at. Where more are left,
+  the answer says how to go on.
+
+spec: client-server-api#server-side-search
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, UserID
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.visible import Seen, Visibility
+from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.room_reading import Reader, RoomReading
+from homeserver.services.search.indexing import KEYS
+from homeserver.services.search.presenting import Found, SearchAnswers
+from homeserver.services.search.request import (
+    MAX_TERM,
+    Categories,
+    Cursor,
+    GroupKey,
+    RoomEventsCriteria,
+    format_cursor,
+    parse_cursor,
+)
+from homeserver.services.search.terms import parse_terms, rank
+from homeserver.services.search.words import Folding
+from storage.memberships import MembershipRow
+from storage.rooms import RoomStore
+from storage.search import Hit, SearchStore, TextQuery
+from storage.text_index import MOST_ROOM_KEYS, Term
+
+CREATE: Final = StateKey("m.room.create", "")
+WINDOW: Final = 2_000
+"""Hits that are taken from the index, and sorted, at once."""
+MAX_LOOKED_AT: Final = 1_000
+"""Hits whose events are read for one answer."""
+CHUNK: Final = 100
+"""Of them at once."""
+DEFAULT_RESULTS: Final = 10
+MAX_RESULTS: Final = 100
+MAX_TERMS: Final = 32
+MAX_PREDECESSORS: Final = 200
+"""Rooms that are followed back to those whose place they took, for one search."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What is asked, made ready."""
+
+    caller: Requester
+    criteria: RoomEventsCriteria
+    terms: Sequence[Term]
+    wanted: RoomEventFilter
+    """Of the events; the rooms are chosen already."""
+    own: Mapping[int, MembershipRow]
+    readers: dict[int, "_Place | None"]
+    """Rooms that were asked for already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A room, and up to where the reader was in it."""
+
+    reader: Reader
+    departure: StoredEvent | None
+
+
+class MessageSearch:
+    """Finds events for those who may see them."""
+
+    def __init__(
+        self,
+        store: SearchStore,
+        folding: Folding,
+        engine: RoomEngine,
+        events: RoomEvents,
+        memberships: Memberships,
+        rooms: RoomStore,
+        visibility: Visibility,
+        reading: RoomReading,
+        answers: SearchAnswers,
+        *,
+        enabled: bool,
+    ) -> None:
+        self._store = store
+        self._folding = folding
+        self._engine = engine
+        self._events = events
+        self._memberships = memberships
+        self._rooms = rooms
+        self._visibility = visibility
+        self._reading = reading
+        self._answers = answers
+        self._enabled = enabled
+
+    async def get_results(self, caller: Requester, categories: Categories, next_batch: str | None) -> dict[str, Any]:
+        """A page of results. Raises InvalidParam; MatrixError where search is switched off."""
+        if not self._enabled:
+            raise MatrixError("Search is switched off on this server")
+        criteria = categories.room_events
+        if criteria is None:
+            return {"search_categories": {}}
+        terms = self._parse(criteria.search_term)
+        cursor = parse_cursor(next_batch) if next_batch is not None else Cursor(await self._store.get_latest_nid())
+        search = _Search(
+            caller,
+            criteria,
+            terms,
+            msgspec.structs.replace(criteria.filter, rooms=None, not_rooms=()),
+            await self._memberships.of_user(caller.user_id),
+            {},
+        )
+        query = await self._make_query(search, cursor)
+        hits = await self._store.get_hits(query, WINDOW, partial(rank, terms))
+        limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), MAX_RESULTS)
+        return await self._answer(search, hits, cursor, limit)
+
+    def _parse(self, text: str) -> list[Term]:
+        if len(text) > MAX_TERM:
+            raise InvalidParam(f"search_term may not be longer than {MAX_TERM} characters")
+        terms = parse_terms(self._folding, text)
+        if len(terms) > MAX_TERMS:
+            raise InvalidParam(f"search_term may not have more than {MAX_TERMS} words")
+        return terms
+
+    async def _make_query(self, search: _Search, cursor: Cursor) -> TextQuery:
+        wanted = search.criteria.filter
+        rooms = await self._choose_rooms(search, wanted.rooms)
+        senders = None if wanted.senders is None else set(wanted.senders)
+        if cursor.group == "room_id":
+            (nid,) = await self._number([cursor.value]) or [-1]
+            rooms = {nid} if rooms is None or nid in rooms else set()
+        elif cursor.group == "sender":
+            senders = {cursor.value} if senders is None or cursor.value in senders else set()
+        keys = search.criteria.keys
+        return TextQuery(
+            search.caller.user_id,
+            search.terms,
+            rooms,
+            await self._number(wanted.not_rooms),
+            None if keys is None else {KEYS[key] for key in keys},
+            senders,
+            wanted.not_senders,
+            cursor.window,
+        )
+
+    async def _choose_rooms(self, search: _Search, wanted: Sequence[str] | None) -> set[int] | None:
+        """The rooms to search in; None: all that the index knows the user to be or have been in."""
+        if wanted is None:
+            if len(search.own) > MOST_ROOM_KEYS:
+                return None
+            return {nid for nid, row in search.own.items() if not row.forgotten}
+        nids = list(await self._number(wanted))
+        # whoever searches a room means the rooms whose place it took, too
+        for nid in islice(nids, MAX_PREDECESSORS):  # it goes on to those that are added here
+            nids += [each for each in await self._find_predecessor(nid) if each not in nids]
+        return {nid for nid in nids if nid in search.own and not search.own[nid].forgotten}
+
+    async def _find_predecessor(self, nid: int) -> Sequence[int]:
+        """The room that this one says to have replaced, if it is known."""
+        room = (await self._rooms.get_rooms_by_nid([nid]))[nid]
+        snapshot = await self._engine.find_snapshot(RoomID(room.room_id))
+        create = await snapshot.state.get(CREATE) if snapshot is not None else None
+        named = create.event.content.get("predecessor") if create is not None else None
+        room_id = named.get("room_id") if isinstance(named, dict) else None
+        return await self._number([room_id]) if isinstance(room_id, str) else []
+
+    async def _number(self, room_ids: Iterable[str]) -> Sequence[int]:
+        return [row.room_nid for row in (await self._rooms.get_rooms(room_ids)).values()]
+
+    async def _answer(self, search: _Search, hits: Sequence[Hit], cursor: Cursor, limit: int) -> dict[str, Any]:
+        by_rank = search.criteria.order_by == "rank"
+        ordered = sorted(hits, key=partial(_order, by_rank), reverse=True)
+        rest = ordered
+        if cursor.event_nid:
+            last = (cursor.rank if by_rank else 0, cursor.ts, cursor.event_nid)
+            rest = [hit for hit in ordered if _order(by_rank, hit) < last]
+        found: list[Found] = []
+        looked_at = 0
+        grouped = bool(search.criteria.groupings.group_by)  # each group has to know whether there is more of it
+        while (grouped or len(found) <= limit) and looked_at < min(len(rest), MAX_LOOKED_AT):
+            chunk = rest[looked_at : looked_at + CHUNK]
+            found += await self._look(search, chunk)
+            looked_at += len(chunk)
+        shown, unsure = found[:limit], rest[looked_at:]
+        next_batch = self._go_on(hits, cursor, shown, found, rest[:looked_at], unsure)
+        groups: dict[str, Any] = {
+            group.key: self._group(group.key, cursor, shown, found[limit:], unsure, next_batch)
+            for group in search.criteria.groupings.group_by
+        }
+        answer = await self._answers.make(search.caller, search.criteria, search.terms, shown, groups)
+        sure = {hit.event_nid for hit in hits if _is_surely_seen(search.own.get(hit.room_nid), hit)}
+        answer["count"] = len(sure | {each.hit.event_nid for each in found})
+        if next_batch is not None:
+            answer["next_batch"] = format_cursor(next_batch)
+        return {"search_categories": {"room_events": answer}}
+
+    def _go_on(
+        self,
+        hits: Sequence[Hit],
+        cursor: Cursor,
+        shown: Sequence[Found],
+        found: Sequence[Found],
+        looked_at: Sequence[Hit],
+        unsure: Sequence[Hit],
+    ) -> Cursor | None:
+        """Where the next page begins, if there may be one."""
+        if len(found) > len(shown):
+            return _after(shown[-1].hit, cursor)
+        if unsure:
+            return _after(looked_at[-1], cursor)
+        if len(hits) == WINDOW:
+            older = min(hit.event_nid for hit in hits) - 1
+            return Cursor(older, group=cursor.group, value=cursor.value)
+        return None
+
+    def _group(
+        self,
+        key: GroupKey,
+        cursor: Cursor,
+        shown: Sequence[Found],
+        more: Sequence[Found],
+        unsure: Sequence[Hit],
+        next_batch: Cursor | None,
+    ) -> dict[str, Any]:
+        """The results by group, in the order of each group's best."""
+        groups: dict[str, list[Found]] = {}
+        for each in shown:
+            groups.setdefault(each.value_of(key), []).append(each)
+        following = {each.value_of(key) for each in more}
+        answer: dict[str, Any] = {}
+        for order, (value, members) in enumerate(groups.items(), 1):
+            answer[value] = {"results": [each.event.event.event_id for each in members], "order": order}
+            is_this = cursor.group == key and cursor.value == value
+            if is_this and next_batch is not None:
+                answer[value]["next_batch"] = format_cursor(next_batch)
+            elif cursor.group is None and (value in following or unsure or (next_batch is not None and not more)):
+                within = Cursor(cursor.window, group=key, value=value)
+                answer[value]["next_batch"] = format_cursor(_after(members[-1].hit, within))
+        return answer
+
+    async def _look(self, search: _Search, hits: Sequence[Hit]) -> list[Found]:
+        """Those of the hits that the caller may see and wants, in the same order."""
+        user_id = search.caller.user_id
+        events = await self._events.get_events({nid for hit in hits for nid in (hit.event_nid, hit.text_nid)})
+        by_room: dict[int, list[Hit]] = {}
+        for hit in hits:
+            both = (events.get(hit.event_nid), events.get(hit.text_nid))
+            if all(event is not None and event.redacted_by is None for event in both):
+                by_room.setdefault(hit.room_nid, []).append(hit)
+        seen: dict[int, tuple[Seen, Reader]] = {}
+        said: set[int] = set()
+        for room_nid, in_room in by_room.items():
+            place = await self._find_place(search, user_id, room_nid)
+            if place is None:
+                continue
+            nids = [hit.event_nid for hit in in_room if _is_before(events[hit.event_nid], place.departure)]
+            for each in await self._reading.see(search.caller, place.reader, nids, search.wanted):
+                seen[each.event.nid] = (each, place.reader)
+            edits = [hit.text_nid for hit in in_room if hit.text_nid != hit.event_nid]
+            if edits:
+                shown = await self._reading.see(search.caller, place.reader, edits, RoomEventFilter())
+                said.update(each.event.nid for each in shown)
+        return [
+            Found(hit, *seen[hit.event_nid], events[hit.text_nid])
+            for hit in hits
+            if hit.event_nid in seen and (hit.text_nid == hit.event_nid or hit.text_nid in said)
+        ]
+
+    async def _find_place(self, search: _Search, user_id: UserID, room_nid: int) -> _Place | None:
+        """How the user may look into a room, which they are or were in."""
+        if room_nid not in search.readers:
+            search.readers[room_nid] = await self._find_new_place(search, user_id, room_nid)
+        return search.readers[room_nid]
+
+    async def _find_new_place(self, search: _Search, user_id: UserID, room_nid: int) -> _Place | None:
+        own = search.own.get(room_nid)
+        if own is None or own.forgotten:
+            return None
+        departure = None
+        if own.membership != "join":
+            departure = await self._visibility.find_departure(own)
+            if departure is None:
+                return None
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        try:
+            return _Place(await self._reading.find_reader(user_id, RoomID(room.room_id)), departure)
+        except Forbidden:
+            return None
+
+
+def _is_surely_seen(own: MembershipRow | None, hit: Hit) -> bool:
+    """Whether the user has been in the room since before the event: they see it, whatever the room's settings."""
+    return own is not None and own.membership == "join" and hit.position is not None and hit.position > own.position
+
+
+def _is_before(event: StoredEvent, departure: StoredEvent | None) -> bool:
+    return departure is None or (event.depth, event.nid) <= (departure.depth, departure.nid)
+
+
+def _order(by_rank: bool, hit: Hit) -> tuple[int, int, int]:
+    return (hit.rank if by_rank else 0, hit.ts, hit.event_nid)
+
+
+def _after(hit: Hit, cursor: Cursor) -> Cursor:
+    return Cursor(cursor.window, hit.rank, hit.ts, hit.event_nid, cursor.group, cursor.value)

@@ -1,0 +1,66 @@
+"""Searching over HTTP, once the jobs have caught up with what was said.
+
+begin_jobs(server)
+say(alice, room, "salom")
+settle(server)
+assert found(bob, "salom") == [event_id]
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
+
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, ok
+
+
+def begin_jobs(server: TestServer) -> None:
+    """What is done unasked begins, and has done its first steps."""
+    server.app.start_jobs()
+    server.clock.advance(60)
+
+
+def settle(server: TestServer) -> None:
+    """Let the jobs look at what has happened."""
+    for _ in range(20):
+        server.clock.advance(0.1)
+
+
+async def index(server: TestServer) -> None:
+    """Let the index catch up with what was said, without the passing of time."""
+    await server.app.finding.indexing.do_step(10_000)
+
+
+def ask(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Answer:
+    """The answer to a search in the events of rooms."""
+    path = f"{V3}/search" + ("" if next_batch is None else f"?next_batch={quote(next_batch)}")
+    return user.post(path, {"search_categories": {"room_events": {"search_term": term, **criteria}}})
+
+
+def search(user: User, term: str, next_batch: str | None = None, **criteria: Any) -> Any:
+    """What was found, of a search that must not fail."""
+    return ok(ask(user, term, next_batch, **criteria))["search_categories"]["room_events"]
+
+
+def ids(answer: Any) -> list[str]:
+    """The ids of the results, in their order."""
+    return [result["result"]["event_id"] for result in answer["results"]]
+
+
+def found(user: User, term: str, **criteria: Any) -> list[str]:
+    """The ids of what is found on the first page, the newest first."""
+    return ids(search(user, term, **{"order_by": "recent", **criteria}))
+
+
+def all_pages(user: User, term: str, **criteria: Any) -> Sequence[list[str]]:
+    """The ids of all results, page by page."""
+    pages: list[list[str]] = []
+    token: str | None = None
+    while True:
+        answer = search(user, term, token, **criteria)
+        pages.append(ids(answer))
+        token = answer.get("next_batch")
+        if token is None:
+            return pages
+        assert len(pages) < 100

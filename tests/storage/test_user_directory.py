@@ -1,0 +1,103 @@
+"""The directory of people on both databases."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database, Transaction, WriteTransaction
+from storage.directory_changes import note_directory_changes
+from storage.memberships import MembershipRow, put_membership
+from storage.profiles import ProfileStore
+from storage.user_directory import DirectoryQuery, DirectoryRow, RemoteName, UserDirectoryStore
+
+ME, ALI, VALI, FAR = "@me:a.test", "@ali:a.test", "@vali:a.test", "@ali:far.test"
+QUERY = DirectoryQuery(ME, [("ali",)], None, locals_only=False, everyone_local=True, with_locked=False)
+
+
+@pytest.fixture
+def store(database: Database) -> UserDirectoryStore:
+    return UserDirectoryStore(database)
+
+
+async def put(database: Database, store: UserDirectoryStore, user_id: str, *keys: str) -> None:
+    row = DirectoryRow(user_id, user_id.endswith(":a.test"), None, None, "")
+    await database.write("put", store.put_users, {user_id: 0}, [(row, [*keys, user_id])])
+
+
+async def join(database: Database, room: int, *users: str, rule: str = "invite") -> None:
+    def write(txn: WriteTransaction) -> None:
+        txn.execute("INSERT INTO room_summaries (room_nid, join_rule) VALUES (?, ?)", (room, rule))
+        for user in users:
+            row = MembershipRow(room, user, "join", 1, user, room, user.endswith(":a.test"), "Ali", None, False)
+            put_membership(txn, row)
+
+    await database.write("join", write)
+
+
+async def register(database: Database, *users: str) -> None:
+    def write(txn: WriteTransaction) -> None:
+        for user in users:
+            AccountStore(database).add_account(txn, AccountRow(user, None, 0))
+
+    await database.write("register", write)
+
+
+async def ids(store: UserDirectoryStore, query: DirectoryQuery) -> list[tuple[str, bool]]:
+    return sorted((found.row.user_id, found.shares_room) for found in await store.get_users(query))
+
+
+async def test_who_is_found(database: Database, store: UserDirectoryStore) -> None:
+    await register(database, ME, ALI, VALI)
+    for user, keys in ((ME, ("ali",)), (ALI, ("ali", "aliyev")), (VALI, ("vali", "aliyev")), (FAR, ("alibek",))):
+        await put(database, store, user, *keys)
+    everyone = [(ALI, False), (VALI, False)]
+    assert await ids(store, QUERY) == everyone
+    assert await ids(store, replace(QUERY, everyone_local=False)) == []
+    await join(database, 1, ME, FAR)
+    await join(database, 2, ALI, rule="public")
+    assert await ids(store, QUERY) == [(ALI, False), (FAR, True), (VALI, False)]
+    assert await ids(store, replace(QUERY, everyone_local=False)) == [(ALI, False), (FAR, True)]
+    assert await ids(store, replace(QUERY, locals_only=True)) == everyone
+    assert await ids(store, replace(QUERY, words=[("aliyev",), ("vali",)])) == [(VALI, False)]
+    assert await ids(store, replace(QUERY, words=[("vali", "alib")])) == [(FAR, True), (VALI, False)]
+    assert await ids(store, replace(QUERY, words=[("x",)], id_beginning="@ali:")) == [(ALI, False), (FAR, True)]
+    assert await ids(store, replace(QUERY, words=[])) == []
+    await database.write("lock", lambda txn: AccountStore(database).set_flags(txn, ALI, locked=True))
+    assert await ids(store, QUERY) == [(FAR, True), (VALI, False)]
+    assert (ALI, False) in await ids(store, replace(QUERY, with_locked=True))
+    await database.write("end", lambda txn: AccountStore(database).set_deactivated(txn, VALI, 1, erase=False))
+    assert await ids(store, QUERY) == [(FAR, True)]
+
+
+async def test_notes_are_left_and_worked_off(database: Database, store: UserDirectoryStore) -> None:
+    async def notes() -> dict[str, int]:
+        return await database.read("notes", store.select_changes, 10)
+
+    await register(database, ALI)
+    before = await notes()
+    assert before.keys() == {ALI}
+    await database.write(
+        "name", lambda txn: ProfileStore(database).set_field(txn, ALI, "displayname", b'"Ali"', propagate=False)
+    )
+    assert (await notes())[ALI] > before[ALI]
+    await database.write("put", store.put_users, before, [])
+    assert (await notes()).keys() == {ALI}, "it has changed since it was read"
+    await database.write("put", store.put_users, await notes(), [])
+    assert await notes() == {}
+    await put(database, store, VALI, "vali")
+    await database.write("note", note_directory_changes, [(FAR, 7), (FAR, 8)])
+    await database.write("everyone", store.note_everyone)
+    assert await notes() == {VALI: 0, FAR: 8}
+
+
+async def test_what_rooms_show_of_remote_users(database: Database, store: UserDirectoryStore) -> None:
+    await join(database, 1, FAR, rule="public")
+    await join(database, 2, FAR)
+
+    def read(txn: Transaction) -> Sequence[RemoteName]:
+        return store.select_remote_names(txn, [FAR, "@nobody:far.test"])[FAR]
+
+    names = sorted(await database.read("names", read), key=lambda each: each.position)
+    assert names == [RemoteName("Ali", None, 1, True), RemoteName("Ali", None, 2, False)]
