@@ -24,6 +24,7 @@ from federation.rooms.by_time import NoRemoteTimes
 from federation.rooms.spaces import NoRemoteSpaces
 from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.jobs import jobs_of
@@ -38,6 +39,7 @@ from homeserver.client import (
     account_data,
     account_moderation,
     capabilities,
+    delayed_events,
     devices,
     events_by_time,
     filters,
@@ -48,6 +50,8 @@ from homeserver.client import (
     media,
     mutual_rooms,
     old_sync,
+    openid,
+    presence,
     profiles,
     push_rules,
     receipts,
@@ -70,6 +74,7 @@ from homeserver.client import (
     to_device,
     user_directory,
     versions,
+    voip,
     well_known,
 )
 from homeserver.config.server import Listener
@@ -87,6 +92,7 @@ from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
+from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web import confirm_email, landing
@@ -102,6 +108,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_moderation,
     capabilities,
     confirm_email,
+    delayed_events,
     devices,
     events_by_time,
     filters,
@@ -113,6 +120,8 @@ SOURCES: tuple[ModuleType, ...] = (
     media,
     mutual_rooms,
     old_sync,
+    openid,
+    presence,
     probes,
     profiles,
     push_rules,
@@ -137,6 +146,7 @@ SOURCES: tuple[ModuleType, ...] = (
     to_device,
     user_directory,
     versions,
+    voip,
     well_known,
 )
 """Every module that declares endpoints."""
@@ -161,6 +171,7 @@ class Server:
         media: MediaParts,
         mail: MailParts,
         finding: SearchParts,
+        calls: CallParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -175,6 +186,7 @@ class Server:
         self.media = media
         self.mail = mail
         self.finding = finding
+        self.calls = calls
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -187,7 +199,8 @@ class Server:
         """What answers on one listener."""
         names = frozenset(name for resource in listener.resources for name in resource.names)
         if "federation" in names:
-            names |= {"keys"}  # nobody could check what this server signs without them
+            # nobody could check what this server signs without the keys; services ask where they ask of federation
+            names |= {"keys", "openid"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -214,11 +227,11 @@ class Server:
                 continue
             self._ports.extend(self._listen(listener, tcp, tls, unix))
         self.accounts.last_seen.start()
-        self.rooms.propagation.wake()
-        self.rooms.resume()
+        self.rooms.start()
         self.people.resume_arrivals()
         self.people.resume_departures()
         self.mail.start()
+        self.calls.delayed_events.start()
         self.start_jobs()
         if self.other_nodes is not None:
             self.other_nodes.start()
@@ -252,7 +265,9 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         await self._jobs.stop()
+        await self.calls.delayed_events.stop()
         await self.accounts.last_seen.stop()
+        await self.rooms.presence.stop()
         await self.media.stop()
         await self.mail.stop()
         await self.database.close()
@@ -291,6 +306,7 @@ def build(
         people.accounts,
         rooms.cross_signing_store,
     )
+    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     own_keys = OwnKeys(
         identity,
         rooms.now_ms,
@@ -315,6 +331,9 @@ def build(
         people.moderation,
         people.filters,
         people.push_rules,
+        calls.delayed_events,
+        calls.openid,
+        calls.turn,
         encryption.backups,
         encryption.cross_signing,
         encryption.to_device,
@@ -333,6 +352,7 @@ def build(
         rooms.directory,
         rooms.markers,
         rooms.old_sync,
+        rooms.presence,
         rooms.profile_access,
         rooms.profiles,
         rooms.reading,
@@ -355,7 +375,9 @@ def build(
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
             threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
             login_tokens=config.sessions.login_via_existing_session.enabled,
+            longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
+        OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
         ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
         Discovery(
             server_name,
@@ -376,8 +398,10 @@ def build(
         guard=Guard(limiter, tokens=accounts.access_tokens),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    standing = jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository)
-    jobs = Jobs(clock, [*finding.jobs, *standing], JobMetrics(registry))
+    standing = jobs_of(
+        clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
+    )
+    jobs = Jobs(clock, [*finding.jobs, *calls.jobs(), *standing], JobMetrics(registry))
     return Server(
         config,
         clock,
@@ -389,6 +413,7 @@ def build(
         files,
         mail,
         finding,
+        calls,
         HttpMetrics(registry),
         access_log,
         jobs,

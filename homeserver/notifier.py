@@ -96,6 +96,12 @@ class Notifier:
         if self._to_wake:
             self._schedule()
 
+    def wake(self, listeners: Iterable[Listener]) -> None:
+        """Something concerns these who listen."""
+        self._to_wake.update(dict.fromkeys(listeners))
+        if self._to_wake:
+            self._schedule()
+
     def wake_room(self, room_nid: int) -> None:
         """Something concerns the local members of a room."""
         if self._listeners:

@@ -7,6 +7,7 @@ Laws:
 - A deleted entry stays as `{}`, for incremental readers; it is absent for all others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from storage.database import Database
@@ -59,6 +60,18 @@ class AccountDataStore:
     async def get_rooms_entries(self, user_id: str, type_: str) -> dict[str, bytes]:
         """The entries of one type of all rooms, in one query."""
         return await self._database.read("get_rooms_account_data", _select_of_type, user_id, type_)
+
+    async def get_entries(self, user_id: str, types: Sequence[str]) -> dict[str, bytes]:
+        """Contents of global entries by type, in one query; what was never set, or is deleted, is absent."""
+
+        def read(txn: Transaction) -> dict[str, bytes]:
+            sql = (
+                "SELECT type, content FROM account_data WHERE user_id = ? AND room_id = ? AND type IN {keys}"
+                " AND deleted = 0"
+            )
+            return {type_: bytes(content) for type_, content in txn.query_in(sql, types, before=(user_id, GLOBAL))}
+
+        return await self._database.read_quickly("get_account_data_entries", read)
 
     async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
         """One entry's content; None where it was never set, or is deleted. `room_id` None: global."""

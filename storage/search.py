@@ -10,6 +10,8 @@ Laws:
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from storage.database import Database
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_events
@@ -39,8 +41,7 @@ class TextRow:
     """Its keys, as `storage.text_index` wants them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(msgspec.Struct, frozen=True, gc=False):
     """A text that was found; its fields are those of `TextRow`."""
 
     event_nid: int
@@ -50,6 +51,7 @@ class Hit:
     ts: int
     sender: str
     rank: int
+    """0 where nobody asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,10 @@ class SearchStore:
         self._database = database
         self._index = make_text_index(database.engine.name)
 
-    async def get_hits(self, query: TextQuery, limit: int, rank: Callable[[str], int]) -> list[Hit]:
+    async def get_hits(self, query: TextQuery, limit: int, rank: Callable[[str], int] | None = None) -> list[Hit]:
         """The newest texts, by the number of their event, that have all of the terms. One query.
 
-        `rank` is told the words of each, on the thread that reads.
+        `rank` is told the words of each, on the thread that reads; without it, they are not read.
         """
         if not query.terms or any(
             values is not None and not values for values in (query.rooms, query.kinds, query.senders)
@@ -112,7 +114,9 @@ class SearchStore:
         """The number of the newest event."""
         return await self._database.read_quickly("get_latest_event_nid", select_latest_nid)
 
-    def _select_hits(self, txn: Transaction, query: TextQuery, limit: int, rank: Callable[[str], int]) -> list[Hit]:
+    def _select_hits(
+        self, txn: Transaction, query: TextQuery, limit: int, rank: Callable[[str], int] | None
+    ) -> list[Hit]:
         conditions, args = " AND {nid} <= ?", list[SQLValue]([query.upto])
         if query.rooms is None:
             conditions += (
@@ -135,12 +139,14 @@ class SearchStore:
                 conditions += f" AND s.{column} {wanted} ({', '.join('?' * len(values))})"
                 args += values
         sql, all_args = self._index.select(
-            "s.event_nid, s.text_nid, s.room_nid, s.position, s.ts, s.sender, s.words",
+            "s.event_nid, s.text_nid, s.room_nid, s.position, s.ts, s.sender, " + ("0" if rank is None else "s.words"),
             query.terms,
             query.rooms,
             f"{conditions} ORDER BY {{nid}} DESC LIMIT ?",
             [*args, limit],
         )
+        if rank is None:
+            return [Hit(*row) for row in txn.query(sql, all_args)]
         return [
             Hit(event_nid, text_nid, room_nid, position, ts, sender, rank(words))
             for event_nid, text_nid, room_nid, position, ts, sender, words in txn.query(sql, all_args)

@@ -7,6 +7,7 @@ hash: a note is written with every message, and the names are longer than many a
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Final
 
 import msgspec
 
@@ -31,6 +32,10 @@ class SentTransaction:
         return blake2b(msgspec.json.encode(names), digest_size=16, person=b"mahalla.sent").digest()
 
 
+DELAYED: Final = "delay:"
+"""With it begins the id under which no device but the server sends a delayed event; its own follows."""
+
+
 class AlreadySent(Exception):
     """The request has been carried out before; `response` is what was answered then."""
 
@@ -50,8 +55,10 @@ class SentTransactionStore:
         """What was answered to that request, or None if it is new."""
         return await self._database.read_quickly("get_sent_response", select_response, transaction)
 
-    async def get_txn_ids(self, user_id: str, device_id: str, event_nids: Iterable[int]) -> Mapping[int, str]:
-        """For those of the events that this device of their sender sent, the transaction id."""
+    async def get_txn_ids(
+        self, user_id: str, device_id: str, event_nids: Iterable[int]
+    ) -> Mapping[int, tuple[str, str]]:
+        """For those of the events that this device of their sender sent, or none, the device and the transaction id."""
         return await self._database.read_quickly("get_txn_ids", _select_ids, user_id, device_id, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
@@ -90,14 +97,15 @@ def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | N
     return response if response is not None else b'{"event_id":"%s"}' % event_id.encode()
 
 
-def _select_ids(txn: Transaction, user_id: str, device_id: str, event_nids: list[int]) -> dict[int, str]:
+def _select_ids(txn: Transaction, user_id: str, device_id: str, event_nids: list[int]) -> dict[int, tuple[str, str]]:
     rows = txn.query_in(
-        "SELECT t.event_nid, t.txn_id FROM sent_transactions AS t JOIN events AS e ON e.event_nid = t.event_nid"
-        " WHERE t.device_id = ? AND e.sender = ? AND t.event_nid IN {keys}",
+        "SELECT t.event_nid, t.device_id, t.txn_id FROM sent_transactions AS t"
+        " JOIN events AS e ON e.event_nid = t.event_nid"
+        " WHERE t.device_id IN (?, '') AND e.sender = ? AND t.event_nid IN {keys}",
         event_nids,
         before=(device_id, user_id),
     )
-    return {nid: txn_id for nid, txn_id in rows}
+    return {nid: (of_device, txn_id) for nid, of_device, txn_id in rows}
 
 
 def _remove_before(txn: WriteTransaction, created_ts: int, limit: int) -> int:

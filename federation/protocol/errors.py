@@ -197,6 +197,10 @@ class GuestAccessForbidden(MatrixError):
     errcode, status, default_text = "M_GUEST_ACCESS_FORBIDDEN", 403, "Guests may not do this"
 
 
+class InviteBlocked(MatrixError):
+    errcode, status, default_text = "M_INVITE_BLOCKED", 403, "This user takes no invites from you"
+
+
 class UnableToAuthoriseJoin(MatrixError):
     errcode, status, default_text = "M_UNABLE_TO_AUTHORISE_JOIN", 400, "This server cannot authorise the join"
 

@@ -9,6 +9,7 @@ from homeserver.jobs import Job
 from homeserver.services.email_validation import EmailValidation
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.media.repository import MediaRepository
+from homeserver.services.presence.presence import Presence
 from homeserver.services.uia import UIA
 from storage.database import Database
 from storage.sent_transactions import SentTransactionStore
@@ -26,6 +27,7 @@ def jobs_of(
     login_tokens: LoginTokens,
     validation: EmailValidation,
     media: MediaRepository,
+    presence: Presence,
 ) -> Sequence[Job]:
     """All jobs of a server."""
     sent = SentTransactionStore(database)
@@ -48,4 +50,5 @@ def jobs_of(
         Job("end_old_email_validations", validation.do_sweep, 600.0),
         Job("end_media_reservations", media.do_remove_expired, 600.0),
         Job("collect_state", collect_state, 60.0),
+        Job("end_remote_presence", presence.do_expire_remote, 60.0),
     )

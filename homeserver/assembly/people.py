@@ -22,7 +22,9 @@ from homeserver.services.push_rules import PushRules
 from homeserver.services.threepids import Threepids
 from storage.account_data import AccountDataStore
 from storage.database import Database
+from storage.delayed_events import DelayedEventStore
 from storage.filters import FilterStore
+from storage.openid_tokens import OpenIDTokenStore
 
 
 class PeopleParts:
@@ -51,6 +53,7 @@ class PeopleParts:
             accounts.sessions,
             mail.threepids,
             rooms.room_memberships,
+            kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
         )
         self.accounts = Accounts(
             database,

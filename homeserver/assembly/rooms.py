@@ -16,6 +16,7 @@ from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.presence import presence_of
 from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -25,8 +26,10 @@ from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
 from homeserver.services.encrypted_rooms import EncryptedRooms
+from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.mentions import Mentions
 from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
@@ -50,6 +53,7 @@ from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms
 from homeserver.services.sync.lazy_members import LazyMembers
+from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import Sync, SyncParts
@@ -121,6 +125,7 @@ class RoomParts:
         past = PastMemberships(self.events)
         unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
+        self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
         self.visibility = visibility = Visibility(trees, self.events)
@@ -173,6 +178,7 @@ class RoomParts:
             guests,
             RestrictedJoins(self.memberships, room_store),
             personal_settings,
+            self.permissions,
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -242,7 +248,11 @@ class RoomParts:
             identity,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
-        self.typing = Typing(self.notifier, clock)
+        ephemeral = EphemeralCounter(clock)
+        self.typing = Typing(self.notifier, clock, ephemeral, self.memberships, streams)
+        self.presence = presence_of(
+            config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
+        )
         history = InvitedRooms(self.engine, self.events)
         self.cross_signing_store = CrossSigningStore(database)
         self.device_keys = DeviceKeys(
@@ -284,7 +294,15 @@ class RoomParts:
             recent,
             past,
             ignored,
+            self.permissions,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),
+            PresenceReader(
+                self.presence,
+                self.memberships,
+                recent,
+                server_name=identity.server_name,
+                tells_offline=config.people.presence.include_offline_users_on_sync,
+            ),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
@@ -318,8 +336,12 @@ class RoomParts:
         )
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
 
-    def resume(self) -> None:
-        """Go on with what was begun before a restart."""
+    def start(self) -> None:
+        """Go on with what a restart interrupted."""
+        self.propagation.wake()
+        Deferred.fromCoroutine(self.presence.start()).addErrback(
+            lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
         Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
             lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
         )

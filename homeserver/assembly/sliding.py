@@ -52,7 +52,7 @@ def sliding_parts(
         synced.memberships,
         visibility,
         synced.invited,
-        synced.ignored,
+        synced.permissions,
         RoomLabels(synced.account_data, streams, capacity=USERS_CACHED),
         RoomTraits(summary_store, streams, capacity=ROOMS_CACHED),
         recency,
@@ -74,7 +74,15 @@ def sliding_parts(
         )
     )
     extensions = ExtensionReader(
-        ExtensionParts(synced.devices, synced.account_data, synced.receipts, synced.typing, synced.recent, synced.rooms)
+        ExtensionParts(
+            synced.devices,
+            synced.account_data,
+            synced.receipts,
+            synced.typing,
+            synced.recent,
+            synced.rooms,
+            synced.ignored,
+        )
     )
     return SlidingParts(
         Connections(SlidingConnectionStore(database), now_ms, capacity=CONNECTED_ROOMS_CACHED),

@@ -6,6 +6,7 @@ from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import EventID, RoomID, UserID
 from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.presence.presence import Presence
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.typing import DEFAULT_TIMEOUT_MS, Typing
@@ -24,6 +25,7 @@ class ReceiptBody(msgspec.Struct, frozen=True):
 @endpoint("POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER, while_suspended=True)
 async def post_receipt(
     markers: ReadMarkers,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -32,6 +34,7 @@ async def post_receipt(
     body: ReceiptBody = ReceiptBody(),
 ) -> Empty:
     """Move one receipt."""
+    presence.note_active(caller)
     await markers.do_mark(caller, room_id, {receipt_type: event_id}, body.thread_id)
     return EMPTY
 
@@ -46,9 +49,10 @@ class MarkersBody(msgspec.Struct, frozen=True):
 
 @endpoint("POST", *_paths("read_markers"), auth=Auth.USER, while_suspended=True)
 async def set_read_marker(
-    markers: ReadMarkers, caller: Requester, *, room_id: RoomID, body: MarkersBody = MarkersBody()
+    markers: ReadMarkers, presence: Presence, caller: Requester, *, room_id: RoomID, body: MarkersBody = MarkersBody()
 ) -> Empty:
     """Move the fully read marker and receipts at once."""
+    presence.note_active(caller)
     marks = {"m.fully_read": body.fully_read, "m.read": body.read, "m.read.private": body.read_private}
     await markers.do_mark(caller, room_id, {kind: event_id for kind, event_id in marks.items() if event_id}, None)
     return EMPTY
@@ -63,14 +67,20 @@ class TypingBody(msgspec.Struct, frozen=True):
 
 @endpoint("PUT", *_paths("typing/{user_id}"), auth=Auth.USER)
 async def set_typing(
-    typing: Typing, reading: RoomReading, caller: Requester, *, room_id: RoomID, user_id: UserID, body: TypingBody
+    typing: Typing,
+    reading: RoomReading,
+    presence: Presence,
+    caller: Requester,
+    *,
+    room_id: RoomID,
+    user_id: UserID,
+    body: TypingBody,
 ) -> Empty:
     """Say that one is typing, or no longer."""
     if user_id != caller.user_id:
         raise Forbidden("You can only say of yourself that you are typing")
     snapshot = await reading.check_joined(caller.user_id, room_id)
-    if body.typing:
-        typing.start(snapshot.room.room_nid, user_id, DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout)
-    else:
-        typing.stop(snapshot.room.room_nid, user_id)
+    presence.note_active(caller)
+    timeout = DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout
+    typing.put(snapshot.room.room_nid, user_id, timeout if body.typing else None)
     return EMPTY

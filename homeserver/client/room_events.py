@@ -4,15 +4,19 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
+from homeserver.services.delayed_events import DelayedEvents
 from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
+from homeserver.services.presence.presence import Presence
 from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.room_sending import RoomSending
 from storage.timelines import Direction
 
 Content = dict[str, Any]
+Delay = Annotated[int | None, Names("org.matrix.msc4140.delay")]
+"""In so many milliseconds the event is to be sent (MSC4140)."""
 
 
 def _paths(rest: str) -> tuple[str, str]:
@@ -29,6 +33,8 @@ def _paths(rest: str) -> tuple[str, str]:
 )
 async def send_message(
     sending: RoomSending,
+    delayed: DelayedEvents,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -36,8 +42,12 @@ async def send_message(
     txn_id: str,
     body: Content,
     ts: int | None = None,
-) -> msgspec.Raw:
+    delay: Delay = None,
+) -> Any:
     """Send an event that is no state, once for a transaction id. A suspended user may redact what they sent."""
+    presence.note_active(caller)
+    if delay is not None:
+        return {"delay_id": await delayed.do_schedule(caller, room_id, event_type, None, body, delay, txn_id, ts)}
     return await sending.do_send(caller, room_id, event_type, body, txn_id, ts)
 
 
@@ -64,6 +74,7 @@ class Redaction(msgspec.Struct, frozen=True):
 )
 async def redact_event(
     sending: RoomSending,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -72,6 +83,7 @@ async def redact_event(
     body: Redaction = Redaction(),
 ) -> msgspec.Raw:
     """Take an event's content away."""
+    presence.note_active(caller)
     related = body.with_rel_types or body.with_relations or ()
     return await sending.do_redact(caller, room_id, event_id, body.reason, txn_id, related)
 
@@ -86,6 +98,8 @@ async def redact_event(
 )
 async def set_room_state(
     sending: RoomSending,
+    delayed: DelayedEvents,
+    presence: Presence,
     caller: Requester,
     *,
     room_id: RoomID,
@@ -93,8 +107,12 @@ async def set_room_state(
     state_key: str = "",
     body: Content,
     ts: int | None = None,
-) -> dict[str, EventID]:
+    delay: Delay = None,
+) -> dict[str, str]:
     """Set a state entry."""
+    presence.note_active(caller)
+    if delay is not None:
+        return {"delay_id": await delayed.do_schedule(caller, room_id, event_type, state_key, body, delay, None, ts)}
     return {"event_id": await sending.do_set_state(caller, room_id, event_type, state_key, body, ts)}
 
 

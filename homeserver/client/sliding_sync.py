@@ -8,6 +8,7 @@ import msgspec
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_room_id
+from homeserver.services.presence.presence import Presence
 from homeserver.services.sliding_sync.request import (
     ANY,
     MEMBER,
@@ -38,7 +39,7 @@ ME: Final = "$ME"
 FAR: Final = 2**53
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
-Presence = Literal["offline", "online", "unavailable"]
+PresenceState = Literal["offline", "online", "unavailable"]
 
 
 class FiltersBody(msgspec.Struct, frozen=True):
@@ -143,7 +144,7 @@ class StableBody(msgspec.Struct, frozen=True):
     conn_id: str | None = None
     pos: str | None = None
     timeout: Natural | None = None
-    set_presence: Presence | None = None
+    set_presence: PresenceState | None = None
     lists: dict[str, StableList] | None = None
     room_subscriptions: dict[str, StableRoom] | None = None
     extensions: ExtensionsBody | None = None
@@ -159,12 +160,13 @@ class StableBody(msgspec.Struct, frozen=True):
 )
 async def post_unstable_sliding_sync(
     sliding_sync: SlidingSync,
+    presence: Presence,
     caller: Requester,
     *,
     body: UnstableBody = UnstableBody(),
     pos: str | None = None,
     timeout: int = 0,
-    set_presence: Presence = "online",
+    set_presence: PresenceState | None = None,
 ) -> dict[str, Any]:
     """What is new in the rooms that the client looks at, as the released clients ask for it."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
@@ -179,7 +181,11 @@ async def post_unstable_sliding_sync(
         subscriptions={id: _unstable_config(wanted, caller) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
-    answer = await sliding_sync.sync(request)
+    presence.arrive(caller, set_presence)
+    try:
+        answer = await sliding_sync.sync(request)
+    finally:
+        presence.leave(caller)
     return answer if body.txn_id is None else {**answer, "txn_id": body.txn_id}
 
 
@@ -192,7 +198,7 @@ async def post_unstable_sliding_sync(
     long_poll=True,
 )
 async def post_sliding_sync(
-    sliding_sync: SlidingSync, caller: Requester, *, body: StableBody = StableBody()
+    sliding_sync: SlidingSync, presence: Presence, caller: Requester, *, body: StableBody = StableBody()
 ) -> dict[str, Any]:
     """What is new in the rooms that the client looks at, in the accepted form."""
     lists, subscriptions = body.lists or {}, body.room_subscriptions or {}
@@ -207,7 +213,11 @@ async def post_sliding_sync(
         subscriptions={id: _stable_config(wanted) for id, wanted in subscriptions.items() if is_room_id(id)},
         extensions=_extensions(body.extensions or ExtensionsBody()),
     )
-    return await sliding_sync.sync(request)
+    presence.arrive(caller, body.set_presence)
+    try:
+        return await sliding_sync.sync(request)
+    finally:
+        presence.leave(caller)
 
 
 def _check(conn_id: str | None, lists: Mapping[str, object], subscriptions: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from homeserver.services.filters import Filters
+from homeserver.services.presence.presence import Presence
 from homeserver.services.stream_tokens import parse_sync_token
 from homeserver.services.sync.request import StateSection, SyncRequest
 from homeserver.services.sync.sync import Sync
@@ -13,12 +14,13 @@ from homeserver.services.sync.sync import Sync
 async def get_sync(
     sync: Sync,
     filters: Filters,
+    presence: Presence,
     caller: Requester,
     *,
     filter: str | None = None,
     since: str | None = None,
     full_state: bool = False,
-    set_presence: Literal["offline", "online", "unavailable"] = "online",
+    set_presence: Literal["offline", "online", "unavailable"] | None = None,
     timeout: int = 0,
     use_state_after: bool = False,
     unstable_state_after: Annotated[bool, Names("org.matrix.msc4222.use_state_after")] = False,
@@ -35,4 +37,8 @@ async def get_sync(
         if unstable_state_after
         else StateSection.BEFORE,
     )
-    return await sync.sync(request, timeout)
+    presence.arrive(caller, set_presence)
+    try:
+        return await sync.sync(request, timeout)
+    finally:
+        presence.leave(caller)

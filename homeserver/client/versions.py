@@ -7,9 +7,8 @@ spec: client-server-api#get_matrixclientversions
 
 from typing import Final
 
-import msgspec
-
 from federation.protocol.endpoint import Auth, endpoint
+from homeserver.services.offered_features import OfferedFeatures
 
 VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))
 
@@ -21,6 +20,10 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3715.stable": True,
     "org.matrix.msc3771": True,
     "org.matrix.msc3827.stable": True,
+    "org.matrix.msc3391": True,
+    "org.matrix.msc4155": True,
+    "org.matrix.msc4380": True,
+    "org.matrix.msc4380.stable": True,
     "org.matrix.simplified_msc3575": True,
     "org.matrix.msc3856.stable": True,
     "org.matrix.msc3874": True,
@@ -30,10 +33,8 @@ UNSTABLE_FEATURES: Final = {
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
 }
 
-_ANSWER: Final = msgspec.Raw(msgspec.json.encode({"versions": VERSIONS, "unstable_features": UNSTABLE_FEATURES}))
-
 
 @endpoint("GET", "/_matrix/client/versions", auth=Auth.NONE)
-async def get_versions() -> msgspec.Raw:
-    """The same for everybody, so it is encoded once."""
-    return _ANSWER
+async def get_versions(offered: OfferedFeatures) -> dict[str, object]:
+    """The same for everybody."""
+    return {"versions": VERSIONS, "unstable_features": {**UNSTABLE_FEATURES, **offered.features}}

@@ -97,16 +97,12 @@ class URLPreviews:
 class Calls:
     """TURN servers, through which calls go that find no direct way."""
 
-    turn_uris: tuple[str, ...] = option(
-        (), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]', not_yet=True
-    )
-    turn_shared_secret: Secret | None = option(
-        None, "The secret that the TURN servers share with this server.", not_yet=True
-    )
-    turn_username: str | None = option(None, "The user of TURN servers that share no secret.", not_yet=True)
-    turn_password: Secret | None = option(None, "Its password.", not_yet=True)
-    turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is good for.", not_yet=True)
-    turn_allow_guests: bool = option(False, "Whether guests may use the TURN servers.", not_yet=True)
+    turn_uris: tuple[str, ...] = option((), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]')
+    turn_shared_secret: Secret | None = option(None, "The secret that the TURN servers share with this server.")
+    turn_username: str | None = option(None, "The user of TURN servers that share no secret.")
+    turn_password: Secret | None = option(None, "Its password.")
+    turn_user_lifetime: Duration = option(Duration(3_600_000), "How long a credential is good for.")
+    turn_allow_guests: bool = option(False, "Whether guests may use the TURN servers.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

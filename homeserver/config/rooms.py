@@ -40,6 +40,11 @@ class Rooms:
     block_non_admin_invites: bool = option(False, "Whether only administrators of the server may invite.")
     require_membership_for_aliases: bool = option(True, "Whether only members of a room may give it an alias.")
     forget_rooms_on_leave: bool = option(False, "Whether a room that a user leaves is forgotten at once.")
+    max_event_delay_duration: Duration | None = option(
+        Duration(86_400_000),
+        "How far ahead people may schedule events, which calls need; `null`: not at all.",
+        minimum=1000,
+    )
     filter_timeline_limit: int = option(
         100, "The most events of a room in one answer to /sync, whatever its filter says; -1: no bound.", minimum=-1
     )
@@ -49,7 +54,12 @@ class Rooms:
 class Presence:
     """Who is there."""
 
-    enabled: Literal[True, False, "untracked"] = option(True, "Whether people see who is online.")
+    enabled: Literal[True, False, "untracked"] = option(
+        True, "Whether people see who is online; untracked: only of those on other servers."
+    )
+    include_offline_users_on_sync: bool = option(
+        False, "Whether a first /sync names those too who are offline; dear in big rooms."
+    )
     last_active_granularity: Duration = option(Duration(60_000), "How long one counts as active just now.")
     sync_online_timeout: Duration = option(Duration(30_000), "How long after the last /sync one is offline.")
     idle_timeout: Duration = option(Duration(300_000), "How long without activity makes one unavailable.")
@@ -59,7 +69,7 @@ class Presence:
 class People:
     """What is shown of people, and to whom."""
 
-    presence: Presence = section(Presence, "Presence: who is online.", not_yet=True)
+    presence: Presence = section(Presence, "Presence: who is online.")
     require_auth_for_profile_requests: bool = option(
         False, "Whether profiles are shown only to people with an account."
     )

@@ -52,14 +52,17 @@ class AccountData:
     async def do_set(
         self, caller: Requester, user_id: UserID, room_id: RoomID | None, type_: str, content: msgspec.Raw
     ) -> None:
-        """Set one entry. Raises `Forbidden`, `ManagedByServer`, `InvalidParam`, `BadJson`."""
+        """Set one entry; `{}` deletes it (MSC3391). Raises `Forbidden`, `ManagedByServer`, `InvalidParam`, `BadJson`."""
         _check_owner(caller, user_id)
         _check_type(type_)
         data = bytes(content)
-        decode_object(data)  # it is spliced into other answers as it is, so must be valid to its last bracket
+        is_empty = not decode_object(
+            data
+        )  # it is spliced into other answers as it is, so must be valid to its last bracket
 
         def write(txn: WriteTransaction) -> None:
-            self._store.set_entry(txn, user_id, room_id, type_, data)
+            # told even where there was nothing to delete: clients wait for what they set to come back
+            self._store.set_entry(txn, user_id, room_id, type_, b"{}" if is_empty else data, deleted=is_empty)
 
         await self._database.write("set_account_data", write)
 

@@ -6,12 +6,13 @@ import msgspec
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from homeserver.services.delayed_events import MOST_SCHEDULED
 from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME
 
 
 class Capabilities:
     """Answers from what the server was made with; encoded beforehand. `fixed_profile_fields`: those that people may not
-    change themselves."""
+    change themselves. `longest_delay_ms`: of delayed events, None where there are none."""
 
     def __init__(
         self,
@@ -22,6 +23,7 @@ class Capabilities:
         rooms_forgotten_on_leave: bool = False,
         login_tokens: bool = False,
         threepid_changes: bool = False,
+        longest_delay_ms: int | None = None,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:
@@ -41,6 +43,9 @@ class Capabilities:
             "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
             "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
         }
+        if longest_delay_ms is not None:
+            limits = {"max_delay_ms": longest_delay_ms, "max_scheduled": MOST_SCHEDULED}
+            people["org.matrix.msc4140.delayed_events"] = limits
         moderation = {"suspend": True, "lock": True}
         self._of_people = _encode(people)
         self._of_admins = _encode({**people, "m.account_moderation": moderation, "uk.timedout.msc4323": moderation})

@@ -18,7 +18,7 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.visible import Seen
 from homeserver.services.aggregations import Aggregation, Aggregations
 from storage.relations import REFERENCE, REPLACE, THREAD
-from storage.sent_transactions import SentTransactionStore
+from storage.sent_transactions import DELAYED, SentTransactionStore
 
 BUNDLE_LEVELS: Final = 2
 """With an event its thread's latest event is told, and of that its own children; of these no more."""
@@ -103,22 +103,24 @@ class ClientEvents:
         self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
     ) -> dict[int, bytes]:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
-        txn_ids: dict[int, str] = {}
+        sent: dict[int, tuple[str, str]] = {}
         if device_id is not None:
             own = [event for event in events if event.event.sender == user_id]
-            txn_ids = {
-                event.nid: event.sent[1] for event in own if event.sent is not None and event.sent[0] == device_id
-            }
+            sent = {event.nid: event.sent for event in own if event.sent is not None}
             unknown = [event.nid for event in own if event.sent is None]
             if unknown:
-                txn_ids |= await self._sent.get_txn_ids(user_id, device_id, unknown)
+                sent |= await self._sent.get_txn_ids(user_id, device_id, unknown)
         others = {nid for event in events for nid in (event.replaces, event.redacted_by) if nid is not None}
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
         for event in events:
             extra = b""
-            if event.nid in txn_ids:
-                extra += b',"transaction_id":' + _encode(txn_ids[event.nid])
+            if event.nid in sent:
+                of_device, txn_id = sent[event.nid]
+                if of_device == device_id:
+                    extra += b',"transaction_id":' + _encode(txn_id)
+                elif not of_device and txn_id.startswith(DELAYED):
+                    extra += b',"org.matrix.msc4140.delay_id":' + _encode(txn_id[len(DELAYED) :])
             if event.replaces is not None and event.replaces in loaded:
                 former = loaded[event.replaces].event
                 extra += b',"replaces_state":%s,"prev_sender":%s,"prev_content":%s' % (

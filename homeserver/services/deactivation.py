@@ -8,6 +8,7 @@ Laws:
 spec: client-server-api#account-deactivation
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -32,6 +33,14 @@ class RoomsOfUser(Protocol):
         ...
 
 
+class Forgets(Protocol):
+    """Something that is kept of users while they have an account."""
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all that is kept of a user."""
+        ...
+
+
 class Deactivation:
     """Closes accounts."""
 
@@ -45,7 +54,9 @@ class Deactivation:
         sessions: Sessions,
         threepids: ThreepidStore,
         rooms: RoomsOfUser,
+        kept_by_user: Sequence[Forgets] = (),
     ) -> None:
+        """`kept_by_user`: what an account that ends has no more."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -54,6 +65,7 @@ class Deactivation:
         self._sessions = sessions
         self._threepids = threepids
         self._rooms = rooms
+        self._kept_by_user = tuple(kept_by_user)
 
     async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
         """End an account for good, then leave its rooms; `erase`: take away its profile and account data too, and mark
@@ -66,6 +78,8 @@ class Deactivation:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
             self._sessions.remove_sessions(txn, user_id)
             self._threepids.remove_threepids(txn, user_id)
+            for store in self._kept_by_user:
+                store.remove_user(txn, user_id)
             if erase:
                 self._account_data.remove_account_data(txn, user_id)
                 self._profiles.remove_profile(txn, user_id)

@@ -18,6 +18,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import (
     BadJson,
     Forbidden,
+    GuestAccessForbidden,
     InvalidParam,
     KeyTooLarge,
     MissingParam,
@@ -170,6 +171,8 @@ class Profiles:
             raise InvalidParam("The name of a profile field has the characters a-z 0-9 . _ - and begins with a letter")
         if caller.user_id != user_id:
             raise Forbidden("You may change your own profile only")
+        if caller.is_guest and field != DISPLAY_NAME:
+            raise GuestAccessForbidden("Guests may change their display name only")
         if field in self.fixed and not caller.is_admin:
             raise Forbidden("This server does not let people change this field of their profile")
 

@@ -109,7 +109,8 @@ class RoomCreation:
         self._profile_on_invite = profile_on_invite
 
     async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
-        """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden."""
+        """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden,
+        InviteBlocked."""
         version = self._find_version(wish)
         invites = [parse_user_id(user_id) for user_id in dict.fromkeys(wish.invite or ())]
         if wish.invite_3pid:
@@ -121,6 +122,7 @@ class RoomCreation:
             self._memberships.check_may_invite(caller)
         if invites and caller.rate_limited:
             self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
+        await self._memberships.check_may_be_invited(caller.user_id, invites)
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
 

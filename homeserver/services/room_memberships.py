@@ -3,7 +3,7 @@
 spec: client-server-api#room-membership
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
@@ -17,6 +17,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.snapshots import RoomSnapshot
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
 from homeserver.services.restricted_joins import RestrictedJoins
@@ -54,6 +55,7 @@ class RoomMemberships:
         guests: GuestAccess,
         restricted: RestrictedJoins,
         personal_settings: PersonalSettings,
+        permissions: InvitePermissions,
         *,
         only_admins_invite: bool,
         profile_on_invite: bool,
@@ -72,6 +74,7 @@ class RoomMemberships:
         self._guests = guests
         self._restricted = restricted
         self._personal_settings = personal_settings
+        self._permissions = permissions
         self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
@@ -108,7 +111,7 @@ class RoomMemberships:
         """For a change of membership that is sent as a state event: its content as it may be sent.
 
         What authorization does not ask is checked as for the endpoints that are made for it. Raises NotFound,
-        Forbidden, LimitExceeded.
+        Forbidden, InviteBlocked, LimitExceeded.
         """
         checked = {name: value for name, value in content.items() if name != AUTHORISER}
         snapshot = await self._engine.get_snapshot(room_id)
@@ -122,7 +125,7 @@ class RoomMemberships:
                         self._limiter.check(Limit.JOIN, caller.user_id)
                     checked |= await self._check_joining(caller, snapshot, present)
             case "invite":
-                self._check_inviting(caller, room_id, parse_user_id(target))
+                await self._check_inviting(caller, room_id, parse_user_id(target))
         return checked
 
     async def settle(self, user_id: UserID, room_id: RoomID) -> None:
@@ -155,9 +158,9 @@ class RoomMemberships:
         await self._membership_store.set_forgotten(present.room_nid, caller.user_id)
 
     async def do_invite(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
-        """Invite someone. Raises NotFound, Forbidden."""
+        """Invite someone. Raises NotFound, Forbidden, InviteBlocked."""
         await self._engine.get_snapshot(room_id)
-        self._check_inviting(caller, room_id, target)
+        await self._check_inviting(caller, room_id, target)
         shown = target if self._profile_on_invite else None
         await self._send(caller, room_id, target, await self._content("invite", shown, reason))
 
@@ -218,7 +221,7 @@ class RoomMemberships:
         authoriser = await self._restricted.find_authoriser(snapshot, caller.user_id)
         return {} if authoriser is None else {AUTHORISER: authoriser}
 
-    def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
+    async def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
         self.check_may_invite(caller)
         if not self._identity.is_local(target):
             raise Forbidden(f"{target} is of another server, and this server does not federate")
@@ -226,11 +229,18 @@ class RoomMemberships:
             self._limiter.check(Limit.INVITE_ROOM, room_id)
             self._limiter.check(Limit.INVITE_USER, target)
             self._limiter.check(Limit.INVITE, caller.user_id)
+        await self.check_may_be_invited(caller.user_id, [target])
 
     def check_may_invite(self, caller: Requester) -> None:
         """Raises Forbidden where only administrators may invite."""
         if self._only_admins_invite and not caller.is_admin:
             raise Forbidden("Only administrators of this server may invite")
+
+    async def check_may_be_invited(self, inviter: UserID, targets: Iterable[UserID]) -> None:
+        """Raises InviteBlocked where one of these, of this server, takes no invites from the user."""
+        for target in targets:
+            if self._identity.is_local(target):
+                await self._permissions.check_may_invite(inviter, target)
 
     async def _redeem_invite(self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]) -> Draft:
         """The invite that an address was promised, for the user who has proved that it is theirs: sent in the name of

@@ -67,10 +67,12 @@ class RoomSending:
         content: Mapping[str, Any],
         txn_id: str,
         origin_server_ts: int | None,
+        *,
+        sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
         """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound,
         UserSuspended for all but redactions of one's own events, DuplicateAnnotation; MatrixError for a thread at an event
-        that has a parent."""
+        that has a parent. `sent` names a request that was another one, of before."""
         redacts = None
         if type != "m.room.redaction":
             if caller.is_suspended:
@@ -83,8 +85,8 @@ class RoomSending:
             await self._check_suspended_redacts_own(caller, room_id, redacts)
             # where the version has it beside the content it does not belong into it
             content = {name: value for name, value in content.items() if name != "redacts"}
-        sent = _name(caller, f"send/{room_id}/{type}", txn_id)
-        draft = Draft(type, caller.user_id, content, None, redacts, _timestamp(caller, origin_server_ts), sent)
+        sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
+        draft = Draft(type, caller.user_id, content, None, redacts, check_timestamp(caller, origin_server_ts), sent)
         relation = relation_in(content)
         if relation is not None:
             refusal = await self._refuse_relation(caller, room_id, type, relation)
@@ -107,7 +109,7 @@ class RoomSending:
         """Redact an event, and its children by relations of these types. Raises Forbidden, NotFound, UserSuspended."""
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
-        sent = _name(caller, f"redact/{room_id}/{target}", txn_id)
+        sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
         draft = Draft("m.room.redaction", caller.user_id, content, None, target, None, sent)
         answer = await self._send(room_id, draft)
         if with_rel_types:
@@ -124,8 +126,11 @@ class RoomSending:
         state_key: str,
         content: Mapping[str, Any],
         origin_server_ts: int | None,
+        *,
+        sent: SentTransaction | None = None,
     ) -> EventID:
-        """Set a state entry; the event that it has, an older one where nothing changes. Raises Forbidden, NotFound."""
+        """Set a state entry; the event that it has, an older one where nothing changes. Raises Forbidden, NotFound; with
+        `sent`, which names the request, AlreadySent."""
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
         if type == "m.room.member":
@@ -137,7 +142,8 @@ class RoomSending:
             caller.user_id,
             content,
             state_key,
-            origin_server_ts=_timestamp(caller, origin_server_ts),
+            origin_server_ts=check_timestamp(caller, origin_server_ts),
+            sent=sent,
             unless_same=True,
         )
         event = (await self._engine.send(room_id, [draft]))[0].event
@@ -212,13 +218,15 @@ def _named(content: Mapping[str, Any]) -> set[str]:
     return {name for name in names if isinstance(name, str)}
 
 
-def _name(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
+def name_request(caller: Requester, scope: str, txn_id: str) -> SentTransaction:
+    """The name of a request that may come again. Raises InvalidParam."""
     if len(txn_id) > MAX_TXN_ID:
         raise InvalidParam(f"A transaction id has at most {MAX_TXN_ID} characters")
     return SentTransaction(caller.user_id, caller.device_id or "", scope, txn_id)
 
 
-def _timestamp(caller: Requester, ts: int | None) -> int | None:
+def check_timestamp(caller: Requester, ts: int | None) -> int | None:
+    """When an application service says that an event was sent. Raises Forbidden for others, InvalidParam."""
     if ts is None:
         return None
     if caller.appservice_id is None:

@@ -59,6 +59,14 @@ class SecretText:
         """32 letters and digits, 190 bits: who holds it signs in."""
         return self._text(_ALPHABET, 32)
 
+    def openid_token(self) -> str:
+        """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
+        return self._text(ascii_letters, 24)
+
+    def delay_id(self) -> str:
+        """24 letters, 136 bits: who knows it may manage a delayed event."""
+        return self._text(ascii_letters, 24)
+
     def nonce(self) -> str:
         """128 hexadecimal digits."""
         return self._random(64).hex()

@@ -1,41 +1,85 @@
-"""Who is typing where: in memory, each notice with an end.
+"""Who is typing where: in memory, each notice with an end. Who leaves a room types there no more.
 
-Positions are of the ephemeral counter, which begins at the time of the start in microseconds: it never runs backwards
-over a restart, and a client that comes with a position from before is told where anybody types.
+Positions are of the ephemeral counter: a client that comes with one from before the start is told where anybody types.
 
 spec: client-server-api#typing-notifications
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
-from federation.protocol.ids import UserID
+from federation.protocol.ids import ServerName, UserID, domain_of
+from federation.rooms.memberships import Memberships
 from homeserver.notifier import Notifier
+from homeserver.services.ephemeral import EphemeralCounter
+from storage.memberships import MembershipRow
+from storage.streams import Change, Streams, Topic
 
 MAX_TIMEOUT_MS: Final = 120_000
 DEFAULT_TIMEOUT_MS: Final = 30_000
 MAX_ROOMS: Final = 10_000
 """Of how many rooms the latest change is remembered."""
 
+Subscriber = Callable[[int, UserID, bool], None]
+"""Called with the number of a room, a user, and whether they type there; may not raise and may not block."""
+
 
 class Typing:
     """The notices of all rooms. For the reactor thread."""
 
-    def __init__(self, notifier: Notifier, clock: IReactorTime) -> None:
+    def __init__(
+        self,
+        notifier: Notifier,
+        clock: IReactorTime,
+        counter: EphemeralCounter,
+        memberships: Memberships,
+        streams: Streams,
+    ) -> None:
         self._notifier = notifier
         self._clock = clock
-        self._start = self._position = int(clock.seconds() * 1_000_000)
+        self._counter = counter
+        self._memberships = memberships
+        self._subscribers: tuple[Subscriber, ...] = ()
+        self._start = counter.position
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
         self._changed: OrderedDict[int, int] = OrderedDict()
         """Position of the latest change by room, the latest last."""
+        streams.subscribe(self._hear)
 
     @property
     def position(self) -> int:
-        """The position of the latest change."""
-        return self._position
+        """The head of the ephemeral counter."""
+        return self._counter.position
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Hear of whoever of this server begins or ends typing, or goes on."""
+        self._subscribers += (subscriber,)
+
+    def put(self, room_nid: int, user_id: UserID, timeout_ms: int | None) -> None:
+        """One of this server's users, who is in the room, says that they type for so long, or (None) no longer."""
+        if timeout_ms is None:
+            self.stop(room_nid, user_id)
+        else:
+            self.start(room_nid, user_id, timeout_ms)
+        for subscriber in self._subscribers:
+            subscriber(room_nid, user_id, timeout_ms is not None)
+
+    async def receive(self, origin: ServerName, room_nid: int, user_id: UserID, *, is_typing: bool) -> None:
+        """What another server says of one of its users; nothing comes of it where they are not its, or not in the room.
+
+        spec: server-server-api#typing-notifications
+        """
+        if domain_of(user_id) != origin:
+            return
+        if not is_typing:
+            self.stop(room_nid, user_id)
+            return
+        row = (await self._memberships.of_user(user_id)).get(room_nid)
+        if row is not None and row.membership == "join":
+            self.start(room_nid, user_id, DEFAULT_TIMEOUT_MS)
 
     def start(self, room_nid: int, user_id: UserID, timeout_ms: int) -> None:
         """The user types, and will be taken to do so for that long."""
@@ -64,7 +108,7 @@ class Typing:
         """Who types in those of the rooms where that has changed since the position; None: where anybody types."""
         found: dict[int, list[UserID]] = {}
         for room_nid in room_nids:
-            if since is None or not self._start <= since <= self._position:
+            if since is None or not self._start <= since <= self._counter.position:
                 if room_nid in self._ends:
                     found[room_nid] = list(self._ends[room_nid])
             elif self._changed.get(room_nid, 0) > since:
@@ -73,9 +117,9 @@ class Typing:
 
     def changed_rooms(self, since: int) -> set[int]:
         """The rooms where something has changed since the position, or where anybody types for who comes from long ago."""
-        if since == self._position:
+        if since == self._counter.position:
             return set()
-        if not self._start <= since <= self._position:
+        if not self._start <= since <= self._counter.position:
             return set(self._ends)
         changed: set[int] = set()
         for room_nid in reversed(self._changed):
@@ -84,9 +128,16 @@ class Typing:
             changed.add(room_nid)
         return changed
 
+    def _hear(self, changes: Sequence[Change]) -> None:
+        if not self._ends:
+            return
+        for change in changes:
+            row = change.detail
+            if change.topic is Topic.MEMBERSHIP and isinstance(row, MembershipRow) and row.membership != "join":
+                self.stop(row.room_nid, UserID(row.user_id))
+
     def _change(self, room_nid: int) -> None:
-        self._position += 1
-        self._changed[room_nid] = self._position
+        self._changed[room_nid] = self._counter.next()
         self._changed.move_to_end(room_nid)
         if len(self._changed) > MAX_ROOMS:
             _, self._start = self._changed.popitem(last=False)

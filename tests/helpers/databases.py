@@ -6,6 +6,7 @@ The fixtures are in `tests/conftest.py`: `database` (the test runs on SQLite and
 
 import hashlib
 import shutil
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,7 +79,10 @@ class SteppedExecutor:
 
 
 def open_inline(
-    config: SQLiteConfig | PostgresConfig, observer: Observer | None = None, writer: Executor | None = None
+    config: SQLiteConfig | PostgresConfig,
+    observer: Observer | None = None,
+    writer: Executor | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Database:
     """An open database that does everything at once, on the thread that asks. The schema is there already."""
     engine = make_engine(config)
@@ -91,6 +95,7 @@ def open_inline(
         InlineExecutor(),
         writer or InlineExecutor(),
         observer or SilentObserver(),
+        clock,
     )
 
 

@@ -103,6 +103,7 @@ def _configuration(port: int, database: DatabaseConfig) -> dict[str, object]:
         "rc_message": _UNLIMITED,
         "rc_registration": _UNLIMITED,
         "rc_login": {"address": _UNLIMITED, "account": _UNLIMITED, "failed_attempts": _UNLIMITED},
+        "rc_presence": {"per_user": _UNLIMITED},
         "rc_joins": {"local": _UNLIMITED, "remote": _UNLIMITED},
         "rc_invites": {"per_room": _UNLIMITED, "per_user": _UNLIMITED, "per_issuer": _UNLIMITED},
     }

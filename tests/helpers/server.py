@@ -48,6 +48,8 @@ rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
 rc_room_creation: *unlimited
 rc_profile: *unlimited
 """
+NO_PRESENCE = "presence: {enabled: false}\n"
+"""Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
 
 
 class MemoryRelay:
@@ -82,7 +84,8 @@ class TestServer:
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another."""
         path = folder / "homeserver.yaml"
-        path.write_text(OPEN_CONFIG + further_config, encoding="utf-8")
+        others = "" if "presence:" in further_config else NO_PRESENCE
+        path.write_text(OPEN_CONFIG + others + further_config, encoding="utf-8")
         self.clock = Clock()
         self.clock.advance(now)
         self.relay = MemoryRelay()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from storage.database import Database
-from tests.helpers.server import TestServer
+from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, join, leave, ok, refused
 
 MISSING_TOKEN = (401, "M_MISSING_TOKEN")
@@ -36,3 +36,12 @@ def test_a_room_in_common_may_be_needed(tmp_path: Path, sqlite_database: Databas
     ok(bob.get(path))
     leave(bob, room_id)
     assert refused(bob.get(path)) == (403, "M_FORBIDDEN")
+
+
+def test_a_guest_changes_nothing_of_the_profile_but_the_name(server: TestServer) -> None:
+    guest = User(server, ok(server.post(f"{V3}/register?kind=guest", {})))
+    ok(guest.put(f"{V3}/profile/{guest.user_id}/displayname", {"displayname": "G"}))
+    for field in ("avatar_url", "m.tz"):
+        path = f"{V3}/profile/{guest.user_id}/{field}"
+        for answer in (guest.put(path, {field: "mxc://example.org/a"}), guest.delete(path)):
+            assert refused(answer) == (403, "M_GUEST_ACCESS_FORBIDDEN")

@@ -24,7 +24,7 @@ class Stepped:
     def __init__(self, config: SQLiteConfig | PostgresConfig) -> None:
         self.writer = SteppedExecutor()
         self.observer = QueryCounter()
-        self.database = open_inline(config, self.observer, self.writer)
+        self.database = open_inline(config, self.observer, self.writer, clock=lambda: 0.0)
         self.results: dict[str, object] = {}
 
     def queue(self, name: str, fn: Callable[[WriteTransaction], Any]) -> None:

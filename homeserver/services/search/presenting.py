@@ -16,7 +16,7 @@ from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.room_reading import MEMBER, Reader, RoomReading
 from homeserver.services.search.indexing import text_of
 from homeserver.services.search.request import MAX_CONTEXT, EventContext, GroupKey, RoomEventsCriteria
-from homeserver.services.search.terms import SCALE, find_marked
+from homeserver.services.search.terms import SCALE, find_marked, format_words, rank
 from homeserver.services.search.words import Folding
 from homeserver.services.stream_tokens import format_place
 from storage.search import Hit
@@ -42,6 +42,12 @@ class Found:
     @property
     def event(self) -> StoredEvent:
         return self.seen.event
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        said = self.said.event
+        return text_of(said.type, said.state_key, said.content)
 
     def value_of(self, key: GroupKey) -> str:
         """The group that it is in."""
@@ -94,7 +100,7 @@ class SearchAnswers:
         )
         forms = dict(zip(everything, presented, strict=True))
         results: list[dict[str, Any]] = [
-            {"rank": each.hit.rank / SCALE, "result": forms[each.event.nid]} for each in shown
+            {"rank": self._rank(each, terms) / SCALE, "result": forms[each.event.nid]} for each in shown
         ]
         if criteria.event_context is not None:
             for result, each, context in zip(results, shown, around, strict=True):
@@ -110,11 +116,14 @@ class SearchAnswers:
             answer["groups"] = groups
         return answer
 
+    def _rank(self, found: Found, terms: Sequence[Term]) -> int:
+        """The same whatever the order: where the results are in that of time, it was not asked for before."""
+        return found.hit.rank or rank(terms, format_words(self._folding.lines(found.text)))
+
     def _mark(self, term: str, terms: Sequence[Term], shown: Sequence[Found]) -> list[str]:
         marked = find_marked(self._folding, terms, term)
         for each in shown:
-            said = each.said.event
-            marked |= find_marked(self._folding, terms, text_of(said.type, said.state_key, said.content))
+            marked |= find_marked(self._folding, terms, each.text)
             if len(marked) >= MAX_MARKED:
                 break
         return sorted(marked)[:MAX_MARKED]

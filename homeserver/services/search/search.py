@@ -12,7 +12,6 @@ spec: client-server-api#server-side-search
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -39,7 +38,7 @@ from homeserver.services.search.request import (
     format_cursor,
     parse_cursor,
 )
-from homeserver.services.search.terms import parse_terms, rank
+from homeserver.services.search.terms import make_ranker, parse_terms
 from homeserver.services.search.words import Folding
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
@@ -128,7 +127,8 @@ class MessageSearch:
             {},
         )
         query = await self._make_query(search, cursor)
-        hits = await self._store.get_hits(query, WINDOW, partial(rank, terms))
+        ranker = make_ranker(terms) if criteria.order_by == "rank" else None
+        hits = await self._store.get_hits(query, WINDOW, ranker)
         limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), MAX_RESULTS)
         return await self._answer(search, hits, cursor, limit)
 
@@ -186,12 +186,10 @@ class MessageSearch:
         return [row.room_nid for row in (await self._rooms.get_rooms(room_ids)).values()]
 
     async def _answer(self, search: _Search, hits: Sequence[Hit], cursor: Cursor, limit: int) -> dict[str, Any]:
-        by_rank = search.criteria.order_by == "rank"
-        ordered = sorted(hits, key=partial(_order, by_rank), reverse=True)
-        rest = ordered
+        rest = sorted(hits, key=_order, reverse=True)
         if cursor.event_nid:
-            last = (cursor.rank if by_rank else 0, cursor.ts, cursor.event_nid)
-            rest = [hit for hit in ordered if _order(by_rank, hit) < last]
+            last = (cursor.rank, cursor.ts, cursor.event_nid)
+            rest = [hit for hit in rest if _order(hit) < last]
         found: list[Found] = []
         looked_at = 0
         grouped = bool(search.criteria.groupings.group_by)  # each group has to know whether there is more of it
@@ -315,8 +313,9 @@ def _is_before(event: StoredEvent, departure: StoredEvent | None) -> bool:
     return departure is None or (event.depth, event.nid) <= (departure.depth, departure.nid)
 
 
-def _order(by_rank: bool, hit: Hit) -> tuple[int, int, int]:
-    return (hit.rank if by_rank else 0, hit.ts, hit.event_nid)
+def _order(hit: Hit) -> tuple[int, int, int]:
+    """The greater, the earlier it comes; all have the same rank where it does not matter."""
+    return (hit.rank, hit.ts, hit.event_nid)
 
 
 def _after(hit: Hit, cursor: Cursor) -> Cursor:

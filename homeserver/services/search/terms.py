@@ -6,7 +6,7 @@ each other as they stand.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from homeserver.services.search.words import MAX_KEY, Folding, is_unspaced
@@ -47,21 +47,39 @@ def matches(terms: Iterable[Term], words: str) -> bool:
 
 
 def rank(terms: Sequence[Term], words: str) -> int:
-    """How well a text that has the terms has them, from 0 to SCALE: often, as whole words, among few others.
+    """How well a text that has the terms has them, from 0 to SCALE. As `make_ranker`, for one text."""
+    return make_ranker(terms)(words)
 
-    It depends on the text alone, so that pages of results fit together whatever is written meanwhile.
+
+def make_ranker(terms: Sequence[Term]) -> Callable[[str], int]:
+    """Tells how well texts that have the terms have them: often, as whole words, among few others.
+
+    A rank depends on the text alone, so that pages of results fit together whatever is written meanwhile.
     """
-    lines = words.count("  ") + 1
-    total = 0.0
-    for term in terms:
-        whole = sum(words.count(_spelt(keys, is_prefix=False)) for keys in term.alternatives)
-        beginnings = (
-            sum(words.count(_spelt(keys, is_prefix=True)) for keys in term.alternatives) if term.is_prefix else 0
+    sought = [
+        (
+            [_spelt(keys, is_prefix=False) for keys in term.alternatives],
+            [_spelt(keys, is_prefix=True) for keys in term.alternatives] if term.is_prefix else [],
         )
-        often = (whole + max(0, beginnings - whole) / 2) / lines
-        total += often / (often + _FEW_TIMES)
-    length = words.count(" ") / lines
-    return round(SCALE * total / max(1, len(terms)) * (1 + 1 / (1 + length / _LONG)) / 2)
+        for term in terms
+    ]
+    count = max(1, len(terms))
+
+    def rank_text(words: str) -> int:
+        lines = words.count("  ") + 1
+        total = 0.0
+        for spellings, beginnings in sought:
+            whole = begun = 0
+            for spelt in spellings:
+                whole += words.count(spelt)
+            for spelt in beginnings:
+                begun += words.count(spelt)
+            often = (whole + begun) / 2 / lines if begun > whole else whole / lines
+            total += often / (often + _FEW_TIMES)
+        length = words.count(" ") / lines
+        return round(SCALE * total / count * (1 + 1 / (1 + length / _LONG)) / 2)
+
+    return rank_text
 
 
 def find_marked(folding: Folding, terms: Sequence[Term], text: str) -> set[str]:

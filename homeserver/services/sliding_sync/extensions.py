@@ -11,6 +11,7 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from homeserver.services.event_filters import NO_FILTER
+from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
@@ -20,7 +21,7 @@ from homeserver.services.sliding_sync.rooms import RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
-from homeserver.services.sync.sync import receipt_events
+from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
 from homeserver.services.typing import Typing
 from storage.account_data import AccountData, AccountDataStore
 from storage.receipts import ReceiptRow, ReceiptStore
@@ -41,6 +42,7 @@ class ExtensionParts:
     typing: Typing
     recent: RecentChanges
     rooms: RoomStore
+    ignored: IgnoredUsers
 
 
 class ExtensionReader:
@@ -208,11 +210,8 @@ class ExtensionReader:
                 changes.set_receipts(nid, connection.position)
 
     async def _receipt_events(self, user_id: UserID, found: Mapping[int, Sequence[ReceiptRow]]) -> dict[str, Any]:
-        shown = {
-            nid: visible
-            for nid, rows in found.items()
-            if (visible := [row for row in rows if row.receipt_type != "m.read.private" or row.user_id == user_id])
-        }
+        ignored = await self._parts.ignored.of_user(user_id)
+        shown = {nid: visible for nid, rows in found.items() if (visible := visible_receipts(rows, user_id, ignored))}
         rooms = await self._parts.rooms.get_rooms_by_nid(shown)
         # the form has room for one event; of a user's receipts for threads of the same event it takes one
         return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
@@ -227,9 +226,8 @@ class ExtensionReader:
             found = dict(typing.get_changed(scope - followed, None))
             found.update(typing.get_changed(typing.changed_rooms(since) & followed, since))
         rooms = await self._parts.rooms.get_rooms_by_nid(found)
-        return {
-            rooms[nid].room_id: {"type": "m.typing", "content": {"user_ids": users}} for nid, users in found.items()
-        }
+        ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id)) if found else frozenset[str]()
+        return {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.items()}
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:

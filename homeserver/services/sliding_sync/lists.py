@@ -15,7 +15,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.visible import Visibility
-from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.sliding_sync.connections import Connection
 from homeserver.services.sliding_sync.labels import NO_TAGS, Labels, RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.recency import RoomRecency
@@ -77,7 +77,7 @@ class RoomLists:
         memberships: Memberships,
         visibility: Visibility,
         invited: InvitedRooms,
-        ignored: IgnoredUsers,
+        permissions: InvitePermissions,
         labels: RoomLabels,
         traits: RoomTraits,
         recency: RoomRecency,
@@ -88,7 +88,7 @@ class RoomLists:
         self._memberships = memberships
         self._visibility = visibility
         self._invited = invited
-        self._ignored = ignored
+        self._permissions = permissions
         self._labels = labels
         self._traits = traits
         self._recency = recency
@@ -134,13 +134,14 @@ class RoomLists:
         return known
 
     async def _may_see(self, row: MembershipRow) -> bool:
-        return not row.forgotten and (row.membership in OUTSIDE or await self.was_joined(row))
+        if row.forgotten or await self._permissions.hides(row):
+            return False
+        return row.membership in OUTSIDE or await self.was_joined(row)
 
     async def _candidates(
         self, user_id: UserID, rows: Mapping[int, MembershipRow], connection: Connection
     ) -> list[MembershipRow]:
         """The rooms that a list may show, in no order."""
-        ignored = await self._ignored.of_user(user_id)
         found: list[MembershipRow] = []
         removed: list[MembershipRow] = []
         for row in rows.values():
@@ -150,7 +151,7 @@ class RoomLists:
             elif row.forgotten:
                 continue
             elif membership in OUTSIDE:
-                if membership == "knock" or row.sender not in ignored:
+                if not await self._permissions.hides(row):
                     found.append(row)
             else:
                 sent = connection.state.rooms.get(row.room_nid)

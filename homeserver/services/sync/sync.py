@@ -15,18 +15,20 @@ from typing import Any, Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNews, DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
+from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.typing import Typing
 from homeserver.services.unread import Unread, UnreadCounts
@@ -56,7 +58,9 @@ class SyncParts:
     recent: RecentChanges
     past: PastMemberships
     ignored: IgnoredUsers
+    permissions: InvitePermissions
     devices: DeviceNewsReader
+    presence: PresenceReader
 
 
 class Sync:
@@ -86,6 +90,7 @@ class Sync:
             return answer
         deadline = self._clock.seconds() + seconds
         listener = self._notifier.listen(request.caller.user_id)
+        self._parts.presence.watch(request, listener)
         try:
             while True:
                 answer, is_news = await self._compute(request)
@@ -93,6 +98,7 @@ class Sync:
                 if is_news or remaining <= 0 or not await listener.wait(self._clock, remaining):
                     return answer
         finally:
+            self._parts.presence.unwatch(listener)
             listener.close()
 
     async def _check_since(self, request: SyncRequest) -> SyncRequest:
@@ -113,7 +119,7 @@ class Sync:
         if since is not None and not request.full_state and since == self._now():
             # nothing has happened to anybody
             news = await parts.devices.read_nothing_new(request)
-            return _frame(since, news, [], {}), False
+            return _frame(since, news, [], [], {}), False
         span = Range(0 if request.since is None else request.since.position, self._streams.current())
         messages, upto = await parts.devices.find_messages(request, span)
         span = Range(span.since, upto)
@@ -137,8 +143,9 @@ class Sync:
         if candidates:
             sections = await self._rooms(request, span, token, candidates, rooms, data, ignored)
         account_data = _account_data_events(request, data.everywhere)
-        answer = _frame(token, devices, account_data, sections)
-        return answer, bool(sections) or bool(account_data) or devices.is_news
+        presence = await parts.presence.read(request, span, rows, ignored)
+        answer = _frame(token, devices, account_data, presence, sections)
+        return answer, bool(sections or account_data or presence) or devices.is_news
 
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)
@@ -193,10 +200,10 @@ class Sync:
                 if moved and (request.since is not None or request.filter.room.include_leave):
                     whole = request.since is None or not await self._parts.past.was_joined_at(row, span.since)
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
-            elif moved and not (row.membership == "invite" and row.sender in ignored):
+            elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
-        await self._fill_beside(request, span, joined, left, data)
+        await self._fill_beside(request, span, joined, left, data, ignored)
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if _has_news(work)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
@@ -227,7 +234,13 @@ class Sync:
         return sections
 
     async def _fill_beside(
-        self, request: SyncRequest, span: Range, works: Sequence[RoomWork], left: Sequence[RoomWork], data: AccountData
+        self,
+        request: SyncRequest,
+        span: Range,
+        works: Sequence[RoomWork],
+        left: Sequence[RoomWork],
+        data: AccountData,
+        ignored: Set[str],
     ) -> None:
         """Receipts, typing and account data of the rooms that the user is in; account data of those that they left."""
         wanted = request.filter.room
@@ -240,14 +253,14 @@ class Sync:
         if reading and wanted.ephemeral.allows("m.receipt", None):
             ranges = {nid: (by_nid[nid].since, span.upto) for nid in reading}
             for nid, receipts in (await self._parts.receipts.get_receipts(ranges)).items():
-                shown = [row for row in receipts if row.receipt_type != "m.read.private" or row.user_id == user_id]
+                shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
         if wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
                     if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
-                        by_nid[nid].ephemeral.append({"type": "m.typing", "content": {"user_ids": typing}})
+                        by_nid[nid].ephemeral.append(typing_event(typing, ignored))
         for work in (*works, *left):
             room_id = RoomID(work.room.room_id)
             entries = data.rooms.get(room_id, {})
@@ -267,17 +280,35 @@ def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
 
 
 def _frame(
-    token: SyncToken, devices: DeviceNews, account_data: list[dict[str, Any]], sections: dict[str, Any]
+    token: SyncToken,
+    devices: DeviceNews,
+    account_data: list[dict[str, Any]],
+    presence: list[dict[str, Any]],
+    sections: dict[str, Any],
 ) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "next_batch": str(token),
         "account_data": {"events": account_data},
-        "presence": {"events": []},
+        "presence": {"events": presence},
         **devices.to_json(),
     }
     if sections:
         answer["rooms"] = sections
     return answer
+
+
+def typing_event(typing: Iterable[UserID], ignored: Set[str]) -> dict[str, Any]:
+    """Who types, but for whom the user ignores. spec: client-server-api#mtyping"""
+    return {"type": "m.typing", "content": {"user_ids": [user_id for user_id in typing if user_id not in ignored]}}
+
+
+def visible_receipts(receipts: Iterable[ReceiptRow], user_id: UserID, ignored: Set[str]) -> list[ReceiptRow]:
+    """Those that the user may see and wants to: their own, and public ones of whom they do not ignore."""
+    return [
+        row
+        for row in receipts
+        if row.user_id == user_id or (row.receipt_type != "m.read.private" and row.user_id not in ignored)
+    ]
 
 
 def receipt_events(receipts: Iterable[ReceiptRow]) -> list[dict[str, Any]]:

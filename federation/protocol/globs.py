@@ -1,0 +1,56 @@
+"""Globs: `*` for any characters, `?` for one; case does not count. spec: appendices#glob-style-matching"""
+
+import re
+
+
+class Globs:
+    """A list of globs: those without wildcards in a set, the others as their parts between the `*`."""
+
+    __slots__ = ("_exact", "_patterns")
+
+    def __init__(self, globs: object) -> None:
+        """Of whatever is given; what is no list of texts matches nothing."""
+        # Case is taken away here and by who asks, so that it costs nothing at each question.
+        texts = {glob.lower() for glob in globs if isinstance(glob, str)} if isinstance(globs, list) else set()
+        wild = {text for text in texts if "*" in text or "?" in text}
+        self._exact = texts - wild
+        self._patterns = [tuple(_STARS.sub("*", text).split("*")) for text in wild]
+
+    def match(self, text: str) -> bool:
+        """Whether one of them matches the text, which is in lower case."""
+        return text in self._exact or any(_matches_parts(parts, text) for parts in self._patterns)
+
+
+_STARS = re.compile(r"\*+")
+
+
+def _matches_parts(parts: tuple[str, ...], text: str) -> bool:
+    """Whether a glob matches. Its parts are found from left to right, each as early as can be: no backtracking.
+
+    A regular expression with many `.*` takes time without bound on a hostile list; this takes at most the product of
+    the two lengths.
+    """
+    if len(parts) == 1:
+        return len(text) == len(parts[0]) and _stands_at(parts[0], text, 0)
+    first, *middle, last = parts
+    end = len(text) - len(last)
+    if end < len(first) or not _stands_at(first, text, 0) or not _stands_at(last, text, end):
+        return False
+    position = len(first)
+    for part in middle:
+        while position + len(part) <= end and not _stands_at(part, text, position):
+            position += 1
+        position += len(part)
+        if position > end:
+            return False
+    return True
+
+
+def _stands_at(part: str, text: str, position: int) -> bool:
+    """Whether the part (with `?` for any character) stands at that place of the text."""
+    if "?" not in part:
+        return text.startswith(part, position)
+    return all(
+        wanted == "?" or wanted == found
+        for wanted, found in zip(part, text[position : position + len(part)], strict=True)
+    )

@@ -1,0 +1,19 @@
+"""Proving to other services who one is. spec: client-server-api#openid"""
+
+from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.ids import UserID
+from homeserver.services.openid import OpenID
+
+_PATH = "/user/{user_id}/openid/request_token"
+
+
+@endpoint("POST", "/_matrix/client/v3" + _PATH, "/_matrix/client/r0" + _PATH, auth=Auth.USER, while_suspended=True)
+async def request_openid_token(openid: OpenID, caller: Requester, *, user_id: UserID) -> dict[str, object]:
+    """A token that proves it for an hour."""
+    return await openid.do_request_token(caller, user_id)
+
+
+@endpoint("GET", "/_matrix/federation/v1/openid/userinfo", auth=Auth.NONE, resource="openid")
+async def exchange_openid_token(openid: OpenID, *, access_token: str = "") -> dict[str, object]:
+    """Whose token it is: the services that people show them to ask here, by the server's name."""
+    return {"sub": await openid.get_user(access_token)}

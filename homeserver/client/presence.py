@@ -1,0 +1,32 @@
+"""How people are there. spec: client-server-api#presence"""
+
+from typing import Literal
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.presence.presence import Presence
+
+_PATHS = ("/_matrix/client/v3/presence/{user_id}/status", "/_matrix/client/r0/presence/{user_id}/status")
+
+
+class PresenceBody(msgspec.Struct, frozen=True):
+    """How one is there, and a message that goes with it."""
+
+    presence: Literal["online", "unavailable", "offline"]
+    status_msg: str | None = None
+
+
+@endpoint("GET", *_PATHS, auth=Auth.USER)
+async def get_presence(presence: Presence, caller: Requester, *, user_id: UserID) -> dict[str, object]:
+    """How somebody is there just now."""
+    return await presence.get_status(caller, user_id)
+
+
+@endpoint("PUT", *_PATHS, auth=Auth.USER, limit=Limit.PRESENCE, max_body=16 * 1024)
+async def set_presence(presence: Presence, caller: Requester, *, user_id: UserID, body: PresenceBody) -> Empty:
+    """Say how one is there."""
+    await presence.do_set(caller, user_id, body.presence, body.status_msg)
+    return EMPTY

@@ -1,0 +1,65 @@
+"""Entries of users' account data that the server itself acts on, in the form in which it does: read and parsed once, then
+forgotten when the stream says that they have changed. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from federation.protocol.ids import UserID
+from storage.account_data import AccountDataStore
+from storage.streams import Change, Streams, Topic
+
+T = TypeVar("T")
+
+
+class ParsedAccountData(Generic[T]):
+    """What some types of global account data say, by user."""
+
+    def __init__(
+        self,
+        account_data: AccountDataStore,
+        streams: Streams,
+        types: Sequence[str],
+        parse: Callable[[Mapping[str, bytes], UserID], T],
+        *,
+        capacity: int,
+    ) -> None:
+        """`parse` is given the contents that there are, by type. `capacity`: how many users' are kept."""
+        self._account_data = account_data
+        self._types = tuple(types)
+        self._parse = parse
+        self._capacity = capacity
+        self._parsed: OrderedDict[str, T] = OrderedDict()
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def of_user(self, user_id: UserID) -> T:
+        """What the user has set."""
+        known = self._parsed.get(user_id)
+        if known is not None:
+            self._parsed.move_to_end(user_id)
+            return known
+        while True:
+            heard = self._changes_heard
+            contents = await self._account_data.get_entries(user_id, self._types)
+            if heard == self._changes_heard:
+                break
+        parsed = self._parse(contents, user_id)
+        self._parsed[user_id] = parsed
+        if len(self._parsed) > self._capacity:
+            self._parsed.popitem(last=False)
+        return parsed
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.ACCOUNT_DATA and change.room_id is None:
+                self._changes_heard += 1
+                if change.user_id is not None:
+                    self._parsed.pop(change.user_id, None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._changes_heard += 1
+        self._parsed.clear()

@@ -1,0 +1,115 @@
+"""How somebody is there, as it follows from what their devices do. Values and arithmetic; times are in seconds.
+
+- A device that synchronises, or has lately, is there in the way that it says; else it is not there.
+- A person is there in the best way of all their devices, but online only while they do something now and then.
+
+spec: client-server-api#presence
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from twisted.internet.interfaces import IDelayedCall
+
+from federation.protocol.ids import UserID
+
+State = Literal["online", "unavailable", "offline"]
+
+LONGEST_STATUS: Final = 2048
+"""Characters."""
+SLACK: Final = 0.001
+"""Seconds by which a timer may come early: sums of floating-point times are not exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceTimes:
+    """When one becomes less present, in seconds."""
+
+    active: float
+    """How long after the last activity one counts as active just now."""
+    idle: float
+    """How long after the last activity one is unavailable."""
+    grace: float
+    """How long after the last /sync of a device it is still there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What others are told of somebody, but for the time of their last activity."""
+
+    state: State = "offline"
+    currently_active: bool = False
+    status_msg: str | None = None
+
+
+@dataclass(slots=True)
+class Device:
+    """One that synchronises, or has lately."""
+
+    wanted: State
+    syncing: int
+    """How many of its requests are being answered."""
+    left: float
+    """When the last of them ended."""
+
+    def is_there(self, now: float, times: PresenceTimes) -> bool:
+        """Whether it counts."""
+        return self.syncing > 0 or now - self.left < times.grace - SLACK
+
+
+@dataclass(slots=True, eq=False)
+class Person:
+    """One of this server's users."""
+
+    user_id: UserID
+    status_msg: str | None = None
+    last_active: float | None = None
+    is_read: bool = False
+    """Whether what the database knows of them was looked up."""
+    is_kept: bool = True
+    """Whether how they are there is written: not of an account that has ended."""
+    devices: dict[str, Device] = field(default_factory=dict)
+    shown: Shown = field(default_factory=Shown)
+    """As they were last told of."""
+    check: IDelayedCall | None = None
+    """When they are to be looked at again."""
+
+    def drop_devices(self, now: float, times: PresenceTimes) -> None:
+        """Forget the devices that are gone."""
+        for device_id, device in list(self.devices.items()):
+            if not device.is_there(now, times):
+                del self.devices[device_id]
+
+    def current(self, now: float, times: PresenceTimes) -> Shown:
+        """How they are there."""
+        wanted = {device.wanted for device in self.devices.values() if device.is_there(now, times)}
+        if "online" in wanted:
+            silent = now - self.last_active if self.last_active is not None else 0.0
+            if silent >= times.idle - SLACK:
+                return Shown("unavailable", False, self.status_msg)
+            return Shown("online", silent < times.active - SLACK, self.status_msg)
+        return Shown("unavailable" if "unavailable" in wanted else "offline", False, self.status_msg)
+
+    def next_change(self, now: float, times: PresenceTimes) -> float | None:
+        """When they will be there in another way if nothing happens; None: never."""
+        moments = [device.left + times.grace for device in self.devices.values() if device.syncing == 0]
+        if self.last_active is not None and any(device.wanted == "online" for device in self.devices.values()):
+            ends = (self.last_active + times.active, self.last_active + times.idle)
+            moments += [end for end in ends if end > now + SLACK]
+        return min(moments, default=None)
+
+
+@dataclass(slots=True, eq=False)
+class RemotePerson:
+    """Somebody of another server, as that server says."""
+
+    user_id: UserID
+    told: Shown
+    last_active: float | None
+    heard: float
+    """When it said so."""
+    shown: Shown = field(default_factory=Shown)
+
+    def current(self, now: float, times: PresenceTimes) -> Shown:
+        """How they are there."""
+        return self.told

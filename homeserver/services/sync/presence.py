@@ -1,0 +1,127 @@
+"""What /sync tells of who is there: of those with whom the user shares a room, as it changes, and as rooms come to be shared.
+
+spec: client-server-api#presence
+"""
+
+from collections.abc import Collection, Mapping, Set
+from typing import Any, Final
+
+from federation.protocol.ids import ServerName, UserID, domain_of
+from federation.rooms.memberships import Memberships
+from homeserver.notifier import Listener
+from homeserver.services.presence.people import Person, RemotePerson, Shown
+from homeserver.services.presence.presence import Presence
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sync.request import Range, SyncRequest
+from storage.memberships import MembershipRow
+
+FEW: Final = 50
+"""Up to so many people are asked for their rooms; of more the rooms are asked for them."""
+
+Rows = Mapping[int, MembershipRow]
+
+
+class PresenceReader:
+    """Makes the presence section of answers."""
+
+    def __init__(
+        self,
+        presence: Presence,
+        memberships: Memberships,
+        recent: RecentChanges,
+        *,
+        server_name: ServerName,
+        tells_offline: bool,
+    ) -> None:
+        """`tells_offline`: an initial answer tells of those too who are not there, which costs as much as there are."""
+        self._presence = presence
+        self._memberships = memberships
+        self._recent = recent
+        self._server_name = server_name
+        self._tells_offline = tells_offline
+
+    def watch(self, request: SyncRequest, listener: Listener) -> None:
+        """Wake the listener for presence too, if the request wants it."""
+        if self._is_wanted(request):
+            self._presence.watch(listener)
+
+    def unwatch(self, listener: Listener) -> None:
+        """End that."""
+        self._presence.unwatch(listener)
+
+    async def read(self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]) -> list[dict[str, Any]]:
+        """The m.presence events for an answer over that range."""
+        if not self._is_wanted(request):
+            return []
+        user_id = request.caller.user_id
+        first = request.since is None or request.full_state
+        changed = self._presence.get_changed(None if request.since is None or first else request.since.ephemeral)
+        newcomers = [] if first else self._new_rooms(span, rows)
+        if not changed and not newcomers and not (first and self._tells_offline):
+            return []
+        joined = {room_nid for room_nid, row in rows.items() if row.membership == "join"}
+        shared = await self._sharing(user_id, joined, changed)
+        for row in newcomers:
+            shared |= await self._met(user_id, row)
+        events = [self._event(person, person.shown) for person in shared.values() if person.user_id not in ignored]
+        if first and self._tells_offline:
+            events += [
+                self._event(Person(UserID(other)), Shown())
+                for other in await self._all_local(joined)
+                if other not in shared and other not in ignored
+            ]
+        return [event for event in events if request.filter.presence.allows("m.presence", event["sender"])]
+
+    def _is_wanted(self, request: SyncRequest) -> bool:
+        return self._presence.is_on and request.filter.presence.allows("m.presence", None)
+
+    def _event(self, person: Person | RemotePerson, shown: Shown) -> dict[str, Any]:
+        return {
+            "type": "m.presence",
+            "sender": person.user_id,
+            "content": self._presence.content_of(person, shown),
+        }
+
+    def _new_rooms(self, span: Range, rows: Rows) -> list[MembershipRow]:
+        """Who has come into the user's rooms, the user into new ones among them, as far as that is remembered."""
+        return [
+            row
+            for row in self._recent.memberships_since(span.since) or ()
+            if row.membership == "join" and row.room_nid in rows and rows[row.room_nid].membership == "join"
+        ]
+
+    async def _met(self, user_id: UserID, row: MembershipRow) -> dict[str, Person | RemotePerson]:
+        """Whom the user meets by somebody's coming: everybody in the room by their own."""
+        ids = await self._memberships.local_members(row.room_nid) if row.user_id == user_id else {row.user_id}
+        present = self._presence.get_changed(None) if len(ids) > FEW else [self._presence.get_present(id) for id in ids]
+        return {person.user_id: person for person in present if person is not None and person.user_id in ids}
+
+    async def _sharing(
+        self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
+    ) -> dict[str, Person | RemotePerson]:
+        """Those of the people who are in one of these rooms; the user themselves among them."""
+        local: set[str] | None = None
+        if len(people) > FEW:
+            local = await self._all_local(joined)
+        found: dict[str, Person | RemotePerson] = {}
+        for person in people:
+            other = person.user_id
+            if other == user_id or (
+                other in local
+                if local is not None and domain_of(other) == self._server_name
+                else await self._is_in(other, joined)
+            ):
+                found[other] = person
+        return found
+
+    async def _is_in(self, user_id: UserID, room_nids: set[int]) -> bool:
+        rows = await self._memberships.of_user(user_id)
+        if len(rows) <= len(room_nids):
+            return any(nid in room_nids and row.membership == "join" for nid, row in rows.items())
+        return any(nid in rows and rows[nid].membership == "join" for nid in room_nids)
+
+    async def _all_local(self, room_nids: set[int]) -> set[str]:
+        found: set[str] = set()
+        for room_nid in room_nids:
+            found |= await self._memberships.local_members(room_nid)
+        return found
