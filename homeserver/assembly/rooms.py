@@ -318,6 +318,8 @@ class RoomParts:
                 receipt_store,
                 self.typing,
                 recent,
+                ignored,
+                parts.presence,
             ),
             streams,
             self.notifier,

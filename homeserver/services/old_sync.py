@@ -24,11 +24,14 @@ from federation.rooms.room_events import RoomEvents
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import ClientEvents, present_plainly
-from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.event_filters import NO_FILTER, RoomEventFilter
+from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.room_reading import Reader, RoomReading
 from homeserver.services.stream_tokens import SyncToken
+from homeserver.services.sync.presence import PresenceReader
+from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events
 from homeserver.services.typing import Typing
 from storage.account_data import AccountDataStore
@@ -62,6 +65,8 @@ class OldSyncParts:
     receipts: ReceiptStore
     typing: Typing
     recent: RecentChanges
+    ignored: IgnoredUsers
+    presence: PresenceReader
 
 
 class OldSync:
@@ -80,7 +85,8 @@ class OldSync:
     async def get_all(self, caller: Requester, limit: int, *, archived: bool) -> dict[str, Any]:
         """All that the caller may know of their rooms; `archived`: also of those that they left."""
         now = self._now()
-        rows = [row for row in (await self._parts.memberships.of_user(caller.user_id)).values() if not row.forgotten]
+        memberships = await self._parts.memberships.of_user(caller.user_id)
+        rows = [row for row in memberships.values() if not row.forgotten]
         rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
         data = await self._parts.account_data.get_account_data(caller.user_id)
         answers: list[dict[str, Any]] = []
@@ -97,7 +103,7 @@ class OldSync:
                 answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
         return {
             "end": str(now),
-            "presence": [],
+            "presence": await self._presence(caller, None, now),
             "rooms": answers,
             "account_data": account_data_events(caller.user_id, data.everywhere, first=True),
         }
@@ -117,6 +123,8 @@ class OldSync:
             since = now
         deadline = self._clock.seconds() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         listener = self._notifier.listen(caller.user_id, room_nid)
+        if room_id is None:
+            self._parts.presence.watch(_request(caller, since), listener)
         try:
             while True:
                 chunk, end = await self._look(caller, room_id, since)
@@ -124,6 +132,7 @@ class OldSync:
                 if chunk or remaining <= 0 or not await listener.wait(self._clock, remaining):
                     return {"start": str(since), "end": str(end), "chunk": chunk}
         finally:
+            self._parts.presence.unwatch(listener)
             listener.close()
 
     async def get_event(self, caller: Requester, event_id: EventID) -> msgspec.Raw:
@@ -179,7 +188,10 @@ class OldSync:
         if not is_whole:
             return chunk, SyncToken(arrivals[-1][0], since.ephemeral)
         joined = {nid: reader for nid, reader in readers.items() if _membership(reader) == "join"}
-        return [*chunk, *await self._ephemeral(caller, joined, since, now)], now
+        chunk += await self._ephemeral(caller, joined, since, now)
+        if room_id is None:
+            chunk += await self._presence(caller, since, now)
+        return chunk, now
 
     async def _readers(self, caller: Requester, room_id: RoomID | None, since: SyncToken) -> Mapping[int, Reader]:
         """The rooms to look into: the one that is asked for, or those of the caller in which something is new."""
@@ -221,8 +233,20 @@ class OldSync:
             found.append({"type": "m.typing", "room_id": room_id, "content": {"user_ids": users}})
         return found
 
+    async def _presence(self, caller: Requester, since: SyncToken | None, now: SyncToken) -> list[dict[str, Any]]:
+        """Who is there, of those with whom the caller shares a room."""
+        rows = await self._parts.memberships.of_user(caller.user_id)
+        ignored = await self._parts.ignored.of_user(caller.user_id)
+        span = Range(0 if since is None else since.position, now.position)
+        return await self._parts.presence.read(_request(caller, since), span, rows, ignored)
+
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)
+
+
+def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
+    """As if it were asked of /sync."""
+    return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=StateSection.BEFORE)
 
 
 def _membership(reader: Reader) -> str | None:
