@@ -2,12 +2,14 @@
 
 import gc
 import os
+import signal
 import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from random import Random
 from typing import TextIO, TypeVar, cast
 
 import click
@@ -24,17 +26,21 @@ from twisted.logger import Logger, LogLevel, globalLogBeginner
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
+from federation.outbound.proxy import BadProxy
+from federation.outbound.tls import BadAuthorities
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
-from homeserver.app import build, declared_routes
+from homeserver.app import Server, build
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import MediaThreads
+from homeserver.assembly.outbound import OutboundParts
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
 from homeserver.config.whole import Config
+from homeserver.endpoints import declared_routes
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
@@ -61,6 +67,8 @@ SECONDS_TO_STOP = 4.0
 HASHING_THREADS = 2
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
+NAME_THREADS = 8
+"""How many names of servers are looked up at the same time."""
 COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 """Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
 
@@ -175,6 +183,7 @@ def run(paths: tuple[Path, ...]) -> None:
     key = read_key(loaded.config)
     registry = CollectorRegistry()
     observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
+    outbound = open_outbound(loaded.config, reactor)
     database = open_storage(loaded.config, reactor, observer)
     try:
         server = build(
@@ -188,6 +197,7 @@ def run(paths: tuple[Path, ...]) -> None:
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
+            wire=outbound.wire,
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),
@@ -209,6 +219,7 @@ def run(paths: tuple[Path, ...]) -> None:
             reactor.stop()
 
     calm_collector()
+    on_hangup(reactor, lambda: reload(server, paths, log))
     reactor.callWhenRunning(start)
     reactor.callWhenRunning(flushing.start, SECONDS_TO_FLUSH)
     reactor.addSystemEventTrigger("after", "shutdown", log_file.flush)
@@ -286,6 +297,27 @@ def copy(source: Path, target: Path) -> None:
     click.echo(f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}")
 
 
+def on_hangup(reactor: ReactorBase, call: Callable[[], None]) -> None:
+    """Call this, on the reactor's thread, whenever SIGHUP comes."""
+    signal.signal(signal.SIGHUP, lambda _number, _frame: reactor.callFromThread(call))
+
+
+def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
+    """Read the configuration again, for what can be changed while the server runs. One that is wrong changes nothing."""
+    try:
+        loaded = load_config(paths, os.environ)
+    except ConfigError as error:
+        for line in error.lines:
+            log.error("the configuration was not read again: {line}", line=line)
+        return
+    try:
+        server.reload(loaded.config)
+    except (OSError, SSL.Error) as error:
+        log.error("a certificate was not read again: {error}", error=error)
+        return
+    log.info("read the configuration again: the policy for other servers, and certificates")
+
+
 def load(paths: tuple[Path, ...]) -> Loaded:
     """The configuration, or the end of the command with all that is wrong."""
     try:
@@ -309,6 +341,19 @@ def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None
         return open_database(database_config_of(config.storage.database, config.folder), reactor, observer)
     except DATABASE_ERRORS as error:
         raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
+
+
+def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
+    """The way to other servers; the end of the command where the certificates that it needs cannot be read."""
+    threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
+    try:
+        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random, os.environ)
+    except BadAuthorities as error:
+        raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
+    except BadProxy as error:
+        raise click.ClickException(f"the variable https_proxy of the environment {error}") from error
+    reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
+    return outbound
 
 
 def hashing_threads(reactor: ReactorBase) -> HashingThreads:

@@ -6,27 +6,29 @@ two servers can live in one process.
 
 from collections.abc import Mapping, Sequence
 from itertools import count
-from types import ModuleType
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
-from federation.endpoints import keys as server_keys
 from federation.identity import ServerIdentity
-from federation.own_keys import OwnKeys
-from federation.protocol.endpoint import BodyLimit, Endpoint
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.endpoint import BodyLimit
+from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.rooms.by_time import NoRemoteTimes
 from federation.rooms.spaces import NoRemoteSpaces
-from homeserver.admin import register
+from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.exploring import ExploringParts
+from homeserver.assembly.federated_rooms import FederatedRoomParts
+from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.federation_edge import rules_of
+from homeserver.assembly.federation_in import IncomingParts
+from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
@@ -34,52 +36,9 @@ from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
-from homeserver.client import (
-    account,
-    account_data,
-    account_moderation,
-    capabilities,
-    delayed_events,
-    devices,
-    events_by_time,
-    filters,
-    key_backups,
-    keys,
-    login,
-    logout,
-    media,
-    mutual_rooms,
-    old_sync,
-    openid,
-    presence,
-    profiles,
-    push_rules,
-    receipts,
-    registration,
-    relations,
-    reports,
-    room_creation,
-    room_directory,
-    room_events,
-    room_membership,
-    room_previews,
-    room_upgrades,
-    search,
-    sliding_sync,
-    spaces,
-    sync,
-    tags,
-    third_party_networks,
-    threepids,
-    to_device,
-    user_directory,
-    versions,
-    voip,
-    well_known,
-)
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
-from homeserver.http import probes
+from homeserver.endpoints import SOURCES
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
@@ -95,61 +54,10 @@ from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
 from storage.database import Database
 from storage.executors import Executor
-
-SOURCES: tuple[ModuleType, ...] = (
-    server_keys,
-    account,
-    account_data,
-    account_moderation,
-    capabilities,
-    confirm_email,
-    delayed_events,
-    devices,
-    events_by_time,
-    filters,
-    key_backups,
-    keys,
-    landing,
-    login,
-    logout,
-    media,
-    mutual_rooms,
-    old_sync,
-    openid,
-    presence,
-    probes,
-    profiles,
-    push_rules,
-    receipts,
-    register,
-    registration,
-    relations,
-    reports,
-    room_creation,
-    room_directory,
-    room_events,
-    room_membership,
-    room_previews,
-    room_upgrades,
-    search,
-    sliding_sync,
-    spaces,
-    sync,
-    tags,
-    threepids,
-    third_party_networks,
-    to_device,
-    user_directory,
-    versions,
-    voip,
-    well_known,
-)
-"""Every module that declares endpoints."""
 
 ALWAYS_SERVED = frozenset({"client", "health"})
 
@@ -172,6 +80,9 @@ class Server:
         mail: MailParts,
         finding: SearchParts,
         calls: CallParts,
+        federation: FederationParts,
+        incoming: IncomingParts,
+        federation_out: FederationOutParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -187,11 +98,15 @@ class Server:
         self.mail = mail
         self.finding = finding
         self.calls = calls
+        self.federation = federation
+        self.incoming = incoming
+        self.federation_out = federation_out
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
         self._request_numbers = count(1)
         self._ports: list[IListeningPort] = []
+        self._tls: list[TlsContext] = []
         # SQLite is for one node
         self.other_nodes = OtherNodes(clock, database) if config.storage.database.name == "psycopg2" else None
 
@@ -201,6 +116,8 @@ class Server:
         if "federation" in names:
             # nobody could check what this server signs without the keys; services ask where they ask of federation
             names |= {"keys", "openid"}
+        if not self.config.federation.federation.enabled:
+            names -= {"federation", "keys"}
         resources = frozenset({"metrics", "health"}) if listener.type == "metrics" else names | ALWAYS_SERVED
         if not self.config.observation.enable_metrics:
             resources -= {"metrics"}
@@ -232,7 +149,9 @@ class Server:
         self.people.resume_departures()
         self.mail.start()
         self.calls.delayed_events.start()
+        self.incoming.inbox.start()
         self.start_jobs()
+        self.federation_out.sender.start()
         if self.other_nodes is not None:
             self.other_nodes.start()
         for port in self._ports:
@@ -255,7 +174,17 @@ class Server:
             assert network.tls_certificate_path is not None
             assert network.tls_private_key_path is not None
             context = TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+            self._tls.append(context)
         return listen_tcp(tcp, tls, TcpListener(listener.port, listener.bind_addresses, context), site)
+
+    def reload(self, config: Config) -> None:
+        """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
+
+        Raises `OSError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        """
+        self.federation.policy.change(rules_of(config.federation))
+        for context in self._tls:
+            context.reload()
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
@@ -264,8 +193,10 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
+        await self.federation_out.sender.stop()
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
@@ -282,13 +213,15 @@ def build(
     threads: Threads,
     media_threads: MediaThreads,
     mail_thread: Executor,
+    wire: Wire,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `random` gives so many unguessable bytes; `registry` may hold
-    metrics of what was made before, such as the database. Raises OSError where the folder of files cannot be made."""
+    """Put a server together. `threads` hash passwords; `wire` reaches other servers; `random` gives so many unguessable
+    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
+    files cannot be made."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -298,28 +231,30 @@ def build(
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
+    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
+    exploring = ExploringParts(
+        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
+    )
+    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
+    federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
         database,
         identity,
+        federation.policy,
         rooms.now_ms,
         accounts,
         people.accounts,
         rooms.cross_signing_store,
     )
-    calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
-    own_keys = OwnKeys(
-        identity,
-        rooms.now_ms,
-        {KeyID(key_id): (old.key, old.expired_ts) for key_id, old in config.keys.old_signing_keys.items()},
-    )
-    exploring = ExploringParts(
-        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
-    )
-    finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
+    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    incoming = IncomingParts(clock, database, federation, rooms, registry)
+    federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
-        own_keys,
+        federation.edge.implementation,
+        federation.edge.notary,
+        federation.edge.own_keys,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
@@ -344,8 +279,16 @@ def build(
         exploring.times,
         finding.directory,
         finding.messages,
+        federated_rooms.handshakes,
+        federated_rooms.invitations,
+        federated_rooms.query_answers,
         files.delivery,
         files.repository,
+        federation_out.everyones_keys,
+        federation_out.own_devices,
+        incoming.form,
+        incoming.served,
+        incoming.transactions,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -395,13 +338,19 @@ def build(
     router = Router(
         SOURCES,
         by_type(services),
-        guard=Guard(limiter, tokens=accounts.access_tokens),
+        guard=Guard(
+            limiter,
+            tokens=accounts.access_tokens,
+            signatures=federation_out.signatures,
+            turns=federation.edge.turns,
+        ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
     )
-    jobs = Jobs(clock, [*finding.jobs, *calls.jobs(), *standing], JobMetrics(registry))
+    all_jobs = [*finding.jobs, *calls.jobs(), *federation_out.jobs(), *standing]
+    jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,
         clock,
@@ -414,6 +363,9 @@ def build(
         mail,
         finding,
         calls,
+        federation,
+        incoming,
+        federation_out,
         HttpMetrics(registry),
         access_log,
         jobs,
@@ -423,17 +375,3 @@ def build(
 def by_type(services: Sequence[object]) -> Mapping[type, object]:
     """Services as handlers find them."""
     return {type(service): service for service in services}
-
-
-def declared_routes() -> list[tuple[str, str]]:
-    """Method and path of everything that is served, sorted by path; needs no configuration and no database."""
-    declarations = [
-        value.__endpoint__
-        for source in SOURCES
-        for value in vars(source).values()
-        if isinstance(getattr(value, "__endpoint__", None), Endpoint) and value.__module__ == source.__name__
-    ]
-    return sorted(
-        ((declaration.method, path) for declaration in declarations for path in declaration.paths),
-        key=lambda route: (route[1], route[0]),
-    )

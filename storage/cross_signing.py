@@ -46,23 +46,11 @@ class CrossSigningStore:
         return await self._database.read("get_key_signatures", _select_signatures, tuple(target_user_ids))
 
     def set_keys(self, txn: WriteTransaction, keys: Sequence[CrossSigningKey]) -> None:
-        """Set keys of one user. Signatures on a key that is replaced go with it."""
-        for key in keys:
-            old = txn.query_one(
-                "SELECT public_key FROM cross_signing_keys WHERE user_id = ? AND usage = ?", (key.user_id, key.usage)
-            )
-            if old is not None and old[0] != key.public_key:
-                txn.execute(
-                    "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", (key.user_id, old[0])
-                )
-            txn.execute(
-                "INSERT INTO cross_signing_keys (user_id, usage, public_key, content) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT (user_id, usage) DO UPDATE SET public_key = excluded.public_key,"
-                " content = excluded.content",
-                (key.user_id, key.usage, key.public_key, key.content),
-            )
+        """Set keys of one user of ours. Signatures on a key that is replaced go with it."""
         if keys:
-            announce_device_list(txn, keys[0].user_id)
+            put_cross_signing_keys(txn, keys[0].user_id, (), keys)
+            told = any(key.usage != "user_signing" for key in keys)
+            announce_device_list(txn, keys[0].user_id, [None] if told else [])
 
     def add_signatures(self, txn: WriteTransaction, signatures: Sequence[KeySignature]) -> None:
         """Add signatures; who signed again replaces their signature. The users concerned are announced."""
@@ -79,7 +67,40 @@ class CrossSigningStore:
         for user_id in sorted(
             {each.signer_user_id for each in signatures} | {each.target_user_id for each in signatures}
         ):
-            announce_device_list(txn, user_id)
+            own = [each for each in signatures if each.target_user_id == each.signer_user_id == user_id]
+            told = {
+                None if has_cross_signing_key(txn, user_id, each.target_key) else each.target_key: None for each in own
+            }
+            announce_device_list(txn, user_id, list(told))
+
+
+def put_cross_signing_keys(
+    txn: WriteTransaction, user_id: str, usages: Sequence[str], keys: Sequence[CrossSigningKey]
+) -> bool:
+    """Set keys of one user, and remove those of the usages that are not among them; whether anything changed.
+
+    Signatures on a key that is replaced go with it. Nobody is told.
+    """
+    present = _select_keys(txn, (user_id,)).get(user_id, {})
+    new = {key.usage: key for key in keys}
+    for usage in {*usages, *new}:
+        old, key = present.get(usage), new.get(usage)
+        if old == key:
+            continue
+        if old is not None and (key is None or old.public_key != key.public_key):
+            txn.execute(
+                "DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", (user_id, old.public_key)
+            )
+        if key is None:
+            txn.execute("DELETE FROM cross_signing_keys WHERE user_id = ? AND usage = ?", (user_id, usage))
+            continue
+        txn.execute(
+            "INSERT INTO cross_signing_keys (user_id, usage, public_key, content) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (user_id, usage) DO UPDATE SET public_key = excluded.public_key,"
+            " content = excluded.content",
+            (user_id, usage, key.public_key, key.content),
+        )
+    return any(present.get(usage) != new.get(usage) for usage in {*usages, *new})
 
 
 def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bool:

@@ -87,7 +87,7 @@ class DeviceKeyStore:
             " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys",
             (user_id, device_id, keys),
         )
-        announce_device_list(txn, user_id)
+        announce_device_list(txn, user_id, [device_id])
         return True
 
     def add_one_time_keys(

@@ -3,13 +3,15 @@
 Laws:
 - A change of the list (a device more, fewer, another name, other keys) takes a position (`Topic.DEVICE`). One position a user is
   kept, the latest: who has read up to an earlier one hears of it with the later one.
+- Other servers are told when a device's keys change and when it goes (`storage/device_list_log.py`), but not what its user calls it.
 - When a device was last seen is written in batches, takes no position, and may be minutes old.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.device_list_log import log_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -132,12 +134,19 @@ class DeviceStore:
         rows = [(user_id, device_id) for device_id in device_ids]
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
-            announce_device_list(txn, user_id)
+            announce_device_list(txn, user_id, [device_id for _, device_id in rows])
 
 
-def announce_device_list(txn: WriteTransaction, user_id: str) -> None:
-    """Something about the user's devices or their keys has changed."""
-    position = txn.next_position()
+def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None] = ()) -> None:
+    """Something about the user's devices or their keys has changed.
+
+    `device_ids`: devices of a user of this server of whose change others are to be told; None stands for the keys of
+    cross-signing.
+    """
+    first = txn.next_position(max(1, len(device_ids)))
+    if device_ids:
+        log_changes(txn, user_id, device_ids, first)
+    position = first + max(0, len(device_ids) - 1)
     txn.execute(
         "INSERT INTO device_list_positions (user_id, position) VALUES (?, ?)"
         " ON CONFLICT (user_id) DO UPDATE SET position = excluded.position",

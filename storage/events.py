@@ -34,6 +34,8 @@ class EventFlag:
     """Calls users of this server by name: the table `highlights` says whom."""
     THREAD = 128
     """Stands in a thread: who has read the room has not read it."""
+    TO_SEND: Final = 256
+    """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,16 @@ class EventRow:
     redacted_by: int | None
     pdu: bytes
     """Canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateEntry:
+    """What an event sets in the state, if it sets anything."""
+
+    event_nid: int
+    type: str
+    state_key: str | None
+    flags: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,14 @@ class EventStore:
         """The numbers of events; unknown ids are missing from the answer."""
         return await self._database.read_quickly("get_event_nids", select_event_nids, list(event_ids))
 
+    async def get_entries(self, room_nid: int, event_ids: Iterable[str]) -> Mapping[str, StateEntry]:
+        """What events of a room set in its state, by id: for many of them, without their content."""
+        return await self._database.read("get_entries_by_id", _select_entries, room_nid, list(event_ids))
+
+    async def get_event_ids(self, event_nids: Iterable[int]) -> list[str]:
+        """The ids of events, in no order: for many of them."""
+        return await self._database.read("get_event_ids", _select_ids, list(event_nids))
+
     async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
         """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
         return await self._database.read_quickly("get_redacted_since", _select_redacted, redaction_nid)
@@ -99,6 +119,14 @@ class EventStore:
     async def get_waiting(self, room_nid: int, event_ids: Iterable[str]) -> Waiting:
         """What in the room has been waiting for events that now arrive. Two queries."""
         return await self._database.read_quickly("get_waiting", _select_waiting, room_nid, list(event_ids))
+
+    async def get_sizes(self, event_nids: Iterable[int]) -> Mapping[int, int]:
+        """How many bytes the PDUs of these events have."""
+        return await self._database.read("get_event_sizes", _select_sizes, list(event_nids))
+
+    async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
+        """Events as they are stored, by number."""
+        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
@@ -126,6 +154,20 @@ def select_state_keys(txn: Transaction, event_nids: Iterable[int]) -> dict[int, 
     return {nid: (type, state_key) for nid, type, state_key in rows}
 
 
+def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> dict[str, StateEntry]:
+    rows = txn.query_in(
+        "SELECT event_id, event_nid, type, state_key, flags FROM events WHERE room_nid = ? AND event_id IN {keys}",
+        event_ids,
+        before=(room_nid,),
+    )
+    return {event_id: StateEntry(*entry) for event_id, *entry in rows}
+
+
+def _select_ids(txn: Transaction, event_nids: list[int]) -> list[str]:
+    rows = txn.query_in("SELECT event_id FROM events WHERE event_nid IN {keys}", event_nids)
+    return [event_id for (event_id,) in rows]
+
+
 def make_row(row: Row) -> EventRow:
     """An EventRow of a row with the columns of the table in their order."""
     return EventRow(*row)
@@ -151,3 +193,12 @@ def _select_redacted(txn: Transaction, redaction_nid: int) -> tuple[list[str], i
         "SELECT redacts, event_nid FROM redactions WHERE event_nid > ? ORDER BY event_nid", (redaction_nid,)
     )
     return [redacts for redacts, _ in rows], rows[-1][1] if rows else redaction_nid
+
+
+def _select_sizes(txn: Transaction, event_nids: list[int]) -> dict[int, int]:
+    return dict(txn.query_in("SELECT event_nid, length(pdu) FROM events WHERE event_nid IN {keys}", event_nids))
+
+
+def _select_pdus(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
+    rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
+    return {nid: bytes(pdu) for nid, pdu in rows}

@@ -59,6 +59,13 @@ class MembershipStore:
         """This server's users who are joined."""
         return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
 
+    async def get_users_of_server(self, room_nid: int, server: str, limit: int) -> list[str]:
+        """Users of a server that ever had a membership of the room: first who is joined, then by age of the membership.
+
+        Looks at all members of the room.
+        """
+        return await self._database.read("get_users_of_server", _select_of_server, room_nid, server, limit)
+
     async def get_changed_members(self, room_nids: Iterable[int], since: int, upto: int) -> list[MembershipRow]:
         """The memberships of these rooms that changed after `since`, up to `upto`."""
         return await self._database.read("get_changed_members", _select_changed, list(room_nids), since, upto)
@@ -148,6 +155,15 @@ def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
         "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1", (room_nid,)
     )
     return [user_id for (user_id,) in rows]
+
+
+def _select_of_server(txn: Transaction, room_nid: int, server: str, limit: int) -> list[str]:
+    rows = txn.query(
+        "SELECT user_id FROM memberships WHERE room_nid = ?"
+        " ORDER BY CASE membership WHEN 'join' THEN 0 ELSE 1 END, event_nid",
+        (room_nid,),
+    )
+    return [user_id for (user_id,) in rows if user_id.partition(":")[2] == server][:limit]
 
 
 def _select_changed(txn: Transaction, room_nids: list[int], since: int, upto: int) -> list[MembershipRow]:

@@ -1,6 +1,6 @@
 """Receipts: how far users have read, public and private, of whole rooms and of threads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.database import Database
@@ -24,6 +24,20 @@ class ReceiptRow:
     """Arrival of the event that was read, where known."""
     ts: int
     position: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewReceipt:
+    """A receipt that may move one forward."""
+
+    room_nid: int
+    room_id: str
+    user_id: str
+    receipt_type: str
+    thread_id: str
+    event_id: str
+    event_position: int | None
+    ts: int
 
 
 _COLUMNS = "room_nid, user_id, receipt_type, thread_id, event_id, event_position, ts, position"
@@ -62,6 +76,10 @@ class ReceiptStore:
             ReceiptRow(room_nid, user_id, receipt_type, thread_id, event_id, event_position, ts, 0),
         )
 
+    async def set_receipts(self, receipts: Sequence[NewReceipt]) -> None:
+        """Move receipts forward, those that do not stand there or further on already."""
+        await self._database.write("set_receipts", _set_receipts, receipts)
+
 
 def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> dict[int, list[ReceiptRow]]:
     sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? AND position > ? AND position <= ? ORDER BY position"
@@ -79,6 +97,14 @@ def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dic
     for row in rows:
         found.setdefault(row[0], []).append(ReceiptRow(*row))
     return found
+
+
+def _set_receipts(txn: WriteTransaction, receipts: Sequence[NewReceipt]) -> None:
+    for new in receipts:
+        row = ReceiptRow(
+            new.room_nid, new.user_id, new.receipt_type, new.thread_id, new.event_id, new.event_position, new.ts, 0
+        )
+        _set_receipt(txn, new.room_id, row)
 
 
 def _set_receipt(txn: WriteTransaction, room_id: str, receipt: ReceiptRow) -> ReceiptRow | None:

@@ -124,14 +124,18 @@ class TimelineStore:
         """The number of the first event that arrived after the position."""
         return await self._database.read_quickly("get_first_after", _select_first_after, room_nid, position)
 
+    async def get_next_to(self, room_nid: int, ts: int, direction: Direction, limit: int) -> list[int]:
+        """The numbers of the events whose `origin_server_ts` is nearest to a time, at it or on that side of it."""
+        return await self._database.read_quickly("get_events_next_to", _select_next_to, room_nid, ts, direction, limit)
+
     async def get_unread(
         self, user_id: str, marks: Mapping[int, ReadUpTo], upto: int, ignored: Iterable[str]
     ) -> Mapping[int, UnreadRow]:
         """For each room, since the positions up to which the user has read: what others than `ignored` sent."""
         return await self._database.read("get_unread", _count_unread, user_id, dict(marks), upto, list(ignored))
 
-    async def get_backward_extremities(self, room_nid: int) -> list[str]:
-        """Ids of events that stored events name as previous, and that we do not have."""
+    async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
+        """Ids of events that stored events name as previous and that we do not have, with the depth at which they stand."""
         return await self._database.read_quickly("get_backward_extremities", _select_backward, room_nid)
 
 
@@ -225,6 +229,16 @@ def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int |
     return row[0] if row is not None else None
 
 
+def _select_next_to(txn: Transaction, room_nid: int, ts: int, direction: Direction, limit: int) -> list[int]:
+    bound, order = ("<=", "DESC") if direction is Direction.BACKWARDS else (">=", "ASC")
+    rows = txn.query(
+        f"SELECT event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ? AND (flags & {_TIMELINE}) <> 0"
+        f" ORDER BY origin_server_ts {order}, depth {order} LIMIT ?",
+        (room_nid, ts, limit),
+    )
+    return [nid for (nid,) in rows]
+
+
 def _count_unread(
     txn: Transaction, user_id: str, marks: dict[int, ReadUpTo], upto: int, ignored: list[str]
 ) -> dict[int, UnreadRow]:
@@ -256,21 +270,26 @@ def _count_unread(
     return found
 
 
-def _select_backward(txn: Transaction, room_nid: int) -> list[str]:
-    rows = txn.query("SELECT event_id FROM backward_extremities WHERE room_nid = ?", (room_nid,))
-    return [event_id for (event_id,) in rows]
+def _select_backward(txn: Transaction, room_nid: int) -> dict[str, int]:
+    return dict(txn.query("SELECT event_id, depth FROM backward_extremities WHERE room_nid = ?", (room_nid,)))
 
 
 def move_backward_extremities(
-    txn: WriteTransaction, room_nid: int, arrived: Iterable[str], missing: Iterable[str]
+    txn: WriteTransaction, room_nid: int, arrived: Iterable[str], missing: Iterable[str], depth: int
 ) -> None:
-    """Note where the known past of a room ends: no longer at events that have arrived, but at those still missing."""
+    """Note where the known past of a room ends: no longer at events that have arrived, but at those still missing.
+
+    `depth` is that of the event that names the missing ones.
+    """
     txn.execute_many(
         "DELETE FROM backward_extremities WHERE room_nid = ? AND event_id = ?",
         [(room_nid, event_id) for event_id in arrived],
     )
-    rows = [(room_nid, event_id) for event_id in missing]
+    rows = [(room_nid, event_id, max(depth - 1, 0)) for event_id in missing]
     if rows:
         txn.execute_many(
-            "INSERT INTO backward_extremities (room_nid, event_id) VALUES (?, ?) ON CONFLICT DO NOTHING", rows
+            "INSERT INTO backward_extremities (room_nid, event_id, depth) VALUES (?, ?, ?)"
+            " ON CONFLICT (room_nid, event_id) DO UPDATE SET depth = CASE"
+            " WHEN excluded.depth > backward_extremities.depth THEN excluded.depth ELSE backward_extremities.depth END",
+            rows,
         )

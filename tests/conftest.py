@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
 from tests.helpers import postgres
 from tests.helpers.databases import PostgresTemplates, copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 
 REACTOR_SECONDS = 30.0
@@ -146,6 +147,20 @@ def threaded_database(database_config: SQLiteConfig | PostgresConfig) -> Iterato
 def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
     """The whole server in memory, on SQLite."""
     return TestServer(tmp_path, sqlite_database)
+
+
+@pytest.fixture
+def network(tmp_path: Path, sqlite_template: Path) -> Iterator[Network]:
+    """A network without servers; each that is added has an SQLite database of its own."""
+    databases: list[Database] = []
+
+    def open_another() -> Database:
+        databases.append(open_inline(copy_sqlite(sqlite_template, tmp_path)))
+        return databases[-1]
+
+    yield Network(tmp_path, open_another)
+    for database in databases:
+        run_coroutine(database.close(), None)
 
 
 def _opened(config: SQLiteConfig | PostgresConfig) -> Iterator[Database]:

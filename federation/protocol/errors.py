@@ -198,6 +198,8 @@ class GuestAccessForbidden(MatrixError):
 
 
 class InviteBlocked(MatrixError):
+    """spec: client-server-api#invite-permission"""
+
     errcode, status, default_text = "M_INVITE_BLOCKED", 403, "This user takes no invites from you"
 
 
@@ -221,6 +223,12 @@ class WrongRoomKeysVersion(MatrixError):
     """Fields: `current_version: str`."""
 
     errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
+
+
+class OtherServerFailed(MatrixError):
+    """What was asked for needs another server, and none was of use: nobody's fault here."""
+
+    errcode, status, default_text = "M_UNKNOWN", 502, "Another server could not be reached, or answered wrongly"
 
 
 class UnknownPos(MatrixError):

@@ -9,6 +9,7 @@ spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room, se
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -33,6 +34,21 @@ STRIPPED_STATE: Final[tuple[StateKey, ...]] = (
 
 MAX_STRIPPED_EVENTS: Final = 100
 """How many events are taken from another server; the specification names seven."""
+
+
+@dataclass(frozen=True, slots=True)
+class StrippedEvent:
+    """A state event of which four keys are known."""
+
+    type: str
+    state_key: str
+    sender: str
+    content: Mapping[str, Any]
+
+    @property
+    def key(self) -> StateKey:
+        """The state entry that it sets."""
+        return StateKey(self.type, self.state_key)
 
 
 def stripped_state_keys(inviter: str | None = None) -> tuple[StateKey, ...]:

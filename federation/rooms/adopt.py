@@ -14,6 +14,7 @@ from typing import Any
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, TooLarge
+from federation.protocol.event_signing import required_signers
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
@@ -27,7 +28,8 @@ from federation.rooms.sources import Questions, StoredSources
 from storage.database import Database
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
-from storage.room_writer import NO_EFFECT, Appended, NewCurrentState, NewEvent, RoomWriter, StateChange, StateEffect
+from storage.room_effects import NO_EFFECT, StateEffect
+from storage.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
 from storage.rooms import RoomRow, RoomStore, add_room, select_room
 from storage.state_tree import StateTreeStore
 from storage.timelines import move_backward_extremities
@@ -136,7 +138,8 @@ class Adoptions:
             return join  # done before
         auth = await self._events.get_by_id(room.room_nid, join.event.auth_events)
         before = StateChange(None, entries)
-        sources = StoredSources(self._questions, room, list(auth.values()), before, None, was_verified=True)
+        signers = required_signers(join.event)  # they were checked when it was stored
+        sources = StoredSources(self._questions, room, list(auth.values()), before, None, signers)
         checked = await check_on_receipt(Candidate(version, {}, join.event), RoomID(room.room_id), sources)
         if checked.verdict not in SHOWN:
             raise checked.error or Forbidden("The join is not allowed by the state of the room")
@@ -207,7 +210,7 @@ class Adoptions:
         current: NewCurrentState,
         missing: Sequence[EventID],
     ) -> Appended:
-        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], missing)
+        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], missing, new.depth)
         return self._writer.append(
             txn, snapshot.room, snapshot.head, [new], [new.event_id], current=current, now_ms=self._now_ms()
         )

@@ -9,7 +9,7 @@ Laws:
   loose, which no honest room comes to, the first event names the oldest of them and the next one the others.)
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from secrets import token_urlsafe
 
@@ -26,6 +26,7 @@ from federation.protocol.events import (
     load_event,
 )
 from federation.protocol.ids import EventID, UserID
+from federation.protocol.policy_server import POLICY
 from federation.protocol.power_levels import PowerLevels, check_new_levels
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import EventFormat
@@ -53,6 +54,8 @@ class Classification:
 
 
 Classify = Callable[[Event], Classification]
+Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
+"""An event of ours with the signature of its room's policy server, if there is one (the event that says so)."""
 
 
 class TargetInChain(Exception):
@@ -63,12 +66,21 @@ class Chain:
     """Events upon one snapshot of a room."""
 
     def __init__(
-        self, snapshot: RoomSnapshot, events: RoomEvents, identity: ServerIdentity, classify: Classify
+        self,
+        snapshot: RoomSnapshot,
+        events: RoomEvents,
+        identity: ServerIdentity,
+        classify: Classify,
+        further_flags: int = 0,
+        vouch: Vouch | None = None,
     ) -> None:
+        """`further_flags` are those of all its events; `vouch` gets what they need beside our signature."""
         self._snapshot = snapshot
         self._events = events
         self._identity = identity
         self._classify = classify
+        self._further_flags = further_flags
+        self._vouch = vouch
         self._overlay: dict[StateKey, Event] = {}
         self._prev: Sequence[EventID] = [EventID(event_id) for _, event_id in snapshot.head.extremities][
             :MAX_PREV_EVENTS
@@ -117,6 +129,9 @@ class Chain:
         if create is None:
             raise NotFound("This room has not been created")
         check_auth(event, state, create=create)
+        if self._vouch is not None:
+            named = (await self._load([POLICY])).get(POLICY)
+            event = await self._vouch(self._snapshot.room.room_nid, event, named)
         redaction = await self._redaction(event, state, create)
         self._append(event, state, keys, draft, redaction)
         return event
@@ -182,6 +197,13 @@ class Chain:
             raise Forbidden("The event that made the room cannot be redacted")
         return await prune(self._snapshot, target, self._identity)
 
+    def _flags_of(self, event: Event) -> int:
+        """What all events of the chain have, and who is put out of a room hears of it even if they were only invited."""
+        target = event.state_key
+        if event.membership in ("leave", "ban") and target is not None and not self._identity.is_local(target):
+            return self._further_flags | EventFlag.TO_SEND
+        return self._further_flags
+
     def _may_call_room(self, event: Event, state: Mapping[StateKey, Event]) -> bool:
         """spec: client-server-api#mroompower_levels, `notifications`"""
         create = state.get(CREATE)
@@ -213,7 +235,10 @@ class Chain:
                 state_key=event.state_key,
                 sender=event.sender,
                 origin_server_ts=event.origin_server_ts,
-                flags=int(EventFlag.TIMELINE) | flags | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
+                flags=EventFlag.TIMELINE
+                | self._flags_of(event)
+                | flags
+                | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,

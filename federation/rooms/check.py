@@ -17,6 +17,7 @@ from federation.protocol.event_auth import auth_events_needed, check_auth, check
 from federation.protocol.event_signing import is_content_hash_valid, required_signers
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import POLICY
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.snapshots import CREATE
@@ -89,8 +90,11 @@ class Sources(Protocol):
     async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         """Entries of the present state; None where it has no say: for outliers and for the past."""
 
-    async def is_approved(self, event: Event) -> bool:
-        """Whether the room's policy server, if it has one, lets the event pass."""
+    async def is_room_create(self, event: Event) -> bool:
+        """Whether a create event is the one that the room began with."""
+
+    async def is_approved(self, event: Event, named: Event | None) -> bool:
+        """Whether the room's policy server, if it has one, lets the event pass. `named`: the event that says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +115,16 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
         event = candidate.read()
         if event.room_id != room_id:
             raise BadEvent("The event is of another room")
-        signers = required_signers(event)
+        required_signers(event)
     except MatrixError as error:
         return Checked(Verdict.DROP, None, error)
 
     # 2. It is signed by those who must have signed it.
     signed_by = await sources.get_signers(event)
-    unsigned = signers.difference(signed_by)
-    if unsigned:
-        return Checked(Verdict.DROP, None, Forbidden(f"The event lacks a valid signature of {min(unsigned)}"))
+    try:
+        check_signed(event, signed_by)
+    except MatrixError as error:
+        return Checked(Verdict.DROP, None, error)
 
     # 3. Its content is what was hashed; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
@@ -142,14 +147,14 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
     if before is None:
         return Checked(accepted, event, flaw)
     try:
-        if event.type == CREATE.type:
+        if event.type == CREATE.type and not await sources.is_room_create(event):
             raise AuthError(event.version, Rule.CREATE_PREV_EVENTS)  # the room has its create event
         _authorize(event, before, None, signed_by)
     except AuthError as refusal:
         return Checked(Verdict.REJECT, event, refusal)
 
     # 6. The present state allows it.
-    current = await sources.get_current_state(keys)
+    current = await sources.get_current_state(keys | {POLICY})
     if current is None:
         return Checked(accepted, event, flaw)
     try:
@@ -158,9 +163,16 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
         return Checked(Verdict.SOFT_FAIL, event, refusal)
 
     # 7. The room's policy server lets it pass.
-    if not await sources.is_approved(event):
+    if not await sources.is_approved(event, current.get(POLICY)):
         return Checked(Verdict.SOFT_FAIL, event, Forbidden("The policy server of this room did not let the event pass"))
     return Checked(accepted, event, flaw)
+
+
+def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:
+    """Raises Forbidden, BadEvent."""
+    unsigned = required_signers(event).difference(signed_by)
+    if unsigned:
+        raise Forbidden(f"The event lacks a valid signature of {min(unsigned)}")
 
 
 def _authorize(

@@ -20,13 +20,16 @@ from federation.identity import ServerIdentity
 from federation.protocol.errors import NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID
+from federation.protocol.policy_server import POLICY
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
-from federation.rooms.build import Chain, Classify, TargetInChain
+from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
 from federation.rooms.drafts import Draft
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from storage.database import Database
+from storage.events import EventFlag
 from storage.room_writer import Appended, HeadMoved, NewEvent, RoomWriter
 from storage.rooms import Head, RoomRow, RoomStore, add_room
 from storage.sent_transactions import AlreadySent, SentTransaction, select_response
@@ -71,6 +74,7 @@ class RoomEngine:
         database: Database,
         rooms: RoomStore,
         events: RoomEvents,
+        servers: RoomServers,
         trees: StateTreeStore,
         writer: RoomWriter,
         identity: ServerIdentity,
@@ -83,11 +87,13 @@ class RoomEngine:
         self._database = database
         self._rooms = rooms
         self._events = events
+        self._servers = servers
         self._trees = trees
         self._writer = writer
         self._identity = identity
         self._now_ms = now_ms
         self._classify = classify
+        self._vouch: Vouch | None = None
         self._capacity = capacity
         self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
         self._queues: dict[str, _Queue] = {}
@@ -97,6 +103,17 @@ class RoomEngine:
         self._seen_writes: dict[str, int] = {}
         database.streams.watch(self._heed_others)
         self._log = Logger()
+
+    def use_voucher(self, vouch: Vouch) -> None:
+        """Get from here what events of ours need beside our signature; told once, when the server is put together."""
+        self._vouch = vouch
+
+    async def vouch(self, snapshot: RoomSnapshot, event: Event) -> Event:
+        """An event that is built outside of the queue, with what it needs. Raises MatrixError, RemoteError."""
+        if self._vouch is None:
+            return event
+        named = await snapshot.state.get(POLICY)
+        return await self._vouch(snapshot.room.room_nid, event, None if named is None else named.event)
 
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
         """The room as it is now, or None if this server does not know it."""
@@ -256,7 +273,11 @@ class RoomEngine:
         """
         rebuilds = 0
         while rebuilds < MAX_REBUILDS:
-            chain = Chain(snapshot, self._events, self._identity, self._classify)
+            others = await self._servers.in_room(snapshot.room.room_nid)
+            further_flags = EventFlag.TO_SEND if others else 0
+            chain = Chain(
+                snapshot, self._events, self._identity, self._classify, further_flags, self._vouch if others else None
+            )
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:

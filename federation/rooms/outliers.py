@@ -129,5 +129,8 @@ class _OutlierSources:
     async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         return None
 
-    async def is_approved(self, event: Event) -> bool:
+    async def is_room_create(self, event: Event) -> bool:
+        return False
+
+    async def is_approved(self, event: Event, named: Event | None) -> bool:
         return True

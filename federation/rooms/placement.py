@@ -28,17 +28,8 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from storage.database import Database
 from storage.events import EventFlag, EventRow, select_flags
-from storage.room_writer import (
-    NO_EFFECT,
-    Appended,
-    HeadMoved,
-    NewCurrentState,
-    NewEvent,
-    Redaction,
-    RoomWriter,
-    StateChange,
-    StateEffect,
-)
+from storage.room_effects import NO_EFFECT, StateEffect
+from storage.room_writer import Appended, HeadMoved, NewCurrentState, NewEvent, Redaction, RoomWriter, StateChange
 from storage.rooms import RoomRow, select_head
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction
@@ -64,6 +55,8 @@ class Arrival:
     """Accepted redactions of it that came before it."""
     is_past: bool
     """It belongs to what is known already: it is no news and no forward extremity."""
+    send_on: bool = False
+    """It falls to us to tell the other servers in the room."""
 
 
 class Placements:
@@ -156,7 +149,7 @@ class Placements:
         elif verdict is Verdict.SOFT_FAIL:
             flags = EventFlag.SOFT_FAILED
         elif await self._may_take_effect(snapshot, arrival):
-            flags = EventFlag.TIMELINE
+            flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
             redaction = await self._redaction(snapshot, arrival)
             if not arrival.is_past:
                 classification = self._classify(event)
@@ -271,7 +264,7 @@ class Placements:
         was_outlier = bool(flags.get(new.event_id, 0) & EventFlag.OUTLIER)
         if was_outlier != (new.placed_nid is not None) or (flags and not was_outlier):
             raise HeadMoved(snapshot.room.room_id)
-        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing)
+        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], arrival.missing, new.depth)
 
 
 def _depth(arrival: Arrival) -> int:

@@ -11,25 +11,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
-from federation.protocol.events import Event, StateKey
+from federation.protocol.event_signing import required_signers
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.server_acl import ServerACL
 from federation.rooms.batch import Batch, Outcome, dropped
-from federation.rooms.check import Candidate, Verdict, check_on_receipt
+from federation.rooms.check import Candidate, Verdict, check_on_receipt, check_signed
+from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Arrival, Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
-from storage.events import EventStore, Waiting
+from storage.events import EventFlag, EventStore, Waiting
 from storage.room_writer import HeadMoved, StateChange
 
 MAX_PDUS = 500
 """How many PDUs are taken at once; a transaction has 50 at most."""
 MAX_TRIES = 20
-SERVER_ACL = StateKey("m.room.server_acl", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class _Known:
     events: dict[EventID, StoredEvent]
     waiting: Waiting
     states: Mapping[EventID, Collection[EventID]]
+    signers: Mapping[EventID, Collection[ServerName]]
+    """Of those that were looked at before."""
 
 
 class Receiver:
@@ -53,7 +56,9 @@ class Receiver:
         placements: Placements,
         outliers: Outliers,
         questions: Questions,
+        access: ServerAccess,
     ) -> None:
+        self._access = access
         self._engine = engine
         self._events = events
         self._store = store
@@ -65,40 +70,65 @@ class Receiver:
     async def receive(
         self,
         room_id: RoomID,
-        pdus: Sequence[Mapping[str, Any]],
+        pdus: Sequence[Mapping[str, Any] | Event],
         *,
         origin: ServerName | None = None,
         past: bool = False,
         states: Mapping[EventID, Collection[EventID]] | None = None,
+        send_on: bool = False,
     ) -> list[Outcome]:
-        """Take in events of a known room; their outcomes, in the order given.
+        """Take in events of a known room, as they came or parsed; their outcomes, in the order given.
 
         `origin` is the server whose transaction brought them, which the room's server ACL must allow. `past`: they were
         fetched from the room's history, so they are no news and the present state has no say. `states` gives, for
-        events whose prev_events cannot be had, the state before them by the ids of stored events.
+        events some of whose prev_events cannot be had, the state before them as another server tells it, by the ids of
+        stored events; it does not replace what we know of the state after the others. `send_on`: it falls to us to tell
+        the other servers in the room, since the events were made with our help.
         Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
         snapshot = await self._engine.get_snapshot(room_id)
-        if origin is not None and not await _is_allowed(snapshot, origin):
+        if origin is not None and not await self._access.is_allowed(snapshot, origin):
             denied = Forbidden(f"The server ACL of this room denies {origin}")
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
+        signers = await self._find_signers(candidates)
+
         async def work() -> list[Outcome]:
-            return await self._receive(room_id, candidates, past, states or {})
+            return await self._receive(room_id, candidates, past, states or {}, signers, send_on)
 
         return await self._engine.in_turn(room_id, work)
 
-    async def receive_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    async def receive_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any] | Event]) -> list[Outcome]:
         """Keep events without their place: auth events, and the state at some event. Raises NotFound, TooLarge."""
         candidates = await self._candidates(room_id, pdus)
         return await self._outliers.add((await self._engine.get_snapshot(room_id)).room, candidates)
 
-    async def _candidates(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+    async def _candidates(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any] | Event]) -> list[Candidate]:
         if len(pdus) > MAX_PDUS:
             raise TooLarge(f"At most {MAX_PDUS} events are taken at once")
         version = (await self._engine.get_snapshot(room_id)).version
-        return [Candidate(version, pdu) for pdu in pdus]
+        return [Candidate(version, pdu.pdu, pdu) if isinstance(pdu, Event) else Candidate(version, pdu) for pdu in pdus]
+
+    async def _find_signers(self, candidates: Sequence[Candidate]) -> Mapping[EventID, Collection[ServerName]]:
+        """Whose signatures the events have, all at once and before their turn: a key that has to be fetched from a slow
+        server holds up nobody else in the room."""
+        events: dict[EventID, Event] = {}
+        for candidate in candidates:
+            try:
+                event = candidate.read()
+            except MatrixError:
+                continue  # it gets its outcome later
+            if not self._events.is_cached(event.event_id):
+                events[event.event_id] = event
+        signers = await map_at_once(self._get_signers, events.values(), len(events))
+        return dict(zip(events, signers, strict=True))
+
+    async def _get_signers(self, event: Event) -> Collection[ServerName]:
+        try:
+            return await self._questions.get_signers(event)
+        except MatrixError:
+            return ()  # it does not say who has to sign it, or we do not talk with who has
 
     async def _receive(
         self,
@@ -106,41 +136,51 @@ class Receiver:
         candidates: Sequence[Candidate],
         past: bool,
         states: Mapping[EventID, Collection[EventID]],
+        signers: Mapping[EventID, Collection[ServerName]],
+        send_on: bool,
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
             raise NotFound("This server is not in the room")
         batch = Batch(candidates, room_id)
-        known = await self._load(snapshot, batch.ordered, states)
+        known = await self._load(snapshot, batch.ordered, states, signers)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_one(
-                room_id, batch.candidates[event.event_id], known, past
+                room_id, batch.candidates[event.event_id], known, past, send_on
             )
         return batch.answer()
 
     async def _load(
-        self, snapshot: RoomSnapshot, events: Sequence[Event], states: Mapping[EventID, Collection[EventID]]
+        self,
+        snapshot: RoomSnapshot,
+        events: Sequence[Event],
+        states: Mapping[EventID, Collection[EventID]],
+        signers: Mapping[EventID, Collection[ServerName]],
     ) -> _Known:
         """One batch of reads for all that the events name."""
         own = [event.event_id for event in events]
         named = {name for event in events for name in (event.event_id, *event.prev_events, *event.auth_events)}
         found = dict(await self._events.get_anywhere(named))
         waiting = await self._store.get_waiting(snapshot.room.room_nid, own) if own else Waiting({}, frozenset())
-        return _Known(found, waiting, states)
+        return _Known(found, waiting, states, signers)
 
-    async def _receive_one(self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool) -> Outcome:
+    async def _receive_one(
+        self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool
+    ) -> Outcome:
         event_id = candidate.read().event_id
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
             try:
-                return await self._place(snapshot, candidate, known, past)
+                return await self._place(snapshot, candidate, known, past, send_on)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 self._events.forget([event_id])
                 known.events.update(await self._events.get_anywhere([event_id]))
         raise RuntimeError(f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received")
 
-    async def _place(self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool) -> Outcome:
+    async def _place(
+        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool, send_on: bool
+    ) -> Outcome:
         event = candidate.read()
         own = known.events.get(event.event_id)
         if own is not None and not own.is_outlier:
@@ -148,6 +188,12 @@ class Receiver:
         if own is not None:
             event = own.event  # what was stored has been checked, and may have lost its content since
             candidate = Candidate(event.version, event.pdu, event)
+        signers = None if own is not None else known.signers.get(event.event_id)
+        try:
+            if signers is not None:  # before anything is asked or kept on its behalf
+                check_signed(event, signers)
+        except MatrixError as error:
+            return Outcome(event.event_id, Verdict.DROP, error)
         prev, missing = _split(event.prev_events, known.events, placed=True)
         if any(other.room_nid != snapshot.room.room_nid for other in prev):
             return dropped(event, "The event follows one of another room")
@@ -161,7 +207,10 @@ class Receiver:
             return Outcome(event.event_id, Verdict.DROP, error)
         is_past = past or event.event_id in known.waiting.backward
         current = None if is_past else StateChange(snapshot.head.state_root)
-        sources = StoredSources(self._questions, snapshot.room, auth, before, current, was_verified=own is not None)
+        if own is not None:
+            signers = required_signers(event)  # they were checked when it was stored
+        create = await snapshot.create_event()
+        sources = StoredSources(self._questions, snapshot.room, auth, before, current, signers, create.event_id)
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
@@ -175,6 +224,7 @@ class Receiver:
             own,
             await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
             is_past,
+            send_on,
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
@@ -193,28 +243,26 @@ class Receiver:
         prev: Sequence[StoredEvent],
         states: Mapping[EventID, Collection[EventID]],
     ) -> StateChange:
+        known = [StateChange(stored.state_root) for stored in prev]
         if event.event_id in states:
-            return StateChange(None, await self._gather_state(snapshot, states[event.event_id]))
-        if not prev:
+            known.append(StateChange(None, await self._gather_state(snapshot, states[event.event_id])))
+        if not known:
             return StateChange(None)
         return await self._resolver.resolve(
-            snapshot.room.room_nid,
-            snapshot.version,
-            await snapshot.create_event(),
-            [StateChange(stored.state_root) for stored in prev],
+            snapshot.room.room_nid, snapshot.version, await snapshot.create_event(), known
         )
 
     async def _gather_state(self, snapshot: RoomSnapshot, event_ids: Collection[EventID]) -> dict[tuple[str, str], int]:
         """A state that was given by its events, all of which must be stored. Raises BadState."""
-        found = await self._events.get_by_id(snapshot.room.room_nid, event_ids)
+        found = await self._store.get_entries(snapshot.room.room_nid, event_ids)
         if len(found) != len(set(event_ids)):
             raise BadState("The state before the event has events that are not known")
         entries: dict[tuple[str, str], int] = {}
         for stored in found.values():
-            if stored.event.state_key is None or stored.event.key in entries:
+            if stored.state_key is None or (stored.type, stored.state_key) in entries:
                 raise BadState("The state before the event has no single event for each of its entries")
-            if not stored.rejected:
-                entries[stored.event.key] = stored.nid
+            if not stored.flags & EventFlag.REJECTED:
+                entries[(stored.type, stored.state_key)] = stored.event_nid
         return entries
 
 
@@ -226,12 +274,6 @@ def _split(
     usable = [stored for stored in found if stored is not None and not (placed and stored.is_outlier)]
     have = {stored.event.event_id for stored in usable}
     return usable, [name for name in dict.fromkeys(names) if name not in have]
-
-
-async def _is_allowed(snapshot: RoomSnapshot, origin: ServerName) -> bool:
-    """spec: server-server-api#server-access-control-lists-acls"""
-    acl = await snapshot.state.get(SERVER_ACL)
-    return acl is None or ServerACL(acl.event.content).allows(origin)
 
 
 def _id_of(candidate: Candidate) -> EventID | None:

@@ -157,6 +157,10 @@ class RoomEvents:
         events = await self.get_events(nids.values())
         return {event.event.event_id: event for event in events.values()}
 
+    def is_cached(self, event_id: EventID) -> bool:
+        """Whether the event is at hand without a query: then it is stored."""
+        return event_id in self._nids
+
     def keep(self, room: RoomRow, row: EventRow) -> StoredEvent:
         """The event of a row that was just read or written, from the cache if it is there."""
         cached = self._cache.get(row.event_nid)

@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName
 from federation.rooms.check import AuthEvents
@@ -14,8 +13,8 @@ from storage.rooms import RoomRow
 
 GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
 """Those of an event's required signers whose valid signatures it has."""
-Approve = Callable[[Event], Awaitable[bool]]
-"""Whether the room's policy server, if it has one, lets an event pass."""
+Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
+"""Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +47,21 @@ class StoredSources:
         auth: Sequence[StoredEvent],
         before: StateChange,
         current: StateChange | None,
-        *,
-        was_verified: bool,
+        signers: Collection[ServerName] | None,
+        create_id: EventID | None = None,
     ) -> None:
-        """`current` is None where the present state has no say. `was_verified`: its signatures, when it was stored."""
+        """`current` is None where the present state has no say. `signers`: whose signatures it has, where that is known.
+        `create_id`: the event that the room began with."""
         self._questions = questions
         self._room = room
         self._auth = auth
         self._before = before
         self._current = current
-        self._was_verified = was_verified
+        self._signers = signers
+        self._create_id = create_id
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
-        return required_signers(event) if self._was_verified else await self._questions.get_signers(event)
+        return await self._questions.get_signers(event) if self._signers is None else self._signers
 
     async def get_auth_events(self, event: Event) -> AuthEvents:
         create, rejected = await self._questions.find_create(self._room, event)
@@ -77,8 +78,11 @@ class StoredSources:
     async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         return None if self._current is None else await self._load(self._current, keys)
 
-    async def is_approved(self, event: Event) -> bool:
-        return await self._questions.approve(event)
+    async def is_room_create(self, event: Event) -> bool:
+        return event.event_id == self._create_id
+
+    async def is_approved(self, event: Event, named: Event | None) -> bool:
+        return await self._questions.approve(self._room.room_nid, event, named)
 
     async def _load(self, state: StateChange, keys: Collection[StateKey]) -> Mapping[StateKey, Event]:
         loaded = await self._questions.resolver.load(self._room.room_nid, state, keys)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from federation.identity import ServerIdentity
+from federation.policy import Policy
 from homeserver.assembly.accounts import AccountParts
 from homeserver.services.accounts import Accounts
 from homeserver.services.cross_signing import CrossSigning
@@ -11,6 +12,7 @@ from homeserver.services.to_device import ToDevice
 from storage.cross_signing import CrossSigningStore
 from storage.database import Database
 from storage.key_backups import KeyBackupStore
+from storage.outgoing_to_device import OutgoingToDeviceStore
 
 
 class EncryptionParts:
@@ -20,13 +22,23 @@ class EncryptionParts:
         self,
         database: Database,
         identity: ServerIdentity,
+        policy: Policy,
         now_ms: Callable[[], int],
         accounts: AccountParts,
         people: Accounts,
         cross_signing: CrossSigningStore,
     ) -> None:
         self.cross_signing = CrossSigning(
-            database, cross_signing, accounts.device_key_store, accounts.device_store, people, identity
+            database, cross_signing, accounts.device_key_store, accounts.device_store, people
         )
         self.backups = KeyBackups(KeyBackupStore(database))
-        self.to_device = ToDevice(database, accounts.to_device_store, accounts.device_store, identity, now_ms)
+        self.outgoing_store = OutgoingToDeviceStore(database)
+        self.to_device = ToDevice(
+            database,
+            accounts.to_device_store,
+            accounts.device_store,
+            self.outgoing_store,
+            identity,
+            policy,
+            now_ms,
+        )

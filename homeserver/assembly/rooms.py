@@ -10,9 +10,14 @@ from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.outside import OutsideMemberships
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
+from federation.rooms.residence import Residence
+from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
+from federation.rooms.server_access import ServerAccess
+from federation.rooms.servers import RoomServers
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
@@ -25,29 +30,32 @@ from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
+from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.mentions import Mentions
 from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
-from homeserver.services.profiles import NoRemoteProfiles, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.related_redactions import RelatedRedactions
-from homeserver.services.restricted_joins import RestrictedJoins
 from homeserver.services.room_answers import RoomAnswers
 from homeserver.services.room_creation import RoomCreation
 from homeserver.services.room_directory import RoomDirectory
+from homeserver.services.room_history import RoomHistory
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_relations import RoomRelations
 from homeserver.services.room_sending import RoomSending
 from homeserver.services.room_upgrade import RoomUpgrade
+from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.invited import InvitedRooms
@@ -66,9 +74,11 @@ from storage.cross_signing import CrossSigningStore
 from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
+from storage.outside_memberships import OutsideMembershipStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
+from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomStore
@@ -113,13 +123,14 @@ class RoomParts:
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
-        receipt_store = ReceiptStore(database)
+        self.receipt_store = receipt_store = ReceiptStore(database)
         summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=ROOMS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
@@ -128,18 +139,25 @@ class RoomParts:
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
+        self.elsewhere = Elsewhere()
+        self.outside = OutsideMemberships(OutsideMembershipStore(database), identity, now_ms)
+        self.store = room_store
+        self.membership_store = membership_store
+        self.trees = trees
         self.visibility = visibility = Visibility(trees, self.events)
-        writer = RoomWriter(trees, AuthChainStore(database))
-        classify = Mentions(identity).classify
+        self.chains = AuthChainStore(database)
+        self.writer = RoomWriter(trees, self.chains)
+        self.classify = Mentions(identity).classify
         self.engine = RoomEngine(
             database,
             room_store,
             self.events,
+            self.servers,
             trees,
-            writer,
+            self.writer,
             identity,
             now_ms,
-            classify,
+            self.classify,
             capacity=ROOMS_CACHED,
         )
         relation_store = RelationStore(database)
@@ -160,12 +178,21 @@ class RoomParts:
             accounts.store,
             accounts.profile_store,
             self.propagation,
-            NoRemoteProfiles(),
+            self.elsewhere,
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
         personal_settings = PersonalSettings(database, account_data_store, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
+        self.access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.residence = Residence(self.engine, self.memberships, self.access)
+        self.restricted = RestrictedJoins(self.memberships, room_store)
+        self.invite_policy = InvitePolicy(
+            accounts.store,
+            self.permissions,
+            limiter,
+            only_admins_invite=config.rooms.block_non_admin_invites,
+        )
         self.room_memberships = RoomMemberships(
             self.engine,
             self.memberships,
@@ -176,9 +203,11 @@ class RoomParts:
             limiter,
             identity,
             guests,
-            RestrictedJoins(self.memberships, room_store),
+            self.restricted,
             personal_settings,
             self.permissions,
+            self.residence,
+            RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
             only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
@@ -209,6 +238,7 @@ class RoomParts:
             sent_store,
             self.related_redactions,
         )
+        self.history = RoomHistory()
         self.reading = RoomReading(
             self.engine,
             self.events,
@@ -220,6 +250,7 @@ class RoomParts:
             ignored,
             aggregations,
             RoomAnswers(streams, capacity=ANSWER_BYTES),
+            self.history,
         )
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(
@@ -228,16 +259,19 @@ class RoomParts:
             alias_store,
             summary_store,
             self.reading,
+            self.servers,
+            self.elsewhere,
             identity,
             now_ms,
             readable_without_account=config.rooms.allow_public_rooms_without_auth,
+            readable_elsewhere=config.rooms.allow_public_rooms_over_federation,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
         )
         self.upgrades = RoomUpgrade(
             self.engine,
             self.events,
-            Replacements(self.engine, self.events, writer, identity, classify, now_ms),
+            Replacements(self.engine, self.events, self.writer, identity, self.classify, now_ms),
             room_store,
             membership_store,
             alias_store,
@@ -253,10 +287,10 @@ class RoomParts:
         self.presence = presence_of(
             config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
         )
-        history = InvitedRooms(self.engine, self.events)
+        history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, identity, capacity=USERS_CACHED
+            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
         )
         self.device_lists = DeviceLists(
             accounts.device_store,

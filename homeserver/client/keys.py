@@ -10,6 +10,7 @@ from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.cross_signing import CrossSigning, KeySet
 from homeserver.services.device_keys import DeviceKeys, KeyUpload
 from homeserver.services.device_lists import DeviceLists
+from homeserver.services.everyones_keys import EveryonesKeys
 from homeserver.services.stream_tokens import parse_sync_token
 
 
@@ -33,9 +34,9 @@ class KeyQuery(msgspec.Struct, frozen=True):
 @endpoint(
     "POST", *_paths("query"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
 )
-async def query_keys(keys: DeviceKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
+async def query_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyQuery) -> dict[str, Any]:
     """The keys of people's devices."""
-    return await keys.get_keys(caller.user_id, body.device_keys)
+    return await keys.get_keys(caller.user_id, body.device_keys, body.timeout)
 
 
 class KeyClaim(msgspec.Struct, frozen=True):
@@ -48,9 +49,9 @@ class KeyClaim(msgspec.Struct, frozen=True):
 @endpoint(
     "POST", *_paths("claim"), auth=Auth.GUEST, max_body=1024 * 1024, limit=Limit.KEY_REQUEST, while_suspended=True
 )
-async def claim_keys(keys: DeviceKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
+async def claim_keys(keys: EveryonesKeys, caller: Requester, *, body: KeyClaim) -> dict[str, Any]:
     """One-time keys for conversations with devices."""
-    return await keys.do_claim(body.one_time_keys)
+    return await keys.do_claim(body.one_time_keys, body.timeout)
 
 
 @endpoint("GET", *_paths("changes"), auth=Auth.GUEST)

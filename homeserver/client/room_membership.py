@@ -66,8 +66,8 @@ async def join_room_or_alias(
     memberships: RoomMemberships, caller: Requester, *, room_id_or_alias: str, body: Join = Join(), via: Servers = None
 ) -> dict[str, str]:
     """Join a room by its id or an alias."""
-    room_id = await memberships.resolve(_check(room_id_or_alias))
-    return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed)}
+    room_id, servers = await memberships.resolve(_check(room_id_or_alias), via)
+    return {"room_id": await memberships.do_join(caller, room_id, body.reason, body.third_party_signed, servers)}
 
 
 @endpoint(
@@ -86,8 +86,8 @@ async def knock_room(
     via: Servers = None,
 ) -> dict[str, str]:
     """Ask to be let into a room."""
-    room_id = await memberships.resolve(_check(room_id_or_alias))
-    return {"room_id": await memberships.do_knock(caller, room_id, body.reason)}
+    room_id, servers = await memberships.resolve(_check(room_id_or_alias), via)
+    return {"room_id": await memberships.do_knock(caller, room_id, body.reason, servers)}
 
 
 @endpoint("POST", *_paths("leave"), auth=Auth.GUEST, while_suspended=True)

@@ -39,9 +39,7 @@ class JoinLimits:
     """Two buckets for joining rooms."""
 
     local: RateLimit = limit(0.1, 10, "Joins of one user to rooms that this server is in.")
-    remote: RateLimit = limit(
-        0.01, 10, "Joins of one user to rooms that this server must first join over federation.", not_yet=True
-    )
+    remote: RateLimit = limit(0.01, 10, "Joins of one user to rooms that this server must first join over federation.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,4 +98,4 @@ class Limits:
     rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.")
     rc_delayed_event_mgmt: RateLimit = limit(1, 20, "Requests about delayed events of one user.")
-    rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.", not_yet=True)
+    rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
 from homeserver.config.mail import sender_of
 from homeserver.config.option import description_of
@@ -179,6 +180,14 @@ def _check_together(config: Config) -> list[Problem]:
             parse_public_key(key_id, old.key)
         except InvalidParam as error:
             problems.append(Problem(("old_signing_keys", key_id), f"is no key that others can use: {error}"))
+    for at, key_server in enumerate(config.federation.trusted_key_servers):
+        if not is_server_name(key_server.server_name):
+            problems.append(Problem(("trusted_key_servers", at, "server_name"), "must be a server name"))
+        for key_id, key in key_server.verify_keys.items():
+            try:
+                parse_public_key(key_id, key)
+            except InvalidParam as error:
+                problems.append(Problem(("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"))
     registration = config.registration
     if (
         registration.enable_registration

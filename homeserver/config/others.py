@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from federation.outbound.proxy import BadProxy, read_proxy
+from federation.policy import BadPattern, ServerPatterns
 from homeserver.config.option import Duration, Network, Secret, option, required, section
 
 PRIVATE_NETWORKS = (
@@ -43,35 +45,81 @@ class KeyServer:
     accept_keys_insecurely: bool = option(False, "Whether an answer without a known key of its own is believed.")
 
 
+def _check_patterns(patterns: tuple[str, ...] | None) -> str | None:
+    try:
+        ServerPatterns(patterns or ())
+    except BadPattern as error:
+        return f"must be names or patterns of servers: {error}"
+    return None
+
+
+def _check_proxy(url: str | None) -> str | None:
+    try:
+        read_proxy(url or "http://none")
+    except BadProxy as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peering:
+    """How this server talks with others."""
+
+    enabled: bool = option(True, "Whether it talks with other servers at all.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     """Other Matrix servers."""
 
+    federation: Peering = section(Peering, "How this server talks with others.")
     federation_domain_whitelist: tuple[str, ...] | None = option(
         None,
-        "The only servers to talk with; `null`: all, `[]`: none.",
-        example='["ministry.example", "university.example"]',
-        not_yet=True,
+        "The only servers to talk with; `null`: all, `[]`: none. Names, wildcards (`*`, `?`), and regular expressions "
+        "between slashes. Read again on SIGHUP.",
+        example='["university.example", "*.ministry.example", "/school-[0-9]+[.]example/"]',
+        check=_check_patterns,
+    )
+    federation_domain_blacklist: tuple[str, ...] = option(
+        (),
+        "Servers never to talk with, whatever else allows them; patterns as above, with any port. Read again on SIGHUP.",
+        example='["spam.example", "*.spam.example"]',
+        check=_check_patterns,
+    )
+    federation_policy_simulation: bool = option(
+        False,
+        "Whether the lists above refuse nothing, and the log says what they would refuse. Read again on SIGHUP.",
     )
     federation_verify_certificates: bool = option(
-        True, "Whether other servers must have valid certificates. Only for tests: false.", not_yet=True
+        True, "Whether other servers must have valid certificates. Only for tests: false."
     )
     federation_custom_ca_list: tuple[Path, ...] = option(
-        (), "Certificate authorities to trust instead of the system's, PEM files.", not_yet=True
+        (), "Certificate authorities to trust instead of the system's, PEM files."
     )
     trusted_key_servers: tuple[KeyServer, ...] = option(
         (),
         "Servers to ask for other servers' keys when those do not answer themselves. None unless you name one.",
         example="[{server_name: matrix.example.org}]",
-        not_yet=True,
     )
     ip_range_blacklist: tuple[Network, ...] = option(
         tuple(Network(each) for each in PRIVATE_NETWORKS),
         "Addresses that are never contacted, whatever a name resolves to.",
-        not_yet=True,
+    )
+    https_proxy: str | None = option(
+        None,
+        "An HTTP proxy for whatever this server asks with TLS. Without this option the variable `https_proxy` of the "
+        "environment counts.",
+        example="http://proxy.example.org:3128",
+        check=_check_proxy,
+    )
+    no_proxy_hosts: tuple[str, ...] | None = option(
+        None,
+        "Names (with all under them), addresses and networks that are asked without the proxy. Without this option the "
+        "variable `no_proxy` counts.",
+        example='["example.org", "10.0.0.0/8"]',
     )
     ip_range_whitelist: tuple[Network, ...] = option(
-        (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]', not_yet=True
+        (), "Exceptions from `ip_range_blacklist`.", example='["10.20.0.0/16"]'
     )
 
 

@@ -33,9 +33,7 @@ class Rooms:
         example="{public_chat: {events: {m.room.name: 100}}}",
     )
     allow_public_rooms_without_auth: bool = option(False, "Whether the room directory can be read without an account.")
-    allow_public_rooms_over_federation: bool = option(
-        False, "Whether other servers can read the room directory.", not_yet=True
-    )
+    allow_public_rooms_over_federation: bool = option(False, "Whether other servers can read the room directory.")
     enable_room_list_search: bool = option(True, "Whether there is a room directory; without, it is shown empty.")
     block_non_admin_invites: bool = option(False, "Whether only administrators of the server may invite.")
     require_membership_for_aliases: bool = option(True, "Whether only members of a room may give it an alias.")

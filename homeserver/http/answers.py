@@ -4,13 +4,14 @@ A msgspec Struct, a mapping or a list is encoded as JSON; `bytes` and `msgspec.R
 `Response` says everything itself, and its body may be a `File`, which is sent as it is read.
 """
 
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Final, Protocol
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
+from federation.protocol.answers import File as File
+from federation.protocol.answers import Response as Response
+from federation.protocol.answers import Source as Source
 from federation.protocol.errors import LimitExceeded, MatrixError
 
 Json = Mapping[str, object]
@@ -24,18 +25,6 @@ class Empty(msgspec.Struct, frozen=True):
 EMPTY: Final = Empty()
 
 
-class Source(Protocol):
-    """Where the bytes of a file come from."""
-
-    def read(self, offset: int, size: int) -> Awaitable[bytes]:
-        """From there on so many bytes, or fewer; none at the end."""
-        ...
-
-    def close(self) -> None:
-        """Nothing more will be read."""
-        ...
-
-
 class MemorySource:
     """A source of bytes that are there already."""
 
@@ -47,24 +36,6 @@ class MemorySource:
 
     def close(self) -> None:
         self._data = b""
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """A body that does not fit into memory. The site closes its source, and serves ranges and conditions of it."""
-
-    source: Source
-    size: int
-    etag: str
-    """Changes when the bytes do; without quotes, and with none inside."""
-
-
-class Response(msgspec.Struct, frozen=True, gc=False):
-    """An answer with a status and headers of its own. A body that is neither bytes nor a `File` is encoded as JSON."""
-
-    status: int = HTTPStatus.OK
-    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
-    body: object = b""
 
 
 _encoder = msgspec.json.Encoder()

@@ -21,6 +21,7 @@ from federation.protocol.errors import (
     UserLocked,
     UserSuspended,
 )
+from federation.protocol.ids import ServerName
 from homeserver.http.rate_limits import RateLimiter, address_key
 
 
@@ -53,6 +54,18 @@ class SignatureChecker(Protocol):
         ...
 
 
+class PeerTurns(Protocol):
+    """Lets requests of other servers in by turns."""
+
+    async def enter(self, server: ServerName) -> None:
+        """Wait for a turn. Raises `LimitExceeded`."""
+        ...
+
+    def leave(self, server: ServerName) -> None:
+        """The request is answered."""
+        ...
+
+
 class Credentials(msgspec.Struct, frozen=True, gc=False):
     """What a request shows: the token, and whom an application service acts for."""
 
@@ -71,12 +84,14 @@ class Guard:
         tokens: TokenChecker | None = None,
         appservices: AppserviceChecker | None = None,
         signatures: SignatureChecker | None = None,
+        turns: PeerTurns | None = None,
         token_in_query: bool = True,
     ) -> None:
         self._limiter = limiter
         self._tokens = tokens
         self._appservices = appservices
         self.signatures = signatures
+        self.turns = turns
         self._token_in_query = token_in_query
 
     def can_check(self, auth: Auth) -> bool:

@@ -120,34 +120,52 @@ class Router:
         """The handler's answer. Raises whatever the guard, the parameters and the handler raise."""
         route = match.route
         declaration = route.declaration
-        binding = route.binding
         context = incoming.context
         fields = parse_query(incoming.query) if incoming.query else {}
         caller: Requester | None = None
-        peer: Peer | None = None
         if declaration.auth is Auth.SERVER:
-            assert self._guard.signatures is not None
-            peer = await self._guard.signatures.get_peer(
-                incoming.authorization, context.method, incoming.uri, incoming.body
-            )
-        elif declaration.auth is not Auth.NONE:
+            return await self._call_as_peer(match, incoming, fields)
+        if declaration.auth is not Auth.NONE:
             authorization = incoming.authorization[-1] if incoming.authorization else None
             shown = self._guard.credentials(authorization, fields)
             caller = await self._guard.admit(declaration, shown, context)
             if caller is not None:
                 set_caller(caller.user_id)
         self._guard.count(declaration, caller, context)
-        keywords = binding.keywords(route.names, match.values, fields)
-        if binding.decode_body is not None:
-            keywords["body"] = binding.decode_body(incoming.body)
-        elif binding.takes_file:
-            keywords["body"] = incoming.file
-        positional = [
-            caller if each is Requester else context if each is RequestContext else peer if each is Peer else each
-            for each in binding.positional
-        ]
-        answer: object = await declaration.handler(*positional, **keywords)
-        return answer
+        return await _call_handler(match, incoming, fields, caller, None)
+
+    async def _call_as_peer(self, match: Match, incoming: Incoming, fields: Mapping[str, list[str]]) -> object:
+        """For another server, when it has its turn."""
+        assert self._guard.signatures is not None
+        peer = await self._guard.signatures.get_peer(
+            incoming.authorization, incoming.context.method, incoming.uri, incoming.body
+        )
+        set_caller(peer.server_name)
+        turns = self._guard.turns
+        if turns is None:
+            return await _call_handler(match, incoming, fields, None, peer)
+        await turns.enter(peer.server_name)
+        try:
+            return await _call_handler(match, incoming, fields, None, peer)
+        finally:
+            turns.leave(peer.server_name)
+
+
+async def _call_handler(
+    match: Match, incoming: Incoming, fields: Mapping[str, list[str]], caller: Requester | None, peer: Peer | None
+) -> object:
+    binding = match.route.binding
+    keywords = binding.keywords(match.route.names, match.values, fields)
+    if binding.decode_body is not None:
+        keywords["body"] = binding.decode_body(incoming.body)
+    elif binding.takes_file:
+        keywords["body"] = incoming.file
+    positional = [
+        caller if each is Requester else incoming.context if each is RequestContext else peer if each is Peer else each
+        for each in binding.positional
+    ]
+    answer: object = await match.route.declaration.handler(*positional, **keywords)
+    return answer
 
 
 class MethodRefused(MethodNotAllowed):

@@ -3,7 +3,9 @@
 from prometheus_client import CollectorRegistry
 
 from homeserver.observe.database import DatabaseMetrics
+from homeserver.observe.federation import FederationMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
+from homeserver.observe.sender import SenderMetrics
 
 _HEAD = """# Metrics
 
@@ -22,8 +24,10 @@ def write_metrics_page() -> str:
     HttpMetrics(registry)
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
+    FederationMetrics(registry)
     JobMetrics(registry)
     SearchMetrics(registry)
+    SenderMetrics(registry, dict)
     families = sorted(registry.collect(), key=lambda family: family.name)
     return _HEAD + "".join(
         f"| `{family.name}{'_total' if family.type == 'counter' else ''}` | {family.type} | {family.documentation} |\n"

@@ -14,6 +14,7 @@ import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import DeviceID, UserID
+from federation.protocol.stripped_state import StrippedEvent
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.visible import Seen
 from homeserver.services.aggregations import Aggregation, Aggregations
@@ -155,7 +156,7 @@ def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
     return _splice(event, None, with_room_id)
 
 
-def present_stripped(events: Iterable[Event]) -> list[dict[str, Any]]:
+def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, Any]]:
     """Stripped state. spec: client-server-api#stripped-state"""
     return [
         {"type": event.type, "state_key": event.state_key, "sender": event.sender, "content": event.content}

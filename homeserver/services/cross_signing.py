@@ -9,12 +9,11 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.identity import ServerIdentity
-from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.device_keys import decode_ed25519, parse_cross_signing_key
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, InvalidSignature, MatrixError, MissingParam, NotFound
 from federation.protocol.ids import KeyID
-from federation.protocol.signing import KEY_BYTES, decode_base64, is_signed_by
+from federation.protocol.signing import is_signed_by
 from homeserver.services.accounts import Accounts
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
@@ -46,14 +45,12 @@ class CrossSigning:
         device_keys: DeviceKeyStore,
         devices: DeviceStore,
         accounts: Accounts,
-        identity: ServerIdentity,
     ) -> None:
         self._database = database
         self._store = store
         self._device_keys = device_keys
         self._devices = devices
         self._accounts = accounts
-        self._identity = identity
 
     async def do_upload(self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str) -> None:
         """Set keys; to replace some has to be confirmed. Raises AuthenticationRequired, InvalidParam, MissingParam,
@@ -90,8 +87,7 @@ class CrossSigning:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""
         if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
             raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
-        local = [user_id for user_id in {*signed, caller.user_id} if self._identity.is_local(user_id)]
-        keys = await self._store.get_keys(local)
+        keys = await self._store.get_keys({*signed, caller.user_id})
         devices = await self._device_keys.get_device_keys([caller.user_id])
         identity_keys = {row.device_id: row.keys for row in devices.get(caller.user_id, ())}
         failures: dict[str, dict[str, Any]] = {}
@@ -118,25 +114,12 @@ def _is_new(key: CrossSigningKey, present: Keys) -> bool:
 
 
 def _parse(user_id: str, usage: str, key: dict[str, Any]) -> CrossSigningKey:
-    keys, usages = key.get("keys"), key.get("usage")
-    if key.get("user_id") != user_id:
-        raise InvalidParam(f"The {usage} key is not for you")
-    if not isinstance(usages, list) or usage not in usages:
-        raise InvalidParam(f"The usage of the {usage} key is another one")
-    if not isinstance(keys, dict) or len(keys) != 1:
-        raise InvalidParam(f"The {usage} key has to have one public key")
-    ((key_id, public_key),) = keys.items()
-    if not isinstance(public_key, str) or key_id != f"ed25519:{public_key}":
-        raise InvalidParam(f"The {usage} key is named ed25519:KEY after itself")
-    _decode_key(public_key)
-    if not isinstance(key.get("signatures", {}), dict):
-        raise InvalidParam(f"The signatures of the {usage} key are no object")
-    content = encode_canonical({name: value for name, value in key.items() if name != "unsigned"})
-    return CrossSigningKey(user_id, usage, public_key, content)
+    parsed = parse_cross_signing_key(user_id, usage, key)
+    return CrossSigningKey(user_id, usage, parsed.public_key, parsed.content)
 
 
 def _check_signed(key: CrossSigningKey, master: CrossSigningKey) -> None:
-    public = {KeyID(f"ed25519:{master.public_key}"): _decode_key(master.public_key)}
+    public = {KeyID(f"ed25519:{master.public_key}"): decode_ed25519(master.public_key)}
     if not is_signed_by(msgspec.json.decode(key.content), key.user_id, public):
         raise InvalidSignature(f"The {key.usage} key is not signed by the master key")
 
@@ -187,7 +170,7 @@ def _public(own: Keys, usage: str) -> dict[KeyID, bytes]:
     if key is None:
         raise NotFound(f"You have no {usage} key")
     key_id = KeyID(f"ed25519:{key.public_key}")
-    return {key_id: _decode_key(key.public_key)}
+    return {key_id: decode_ed25519(key.public_key)}
 
 
 def _device_public(identity_keys: Mapping[str, bytes]) -> dict[KeyID, bytes]:
@@ -196,13 +179,5 @@ def _device_public(identity_keys: Mapping[str, bytes]) -> dict[KeyID, bytes]:
         key_id = KeyID(f"ed25519:{device_id}")
         key = msgspec.json.decode(content)["keys"].get(key_id)
         with suppress(InvalidParam):  # whatever a device published, it cannot sign with that
-            public[key_id] = _decode_key(key)
+            public[key_id] = decode_ed25519(key)
     return public
-
-
-def _decode_key(key: object) -> bytes:
-    """An Ed25519 key; its name may be anything in base64. Raises InvalidParam."""
-    decoded = decode_base64(key) if isinstance(key, str) else b""
-    if len(decoded) != KEY_BYTES:
-        raise InvalidParam("This is no key of Ed25519")
-    return decoded

@@ -15,34 +15,23 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.identity import ServerIdentity
+from federation.own_devices import present_key, visible_signatures, with_signatures
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.device_keys import is_key_name, parse_identity_keys
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import BadJson, InvalidParam
-from federation.protocol.ids import UserID, parse_user_id
-from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import UserID
+from storage.cross_signing import CrossSigningStore, KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, KeyWish, select_counts
+from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, select_counts
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
 """Of a device, in one upload and in all."""
-MOST_USERS: Final = 5000
-"""In one query or claim."""
 LONGEST_NAME: Final = 255
 
 Key = str | dict[str, Any]
-
-
-class IdentityKeys(msgspec.Struct, frozen=True):
-    """spec: client-server-api#post_matrixclientv3keysupload_request_devicekeys"""
-
-    user_id: str
-    device_id: str
-    algorithms: list[str]
-    keys: dict[str, str]
-    signatures: dict[str, dict[str, str]]
 
 
 class KeyUpload(msgspec.Struct, frozen=True):
@@ -64,7 +53,6 @@ class DeviceKeys:
         database: Database,
         keys: DeviceKeyStore,
         cross_signing: CrossSigningStore,
-        identity: ServerIdentity,
         *,
         capacity: int,
     ) -> None:
@@ -77,14 +65,13 @@ class DeviceKeys:
         self._database = database
         self._keys = keys
         self._cross_signing = cross_signing
-        self._identity = identity
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
         """Publish keys of the caller's device; how many one-time keys it has by algorithm. Raises InvalidParam, BadJson."""
         if caller.device_id is None:
             raise InvalidParam("This session has no device to publish keys for")
         user_id, device_id = caller.user_id, caller.device_id
-        identity = None if upload.device_keys is None else _check_identity(upload.device_keys, user_id, device_id)
+        identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
         one_time = _named(upload.one_time_keys)
         fallback = _named({**upload.unstable_fallback_keys, **upload.fallback_keys})
         if len({algorithm for algorithm, _ in fallback}) != len(fallback):
@@ -127,50 +114,9 @@ class DeviceKeys:
         return counts
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam."""
-        if len(wanted) > MOST_USERS:
-            raise InvalidParam(f"A query has at most {MOST_USERS} users")
-        for user_id in wanted:
-            parse_user_id(user_id)
-        local = [user_id for user_id in wanted if self._identity.is_local(user_id)]
-        devices = await self._keys.get_device_keys(local)
-        cross_signing = await self._cross_signing.get_keys(local)
-        signatures = await self._cross_signing.get_signatures(local)
-        answer: dict[str, Any] = {"failures": self._failures(wanted), "device_keys": {}}
-        for user_id in local:
-            visible = _visible_signatures(signatures.get(user_id, ()), {user_id, caller})
-            answer["device_keys"][user_id] = {
-                row.device_id: _present_device(row, visible.get(row.device_id, ()))
-                for row in devices.get(user_id, ())
-                if not wanted[user_id] or row.device_id in wanted[user_id]
-            }
-            for usage, key in cross_signing.get(user_id, {}).items():
-                if usage != "user_signing" or user_id == caller:
-                    keys = answer.setdefault(f"{usage}_keys", {})
-                    keys[user_id] = _present_key(key, visible.get(key.public_key, ()))
-        return answer
-
-    async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-        """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device.
-
-        Raises InvalidParam.
-        """
-        for user_id in wanted:
-            parse_user_id(user_id)
-        wishes = [
-            KeyWish(user_id, device_id, algorithm)
-            for user_id, devices in wanted.items()
-            if self._identity.is_local(user_id)
-            for device_id, algorithm in devices.items()
-        ]
-        if len(wishes) > MOST_USERS:
-            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
-        claimed = await self._keys.do_claim(wishes) if wishes else {}
-        answer: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
-        for wish, key in claimed.items():
-            devices = answer.setdefault(wish.user_id, {})
-            devices[wish.device_id] = {f"{wish.algorithm}:{key.key_id}": msgspec.Raw(key.content)}
-        return {"one_time_keys": answer, "failures": self._failures(wanted)}
+        """Keys of our users' devices and of cross-signing. `wanted`: devices by user, none for all of them."""
+        devices = await self._keys.get_device_keys(wanted)
+        return await present_keys(self._cross_signing, caller, wanted, devices)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -183,54 +129,41 @@ class DeviceKeys:
         self._counts_heard += 1
         self._counts.clear()
 
-    def _failures(self, user_ids: Mapping[str, object]) -> dict[str, dict[str, str]]:
-        """Servers that were not asked: this one does not federate yet."""
-        servers = {user_id.partition(":")[2] for user_id in user_ids if not self._identity.is_local(user_id)}
-        return {server: {"error": "This server does not federate"} for server in sorted(servers)}
 
-
-def _check_identity(keys: dict[str, Any], user_id: str, device_id: str) -> bytes:
-    try:
-        identity = msgspec.convert(keys, IdentityKeys)
-    except msgspec.ValidationError as error:
-        raise BadJson(f"device_keys: {error}") from None
-    if identity.user_id != user_id or identity.device_id != device_id:
-        raise InvalidParam("device_keys are for another user or device than yours")
-    return encode_canonical({key: value for key, value in keys.items() if key != "unsigned"})
+async def present_keys(
+    cross_signing: CrossSigningStore,
+    caller: UserID,
+    wanted: Mapping[str, Sequence[str]],
+    devices: Mapping[str, Sequence[DeviceKeysRow]],
+) -> dict[str, Any]:
+    """What a reader sees of users' keys: of their devices, and by usage their keys of cross-signing."""
+    keys = await cross_signing.get_keys(wanted)
+    signatures = await cross_signing.get_signatures(wanted)
+    answer: dict[str, Any] = {"device_keys": {}}
+    for user_id in wanted:
+        visible = visible_signatures(signatures.get(user_id, ()), {user_id, caller})
+        answer["device_keys"][user_id] = {
+            row.device_id: _present_device(row, visible.get(row.device_id, ()))
+            for row in devices.get(user_id, ())
+            if not wanted[user_id] or row.device_id in wanted[user_id]
+        }
+        for usage, key in keys.get(user_id, {}).items():
+            if usage != "user_signing" or user_id == caller:
+                answer.setdefault(f"{usage}_keys", {})[user_id] = present_key(key, visible.get(key.public_key, ()))
+    return answer
 
 
 def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
     named: dict[tuple[str, str], bytes] = {}
     for name, key in keys.items():
-        algorithm, colon, key_id = name.partition(":")
-        if not colon or not algorithm or not key_id or len(name) > LONGEST_NAME or "\0" in name:
+        algorithm, _, key_id = name.partition(":")
+        if not is_key_name(name):
             raise InvalidParam(f"{name[:LONGEST_NAME]!r} is not the name of a key: ALGORITHM:ID")
         named[algorithm, key_id] = encode_canonical(key)
     return named
 
 
-def _visible_signatures(signatures: Sequence[KeySignature], signers: set[str]) -> dict[str, list[KeySignature]]:
-    visible: dict[str, list[KeySignature]] = {}
-    for signature in signatures:
-        if signature.signer_user_id in signers:
-            visible.setdefault(signature.target_key, []).append(signature)
-    return visible
-
-
 def _present_device(row: DeviceKeysRow, signatures: Sequence[KeySignature]) -> msgspec.Raw:
-    keys = row.keys if not signatures else msgspec.json.encode(_with_signatures(row.keys, signatures))
+    keys = bytes(with_signatures(row.keys, signatures))
     unsigned = {} if row.display_name is None else {"device_display_name": row.display_name}
     return msgspec.Raw(keys[:-1] + b',"unsigned":' + msgspec.json.encode(unsigned) + b"}")
-
-
-def _present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> Any:
-    return _with_signatures(key.content, signatures) if signatures else msgspec.Raw(key.content)
-
-
-def _with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> dict[str, Any]:
-    keys: dict[str, Any] = msgspec.json.decode(content)
-    present = keys.get("signatures")
-    merged = {user: dict(by_key) for user, by_key in present.items()} if isinstance(present, dict) else {}
-    for signature in signatures:
-        merged.setdefault(signature.signer_user_id, {})[signature.signer_key_id] = signature.signature
-    return {**keys, "signatures": merged}

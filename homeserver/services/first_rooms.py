@@ -39,7 +39,8 @@ class FirstRooms:
         caller = Requester(user_id, None, 0, rate_limited=False)
         for room in self._rooms:
             try:
-                await self._memberships.do_join(caller, await self._memberships.resolve(room), None)
+                room_id, servers = await self._memberships.resolve(room, None)
+                await self._memberships.do_join(caller, room_id, None, servers=servers)
             except MatrixError as error:
                 self._log.warn(
                     "{user_id} could not join {room}, which every new account shall: {error}",

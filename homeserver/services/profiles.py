@@ -54,16 +54,8 @@ class RemoteProfiles(Protocol):
     """Profiles of other servers' users."""
 
     async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
-        """The whole profile, or the one field. Raises `NotFound`."""
+        """The whole profile, or the one field. Raises `NotFound`, `Forbidden`, `OtherServerFailed`."""
         ...
-
-
-class NoRemoteProfiles:
-    """A server that asks no other."""
-
-    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
-        """There is none."""
-        raise NotFound("This server does not know the profiles of other servers' users")
 
 
 class Profiles:
@@ -108,6 +100,12 @@ class Profiles:
         if value is None:
             raise NotFound("The profile has no such field")
         return {field: msgspec.Raw(value)}
+
+    async def get_for_others(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
+        """The profile of one of this server's users, or one field, for another server. Raises `NotFound`."""
+        if domain_of(user_id) != self._server_name:
+            raise NotFound(f"{user_id} is not a user of this server")
+        return await self.get_profile(user_id) if field is None else await self.get_field(user_id, field)
 
     async def get_names(self, user_ids: list[UserID]) -> dict[UserID, tuple[str | None, str | None]]:
         """Display name and avatar of each of these local users, in one query, for their memberships."""

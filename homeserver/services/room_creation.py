@@ -9,15 +9,16 @@ from secrets import token_urlsafe
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.auth_rules import AuthError
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import (
     BadJson,
-    Forbidden,
     InvalidParam,
     InvalidRoomState,
+    MatrixError,
     RoomInUse,
     UnsupportedRoomVersion,
 )
@@ -79,6 +80,8 @@ _PRESETS: Final[Mapping[Preset, _PresetState]] = {
 class RoomCreation:
     """Makes rooms for this server's users."""
 
+    _log = Logger()
+
     def __init__(
         self,
         engine: RoomEngine,
@@ -122,6 +125,8 @@ class RoomCreation:
             self._memberships.check_may_invite(caller)
         if invites and caller.rate_limited:
             self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
+        if caller.user_id in invites:
+            raise InvalidParam("You cannot invite yourself")
         await self._memberships.check_may_be_invited(caller.user_id, invites)
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
@@ -141,7 +146,20 @@ class RoomCreation:
             raise RoomInUse(f"The alias {alias} is taken") from None
         except AuthError as error:
             raise InvalidRoomState(f"The room as it was asked for contradicts itself: {error.text}") from None
+        for user_id in invites:
+            if not self._identity.is_local(user_id):
+                await self._invite_elsewhere(caller, snapshot.room_id, user_id, is_direct=bool(wish.is_direct))
         return snapshot.room_id
+
+    async def _invite_elsewhere(self, caller: Requester, room_id: RoomID, user_id: UserID, *, is_direct: bool) -> None:
+        """Invite a user of another server. The room is there already, so a refusal is no error of its making."""
+        content = member_content("invite", None)
+        if is_direct:
+            content["is_direct"] = True
+        try:
+            await self._memberships.do_invite_elsewhere(caller, room_id, user_id, content)
+        except MatrixError as error:
+            self._log.info("{user} was not invited to a new room: {error}", user=user_id, error=error.text)
 
     def _find_version(self, wish: CreateRoom) -> RoomVersion:
         if wish.room_version is None:
@@ -207,9 +225,7 @@ class RoomCreation:
             drafts.append(Draft("m.room.topic", creator, _topic_content(wish.topic), ""))
         for user_id in invites:
             if not self._identity.is_local(user_id):
-                raise Forbidden(f"{user_id} is of another server, and this server does not federate")
-            if user_id == creator:
-                raise InvalidParam("You cannot invite yourself")
+                continue  # its server has to sign the invite, once there is a room
             content = member_content("invite", names.get(user_id))
             if wish.is_direct:
                 content["is_direct"] = True

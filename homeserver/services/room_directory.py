@@ -13,9 +13,12 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingToken, NotFound
 from federation.protocol.ids import RoomAlias, RoomID, ServerName
 from federation.protocol.power_levels import PowerLevels
+from federation.remote.directory import DirectoryQuery
 from federation.rooms.engine import RoomEngine
 from federation.rooms.previews import describe_room
+from federation.rooms.servers import RoomServers, longest_in
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
+from homeserver.services.elsewhere import Elsewhere
 from homeserver.services.room_reading import RoomReading
 from storage.aliases import AliasRow, AliasStore, AliasTaken
 from storage.room_summaries import RoomSummaryStore
@@ -24,6 +27,8 @@ from storage.rooms import RoomStore
 MAX_PAGE: Final = 500
 DEFAULT_PAGE: Final = 100
 MAX_TERM: Final = 256
+MAX_SERVERS: Final = 20
+"""How many servers are told with an alias."""
 _SINCE: Final = re.compile(r"([du])([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 """d: down the list from a room on; u: up from it."""
 
@@ -44,14 +49,20 @@ class RoomDirectory:
         aliases: AliasStore,
         summaries: RoomSummaryStore,
         reading: RoomReading,
+        servers: RoomServers,
+        elsewhere: Elsewhere,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         *,
         readable_without_account: bool,
+        readable_elsewhere: bool,
         shown: bool,
         only_members_add_aliases: bool,
     ) -> None:
-        """`shown`: there is a directory; otherwise it is shown empty."""
+        """`shown`: there is a directory; otherwise it is shown empty. `readable_elsewhere`: to other servers."""
+        self._readable_elsewhere = readable_elsewhere
+        self._servers = servers
+        self._elsewhere = elsewhere
         self._only_members_add_aliases = only_members_add_aliases
         self._readable_without_account = readable_without_account
         self._shown = shown
@@ -64,12 +75,19 @@ class RoomDirectory:
         self._now_ms = now_ms
 
     async def get_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room that an alias stands for, and servers that are in it. Raises NotFound."""
+        """The room that an alias stands for, and servers that are in it. Raises NotFound, Forbidden, OtherServerFailed."""
+        if not self._identity.is_local(alias):
+            return await self._elsewhere.directory.get_alias(alias)
+        return await self.get_own_alias(alias)
+
+    async def get_own_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room of an alias of this server, and the servers that are longest in it, this one first. Raises NotFound."""
         row = (await self._aliases.get_aliases([alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
         room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
-        return RoomID(room.room_id), [self._identity.server_name]
+        others = await self._servers.in_room(room.room_nid)
+        return RoomID(room.room_id), [self._identity.server_name, *longest_in(others)[: MAX_SERVERS - 1]]
 
     async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
         """Give a room an alias of this server. Raises InvalidParam, Forbidden, AliasExists."""
@@ -130,10 +148,42 @@ class RoomDirectory:
             raise MissingToken("The directory of this server is for people with an account")
         if not self._shown:
             return {"chunk": [], "total_room_count_estimate": 0}
-        if server is not None and server != self._identity.server_name:
-            raise NotFound(f"This server does not federate with {server}")
         if term is not None and len(term) > MAX_TERM:
             raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
+        if server is not None and server != self._identity.server_name:
+            if caller is None:
+                raise MissingToken("The directories of other servers are for people with an account")
+            page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
+            types = None if room_types is None else tuple(room_types)
+            return await self._elsewhere.directory.get_public_rooms(server, DirectoryQuery(page, since, term, types))
+        return await self._page(limit, since, term, room_types, only_federating=False)
+
+    async def get_public_rooms_for_others(self, query: DirectoryQuery) -> dict[str, Any]:
+        """A page of the directory, for another server. Raises Forbidden, InvalidParam."""
+        if not self._readable_elsewhere:
+            raise Forbidden("The directory of this server is not for other servers")
+        if query.third_party_instance_id is not None:
+            if query.include_all_networks:
+                raise InvalidParam("third_party_instance_id names one network, include_all_networks asks for all")
+            return {"chunk": [], "total_room_count_estimate": 0}
+        if not self._shown:
+            return {"chunk": [], "total_room_count_estimate": 0}
+        if query.term is not None and len(query.term) > MAX_TERM:
+            raise InvalidParam(f"The search term has more than {MAX_TERM} characters")
+        # 0: as many as there may be
+        return await self._page(
+            query.limit or MAX_PAGE, query.since, query.term, query.room_types, only_federating=True
+        )
+
+    async def _page(
+        self,
+        limit: int | None,
+        since: str | None,
+        term: str | None,
+        room_types: Sequence[str | None] | None,
+        *,
+        only_federating: bool,
+    ) -> dict[str, Any]:
         page = DEFAULT_PAGE if limit is None else max(1, min(limit, MAX_PAGE))
         place = _parse_since(since) if since else None
         rows = await self._summaries.get_public_rooms(
@@ -142,7 +192,7 @@ class RoomDirectory:
             before=place.room if place is not None and not place.backwards else None,
             after=place.room if place is not None and place.backwards else None,
             limit=page + 1,
-            only_federating=False,
+            only_federating=only_federating,
         )
         more = len(rows) > page
         backwards = place is not None and place.backwards

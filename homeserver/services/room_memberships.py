@@ -10,25 +10,28 @@ from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound
 from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomAlias, RoomID, UserID, parse_user_id
+from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, domain_of, parse_user_id
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.residence import Residence
+from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.templates import AUTHORISER
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
-from homeserver.services.restricted_joins import RestrictedJoins
+from homeserver.services.rooms_elsewhere import RoomsElsewhere
 from storage.aliases import AliasStore
 from storage.memberships import MembershipStore
 from storage.rooms import RoomStore
 
-AUTHORISER: Final = "join_authorised_via_users_server"
-"""Of a membership event: only the server puts it there, once it has found that the user may join."""
 PRESENT: Final = frozenset({"join", "invite", "knock"})
 BANNED: Final = frozenset({"ban"})
+MAX_SERVERS: Final = 20
+"""How many of the servers that a client names are asked."""
 
 Names = tuple[str | None, str | None]
 
@@ -56,6 +59,8 @@ class RoomMemberships:
         restricted: RestrictedJoins,
         personal_settings: PersonalSettings,
         permissions: InvitePermissions,
+        residence: Residence,
+        elsewhere: RoomsElsewhere,
         *,
         only_admins_invite: bool,
         profile_on_invite: bool,
@@ -75,35 +80,74 @@ class RoomMemberships:
         self._restricted = restricted
         self._personal_settings = personal_settings
         self._permissions = permissions
+        self._residence = residence
+        self._elsewhere = elsewhere
         self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
 
-    async def resolve(self, room_id_or_alias: str) -> RoomID:
-        """The room that an id or an alias stands for. Raises NotFound."""
+    async def resolve(self, room_id_or_alias: str, servers: Sequence[str] | None) -> tuple[RoomID, Sequence[str]]:
+        """The room that an id or an alias stands for, and servers that may be in it. Raises NotFound, OtherServerFailed."""
+        servers = (servers or ())[:MAX_SERVERS]
         if not room_id_or_alias.startswith("#"):
-            return RoomID(room_id_or_alias)
+            return RoomID(room_id_or_alias), servers
         alias = RoomAlias(room_id_or_alias)
+        if not self._identity.is_local(alias):
+            room_id, told = await self._elsewhere.resolve(alias)
+            return room_id, [*servers, domain_of(alias), *told]
         row = (await self._aliases.get_aliases([alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not point to a room")
-        return RoomID((await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid].room_id)
+        return RoomID((await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid].room_id), servers
 
     async def do_join(
-        self, caller: Requester, room_id: RoomID, reason: str | None, signed: Mapping[str, Any] | None = None
+        self,
+        caller: Requester,
+        room_id: RoomID,
+        reason: str | None,
+        signed: Mapping[str, Any] | None = None,
+        servers: Sequence[str] = (),
     ) -> RoomID:
-        """Join a room. `signed` proves that the user has an address that was invited. Raises NotFound, Forbidden."""
-        snapshot = await self._engine.get_snapshot(room_id)
+        """Join a room. `signed` proves that the user has an address that was invited; `servers` may be in the room.
+
+        Raises NotFound, Forbidden, LimitExceeded, UnsupportedRoomVersion, OtherServerFailed.
+        """
+        content = await self._content("join", caller.user_id, reason)
+        snapshot = await self._residence.find(room_id)
+        if snapshot is None:
+            if await self._elsewhere.do_join(caller, room_id, content, servers):
+                await self.settle(caller.user_id, room_id)
+                return room_id
+            snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
         if present != "join":
-            content = await self._content("join", caller.user_id, reason)
-            content |= await self._check_joining(caller, snapshot, present)
-            drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
-            if signed is not None and present != "invite":
-                drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
-            await self._engine.send(room_id, drafts)
+            await self._enter(caller, snapshot, present, content, signed, servers)
         await self._personal_settings.do_copy(caller.user_id, snapshot)
         return room_id
+
+    async def _enter(
+        self,
+        caller: Requester,
+        snapshot: RoomSnapshot,
+        present: str | None,
+        content: dict[str, Any],
+        signed: Mapping[str, Any] | None,
+        servers: Sequence[str],
+    ) -> None:
+        """Join a room that this server is in."""
+        content = content | await self._check_joining(caller, snapshot, present)
+        if (
+            present != "invite"
+            and AUTHORISER not in content
+            and signed is None
+            and await self._restricted.lets_in(snapshot, caller.user_id)
+        ):
+            await self._elsewhere.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+            return
+        drafts = [Draft("m.room.member", caller.user_id, content, caller.user_id, unless_same=True)]
+        if signed is not None and present != "invite":
+            drafts.insert(0, await self._redeem_invite(caller.user_id, snapshot, signed))
+        await self._engine.send(snapshot.room_id, drafts)
 
     async def check_member_state(
         self, caller: Requester, room_id: RoomID, target: str, content: Mapping[str, Any]
@@ -115,6 +159,8 @@ class RoomMemberships:
         """
         checked = {name: value for name, value in content.items() if name != AUTHORISER}
         snapshot = await self._engine.get_snapshot(room_id)
+        if not await self._residence.is_in(snapshot):
+            raise NotFound("This server is not in the room: what concerns other servers has endpoints of its own")
         match checked.get("membership"):
             case "join" if target != caller.user_id:
                 raise Forbidden("You cannot make others join")
@@ -132,20 +178,31 @@ class RoomMemberships:
         """The user has come into a room by a state event: what comes with a join."""
         await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))
 
-    async def do_knock(self, caller: Requester, room_id: RoomID, reason: str | None) -> RoomID:
-        """Ask to be let in. Raises NotFound, Forbidden."""
-        await self._send(caller, room_id, caller.user_id, await self._content("knock", caller.user_id, reason))
+    async def do_knock(
+        self, caller: Requester, room_id: RoomID, reason: str | None, servers: Sequence[str] = ()
+    ) -> RoomID:
+        """Ask to be let in. `servers` may be in the room. Raises NotFound, Forbidden, OtherServerFailed."""
+        content = await self._content("knock", caller.user_id, reason)
+        if await self._residence.find(room_id) is None:
+            await self._elsewhere.do_knock(caller, room_id, content, servers)
+        else:
+            await self._send(caller, room_id, caller.user_id, content)
         return room_id
 
     async def do_leave(self, caller: Requester, room_id: RoomID, reason: str | None) -> None:
         """Leave a room, decline an invite, take a knock back. Nothing happens to who has left already."""
-        snapshot = await self._engine.get_snapshot(room_id)
+        content = await self._content("leave", None, reason)
+        snapshot = await self._residence.find(room_id)
+        if snapshot is None:
+            await self._elsewhere.do_leave(caller.user_id, room_id, content)
+            await self.forget_left_room(room_id, caller.user_id)
+            return
         present = await self._present(caller.user_id, snapshot)
         if present is None:
             raise Forbidden("You are not in this room")
         if present == "leave":
             return
-        await self._send(caller, room_id, caller.user_id, await self._content("leave", None, reason))
+        await self._send(caller, room_id, caller.user_id, content)
 
     async def do_forget(self, caller: Requester, room_id: RoomID) -> None:
         """Take a room that one has left out of one's history. Raises NotFound, StillInRoom."""
@@ -158,11 +215,25 @@ class RoomMemberships:
         await self._membership_store.set_forgotten(present.room_nid, caller.user_id)
 
     async def do_invite(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
-        """Invite someone. Raises NotFound, Forbidden, InviteBlocked."""
+        """Invite someone. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed."""
         await self._engine.get_snapshot(room_id)
         await self._check_inviting(caller, room_id, target)
         shown = target if self._profile_on_invite else None
-        await self._send(caller, room_id, target, await self._content("invite", shown, reason))
+        content = await self._content("invite", shown, reason)
+        if self._identity.is_local(target):
+            await self._send(caller, room_id, target, content)
+        else:
+            await self.do_invite_elsewhere(caller, room_id, target, content)
+
+    def needs_another_server(self, target: str, content: Mapping[str, Any]) -> bool:
+        """Whether such a change of membership is made together with the server of whom it is about."""
+        return content.get("membership") == "invite" and not self._identity.is_local(target)
+
+    async def do_invite_elsewhere(
+        self, caller: Requester, room_id: RoomID, target: UserID, content: Mapping[str, Any]
+    ) -> EventID:
+        """Invite a user of another server, which signs the invite; what may be was checked. The invite's id."""
+        return await self._elsewhere.do_invite(caller, room_id, target, content)
 
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Remove someone, their invite or their knock. Raises NotFound, Forbidden."""
@@ -183,8 +254,11 @@ class RoomMemberships:
         rows = [row for row in (await self._memberships.of_user(user_id)).values() if row.membership in PRESENT]
         rooms = await self._rooms.get_rooms_by_nid(row.room_nid for row in rows)
         for row in rows:
-            draft = Draft("m.room.member", user_id, {"membership": "leave"}, user_id)
-            await self._engine.send(RoomID(rooms[row.room_nid].room_id), [draft])
+            room_id, content = RoomID(rooms[row.room_nid].room_id), {"membership": "leave"}
+            if await self._residence.find(room_id) is None:
+                await self._elsewhere.do_leave(user_id, room_id, content)
+            else:
+                await self._engine.send(room_id, [Draft("m.room.member", user_id, content, user_id)])
 
     async def get_joined_rooms(self, user_id: UserID) -> Sequence[RoomID]:
         """The rooms that the user is in."""
@@ -223,8 +297,6 @@ class RoomMemberships:
 
     async def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
         self.check_may_invite(caller)
-        if not self._identity.is_local(target):
-            raise Forbidden(f"{target} is of another server, and this server does not federate")
         if caller.rate_limited:
             self._limiter.check(Limit.INVITE_ROOM, room_id)
             self._limiter.check(Limit.INVITE_USER, target)

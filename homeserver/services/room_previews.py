@@ -48,12 +48,16 @@ class RoomPreviews:
         """
         if not is_room_id(room_id_or_alias) and not is_room_alias(room_id_or_alias):
             raise InvalidParam("This is neither a room id nor a room alias")
-        room_id = await self._room_memberships.resolve(room_id_or_alias)
+        room_id, servers = await self._room_memberships.resolve(room_id_or_alias, via)
         user_id = None if caller is None else caller.user_id
         known = (await self._spaces.load([room_id])).get(room_id)
         summary: dict[str, Any] | None = None
         if known is None or not known.is_ours:
-            answer = (await self._remote.get_hierarchies({room_id: via}, suggested_only=False)).get(room_id)
+            answer = (
+                await self._remote.get_hierarchies(
+                    {room_id: [ServerName(each) for each in servers]}, suggested_only=False
+                )
+            ).get(room_id)
             if answer is not None and await self._previews.is_told_of(user_id, answer.room.summary):
                 summary = dict(answer.room.summary)
         if summary is None and known is not None and await self._previews.visible_to_user(user_id, [known.row]):

@@ -19,6 +19,7 @@ from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID, UserID
 from federation.protocol.visibility import HISTORY_VISIBILITY, HistoryVisibility, read_visibility
+from federation.rooms.backfill import Gap
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -30,6 +31,7 @@ from homeserver.services.client_events import ClientEvents, present_plainly
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.room_answers import RoomAnswers
+from homeserver.services.room_history import RoomHistory
 from homeserver.services.stream_tokens import SyncToken, format_place, parse_room_token
 from storage.memberships import MembershipRow, MembershipStore
 from storage.timelines import START, Direction, Place, TimelineStore
@@ -39,6 +41,8 @@ DEFAULT_PAGE: Final = 10
 MAX_PAGE: Final = 1000
 MAX_PAGES_LOOKED_AT: Final = 5
 """How often a page that the filter or the room's settings left empty is followed by another look."""
+MAX_FETCHES: Final = 3
+"""How often more of the past is fetched from other servers for one page."""
 END: Final = Place(2**53, 2**53)
 """After all events."""
 
@@ -73,6 +77,7 @@ class RoomReading:
         ignored: IgnoredUsers,
         aggregations: Aggregations,
         answers: RoomAnswers,
+        history: RoomHistory,
     ) -> None:
         self._engine = engine
         self._events = events
@@ -84,6 +89,7 @@ class RoomReading:
         self._ignored = ignored
         self._aggregations = aggregations
         self._answers = answers
+        self._history = history
 
     async def get_messages(
         self,
@@ -106,15 +112,16 @@ class RoomReading:
         place, exhausted = start, False
         for _ in range(MAX_PAGES_LOOKED_AT):
             asked = limit - len(shown)
-            page = await self._timelines.get_page(reader.snapshot.room.room_nid, place, end, direction, asked)
+            page, gap = await self._get_page(reader, place, end, direction, asked)
             shown += await self.see(caller, reader, [nid for _, nid in page], wanted)
             if page and start == END:
                 start = page[0][0]  # the token has to stand before what is yet to come
             if page:
                 last = page[-1][0]
                 place = last if direction is Direction.FORWARDS else Place(last.depth, last.event_nid - 1)
-            exhausted = len(page) < asked
-            if exhausted or len(shown) >= limit:
+            # where more is to be had another time there is an end, but nobody is led round in a circle meanwhile
+            exhausted = len(page) < asked and (gap is Gap.NONE or (gap is Gap.OPEN and not shown))
+            if exhausted or len(shown) >= limit or (shown and gap is not Gap.NONE):
                 break
         chunk = await self._client_events.present(caller.user_id, caller.device_id, shown, with_room_id=True)
         answer: dict[str, Any] = {"chunk": chunk, "start": from_ if from_ is not None else format_place(start)}
@@ -146,8 +153,8 @@ class RoomReading:
         room_nid = reader.snapshot.room.room_nid
         here = Place(event.event.depth, event.nid)
         before_here = Place(here.depth, here.event_nid - 1)
-        before = await self._timelines.get_page(room_nid, before_here, None, Direction.BACKWARDS, half)
-        after = await self._timelines.get_page(room_nid, here, None, Direction.FORWARDS, half)
+        before, _ = await self._get_page(reader, before_here, None, Direction.BACKWARDS, half)
+        after, _ = await self._get_page(reader, here, None, Direction.FORWARDS, half)
         events_before = await self.see(caller, reader, [nid for _, nid in before], wanted)
         events_after = await self.see(caller, reader, [nid for _, nid in after], wanted)
         everything = [*events_before, seen, *events_after]
@@ -288,6 +295,26 @@ class RoomReading:
         if not seen:
             raise NotFound("The room has no such event, or you may not see it")
         return seen[0]
+
+    async def _get_page(
+        self, reader: Reader, start: Place, end: Place | None, direction: Direction, limit: int
+    ) -> tuple[list[tuple[Place, int]], Gap]:
+        """A page of the timeline, and what became of a gap in it: what other servers have of it is fetched for members."""
+        room_nid = reader.snapshot.room.room_nid
+        page = await self._timelines.get_page(room_nid, start, end, direction, limit)
+        gap = Gap.NONE
+        if limit == 0 or reader.own is None or reader.own.membership != "join":
+            return page, gap
+        for _ in range(MAX_FETCHES):
+            reached = end or (START if direction is Direction.BACKWARDS else END)
+            if len(page) >= limit:
+                reached = page[-1][0]
+            lowest, highest = sorted((start.depth, reached.depth))
+            gap = await self._history.fill(reader.snapshot, lowest, highest)
+            if gap is not Gap.FILLED:
+                break
+            page = await self._timelines.get_page(room_nid, start, end, direction, limit)
+        return page, gap
 
     async def _members_of(
         self, reader: Reader, events: Sequence[StoredEvent], state: StateView | None = None

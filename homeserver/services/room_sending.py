@@ -135,6 +135,8 @@ class RoomSending:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
         if type == "m.room.member":
             content = await self._memberships.check_member_state(caller, room_id, state_key, content)
+            if self._memberships.needs_another_server(state_key, content):
+                return await self._memberships.do_invite_elsewhere(caller, room_id, UserID(state_key), content)
         if type == "m.room.canonical_alias":
             await self._check_aliases(room_id, content)
         draft = Draft(

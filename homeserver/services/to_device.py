@@ -1,15 +1,20 @@
 """Messages from device to device. spec: client-server-api#send-to-device-messaging"""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from secrets import token_urlsafe
 from typing import Any, Final
 
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.policy import Policy
+from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam, UserSuspended
+from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
 from storage.database import Database
 from storage.devices import DeviceStore
+from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.sent_transactions import AlreadySent, SentTransaction, add_transaction
 from storage.to_device import ToDeviceStore
 from storage.transaction import WriteTransaction
@@ -19,9 +24,22 @@ MOST_MESSAGES: Final = 10_000
 """In one request, every device of a wildcard counted."""
 LONGEST_TYPE: Final = 255
 ANSWER: Final = b"{}"
+LARGEST_EDU: Final = 256 << 10
+"""Bytes of contents after which a further EDU begins."""
+REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
+"""How long messages that came from other servers are known again."""
 
 Messages = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """Contents by user and device."""
+
+
+class DirectToDevice(msgspec.Struct, frozen=True):
+    """The content of the EDU."""
+
+    sender: str
+    type: str
+    message_id: str
+    messages: dict[str, dict[str, dict[str, Any]]]
 
 
 class ToDevice:
@@ -32,13 +50,17 @@ class ToDevice:
         database: Database,
         store: ToDeviceStore,
         devices: DeviceStore,
+        outgoing: OutgoingToDeviceStore,
         identity: ServerIdentity,
+        policy: Policy,
         now_ms: Callable[[], int],
     ) -> None:
         self._database = database
         self._store = store
         self._devices = devices
+        self._outgoing = outgoing
         self._identity = identity
+        self._policy = policy
         self._now_ms = now_ms
 
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
@@ -60,21 +82,89 @@ class ToDevice:
             for device_id, content in messages[user_id].items()
         }
 
+        outgoing = self._for_others(caller.user_id, type, messages)
+
         def write(txn: WriteTransaction) -> None:
             add_transaction(txn, sent, None, ANSWER, now)
-            waiting: dict[tuple[str, str], list[bytes]] = {}
-            for user_id, devices in self._devices.get_devices_in(txn, local).items():
-                for device in devices:
-                    for name in (device.device_id, ALL_DEVICES):
-                        content = encoded.get((user_id, name))
-                        if content is not None:
-                            waiting.setdefault((user_id, device.device_id), []).append(content)
-            if sum(map(len, waiting.values())) > MOST_MESSAGES:
-                raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")
-            if waiting:
-                self._store.add_messages(txn, waiting)
+            self._deliver(txn, local, encoded)
+            for edus in outgoing:
+                self._outgoing.add_messages(txn, edus)
 
         try:
             await self._database.write("send_to_device", write)
         except AlreadySent:
             return
+
+    async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """Messages of a user of another server: m.direct_to_device, each taken once. Raises InvalidParam.
+
+        spec: server-server-api#send-to-device-messaging
+        """
+        try:
+            message = msgspec.convert(content, DirectToDevice)
+        except msgspec.ValidationError as error:
+            raise InvalidParam(f"m.direct_to_device: {error}") from None
+        if not is_user_id(message.sender) or domain_of(message.sender) != origin:
+            raise InvalidParam("The sender is no user of the server")
+        if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
+            raise InvalidParam("The type or the message id is too long, or malformed")
+        local = [user_id for user_id in message.messages if self._identity.is_local(user_id)]
+        encoded = {
+            (user_id, device_id): msgspec.json.encode(
+                {"type": message.type, "sender": message.sender, "content": of_device}
+            )
+            for user_id in local
+            for device_id, of_device in message.messages[user_id].items()
+        }
+        now = self._now_ms()
+
+        def write(txn: WriteTransaction) -> None:
+            if self._outgoing.add_received(txn, message.sender, message.message_id, now):
+                self._deliver(txn, local, encoded)
+
+        await self._database.write("receive_to_device", write)
+
+    async def forget_received(self, limit: int) -> int:
+        """Forget what came so long ago that nobody sends it again; how many."""
+        return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
+
+    def _deliver(self, txn: WriteTransaction, local: Sequence[str], encoded: Mapping[tuple[str, str], bytes]) -> None:
+        """Put messages by user and device to those devices that exist. Raises InvalidParam."""
+        waiting: dict[tuple[str, str], list[bytes]] = {}
+        for user_id, devices in self._devices.get_devices_in(txn, local).items():
+            for device in devices:
+                for name in (device.device_id, ALL_DEVICES):
+                    content = encoded.get((user_id, name))
+                    if content is not None:
+                        waiting.setdefault((user_id, device.device_id), []).append(content)
+        if sum(map(len, waiting.values())) > MOST_MESSAGES:
+            raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")
+        if waiting:
+            self._store.add_messages(txn, waiting)
+
+    def _for_others(self, sender: UserID, type: str, messages: Messages) -> list[dict[str, bytes]]:
+        """The contents of EDUs by server: several for a server for which it is much."""
+        by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
+        sizes: dict[ServerName, int] = {}
+        for user_id, devices in messages.items():
+            if self._identity.is_local(user_id) or not is_user_id(user_id):
+                continue
+            server = domain_of(user_id)
+            if not is_server_name(server) or not self._policy.allows(server):
+                continue
+            parts = by_server.setdefault(server, [{}])
+            for device_id, content in devices.items():
+                size = len(msgspec.json.encode(content))
+                if parts[-1] and sizes.get(server, 0) + size > LARGEST_EDU:
+                    parts.append({})
+                    sizes[server] = 0
+                sizes[server] = sizes.get(server, 0) + size
+                parts[-1].setdefault(user_id, {})[device_id] = content
+        rounds: list[dict[str, bytes]] = []
+        for server, parts in by_server.items():
+            for number, part in enumerate(parts):
+                edu = {"sender": sender, "type": type, "message_id": token_urlsafe(18), "messages": part}
+                if number == len(rounds):
+                    rounds.append({})
+                rounds[number][server] = encode_canonical(edu)
+        return rounds

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
+from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION
 from homeserver.admin import register
@@ -35,7 +36,7 @@ from homeserver.services.last_seen import LastSeen
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.passwords import PasswordPolicy, Passwords
 from homeserver.services.profile_access import ProfileAccess
-from homeserver.services.profiles import NoRemoteProfiles, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules, ReservedNames
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
@@ -62,6 +63,13 @@ SERVER_NAME = ServerName("example.org")
 START = 1_700_000_000.0
 OPEN = RegistrationRules(enabled=True, without_verification=True, guests=True)
 SHARED_SECRET = "example-shared-secret"
+
+
+class NoProfiles:
+    """Other servers that have none."""
+
+    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
+        raise NotFound
 
 
 class InlineThreads:
@@ -207,7 +215,7 @@ class AccountsServer:
             self.account_store,
             self.profile_store,
             self.propagation,
-            NoRemoteProfiles(),
+            NoProfiles(),
             server_name=SERVER_NAME,
             fixed=fixed_profile_fields,
         )

@@ -9,7 +9,7 @@ client.clock.advance(30); assert pending.done; pending.answer.json
 # mypy: allow-untyped-calls
 
 import json as json_module
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from types import ModuleType
@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 
 from federation.protocol.endpoint import Limit, RequestContext, Requester
 from homeserver.http.channel import MatrixChannel
-from homeserver.http.guard import AppserviceChecker, Guard, SignatureChecker, TokenChecker
+from homeserver.http.guard import AppserviceChecker, Guard, PeerTurns, SignatureChecker, TokenChecker
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site, SiteOptions
@@ -72,12 +72,23 @@ class RememberingAccessLog:
         self.records.append(record)
 
 
+class WatchedTransport(StringTransport):
+    """Tells of what is written to it."""
+
+    heard: Callable[[], None] | None = None
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.heard is not None:
+            self.heard()
+
+
 class Connection:
     """One connection to the site, on which bytes can be sent."""
 
     def __init__(self, site: Site, ip: str = "127.0.0.1") -> None:
         address = (IPv6Address if ":" in ip else IPv4Address)("TCP", ip, 54321)
-        self.transport = StringTransport(peerAddress=address)
+        self.transport = WatchedTransport(peerAddress=address)
         self.channel: MatrixChannel = site.buildProtocol(address)
         self.channel.makeConnection(self.transport)
 
@@ -193,6 +204,7 @@ def client_for(
     tokens: TokenChecker | None = None,
     appservices: AppserviceChecker | None = None,
     signatures: SignatureChecker | None = None,
+    turns: PeerTurns | None = None,
     rates: Mapping[Limit, Rate] | None = None,
     options: SiteOptions | None = None,
     token_in_query: bool = True,
@@ -206,6 +218,7 @@ def client_for(
         tokens=tokens or FakeTokens({}),
         appservices=appservices,
         signatures=signatures,
+        turns=turns,
         token_in_query=token_in_query,
     )
     access_log = RememberingAccessLog()

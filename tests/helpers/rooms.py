@@ -20,6 +20,8 @@ from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.server_access import ServerAccess
+from federation.rooms.servers import RoomServers
 from federation.rooms.sources import Questions
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -27,6 +29,7 @@ from storage.auth_chains import AuthChainStore
 from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.memberships import MembershipStore
+from storage.room_servers import RoomServerStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomRow, RoomStore
 from storage.state_tree import StateTreeStore
@@ -66,6 +69,7 @@ class RoomParts:
         self.events = RoomEvents(EventStore(database), self.rooms, streams, capacity=1000)
         self.trees = StateTreeStore(database)
         self.memberships = Memberships(MembershipStore(database), streams, capacity=1000)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=1000)
         self.timelines = Timelines(TimelineStore(database), streams, capacity=1000)
         self.visibility = Visibility(self.trees, self.events)
         self.chains = chains = AuthChainStore(database)
@@ -74,6 +78,7 @@ class RoomParts:
             database,
             self.rooms,
             self.events,
+            self.servers,
             self.trees,
             writer,
             self.identity,
@@ -88,7 +93,10 @@ class RoomParts:
         )
         questions = Questions(self.events, self.resolver, self.get_signers, self.approve)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
-        self.receiver = Receiver(self.engine, self.events, store, self.resolver, self.placements, outliers, questions)
+        access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.receiver = Receiver(
+            self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access
+        )
         self.adoptions = Adoptions(
             database,
             self.engine,
@@ -117,7 +125,7 @@ class RoomParts:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
 
-    async def approve(self, event: Event) -> bool:
+    async def approve(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """A policy server that dislikes one word."""
         return "spam" not in str(event.content.get("body"))
 

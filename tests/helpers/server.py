@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from federation.protocol.ids import DeviceID, UserID
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
+from federation.wire import Wire, WireAnswer, WireRequest
 from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
@@ -34,7 +36,6 @@ T = TypeVar("T")
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
-server_name: example.org
 enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
@@ -47,6 +48,7 @@ rc_joins_per_room: *unlimited
 rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
 rc_room_creation: *unlimited
 rc_profile: *unlimited
+rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"
 """Where a test does not ask for it: that somebody is there would wake long polls that shall wait for something else."""
@@ -67,6 +69,13 @@ class MemoryRelay:
         self.letters.append((recipient, letter))
 
 
+class CutWire:
+    """Leads nowhere."""
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        raise RemoteError(destination, "there is no such server", retryable=True)
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -80,25 +89,44 @@ class TestServer:
     __test__ = False
 
     def __init__(
-        self, folder: Path, database: Database, further_config: str = "", seed: int = 1, now: float = START
+        self,
+        folder: Path,
+        database: Database,
+        further_config: str = "",
+        seed: int = 1,
+        now: float = START,
+        *,
+        server_name: str = "example.org",
+        clock: Clock | None = None,
+        wire: Wire | None = None,
     ) -> None:
-        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another."""
+        """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
+
+        `wire` leads to other servers, by default to none.
+        """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
-        path.write_text(OPEN_CONFIG + others + further_config, encoding="utf-8")
-        self.clock = Clock()
-        self.clock.advance(now)
+        given = {line.partition(":")[0] for line in further_config.splitlines()}
+        opened = "\n".join(line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in given)
+        text = f"server_name: {server_name}\n{opened}\n{others}{further_config}"
+        path.write_text(text, encoding="utf-8")
+        self.clock = clock if clock is not None else Clock()
+        if clock is None:
+            self.clock.advance(now)
         self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
         self.app: Server = build(
             self.config,
             self.clock,
             database,
-            key=SigningKey("a_test", bytes(32)),
+            key=SigningKey(
+                "a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]
+            ),
             threads=InlineThreads(),
             media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
+            wire=wire if wire is not None else CutWire(),
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
@@ -123,6 +151,13 @@ class TestServer:
 
     def post(self, path: str, json: Any = None, **options: Any) -> Answer:
         return self.client.request("POST", path, json=json, **options)
+
+
+def _open_config(further: str) -> str:
+    """What tests need, but for what a test wants otherwise."""
+    wanted = {line.partition(":")[0] for line in further.splitlines()}
+    kept = [line for line in OPEN_CONFIG.splitlines() if line.partition(":")[0] not in wanted]
+    return "\n".join(kept) + "\n" + further
 
 
 class User:

@@ -212,7 +212,7 @@ def test_questions_that_make_no_sense(alice: User, body: dict[str, Any], expecte
 def test_other_servers_and_networks(alice: User) -> None:
     create(alice, visibility="public")
     assert len(ok(alice.post(f"{V3}/publicRooms?server=example.org", {"include_all_networks": True}))["chunk"]) == 1
-    assert refused(alice.get(f"{V3}/publicRooms?server=elsewhere.org")) == (404, "M_NOT_FOUND")
+    assert refused(alice.get(f"{V3}/publicRooms?server=elsewhere.org")) == (502, "M_UNKNOWN")
     assert refused(alice.get(f"{V3}/publicRooms?server=%20")) == (400, "M_INVALID_PARAM")
     assert ok(alice.post(f"{V3}/publicRooms", {"third_party_instance_id": "irc"}))["chunk"] == []
 

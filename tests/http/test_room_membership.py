@@ -122,12 +122,12 @@ def test_invited_in_and_out(alice: User, bob: User) -> None:
     assert member(alice, room_id, bob) == {"membership": "leave", "reason": "band"}
 
 
-def test_inviting_needs_power_and_a_local_user(alice: User, bob: User, carol: User) -> None:
+def test_inviting_needs_power_and_a_user_who_can_be_reached(alice: User, bob: User, carol: User) -> None:
     room_id = create(alice, preset="public_chat")
     join(bob, room_id)
     assert refused(membership(bob, room_id, "invite", carol)) == FORBIDDEN
     assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "carol"})) == (400, "M_INVALID_PARAM")
-    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "@c:else.where"})) == FORBIDDEN
+    assert refused(alice.post(room_path(room_id, "invite"), {"user_id": "@c:else.where"})) == (502, "M_UNKNOWN")
     assert refused(membership(alice, room_id, "invite", bob)) == FORBIDDEN  # is in the room
     assert refused(membership(carol, room_id, "invite", bob)) == FORBIDDEN  # is not in the room herself
     by_email = {"medium": "email", "address": "c@example.org", "id_server": "x", "id_access_token": "y"}

@@ -294,7 +294,7 @@ async def test_the_past_is_no_news(both: list[Peer]) -> None:
     old = [(await a.send(room_id, a.user, f"old {number}")).event for number in range(3)]
     joined = await join(a, b, V11, room_id)
     room_nid = (await b.engine.get_snapshot(room_id)).room.room_nid
-    assert await TimelineStore(b.database).get_backward_extremities(room_nid) == [old[-1].event_id]
+    assert await TimelineStore(b.database).get_backward_extremities(room_nid) == {old[-1].event_id: old[-1].depth}
     first = await a.find(room_id, old[0])
     assert first is not None
     state = await a.engine.view(first.room_nid, first.state_root).load_all()
@@ -308,7 +308,9 @@ async def test_the_past_is_no_news(both: list[Peer]) -> None:
         stored = await b.find(room_id, event)
         assert stored is not None
         assert (stored.in_timeline, stored.position) == (True, None)
-    assert await TimelineStore(b.database).get_backward_extremities(room_nid) == [old[0].prev_events[0]]
+    assert await TimelineStore(b.database).get_backward_extremities(room_nid) == {
+        old[0].prev_events[0]: old[0].depth - 1
+    }
 
 
 async def test_members_and_summary_follow_a_resolution(both: list[Peer]) -> None:

@@ -179,8 +179,8 @@ class RoomEntries:
             entry: dict[str, Any] = {"stripped_state" if request.stable else "invite_state": stripped}
         else:
             # stripped state would be taken for an invite
-            own = (await self._parts.events.get_events([work.own.event_nid])).values()
-            entry = {"required_state": [present_plainly(event, with_room_id=False) for event in own]}
+            own = await self._parts.invited.find_own(work.room, work.own)
+            entry = {"required_state": [present_plainly(own, with_room_id=False)] if own is not None else []}
         if not request.stable:
             entry |= {"notification_count": 0, "highlight_count": 0}
         return entry

@@ -17,7 +17,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.memberships import Memberships
+from federation.rooms.outside import is_outside
 from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
 from homeserver.services.ignored_users import IgnoredUsers
@@ -203,6 +205,7 @@ class Sync:
             elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
+        await self._fill_departures(left)
         await self._fill_beside(request, span, joined, left, data, ignored)
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if _has_news(work)]
@@ -232,6 +235,13 @@ class Sync:
             if listed:
                 sections[membership] = listed
         return sections
+
+    async def _fill_departures(self, left: Sequence[RoomWork]) -> None:
+        """The leaving of rooms that this server is not in: an invite was declined, or a knock taken back."""
+        for work in left:
+            if is_outside(work.own):
+                event = await self._parts.invited.find_own(work.room, work.own)
+                work.shown = [] if event is None else [Seen(event, work.own.membership)]
 
     async def _fill_beside(
         self,

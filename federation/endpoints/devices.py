@@ -1,0 +1,46 @@
+"""Devices and keys of our users, for other servers.
+
+spec: server-server-api#device-management, server-server-api#end-to-end-encryption
+"""
+
+from typing import Any
+
+import msgspec
+
+from federation.own_devices import OwnDevices
+from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.protocol.ids import UserID
+
+
+@endpoint("GET", "/_matrix/federation/v1/user/devices/{user_id}", auth=Auth.SERVER, resource="federation")
+async def get_user_devices(devices: OwnDevices, peer: Peer, *, user_id: UserID) -> dict[str, Any]:  # noqa: ARG001
+    """All devices of one of our users."""
+    return await devices.get_list(user_id)
+
+
+class KeyQuery(msgspec.Struct, frozen=True):
+    """Devices by user; none of a user's: all of them."""
+
+    device_keys: dict[str, list[str]]
+
+
+@endpoint(
+    "POST", "/_matrix/federation/v1/user/keys/query", auth=Auth.SERVER, max_body=1024 * 1024, resource="federation"
+)
+async def query_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyQuery) -> dict[str, Any]:  # noqa: ARG001
+    """The keys of our users' devices."""
+    return await devices.get_keys(body.device_keys)
+
+
+class KeyClaim(msgspec.Struct, frozen=True):
+    """Algorithms by user and device."""
+
+    one_time_keys: dict[str, dict[str, str]]
+
+
+@endpoint(
+    "POST", "/_matrix/federation/v1/user/keys/claim", auth=Auth.SERVER, max_body=1024 * 1024, resource="federation"
+)
+async def claim_user_keys(devices: OwnDevices, peer: Peer, *, body: KeyClaim) -> dict[str, Any]:  # noqa: ARG001
+    """One-time keys of our users, each given out once."""
+    return {"one_time_keys": await devices.do_claim(body.one_time_keys)}

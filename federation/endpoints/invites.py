@@ -1,0 +1,71 @@
+"""Invites of our users, and what becomes of invites to addresses.
+
+spec: server-server-api#inviting-to-a-room, server-server-api#third-party-invites
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.protocol.ids import EventID, RoomID
+from federation.rooms.invitations import Invitations
+
+MAX_BODY: Final = 2 << 20
+"""The invite with the state that goes with it: whole events."""
+
+
+class Invite(msgspec.Struct, frozen=True):
+    """An invite, and what its server says of the room."""
+
+    event: dict[str, Any]
+    room_version: str
+    invite_room_state: Any = ()
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/federation/v2/invite/{room_id}/{event_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+    max_body=MAX_BODY,
+)
+async def invite(
+    invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: Invite
+) -> dict[str, Any]:
+    """One of our users is invited; the event with our signature."""
+    event = await invitations.do_receive(
+        peer.server_name, room_id, event_id, body.room_version, body.event, body.invite_room_state or []
+    )
+    return {"event": event}
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/federation/v1/invite/{room_id}/{event_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+    max_body=MAX_BODY,
+)
+async def invite_v1(
+    invitations: Invitations, peer: Peer, *, room_id: RoomID, event_id: EventID, body: dict[str, Any]
+) -> list[Any]:
+    """As above, for rooms of versions 1 and 2, whose events have the same form."""
+    unsigned = body.get("unsigned")
+    state = unsigned.get("invite_room_state") if isinstance(unsigned, dict) else None
+    event = await invitations.do_receive(peer.server_name, room_id, event_id, "1", body, state or [])
+    return [200, {"event": event}]
+
+
+@endpoint(
+    "PUT",
+    "/_matrix/federation/v1/exchange_third_party_invite/{room_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
+async def exchange_third_party_invite(
+    invitations: Invitations, peer: Peer, *, room_id: RoomID, body: dict[str, Any]
+) -> dict[str, Any]:
+    """A user of the peer has proved that an address is theirs to which an invite was promised."""
+    await invitations.do_exchange(peer.server_name, room_id, body)
+    return {}

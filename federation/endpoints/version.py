@@ -1,0 +1,20 @@
+"""What this server runs. spec: server-server-api#server-implementation"""
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, endpoint
+
+
+class Implementation(msgspec.Struct, frozen=True):
+    name: str
+    version: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    server: Implementation
+
+
+@endpoint("GET", "/_matrix/federation/v1/version", auth=Auth.NONE, resource="federation")
+async def get_implementation(implementation: Implementation) -> Answer:
+    """The name of the program, and its version."""
+    return Answer(implementation)

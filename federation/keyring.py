@@ -1,0 +1,307 @@
+"""The keys of other servers: fetched when a signature is to be checked, kept for good, fetched anew before they run out.
+
+Laws:
+- A key counts for what was signed while it was valid. How far in the future that is believed has a bound, and rooms of
+  old versions ask for no validity.
+- One fetch serves all who wait for it. A server that failed, or has not the key that was asked for, is asked again
+  after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little.
+- A document counts when the server has signed it itself; one that a notary hands us, when the notary has signed it too.
+- Servers are asked themselves, and then the notaries of the configuration, if there are any. When many are wanted at
+  once, as when a large room is joined, the notaries come first: one question instead of hundreds.
+
+spec: server-server-api#retrieving-server-keys
+"""
+
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import BadEvent, BadJson, MatrixError, RemoteError, Unauthorized
+from federation.protocol.event_signing import required_signers
+from federation.protocol.events import Event, encode_reference
+from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.key_documents import MAX_KEYS, KeyDocument, VerifyKey, read_keys, valid_keys
+from federation.protocol.signing import are_signatures_valid, is_signed_by, signatures_of
+from federation.remote.server_keys import SERVERS_AT_ONCE, RemoteServerKeys
+from federation.shared_work import SharedWork
+from storage.server_keys import ServerKeyStore, StoredDocument, StoredKey
+
+AT_ONCE = 30
+"""Servers that are asked at the same time."""
+MANY = 10
+"""From so many servers on the notaries are asked first."""
+FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5_000, 300_000
+MAX_REMEMBERED = 10_000
+"""Servers whose keys, or whose failures, are held in memory."""
+
+Wanted = Mapping[ServerName, Mapping[KeyID, int]]
+"""Keys, and when each has to have been valid, in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notary:
+    """A server that is believed about other servers' keys."""
+
+    server_name: ServerName
+    keys: Mapping[KeyID, bytes]
+    """Its own, where they are known beforehand; else it is asked for them."""
+    unsigned: bool = False
+    """Whether its answers are believed though it has not signed them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    keys: Mapping[KeyID, VerifyKey]
+    said_until: int
+    """Until when its last document is good."""
+    renew_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    until: int
+    length: int
+
+
+class Keyring:
+    """Finds keys. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        remote: RemoteServerKeys,
+        store: ServerKeyStore,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+        *,
+        notaries: Sequence[Notary] = (),
+        old_keys: Mapping[KeyID, VerifyKey] | None = None,
+    ) -> None:
+        """`old_keys`: those that this server itself used to use."""
+        self._remote = remote
+        self._store = store
+        self._identity = identity
+        self._now_ms = now_ms
+        self._notaries = notaries
+        own = VerifyKey(identity.key.public_key, 1 << 60)
+        self._own = _Known({**(old_keys or {}), identity.key.key_id: own}, 1 << 60, 1 << 60)
+        self._known: dict[ServerName, _Known] = {}
+        self._pauses: dict[ServerName, _Pause] = {}
+        self._fetches: SharedWork[ServerName, bool] = SharedWork()
+        self._line = DeferredSemaphore(AT_ONCE)
+
+    async def get_keys(self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int) -> Mapping[KeyID, bytes]:
+        """Those of the keys that were valid then; what cannot be had is left out."""
+        wanted = dict.fromkeys(key_ids, valid_at_ms)
+        return valid_keys((await self._find({server: wanted}))[server].keys, wanted)
+
+    async def get_signers(self, event: Event) -> Collection[ServerName]:
+        """Those of an event's required signers whose valid signatures it has. Raises BadEvent as `required_signers`."""
+        wanted = _wanted_for(event)
+        if not wanted:
+            return ()
+        known = await self._find(wanted)
+        message = encode_reference(event.version, event.pdu)
+        return [
+            server
+            for server, keys in wanted.items()
+            if are_signatures_valid(message, signatures_of(event.pdu, server), valid_keys(known[server].keys, keys))
+        ]
+
+    async def prepare(self, events: Iterable[Event]) -> None:
+        """Have the keys at hand that these events need: one read, and questions to several servers at a time.
+
+        Call it before many are checked one after the other; what cannot be had is found missing then.
+        """
+        wanted: dict[ServerName, dict[KeyID, int]] = {}
+        for event in events:
+            try:
+                needed = _wanted_for(event)
+            except BadEvent:
+                continue
+            for server, keys in needed.items():
+                of_server = wanted.setdefault(server, {})
+                for key_id, at_ms in keys.items():
+                    of_server[key_id] = max(at_ms, of_server.get(key_id, 0))
+        await self._find(wanted)
+
+    async def renew(self, server: ServerName) -> bool:
+        """Ask a server for its keys now, unless it is its pause; whether it answered well."""
+        if self._is_paused(server) or not await self._fetches.run(server, self._fetching(server)):
+            return False
+        self._pauses.pop(server, None)
+        return True
+
+    # ---- finding
+
+    async def _find(self, wanted: Wanted) -> Mapping[ServerName, _Known]:
+        """What is known of each server once all that could be done is done."""
+        unread = [each for each in wanted if each not in self._known and each != self._identity.server_name]
+        if unread:
+            for name, stored in (await self._store.get_keys(unread)).items():
+                keys = {
+                    KeyID(key_id): VerifyKey(key.public_key, key.valid_until) for key_id, key in stored.keys.items()
+                }
+                self._remember(ServerName(name), keys, stored.fetched_at, stored.valid_until)
+        lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
+        if lacking:
+            await self._fetch_all(lacking)
+        now = self._now_ms()
+        for server in wanted:
+            if server not in lacking and self._get(server).renew_at <= now and not self._is_paused(server):
+                Deferred.fromCoroutine(self.renew(server)).addErrback(self._tell)
+        return {server: self._get(server) for server in wanted}
+
+    def _get(self, server: ServerName) -> _Known:
+        if server == self._identity.server_name:
+            return self._own
+        return self._known.get(server, _NOTHING)
+
+    def _lacks(self, server: ServerName, keys: Mapping[KeyID, int]) -> bool:
+        """Whether none of the keys can be used as it is: one good signature is enough."""
+        if server == self._identity.server_name:
+            return False
+        return bool(keys) and not valid_keys(self._get(server).keys, keys)
+
+    def _is_paused(self, server: ServerName) -> bool:
+        pause = self._pauses.get(server)
+        return pause is not None and pause.until > self._now_ms()
+
+    # ---- fetching
+
+    async def _fetch_all(self, lacking: Wanted) -> None:
+        lacking = {server: keys for server, keys in lacking.items() if not self._is_paused(server)}
+        left = lacking
+        if self._notaries and len(left) >= MANY:
+            await self._ask_notaries(left)
+            left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
+        await _all([self._fetches.run(server, self._fetching(server)) for server in left])
+        left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
+        if left and self._notaries and len(lacking) < MANY:
+            await self._ask_notaries(left)
+        for server, keys in lacking.items():
+            if self._lacks(server, keys):
+                self._pause(server)
+            else:
+                self._pauses.pop(server, None)
+
+    def _fetching(self, server: ServerName) -> Callable[[], Coroutine[Deferred[Any], Any, bool]]:
+        return lambda: self._fetch(server)
+
+    async def _fetch(self, server: ServerName) -> bool:
+        """Ask a server for its keys; whether it answered well."""
+        await self._line.acquire()
+        try:
+            document = read_keys(server, await self._remote.fetch(server), self._now_ms())
+        except (RemoteError, MatrixError) as error:
+            self._log.info("no keys of {server}: {error}", server=server, error=error)
+            self._pause(server)
+            return False
+        finally:
+            self._line.release()
+        await self._keep(document)
+        return True
+
+    async def _ask_notaries(self, wanted: Wanted) -> None:
+        """Ask one after the other for what is lacking still."""
+        for notary in self._notaries:
+            names = [server for server, keys in wanted.items() if self._lacks(server, keys)]
+            for start in range(0, len(names), SERVERS_AT_ONCE):
+                part = {server: wanted[server] for server in names[start : start + SERVERS_AT_ONCE]}
+                await self._ask_notary(notary, part)
+
+    async def _ask_notary(self, notary: Notary, wanted: Wanted) -> None:
+        try:
+            documents = await self._remote.query(notary.server_name, wanted)
+        except (RemoteError, MatrixError) as error:
+            self._log.info("the notary {notary} does not help: {error}", notary=notary.server_name, error=error)
+            return
+        for each in documents:
+            name = each.get("server_name")
+            if not isinstance(name, str) or name not in wanted:
+                continue
+            try:
+                if not await self._is_by(notary, each):
+                    raise Unauthorized(f"{notary.server_name} has not signed its answer")
+                await self._keep_if_news(read_keys(ServerName(name), each, self._now_ms()))
+            except (Unauthorized, BadJson) as error:
+                self._log.warn("of the notary {notary}: {error}", notary=notary.server_name, error=error)
+
+    async def _is_by(self, notary: Notary, document: Mapping[str, object]) -> bool:
+        if notary.unsigned:
+            return True
+        keys = notary.keys
+        if not keys:
+            now = self._now_ms()
+            wanted = dict.fromkeys(list(signatures_of(document, notary.server_name))[:MAX_KEYS], now)
+            if self._lacks(notary.server_name, wanted) and not await self.renew(notary.server_name):
+                return False
+            keys = valid_keys(self._get(notary.server_name).keys, wanted)
+        return is_signed_by(document, notary.server_name, keys)
+
+    # ---- keeping
+
+    async def _keep_if_news(self, document: KeyDocument) -> None:
+        """Keep what a notary hands us; of a document that is older than ours only keys that ours does not speak of."""
+        known = self._get(document.server_name)
+        if document.valid_until_ms >= known.said_until:
+            await self._keep(document)
+        elif not document.keys.keys() <= known.keys.keys():
+            server, keys = document.server_name, {**document.keys, **known.keys}
+            self._known[server] = _Known(keys, known.said_until, known.renew_at)
+            await self._store.add_keys(server, {key_id: _stored(keys[key_id]) for key_id in document.keys})
+
+    async def _keep(self, document: KeyDocument) -> None:
+        server, now = document.server_name, self._now_ms()
+        self._remember(server, {**self._get(server).keys, **document.keys}, now, document.valid_until_ms)
+        await self._store.set_keys(
+            server,
+            {key_id: _stored(key) for key_id, key in document.keys.items()},
+            StoredDocument(msgspec.json.encode(document.signed), document.valid_until_ms, now),
+        )
+
+    def _remember(self, server: ServerName, keys: Mapping[KeyID, VerifyKey], fetched_at: int, valid_until: int) -> None:
+        self._known.pop(server, None)
+        self._known[server] = _Known(keys, valid_until, (fetched_at + valid_until) // 2)
+        if len(self._known) > MAX_REMEMBERED:
+            del self._known[next(iter(self._known))]
+
+    def _tell(self, failure: Failure) -> None:
+        self._log.failure("keys could not be renewed", failure)
+
+    def _pause(self, server: ServerName) -> None:
+        before = self._pauses.pop(server, None)
+        now = self._now_ms()
+        length = FIRST_PAUSE_MS if before is None else min(2 * before.length, LONGEST_PAUSE_MS)
+        if before is not None and before.until > now:
+            length = before.length  # the same failure, told twice
+        self._pauses[server] = _Pause(now + length, length)
+        if len(self._pauses) > MAX_REMEMBERED:
+            del self._pauses[next(iter(self._pauses))]
+
+
+def _stored(key: VerifyKey) -> StoredKey:
+    return StoredKey(key.public_key, key.valid_until_ms)
+
+
+_NOTHING = _Known({}, 0, 1 << 60)
+
+
+def _wanted_for(event: Event) -> dict[ServerName, dict[KeyID, int]]:
+    """The keys with which an event's required signers have signed it. Raises BadEvent."""
+    at_ms = event.origin_server_ts if event.version.enforces_key_validity else 0
+    return {
+        server: dict.fromkeys(list(signatures_of(event.pdu, server))[:MAX_KEYS], at_ms)
+        for server in required_signers(event)
+    }
+
+
+async def _all(work: Sequence[Coroutine[Deferred[Any], Any, object]]) -> None:
+    await gatherResults([Deferred.fromCoroutine(each) for each in work], consumeErrors=True)

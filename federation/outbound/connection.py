@@ -1,0 +1,225 @@
+"""One connection to a server: a request, its whole answer, and so on.
+
+llhttp (by httptools) reads the answers. The other side is not trusted: the head and the body have limits, as they come
+and once they are unpacked; what comes unasked ends the connection. Time is limited by whoever waits: to cancel what
+`exchange` waits for ends the connection, however busily the other side drips.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, cast
+
+import httptools
+from OpenSSL import SSL
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IHandshakeListener, ITCPTransport
+from twisted.internet.protocol import Protocol
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from federation.outbound.errors import ConnectionGone, OutboundError
+from federation.outbound.tls import TlsName
+
+MAX_HEAD_BYTES: Final = 64 << 10
+"""Of an answer: its first line, its headers, and interim answers before it."""
+_GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An answer. Names of headers are in lower case; the last of equal ones wins."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@implementer(IHandshakeListener)
+class Connection(Protocol):
+    """Made by a dialler; `ready` fires with it once the other side is known to be the right one."""
+
+    def __init__(self, tls: TlsName | None) -> None:
+        self.ready: Deferred[Connection] = Deferred(lambda _: self.abort())
+        self.is_open = False
+        self._tcp: ITCPTransport | None = None
+        self._on_close: Callable[[], None] | None = None
+        self._tls = tls
+        self._waiter: Deferred[Received] | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._max_bytes = 0
+        self._unpack: Callable[[bytes, int], bytes] | None = None
+        self._forget_answer()
+
+    async def exchange(self, request: bytes, max_bytes: int) -> Received:
+        """Send a request, wait for its answer. Raises OutboundError; ConnectionGone where nothing came back."""
+        assert self._waiter is None
+        if not self.is_open or self._tcp is None:
+            raise ConnectionGone("the connection was closed")
+        self._max_bytes = max_bytes
+        self._parser = httptools.HttpResponseParser(self)
+        self._forget_answer()
+        self._waiter = Deferred(lambda _: self.abort())
+        self._tcp.write(request)
+        return await self._waiter
+
+    def abort(self) -> None:
+        """End it at once."""
+        self.is_open = False
+        if self._tcp is not None:
+            self._tcp.abortConnection()
+
+    def carried_by(self, tcp: ITCPTransport) -> None:
+        """What is to be ended where this is given up before it is made."""
+        self._tcp = tcp
+
+    def when_closed(self, call: Callable[[], None]) -> None:
+        """Call this when the connection ends while nobody waits for an answer."""
+        self._on_close = call
+
+    # ---- Twisted
+
+    def connectionMade(self) -> None:
+        self._tcp = cast(ITCPTransport, self.transport)
+        self._tcp.setTcpNoDelay(True)
+        if self._tls is None:
+            self._begin()
+
+    def handshakeCompleted(self) -> None:
+        assert self._tls is not None
+        try:
+            self._tls.check_identity(cast(TLSMemoryBIOProtocol, self.transport).getHandle())
+        except OutboundError as error:
+            self._end(error)
+        else:
+            self._begin()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._waiter is None or self._parser is None:
+            self.abort()
+            return
+        self._something_came = True
+        if not self._head_done:
+            self._head_bytes += len(data)
+            # The head is not known to end in these bytes, but it ends within as many as are allowed, or not at all
+            if self._head_bytes > MAX_HEAD_BYTES + len(data):
+                self._end(OutboundError("the head of its answer is too long", retryable=False))
+                return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._end(OutboundError("it wants to speak another protocol", retryable=False))
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._end(cause if isinstance(cause, OutboundError) else OutboundError("its answer is no proper HTTP"))
+        else:
+            if self._complete:
+                self._finish()
+
+    def connectionLost(self, reason: Failure = Failure(ConnectionDone())) -> None:  # noqa: B008
+        self.is_open = False
+        if self._waiter is not None and self._head_done and self._until_end and reason.check(ConnectionDone):
+            self._finish()
+        elif self._waiter is not None or not self.ready.called:
+            self._end(_explain(reason, self._something_came))
+        elif self._on_close is not None:
+            self._on_close()
+
+    # ---- llhttp
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        if self._complete:
+            raise OutboundError("more came than one answer", retryable=False)
+        if self._parser.get_status_code() < 200:
+            return
+        self._head_done = True
+        length = self._headers.get("content-length")
+        if length is not None and length.isdigit() and int(length) > self._max_bytes:
+            raise self._too_long()
+        self._until_end = length is None and "transfer-encoding" not in self._headers
+        encoding = self._headers.pop("content-encoding", "identity").strip().lower()
+        if encoding in ("gzip", "x-gzip", "deflate"):
+            self._unpack = zlib.decompressobj(_GZIP_OR_ZLIB).decompress
+        elif encoding not in ("identity", ""):
+            raise OutboundError("its answer is packed in a way that was not asked for", retryable=False)
+
+    def on_body(self, data: bytes) -> None:
+        self._packed_size += len(data)
+        if self._packed_size > self._max_bytes:
+            raise self._too_long()
+        if self._unpack is not None:
+            try:
+                data = self._unpack(data, self._max_bytes - self._size + 1)
+            except zlib.error as error:
+                raise OutboundError("its answer is packed wrongly", retryable=False) from error
+        self._size += len(data)
+        if self._size > self._max_bytes:
+            raise self._too_long()
+        self._chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        assert self._parser is not None
+        # Whoever waits hears of it after the last byte is read: a next request must not get what is left of these
+        self._complete = self._parser.get_status_code() >= 200
+        self._stays = self._parser.should_keep_alive()
+        if not self._complete:
+            self._headers.clear()
+
+    # ---- within
+
+    def _forget_answer(self) -> None:
+        self._head_bytes = 0
+        self._head_done = False
+        self._complete = False
+        self._stays = False
+        self._until_end = False
+        self._something_came = False
+        self._headers: dict[str, str] = {}
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._packed_size = 0
+        self._unpack = None
+
+    def _begin(self) -> None:
+        self.is_open = True
+        if not self.ready.called:
+            self.ready.callback(self)
+
+    def _finish(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        assert waiter is not None
+        assert self._parser is not None
+        assert self._tcp is not None
+        if not self._stays:
+            self.is_open = False
+            self._tcp.loseConnection()
+        received = Received(self._parser.get_status_code(), self._headers, b"".join(self._chunks))
+        self._parser = None
+        self._chunks = []
+        waiter.callback(received)
+
+    def _end(self, error: OutboundError) -> None:
+        self.abort()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.errback(error)
+        elif not self.ready.called:
+            self.ready.errback(error)
+
+    def _too_long(self) -> OutboundError:
+        return OutboundError(f"its answer is longer than {self._max_bytes} bytes", retryable=False)
+
+
+def _explain(reason: Failure, something_came: bool) -> OutboundError:
+    if isinstance(reason.value, SSL.Error):
+        parts = reason.value.args[0] if reason.value.args else []
+        return OutboundError(f"no safe connection: {', '.join(str(part[-1]) for part in parts) or 'TLS failed'}")
+    if something_came:
+        return OutboundError("the connection broke within the answer")
+    return ConnectionGone("the connection was closed")

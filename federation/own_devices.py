@@ -1,0 +1,188 @@
+"""The devices of our users as other servers see them: keys, and what becomes of them.
+
+Laws:
+- Of signatures others see those of the owner.
+- Names that people give their devices stay here.
+
+spec: server-server-api#device-management, server-server-api#end-to-end-encryption
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.identity import ServerIdentity
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import UserID
+from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
+from storage.device_keys import DeviceKeyStore, KeyWish
+from storage.device_list_log import DeviceListLog
+
+MOST_USERS: Final = 5000
+"""In one query or claim."""
+
+
+class OwnDevices:
+    """Answers what other servers ask of our users' devices, and says what has changed. For the reactor thread."""
+
+    def __init__(
+        self, keys: DeviceKeyStore, cross_signing: CrossSigningStore, log: DeviceListLog, identity: ServerIdentity
+    ) -> None:
+        self._keys = keys
+        self._cross_signing = cross_signing
+        self._log = log
+        self._identity = identity
+
+    async def get_list(self, user_id: UserID) -> dict[str, Any]:
+        """All devices of one of our users, with the number of the latest change. Raises NotFound.
+
+        spec: server-server-api#get_matrixfederationv1userdevicesuserid
+        """
+        if not self._identity.is_local(user_id):
+            raise NotFound("This server does not have that user")
+        # the number first: a change in between is then told once more, and not lost
+        stream_id = await self._log.get_stream_id(user_id)
+        keys = await self._read([user_id])
+        answer: dict[str, Any] = {
+            "user_id": user_id,
+            "stream_id": stream_id,
+            "devices": [
+                {"device_id": device_id, "keys": content}
+                for device_id, content in keys.devices.get(user_id, {}).items()
+            ],
+        }
+        for usage in ("master", "self_signing"):
+            if user_id in keys.cross_signing[usage]:
+                answer[f"{usage}_key"] = keys.cross_signing[usage][user_id]
+        return answer
+
+    async def get_keys(self, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+        """The keys of devices, none named of a user: all of theirs. Who is not of this server is left out. Raises InvalidParam.
+
+        spec: server-server-api#post_matrixfederationv1userkeysquery
+        """
+        if len(wanted) > MOST_USERS:
+            raise InvalidParam(f"A query has at most {MOST_USERS} users")
+        local = [user_id for user_id in wanted if self._identity.is_local(user_id)]
+        keys = await self._read(local)
+        return {
+            "device_keys": {
+                user_id: {
+                    device_id: content
+                    for device_id, content in keys.devices.get(user_id, {}).items()
+                    if not wanted[user_id] or device_id in wanted[user_id]
+                }
+                for user_id in local
+            },
+            "master_keys": keys.cross_signing["master"],
+            "self_signing_keys": keys.cross_signing["self_signing"],
+        }
+
+    async def do_claim(self, wanted: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
+        """One-time keys (or fallback keys) of our users by user and device; each is given out once. Raises InvalidParam."""
+        wishes = [
+            KeyWish(user_id, device_id, algorithm)
+            for user_id, devices in wanted.items()
+            if self._identity.is_local(user_id)
+            for device_id, algorithm in devices.items()
+        ]
+        if len(wishes) > MOST_USERS:
+            raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
+        claimed = await self._keys.do_claim(wishes) if wishes else {}
+        answer: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
+        for wish, key in claimed.items():
+            devices = answer.setdefault(wish.user_id, {})
+            devices[wish.device_id] = {f"{wish.algorithm}:{key.key_id}": msgspec.Raw(key.content)}
+        return answer
+
+    async def get_updates(self, user_id: str, since: int) -> list[bytes]:
+        """The EDUs about one user's changes from a number on. Of several changes of a device the last is told.
+
+        Whoever was told all before, finds that each names the one before it.
+        """
+        changes = await self._log.get_changes(user_id, since)
+        keys = await self._read([user_id])
+        latest = {change.device_id: change.stream_id for change in changes}
+        of_devices = [change for change in changes if change.device_id is not None]
+        edus: list[bytes] = []
+        prev_id = of_devices[0].prev_id if of_devices else 0
+        for change in of_devices:
+            if latest[change.device_id] != change.stream_id or change.device_id is None:
+                continue
+            content: dict[str, Any] = {
+                "user_id": user_id,
+                "device_id": change.device_id,
+                "stream_id": change.stream_id,
+                "prev_id": [prev_id] if prev_id else [],
+            }
+            published = keys.devices.get(user_id, {}).get(change.device_id)
+            if published is None:
+                content["deleted"] = True
+            else:
+                content["keys"] = published
+            edus.append(encode_edu("m.device_list_update", content))
+            prev_id = change.stream_id
+        if None in latest:
+            content = {"user_id": user_id}
+            for usage in ("master", "self_signing"):
+                if user_id in keys.cross_signing[usage]:
+                    content[f"{usage}_key"] = keys.cross_signing[usage][user_id]
+            edus.append(encode_edu("m.signing_key_update", content))
+        return edus
+
+    async def _read(self, user_ids: Sequence[str]) -> "_Published":
+        devices = await self._keys.get_device_keys(user_ids)
+        cross_signing = await self._cross_signing.get_keys(user_ids)
+        signatures = await self._cross_signing.get_signatures(user_ids)
+        published = _Published()
+        for user_id in user_ids:
+            visible = visible_signatures(signatures.get(user_id, ()), {user_id})
+            published.devices[user_id] = {
+                row.device_id: with_signatures(row.keys, visible.get(row.device_id, ()))
+                for row in devices.get(user_id, ())
+            }
+            for usage, key in cross_signing.get(user_id, {}).items():
+                if usage in published.cross_signing:
+                    published.cross_signing[usage][user_id] = present_key(key, visible.get(key.public_key, ()))
+        return published
+
+
+class _Published:
+    """What users have published."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, dict[str, msgspec.Raw]] = {}
+        self.cross_signing: dict[str, dict[str, msgspec.Raw]] = {"master": {}, "self_signing": {}}
+
+
+def encode_edu(edu_type: str, content: Mapping[str, Any]) -> bytes:
+    """An EDU as it stands in a transaction, canonical JSON; what in it is Raw is so already."""
+    return b'{"content":%b,"edu_type":%b}' % (encode_canonical(content), encode_canonical(edu_type))
+
+
+def visible_signatures(signatures: Iterable[KeySignature], signers: set[str]) -> dict[str, list[KeySignature]]:
+    """Signatures by what they are on, of those signers."""
+    visible: dict[str, list[KeySignature]] = {}
+    for signature in signatures:
+        if signature.signer_user_id in signers:
+            visible.setdefault(signature.target_key, []).append(signature)
+    return visible
+
+
+def present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> msgspec.Raw:
+    """A key of cross-signing with signatures that came later."""
+    return with_signatures(key.content, signatures)
+
+
+def with_signatures(content: bytes, signatures: Sequence[KeySignature]) -> msgspec.Raw:
+    """Keys, canonical JSON, with further signatures; canonical again."""
+    if not signatures:
+        return msgspec.Raw(content)
+    keys: dict[str, Any] = msgspec.json.decode(content)
+    present = keys.get("signatures")
+    merged = {user: dict(by_key) for user, by_key in present.items()} if isinstance(present, dict) else {}
+    for signature in signatures:
+        merged.setdefault(signature.signer_user_id, {})[signature.signer_key_id] = signature.signature
+    return msgspec.Raw(encode_canonical({**keys, "signatures": merged}))

@@ -1,0 +1,38 @@
+"""What an endpoint answers when it is more than a value: a status and headers of its own, or a body too long for memory."""
+
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol
+
+import msgspec
+
+
+class Source(Protocol):
+    """Where the bytes of a file come from."""
+
+    def read(self, offset: int, size: int) -> Awaitable[bytes]:
+        """From there on so many bytes, or fewer; none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will be read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A body that does not fit into memory. The site closes its source, and serves ranges and conditions of it."""
+
+    source: Source
+    size: int
+    etag: str
+    """Changes when the bytes do; without quotes, and with none inside."""
+
+
+class Response(msgspec.Struct, frozen=True, gc=False):
+    """An answer with a status and headers of its own. A body that is neither bytes nor a `File` is encoded as JSON."""
+
+    status: int = HTTPStatus.OK
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+    body: object = b""

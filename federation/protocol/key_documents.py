@@ -1,0 +1,87 @@
+"""What servers say about their keys: the signed documents of `/_matrix/key/v2/`, read and checked.
+
+spec: server-server-api#publishing-keys
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from federation.protocol.errors import InvalidParam, Unauthorized
+from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.signing import is_signed_by, parse_public_key
+
+MAX_KEYS: Final = 100
+"""Of one server, and of each kind; what a document has more is passed over."""
+LONGEST_VALID_MS: Final = 7 * 24 * 3600 * 1000
+"""How far in the future a key's validity is believed."""
+LONGEST_TIME_MS: Final = (1 << 53) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyKey:
+    """A server's key, and until when it is valid, in milliseconds."""
+
+    public_key: bytes
+    valid_until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyDocument:
+    """What a server says about its keys."""
+
+    server_name: ServerName
+    keys: Mapping[KeyID, VerifyKey]
+    """Those that it uses, and those that it used to use."""
+    valid_until_ms: int
+    """As it says, at most seven days from now."""
+    signed: Mapping[str, Any]
+    """The document itself, with no signatures but the server's own."""
+
+
+def read_keys(server: ServerName, document: Mapping[str, Any], now_ms: int) -> KeyDocument:
+    """The keys of a document that the server has signed itself. Raises Unauthorized for any other document.
+
+    A key that it used to use is valid until it ceased to, which is no moment in the future.
+    """
+    verify, old = document.get("verify_keys"), document.get("old_verify_keys", {})
+    until = document.get("valid_until_ts")
+    if document.get("server_name") != server or not isinstance(verify, dict) or not _is_time(until):
+        raise Unauthorized(f"The document of keys is not one of {server}")
+    assert isinstance(until, int)
+    until = min(until, now_ms + LONGEST_VALID_MS)
+    keys: dict[KeyID, VerifyKey] = {}
+    for key_id, entry in list(old.items())[:MAX_KEYS] if isinstance(old, dict) else ():
+        expired = entry.get("expired_ts") if isinstance(entry, dict) else None
+        if isinstance(expired, int) and _is_time(expired):
+            _add(keys, key_id, entry, min(expired, now_ms))
+    current: dict[KeyID, VerifyKey] = {}
+    for key_id, entry in list(verify.items())[:MAX_KEYS]:
+        _add(current, key_id, entry, until)
+    if not is_signed_by(document, server, {key_id: key.public_key for key_id, key in current.items()}):
+        raise Unauthorized(f"{server} has not signed its keys")
+    signed = {**document, "signatures": {server: document["signatures"][server]}}
+    signed.pop("unsigned", None)
+    return KeyDocument(server, keys | current, until, signed)
+
+
+def valid_keys(keys: Mapping[KeyID, VerifyKey], wanted: Mapping[KeyID, int]) -> dict[KeyID, bytes]:
+    """Those of the wanted keys that are known and were valid then: `wanted` says when, in milliseconds."""
+    return {
+        key_id: keys[key_id].public_key
+        for key_id, at_ms in wanted.items()
+        if key_id in keys and keys[key_id].valid_until_ms >= at_ms
+    }
+
+
+def _add(keys: dict[KeyID, VerifyKey], key_id: str, entry: object, valid_until_ms: int) -> None:
+    key = entry.get("key") if isinstance(entry, dict) else None
+    if isinstance(key, str):
+        try:
+            keys[KeyID(key_id)] = VerifyKey(parse_public_key(key_id, key), valid_until_ms)
+        except InvalidParam:
+            return
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LONGEST_TIME_MS

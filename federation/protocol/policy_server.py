@@ -1,0 +1,57 @@
+"""Policy servers: which one a room has, and whether it has signed an event.
+
+spec: server-server-api#policy-servers
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from federation.protocol.errors import InvalidParam
+from federation.protocol.events import Event, StateKey, encode_reference, parse_event
+from federation.protocol.ids import KeyID, ServerName, is_server_name
+from federation.protocol.signing import add_signature, is_signature_valid, parse_public_key, signatures_of
+
+POLICY: Final = StateKey("m.room.policy", "")
+KEY_ID: Final = KeyID("ed25519:policy_server")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyServer:
+    """The server, and the key by which the room knows its signatures."""
+
+    server_name: ServerName
+    public_key: bytes
+
+
+def read_policy_server(event: Event | None) -> PolicyServer | None:
+    """What the room's `m.room.policy` says; None where there is none, or it is not valid."""
+    if event is None:
+        return None
+    via, keys = event.content.get("via"), event.content.get("public_keys")
+    key = keys.get("ed25519") if isinstance(keys, Mapping) else None
+    if not isinstance(via, str) or not is_server_name(via) or not isinstance(key, str):
+        return None
+    try:
+        return PolicyServer(ServerName(via), parse_public_key(KEY_ID, key))
+    except InvalidParam:
+        return None
+
+
+def needs_signature(event: Event) -> bool:
+    """Whether a policy server has a say about an event: about all but that which names it."""
+    return event.state_key is None or event.key != POLICY
+
+
+def is_signed_by_policy_server(event: Event, server: PolicyServer, signature: str | None = None) -> bool:
+    """Whether the event has its valid signature, or this one is valid."""
+    found = signatures_of(event.pdu, server.server_name).get(KEY_ID) if signature is None else signature
+    return found is not None and is_signature_valid(
+        server.public_key, encode_reference(event.version, event.pdu), found
+    )
+
+
+def with_policy_signature(event: Event, server: PolicyServer, signature: str) -> Event:
+    """The event with the policy server's signature besides. Raises BadEvent, EventTooLarge."""
+    pdu = add_signature(event.pdu, server.server_name, KEY_ID, signature)
+    return parse_event(event.version, pdu, event_id=event.event_id)

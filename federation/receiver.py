@@ -1,0 +1,173 @@
+"""Transactions: what other servers send us unasked. Everything in one is durable before it is acknowledged.
+
+- An event whose predecessors are known is taken in within the request, by one write. An event that waits for something goes
+  into the inbox, which is part of the request too; what it waits for is fetched afterwards.
+- A transaction that is repeated is answered as before, from memory. After a restart it is taken in again, which changes
+  nothing: events are known by their ids, and who takes in EDUs knows that they may come twice.
+- Each server has a queue of its own, in which one transaction is worked on at a time; a server that sends more at once
+  than it may is told to wait. So none keeps the others waiting, whatever it sends.
+
+spec: server-server-api#transactions
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.defer import DeferredLock
+
+from federation.edus import EduReceivers
+from federation.policy import Policy
+from federation.protocol.errors import LimitExceeded, MatrixError, TooLarge
+from federation.protocol.events import Event, parse_event
+from federation.protocol.ids import RoomID, ServerName, domain_of
+from federation.rooms.check import Verdict
+from federation.rooms.concurrent import map_at_once
+from federation.rooms.engine import RoomEngine
+from federation.rooms.inbox import Inbox, ReceiptObserver, verdict_of
+from federation.rooms.memberships import Memberships
+from federation.rooms.outside_news import OutsideNews
+from federation.rooms.receive import Receiver
+from storage.inbox import InboxFull
+
+MAX_PDUS: Final = 50
+MAX_EDUS: Final = 100
+ROOMS_AT_ONCE: Final = 10
+"""Of one transaction."""
+MAX_WAITING: Final = 10
+"""Transactions of one server that may wait; an honest one sends the next when it has the answer to the last."""
+MAX_SERVERS: Final = 5000
+"""Servers whose latest answers are remembered."""
+MAX_ANSWERS: Final = 10
+"""Answers that are remembered for a server."""
+
+Results = dict[str, dict[str, str]]
+"""By the id of the event: nothing, or `error` with a text."""
+
+
+@dataclass(slots=True)
+class _Sender:
+    """What a server is sending."""
+
+    lock: DeferredLock = field(default_factory=DeferredLock)
+    waiting: int = 0
+    answers: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+
+
+class Transactions:
+    """Takes in transactions. For the reactor thread."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        memberships: Memberships,
+        receiver: Receiver,
+        inbox: Inbox,
+        edus: EduReceivers,
+        outside: OutsideNews,
+        policy: Policy,
+        observer: ReceiptObserver,
+    ) -> None:
+        self._engine = engine
+        self._memberships = memberships
+        self._receiver = receiver
+        self._inbox = inbox
+        self._edus = edus
+        self._outside = outside
+        self._policy = policy
+        self._observer = observer
+        self._senders: OrderedDict[ServerName, _Sender] = OrderedDict()
+
+    async def receive(self, origin: ServerName, txn_id: str, pdus: Sequence[Any], edus: Sequence[Any]) -> msgspec.Raw:
+        """Take in a transaction; the answer, as JSON: what became of each PDU.
+
+        Raises TooLarge, LimitExceeded, InvalidParam; DatabaseUnavailable.
+        """
+        if len(pdus) > MAX_PDUS or len(edus) > MAX_EDUS:
+            raise TooLarge(f"A transaction has at most {MAX_PDUS} PDUs and {MAX_EDUS} EDUs")
+        sender = self._sender(origin)
+        if sender.waiting >= MAX_WAITING:
+            raise LimitExceeded("Wait for the answer to a transaction before you send the next", retry_after_ms=1000)
+        sender.waiting += 1
+        try:
+            await sender.lock.acquire()
+            try:
+                answer = sender.answers.get(txn_id)
+                if answer is None:
+                    answer = msgspec.json.encode({"pdus": await self._take_in(origin, pdus, edus)})
+                    sender.answers[txn_id] = answer
+                    if len(sender.answers) > MAX_ANSWERS:
+                        sender.answers.popitem(last=False)
+                return msgspec.Raw(answer)
+            finally:
+                sender.lock.release()
+        finally:
+            sender.waiting -= 1
+
+    def _sender(self, origin: ServerName) -> _Sender:
+        sender = self._senders.get(origin)
+        if sender is None:
+            sender = self._senders[origin] = _Sender()
+            if len(self._senders) > MAX_SERVERS:
+                idle = next((name for name, other in self._senders.items() if not other.waiting), None)
+                if idle is not None and idle != origin:
+                    del self._senders[idle]
+        self._senders.move_to_end(origin)
+        return sender
+
+    async def _take_in(self, origin: ServerName, pdus: Sequence[Any], edus: Sequence[Any]) -> Results:
+        by_room: dict[RoomID, list[Mapping[str, Any]]] = {}
+        for pdu in pdus:
+            if isinstance(pdu, dict) and isinstance(pdu.get("room_id"), str):
+                by_room.setdefault(RoomID(pdu["room_id"]), []).append(pdu)
+
+        async def take_in(room_id: RoomID) -> Results:
+            return await self._take_in_room(origin, room_id, by_room[room_id])
+
+        results: Results = {}
+        if by_room:
+            for part in await map_at_once(take_in, by_room, ROOMS_AT_ONCE):
+                results.update(part)
+        await self._edus.receive(origin, edus)
+        return results
+
+    async def _take_in_room(self, origin: ServerName, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> Results:
+        """What became of the events of one room. What is not of the form of an event has no id to answer under."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        if snapshot is None:
+            return {}  # without its version nobody can say what the ids of its events are
+        results: Results = {}
+        events: list[Event] = []
+        for pdu in pdus:
+            try:
+                event = parse_event(snapshot.version, pdu)
+            except MatrixError:
+                self._observer.pdu_received(Verdict.DROP.value)
+                continue
+            if not self._policy.allows(domain_of(event.sender)):
+                self._observer.pdu_received(Verdict.DROP.value)
+                results[event.event_id] = {"error": f"The policy of this server refuses events of {event.sender}"}
+                continue
+            results[event.event_id] = {}
+            events.append(event)
+        if not events:
+            return results
+        if not await self._memberships.local_members(snapshot.room.room_nid):
+            for event in events:
+                refusal = await self._outside.refusal(snapshot, origin, event)
+                results[event.event_id] = {} if refusal is None else {"error": refusal}
+            return results
+        outcomes = await self._receiver.receive(room_id, events, origin=origin)
+        for event, outcome in zip(events, outcomes, strict=True):
+            self._observer.pdu_received(verdict_of(outcome))
+            if outcome.verdict in (Verdict.DROP, Verdict.REJECT) and outcome.error is not None:
+                results[event.event_id] = {"error": outcome.error.text}
+        waiting = [event for event, outcome in zip(events, outcomes, strict=True) if outcome.is_waiting]
+        if waiting:
+            try:
+                await self._inbox.add(snapshot.room, origin, waiting)
+            except InboxFull:  # not acknowledged; and no reason to refuse the rest of what the server sends
+                results.update((event.event_id, {"error": "Too many of your events wait already"}) for event in waiting)
+        return results

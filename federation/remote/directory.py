@@ -1,0 +1,101 @@
+"""What we ask other servers about their people and rooms: profiles, aliases, their public directory.
+
+spec: server-server-api#querying-for-information, server-server-api#published-room-directory
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, is_room_id, is_server_name
+from federation.requests import Requests
+
+MAX_SERVERS: Final = 50
+"""How many of the servers that another names are believed to be in a room."""
+MAX_ROOMS: Final = 1000
+"""Of one page of a directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryQuery:
+    """What is looked for in a directory. Hashable: the key under which an answer is remembered."""
+
+    limit: int
+    since: str | None = None
+    term: str | None = None
+    room_types: tuple[str | None, ...] | None = None
+    include_all_networks: bool = False
+    third_party_instance_id: str | None = None
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether it needs a POST."""
+        return self.term is not None or self.room_types is not None
+
+
+class DirectoryRequests:
+    """Asks other servers."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    async def get_profile(self, server: ServerName, user_id: UserID, field: str | None) -> Mapping[str, Any]:
+        """The profile of one of its users, or one field. Raises RemoteError, Forbidden (the policy)."""
+        query = [("user_id", str(user_id))]
+        if field is not None:
+            query.append(("field", field))
+        return await self._requests.get(
+            server, "/_matrix/federation/v1/query/profile", query, seconds=10, max_bytes=1 << 17
+        )
+
+    async def get_alias(self, server: ServerName, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room of an alias, and servers in it. Raises RemoteError, Forbidden (the policy)."""
+        answer = await self._requests.get(
+            server,
+            "/_matrix/federation/v1/query/directory",
+            [("room_alias", str(alias))],
+            seconds=20,
+            max_bytes=1 << 20,
+        )
+        room_id, named = answer.get("room_id"), answer.get("servers")
+        if not isinstance(room_id, str) or not is_room_id(room_id):
+            raise RemoteError(server, "the answer names no room", retryable=False)
+        servers = [ServerName(name) for name in (named if isinstance(named, list) else ()) if isinstance(name, str)]
+        return RoomID(room_id), [name for name in servers if is_server_name(name)][:MAX_SERVERS]
+
+    async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
+        """A page of its directory: rooms without an id are left out. Raises RemoteError, Forbidden (the policy)."""
+        body: dict[str, Any] = {"limit": query.limit}
+        if query.since is not None:
+            body["since"] = query.since
+        if query.include_all_networks:
+            body["include_all_networks"] = True
+        if query.third_party_instance_id is not None:
+            body["third_party_instance_id"] = query.third_party_instance_id
+        path = "/_matrix/federation/v1/publicRooms"
+        if query.is_filtered:
+            wanted: dict[str, Any] = {}
+            if query.term is not None:
+                wanted["generic_search_term"] = query.term
+            if query.room_types is not None:
+                wanted["room_types"] = list(query.room_types)
+            answer = await self._requests.post(server, path, {**body, "filter": wanted})
+        else:
+            answer = await self._requests.get(
+                server, path, [(name, "true" if value is True else str(value)) for name, value in body.items()]
+            )
+        chunk = answer.get("chunk") if isinstance(answer, dict) else None
+        if not isinstance(chunk, list):
+            raise RemoteError(server, "the answer is no page of a directory", retryable=False)
+        page: dict[str, Any] = {"chunk": [room for room in chunk if _is_room(room)][:MAX_ROOMS]}
+        for name in ("next_batch", "prev_batch"):
+            if isinstance(answer.get(name), str):
+                page[name] = answer[name]
+        if isinstance(answer.get("total_room_count_estimate"), int):
+            page["total_room_count_estimate"] = answer["total_room_count_estimate"]
+        return page
+
+
+def _is_room(room: object) -> bool:
+    return isinstance(room, dict) and isinstance(room.get("room_id"), str) and is_room_id(room["room_id"])

@@ -1,0 +1,152 @@
+"""Asking other servers for events and states of rooms: what answers are read here, and how long they may be.
+
+What comes back has the form that is said, and no more is known of it: no event is checked here.
+
+spec: server-server-api#retrieving-events, server-server-api#backfilling-and-retrieving-missing-events,
+server-server-api#retrieving-event-authorisation-information
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
+from federation.requests import Requests, path_of
+
+Pdu = Mapping[str, Any]
+
+MAX_STATE_EVENTS: Final = 500_000
+"""Of a state and its auth chain together."""
+MAX_AUTH_CHAIN: Final = 20_000
+"""Of the auth chain of one event."""
+MAX_PAGE_BYTES: Final = 16 << 20
+MAX_STATE_BYTES: Final = 512 << 20
+MAX_IDS_BYTES: Final = 64 << 20
+MAX_EVENT_BYTES: Final = 256 << 10
+SECONDS: Final = 20
+STATE_SECONDS: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class StateIDs:
+    """A state, and its auth chain, by the ids of the events."""
+
+    state: Sequence[EventID]
+    auth_chain: Sequence[EventID]
+
+
+@dataclass(frozen=True, slots=True)
+class StatePDUs:
+    """A state, and its auth chain."""
+
+    state: Sequence[Pdu]
+    auth_chain: Sequence[Pdu]
+
+
+@dataclass(frozen=True, slots=True)
+class EventAtTime:
+    """What another server has near a time, in milliseconds."""
+
+    event_id: EventID
+    origin_server_ts: int
+
+
+class RemoteEvents:
+    """Asks. All of it raises RemoteError, and Forbidden where the policy does not let us talk to a server."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    async def get_missing_events(
+        self,
+        server: ServerName,
+        room_id: RoomID,
+        *,
+        earliest: Collection[EventID],
+        latest: Collection[EventID],
+        limit: int,
+        min_depth: int = 0,
+    ) -> list[Pdu]:
+        """What precedes `latest`, without it, as far back as `earliest`."""
+        answer = await self._requests.post(
+            server,
+            path_of("/_matrix/federation/v1/get_missing_events/{}", room_id),
+            {
+                "earliest_events": list(earliest),
+                "latest_events": list(latest),
+                "limit": limit,
+                "min_depth": min_depth,
+            },
+            seconds=SECONDS,
+            max_bytes=MAX_PAGE_BYTES,
+        )
+        return _pdus(server, answer, "events", limit)
+
+    async def get_backfill(
+        self, server: ServerName, room_id: RoomID, from_: Collection[EventID], limit: int
+    ) -> list[Pdu]:
+        """These events and what precedes them."""
+        query = [*(("v", event_id) for event_id in from_), ("limit", str(limit))]
+        path = path_of("/_matrix/federation/v1/backfill/{}", room_id)
+        answer = await self._requests.get(server, path, query, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
+        return _pdus(server, answer, "pdus", limit)
+
+    async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StateIDs:
+        """The state before an event."""
+        path = path_of("/_matrix/federation/v1/state_ids/{}", room_id)
+        answer = await self._requests.get(
+            server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_IDS_BYTES
+        )
+        return StateIDs(_ids(server, answer, "pdu_ids"), _ids(server, answer, "auth_chain_ids"))
+
+    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StatePDUs:
+        """The state before an event, in full."""
+        path = path_of("/_matrix/federation/v1/state/{}", room_id)
+        answer = await self._requests.get(
+            server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_STATE_BYTES
+        )
+        return StatePDUs(
+            _pdus(server, answer, "pdus", MAX_STATE_EVENTS), _pdus(server, answer, "auth_chain", MAX_STATE_EVENTS)
+        )
+
+    async def get_event(self, server: ServerName, event_id: EventID) -> Pdu:
+        """One event."""
+        path = path_of("/_matrix/federation/v1/event/{}", event_id)
+        answer = await self._requests.get(server, path, seconds=SECONDS, max_bytes=MAX_EVENT_BYTES)
+        pdus = _pdus(server, answer, "pdus", 1)
+        if not pdus:
+            raise RemoteError(server, "the answer lacks the event", retryable=False)
+        return pdus[0]
+
+    async def get_event_auth(self, server: ServerName, room_id: RoomID, event_id: EventID) -> list[Pdu]:
+        """The auth chain of an event."""
+        path = path_of("/_matrix/federation/v1/event_auth/{}/{}", room_id, event_id)
+        answer = await self._requests.get(server, path, seconds=SECONDS, max_bytes=MAX_PAGE_BYTES)
+        return _pdus(server, answer, "auth_chain", MAX_AUTH_CHAIN)
+
+    async def get_event_at(self, server: ServerName, room_id: RoomID, ts: int, direction: str) -> EventAtTime:
+        """The event next to a time; `direction` is `f` or `b`."""
+        path = path_of("/_matrix/federation/v1/timestamp_to_event/{}", room_id)
+        answer = await self._requests.get(
+            server, path, [("ts", str(ts)), ("dir", direction)], seconds=SECONDS, max_bytes=MAX_EVENT_BYTES
+        )
+        event_id, found_ts = answer.get("event_id"), answer.get("origin_server_ts")
+        if not isinstance(event_id, str) or not is_event_id(event_id) or type(found_ts) is not int:
+            raise RemoteError(server, "the answer names no event", retryable=False)
+        return EventAtTime(EventID(event_id), found_ts)
+
+
+def _pdus(server: ServerName, answer: object, field: str, most: int) -> list[Pdu]:
+    """The PDUs in a field of an answer, the first so many; what is no object is left out."""
+    pdus = answer.get(field) if isinstance(answer, dict) else None
+    if not isinstance(pdus, list):
+        raise RemoteError(server, f"the answer has no list `{field}`", retryable=False)
+    return [pdu for pdu in pdus[:most] if isinstance(pdu, dict)]
+
+
+def _ids(server: ServerName, answer: Mapping[str, Any], field: str) -> list[EventID]:
+    ids = answer.get(field)
+    if not isinstance(ids, list) or len(ids) > MAX_STATE_EVENTS:
+        raise RemoteError(server, f"the answer has no list `{field}`, or one that is too long", retryable=False)
+    return [EventID(event_id) for event_id in ids if isinstance(event_id, str) and is_event_id(event_id)]

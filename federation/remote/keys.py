@@ -1,0 +1,166 @@
+"""Keys of other servers' users: asked for, and checked when they come.
+
+What is malformed in an answer is left out. Signatures are for the clients, who trust no server with them; but whose keys
+they are is checked, so that a server can speak for its own users only.
+
+spec: server-server-api#end-to-end-encryption, server-server-api#device-management
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeGuard
+
+import msgspec
+
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.device_keys import PublicKey, is_key_name, parse_cross_signing_key, parse_identity_keys
+from federation.protocol.errors import MatrixError, RemoteError
+from federation.protocol.ids import ServerName, domain_of
+from federation.requests import Requests, path_of
+
+MAX_DEVICES: Final = 2000
+"""Of a user."""
+MAX_DEVICE_ID: Final = 255
+MAX_KEYS_BYTES: Final = 64 << 10
+"""Of one device, or one key."""
+MAX_ANSWER_BYTES: Final = 16 << 20
+USAGES: Final = ("master", "self_signing")
+
+
+@dataclass(slots=True)
+class UserKeys:
+    """What a user has published: keys of devices by their ids, and keys of cross-signing by usage."""
+
+    devices: dict[str, bytes] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    cross_signing: dict[str, PublicKey] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceList:
+    """All devices of a user, and the number of the change after which they are these."""
+
+    stream_id: int
+    keys: UserKeys
+
+
+class RemoteKeys:
+    """Asks other servers for keys."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    async def get_list(self, user_id: str, seconds: float) -> DeviceList:
+        """The devices of a user, asked of their server. Raises RemoteError, Forbidden."""
+        server = domain_of(user_id)
+        path = path_of("/_matrix/federation/v1/user/devices/{}", user_id)
+        answer = await self._requests.get(server, path, seconds=seconds, max_bytes=MAX_ANSWER_BYTES)
+        stream_id, devices = answer.get("stream_id"), answer.get("devices")
+        if answer.get("user_id") != user_id or not is_stream_id(stream_id) or not isinstance(devices, list):
+            raise RemoteError(server, "the answer is no list of the user's devices", retryable=False)
+        keys = UserKeys()
+        for device in devices[:MAX_DEVICES]:
+            if isinstance(device, dict):
+                put_device(keys, user_id, device.get("device_id"), device.get("keys"))
+        for usage in USAGES:
+            put_cross_signing_key(keys, user_id, usage, answer.get(f"{usage}_key"))
+        return DeviceList(stream_id, keys)
+
+    async def query(
+        self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
+    ) -> dict[str, UserKeys]:
+        """The keys of users of one server, each with the devices asked for (none: all). Raises RemoteError, Forbidden."""
+        answer = await self._post(server, "/_matrix/federation/v1/user/keys/query", {"device_keys": wanted}, seconds)
+        found: dict[str, UserKeys] = {}
+        for user_id, devices in _objects(answer.get("device_keys")):
+            if user_id in wanted:
+                keys = found[user_id] = UserKeys()
+                for device_id, content in list(devices.items())[:MAX_DEVICES]:
+                    put_device(keys, user_id, device_id, content)
+        for usage in USAGES:
+            for user_id, key in _objects(answer.get(f"{usage}_keys")):
+                if user_id in wanted:
+                    put_cross_signing_key(found.setdefault(user_id, UserKeys()), user_id, usage, key)
+        return found
+
+    async def claim(
+        self, server: ServerName, wanted: Mapping[str, Mapping[str, str]], seconds: float
+    ) -> dict[str, dict[str, dict[str, msgspec.Raw]]]:
+        """One-time keys by user, device and name, of those asked for. Raises RemoteError, Forbidden."""
+        answer = await self._post(server, "/_matrix/federation/v1/user/keys/claim", {"one_time_keys": wanted}, seconds)
+        claimed: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
+        for user_id, devices in _objects(answer.get("one_time_keys")):
+            for device_id, keys in _objects(devices):
+                algorithm = wanted.get(user_id, {}).get(device_id)
+                if algorithm is None:
+                    continue
+                for name, key in list(keys.items())[:1]:
+                    content = _encode(key)
+                    if is_key_name(name) and name.startswith(f"{algorithm}:") and content is not None:
+                        claimed.setdefault(user_id, {})[device_id] = {name: msgspec.Raw(content)}
+        return claimed
+
+    async def _post(self, server: ServerName, path: str, body: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+        answer = await self._requests.post(server, path, body, seconds=seconds, max_bytes=MAX_ANSWER_BYTES)
+        if not isinstance(answer, dict):
+            raise RemoteError(server, "the answer is no JSON object", retryable=False)
+        return answer
+
+
+def is_stream_id(value: object) -> TypeGuard[int]:
+    """Whether it may number a change of devices."""
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def put_device(keys: UserKeys, user_id: str, device_id: object, content: object) -> None:
+    """Add a device, if it is one of that user."""
+    if not isinstance(device_id, str) or not is_device_id(device_id) or not isinstance(content, dict):
+        return
+    try:
+        encoded = parse_identity_keys(content, user_id, device_id)
+    except MatrixError:
+        return
+    if len(encoded) <= MAX_KEYS_BYTES:
+        keys.devices[device_id] = encoded
+        name = (
+            content.get("unsigned", {}).get("device_display_name")
+            if isinstance(content.get("unsigned"), dict)
+            else None
+        )
+        if isinstance(name, str):
+            keys.names[device_id] = name[:MAX_DEVICE_ID].replace("\0", "")
+
+
+def put_cross_signing_key(keys: UserKeys, user_id: str, usage: str, content: object) -> None:
+    """Add a key of cross-signing, if it is one of that user."""
+    if not isinstance(content, dict):
+        return
+    try:
+        key = parse_cross_signing_key(user_id, usage, content)
+    except MatrixError:
+        return
+    if len(key.content) <= MAX_KEYS_BYTES:
+        keys.cross_signing[usage] = key
+
+
+def is_device_id(device_id: str) -> bool:
+    """Whether it can be kept."""
+    return 0 < len(device_id) <= MAX_DEVICE_ID and "\0" not in device_id
+
+
+def _encode(key: object) -> bytes | None:
+    if not isinstance(key, str | dict):
+        return None
+    try:
+        encoded = encode_canonical(key)
+    except MatrixError:
+        return None
+    return encoded if len(encoded) <= MAX_KEYS_BYTES else None
+
+
+def _objects(value: object) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The entries of an object that are objects."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if isinstance(entry, dict):
+                yield name, entry

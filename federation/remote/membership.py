@@ -1,0 +1,171 @@
+"""What we ask of servers that are in a room when a user of ours wants in or out, and of the server of who is invited.
+
+An answer is what another server says: of the right form once it leaves here, and true only where its events prove it.
+
+spec: server-server-api#joining-rooms, server-server-api#inviting-to-a-room, server-server-api#leaving-rooms-rejecting-invites,
+server-server-api#knocking-rooms
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeGuard
+
+import msgspec
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.events import Event, encode_pdu
+from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
+from federation.requests import Query, RefusedByRemote, Requests, path_of
+
+STATE_BYTES: Final = 256 << 20
+"""The longest state of a room that is read."""
+STATE_SECONDS: Final = 300
+"""How long a server may take to put a large room's state together, and to send it."""
+
+Action = Literal["join", "leave", "knock"]
+_OLD_ENDPOINT: Final = frozenset({400, 404, 405})
+"""What servers answer that do not know version 2 of an endpoint."""
+
+
+class UnknownVersion(RemoteError):
+    """The room has a version that this server does not know."""
+
+    def __init__(self, destination: str, version: str) -> None:
+        super().__init__(destination, f"the room has the version {version!r}", retryable=False)
+        self.version = version
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """An event to be, as a server in the room would have it; not yet ours."""
+
+    version: RoomVersion
+    event: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedState:
+    """The state before a join, its auth chain, and the join as the other server has it."""
+
+    state: Sequence[Mapping[str, Any]]
+    auth_chain: Sequence[Mapping[str, Any]]
+    event: Mapping[str, Any] | None
+
+
+class MembershipRequests:
+    """Asks for handshakes."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    async def make(self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID) -> Template:
+        """A template for the user's new membership. Raises RemoteError, UnknownVersion, Forbidden (the policy)."""
+        versions: Query = () if action == "leave" else [("ver", version) for version in ROOM_VERSIONS]
+        path = path_of(f"/_matrix/federation/v1/make_{action}/{{}}/{{}}", room_id, user_id)
+        answer = await self._requests.get(server, path, versions)
+        named = answer.get("room_version", "1")
+        version = ROOM_VERSIONS.get(named) if isinstance(named, str) else None
+        if version is None:
+            raise UnknownVersion(server, str(named)[:100])
+        event = answer.get("event")
+        if not isinstance(event, dict):
+            raise RemoteError(server, "the template is no event", retryable=False)
+        content = event.get("content")
+        if (
+            event.get("type") != "m.room.member"
+            or event.get("room_id") != room_id
+            or event.get("sender") != user_id
+            or event.get("state_key") != user_id
+            or not isinstance(content, dict)
+            or content.get("membership") != action
+        ):
+            raise RemoteError(server, "the template is for something else", retryable=False)
+        return Template(version, event)
+
+    async def send_join(self, server: ServerName, event: Event) -> JoinedState:
+        """Enter the room by a signed join. Raises RemoteError, Forbidden (the policy)."""
+        arguments = (event.room_id, event.event_id)
+        body = msgspec.Raw(encode_pdu(event))
+        try:
+            path = path_of("/_matrix/federation/v2/send_join/{}/{}", *arguments)
+            answer = await self._requests.put(server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES)
+        except RefusedByRemote as refusal:
+            if not _is_old(refusal, event):
+                raise
+            path = path_of("/_matrix/federation/v1/send_join/{}/{}", *arguments)
+            answer = _second(
+                server,
+                await self._requests.put(server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES),
+            )
+        if not isinstance(answer, dict):
+            raise RemoteError(server, "the answer is no object", retryable=False)
+        state, chain, own = answer.get("state"), answer.get("auth_chain"), answer.get("event")
+        if not _are_objects(state) or not _are_objects(chain):
+            raise RemoteError(server, "the answer holds no state of a room", retryable=False)
+        return JoinedState(state, chain, own if isinstance(own, dict) else None)
+
+    async def send_leave(self, server: ServerName, event: Event) -> None:
+        """Leave the room, or decline an invite. Raises RemoteError, Forbidden (the policy)."""
+        arguments = (event.room_id, event.event_id)
+        body = msgspec.Raw(encode_pdu(event))
+        try:
+            await self._requests.put(server, path_of("/_matrix/federation/v2/send_leave/{}/{}", *arguments), body)
+        except RefusedByRemote as refusal:
+            if not _is_old(refusal, event):
+                raise
+            await self._requests.put(server, path_of("/_matrix/federation/v1/send_leave/{}/{}", *arguments), body)
+
+    async def send_knock(self, server: ServerName, event: Event) -> object:
+        """Knock; what the server says of the room. Raises RemoteError, Forbidden (the policy)."""
+        path = path_of("/_matrix/federation/v1/send_knock/{}/{}", event.room_id, event.event_id)
+        answer = await self._requests.put(server, path, msgspec.Raw(encode_pdu(event)))
+        if not isinstance(answer, dict):
+            raise RemoteError(server, "the answer is no object", retryable=False)
+        return answer.get("knock_room_state", [])
+
+    async def invite(self, server: ServerName, event: Event, room_state: Iterable[msgspec.Raw]) -> Mapping[str, Any]:
+        """Ask the server of who is invited for its signature: the event as it comes back.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
+        arguments = (event.room_id, event.event_id)
+        body = {
+            "event": event.pdu,
+            "room_version": event.version.identifier,
+            "invite_room_state": [msgspec.json.decode(each) for each in room_state],
+        }
+        try:
+            answer = await self._requests.put(server, path_of("/_matrix/federation/v2/invite/{}/{}", *arguments), body)
+        except RefusedByRemote as refusal:
+            if not _is_old(refusal, event):
+                raise
+            old = {**event.pdu, "unsigned": {"invite_room_state": body["invite_room_state"]}}
+            answer = _second(
+                server,
+                await self._requests.put(server, path_of("/_matrix/federation/v1/invite/{}/{}", *arguments), old),
+            )
+        signed = answer.get("event") if isinstance(answer, dict) else None
+        if not isinstance(signed, dict):
+            raise RemoteError(server, "the answer holds no event", retryable=False)
+        return signed
+
+
+def _is_old(refusal: RefusedByRemote, event: Event) -> bool:
+    """Whether version 1 of an endpoint is worth a try: only the oldest servers lack version 2."""
+    if refusal.status not in _OLD_ENDPOINT:
+        return False
+    return refusal.errcode == "M_UNRECOGNIZED" or (
+        refusal.errcode == "M_UNKNOWN" and event.version.event_format is EventFormat.V1
+    )
+
+
+def _second(server: ServerName, answer: object) -> Any:
+    """What the answer `[200, …]` of a version 1 holds."""
+    if not isinstance(answer, list) or len(answer) != 2:
+        raise RemoteError(server, "the answer is no pair", retryable=False)
+    return answer[1]
+
+
+def _are_objects(value: object) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

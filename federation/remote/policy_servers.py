@@ -1,0 +1,27 @@
+"""Asking a room's policy server to sign an event. spec: server-server-api#post_matrixpolicyv1sign"""
+
+import msgspec
+
+from federation.protocol.events import Event, encode_pdu
+from federation.protocol.ids import ServerName
+from federation.protocol.policy_server import KEY_ID
+from federation.protocol.signing import signatures_of
+from federation.requests import Requests
+
+SECONDS = 10.0
+ANSWER_BYTES = 64 << 10
+
+
+class RemotePolicyServers:
+    """Asks."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
+
+    async def sign(self, server: ServerName, event: Event) -> str | None:
+        """Its signature, not checked yet; None where the answer has none. Raises RemoteError, Forbidden (the policy)."""
+        body = msgspec.Raw(encode_pdu(event))
+        answer = await self._requests.post(
+            server, "/_matrix/policy/v1/sign", body, seconds=SECONDS, max_bytes=ANSWER_BYTES
+        )
+        return signatures_of({"signatures": answer}, server).get(KEY_ID)

@@ -1,0 +1,57 @@
+"""Transactions to other servers: events, and what else there is to tell.
+
+spec: server-server-api#transactions
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from federation.identity import ServerIdentity
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.requests import Requests, path_of
+
+MAX_PDUS: Final = 50
+MAX_EDUS: Final = 100
+MAX_ANSWER_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """A transaction. Sent again under the same id, it has the same content."""
+
+    txn_id: str
+    origin_server_ts: int
+    pdus: Sequence[bytes]
+    """Canonical JSON, as are the others; at most MAX_PDUS."""
+    edus: Sequence[bytes]
+    """At most MAX_EDUS."""
+
+
+class Transactions:
+    """Sends transactions."""
+
+    def __init__(self, requests: Requests, identity: ServerIdentity) -> None:
+        self._requests = requests
+        self._origin = encode_canonical(identity.server_name)
+
+    async def send(self, destination: ServerName, transaction: Transaction) -> int:
+        """The other server has it; how many of the events it says it could not take. Raises RemoteError, Forbidden."""
+        body = b'{"edus":[%b],"origin":%b,"origin_server_ts":%d,"pdus":[%b]}' % (
+            b",".join(transaction.edus),
+            self._origin,
+            transaction.origin_server_ts,
+            b",".join(transaction.pdus),
+        )
+        path = path_of("/_matrix/federation/v1/send/{}", transaction.txn_id)
+        answer = await self._requests.put(destination, path, msgspec.Raw(body), max_bytes=MAX_ANSWER_BYTES)
+        if not isinstance(answer, dict):
+            raise RemoteError(destination, "the answer to a transaction is no JSON object", retryable=True)
+        results = answer.get("pdus")
+        if not isinstance(results, dict):
+            return 0
+        return sum(1 for result in results.values() if isinstance(result, dict) and "error" in result)

@@ -1,0 +1,154 @@
+"""Signed requests to other servers, in JSON.
+
+Laws:
+- Nothing is sent to a server that the policy does not let us talk to.
+- Whatever the other side does ends as a value of the form asked for, or as a `RemoteError`; never as an error of ours.
+
+spec: server-server-api#request-authentication
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from federation.identity import ServerIdentity
+from federation.policy import Policy
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.protocol.request_signing import make_authorization
+from federation.wire import Wire, WireAnswer, WireRequest
+
+JSON_BYTES = 10 << 20
+"""The longest answer that is read unless a call expects more."""
+MAX_ERROR_CHARS = 500
+
+Query = Sequence[tuple[str, str]]
+
+
+class RefusedByRemote(RemoteError):
+    """The other server answered with an error: its HTTP status, errcode and text (all untrusted)."""
+
+    def __init__(self, destination: str, status: int, errcode: str, text: str, body: Mapping[str, Any]) -> None:
+        super().__init__(destination, f"{status} {errcode}: {text}", retryable=status >= 500 or status == 429)
+        self.status = status
+        self.errcode = errcode
+        self.text = text
+        self.body = body
+
+
+class Requests:
+    """Makes requests in this server's name."""
+
+    def __init__(self, wire: Wire, identity: ServerIdentity, policy: Policy) -> None:
+        self._wire = wire
+        self._identity = identity
+        self._policy = policy
+
+    async def get(
+        self,
+        destination: ServerName,
+        path: str,
+        query: Query = (),
+        *,
+        seconds: float = 30,
+        max_bytes: int = JSON_BYTES,
+        signed: bool = True,
+    ) -> dict[str, Any]:
+        """The JSON object that a GET answers. Raises RemoteError, Forbidden (the policy)."""
+        answer = await self._send("GET", destination, path, query, None, seconds, max_bytes, signed)
+        if not isinstance(answer, dict):
+            raise RemoteError(destination, "the answer is no JSON object", retryable=False)
+        return answer
+
+    async def put(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        query: Query = (),
+        *,
+        seconds: float = 60,
+        max_bytes: int = JSON_BYTES,
+    ) -> Any:
+        """The JSON that a PUT answers: an object, but for version 1 of some calls. Raises RemoteError, Forbidden.
+
+        A body that is `msgspec.Raw` is canonical JSON.
+        """
+        return await self._send("PUT", destination, path, query, body, seconds, max_bytes, True)
+
+    async def post(
+        self,
+        destination: ServerName,
+        path: str,
+        body: Mapping[str, Any] | msgspec.Raw,
+        query: Query = (),
+        *,
+        seconds: float = 30,
+        max_bytes: int = JSON_BYTES,
+        signed: bool = True,
+    ) -> Any:
+        """The JSON that a POST answers. Raises RemoteError, Forbidden (the policy)."""
+        return await self._send("POST", destination, path, query, body, seconds, max_bytes, signed)
+
+    async def _send(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        body: Mapping[str, Any] | msgspec.Raw | None,
+        seconds: float,
+        max_bytes: int,
+        signed: bool,
+    ) -> Any:
+        self._policy.check_destination(destination)
+        uri = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
+        content = body if body is None or isinstance(body, msgspec.Raw) else msgspec.Raw(encode_canonical(body))
+        headers = [("Accept", "application/json")]
+        if content is not None:
+            headers.append(("Content-Type", "application/json"))
+        if signed:
+            authorization = make_authorization(
+                self._identity.key,
+                method=method,
+                uri=uri,
+                origin=self._identity.server_name,
+                destination=destination,
+                content=content,
+            )
+            headers.append(("Authorization", authorization))
+        request = WireRequest(
+            method, uri, tuple(headers), b"" if content is None else bytes(content), seconds, max_bytes
+        )
+        return _read(destination, await self._wire.exchange(destination, request))
+
+
+def path_of(template: str, *values: str) -> str:
+    """A path in which each `{}` is taken by a value, percent-encoded whole."""
+    return template.format(*(quote(value, safe="") for value in values))
+
+
+def _read(destination: ServerName, answer: WireAnswer) -> Any:
+    try:
+        value = msgspec.json.decode(answer.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if answer.status == 200:
+            raise RemoteError(destination, "the answer is no JSON", retryable=False) from error
+        value = {}
+    if answer.status == 200:
+        if not isinstance(value, dict | list):
+            raise RemoteError(destination, "the answer is no JSON object", retryable=False)
+        return value
+    if not isinstance(value, dict):
+        value = {}
+    errcode, text = value.get("errcode"), value.get("error")
+    raise RefusedByRemote(
+        destination,
+        answer.status,
+        errcode[:MAX_ERROR_CHARS] if isinstance(errcode, str) else "M_UNKNOWN",
+        text[:MAX_ERROR_CHARS] if isinstance(text, str) else "no reason given",
+        value,
+    )

@@ -1,0 +1,215 @@
+"""Events that were acknowledged and wait for what this server lacks: tried again until they have their place, or are given up.
+
+Laws:
+- What waits is in the database, so a restart forgets nothing; `resume` goes on where it was.
+- A room has one worker at a time, and few rooms have one at once. After a try in vain the room rests, longer each time; news
+  of the room end the rest early, since then somebody can be reached again.
+- What was tried least is tried first: events that nobody can complete do not hold up the others.
+- After two days an event is given up. Should others build upon it, it is missing like any other then, and asked for again.
+"""
+
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.events import Event, encode_pdu, parse_event
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.batch import Outcome
+from federation.rooms.missing import MissingEvents
+from storage.inbox import InboxRow, InboxStore, NewInboxRow
+from storage.rooms import RoomRow, RoomStore
+
+BATCH: Final = 50
+"""Events of one room that are tried together."""
+ROOMS_AT_ONCE: Final = 20
+FIRST_REST: Final = 10.0
+"""Seconds; twice as long after each try in vain."""
+LONGEST_REST: Final = 3600.0
+SHORTEST_REST: Final = 2.0
+"""So long a room rests even when there is news of it."""
+MAX_AGE_MS: Final = 2 * 24 * 3600 * 1000
+LOOK_EVERY: Final = 60.0
+"""Seconds between looks for what another node, now gone, has left."""
+
+
+class ReceiptObserver(Protocol):
+    """Hears what becomes of events from other servers. May not raise or block."""
+
+    def pdu_received(self, verdict: str) -> None:
+        """An event got its verdict: a value of `Verdict`, or `known`, `waiting` or `given_up`."""
+
+    def inbox_changed(self, length: int) -> None:
+        """So many events wait."""
+
+
+class Inbox:
+    """Keeps what waits, and works on it. For the reactor thread."""
+
+    def __init__(
+        self,
+        store: InboxStore,
+        rooms: RoomStore,
+        missing: MissingEvents,
+        clock: IReactorTime,
+        observer: ReceiptObserver,
+    ) -> None:
+        self._store = store
+        self._rooms = rooms
+        self._missing = missing
+        self._clock = clock
+        self._observer = observer
+        self._at_once = DeferredSemaphore(ROOMS_AT_ONCE)
+        self._working: dict[int, bool] = {}
+        """Rooms that have a worker, and whether there is news for it."""
+        self._resting: dict[int, IDelayedCall] = {}
+        self._look: IDelayedCall | None = None
+        self._tasks: set[Deferred[None]] = set()
+        self._last_tried: dict[int, float] = {}
+        self._stopped = False
+        self._log = Logger()
+
+    async def add(self, room: RoomRow, origin: ServerName, events: Sequence[Event]) -> None:
+        """Keep events until they have their place. Raises InboxFull: then none of them is kept."""
+        rows = [NewInboxRow(event.event_id, encode_pdu(event)) for event in events]
+        await self._store.add(room.room_nid, origin, rows, self._now_ms())
+        self.wake(room.room_nid)
+
+    def start(self) -> None:
+        """Go on with what waited when the server stopped; then look at intervals."""
+        self._run(self._resume())
+
+    def stop(self) -> None:
+        """End what is under way: it is done again after the next start."""
+        self._stopped = True
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+        self._look = None
+        while self._resting:
+            self._resting.popitem()[1].cancel()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def wake(self, room_nid: int) -> None:
+        """There is something new in the room: work on it now, or as soon as it has rested a little."""
+        if room_nid in self._working:
+            self._working[room_nid] = True
+            return
+        call = self._resting.pop(room_nid, None)
+        if call is not None:
+            call.cancel()
+        wait = self._last_tried.get(room_nid, -SHORTEST_REST) + SHORTEST_REST - self._clock.seconds()
+        if call is not None and wait > 0:
+            self._rest(room_nid, wait)
+        else:
+            self._begin(room_nid)
+
+    def _begin(self, room_nid: int) -> None:
+        self._resting.pop(room_nid, None)
+        self._working[room_nid] = False
+        self._run(self._work(room_nid))
+
+    def _rest(self, room_nid: int, seconds: float) -> None:
+        self._resting[room_nid] = self._clock.callLater(seconds, self._begin, room_nid)
+
+    async def _resume(self) -> None:
+        try:
+            for room_nid in await self._store.get_rooms():
+                if room_nid not in self._working and room_nid not in self._resting:
+                    self._begin(room_nid)
+            self._observer.inbox_changed(await self._store.count())
+        finally:
+            if not self._stopped:
+                self._look = self._clock.callLater(LOOK_EVERY, self.start)
+
+    async def _work(self, room_nid: int) -> None:
+        """Try what waits in a room until nothing moves any more."""
+        await self._at_once.acquire()
+        rest: float | None = FIRST_REST
+        try:
+            while True:
+                self._working[room_nid] = False
+                left = await self._try_room(room_nid)
+                if left is None:
+                    rest = None
+                    break
+                settled, attempts = left
+                if not settled and not self._working[room_nid]:
+                    rest = min(FIRST_REST * 2**attempts, LONGEST_REST)
+                    break
+        finally:
+            self._at_once.release()
+            del self._working[room_nid]
+            if rest is None:
+                self._last_tried.pop(room_nid, None)
+            elif not self._stopped:
+                self._last_tried[room_nid] = self._clock.seconds()
+                self._rest(room_nid, rest)
+        self._observer.inbox_changed(await self._store.count())
+
+    async def _try_room(self, room_nid: int) -> tuple[int, int] | None:
+        """Try once: how many events are settled, and how often the others were tried before; None when nothing waits."""
+        rows = await self._store.get_of_room(room_nid, BATCH)
+        if not rows:
+            return None
+        room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        given_up = [row for row in rows if row.received_ts < self._now_ms() - MAX_AGE_MS]
+        for row in given_up:
+            self._log.info("event {event_id} is given up: what it refers to cannot be had", event_id=row.event_id)
+            self._observer.pdu_received("given_up")
+        settled = {row.inbox_nid for row in given_up}
+        rows = [row for row in rows if row.inbox_nid not in settled]
+        for origin in dict.fromkeys(row.origin for row in rows):
+            settled |= await self._try_together(room, ServerName(origin), [row for row in rows if row.origin == origin])
+        if settled:
+            await self._store.remove(settled)
+        vain = [row for row in rows if row.inbox_nid not in settled]
+        if vain:
+            await self._store.note_attempt(row.inbox_nid for row in vain)
+        return len(settled), min((row.attempts for row in vain), default=0)
+
+    async def _try_together(self, room: RoomRow, origin: ServerName, rows: Sequence[InboxRow]) -> set[int]:
+        """Those of the rows that need not wait any longer."""
+        version = ROOM_VERSIONS[room.version]
+        events: dict[EventID, Event] = {}
+        for row in rows:
+            event_id = EventID(row.event_id)
+            events[event_id] = parse_event(version, msgspec.json.decode(row.pdu), event_id=event_id)
+        try:
+            outcomes = await self._missing.take_in(RoomID(room.room_id), list(events.values()), origin)
+        except MatrixError as error:  # this server is no longer in the room
+            self._log.info("what waits in {room_id} is dropped: {why}", room_id=room.room_id, why=error.text)
+            return {row.inbox_nid for row in rows}
+        except Exception:  # a bug of ours: it may be mended by the time of the next try
+            self._log.failure("events of {room_id} could not be taken in", room_id=room.room_id)
+            return set()
+        for outcome in outcomes.values():
+            if not outcome.is_waiting:
+                self._observer.pdu_received(verdict_of(outcome))
+        return {row.inbox_nid for row in rows if not outcomes[EventID(row.event_id)].is_waiting}
+
+    def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        task = Deferred.fromCoroutine(work)
+        self._tasks.add(task)
+        task.addErrback(self._failed)
+        task.addBoth(lambda _: self._tasks.discard(task))
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("work on what waits failed", failure)
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def verdict_of(outcome: Outcome) -> str:
+    """What metrics call it."""
+    if outcome.verdict is not None:
+        return outcome.verdict.value
+    return "known" if outcome.was_known else "waiting"

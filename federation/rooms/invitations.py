@@ -1,0 +1,208 @@
+"""Invites between servers: the invited user's server signs the event, before it becomes part of the room.
+
+spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invites
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Final, Protocol
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import (
+    Forbidden,
+    IncompatibleRoomVersion,
+    InvalidParam,
+    MatrixError,
+    OtherServerFailed,
+    RemoteError,
+)
+from federation.protocol.event_signing import is_event_signed_by, sign_event
+from federation.protocol.events import Event, StateKey, parse_event
+from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID, domain_of, is_user_id
+from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
+from federation.protocol.stripped_state import (
+    federation_form,
+    parse_room_state,
+    parse_stripped_state,
+    strip_event,
+    stripped_state_keys,
+)
+from federation.remote.membership import MembershipRequests
+from federation.rooms.build import Chain, Classify
+from federation.rooms.candidates import explain
+from federation.rooms.check import SHOWN
+from federation.rooms.drafts import Draft
+from federation.rooms.engine import RoomEngine
+from federation.rooms.handshakes import check_membership_event, check_origin_signed
+from federation.rooms.outside import OutsideMemberships
+from federation.rooms.receive import Receiver
+from federation.rooms.residence import Residence
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.sources import GetSigners
+from federation.rooms.templates import MEMBER
+
+GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
+MAX_SIGNATURES: Final = 20
+
+
+class InviteGate(Protocol):
+    """Whether our users want to be invited: known to the layer that knows them."""
+
+    async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
+        """Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
+        ...
+
+
+class Invitations:
+    """Sends and receives invites. For the reactor thread."""
+
+    def __init__(
+        self,
+        remote: MembershipRequests,
+        engine: RoomEngine,
+        events: RoomEvents,
+        residence: Residence,
+        receiver: Receiver,
+        outside: OutsideMemberships,
+        gate: InviteGate,
+        get_signers: GetSigners,
+        get_keys: GetKeys,
+        classify: Classify,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._remote = remote
+        self._engine = engine
+        self._events = events
+        self._residence = residence
+        self._receiver = receiver
+        self._outside = outside
+        self._gate = gate
+        self._get_signers = get_signers
+        self._get_keys = get_keys
+        self._classify = classify
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def do_invite(self, room_id: RoomID, sender: UserID, target: UserID, content: Mapping[str, Any]) -> EventID:
+        """Invite a user of another server into a room that we are in; the invite, or the one that is there already.
+
+        Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed.
+        """
+        snapshot = await self._engine.get_snapshot(room_id)
+        chain = Chain(snapshot, self._events, self._identity, self._classify)
+        draft = Draft(MEMBER, sender, content, target, unless_same=True)
+        (built,) = await chain.add([draft], self._now_ms())
+        if isinstance(built, StoredEvent):
+            return built.event.event_id
+        built = await self._engine.vouch(snapshot, built)
+        keys = stripped_state_keys(sender)
+        state = await snapshot.state.load(keys)
+        server = domain_of(target)
+        try:
+            answer = await self._remote.invite(
+                server, built, federation_form(state[key].event for key in keys if key in state)
+            )
+        except RemoteError as error:
+            raise explain([error]) from error
+        event = await self._countersigned(built, server, answer)
+        (outcome,) = await self._receiver.receive(room_id, [event.pdu], send_on=True)
+        if not outcome.was_known and outcome.verdict not in SHOWN:
+            raise outcome.error or Forbidden("The room does not allow this invite any more")
+        return event.event_id
+
+    async def do_exchange(self, origin: ServerName, room_id: RoomID, wanted: Mapping[str, Any]) -> None:
+        """Turn the promise of an invite to an address into the invite of a user of another server, who has proved that
+        the address is theirs. Raises NotFound, Forbidden, InvalidParam, OtherServerFailed.
+
+        spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
+        """
+        snapshot = await self._residence.get_for(origin, room_id)
+        target, content = wanted.get("state_key"), wanted.get("content")
+        invite = content.get("third_party_invite") if isinstance(content, Mapping) else None
+        signed = invite.get("signed") if isinstance(invite, Mapping) else None
+        token = signed.get("token") if isinstance(signed, Mapping) else None
+        if not isinstance(signed, Mapping) or not isinstance(token, str) or not isinstance(target, str):
+            raise InvalidParam("The body is no invite of somebody known by an address")
+        if not is_user_id(target) or domain_of(target) != origin:
+            raise Forbidden(f"The invite is not for a user of {origin}")
+        promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
+        if promise is None or not self._identity.is_local(promise.event.sender):
+            raise Forbidden("The invite to this address is not, or no longer, open")
+        shown = promise.event.content.get("display_name")
+        proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
+        await self.do_invite(
+            room_id, promise.event.sender, UserID(target), {"membership": "invite", "third_party_invite": proof}
+        )
+
+    async def do_receive(
+        self,
+        origin: ServerName,
+        room_id: RoomID,
+        event_id: EventID,
+        version_id: str,
+        pdu: Mapping[str, Any],
+        state: object,
+    ) -> Mapping[str, Any]:
+        """Take an invite of one of our users; the event with our signature. `state`: what the other says of the room.
+
+        Raises IncompatibleRoomVersion, InvalidParam, BadEvent, NotFound, Forbidden, InviteBlocked, LimitExceeded.
+        """
+        version = ROOM_VERSIONS.get(version_id)
+        if version is None:
+            raise IncompatibleRoomVersion("This server does not know the room's version", room_version=version_id)
+        event = parse_event(version, pdu)
+        if event.event_id != event_id:
+            raise InvalidParam("The event has another id than the path says")
+        check_membership_event(event, room_id, "invite")
+        target = UserID(event.state_key or "")
+        if not is_user_id(target) or not self._identity.is_local(target):
+            raise InvalidParam("The event invites nobody of this server")
+        if domain_of(event.sender) != origin:
+            raise InvalidParam(f"The event is not by a user of {origin}")
+        await check_origin_signed(event, self._get_signers)
+        await self._gate.check_may_be_invited(target, event.sender, room_id)
+        stripped = [strip_event(event), *_read_state(version, room_id, state)]
+        signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
+        event = parse_event(version, signed, event_id=event.event_id)
+        if await self._residence.find(room_id) is not None:
+            await self._receive_inside(event)
+        elif not await self._outside.keep(event, origin, stripped):
+            raise Forbidden(f"{target} is in the room already")
+        return event.pdu
+
+    async def _receive_inside(self, event: Event) -> None:
+        """An invite into a room that we are in: one event among its others, which may be on their way."""
+        (outcome,) = await self._receiver.receive(event.room_id, [event.pdu])
+        if outcome.verdict is not None and outcome.verdict not in SHOWN:
+            raise outcome.error or Forbidden("The room does not allow this invite")
+
+    async def _countersigned(self, event: Event, server: ServerName, answer: Mapping[str, Any]) -> Event:
+        """Our event with the signature of who was asked for it. Raises OtherServerFailed."""
+        signatures = answer.get("signatures")
+        theirs = signatures.get(server) if isinstance(signatures, Mapping) else None
+        if not isinstance(theirs, Mapping) or len(theirs) > MAX_SIGNATURES:
+            raise OtherServerFailed(f"{server} did not sign the invite")
+        try:
+            signed = parse_event(
+                event.version,
+                {**event.pdu, "signatures": {**event.pdu["signatures"], server: dict(theirs)}},
+                event_id=event.event_id,
+            )
+            keys = await self._get_keys(server, [KeyID(key_id) for key_id in theirs], event.origin_server_ts)
+            is_signed = is_event_signed_by(signed, server, keys)
+        except MatrixError as error:
+            raise OtherServerFailed(f"{server} did not sign the invite: {error.text}") from error
+        if not is_signed:
+            raise OtherServerFailed(f"{server} did not sign the invite")
+        return signed
+
+
+def _read_state(version: RoomVersion, room_id: RoomID, state: object) -> list[dict[str, Any]]:
+    """What is shown of the room. Where the create event names the room, it has to be there: it proves what it says.
+
+    Elsewhere servers are lenient, since many send events of four keys.
+    spec: server-server-api#put_matrixfederationv2inviteroomideventid
+    """
+    if version.room_id_is_create_hash:
+        return [strip_event(event) for event in parse_room_state(version, room_id, state)]
+    return parse_stripped_state(state)

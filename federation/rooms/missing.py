@@ -1,0 +1,257 @@
+"""Events that refer to what this server does not have: how the gap is filled, from the servers in the room.
+
+1. What lies between is asked for (`get_missing_events`), a few times, back to what is known.
+2. Auth events that lack are fetched with their chains.
+3. Where the past still has a gap, the state before the events at its edge is asked for, and they are placed upon it.
+
+Laws:
+- Who sent the events is asked first, then a few others in the room. Nobody is believed about more than was asked: what
+  does not precede the events is passed over, and everything goes through the checks on receipt.
+- A server that makes up a past without end costs so many requests, events and seconds, and then its gap is closed by a state
+  (or not at all). Nothing here loops until something comes.
+- What cannot be filled is told; whoever called decides when to try again.
+
+spec: server-server-api#backfilling-and-retrieving-missing-events, server-server-api#checks-performed-on-receipt-of-a-pdu
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+from twisted.logger import Logger
+
+from federation.identity import ServerIdentity
+from federation.policy import Policy
+from federation.protocol.errors import Forbidden, MatrixError, RemoteError
+from federation.protocol.events import Event, parse_event
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.room_versions import RoomVersion
+from federation.remote.events import Pdu, RemoteEvents
+from federation.rooms.batch import Outcome, dropped, sort_by_reference
+from federation.rooms.engine import RoomEngine
+from federation.rooms.receive import Receiver
+from federation.rooms.remote_states import RemoteStates
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.servers import RoomServers
+from federation.rooms.snapshots import RoomSnapshot
+
+MAX_ROUNDS: Final = 10
+"""How often one server is asked for what lies still further back."""
+PAGE: Final = 100
+"""Events that are asked for at once; servers may give fewer."""
+MAX_POOL: Final = 1000
+"""Events that one gap may bring."""
+MAX_LATEST: Final = 20
+"""Events from which one request goes back."""
+MAX_STATES: Final = 4
+"""Events at the edge of a gap whose states are asked for."""
+MAX_AUTH_CHAINS: Final = 10
+MAX_SERVERS: Final = 4
+MAX_SECONDS: Final = 120.0
+"""After so long no other server is tried."""
+CHUNK: Final = 100
+"""Events that are taken in at a time: between two chunks our own users have their turn."""
+
+
+class Pool:
+    """Events of one room that are to be taken in together: those given, and what was fetched for them."""
+
+    def __init__(self, version: RoomVersion, room_id: RoomID, given: Iterable[Event] = (), until: float = 0) -> None:
+        """`until`: when nothing more is asked for them."""
+        self.until = until
+        self._version = version
+        self._room_id = room_id
+        self._given = {event.event_id: event for event in given}
+        self._events = dict(self._given)
+        self.outcomes: dict[EventID, Outcome] = {}
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @property
+    def given(self) -> Collection[EventID]:
+        """The events that all this is about."""
+        return self._given.keys()
+
+    @property
+    def open(self) -> Mapping[EventID, Event]:
+        """The events that have no final outcome yet."""
+        return {
+            name: event
+            for name, event in self._events.items()
+            if (outcome := self.outcomes.get(name)) is None or outcome.is_waiting
+        }
+
+    def references(self) -> set[EventID]:
+        """What the open events follow and is not in the pool."""
+        return {name for event in self.open.values() for name in event.prev_events if name not in self._events}
+
+    def is_done(self) -> bool:
+        """Whether each of the given events has its outcome."""
+        return all(name in self.outcomes and not self.outcomes[name].is_waiting for name in self._given)
+
+    def parse(self, pdus: Iterable[Pdu]) -> dict[EventID, Event]:
+        """Those of the PDUs that are events of the room."""
+        found: dict[EventID, Event] = {}
+        for pdu in pdus:
+            try:
+                event = parse_event(self._version, pdu)
+            except MatrixError:
+                continue
+            if event.room_id == self._room_id:
+                found.setdefault(event.event_id, event)
+        return found
+
+    def add(self, found: Mapping[EventID, Event], wanted: Iterable[EventID]) -> int:
+        """Add the wanted ones of these events and what they follow, as far as it is among them; how many are new."""
+        stack, before = list(wanted), len(self._events)
+        while stack and len(self._events) < MAX_POOL:
+            event_id = stack.pop()
+            if event_id in found and event_id not in self._events:
+                self._events[event_id] = found[event_id]
+                stack += found[event_id].prev_events
+        return len(self._events) - before
+
+    def forget_fetched(self) -> None:
+        """Go back to the given events."""
+        self._events = dict(self._given)
+
+
+class MissingEvents:
+    """Fills gaps. For the reactor thread."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        receiver: Receiver,
+        states: RemoteStates,
+        remote: RemoteEvents,
+        servers: RoomServers,
+        policy: Policy,
+        identity: ServerIdentity,
+        seconds: Callable[[], float],
+    ) -> None:
+        """`seconds` is a clock."""
+        self._engine = engine
+        self._events = events
+        self._receiver = receiver
+        self._states = states
+        self._remote = remote
+        self._servers = servers
+        self._policy = policy
+        self._identity = identity
+        self._seconds = seconds
+        self._log = Logger()
+
+    async def take_in(
+        self,
+        room_id: RoomID,
+        events: Sequence[Event],
+        origin: ServerName | None = None,
+        *,
+        past: bool = False,
+        walk: bool = True,
+        fetched: Mapping[EventID, Event] | None = None,
+    ) -> Mapping[EventID, Outcome]:
+        """Take in events of a room, fetching what they refer to; an outcome for each.
+
+        Those that still wait could not be placed with what the servers gave. `origin` is asked first. `past`: they are no
+        news. `walk`: what lies between them and what is known is asked for; else only the state at the gap. `fetched`: what
+        was fetched of it before.
+        Raises NotFound when this server is not in the room.
+        """
+        snapshot = await self._engine.get_snapshot(room_id)
+        pool = Pool(snapshot.version, room_id, events, self._seconds() + MAX_SECONDS)
+        if fetched is not None:
+            pool.add(await self._without_placed(snapshot, fetched), pool.references())
+        await self._take(pool, room_id, past)
+        if not pool.is_done():
+            for server in await self.choose_servers(snapshot, origin):
+                try:
+                    await self._fill_from(server, snapshot, pool, past, walk)
+                except (RemoteError, Forbidden) as error:
+                    self._log.info("a gap in {room_id} is not filled: {error}", room_id=room_id, error=str(error))
+                if pool.is_done() or self._is_late(pool):
+                    break
+                pool.forget_fetched()  # it may all be an invention of that server
+        return {name: pool.outcomes[name] for name in pool.given}
+
+    async def choose_servers(self, snapshot: RoomSnapshot, first: ServerName | None = None) -> list[ServerName]:
+        """Servers in the room that may be asked: that one first, then who has been there longest."""
+        since = await self._servers.in_room(snapshot.room.room_nid)
+        others = sorted(since, key=lambda server: (since[server], server))
+        chosen = [] if first is None else [first]
+        chosen += [server for server in others if server not in (first, self._identity.server_name)]
+        return [server for server in chosen if self._policy.allows(server)][:MAX_SERVERS]
+
+    async def _fill_from(self, server: ServerName, snapshot: RoomSnapshot, pool: Pool, past: bool, walk: bool) -> None:
+        if walk:
+            await self._walk(server, snapshot, pool)
+            await self._take(pool, snapshot.room_id, past)
+        lacking = [name for name in pool.open if pool.outcomes[name].missing_auth]
+        for name in lacking[:MAX_AUTH_CHAINS]:
+            if self._is_late(pool):
+                return
+            outcome = pool.outcomes[name]
+            await self._states.fetch_auth_chain(server, snapshot, pool.open[name], outcome.missing_auth)
+        edges = await self._find_edges(snapshot, pool)
+        if len(edges) > MAX_STATES:
+            pool.forget_fetched()
+            edges = await self._find_edges(snapshot, pool)
+        states: dict[EventID, Collection[EventID]] = {}
+        for name in edges[:MAX_STATES]:
+            if not self._is_late(pool):
+                states[name] = await self._states.fetch_state(server, snapshot, name)
+        if lacking or states:
+            await self._take(pool, snapshot.room_id, past, states)
+
+    async def _walk(self, server: ServerName, snapshot: RoomSnapshot, pool: Pool) -> None:
+        """Ask for what lies between the pool and what is known."""
+        head = (await self._engine.get_snapshot(snapshot.room_id)).head
+        earliest = [EventID(event_id) for _, event_id in head.extremities]
+        for _ in range(MAX_ROUNDS):
+            missing = await self._find_missing(snapshot, pool)
+            edges = [name for name, event in pool.open.items() if not missing.isdisjoint(event.prev_events)]
+            if not edges or len(pool) >= MAX_POOL or self._is_late(pool):
+                return
+            pdus = await self._remote.get_missing_events(
+                server,
+                snapshot.room_id,
+                earliest=earliest[-MAX_LATEST:],
+                latest=edges[-MAX_LATEST:],
+                limit=min(PAGE, MAX_POOL - len(pool)),
+            )
+            if not pool.add(await self._without_placed(snapshot, pool.parse(pdus)), missing):
+                return
+
+    async def _without_placed(self, snapshot: RoomSnapshot, found: Mapping[EventID, Event]) -> Mapping[EventID, Event]:
+        """The events that have no place here yet: what lies behind one that has is no part of the gap."""
+        known = await self._events.get_by_id(snapshot.room.room_nid, found)
+        placed = {name for name, stored in known.items() if not stored.is_outlier}
+        return {name: event for name, event in found.items() if name not in placed}
+
+    def _is_late(self, pool: Pool) -> bool:
+        return self._seconds() > pool.until
+
+    async def _find_missing(self, snapshot: RoomSnapshot, pool: Pool) -> set[EventID]:
+        """What the open events follow, and has no place here."""
+        names = pool.references()
+        known = await self._events.get_by_id(snapshot.room.room_nid, names)
+        return {name for name in names if name not in known or known[name].is_outlier}
+
+    async def _find_edges(self, snapshot: RoomSnapshot, pool: Pool) -> list[EventID]:
+        """The open events that follow something that has no place here."""
+        missing = await self._find_missing(snapshot, pool)
+        return [name for name, event in pool.open.items() if not missing.isdisjoint(event.prev_events)]
+
+    async def _take(
+        self, pool: Pool, room_id: RoomID, past: bool, states: Mapping[EventID, Collection[EventID]] | None = None
+    ) -> None:
+        ordered, circular = sort_by_reference(pool.open)
+        for event in circular:
+            pool.outcomes[event.event_id] = dropped(event, "The event refers to itself by what it refers to")
+        for start in range(0, len(ordered), CHUNK):
+            chunk = ordered[start : start + CHUNK]
+            outcomes = await self._receiver.receive(room_id, chunk, past=past, states=states)
+            for event, outcome in zip(chunk, outcomes, strict=True):
+                pool.outcomes[event.event_id] = outcome

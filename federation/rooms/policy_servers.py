@@ -1,0 +1,133 @@
+"""Rooms with a policy server: it is asked about every event of ours before it is sent, and about events of others that lack
+its signature.
+
+Laws:
+- A room has one as long as its state names one and somebody of that server is in the room. The event that names it is
+  nobody's business but the room's.
+- What it has not signed is not sent, and soft-failed where others sent it. Its own words reach who wanted to send.
+- One that does not answer is not asked again for half a minute, so that a room waits little for it; meanwhile its word is
+  missing, and that counts as no.
+
+spec: server-server-api#policy-servers
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from federation.identity import ServerIdentity
+from federation.policy import Policy
+from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
+from federation.protocol.events import Event
+from federation.protocol.ids import ServerName, domain_of
+from federation.protocol.policy_server import (
+    PolicyServer,
+    is_signed_by_policy_server,
+    needs_signature,
+    read_policy_server,
+    with_policy_signature,
+)
+from federation.remote.policy_servers import RemotePolicyServers
+from federation.requests import RefusedByRemote
+from federation.rooms.servers import RoomServers
+
+PAUSE_MS: Final = 30_000
+MAX_PAUSES: Final = 1_000
+FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
+"""For whoever is refused for now: where the policy server does not say, and the most that is passed on."""
+
+
+class RefusedByPolicyServer(MatrixError):
+    """What the policy server said, passed on as it is."""
+
+    status = 403
+
+    def __init__(self, errcode: str, text: str) -> None:
+        super().__init__(text)
+        self._errcode = errcode
+
+    def body(self) -> Mapping[str, object]:
+        return {**super().body(), "errcode": self._errcode}
+
+
+class PolicyServers:
+    """Asks them. For the reactor thread."""
+
+    def __init__(
+        self,
+        remote: RemotePolicyServers,
+        servers: RoomServers,
+        policy: Policy,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        """`policy`: with whom this server talks at all."""
+        self._remote = remote
+        self._servers = servers
+        self._policy = policy
+        self._identity = identity
+        self._now_ms = now_ms
+        self._pauses: dict[ServerName, int] = {}
+
+    async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
+        """Whether an event of another server may be shown. `named`: the room's `m.room.policy`, as it is now.
+
+        Nothing is from a server with which we do not talk.
+        """
+        if not self._policy.allows(domain_of(event.sender)):
+            return False
+        server = await self._find(room_nid, event, named)
+        if server is None or is_signed_by_policy_server(event, server):
+            return True
+        try:
+            await self._ask(server, event)
+        except (RemoteError, MatrixError):
+            return False
+        return True
+
+    async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
+        """An event of ours with the signature that it needs. Raises MatrixError (its refusal), RemoteError."""
+        server = await self._find(room_nid, event, named)
+        if server is None:
+            return event
+        return with_policy_signature(event, server, await self._ask(server, event))
+
+    async def _find(self, room_nid: int, event: Event, named: Event | None) -> PolicyServer | None:
+        server = read_policy_server(named)
+        if server is None or not needs_signature(event):
+            return None
+        if server.server_name == self._identity.server_name:
+            return server
+        return server if server.server_name in await self._servers.in_room(room_nid) else None
+
+    async def _ask(self, server: PolicyServer, event: Event) -> str:
+        """Its signature, checked."""
+        name = server.server_name
+        if name == self._identity.server_name:
+            raise RefusedByPolicyServer("M_FORBIDDEN", "This room names a policy server that is none")
+        if self._pauses.get(name, 0) > self._now_ms():
+            raise RemoteError(name, "the policy server did not answer a moment ago", retryable=True)
+        try:
+            signature = await self._remote.sign(name, event)
+        except RefusedByRemote as error:
+            if error.status == 429:
+                wait = error.body.get("retry_after_ms")
+                wait = wait if isinstance(wait, int) and 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
+                raise LimitExceeded(retry_after_ms=wait) from error
+            if error.status >= 500:
+                self._pause(name)
+                raise
+            raise RefusedByPolicyServer(error.errcode, error.text) from error
+        except RemoteError:
+            self._pause(name)
+            raise
+        if signature is None or not is_signed_by_policy_server(event, server, signature):
+            raise RefusedByPolicyServer(
+                "M_FORBIDDEN", f"The policy server {name} signs with another key than the room's"
+            )
+        return signature
+
+    def _pause(self, name: ServerName) -> None:
+        self._pauses.pop(name, None)
+        self._pauses[name] = self._now_ms() + PAUSE_MS
+        if len(self._pauses) > MAX_PAUSES:
+            del self._pauses[next(iter(self._pauses))]

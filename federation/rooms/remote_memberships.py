@@ -1,0 +1,203 @@
+"""Into rooms that this server is not in, and out of them: the handshakes that we ask for.
+
+Laws:
+- What a server says of a room is believed as far as its events prove it (`adopt.py`). When it cannot be believed, our
+  join is taken back as well as that goes, and nobody here is in the room.
+- Two of our users who want into the same room at once make one handshake; the second then joins like anyone here.
+
+spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, RoomID, ServerName, UserID, domain_of, is_user_id
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.stripped_state import parse_stripped_state, strip_event
+from federation.remote.membership import Action, JoinedState, MembershipRequests
+from federation.rooms.adopt import Adoptions
+from federation.rooms.candidates import Candidates
+from federation.rooms.check import SHOWN
+from federation.rooms.outside import OutsideMemberships
+from federation.rooms.receive import MAX_PDUS, Receiver
+from federation.rooms.residence import Residence
+from federation.rooms.templates import AUTHORISER, fill_template, lonely_leave, with_signature_of
+from storage.rooms import RoomStore
+
+CREATE: Final = "m.room.create"
+MOST_ASKED_TO_LEAVE: Final = 3
+
+
+class RemoteMemberships:
+    """Changes memberships of our users in rooms elsewhere. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        remote: MembershipRequests,
+        candidates: Candidates,
+        residence: Residence,
+        rooms: RoomStore,
+        adoptions: Adoptions,
+        receiver: Receiver,
+        outside: OutsideMemberships,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._remote = remote
+        self._candidates = candidates
+        self._residence = residence
+        self._rooms = rooms
+        self._adoptions = adoptions
+        self._receiver = receiver
+        self._outside = outside
+        self._identity = identity
+        self._now_ms = now_ms
+        self._joining: dict[RoomID, list[Deferred[None]]] = {}
+
+    async def join(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> bool:
+        """Enter a room through one of these servers; False when others of this server have done so meanwhile.
+
+        Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed.
+        """
+        if room_id in self._joining:
+            done: Deferred[None] = Deferred()
+            self._joining[room_id].append(done)
+            await done
+            if await self._residence.find(room_id) is not None:
+                return False
+            return await self.join(room_id, user_id, content, servers)
+        self._joining[room_id] = []
+
+        async def enter(server: ServerName) -> None:
+            await self._enter(server, room_id, user_id, content)
+
+        try:
+            await self._candidates.ask(servers, enter)
+        finally:
+            for waiting in self._joining.pop(room_id):
+                waiting.callback(None)
+        return True
+
+    async def join_vouched_for(
+        self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
+    ) -> None:
+        """Join a room that this server is in, by the word of another: nobody here may let the user in.
+
+        Raises NotFound, Forbidden, OtherServerFailed.
+        """
+
+        async def ask(server: ServerName) -> None:
+            event, answer = await self._shake_hands(server, room_id, user_id, content)
+            await self._receive(server, event, answer)
+
+        await self._candidates.ask(servers, ask)
+
+    async def leave(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
+        """Decline an invite, or take a knock back: at least for this server, if no other can be told."""
+
+        async def ask(server: ServerName) -> None:
+            event = await self._make(server, "leave", room_id, user_id, content)
+            await self._remote.send_leave(server, event)
+            await self._outside.keep(event, server, ())
+
+        try:
+            await self._candidates.ask(servers, ask, most=MOST_ASKED_TO_LEAVE)
+        except MatrixError as error:
+            self._log.info(
+                "nobody else hears that {user} left {room}: {error}", user=user_id, room=room_id, error=error
+            )
+            room = await self._rooms.get_room(room_id)
+            assert room is not None, "it is a room with a membership"
+            version = ROOM_VERSIONS[room.version]
+            event = lonely_leave(version, self._identity, room_id, user_id, content, self._now_ms())
+            await self._outside.keep(event, self._identity.server_name, ())
+
+    async def knock(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> None:
+        """Ask to be let in. Raises NotFound, Forbidden, UnsupportedRoomVersion, OtherServerFailed."""
+
+        async def ask(server: ServerName) -> None:
+            event = await self._make(server, "knock", room_id, user_id, content)
+            told = await self._remote.send_knock(server, event)
+            try:
+                state = parse_stripped_state(told)
+            except InvalidParam:
+                state = []  # the knock has been made all the same
+            await self._outside.keep(event, server, [strip_event(event), *state])
+
+        await self._candidates.ask(servers, ask)
+
+    async def _make(
+        self, server: ServerName, action: Action, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
+    ) -> Event:
+        template = await self._remote.make(server, action, room_id, user_id)
+        return fill_template(
+            template.version, template.event, self._identity, room_id, user_id, content, self._now_ms()
+        )
+
+    async def _shake_hands(
+        self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
+    ) -> tuple[Event, JoinedState]:
+        event = await self._make(server, "join", room_id, user_id, content)
+        answer = await self._remote.send_join(server, event)
+        authoriser = event.content.get(AUTHORISER)
+        if answer.event is not None and isinstance(authoriser, str) and is_user_id(authoriser):
+            event = with_signature_of(event, domain_of(authoriser), answer.event)
+        return event, answer
+
+    async def _enter(self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]) -> None:
+        event, answer = await self._shake_hands(server, room_id, user_id, content)
+        try:
+            _check_version(event, answer.state)
+            await self._adoptions.adopt(event.version, room_id, answer.state, answer.auth_chain, event.pdu)
+        except MatrixError:
+            if await self._residence.find(room_id) is not None:
+                await self._receive(server, event, answer)  # another node of this server was faster
+                return
+            await self._take_back(server, room_id, user_id)
+            raise
+
+    async def _receive(self, server: ServerName, event: Event, answer: JoinedState) -> None:
+        """Take a join into a room that this server is in. Raises Forbidden, BadState."""
+        room_id = event.room_id
+        (outcome,) = await self._receiver.receive(room_id, [event.pdu])
+        if outcome.is_waiting:
+            state = await self._keep_outliers(room_id, answer.state)
+            await self._keep_outliers(room_id, answer.auth_chain)
+            (outcome,) = await self._receiver.receive(room_id, [event.pdu], states={event.event_id: state})
+        if outcome.was_known:
+            return
+        if outcome.verdict not in SHOWN:
+            raise outcome.error or Forbidden(f"The join that {server} let pass is not allowed")
+
+    async def _keep_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> list[EventID]:
+        kept: list[EventID] = []
+        for start in range(0, len(pdus), MAX_PDUS):
+            outcomes = await self._receiver.receive_outliers(room_id, pdus[start : start + MAX_PDUS])
+            kept += [outcome.event_id for outcome in outcomes if outcome.event_id is not None]
+        return kept
+
+    async def _take_back(self, server: ServerName, room_id: RoomID, user_id: UserID) -> None:
+        """The others think that our user is in the room: let them leave again, if that can be done."""
+        try:
+            event = await self._make(server, "leave", room_id, user_id, {"membership": "leave"})
+            await self._remote.send_leave(server, event)
+        except (RemoteError, MatrixError) as error:
+            self._log.info("{server} still has {user} in a room: {error}", server=server, user=user_id, error=error)
+
+
+def _check_version(event: Event, state: Sequence[Mapping[str, Any]]) -> None:
+    """Raises BadState where the room was made in another version than the one that the template named."""
+    for other in state:
+        if other.get("type") == CREATE and other.get("state_key") == "":
+            content = other.get("content")
+            version = content.get("room_version", "1") if isinstance(content, Mapping) else None
+            if version != event.version.identifier:
+                raise BadState("The room was made in another version than the server said")

@@ -1,0 +1,96 @@
+"""What other servers say of the state at some event, and of an event's auth chain: fetched, checked, kept.
+
+Only events that are not here yet are fetched: few one by one, many all at once. They are kept as outliers, each after those
+that it rests on. A server that tells of more than a room can hold, or of something that is no state, is not believed.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from federation.protocol.errors import MatrixError, RemoteError
+from federation.protocol.events import Event, parse_event
+from federation.protocol.ids import EventID, ServerName
+from federation.remote.events import Pdu, RemoteEvents
+from federation.rooms.batch import sort_by_reference
+from federation.rooms.concurrent import map_at_once
+from federation.rooms.receive import MAX_PDUS, Receiver
+from federation.rooms.snapshots import CREATE, RoomSnapshot
+from storage.events import EventFlag, EventStore, StateEntry
+
+FEW: Final = 30
+"""Up to so many events are fetched one by one."""
+AT_ONCE: Final = 5
+"""How many of them at a time."""
+MAX_NEW: Final = 50_000
+"""Events that are taken in for the sake of one state."""
+
+
+class RemoteStates:
+    """Fetches states and auth chains. For the reactor thread."""
+
+    def __init__(self, receiver: Receiver, store: EventStore, remote: RemoteEvents) -> None:
+        self._receiver = receiver
+        self._store = store
+        self._remote = remote
+
+    async def fetch_state(self, server: ServerName, snapshot: RoomSnapshot, event_id: EventID) -> list[EventID]:
+        """The state before an event as a server tells it, by ids of events that now are stored.
+
+        What is not valid in it is left out. Raises RemoteError.
+        """
+        room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
+        told = await self._remote.get_state_ids(server, room_id, event_id)
+        wanted = {*told.state, *told.auth_chain}
+        missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
+        if len(missing) > MAX_NEW:
+            raise RemoteError(server, f"{len(missing)} events would be new in the state", retryable=False)
+        if len(missing) <= FEW:
+            await self._keep(snapshot, await self._fetch(server, missing), missing)
+        else:
+            state = await self._remote.get_state(server, room_id, event_id)
+            await self._keep(snapshot, [*state.auth_chain, *state.state], missing)
+        entries = await self._store.get_entries(room_nid, told.state)
+        _check_is_state(server, entries.values())
+        return [EventID(name) for name in entries]
+
+    async def fetch_auth_chain(
+        self, server: ServerName, snapshot: RoomSnapshot, event: Event, missing: Collection[EventID]
+    ) -> None:
+        """Keep what an event rests on as far as the server gives it; `missing` are its auth events that are not here.
+
+        Raises RemoteError.
+        """
+        chain = await self._remote.get_event_auth(server, snapshot.room_id, event.event_id)
+        await self._keep(snapshot, chain, None)
+        left = set(missing) - (await self._store.get_event_nids(missing)).keys()
+        if left:
+            await self._keep(snapshot, await self._fetch(server, left), left)
+
+    async def _fetch(self, server: ServerName, event_ids: Iterable[EventID]) -> list[Pdu]:
+        async def fetch(event_id: EventID) -> Pdu:
+            return await self._remote.get_event(server, event_id)
+
+        return await map_at_once(fetch, sorted(event_ids), AT_ONCE)
+
+    async def _keep(self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None) -> None:
+        """Keep those of the events that are wanted (None: all), each after those that it rests on."""
+        events: dict[EventID, Event] = {}
+        for pdu in pdus:
+            try:
+                event = parse_event(snapshot.version, pdu)
+            except MatrixError:
+                continue
+            if event.room_id == snapshot.room_id and (wanted is None or event.event_id in wanted):
+                events[event.event_id] = event
+        ordered, _ = sort_by_reference(events)
+        for start in range(0, len(ordered), MAX_PDUS):
+            await self._receiver.receive_outliers(snapshot.room_id, ordered[start : start + MAX_PDUS])
+
+
+def _check_is_state(server: ServerName, entries: Collection[StateEntry]) -> None:
+    """Raises RemoteError."""
+    keys = [(entry.type, entry.state_key) for entry in entries if not entry.flags & EventFlag.REJECTED]
+    if CREATE not in keys:
+        raise RemoteError(server, "the state lacks the room's create event", retryable=False)
+    if len(set(keys)) != len(keys) or any(entry.state_key is None for entry in entries):
+        raise RemoteError(server, "the state has no single event for each of its entries", retryable=False)

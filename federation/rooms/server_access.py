@@ -1,0 +1,62 @@
+"""Which servers may have to do with a room: asked of whoever sends or asks something about the room.
+
+spec: server-server-api#server-access-control-lists-acls
+"""
+
+from collections import OrderedDict
+
+from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, ServerName
+from federation.protocol.server_acl import ServerACL
+from federation.rooms.engine import RoomEngine
+from federation.rooms.memberships import Memberships
+from federation.rooms.servers import RoomServers
+from federation.rooms.snapshots import RoomSnapshot
+
+SERVER_ACL = StateKey("m.room.server_acl", "")
+KEPT_LISTS = 1000
+"""How many evaluated lists are remembered."""
+
+
+class ServerAccess:
+    """Evaluates the lists of rooms, and remembers them evaluated. For the reactor thread."""
+
+    def __init__(self, engine: RoomEngine, memberships: Memberships, servers: RoomServers) -> None:
+        self._engine = engine
+        self._memberships = memberships
+        self._servers = servers
+        self._lists: OrderedDict[tuple[int, int | None], ServerACL] = OrderedDict()
+
+    async def is_allowed(self, snapshot: RoomSnapshot, server: ServerName) -> bool:
+        """Whether the room's list lets the server take part; a room without a list lets everyone."""
+        stored = await snapshot.state.get(SERVER_ACL)
+        if stored is None:
+            return True
+        key = (stored.nid, stored.redacted_by)  # a redaction takes the content away, and with it the permission
+        acl = self._lists.get(key)
+        if acl is None:
+            acl = self._lists[key] = ServerACL(stored.event.content)
+            if len(self._lists) > KEPT_LISTS:
+                self._lists.popitem(last=False)
+        return acl.allows(server)
+
+    async def get_room(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:
+        """A room that this server is in, for another server that is in it too. Raises NotFound, Forbidden."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        if snapshot is None or not await self._memberships.local_members(snapshot.room.room_nid):
+            raise NotFound("This server is not in the room")
+        await self.check(snapshot, server)
+        if server not in await self._servers.in_room(snapshot.room.room_nid):
+            raise Forbidden("You are not in the room")
+        return snapshot
+
+    async def check(self, snapshot: RoomSnapshot, server: ServerName) -> None:
+        """Raises Forbidden."""
+        if not await self.is_allowed(snapshot, server):
+            raise Forbidden(f"The server ACL of this room denies {server}")
+
+    async def is_allowed_in(self, room_id: RoomID, server: ServerName) -> bool:
+        """As `is_allowed`, by the room's id; no list is known of a room that is not known."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        return snapshot is None or await self.is_allowed(snapshot, server)

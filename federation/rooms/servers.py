@@ -1,0 +1,91 @@
+"""Which other servers are in a room, from memory: whom to tell of what happens there.
+
+Counts are kept in the database as users join and leave (`storage/room_servers.py`); here the servers of recent rooms are
+remembered, and forgotten when a user of another server comes or goes. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+
+from federation.protocol.ids import ServerName, UserID
+from federation.rooms.memberships import Memberships
+from storage.memberships import MembershipRow
+from storage.room_servers import RoomServerStore
+from storage.streams import Change, Streams, Topic
+
+Servers = Mapping[ServerName, int]
+"""The other servers in a room, and the position since which each is there."""
+
+
+class RoomServers:
+    """A cache of `room_servers`."""
+
+    def __init__(self, store: RoomServerStore, memberships: Memberships, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: how many rooms are remembered."""
+        self._store = store
+        self._memberships = memberships
+        self._capacity = capacity
+        self._known: OrderedDict[int, Servers] = OrderedDict()
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    def peek(self, room_nid: int) -> Servers | None:
+        """What is remembered of a room; None if that is nothing."""
+        return self._known.get(room_nid)
+
+    async def in_room(self, room_nid: int) -> Servers:
+        """The other servers in one room."""
+        found = self._known.get(room_nid)
+        return found if found is not None else (await self.in_rooms([room_nid]))[room_nid]
+
+    async def in_rooms(self, room_nids: Iterable[int]) -> Mapping[int, Servers]:
+        """The other servers in each of the rooms."""
+        wanted = set(room_nids)
+        found: dict[int, Servers] = {}
+        missing = []
+        for nid in wanted:
+            servers = self._known.get(nid)
+            if servers is None:
+                missing.append(nid)
+            else:
+                found[nid] = servers
+        while missing:
+            heard = self._changes_heard
+            rows = await self._store.get_servers(missing)
+            if heard != self._changes_heard:
+                continue
+            for nid in missing:
+                servers = {ServerName(row.server): row.since for row in rows.get(nid, ())}
+                found[nid] = self._known[nid] = servers
+            break
+        while len(self._known) > self._capacity:
+            self._known.popitem(last=False)
+        return found
+
+    async def of_user(self, user_id: UserID) -> set[ServerName]:
+        """The other servers that share a room with one of our users."""
+        rows = await self._memberships.of_user(user_id)
+        rooms = await self.in_rooms([nid for nid, row in rows.items() if row.membership == "join"])
+        return {server for servers in rooms.values() for server in servers}
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.MEMBERSHIP:
+                row = change.detail
+                if not isinstance(row, MembershipRow):
+                    self._changes_heard += 1
+                    self._known.clear()
+                elif not row.is_local:
+                    self._changes_heard += 1
+                    self._known.pop(row.room_nid, None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: who came and went is not known here."""
+        self._changes_heard += 1
+        self._known.clear()
+
+
+def longest_in(servers: Servers) -> list[ServerName]:
+    """The servers, who has been there for longest first: the likeliest to answer for the room."""
+    return sorted(servers, key=lambda server: servers[server])

@@ -1,0 +1,257 @@
+"""Carries transactions to their destinations, one at a time for each, and says when to try again.
+
+A destination that does not answer is tried again after a pause that grows to an hour. When it asks something of us, or
+sends something, it is back, and is tried at once.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Final
+
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.policy import Policy
+from federation.protocol.errors import MatrixError, RemoteError
+from federation.protocol.ids import ServerName
+from federation.remote.transactions import Transactions
+from federation.sender.contents import Contents
+from federation.sender.destination import Destination, Pending
+from storage.database import Database, DatabaseUnavailable
+from storage.destinations import Backlog, DestinationRow, DestinationStore
+from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.transaction import WriteTransaction
+
+FIRST_PAUSE_MS: Final = 5_000
+LONGEST_PAUSE_MS: Final = 3_600_000
+GROWTH: Final = 3
+KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
+"""From this pause on the transaction that failed is given up: its content is told in what catches up."""
+SOONEST_RETRY_MS: Final = 1_000
+"""After the last try, when a destination is heard from."""
+MAX_CONCURRENT: Final = 64
+MAX_ERROR_CHARS: Final = 500
+
+
+@dataclass(slots=True)
+class Counts:
+    """What has been sent, for metrics."""
+
+    transactions: int = 0
+    failures: int = 0
+    events: int = 0
+    refused_events: int = 0
+    edus: int = 0
+
+
+class Deliveries:
+    """All destinations that there is something to know of. For the reactor thread."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: DestinationStore,
+        to_device: OutgoingToDeviceStore,
+        contents: Contents,
+        transactions: Transactions,
+        policy: Policy,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._to_device = to_device
+        self._contents = contents
+        self._transactions = transactions
+        self._policy = policy
+        self._now_ms = now_ms
+        self._destinations: dict[ServerName, Destination] = {}
+        self._slots = DeferredSemaphore(MAX_CONCURRENT)
+        self._run = 0
+        self._number = 0
+        self._active = False
+        self.counts = Counts()
+
+    def __iter__(self) -> Iterator[Destination]:
+        return iter(self._destinations.values())
+
+    def get_figures(self) -> Mapping[str, int]:
+        """What has been sent, and how many destinations stand how: for metrics."""
+        return {
+            **asdict(self.counts),
+            "active": len(self._destinations),
+            "failing": sum(1 for destination in self if destination.failing_since_ts is not None),
+            "behind": sum(1 for destination in self if destination.is_behind),
+        }
+
+    def find(self, server: ServerName) -> Destination:
+        """The destination, a new one if nothing is known of it; `wake` it once there is something to tell."""
+        destination = self._destinations.get(server)
+        if destination is None:
+            destination = self._destinations[server] = Destination(server)
+        return destination
+
+    def peek(self, server: ServerName) -> Destination | None:
+        """The destination, if something is known of it."""
+        return self._destinations.get(server)
+
+    def start(
+        self, run: int, rows: Mapping[str, DestinationRow], backlogs: Mapping[str, Backlog], to_device: set[str]
+    ) -> None:
+        """Go on from what the database knows. `run`: a number that was never given before."""
+        self._destinations = {}
+        self._run, self._number = run, 0
+        self._active = True
+        for server, row in rows.items():
+            if row.failing_since_ts is not None:
+                destination = self.find(ServerName(server))
+                destination.failing_since_ts, destination.error = row.failing_since_ts, row.error
+                destination.tried_ts, destination.pause_ms = row.tried_ts, row.pause_ms
+        for server, backlog in backlogs.items():
+            destination = self.find(ServerName(server))
+            destination.is_behind = True
+            destination.missed.update(backlog.rooms)
+            destination.users.update(backlog.users)
+        for server in to_device:
+            self.find(ServerName(server)).has_to_device = True
+        for destination in list(self):
+            self._try_later(destination)
+
+    def stop(self) -> None:
+        """Try nothing any more."""
+        self._active = False
+        for destination in self:
+            _cancel_retry(destination)
+
+    def wake(self, destination: Destination) -> None:
+        """There is something to tell."""
+        if self._active and not destination.is_running and destination.retry is None:
+            destination.is_running = True
+            Deferred.fromCoroutine(self._work(destination))
+
+    def heard_from(self, server: ServerName) -> None:
+        """The server has spoken to us: if it could not be reached, it may be now."""
+        destination = self._destinations.get(server)
+        if (
+            destination is not None
+            and destination.failing_since_ts is not None
+            and self._now_ms() - destination.tried_ts >= SOONEST_RETRY_MS
+        ):
+            destination.tried_ts = 0
+            _cancel_retry(destination)
+            self.wake(destination)
+
+    def lowest(self) -> int | None:
+        """The lowest position of what only memory knows."""
+        positions = [position for destination in self if (position := destination.lowest()) is not None]
+        return min(positions, default=None)
+
+    async def _work(self, destination: Destination) -> None:
+        try:
+            while self._active and await self._step(destination):
+                continue
+        except DatabaseUnavailable as error:
+            self.log.warn("sending to {server} waits: {error}", server=destination.server, error=error)
+            self._pause(destination, FIRST_PAUSE_MS)
+        except Exception:  # a bug of ours: others are served on, and this one is tried again
+            self.log.failure("sending to {server} broke", server=destination.server)
+            self._pause(destination, LONGEST_PAUSE_MS)
+        finally:
+            destination.is_running = False
+            if destination.is_idle and self._destinations.get(destination.server) is destination:
+                del self._destinations[destination.server]
+            elif destination.retry is None and (destination.pending is not None or destination.has_news):
+                self._try_later(destination)
+
+    async def _step(self, destination: Destination) -> bool:
+        """One transaction; whether to go on."""
+        if destination.pending is None:
+            if destination.is_behind and not destination.missed and not destination.users:
+                destination.is_behind, destination.is_noted = False, True
+            self._number += 1
+            destination.pending = await self._contents.take(
+                destination, f"{self._run}.{self._number}", self._database.streams.current()
+            )
+        pending = destination.pending
+        if pending is None:
+            return False
+        destination.tried_ts = self._now_ms()
+        if pending.transaction.pdus or pending.transaction.edus:
+            await self._slots.acquire()
+            try:
+                self._policy.check_destination(destination.server)
+                refused = await self._transactions.send(destination.server, pending.transaction)
+            except (RemoteError, MatrixError) as error:
+                await self._note_failure(destination, str(error))
+                return False
+            finally:
+                self._slots.release()
+            self.counts.transactions += 1
+            self.counts.events += len(pending.transaction.pdus)
+            self.counts.refused_events += refused
+            self.counts.edus += len(pending.transaction.edus)
+        await self._note_success(destination, pending)
+        return True
+
+    async def _note_success(self, destination: Destination, pending: Pending) -> None:
+        was_behind, was_failing = destination.is_behind, destination.failing_since_ts is not None
+        # what was missed since goes on to be missed
+        rooms = {nid: destination.missed.get(nid) for nid in pending.rooms}
+        users = {user_id: destination.users.get(user_id) for user_id in pending.users}
+
+        def write(txn: WriteTransaction) -> None:
+            if was_behind:
+                self._store.set_told(txn, destination.server, rooms, users)
+            if pending.to_device_upto is not None:
+                self._to_device.remove_messages(txn, destination.server, pending.to_device_upto)
+            if was_failing:
+                self._store.set_reached(txn, destination.server, destination.tried_ts)
+
+        if was_behind or was_failing or pending.to_device_upto is not None:
+            await self._database.write("transaction_sent", write)
+        if was_failing:
+            self.log.info("{server} can be reached again", server=destination.server)
+        destination.failing_since_ts, destination.error, destination.pause_ms = None, None, 0
+        destination.pending = None
+
+    async def _note_failure(self, destination: Destination, error: str) -> None:
+        self.counts.failures += 1
+        now = self._now_ms()
+        if destination.failing_since_ts is None:
+            destination.failing_since_ts = now
+            self.log.info("{server} cannot be reached: {error}", server=destination.server, error=error)
+        destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
+        pause_ms = min(max(destination.pause_ms * GROWTH, FIRST_PAUSE_MS), LONGEST_PAUSE_MS)
+        # before anything is waited for: what comes from now on goes to the backlog
+        backlog = Backlog() if destination.is_behind and destination.is_noted else destination.fall_behind()
+        row = DestinationRow(destination.server, destination.failing_since_ts, now, pause_ms, destination.error)
+        self._pause(destination, pause_ms)
+        await self._store.add_failure(row, backlog)
+        destination.is_noted = True
+        if pause_ms >= KEPT_TRANSACTION_PAUSE_MS:
+            destination.give_up_pending()
+
+    def _pause(self, destination: Destination, pause_ms: int) -> None:
+        destination.tried_ts, destination.pause_ms = self._now_ms(), pause_ms
+        self._try_later(destination)
+
+    def _try_later(self, destination: Destination) -> None:
+        if not self._active:
+            return
+        _cancel_retry(destination)
+        seconds = (destination.tried_ts + destination.pause_ms - self._now_ms()) / 1000
+        destination.retry = self._clock.callLater(max(0.0, seconds), self._retry, destination)
+
+    def _retry(self, destination: Destination) -> None:
+        destination.retry = None
+        self.wake(destination)
+
+
+def _cancel_retry(destination: Destination) -> None:
+    if destination.retry is not None:
+        destination.retry.cancel()
+        destination.retry = None

@@ -1,0 +1,164 @@
+"""What one server has still to be told, and how it stands: the memory of the sender.
+
+A server that keeps up has its events in `queue`. One that does not is behind: then only the rooms are noted of which it
+has missed something, in the database too, and it catches up room by room.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from twisted.internet.interfaces import IDelayedCall
+
+from federation.protocol.ids import ServerName
+from federation.remote.transactions import Transaction
+from storage.destinations import Backlog, ReceiptToSend
+
+MAX_QUEUED: Final = 500
+"""Events in memory for a server: with more it is behind."""
+MAX_EPHEMERAL: Final = 1000
+"""Typing notices, receipts and presences in memory for a server, of each kind; then the oldest go."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedEvent:
+    """An event that waits for its transaction."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A transaction under way, and what is done when the other server has it."""
+
+    transaction: Transaction
+    rooms: Mapping[int, int] = field(default_factory=dict)
+    """Rooms that it tells of, and the position of the first event that was to be told."""
+    users: Mapping[str, int] = field(default_factory=dict)
+    """Users of whose devices it tells, with the first change."""
+    to_device_upto: int | None = None
+    receipts_from: int | None = None
+    """Position of the oldest of its receipts."""
+
+
+@dataclass(slots=True)
+class Destination:
+    """One server."""
+
+    server: ServerName
+    queue: deque[QueuedEvent] = field(default_factory=deque)
+    users: dict[str, int] = field(default_factory=dict)
+    """Users of whose devices there is something to tell, and the number of the first change."""
+    receipts: OrderedDict[tuple[int, str, str], ReceiptToSend] = field(default_factory=OrderedDict)
+    """By room, user and thread."""
+    notices: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+    """EDUs that nobody misses much, such as typing, by what they are about: only the latest is of interest."""
+    presence: OrderedDict[str, Mapping[str, Any]] = field(default_factory=OrderedDict)
+    has_to_device: bool = False
+    """Messages to devices wait, in the database."""
+
+    is_behind: bool = False
+    missed: dict[int, int] = field(default_factory=dict)
+    """Rooms of which it has missed something, and the position of the first event."""
+    is_noted: bool = True
+    """What it has missed stands in the database."""
+
+    pending: Pending | None = None
+    is_running: bool = False
+    retry: IDelayedCall | None = None
+    failing_since_ts: int | None = None
+    tried_ts: int = 0
+    pause_ms: int = 0
+    error: str | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is known of it that is worth keeping."""
+        return not (
+            self.is_running
+            or self.is_behind
+            or self.pending is not None
+            or self.failing_since_ts is not None
+            or self.has_news
+        )
+
+    @property
+    def has_news(self) -> bool:
+        """There is something to tell that is in no transaction yet."""
+        return bool(
+            self.queue
+            or self.missed
+            or self.users
+            or self.receipts
+            or self.notices
+            or self.presence
+            or self.has_to_device
+        )
+
+    def is_failing_at(self, now_ms: int) -> bool:
+        """It could not be reached when last tried, and is not to be tried again before long."""
+        return self.failing_since_ts is not None and now_ms < self.tried_ts + self.pause_ms
+
+    def lowest(self) -> int | None:
+        """The lowest position of what only memory knows; None if there is nothing."""
+        if self.is_behind and self.is_noted:
+            return None
+        positions = [*self.users.values(), *(receipt.position for receipt in self.receipts.values())]
+        if self.queue:
+            positions.append(self.queue[0].position)
+        if not self.is_noted:
+            positions += self.missed.values()
+        if self.pending is not None:
+            positions += self.pending.users.values()
+            positions += self.pending.rooms.values()
+            if self.pending.receipts_from is not None:
+                positions.append(self.pending.receipts_from)
+        return min(positions, default=None)
+
+    def add_receipt(self, receipt: ReceiptToSend) -> None:
+        """The latest of a user in a room or thread takes the place of earlier ones."""
+        _put(self.receipts, (receipt.room_nid, receipt.user_id, receipt.thread_id), receipt)
+
+    def add_notice(self, key: tuple[str, str], edu: bytes) -> None:
+        """The latest about something takes the place of earlier ones."""
+        _put(self.notices, key, edu)
+
+    def add_presence(self, user_id: str, presence: Mapping[str, Any]) -> None:
+        """The latest of a user takes the place of earlier ones."""
+        _put(self.presence, user_id, presence)
+
+    def fall_behind(self) -> Backlog:
+        """Of the events that wait, only the rooms are remembered. What is returned has to be noted in the database."""
+        self.is_behind = True
+        self.is_noted = False
+        backlog = Backlog(users=dict(self.users), is_whole=True)
+        for event in self.queue:
+            self.missed.setdefault(event.room_nid, event.position)
+        self.queue.clear()
+        backlog.rooms.update(self.missed)
+        if self.pending is not None:
+            # it will be tried again as it is, but perhaps not by this process
+            backlog.rooms.update(self.pending.rooms)
+            backlog.users.update(self.pending.users)
+        return backlog
+
+    def give_up_pending(self) -> None:
+        """The transaction under way is not tried any more: what was in it is told later, in another form."""
+        if self.pending is None:
+            return
+        for room_nid, position in self.pending.rooms.items():
+            self.missed[room_nid] = min(position, self.missed.get(room_nid, position))
+        for user_id, stream_id in self.pending.users.items():
+            self.users[user_id] = min(stream_id, self.users.get(user_id, stream_id))
+        self.has_to_device = self.has_to_device or self.pending.to_device_upto is not None
+        self.pending = None
+
+
+def _put(entries: "OrderedDict[Any, Any]", key: object, value: object) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > MAX_EPHEMERAL:
+        entries.popitem(last=False)

@@ -1,0 +1,340 @@
+"""Tells other servers what they have to hear of: driven by the stream, a queue for each destination.
+
+Laws:
+- What is told comes from the stream and from tables, never from whoever made the change. So a restart, or another node's
+  write, is nothing special: up to the lease's position all is told or noted, and from there the stream is read again.
+- One node sends at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
+- Of a destination one transaction is under way at a time, and is tried again under its id and with its content.
+- A destination that has heard everything costs nothing; one that cannot be reached costs a row for each room of which it
+  misses something (`destination.py`), and a try now and then.
+
+Receipts, typing and presence are told to who can be reached; who cannot, hears the latest of them when it can, if this
+process lives so long.
+
+spec: server-server-api#transactions
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from federation.identity import ServerIdentity
+from federation.policy import Policy
+from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.servers import RoomServers
+from federation.sender.deliveries import Deliveries
+from federation.sender.destination import MAX_QUEUED, Destination, QueuedEvent
+from storage.database import DatabaseUnavailable
+from storage.destinations import Backlog, DestinationRow, DestinationStore, EventToSend
+from storage.device_list_log import DeviceListLog
+from storage.events import EventFlag, EventRow
+from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.receipts import ReceiptRow
+from storage.streams import Change, Streams, Topic
+
+LEASE_MS: Final = 30_000
+ROUND_SECONDS: Final = 10.0
+"""How often the lease is renewed, and noted how far all is told."""
+AT_ONCE: Final = 500
+"""Events, and receipts, that are dispatched at once."""
+PUBLIC_RECEIPT: Final = "m.read"
+TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING})
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationStatus:
+    """How a server stands: when it could not be reached, and what it has missed."""
+
+    server: str
+    failure: DestinationRow | None
+    rooms_missed: int
+    device_lists_missed: int
+    messages_to_devices: int
+
+
+class Sender:
+    """Dispatches what happens to the destinations that it concerns. For the reactor thread."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        streams: Streams,
+        store: DestinationStore,
+        to_device: OutgoingToDeviceStore,
+        device_log: DeviceListLog,
+        events: RoomEvents,
+        servers: RoomServers,
+        deliveries: Deliveries,
+        identity: ServerIdentity,
+        policy: Policy,
+        now_ms: Callable[[], int],
+        *,
+        holder: str,
+        is_alone: bool,
+    ) -> None:
+        """`holder` names this process among all on the database; `is_alone`: there can be no other."""
+        self._clock = clock
+        self._streams = streams
+        self._store = store
+        self._to_device = to_device
+        self._device_log = device_log
+        self._events = events
+        self._servers = servers
+        self._deliveries = deliveries
+        self._identity = identity
+        self._policy = policy
+        self._now_ms = now_ms
+        self._holder = holder
+        self._is_alone = is_alone
+        self._has_lease = False
+        self._told = 0
+        """What the database knows of how far all is told."""
+        self._dispatched = 0
+        self._heard: set[Topic] = set()
+        self._scheduled = False
+        self._round = LoopingCall(self._start_round)
+        self._round.clock = clock
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    def start(self) -> None:
+        """Send from now on, as soon as no other node does."""
+        self._round.start(ROUND_SECONDS)
+
+    async def stop(self) -> None:
+        """Send no more, and note how far all is told."""
+        if self._round.running:
+            self._round.stop()
+        if self._has_lease:
+            self._deliveries.stop()
+            await self._store.renew_lease(self._holder, 0, self._position())
+            self._has_lease = False
+
+    def heard_from(self, server: ServerName) -> None:
+        """A server has proved that it is there."""
+        self._deliveries.heard_from(server)
+
+    def is_failing(self, server: ServerName) -> bool:
+        """Whether the server could not be reached when last tried, as far as this node knows."""
+        destination = self._deliveries.peek(server)
+        return destination is not None and destination.is_failing_at(self._now_ms())
+
+    async def get_statuses(self) -> Sequence[DestinationStatus]:
+        """How those servers stand that cannot be reached, once could not, or have something waiting; for operators."""
+        rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
+        waiting = await self._to_device.count_messages()
+        return [
+            DestinationStatus(
+                server,
+                rows.get(server),
+                len(backlogs[server].rooms) if server in backlogs else 0,
+                len(backlogs[server].users) if server in backlogs else 0,
+                waiting.get(server, 0),
+            )
+            for server in sorted({*rows, *backlogs, *waiting})
+        ]
+
+    async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
+        """Tell the other servers in a room something that is soon out of date; the latest under a key is told."""
+        if self._has_lease:
+            for destination in self._allowed(await self._servers.in_room(room_nid)):
+                destination.add_notice(key, edu)
+                self._deliveries.wake(destination)
+
+    async def send_presence(self, user_id: UserID, presence: Mapping[str, Any]) -> None:
+        """Tell the servers that share a room with one of our users of their presence: an entry of `push`.
+
+        spec: server-server-api#presence
+        """
+        if self._has_lease:
+            for destination in self._allowed(await self._servers.of_user(user_id)):
+                destination.add_presence(user_id, presence)
+                self._deliveries.wake(destination)
+
+    # --------------------------------------------------------------------------------------------------- the stream
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        if not self._has_lease:
+            return
+        for change in changes:
+            if change.topic in TOPICS and change.topic not in self._heard and self._concerns_others(change):
+                self._heard.add(change.topic)
+                self._schedule()
+
+    def _concerns_others(self, change: Change) -> bool:
+        row = change.detail
+        if isinstance(row, EventRow):
+            return bool(row.flags & EventFlag.TO_SEND)
+        if isinstance(row, ReceiptRow):
+            known = self._servers.peek(row.room_nid)
+            return row.receipt_type == PUBLIC_RECEIPT and known != {} and self._identity.is_local(row.user_id)
+        return True
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        if self._has_lease:
+            self._heard |= TOPICS
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._clock.callLater(0, self._start_turn)
+
+    def _start_turn(self) -> None:
+        Deferred.fromCoroutine(self._turn())
+
+    async def _turn(self) -> None:
+        heard = set(self._heard)
+        try:
+            while self._has_lease and self._heard:
+                heard, self._heard = self._heard, set()
+                if not await self._dispatch(heard):
+                    self._heard |= TOPICS  # a stretch was cut short: what follows it may be of any kind
+        except DatabaseUnavailable as error:
+            self._heard |= heard
+            self.log.warn("what happened is told to other servers later: {error}", error=error)
+        except Exception:  # a bug of ours: the next round tries again
+            self._heard |= heard
+            self.log.failure("what happened could not be told to other servers")
+        finally:
+            self._scheduled = False
+
+    async def _dispatch(self, topics: set[Topic]) -> bool:
+        """Hand the next stretch of the stream to the destinations that it concerns; whether that was all."""
+        after, upto = self._dispatched, self._streams.current()
+        woken: dict[ServerName, Destination] = {}
+        backlogs: dict[str, Backlog] = {}
+        events = await self._store.get_events_to_send(after, upto, AT_ONCE) if Topic.EVENT in topics else ()
+        if len(events) == AT_ONCE:
+            upto = events[-1].position
+        receipts = await self._store.get_receipts_to_send(after, upto, AT_ONCE) if Topic.RECEIPT in topics else ()
+        if len(receipts) == AT_ONCE:
+            upto = receipts[-1].position
+        for event in events:
+            if event.position <= upto:
+                queued = QueuedEvent(event.position, event.event_nid, event.room_nid)
+                for destination in self._allowed(await self._servers_for(event)):
+                    woken[destination.server] = destination
+                    _add_event(destination, queued, backlogs)
+        for receipt in receipts:
+            if self._identity.is_local(receipt.user_id):
+                for destination in self._allowed(await self._servers.in_room(receipt.room_nid)):
+                    woken[destination.server] = destination
+                    destination.add_receipt(receipt)
+        if Topic.DEVICE in topics:
+            for user_id, stream_id in (await self._device_log.get_changed_users(after, upto)).items():
+                for destination in self._allowed(await self._servers.of_user(UserID(user_id))):
+                    woken[destination.server] = destination
+                    _add_user(destination, user_id, stream_id, backlogs)
+        if Topic.OUTGOING in topics:
+            for destination in self._allowed(map(ServerName, await self._to_device.get_servers(after, upto))):
+                woken[destination.server] = destination
+                destination.has_to_device = True
+        if backlogs:
+            await self._note(backlogs, [woken[ServerName(server)] for server in backlogs])
+        self._dispatched = upto
+        for destination in woken.values():
+            self._deliveries.wake(destination)
+        return len(events) < AT_ONCE > len(receipts)
+
+    async def _note(self, backlogs: Mapping[str, Backlog], destinations: Sequence[Destination]) -> None:
+        """Write down what servers that are behind have missed besides. Whom that fails for stays unnoted."""
+        noted = [each for each in destinations if each.is_noted or backlogs[each.server].is_whole]
+        for destination in destinations:
+            destination.is_noted = False
+        await self._store.add_backlogs(backlogs)
+        for destination in noted:
+            destination.is_noted = True
+
+    async def _servers_for(self, event: EventToSend) -> set[ServerName]:
+        """The servers in the room, and that of whoever has just been put out of it."""
+        servers = set(await self._servers.in_room(event.room_nid))
+        if event.is_member:
+            stored = (await self._events.get_events([event.event_nid]))[event.event_nid].event
+            if stored.membership in ("leave", "ban") and stored.state_key is not None:
+                servers.add(domain_of(stored.state_key))
+        servers.discard(domain_of(event.sender))
+        return servers
+
+    def _allowed(self, servers: Iterable[ServerName]) -> list[Destination]:
+        return [
+            self._deliveries.find(server)
+            for server in servers
+            if server != self._identity.server_name and is_server_name(server) and self._policy.allows(server)
+        ]
+
+    # ---------------------------------------------------------------------------------------------------- the lease
+
+    def _start_round(self) -> None:
+        Deferred.fromCoroutine(self._make_round())
+
+    async def _make_round(self) -> None:
+        """Take the lease or renew it; raises nothing."""
+        try:
+            if self._has_lease:
+                await self._renew()
+            else:
+                await self._take()
+        except DatabaseUnavailable as error:
+            self.log.warn("the lease of the sender could not be renewed: {error}", error=error)
+        except Exception:  # a bug of ours: the next round tries again
+            self.log.failure("the lease of the sender could not be renewed")
+
+    async def _take(self) -> None:
+        now = self._now_ms()
+        lease = await self._store.take_lease(self._holder, now, now + LEASE_MS, by_force=self._is_alone)
+        if lease is None:
+            return
+        rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
+        waiting = await self._to_device.get_servers(0, self._streams.current())
+        self._told = self._dispatched = lease.position
+        self._has_lease = True
+        self._deliveries.start(lease.run, rows, backlogs, waiting)
+        self._heard |= TOPICS
+        self._schedule()
+
+    async def _renew(self) -> None:
+        if self._heard:
+            self._schedule()  # what failed is tried again
+        position = self._position()
+        if self._is_alone and position == self._told:
+            return
+        if await self._store.renew_lease(self._holder, self._now_ms() + LEASE_MS, position):
+            self._told = position
+        else:
+            self.log.warn("another node sends to other servers now")
+            self._has_lease = False
+            self._deliveries.stop()
+
+    def _position(self) -> int:
+        """Up to where all is told or noted."""
+        if not self._heard and not self._scheduled:
+            self._dispatched = self._streams.current()  # nothing of what came since concerns others
+        lowest = self._deliveries.lowest()
+        return max(self._told, self._dispatched if lowest is None else min(self._dispatched, lowest - 1))
+
+
+def _add_event(destination: Destination, event: QueuedEvent, backlogs: dict[str, Backlog]) -> None:
+    if not destination.is_behind:
+        destination.queue.append(event)
+        if len(destination.queue) > MAX_QUEUED:
+            backlogs[destination.server] = destination.fall_behind()
+    elif event.room_nid not in destination.missed:
+        destination.missed[event.room_nid] = event.position
+        backlog = backlogs.setdefault(destination.server, Backlog())
+        backlog.rooms.setdefault(event.room_nid, event.position)
+
+
+def _add_user(destination: Destination, user_id: str, stream_id: int, backlogs: dict[str, Backlog]) -> None:
+    if user_id not in destination.users:
+        destination.users[user_id] = stream_id
+        if destination.is_behind:
+            backlogs.setdefault(destination.server, Backlog()).users.setdefault(user_id, stream_id)

@@ -1,0 +1,94 @@
+"""Who sends us a request, proved by its signature.
+
+Most servers send their body in canonical form, which is what they have signed. So the signature is checked over the body as it came,
+and only where that fails over its canonical form: a request of 50 events costs a tenth of a millisecond instead of
+several. Both are the same value: the body is known to be one JSON text.
+
+spec: server-server-api#request-authentication
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from federation.identity import ServerIdentity
+from federation.keyring import Keyring
+from federation.policy import Policy
+from federation.protocol.canonical_json import decode_json, encode_canonical
+from federation.protocol.endpoint import Peer
+from federation.protocol.errors import NotJson, Unauthorized
+from federation.protocol.ids import KeyID
+from federation.protocol.request_signing import RequestSignature, check_request, parse_authorization
+
+MAX_SIGNATURES = 5
+"""On one request."""
+
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+class SignedRequests:
+    """Checks the signatures of requests: the guard's `SignatureChecker`."""
+
+    def __init__(self, keyring: Keyring, policy: Policy, identity: ServerIdentity, now_ms: Callable[[], int]) -> None:
+        self._keyring = keyring
+        self._policy = policy
+        self._identity = identity
+        self._now_ms = now_ms
+
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+        """Raises Unauthorized, Forbidden (the policy), NotJson, BadJson. `uri`: path and query as sent.
+
+        A request may have several signatures of one server, by several keys; those by keys that cannot be had are
+        passed over, and the others must be right.
+        """
+        signatures = _parse(authorization)
+        origin = signatures[0].origin
+        if any(each.origin != origin for each in signatures):
+            raise Unauthorized("The request is signed by several servers")
+        self._policy.check_origin(origin)
+        try:
+            content = _check_json(body) if body else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise NotJson from error
+        key_ids = [each.key_id for each in signatures]
+        keys = await self._keyring.get_keys(origin, key_ids, self._now_ms())
+        known = [each for each in signatures if each.key_id in keys]
+        if not known:
+            raise Unauthorized(f"The key {key_ids[0]} of {origin} cannot be had, or is not valid")
+        try:
+            self._check(known, keys, method, uri, content)
+        except Unauthorized:
+            canonical = encode_canonical(decode_json(body)) if body else b""
+            if canonical == body:
+                raise
+            self._check(known, keys, method, uri, msgspec.Raw(canonical))
+        return Peer(origin)
+
+    def _check(
+        self,
+        signatures: Sequence[RequestSignature],
+        keys: Mapping[KeyID, bytes],
+        method: str,
+        uri: str,
+        content: msgspec.Raw | None,
+    ) -> None:
+        """Raises Unauthorized."""
+        for each in signatures:
+            check_request(
+                each,
+                keys[each.key_id],
+                method=method,
+                uri=uri,
+                destination=self._identity.server_name,
+                content=content,
+            )
+
+
+def _parse(authorization: Sequence[str]) -> list[RequestSignature]:
+    """The signatures, one at least; headers of other schemes are passed over. Raises Unauthorized."""
+    headers = [each for each in authorization if each[:8].lower() == "x-matrix"]
+    if not headers:
+        raise Unauthorized("The request has no X-Matrix signature")
+    if len(headers) > MAX_SIGNATURES:
+        raise Unauthorized(f"The request has more than {MAX_SIGNATURES} signatures")
+    return [parse_authorization(each) for each in headers]

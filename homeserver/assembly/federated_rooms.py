@@ -1,0 +1,78 @@
+"""Puts together what lets people into rooms of other servers, and theirs into ours; and what servers tell each other of
+people and rooms."""
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.endpoints.queries import QueryAnswers
+from federation.remote.directory import DirectoryRequests
+from federation.remote.membership import MembershipRequests
+from federation.rooms.candidates import Candidates
+from federation.rooms.handshakes import Handshakes
+from federation.rooms.invitations import Invitations
+from federation.rooms.join_answers import JoinAnswers
+from federation.rooms.remote_memberships import RemoteMemberships
+from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.rooms import RoomParts
+from homeserver.services.remote_directory import RemoteDirectory
+from storage.database import Database
+from storage.events import EventStore
+from storage.room_summaries import RoomSummaryStore
+
+
+class FederatedRoomParts:
+    """Handshakes both ways. What is public is for the router."""
+
+    def __init__(self, clock: IReactorTime, database: Database, rooms: RoomParts, federation: FederationParts) -> None:
+        identity, get_signers = federation.identity, federation.keyring.get_signers
+        remote = MembershipRequests(federation.requests)
+        answers = JoinAnswers(
+            EventStore(database),
+            rooms.trees,
+            rooms.chains,
+            rooms.servers,
+            RoomSummaryStore(database),
+            identity,
+        )
+        self.handshakes = Handshakes(
+            rooms.events,
+            rooms.residence,
+            federation.receiver,
+            rooms.restricted,
+            answers,
+            get_signers,
+            identity,
+            rooms.now_ms,
+        )
+        self.invitations = Invitations(
+            remote,
+            rooms.engine,
+            rooms.events,
+            rooms.residence,
+            federation.receiver,
+            rooms.outside,
+            rooms.invite_policy,
+            get_signers,
+            federation.keyring.get_keys,
+            rooms.classify,
+            identity,
+            rooms.now_ms,
+        )
+        self.query_answers = QueryAnswers(
+            rooms.profiles.get_for_others,
+            rooms.directory.get_own_alias,
+            rooms.directory.get_public_rooms_for_others,
+        )
+        rooms.elsewhere.memberships = RemoteMemberships(
+            remote,
+            Candidates(federation.policy, identity.server_name),
+            rooms.residence,
+            rooms.store,
+            federation.adoptions,
+            federation.receiver,
+            rooms.outside,
+            identity,
+            rooms.now_ms,
+        )
+        rooms.elsewhere.invitations = self.invitations
+        rooms.elsewhere.outside = rooms.outside
+        rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), clock)

@@ -1,0 +1,71 @@
+"""Puts together what has to do with other servers: requests both ways, keys, and how their events get into rooms."""
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.edus import EduReceivers
+from federation.identity import ServerIdentity
+from federation.remote.policy_servers import RemotePolicyServers
+from federation.rooms.adopt import Adoptions
+from federation.rooms.outliers import Outliers
+from federation.rooms.placement import Placements
+from federation.rooms.policy_servers import PolicyServers
+from federation.rooms.receive import Receiver
+from federation.rooms.resolve import StateResolver
+from federation.rooms.sources import Questions
+from federation.wire import Wire
+from homeserver.assembly.federation_edge import EdgeParts
+from homeserver.assembly.rooms import RoomParts
+from homeserver.config.whole import Config
+from storage.database import Database
+from storage.events import EventStore
+
+
+class FederationParts:
+    """The wire to other servers. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        wire: Wire,
+        identity: ServerIdentity,
+        rooms: RoomParts,
+    ) -> None:
+        self.identity = identity
+        self.edge = EdgeParts(
+            config.federation, config.limits.rc_federation, config.keys, clock, database, wire, identity, rooms.now_ms
+        )
+        self.policy = self.edge.policy
+        self.requests = self.edge.requests
+        self.keyring = self.edge.keyring
+        self.signed_requests = self.edge.signed_requests
+        store = EventStore(database)
+        self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
+        placements = Placements(
+            database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
+        )
+        policy_servers = PolicyServers(
+            RemotePolicyServers(self.requests), rooms.servers, self.policy, identity, rooms.now_ms
+        )
+        rooms.engine.use_voucher(policy_servers.vouch)
+        questions = Questions(rooms.events, self.resolver, self.keyring.get_signers, policy_servers.is_approved)
+        outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
+        self.access = rooms.access
+        self.edus = EduReceivers(self.access)
+        self.receiver = Receiver(
+            rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access
+        )
+        self.adoptions = Adoptions(
+            database,
+            rooms.engine,
+            rooms.store,
+            rooms.events,
+            rooms.trees,
+            rooms.membership_store,
+            outliers,
+            rooms.writer,
+            identity,
+            questions,
+            rooms.now_ms,
+        )

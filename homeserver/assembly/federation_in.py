@@ -1,0 +1,74 @@
+"""Puts together what comes in from other servers: transactions, what waits for missing events, and what they may read."""
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from federation.receiver import Transactions
+from federation.remote.events import RemoteEvents
+from federation.rooms.backfill import Backfill
+from federation.rooms.inbox import Inbox
+from federation.rooms.missing import MissingEvents
+from federation.rooms.outside_news import OutsideNews
+from federation.rooms.remote_states import RemoteStates
+from federation.rooms.served import ServedRooms, TransactionForm
+from federation.rooms.visible_to_servers import ServerVisibility
+from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.rooms import RoomParts
+from homeserver.observe.federation import FederationMetrics
+from storage.database import Database
+from storage.events import EventStore
+from storage.inbox import InboxStore
+from storage.timelines import TimelineStore
+
+
+class IncomingParts:
+    """What other servers send and ask. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        federation: FederationParts,
+        rooms: RoomParts,
+        registry: CollectorRegistry,
+    ) -> None:
+        store = EventStore(database)
+        metrics = FederationMetrics(registry)
+        self.remote = RemoteEvents(federation.requests)
+        self.states = RemoteStates(federation.receiver, store, self.remote)
+        self.missing = MissingEvents(
+            rooms.engine,
+            rooms.events,
+            federation.receiver,
+            self.states,
+            self.remote,
+            rooms.servers,
+            federation.policy,
+            federation.identity,
+            clock.seconds,
+        )
+        self.inbox = Inbox(InboxStore(database), rooms.store, self.missing, clock, metrics)
+        self.outside = OutsideNews(
+            rooms.outside, rooms.memberships, federation.keyring.get_signers, federation.identity
+        )
+        self.transactions = Transactions(
+            rooms.engine,
+            rooms.memberships,
+            federation.receiver,
+            self.inbox,
+            federation.edus,
+            self.outside,
+            federation.policy,
+            metrics,
+        )
+        rooms.history.connect(Backfill(TimelineStore(database), rooms.servers, self.missing, self.remote, clock))
+        self.form = TransactionForm(federation.identity, rooms.now_ms)
+        self.served = ServedRooms(
+            rooms.events,
+            store,
+            rooms.trees,
+            rooms.chains,
+            TimelineStore(database),
+            federation.access,
+            ServerVisibility(rooms.trees, rooms.events, rooms.membership_store, rooms.servers),
+        )

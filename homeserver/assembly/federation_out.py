@@ -1,0 +1,125 @@
+"""Puts together what goes out to other servers, and what is kept of their users' devices."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from federation.own_devices import OwnDevices
+from federation.remote.keys import RemoteKeys
+from federation.remote.transactions import Transactions
+from federation.sender.contents import Contents
+from federation.sender.deliveries import Deliveries
+from federation.sender.heard import HeardPeers
+from federation.sender.sender import Sender
+from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.encryption import EncryptionParts
+from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.rooms import RoomParts
+from homeserver.jobs import Job
+from homeserver.observe.sender import SenderMetrics
+from homeserver.services.everyones_keys import EveryonesKeys
+from homeserver.services.received_notices import ReceivedNotices
+from homeserver.services.remote_devices import RemoteDevices
+from homeserver.services.secret_text import RandomBytes
+from homeserver.services.told_notices import ToldNotices
+from storage.database import Database
+from storage.destinations import DestinationStore
+from storage.device_list_log import DeviceListLog
+from storage.remote_devices import RemoteDeviceStore
+
+
+class FederationOutParts:
+    """The sender and what feeds it. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        random: RandomBytes,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        encryption: EncryptionParts,
+        federation: FederationParts,
+        registry: CollectorRegistry,
+    ) -> None:
+        identity, now_ms = federation.identity, rooms.now_ms
+        store, log = DestinationStore(database), DeviceListLog(database)
+        outgoing = encryption.outgoing_store
+        self.own_devices = OwnDevices(accounts.device_key_store, rooms.cross_signing_store, log, identity)
+        contents = Contents(
+            rooms.store,
+            rooms.engine,
+            rooms.events,
+            rooms.servers,
+            store,
+            outgoing,
+            self.own_devices,
+            now_ms,
+        )
+        self.deliveries = Deliveries(
+            clock,
+            database,
+            store,
+            outgoing,
+            contents,
+            Transactions(federation.requests, identity),
+            federation.policy,
+            now_ms,
+        )
+        self.sender = Sender(
+            clock,
+            database.streams,
+            store,
+            outgoing,
+            log,
+            rooms.events,
+            rooms.servers,
+            self.deliveries,
+            identity,
+            federation.policy,
+            now_ms,
+            holder=random(16).hex(),
+            is_alone=database.engine.name == "sqlite",
+        )
+        self.signatures = HeardPeers(federation.signed_requests, self.sender)
+        SenderMetrics(registry, self.deliveries.get_figures)
+        self.remote_devices = RemoteDevices(
+            clock,
+            RemoteDeviceStore(database),
+            RemoteKeys(federation.requests),
+            rooms.memberships,
+            self.sender,
+            database.streams,
+        )
+        self.everyones_keys = EveryonesKeys(
+            self.own_devices, rooms.device_keys, self.remote_devices, rooms.cross_signing_store, identity
+        )
+        self._to_device = encryption.to_device
+        told = ToldNotices(self.sender, rooms.store)
+        rooms.typing.subscribe(told.hear_typing)
+        rooms.presence.subscribe(told.hear_presence)
+        received = ReceivedNotices(
+            rooms.store,
+            rooms.events,
+            rooms.memberships,
+            rooms.typing,
+            rooms.receipt_store,
+            rooms.presence,
+            now_ms,
+        )
+        edus = federation.edus
+        edus.register("m.typing", received.receive_typing)
+        edus.register("m.receipt", received.receive_receipts)
+        edus.register("m.presence", received.receive_presence)
+        edus.register("m.direct_to_device", encryption.to_device.receive)
+        edus.register("m.device_list_update", self.remote_devices.receive_update)
+        edus.register("m.signing_key_update", self.remote_devices.receive_signing_key)
+        edus.register("org.matrix.signing_key_update", self.remote_devices.receive_signing_key)
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (
+            Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
+            Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
+        )

@@ -1,0 +1,73 @@
+"""Puts together the ways out: to other servers, and to whatever else may be asked over HTTP."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import cast
+
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTCP, IReactorTime
+
+from federation.agent import Agent
+from federation.outbound.addresses import AddressPolicy
+from federation.outbound.client import GuardedClient
+from federation.outbound.dialling import Dialler
+from federation.outbound.names import Names, SystemNames
+from federation.outbound.pool import Pool
+from federation.outbound.proxy import Proxy, read_proxy
+from federation.outbound.tls import TlsTrust
+from federation.routes import Routes
+from homeserver.config.others import Federation
+from homeserver.config.whole import Config
+from storage.executors import Executor
+
+
+class OutboundParts:
+    """The ways out. `wire` leads to other servers, `client` to what is no Matrix server, such as push gateways."""
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: ReactorBase,
+        threads: Executor,
+        draw: Callable[[], float],
+        environment: Mapping[str, str],
+        names: Names | None = None,
+    ) -> None:
+        """`threads` look up addresses; `draw` gives numbers in [0, 1) by chance; `names`: others than the system's.
+
+        Raises BadAuthorities, BadProxy (of the environment; that of the configuration was checked).
+        """
+        federation = config.federation
+        self._reactor = reactor
+        self._threads = threads
+        self._clock = cast(IReactorTime, reactor)
+        self._names = names if names is not None else SystemNames(reactor, threads)
+        self._pool = Pool(self._clock)
+        self._system_trust = TlsTrust()
+        trust = TlsTrust(federation.federation_custom_ca_list or None, verify=federation.federation_verify_certificates)
+        addresses = AddressPolicy(federation.ip_range_blacklist, federation.ip_range_whitelist)
+        self._proxy = proxy_of(federation, environment)
+        dialler = Dialler(cast(IReactorTCP, reactor), self._clock, self._names, addresses, self._proxy)
+        routes = Routes(self._clock, GuardedClient(self._clock, dialler, self._pool, trust), self._names, draw)
+        self.wire = Agent(self._clock, routes, dialler, self._pool, trust)
+        self.client = GuardedClient(self._clock, dialler, self._pool, self._system_trust)
+
+    def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> GuardedClient:
+        """A client with ranges of addresses of its own, as previews of links have."""
+        addresses = AddressPolicy(denied, allowed)
+        dialler = Dialler(cast(IReactorTCP, self._reactor), self._clock, self._names, addresses, self._proxy)
+        return GuardedClient(self._clock, dialler, self._pool, self._system_trust)
+
+    def close(self) -> Deferred[None]:
+        """Close connections that nobody uses, and look up no more names."""
+        self._pool.close()
+        return self._threads.close()
+
+
+def proxy_of(federation: Federation, environment: Mapping[str, str]) -> Proxy | None:
+    """The proxy of the configuration, else that of the environment. Raises BadProxy."""
+    url = federation.https_proxy or environment.get("https_proxy") or environment.get("HTTPS_PROXY")
+    exceptions = federation.no_proxy_hosts
+    if exceptions is None:
+        exceptions = tuple((environment.get("no_proxy") or environment.get("NO_PROXY") or "").split(","))
+    return read_proxy(url, exceptions) if url else None

@@ -1,0 +1,28 @@
+"""Metrics of what comes in from other servers. Labels are fixed words, never what a server sends."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+
+class FederationMetrics:
+    """Counts events by what became of them, and those that wait."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._pdus = Counter(
+            "mahalla_federation_pdus",
+            "Events from other servers, by what became of them",
+            labelnames=("verdict",),
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "mahalla_federation_inbox_events",
+            "Events from other servers that wait for others which are missing here",
+            registry=registry,
+        )
+
+    def pdu_received(self, verdict: str) -> None:
+        """An event got its verdict."""
+        self._pdus.labels(verdict).inc()
+
+    def inbox_changed(self, length: int) -> None:
+        """So many events wait."""
+        self._waiting.set(length)

@@ -1,0 +1,163 @@
+"""What other servers tell of their users beside events: who types, who has read what, who is there.
+
+A server speaks for its own users only, and of rooms in which these are. Room ACLs have been applied before.
+
+spec: server-server-api#typing-notifications, server-server-api#receipts, server-server-api#presence
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import EventID, ServerName, UserID, domain_of, is_event_id, is_user_id
+from federation.rooms.memberships import Memberships
+from federation.rooms.room_events import RoomEvents
+from homeserver.services.presence.people import State
+from homeserver.services.presence.presence import Presence
+from homeserver.services.presence.remote_people import PresenceUpdate
+from homeserver.services.read_markers import MAIN_THREAD
+from homeserver.services.typing import Typing
+from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore
+from storage.rooms import RoomStore
+
+MAX_RECEIPTS: Final = 1000
+"""In one EDU."""
+MAX_PRESENCES: Final = 1000
+PUBLIC: Final = "m.read"
+
+
+class ReceiptData(msgspec.Struct):
+    """What is told of one receipt."""
+
+    ts: int | None = None
+    thread_id: str | None = None
+
+
+class Receipt(msgspec.Struct):
+    """How far a user has read."""
+
+    event_ids: list[str]
+    data: ReceiptData
+
+
+class Person(msgspec.Struct):
+    """How a user is there."""
+
+    user_id: str
+    presence: State
+    last_active_ago: int | None = None
+    currently_active: bool = False
+    status_msg: str | None = None
+
+
+class ReceivedNotices:
+    """Takes these in. For the reactor thread."""
+
+    def __init__(
+        self,
+        rooms: RoomStore,
+        events: RoomEvents,
+        memberships: Memberships,
+        typing: Typing,
+        receipts: ReceiptStore,
+        presence: Presence,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._rooms = rooms
+        self._events = events
+        self._memberships = memberships
+        self._typing = typing
+        self._receipts = receipts
+        self._presence = presence
+        self._now_ms = now_ms
+
+    async def receive_typing(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """m.typing. Raises InvalidParam."""
+        room_id, user_id, is_typing = content.get("room_id"), content.get("user_id"), content.get("typing")
+        if not isinstance(room_id, str) or not _is_user_of(origin, user_id) or not isinstance(is_typing, bool):
+            raise InvalidParam("room_id, user_id or typing is missing, or malformed")
+        room = await self._rooms.get_room(room_id)
+        if room is not None and await self._memberships.local_members(room.room_nid):
+            await self._typing.receive(origin, room.room_nid, UserID(str(user_id)), is_typing=is_typing)
+
+    async def receive_receipts(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """m.receipt: those of users who are in the room."""
+        found = [(room_id, UserID(user_id), receipt) for room_id, user_id, receipt in _read_receipts(origin, content)]
+        rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
+        new: list[NewReceipt] = []
+        for room_id, user_id, receipt in found:
+            room = rooms.get(room_id)
+            if room is None or not await self._memberships.local_members(room.room_nid):
+                continue
+            row = (await self._memberships.of_user(user_id)).get(room.room_nid)
+            if row is None or row.membership != "join":
+                continue
+            event_id = EventID(receipt.event_ids[0])
+            event = await self._events.get_event(room.room_nid, event_id)
+            ts = receipt.data.ts
+            new.append(
+                NewReceipt(
+                    room.room_nid,
+                    room_id,
+                    user_id,
+                    PUBLIC,
+                    receipt.data.thread_id or UNTHREADED,
+                    event_id,
+                    None if event is None else event.position,
+                    self._now_ms() if ts is None or not 0 <= ts < 1 << 53 else ts,
+                )
+            )
+        if new:
+            await self._receipts.set_receipts(new)
+
+    async def receive_presence(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        """m.presence. Raises InvalidParam."""
+        push = content.get("push")
+        if not isinstance(push, list):
+            raise InvalidParam("push is missing, or malformed")
+        updates: list[PresenceUpdate] = []
+        for entry in push[:MAX_PRESENCES]:
+            try:
+                person = msgspec.convert(entry, Person)
+            except msgspec.ValidationError:
+                continue
+            if _is_user_of(origin, person.user_id):
+                updates.append(
+                    PresenceUpdate(
+                        UserID(person.user_id),
+                        person.presence,
+                        person.last_active_ago,
+                        person.currently_active,
+                        person.status_msg,
+                    )
+                )
+        self._presence.receive(origin, updates)
+
+
+def _read_receipts(origin: ServerName, content: Mapping[str, Any]) -> Iterator[tuple[str, str, Receipt]]:
+    """(room, user, receipt) of what is well-formed, as many as are taken."""
+    count = 0
+    for room_id, by_type in content.items():
+        users = by_type.get(PUBLIC) if isinstance(by_type, dict) else None
+        for user_id, receipt in users.items() if isinstance(users, dict) else ():
+            count += 1
+            if count > MAX_RECEIPTS:
+                return
+            try:
+                read = msgspec.convert(receipt, Receipt)
+            except msgspec.ValidationError:
+                continue
+            thread = read.data.thread_id
+            if (
+                _is_user_of(origin, user_id)
+                and read.event_ids
+                and is_event_id(read.event_ids[0])
+                and (thread is None or thread == MAIN_THREAD or is_event_id(thread))
+            ):
+                yield room_id, user_id, read
+
+
+def _is_user_of(origin: ServerName, user_id: object) -> bool:
+    return isinstance(user_id, str) and is_user_id(user_id) and domain_of(user_id) == origin

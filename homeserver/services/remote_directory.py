@@ -1,0 +1,122 @@
+"""Profiles, aliases and public rooms of other servers, for our users: asked for when somebody looks, remembered briefly.
+
+Laws:
+- The same question is asked once, however many look at the same time.
+- One server that is slow or flooded with questions is asked few of them at a time.
+
+For the reactor thread.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, NotFound, OtherServerFailed, RemoteError
+from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, domain_of
+from federation.remote.directory import DirectoryQuery, DirectoryRequests
+from federation.requests import RefusedByRemote
+
+SECONDS_REMEMBERED: Final = 30
+ANSWERS_REMEMBERED: Final = 2000
+QUESTIONS_AT_ONCE: Final = 20
+"""To one server."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Remembered:
+    until: float
+    value: Any
+    """The answer, or the MatrixError that there was instead."""
+
+
+class RemoteDirectory:
+    """Asks other servers on behalf of our users."""
+
+    def __init__(self, requests: DirectoryRequests, clock: IReactorTime) -> None:
+        self._requests = requests
+        self._clock = clock
+        self._remembered: OrderedDict[Hashable, _Remembered] = OrderedDict()
+        self._asking: dict[Hashable, list[Deferred[None]]] = {}
+        self._questions: Counter[str] = Counter()
+
+    async def get_profile(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
+        """The whole profile of another server's user, or one field. Raises NotFound, Forbidden, OtherServerFailed."""
+        server = domain_of(user_id)
+
+        async def ask() -> Mapping[str, object]:
+            return await self._requests.get_profile(server, user_id, field)
+
+        profile = await self._find(server, ("profile", user_id, field), ask, "profile")
+        if field is None:
+            return profile
+        if field not in profile:
+            raise NotFound("The profile has no such field")
+        return {field: profile[field]}
+
+    async def get_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room of another server's alias, and servers in it. Raises NotFound, Forbidden, OtherServerFailed."""
+        server = domain_of(alias)
+
+        async def ask() -> tuple[RoomID, Sequence[ServerName]]:
+            return await self._requests.get_alias(server, alias)
+
+        return await self._find(server, ("alias", alias), ask, "alias")
+
+    async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
+        """A page of another server's directory. Raises Forbidden, OtherServerFailed."""
+
+        async def ask() -> dict[str, Any]:
+            return await self._requests.get_public_rooms(server, query)
+
+        return await self._find(server, ("rooms", server, query), ask, "directory")
+
+    async def _find(self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str) -> T:
+        while key in self._asking:
+            done: Deferred[None] = Deferred()
+            self._asking[key].append(done)
+            await done
+        known = self._remembered.get(key)
+        if known is None or known.until <= self._clock.seconds():
+            known = await self._ask(server, key, ask, what)
+        if isinstance(known.value, MatrixError):
+            raise known.value
+        found: T = known.value
+        return found
+
+    async def _ask(self, server: ServerName, key: Hashable, ask: Callable[[], Awaitable[T]], what: str) -> _Remembered:
+        if self._questions[server] >= QUESTIONS_AT_ONCE:
+            raise LimitExceeded(f"{server} is being asked a lot already", retry_after_ms=1000)
+        self._questions[server] += 1
+        self._asking[key] = []
+        value: T | MatrixError
+        try:
+            try:
+                value = await ask()
+            except RemoteError as error:
+                value = _explain(error, what)
+            known = self._remembered[key] = _Remembered(self._clock.seconds() + SECONDS_REMEMBERED, value)
+            self._remembered.move_to_end(key)
+            if len(self._remembered) > ANSWERS_REMEMBERED:
+                self._remembered.popitem(last=False)
+            return known
+        finally:
+            self._questions[server] -= 1
+            if not self._questions[server]:
+                del self._questions[server]
+            for waiting in self._asking.pop(key):
+                waiting.callback(None)
+
+
+def _explain(error: RemoteError, what: str) -> MatrixError:
+    if isinstance(error, RefusedByRemote):
+        if error.status == 404:
+            return NotFound(f"{error.destination} knows of no such {what}")
+        if error.status == 403:
+            return Forbidden(f"{error.destination} refused: {error.text}")
+    return OtherServerFailed(f"{error.destination} could not be asked: {error}")

@@ -1,0 +1,245 @@
+"""Other servers that this one sends to: who does the sending, which of them cannot be reached, and what these have missed.
+
+Laws:
+- There is no row for a message: a server that can be reached needs no row at all, and one that cannot has a row for each
+  room of which it has missed something.
+- Up to the position of the lease nothing is left to tell but what these tables say.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from storage.database import Database
+from storage.events import EventFlag
+from storage.transaction import Transaction, WriteTransaction
+
+_LEASE = "federation"
+_TO_SEND = int(EventFlag.TO_SEND)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to send, as it was taken."""
+
+    run: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationRow:
+    """A server, and how it stands. Times are milliseconds since 1970."""
+
+    server: str
+    failing_since_ts: int | None
+    tried_ts: int
+    pause_ms: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a server has missed: by room, and by user whose devices changed, where that began."""
+
+    rooms: dict[int, int] = field(default_factory=dict)
+    users: dict[str, int] = field(default_factory=dict)
+    is_whole: bool = False
+    """It is all that the server has missed, not only what it has missed besides."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventToSend:
+    """An event that others have to be told of."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+    sender: str
+    is_member: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptToSend:
+    """A public receipt."""
+
+    position: int
+    room_nid: int
+    user_id: str
+    thread_id: str
+    event_id: str
+    ts: int
+
+
+class DestinationStore:
+    """The tables of outgoing federation."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def take_lease(self, holder: str, now_ms: int, expires_ts: int, *, by_force: bool) -> Lease | None:
+        """Take the right to send, where nobody has it; None where somebody has. `by_force`: whoever has it is gone."""
+        return await self._database.write("take_sender_lease", _take, holder, now_ms, expires_ts, by_force)
+
+    async def renew_lease(self, holder: str, expires_ts: int, position: int) -> bool:
+        """Note how far all is told, and go on; False: the lease is lost."""
+        return await self._database.write("renew_sender_lease", _renew, holder, expires_ts, position)
+
+    async def get_destinations(self) -> Mapping[str, DestinationRow]:
+        """All servers that cannot be reached, or once could not."""
+        return await self._database.read("get_destinations", _select_destinations)
+
+    async def get_backlogs(self) -> Mapping[str, Backlog]:
+        """What servers have missed, of all that have."""
+        return await self._database.read("get_backlogs", _select_backlogs)
+
+    async def get_events_to_send(self, after: int, upto: int, limit: int) -> Sequence[EventToSend]:
+        """Events of that stretch of the stream that others have to be told of, in order."""
+        return await self._database.read_quickly("get_events_to_send", _select_events, after, upto, limit)
+
+    async def get_receipts_to_send(self, after: int, upto: int, limit: int) -> Sequence[ReceiptToSend]:
+        """Public receipts of that stretch, in order."""
+        return await self._database.read_quickly("get_receipts_to_send", _select_receipts, after, upto, limit)
+
+    async def get_missed_events(self, room_nid: int, after: int, upto: int, limit: int) -> Sequence[int]:
+        """The newest of a room's events that others had to be told of, with after < position ≤ upto; in order."""
+        return await self._database.read_quickly("get_missed_events", _select_missed, room_nid, after, upto, limit)
+
+    async def get_departures(self, room_nid: int, since: int) -> Sequence[tuple[str, int]]:
+        """Users of other servers who are not in the room and whose membership changed at or after a position: (id, position)."""
+        return await self._database.read("get_departures", _select_departures, room_nid, since)
+
+    async def add_failure(self, row: DestinationRow, backlog: Backlog) -> None:
+        """A server could not be reached: note that, and what it has not been told."""
+        await self._database.write("add_destination_failure", _add_failure, row, backlog)
+
+    async def add_backlogs(self, backlogs: Mapping[str, Backlog]) -> None:
+        """Note what else servers have missed."""
+        await self._database.write("add_backlogs", _add_backlogs, backlogs)
+
+    def set_told(
+        self, txn: WriteTransaction, server: str, rooms: Mapping[int, int | None], users: Mapping[str, int | None]
+    ) -> None:
+        """The server has been told of rooms and users; where it has missed something since, from where on."""
+        txn.execute_many(
+            "DELETE FROM destination_rooms WHERE server = ? AND room_nid = ?",
+            [(server, nid) for nid, position in rooms.items() if position is None],
+        )
+        txn.execute_many(
+            "UPDATE destination_rooms SET position = ? WHERE server = ? AND room_nid = ?",
+            [(position, server, nid) for nid, position in rooms.items() if position is not None],
+        )
+        txn.execute_many(
+            "DELETE FROM destination_users WHERE server = ? AND user_id = ?",
+            [(server, user_id) for user_id, position in users.items() if position is None],
+        )
+        txn.execute_many(
+            "UPDATE destination_users SET stream_id = ? WHERE server = ? AND user_id = ?",
+            [(position, server, user_id) for user_id, position in users.items() if position is not None],
+        )
+
+    def set_reached(self, txn: WriteTransaction, server: str, now_ms: int) -> None:
+        """The server can be reached again."""
+        txn.execute(
+            "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0 WHERE server = ?",
+            (now_ms, server),
+        )
+
+
+def _take(txn: WriteTransaction, holder: str, now_ms: int, expires_ts: int, by_force: bool) -> Lease | None:
+    row = txn.query_one("SELECT holder, expires_ts, run, position FROM sender_lease WHERE name = ?", (_LEASE,))
+    if row is None:
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO sender_lease (name, holder, expires_ts, run, position) VALUES (?, ?, ?, 1, ?)",
+            (_LEASE, holder, expires_ts, position),
+        )
+        return Lease(1, position)
+    if not by_force and row[0] != holder and row[1] > now_ms:
+        return None
+    txn.execute(
+        "UPDATE sender_lease SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?", (holder, expires_ts, _LEASE)
+    )
+    return Lease(row[2] + 1, row[3])
+
+
+def _renew(txn: WriteTransaction, holder: str, expires_ts: int, position: int) -> bool:
+    sql = "UPDATE sender_lease SET expires_ts = ?, position = ? WHERE name = ? AND holder = ?"
+    return txn.execute(sql, (expires_ts, position, _LEASE, holder)) == 1
+
+
+def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
+    rows = txn.query("SELECT server, failing_since_ts, tried_ts, pause_ms, error FROM destinations")
+    return {row[0]: DestinationRow(*row) for row in rows}
+
+
+def _select_backlogs(txn: Transaction) -> dict[str, Backlog]:
+    backlogs: dict[str, Backlog] = {}
+    for server, room_nid, position in txn.query("SELECT server, room_nid, position FROM destination_rooms"):
+        backlogs.setdefault(server, Backlog()).rooms[room_nid] = position
+    for server, user_id, stream_id in txn.query("SELECT server, user_id, stream_id FROM destination_users"):
+        backlogs.setdefault(server, Backlog()).users[user_id] = stream_id
+    return backlogs
+
+
+def _select_events(txn: Transaction, after: int, upto: int, limit: int) -> list[EventToSend]:
+    rows = txn.query(
+        "SELECT position, event_nid, room_nid, sender, type FROM events WHERE position > ? AND position <= ?"
+        f" AND (flags & {_TO_SEND}) <> 0 ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [
+        EventToSend(position, nid, room, sender, type == "m.room.member") for position, nid, room, sender, type in rows
+    ]
+
+
+def _select_receipts(txn: Transaction, after: int, upto: int, limit: int) -> list[ReceiptToSend]:
+    rows = txn.query(
+        "SELECT position, room_nid, user_id, thread_id, event_id, ts FROM receipts"
+        " WHERE receipt_type = 'm.read' AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [ReceiptToSend(*row) for row in rows]
+
+
+def _select_missed(txn: Transaction, room_nid: int, after: int, upto: int, limit: int) -> list[int]:
+    rows = txn.query(
+        f"SELECT event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ? AND (flags & {_TO_SEND}) <> 0"
+        " ORDER BY position DESC LIMIT ?",
+        (room_nid, after, upto, limit),
+    )
+    return [nid for (nid,) in reversed(rows)]
+
+
+def _select_departures(txn: Transaction, room_nid: int, since: int) -> list[tuple[str, int]]:
+    rows = txn.query(
+        "SELECT user_id, position FROM memberships WHERE room_nid = ? AND position >= ? AND is_local = 0"
+        " AND membership IN ('leave', 'ban')",
+        (room_nid, since),
+    )
+    return [(user_id, position) for user_id, position in rows]
+
+
+def _add_failure(txn: WriteTransaction, row: DestinationRow, backlog: Backlog) -> None:
+    txn.execute(
+        "INSERT INTO destinations (server, failing_since_ts, tried_ts, pause_ms, error) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (server) DO UPDATE SET failing_since_ts = excluded.failing_since_ts, tried_ts = excluded.tried_ts,"
+        " pause_ms = excluded.pause_ms, error = excluded.error",
+        (row.server, row.failing_since_ts, row.tried_ts, row.pause_ms, row.error),
+    )
+    _add_backlogs(txn, {row.server: backlog})
+
+
+def _add_backlogs(txn: WriteTransaction, backlogs: Mapping[str, Backlog]) -> None:
+    rooms: Iterable[tuple[str, int, int]] = (
+        (server, nid, position) for server, backlog in backlogs.items() for nid, position in backlog.rooms.items()
+    )
+    txn.execute_many(
+        "INSERT INTO destination_rooms (server, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rooms
+    )
+    users: Iterable[tuple[str, str, int]] = (
+        (server, user_id, stream_id)
+        for server, backlog in backlogs.items()
+        for user_id, stream_id in backlog.users.items()
+    )
+    txn.execute_many(
+        "INSERT INTO destination_users (server, user_id, stream_id) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", users
+    )

@@ -1,0 +1,108 @@
+"""Events from other servers that wait for what this server lacks: acknowledged, so kept until they are taken in or given up."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+MOST_OF_ONE_SERVER: Final = 2000
+"""Events that wait on behalf of one server."""
+
+
+class InboxFull(Exception):
+    """So much waits on behalf of this server already that no more is taken from it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewInboxRow:
+    """An event that is to wait."""
+
+    event_id: str
+    pdu: bytes
+    """JSON of the whole PDU."""
+
+
+@dataclass(frozen=True, slots=True)
+class InboxRow:
+    """An event that waits."""
+
+    inbox_nid: int
+    event_id: str
+    origin: str
+    received_ts: int
+    attempts: int
+    pdu: bytes
+
+
+class InboxStore:
+    """The table `inbox`."""
+
+    def __init__(self, database: Database, *, most_of_one_server: int = MOST_OF_ONE_SERVER) -> None:
+        self._database = database
+        self._most_of_one_server = most_of_one_server
+
+    async def add(self, room_nid: int, origin: str, rows: Sequence[NewInboxRow], received_ts: int) -> None:
+        """Keep events of a room; those that wait already are left alone. Raises InboxFull: then none is kept."""
+        await self._database.write("add_to_inbox", self._add, room_nid, origin, list(rows), received_ts)
+
+    async def get_of_room(self, room_nid: int, limit: int) -> list[InboxRow]:
+        """What waits in a room: first what was tried least often, then what came first."""
+        return await self._database.read_quickly("get_inbox", _select, room_nid, limit)
+
+    async def get_rooms(self) -> list[int]:
+        """The rooms in which something waits."""
+        return await self._database.read("get_inbox_rooms", _select_rooms)
+
+    async def count(self) -> int:
+        """How much waits in all."""
+        return await self._database.read("count_inbox", _count)
+
+    async def remove(self, inbox_nids: Iterable[int]) -> None:
+        """These need not wait any longer."""
+        await self._database.write("remove_from_inbox", _remove, list(inbox_nids))
+
+    async def note_attempt(self, inbox_nids: Iterable[int]) -> None:
+        """It was tried in vain."""
+        await self._database.write("note_inbox_attempt", _note_attempt, list(inbox_nids))
+
+    def _add(
+        self, txn: WriteTransaction, room_nid: int, origin: str, rows: list[NewInboxRow], received_ts: int
+    ) -> None:
+        row = txn.query_one("SELECT count(*) FROM inbox WHERE origin = ?", (origin,))
+        assert row is not None
+        if row[0] + len(rows) > self._most_of_one_server:
+            raise InboxFull(origin)
+        first = txn.allocate("inbox", len(rows))
+        txn.execute_many(
+            "INSERT INTO inbox (inbox_nid, room_nid, received_ts, event_id, origin, pdu) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            [(first + at, room_nid, received_ts, row.event_id, origin, row.pdu) for at, row in enumerate(rows)],
+        )
+
+
+def _select(txn: Transaction, room_nid: int, limit: int) -> list[InboxRow]:
+    rows = txn.query(
+        "SELECT inbox_nid, event_id, origin, received_ts, attempts, pdu FROM inbox WHERE room_nid = ?"
+        " ORDER BY attempts, inbox_nid LIMIT ?",
+        (room_nid, limit),
+    )
+    return [InboxRow(*row) for row in rows]
+
+
+def _select_rooms(txn: Transaction) -> list[int]:
+    return [room_nid for (room_nid,) in txn.query("SELECT DISTINCT room_nid FROM inbox ORDER BY room_nid")]
+
+
+def _count(txn: Transaction) -> int:
+    row = txn.query_one("SELECT count(*) FROM inbox")
+    return 0 if row is None else int(row[0])
+
+
+def _remove(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
+    txn.execute_many("DELETE FROM inbox WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids])
+
+
+def _note_attempt(txn: WriteTransaction, inbox_nids: Collection[int]) -> None:
+    txn.execute_many("UPDATE inbox SET attempts = attempts + 1 WHERE inbox_nid = ?", [(nid,) for nid in inbox_nids])

@@ -1,0 +1,98 @@
+"""Memberships of our users in rooms that this server is not in: invites, knocks, and the leaving after these.
+
+They stand among the memberships like all others, with `OUTSIDE` as the number of their event. The event itself is kept
+here and not among the room's: what it rests upon is not known, so nothing could be built or decided upon it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from storage.database import Database
+from storage.memberships import MembershipRow, put_membership, select_memberships
+from storage.room_effects import NewMembership
+from storage.rooms import RoomRow, add_room, select_room
+from storage.streams import Change, Topic
+from storage.transaction import Transaction, WriteTransaction
+
+OUTSIDE: Final = 0
+"""`event_nid` of memberships whose event is kept here."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideRow:
+    """What another server told of a membership."""
+
+    room_nid: int
+    user_id: str
+    event_id: str
+    server: str
+    """A server that knows the room."""
+    pdu: bytes
+    stripped_state: bytes
+    """A JSON array."""
+
+
+_COLUMNS = "room_nid, user_id, event_id, server, pdu, stripped_state"
+
+
+class OutsideMembershipStore:
+    """Readers and writers of the table `outside_memberships`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_outside(self, room_nid: int, user_ids: Iterable[str]) -> Mapping[str, OutsideRow]:
+        """What was last told of these users' memberships of a room; it counts while their membership is `OUTSIDE`."""
+        return await self._database.read_quickly("get_outside_memberships", _select, room_nid, list(user_ids))
+
+    async def get_room(self, room_id: str, version: str, now_ms: int) -> RoomRow:
+        """The room, which is noted if it was not known. Its version may be another than the one given."""
+        return await self._database.write("note_room", _note_room, room_id, version, now_ms)
+
+    async def set_outside(self, row: OutsideRow, new: NewMembership) -> bool:
+        """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now."""
+        return await self._database.write("set_outside_membership", _set, row, new)
+
+
+def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, OutsideRow]:
+    rows = txn.query_in(
+        f"SELECT {_COLUMNS} FROM outside_memberships WHERE room_nid = ? AND user_id IN {{keys}}",
+        user_ids,
+        before=(room_nid,),
+    )
+    return {
+        user_id: OutsideRow(nid, user_id, event_id, server, bytes(pdu), bytes(state))
+        for nid, user_id, event_id, server, pdu, state in rows
+    }
+
+
+def _note_room(txn: WriteTransaction, room_id: str, version: str, now_ms: int) -> RoomRow:
+    return select_room(txn, room_id) or add_room(txn, room_id, version, now_ms)[0]
+
+
+def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:
+    present = select_memberships(txn, row.room_nid, [row.user_id]).get(row.user_id)
+    if present is not None and present.membership == "join":
+        return False
+    txn.execute(
+        f"INSERT INTO outside_memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (room_nid, user_id) DO UPDATE SET event_id = excluded.event_id, server = excluded.server,"
+        " pdu = excluded.pdu, stripped_state = excluded.stripped_state",
+        (row.room_nid, row.user_id, row.event_id, row.server, row.pdu, row.stripped_state),
+    )
+    membership = MembershipRow(
+        row.room_nid,
+        row.user_id,
+        new.membership,
+        OUTSIDE,
+        new.sender,
+        txn.next_position(),
+        new.is_local,
+        new.display_name,
+        new.avatar_url,
+        forgotten=False,
+    )
+    put_membership(txn, membership)
+    txn.announce(Change(membership.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=membership))
+    return True

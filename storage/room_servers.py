@@ -1,0 +1,60 @@
+"""The other servers that are in a room: counted as their users join and leave, so that nobody has to look at members."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class RoomServer:
+    """A server in a room."""
+
+    server: str
+    since: int
+    """The position at which its first user joined."""
+
+
+class RoomServerStore:
+    """Readers of the table `room_servers`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_servers(self, room_nids: Iterable[int]) -> Mapping[int, list[RoomServer]]:
+        """The other servers in each of the rooms, in one query; a room without any is missing from the answer."""
+        return await self._database.read_quickly("get_room_servers", _select, list(room_nids))
+
+
+def count_servers(
+    txn: WriteTransaction, room_nid: int, changes: Mapping[str, int], positions: Mapping[str, int]
+) -> None:
+    """Add to the counts of joined users by server; who comes in does so at its position."""
+    for server, change in changes.items():
+        if change > 0:
+            txn.execute(
+                "INSERT INTO room_servers (room_nid, server, joined_count, since) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (room_nid, server) DO UPDATE SET"
+                " joined_count = room_servers.joined_count + excluded.joined_count",
+                (room_nid, server, change, positions[server]),
+            )
+        elif change < 0:
+            txn.execute(
+                "UPDATE room_servers SET joined_count = joined_count + ? WHERE room_nid = ? AND server = ?",
+                (change, room_nid, server),
+            )
+            txn.execute(
+                "DELETE FROM room_servers WHERE room_nid = ? AND server = ? AND joined_count <= 0", (room_nid, server)
+            )
+
+
+def _select(txn: Transaction, room_nids: list[int]) -> dict[int, list[RoomServer]]:
+    rows = txn.query_in(
+        "SELECT room_nid, server, since FROM room_servers WHERE room_nid IN {keys} ORDER BY room_nid, server",
+        room_nids,
+    )
+    found: dict[int, list[RoomServer]] = {}
+    for room_nid, server, since in rows:
+        found.setdefault(room_nid, []).append(RoomServer(server, since))
+    return found

@@ -1,0 +1,185 @@
+"""The other end of real sockets on loopback: servers that answer with the bytes that a test gives them.
+
+far = FarSide(tmp_path)
+port = far.listen(lambda request: ok(b'{"server": {}}'), "south.example")
+far.names.addresses["south.example"] = ["127.0.0.1"]
+answer = await far.agent().exchange(ServerName(f"south.example:{port}"), WireRequest("GET", "/_matrix/x"))
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.interfaces import IAddress, IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, ITCPTransport
+from twisted.internet.protocol import Protocol, ServerFactory
+
+from federation.agent import Agent
+from federation.outbound.addresses import AddressPolicy
+from federation.outbound.client import GuardedClient
+from federation.outbound.connection import Connection
+from federation.outbound.dialling import Dialler
+from federation.outbound.names import NameNotFound, Services
+from federation.outbound.pool import Pool
+from federation.outbound.proxy import Proxy
+from federation.outbound.tls import TlsName, TlsTrust
+from federation.protocol.discovery import Service
+from federation.routes import Routes
+from homeserver.http.listeners import TlsContext
+from tests.helpers.certificates import Authority
+
+CLOCK = cast(IReactorTime, installed_reactor)
+LOOPBACK = ("127.0.0.1", "::1")
+PRIVATE = ("127.0.0.0/8", "::1/128", "10.0.0.0/8")
+
+Answer = Callable[[bytes], bytes | None]
+"""From a whole request to the bytes of its answer; empty: close the connection; None: say nothing."""
+
+
+def ok(body: bytes, *headers: str) -> bytes:
+    """A good answer."""
+    lines = ["HTTP/1.1 200 OK", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+class FakeNames:
+    """Names that a test makes up."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, Sequence[str]] = {}
+        self.services: dict[str, Sequence[Service]] = {}
+        self.asked: list[str] = []
+
+    async def lookup_addresses(self, host: str) -> Sequence[str]:
+        if host not in self.addresses:
+            raise NameNotFound(f"{host} has no address")
+        return self.addresses[host]
+
+    async def lookup_services(self, name: str) -> Services:
+        self.asked.append(name)
+        return Services(tuple(self.services.get(name, ())), 300)
+
+
+class MovedDialler(Dialler):
+    """Dials other ports than it is told, since a test cannot listen on 443."""
+
+    ports: dict[int, int]
+
+    async def dial(self, host: str, port: int, tls: TlsName | None) -> Connection:
+        return await super().dial(host, self.ports.get(port, port), tls)
+
+
+class Speaker(Protocol):
+    """One connection of a server."""
+
+    def __init__(self, answer: Answer, requests: list[bytes]) -> None:
+        self._answer = answer
+        self._requests = requests
+        self._came = b""
+        self.last_words = b""
+        """Written before the connection is closed."""
+
+    def write(self, data: bytes) -> bool:
+        """Whether the connection was there still."""
+        if self.connected:
+            cast(ITCPTransport, self.transport).write(data)
+        return bool(self.connected)
+
+    def end(self) -> None:
+        """Close it at once."""
+        if self.connected:
+            cast(ITCPTransport, self.transport).abortConnection()
+
+    def connectionLost(self, reason: object = None) -> None:
+        self.connected = 0
+
+    def dataReceived(self, data: bytes) -> None:
+        self._came += data
+        head, separator, rest = self._came.partition(b"\r\n\r\n")
+        lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+        length = int(lengths[0].partition(b":")[2]) if lengths else 0
+        if not separator or len(rest) < length:
+            return
+        self._came = b""
+        request = head + separator + rest
+        self._requests.append(request)
+        transport = cast(ITCPTransport, self.transport)
+        answer = self._answer(request)
+        if answer:
+            transport.write(answer)
+        elif answer is not None:
+            transport.write(self.last_words)
+            transport.loseConnection()
+
+
+class FarSide:
+    """Servers, and the ways to them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = Authority(folder)
+        self.names = FakeNames()
+        self.requests: list[bytes] = []
+        """All that were received, in order."""
+        self.connections: list[Speaker] = []
+        self.moved: dict[int, int] = {}
+        """Ports that are dialled instead of others."""
+        self.pool = Pool(CLOCK)
+        self.proxy: Proxy | None = None
+        self._ports: list[IListeningPort] = []
+
+    def listen(
+        self,
+        answer: Answer,
+        *names: str,
+        address: str = "127.0.0.1",
+        certificate: tuple[Path, Path] | None = None,
+    ) -> int:
+        """Listen with a certificate for these names, without TLS where there are none; the port."""
+        factory = _Speakers(answer, self)
+        if names or certificate is not None:
+            context = TlsContext(*(certificate or self.authority.issue(*names)))
+            port = cast(IReactorSSL, installed_reactor).listenSSL(0, factory, context, interface=address)
+        else:
+            port = cast(IReactorTCP, installed_reactor).listenTCP(0, factory, interface=address)
+        self._ports.append(port)
+        return cast(IPv4Address, port.getHost()).port
+
+    def trust(self) -> TlsTrust:
+        return TlsTrust([self.authority.path])
+
+    def dialler(self, allowed: Sequence[str] = LOOPBACK) -> Dialler:
+        dialler = MovedDialler(
+            cast(IReactorTCP, installed_reactor), CLOCK, self.names, AddressPolicy(PRIVATE, allowed), self.proxy
+        )
+        dialler.ports = self.moved
+        return dialler
+
+    def client(self, allowed: Sequence[str] = LOOPBACK) -> GuardedClient:
+        return GuardedClient(CLOCK, self.dialler(allowed), self.pool, self.trust())
+
+    def agent(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> Agent:
+        routes = Routes(CLOCK, self.client(allowed), self.names, lambda: 0.5)
+        return Agent(CLOCK, routes, self.dialler(allowed), self.pool, trust or self.trust())
+
+    async def end(self) -> None:
+        """Close all."""
+        self.pool.close()
+        for port in self._ports:
+            await maybeDeferred(port.stopListening)
+        for each in self.connections:
+            each.end()
+
+
+class _Speakers(ServerFactory):
+    noisy = False
+
+    def __init__(self, answer: Answer, far: FarSide) -> None:
+        self._answer = answer
+        self._far = far
+
+    def buildProtocol(self, addr: IAddress | None) -> Speaker:
+        speaker = Speaker(self._answer, self._far.requests)
+        self._far.connections.append(speaker)
+        return speaker

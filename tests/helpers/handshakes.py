@@ -1,0 +1,46 @@
+"""Joining over the network: what people on two servers do, each call in a line."""
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from tests.helpers.http import Answer
+from tests.helpers.server import User
+from tests.helpers.talk import V3, ok, room_path
+
+NORTH, SOUTH, WEST = "north.example", "south.example", "west.example"
+
+
+def join_via(user: User, room: str, *servers: str, **body: Any) -> Answer:
+    """Join a room by id or alias, through one of the servers."""
+    return user.post(_path("join", room, servers), body)
+
+
+def knock_via(user: User, room: str, *servers: str, **body: Any) -> Answer:
+    """Knock at a room."""
+    return user.post(_path("knock", room, servers), body)
+
+
+def members(user: User, room_id: str) -> dict[str, str]:
+    """Everybody's membership as the user is told."""
+    chunk = ok(user.get(room_path(room_id, "members")))["chunk"]
+    return {event["state_key"]: event["content"]["membership"] for event in chunk}
+
+
+def rooms_in_sync(user: User, section: str) -> dict[str, Any]:
+    """The rooms of a section of a first /sync that tells of rooms that were left, too."""
+    wanted = quote('{"room":{"include_leave":true}}')
+    rooms: dict[str, Any] = ok(user.get(f"{V3}/sync?filter={wanted}")).get("rooms", {})
+    found: dict[str, Any] = rooms.get(section, {})
+    return found
+
+
+def is_known(user: User, room_id: str) -> bool:
+    """Whether a /sync tells of the room in any section."""
+    rooms = ok(user.get(f"{V3}/sync")).get("rooms", {})
+    return any(room_id in section for section in rooms.values())
+
+
+def _path(action: str, room: str, servers: Sequence[str]) -> str:
+    path = f"{V3}/{action}/{quote(room, safe='')}"
+    return f"{path}?{urlencode([('via', server) for server in servers])}" if servers else path

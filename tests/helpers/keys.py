@@ -1,0 +1,72 @@
+"""Keys of devices and of cross-signing as clients make them, and what clients ask of the server with them."""
+
+from typing import Any
+
+from federation.protocol.ids import KeyID
+from federation.protocol.signing import SigningKey, add_signature, encode_base64, encode_signed_part
+from tests.helpers.server import User
+
+V3 = "/_matrix/client/v3"
+
+
+class PersonalKey:
+    """A key of a device or of cross-signing, which is named after its device or itself."""
+
+    def __init__(self, seed: int, name: str | None = None) -> None:
+        self._key = SigningKey("unnamed", bytes([seed]) * 32)
+        self.public = encode_base64(self._key.public_key)
+        self.key_id = KeyID(f"ed25519:{name or self.public}")
+
+    def sign(self, content: dict[str, Any], user: User) -> dict[str, Any]:
+        return add_signature(content, user.user_id, self.key_id, self._key.sign(encode_signed_part(content)))
+
+
+def identity_keys(user: User, seed: int = 1) -> tuple[PersonalKey, dict[str, Any]]:
+    key = PersonalKey(seed, user.device_id)
+    keys = {
+        "user_id": user.user_id,
+        "device_id": user.device_id,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+        "keys": {
+            f"curve25519:{user.device_id}": encode_base64(bytes(32)),
+            key.key_id: key.public,
+        },
+    }
+    return key, key.sign(keys, user)
+
+
+def cross_signing_key(
+    user: User, usage: str, seed: int, by: PersonalKey | None = None
+) -> tuple[PersonalKey, dict[str, Any]]:
+    key = PersonalKey(seed)
+    content: dict[str, Any] = {"user_id": user.user_id, "usage": [usage], "keys": {key.key_id: key.public}}
+    return key, content if by is None else by.sign(content, user)
+
+
+def one_time_keys(*names: str) -> dict[str, Any]:
+    return {f"signed_curve25519:{name}": {"key": name, "signatures": {}} for name in names}
+
+
+def upload(user: User, **body: Any) -> Any:
+    answer = user.post(f"{V3}/keys/upload", body)
+    assert answer.status == 200, answer.body
+    return answer.json["one_time_key_counts"]
+
+
+def query(user: User, *others: User) -> Any:
+    answer = user.post(f"{V3}/keys/query", {"device_keys": {other.user_id: [] for other in others}})
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def claim(user: User, other: User) -> Any:
+    wish = {other.user_id: {other.device_id: "signed_curve25519"}}
+    answer = user.post(f"{V3}/keys/claim", {"one_time_keys": wish})
+    assert answer.status == 200, answer.body
+    return answer.json["one_time_keys"].get(other.user_id, {}).get(other.device_id)
+
+
+def sync(user: User, since: str | None = None) -> Any:
+    answer = user.get(f"{V3}/sync" + (f"?since={since}" if since else ""))
+    assert answer.status == 200, answer.body
+    return answer.json

@@ -1,0 +1,182 @@
+"""Whole servers in one process, on a network that a test holds in its hand.
+
+    network = Network(tmp_path)
+    north, south = network.add("north.example"), network.add("south.example")
+    network.cut("north.example", "south.example")     # until network.mend(...)
+
+All servers share one clock. A request is carried to the other server's site when it is made, unless the way is cut;
+`network.hold()` keeps requests back, and `network.deliver()` carries them, in an order that the test may choose.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
+from storage.database import Database
+from tests.helpers.http import Pending
+from tests.helpers.server import START, TestServer
+
+SETTLED_AFTER = 50
+"""Turns of the clock in which whatever was set off comes to rest."""
+
+
+class Network:
+    """The servers, and the ways between them."""
+
+    def __init__(self, folder: Path, open_database: Callable[[], Database], now: float = START) -> None:
+        """`open_database` gives each server one of its own."""
+        self.clock = Clock()
+        self.clock.advance(now)
+        self.servers: dict[str, TestServer] = {}
+        self.log: list[tuple[str, str, str, str]] = []
+        """(from, to, method, uri) of all requests that were made, in order."""
+        self.liars: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
+        """Each may answer a request in the place of the server to which it goes."""
+        self._folder = folder
+        self._open_database = open_database
+        self._sends = False
+        self._cuts: set[frozenset[str]] = set()
+        self._forgers: dict[str, Forger] = {}
+        self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
+
+    def add(self, name: str, further_config: str = "") -> TestServer:
+        """One server more."""
+        folder = self._folder / name
+        folder.mkdir()
+        return self._build(folder, name, self._open_database(), further_config)
+
+    def rebuild(self, name: str) -> TestServer:
+        """A server again, upon its database: as after a crash, but for what it would still have sent."""
+        Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
+        return self._build(self._folder / name, name, self.servers[name].app.database, "")
+
+    def _build(self, folder: Path, name: str, database: Database, further_config: str) -> TestServer:
+        server = TestServer(
+            folder,
+            database,
+            further_config,
+            seed=len(self.servers) + 1,
+            server_name=name,
+            clock=self.clock,
+            wire=Way(self, name),
+        )
+        self.servers[name] = server
+        if self._sends:
+            server.app.federation_out.sender.start()
+        return server
+
+    def start_sending(self) -> None:
+        """Let all servers tell the others what happens, as they do outside of tests; see `settle`."""
+        self._sends = True
+        for server in self.servers.values():
+            server.app.federation_out.sender.start()
+
+    def settle(self) -> None:
+        """Let happen what is to happen at once, on all servers."""
+        for _ in range(SETTLED_AFTER):
+            self.clock.advance(0)
+
+    def cut(self, one: str, other: str) -> None:
+        """Nothing passes between the two from now on."""
+        self._cuts.add(frozenset((one, other)))
+
+    def mend(self, one: str, other: str) -> None:
+        """What is sent from now on passes again."""
+        self._cuts.discard(frozenset((one, other)))
+
+    def forge(self, server: str, forger: "Forger") -> None:
+        """From now on the server answers what the forger makes of its answers."""
+        self._forgers[server] = forger
+
+    def hold(self) -> None:
+        """Keep requests back until `deliver`."""
+        self._held = []
+
+    def deliver(self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0) -> int:
+        """Carry what is held, the one that `choose` points at next, until none is left; how many there were."""
+        count = 0
+        while self._held:
+            letter, answered = self._held.pop(choose([each for each, _ in self._held]))
+            count += 1
+            self._carry(letter, answered)
+        self._held = None
+        return count
+
+    async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
+        """What a server's wire does."""
+        self.log.append((origin, destination, request.method, request.uri))
+        for lie in self.liars:
+            answer = lie(destination, request)
+            if answer is not None:
+                return answer
+        answered: Deferred[WireAnswer] = Deferred()
+        letter = Letter(origin, destination, request)
+        if self._held is not None:
+            self._held.append((letter, answered))
+        else:
+            self._carry(letter, answered)
+        answered.addTimeout(request.seconds, self.clock, lambda _failure, _seconds: _late(destination))
+        return await answered
+
+    def _carry(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
+        server = self.servers.get(letter.destination)
+        if server is None or frozenset((letter.origin, letter.destination)) in self._cuts:
+            answered.errback(RemoteError(letter.destination, "there is no way to it", retryable=True))
+            return
+        request = letter.request
+        pending = server.client.start(
+            request.method, request.uri, headers=dict(request.headers), body=request.body or None
+        )
+
+        def look() -> None:
+            answers = pending.connection.answers() if _is_whole(pending) else []
+            if answers and not answered.called:
+                answer = WireAnswer(answers[0].status, dict(answers[0].headers), answers[0].body)
+                forger = self._forgers.get(letter.destination)
+                try:
+                    answered.callback(answer if forger is None else forger(request, answer))
+                except RemoteError as error:
+                    answered.errback(error)
+
+        pending.connection.transport.heard = look
+        look()
+
+
+Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
+"""Makes another answer of one, or raises RemoteError."""
+
+
+class Letter:
+    """A request under way."""
+
+    def __init__(self, origin: str, destination: ServerName, request: WireRequest) -> None:
+        self.origin = origin
+        self.destination = destination
+        self.request = request
+
+
+class Way:
+    """A server's wire."""
+
+    def __init__(self, network: Network, origin: str) -> None:
+        self._network = network
+        self._origin = origin
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        return await self._network.exchange(self._origin, destination, request)
+
+
+def _late(destination: str) -> WireAnswer:
+    raise RemoteError(destination, "it did not answer in time", retryable=True)
+
+
+def _is_whole(pending: Pending) -> bool:
+    """Whether the head and as many bytes as it announces are there."""
+    head, separator, body = pending.connection.received().partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    return bool(separator) and (not lengths or len(body) >= int(lengths[0].partition(b":")[2]))

@@ -1,0 +1,86 @@
+"""Rooms that whole servers share, and a wire that writes down what is sent.
+
+room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+await share(room_id, north, bob)      # bob of the south joins through the north
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.wire import WireAnswer, WireRequest
+from storage.room_effects import NewMembership, StateEffect
+from storage.transaction import WriteTransaction
+from tests.helpers.server import TestServer
+
+SEND = "/_matrix/federation/v1/send/"
+
+
+class RecordingWire:
+    """Answers every transaction, and every other request as it is told; keeps all of them."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, WireRequest]] = []
+        self.answers: dict[str, Callable[[str, Any], Mapping[str, Any]]] = {}
+        """What is answered, by the beginning of the path: from the destination and the body."""
+        self.down: set[str] = set()
+        """Servers that cannot be reached."""
+
+    async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
+        self.requests.append((destination, request))
+        if destination in self.down:
+            raise RemoteError(destination, "it is down", retryable=True)
+        for path, answer in self.answers.items():
+            if request.uri.startswith(path):
+                body = msgspec.json.decode(request.body) if request.body else None
+                return WireAnswer(200, {}, msgspec.json.encode(answer(destination, body)))
+        if request.uri.startswith(SEND):
+            return WireAnswer(200, {}, b'{"pdus":{}}')
+        return WireAnswer(404, {}, b'{"errcode":"M_UNRECOGNIZED","error":"not here"}')
+
+    def transactions(self, destination: str) -> list[tuple[str, dict[str, Any]]]:
+        """(id, body) of the transactions that were tried, the failed ones too."""
+        return [
+            (request.uri.removeprefix(SEND), msgspec.json.decode(request.body))
+            for server, request in self.requests
+            if server == destination and request.uri.startswith(SEND)
+        ]
+
+    def texts(self, destination: str) -> list[str]:
+        """The bodies of the messages that were sent there."""
+        return [
+            pdu["content"]["body"]
+            for _, body in self.transactions(destination)
+            for pdu in body["pdus"]
+            if pdu["type"] == "m.room.message"
+        ]
+
+    def edus(self, destination: str, edu_type: str) -> list[dict[str, Any]]:
+        """The contents of EDUs that were sent there."""
+        return [
+            edu["content"]
+            for _, body in self.transactions(destination)
+            for edu in body["edus"]
+            if edu["edu_type"] == edu_type
+        ]
+
+
+def settle(server: TestServer) -> None:
+    """Let happen what is to happen at once."""
+    for _ in range(20):
+        server.clock.advance(0)
+
+
+async def pretend_member(server: TestServer, room_id: str, user_id: str, membership: str = "join") -> None:
+    """Let a user of another server be in a room, as far as its tables know."""
+    room = await server.app.rooms.store.get_room(room_id)
+    assert room is not None
+    member = NewMembership(user_id, membership, user_id, False, None, None)
+
+    def write(txn: WriteTransaction) -> None:
+        server.app.rooms.writer.add_effects(txn, room, [(1, StateEffect(member))])
+
+    await server.app.database.write("test", write)

@@ -1,0 +1,44 @@
+"""One pair of servers, ours and Synapse, for all tests of a module; each test has rooms of its own."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import pytest
+
+from tests.helpers.interop import Person, Side, Town, python_of_synapse
+
+NOT_INSTALLED = (
+    "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
+)
+_numbers = count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Both servers."""
+
+    ours: Side
+    theirs: Side
+
+    def people(self) -> tuple[Person, Person]:
+        """Somebody new on each: ours, theirs."""
+        number = next(_numbers)
+        return self.ours.register(f"alice{number}"), self.theirs.register(f"bob{number}")
+
+    def both_ways(self, we_are_host: bool) -> tuple[Person, Person]:
+        """Somebody new on each: who has a room, and who is a guest in it."""
+        alice, bob = self.people()
+        return (alice, bob) if we_are_host else (bob, alice)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    python = python_of_synapse()
+    if python is None:
+        pytest.skip(NOT_INSTALLED)
+    town = Town(tmp_path_factory.mktemp("town"), python)
+    try:
+        yield Pair(town.start_ours(), town.start_synapse())
+    finally:
+        town.end()

@@ -1,0 +1,65 @@
+"""Asking what is no Matrix server: plain HTTP too, redirects, and the addresses that are never contacted."""
+
+import pytest
+
+from federation.outbound.errors import OutboundError
+from tests.helpers.far_side import FarSide, ok
+
+pytestmark = pytest.mark.reactor(20)
+
+
+def redirect(place: str) -> bytes:
+    return f"HTTP/1.1 302 Found\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+async def test_a_post_without_tls(far: FarSide) -> None:
+    port = far.listen(lambda _: ok(b"{}"))
+    answer = await far.client().request("POST", f"http://127.0.0.1:{port}/push?a=b", [("X-A", "b")], b"body")
+    assert (answer.status, answer.body) == (200, b"{}")
+    assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
+    assert far.requests[0].endswith(b"X-A: b\r\nContent-Length: 4\r\n\r\nbody")
+
+
+async def test_redirects_are_followed_as_far_as_is_allowed(far: FarSide) -> None:
+    port = far.listen(lambda request: redirect("/b") if b"GET /a" in request else ok(b"b"))
+    answer = await far.client().request("GET", f"http://127.0.0.1:{port}/a", redirects=1)
+    assert (answer.url, answer.body) == (f"http://127.0.0.1:{port}/b", b"b")
+    assert (await far.client().request("GET", f"http://127.0.0.1:{port}/a")).status == 302
+
+
+async def test_a_redirect_leads_to_no_address_that_is_not_allowed(far: FarSide) -> None:
+    inside = far.listen(lambda _: ok(b"secret"), address="::1")
+    port = far.listen(lambda _: redirect(f"http://[::1]:{inside}/"))
+    with pytest.raises(OutboundError, match="does not contact"):
+        await far.client(allowed=["127.0.0.1"]).request("GET", f"http://127.0.0.1:{port}/", redirects=3)
+    assert len(far.requests) == 1
+
+
+async def test_a_connection_of_another_client_lends_no_rights(far: FarSide) -> None:
+    port = far.listen(lambda _: ok(b"secret"))
+    await far.client().request("GET", f"http://127.0.0.1:{port}/")
+    with pytest.raises(OutboundError, match="does not contact"):
+        await far.client(allowed=[]).request("GET", f"http://127.0.0.1:{port}/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "/path",
+        "http:///path",
+        "http://user:word@127.0.0.1/",
+        "http://127.0.0.1:port/",
+        "http://127.0.0.1:99999/",
+        "http://[::1/",
+        "http://127.0.0.1/a b",
+        "http://127.0.0.1/a\r\nHost: evil",
+        "http://ex ample/",
+        "http://exämple/",
+        "https://127.0.0.1/" + "x" * 9000,
+    ],
+)
+async def test_what_is_no_address_is_asked_nothing(far: FarSide, url: str) -> None:
+    with pytest.raises(OutboundError):
+        await far.client().request("GET", url)

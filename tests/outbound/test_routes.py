@@ -1,0 +1,113 @@
+"""What is remembered of well-known files and services, and for how long."""
+
+from collections.abc import Sequence
+
+from twisted.internet.task import Clock
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from federation.protocol.discovery import Hop, Service
+from federation.protocol.ids import ServerName
+from federation.routes import FIRST_PAUSE, GRACE_SECONDS, Routes
+from tests.helpers.far_side import FakeNames
+
+SOUTH = ServerName("south.example")
+
+
+class Web:
+    """Gives what a test says, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.delegates("matrix.example:443")
+
+    def delegates(self, name: str, *headers: tuple[str, str]) -> None:
+        self.answer: WebAnswer | None = WebAnswer("", 200, dict(headers), f'{{"m.server": "{name}"}}'.encode())
+
+    def answers(self, status: int) -> None:
+        self.answer = WebAnswer("", status, {}, b"")
+
+    def is_down(self) -> None:
+        self.answer = None
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        seconds: float,
+        max_bytes: int,
+        redirects: int,
+        only_https: bool,
+    ) -> WebAnswer:
+        assert only_https
+        self.count += 1
+        if self.answer is None:
+            raise OutboundError("down")
+        return self.answer
+
+
+def start() -> tuple[Web, FakeNames, Clock, Routes]:
+    web, names, clock = Web(), FakeNames(), Clock()
+    return web, names, clock, Routes(clock, web, names, lambda: 0.0)
+
+
+async def hop(routes: Routes) -> Hop:
+    return (await routes.find(SOUTH)).hops[0]
+
+
+async def test_a_file_is_fetched_again_when_it_has_run_out() -> None:
+    web, _, clock, routes = start()
+    web.delegates("matrix.example:443", ("cache-control", "max-age=1000"))
+    await hop(routes)
+    clock.advance(999)
+    await hop(routes)
+    assert web.count == 1
+    clock.advance(2)
+    web.delegates("new.example:443")
+    assert await hop(routes) == Hop("new.example", 443)
+
+
+async def test_who_does_not_answer_is_believed_for_some_hours_what_it_said() -> None:
+    web, _, clock, routes = start()
+    web.delegates("matrix.example:443", ("cache-control", "max-age=1000"))
+    await hop(routes)
+    web.is_down()
+    clock.advance(1001)
+    assert await hop(routes) == Hop("matrix.example", 443)
+    clock.advance(GRACE_SECONDS)
+    assert await hop(routes) == Hop("south.example", 8448)
+
+
+async def test_who_has_no_file_any_more_is_believed() -> None:
+    web, _, clock, routes = start()
+    web.delegates("matrix.example:443", ("cache-control", "max-age=1000"))
+    await hop(routes)
+    web.answers(404)
+    clock.advance(1001)
+    assert await hop(routes) == Hop("south.example", 8448)
+
+
+async def test_failures_are_asked_for_ever_more_rarely() -> None:
+    web, _, clock, routes = start()
+    web.is_down()
+    for _ in range(24 * 60):
+        await hop(routes)
+        clock.advance(60)
+    assert 24 <= web.count <= 32
+
+
+async def test_after_a_failure_to_connect_all_is_asked_again_before_long() -> None:
+    web, names, clock, routes = start()
+    web.delegates("matrix.example")
+    names.services["_matrix-fed._tcp.matrix.example"] = [Service(1, 1, "old.example", 1)]
+    await hop(routes)
+    names.services["_matrix-fed._tcp.matrix.example"] = [Service(1, 1, "new.example", 1)]
+    assert await hop(routes) == Hop("old.example", 1)
+    routes.doubt(SOUTH)
+    assert await hop(routes) == Hop("new.example", 1)
+    assert web.count == 1
+    clock.advance(FIRST_PAUSE + 1)
+    await hop(routes)
+    assert web.count == 2

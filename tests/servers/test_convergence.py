@@ -1,0 +1,228 @@
+"""Three whole servers, whose ways are cut, slow and out of order: once all is healed, they have the same room.
+
+Some runs are part of the suite; `MAHALLA_CONVERGENCE_RUNS=1000 pytest tests/servers/test_convergence.py` makes as many.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import EventID, RoomID
+from storage.database import Database
+from storage.timelines import Direction, Place, TimelineStore
+from tests.conftest import run_coroutine
+from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
+from tests.helpers.http import Pending
+from tests.helpers.network import Network
+from tests.helpers.server import User
+
+RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "50"))
+NAMES = (NORTH, SOUTH, EAST)
+PAIRS = ((NORTH, SOUTH), (NORTH, EAST), (SOUTH, EAST))
+WHO = st.integers(0, 2)
+LEVELS = st.sampled_from([0, 50, 100])
+HEALED_AFTER = 24
+"""Hours in which everything that rests is tried again."""
+
+
+class Towns(RuleBasedStateMachine):
+    """Alice in the north, Bob in the south and Carol in the east share a room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.directory = TemporaryDirectory()
+        self.path = Path(self.directory.name)
+        self.databases: list[Database] = []
+        template = make_sqlite_template(self.path)
+
+        def open_another() -> Database:
+            self.databases.append(open_inline(copy_sqlite(template, self.path)))
+            return self.databases[-1]
+
+        self.network = Network(self.path, open_another)
+        self.sides = [Side(self.network.add(name)) for name in NAMES]
+        self.users: list[User] = [
+            side.server.register(name) for side, name in zip(self.sides, ("alice", "bob", "carol"), strict=True)
+        ]
+        self.network.start_sending()
+        self.room_id = RoomID("!none")
+        self.stayed = {0, 1, 2}
+        """Servers that were in the room all the time."""
+        self.holding = False
+        self.number = 0
+
+    @initialize(version=st.sampled_from(["6", "10", "11", "12"]))
+    def begin(self, version: str) -> None:
+        self.room_id = create_room(self.users[0], version)
+        self.version = version
+        for user in self.users[1:]:
+            answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
+            assert answer.status == 200, answer.body
+        self.settle()
+        run_coroutine(self._remember(), None)
+
+    async def _remember(self) -> None:
+        self.before = {event_id for side in self.sides for event_id in await self._timeline(side)}
+
+    @rule(who=WHO)
+    def say(self, who: int) -> None:
+        self.number += 1
+        self.act(who, "PUT", f"send/m.room.message/{self.number}", {"msgtype": "m.text", "body": f"{self.number}"})
+
+    @rule(who=WHO, topic=st.sampled_from("xyz"))
+    def set_topic(self, who: int, topic: str) -> None:
+        self.act(who, "PUT", "state/m.room.topic/", {"topic": topic})
+
+    @rule(who=WHO, levels=st.tuples(LEVELS, LEVELS, LEVELS))
+    def set_levels(self, who: int, levels: tuple[int, int, int]) -> None:
+        users = {user.user_id: level for user, level in zip(self.users, levels, strict=True)}
+        users[self.users[0].user_id] = 100
+        if self.version == "12":
+            del users[self.users[0].user_id]
+        self.act(who, "PUT", "state/m.room.power_levels/", {"users": users, "users_default": 0, "state_default": 50})
+
+    @rule(who=WHO, join_rule=st.sampled_from(["public", "invite"]))
+    def set_join_rule(self, who: int, join_rule: str) -> None:
+        self.act(who, "PUT", "state/m.room.join_rules/", {"join_rule": join_rule})
+
+    @rule(who=WHO, whom=WHO, what=st.sampled_from(["invite", "kick", "ban", "unban"]))
+    def change_membership(self, who: int, whom: int, what: str) -> None:
+        if who != whom:
+            self.act(who, "POST", what, {"user_id": self.users[whom].user_id})
+
+    @rule(who=WHO)
+    def leave(self, who: int) -> None:
+        self.act(who, "POST", "leave", {})
+
+    @rule(who=WHO, through=WHO)
+    def join(self, who: int, through: int) -> None:
+        user = self.users[who]
+        self._note(user.start("POST", f"/_matrix/client/v3/join/{self.room_id}?via={NAMES[through]}", {}))
+
+    @rule(pair=st.sampled_from(PAIRS))
+    def cut(self, pair: tuple[str, str]) -> None:
+        self.network.cut(*pair)
+
+    @rule(pair=st.sampled_from(PAIRS))
+    def mend(self, pair: tuple[str, str]) -> None:
+        self.network.mend(*pair)
+
+    @rule()
+    def hold(self) -> None:
+        if not self.holding:
+            self.network.hold()
+            self.holding = True
+
+    @rule(data=st.data())
+    def deliver(self, data: st.DataObject) -> None:
+        self.network.deliver(lambda letters: data.draw(st.integers(0, len(letters) - 1)))
+        self.holding = False
+        self.settle()
+
+    @rule(seconds=st.sampled_from([1, 15, 100]))
+    def wait(self, seconds: int) -> None:
+        self.network.clock.advance(seconds)
+        self.settle()
+
+    def act(self, who: int, method: str, path: str, body: Any) -> None:
+        self._note(self.users[who].start(method, f"/_matrix/client/v3/rooms/{self.room_id}/{path}", body))
+
+    def _note(self, pending: Pending) -> None:
+        self.network.clock.advance(0.001)  # no two events are of the same moment
+        self.settle()
+        if pending.done:
+            assert pending.answer.status != 500, pending.answer.body
+        run_coroutine(self._look_who_stays(), None)
+
+    async def _look_who_stays(self) -> None:
+        for at in tuple(self.stayed):
+            if not await self._is_in_room(at):
+                self.stayed.discard(at)
+
+    def settle(self) -> None:
+        self.network.settle()
+
+    def teardown(self) -> None:
+        try:
+            if self.room_id != "!none":
+                self._heal()
+                run_coroutine(self._compare(), None)
+        finally:
+            for database in self.databases:
+                run_coroutine(database.close(), None)
+            self.directory.cleanup()
+
+    def _heal(self) -> None:
+        for pair in PAIRS:
+            self.network.mend(*pair)
+        self.network.deliver()
+        self._pass_time()
+        for _ in range(3):
+            for who in range(3):
+                self.say(who)
+                self._pass_time(1)
+
+    def _pass_time(self, hours: int = HEALED_AFTER) -> None:
+        for _ in range(hours):
+            self.network.clock.advance(3600)
+            self.settle()
+
+    async def _compare(self) -> None:
+        """Servers that take each other to be in the room have the same room.
+
+        A ban, or a join that the resolution of a fork took back, may be known to one side only: then that one no longer
+        tells the other anything.
+        """
+        present = [at for at in range(3) if await self._is_in_room(at)]
+        states = {at: await self.sides[at].state(self.room_id) for at in present}
+        members = {at: {other for other in range(3) if await self._is_joined(states[at], other)} for at in present}
+        for one in present:
+            for other in present:
+                if one < other and {one, other} <= members[one] & members[other]:
+                    assert states[one] == states[other], (NAMES[one], NAMES[other])
+                    await self._compare_events(one, other)
+                    await self._compare_events(other, one)
+
+    async def _compare_events(self, one: int, other: int) -> None:
+        """What one has shown, the other has too, if it was in the room all the time."""
+        if other not in self.stayed:
+            return
+        for event_id in set(await self._timeline(self.sides[one])) - self.before:
+            stored = await self.sides[other].find(self.room_id, event_id)
+            assert stored is not None, (NAMES[other], event_id)
+            assert not stored.is_outlier, (NAMES[other], event_id)
+            assert not stored.rejected, (NAMES[other], event_id)
+
+    async def _is_joined(self, state: Mapping[StateKey, EventID], who: int) -> bool:
+        event_id = state.get(StateKey("m.room.member", self.users[who].user_id))
+        if event_id is None:
+            return False
+        found = [await side.find(self.room_id, event_id) for side in self.sides]
+        return any(stored is not None and stored.event.membership == "join" for stored in found)
+
+    async def _is_in_room(self, at: int) -> bool:
+        side = self.sides[at]
+        room_nid = (await side.room(self.room_id)).room.room_nid
+        return bool(await side.rooms.memberships.local_members(room_nid))
+
+    async def _timeline(self, side: Side) -> list[EventID]:
+        room_nid = (await side.room(self.room_id)).room.room_nid
+        page = await TimelineStore(side.server.app.database).get_page(
+            room_nid, Place(2**53, 0), None, Direction.BACKWARDS, 10_000
+        )
+        events = await side.rooms.events.get_events(nid for _, nid in page)
+        return [stored.event.event_id for stored in events.values()]
+
+
+TestTowns = Towns.TestCase
+TestTowns.settings = settings(
+    max_examples=RUNS, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -1,0 +1,270 @@
+"""Encryption between servers: keys are found and claimed once, lists of devices stay true, messages to devices come once."""
+
+from typing import Any
+
+from federation.protocol.ids import RoomID, UserID
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, set_state, shared
+from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, sync, upload
+from tests.helpers.network import Network
+from tests.helpers.server import User
+
+ENCRYPTED = {"algorithm": "m.megolm.v1.aes-sha2"}
+
+
+async def sending(network: Network) -> Shared:
+    """A shared encrypted room in which both have published keys, and everything flows."""
+    room = await shared(network)
+    network.start_sending()
+    set_state(room.alice, room.room_id, "m.room.encryption", ENCRYPTED)
+    for user, seed in ((room.alice, 1), (room.bob, 2)):
+        upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys(user.device_id + "1"))
+    network.settle()
+    return room
+
+
+def another_device(user: User) -> User:
+    answer = user.server.post(
+        f"{V3}/login",
+        {
+            "type": "m.login.password",
+            "identifier": {"type": "m.id.user", "user": user.user_id},
+            "password": "wonderland",
+        },
+    )
+    assert answer.status == 200, answer.body
+    return User(user.server, answer.json)
+
+
+def asked(network: Network, server: str, word: str) -> int:
+    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
+
+
+def bodies(user: User, since: str | None = None) -> tuple[list[Any], str]:
+    """The messages that came to a device, and the next token."""
+    answer = sync(user, since)
+    return [event["content"]["n"] for event in answer.get("to_device", {}).get("events", [])], answer["next_batch"]
+
+
+def send(user: User, number: int, messages: dict[str, Any]) -> None:
+    answer = user.put(f"{V3}/sendToDevice/org.example.number/{number}", {"messages": messages})
+    assert answer.status == 200, answer.body
+
+
+async def test_keys_of_another_servers_user_are_fetched_once_and_kept(network: Network) -> None:
+    room = await sending(network)
+
+    first = query(room.alice, room.bob)
+    again = query(room.alice, room.bob)
+
+    devices = first["device_keys"][room.bob.user_id]
+    assert devices[room.bob.device_id]["keys"] == identity_keys(room.bob, 2)[1]["keys"]
+    assert devices[room.bob.device_id]["signatures"] == identity_keys(room.bob, 2)[1]["signatures"]
+    assert first == again
+    assert first["failures"] == {}
+    assert asked(network, SOUTH, "/user/devices/") == 1
+
+
+async def test_a_new_device_is_told_and_known_without_another_question(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    since = sync(room.alice)["next_batch"]
+
+    second = another_device(room.bob)
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    network.settle()
+
+    assert sync(room.alice, since)["device_lists"]["changed"] == [room.bob.user_id]
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        second.device_id,
+    }
+    assert asked(network, SOUTH, "/user/devices/") == 1
+
+    assert second.post(f"{V3}/logout").status == 200
+    network.settle()
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+    assert asked(network, SOUTH, "/user/devices/") == 1
+
+
+async def test_changes_during_an_outage_are_told_after_it(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    network.cut(NORTH, SOUTH)
+    devices = [another_device(room.bob) for _ in range(3)]
+    for seed, device in enumerate(devices, 3):
+        upload(device, device_keys=identity_keys(device, seed)[1])
+        network.settle()
+    network.rebuild(SOUTH)
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    for _ in range(3):
+        network.clock.advance(3600)
+        network.settle()
+
+    known = query(room.alice, room.bob)["device_keys"][room.bob.user_id]
+    assert known.keys() == {room.bob.device_id, *(device.device_id for device in devices)}
+
+
+async def test_a_gap_makes_the_list_be_fetched_again(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    content = {
+        "user_id": room.bob.user_id,
+        "device_id": "GONE",
+        "stream_id": 1_000_000,
+        "prev_id": [999_999],
+        "deleted": True,
+    }
+    await room.south.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
+    network.settle()
+
+    assert asked(network, SOUTH, "/user/devices/") == 2
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {room.bob.device_id}
+
+
+async def test_a_server_cannot_change_anothers_devices(network: Network) -> None:
+    room = await sending(network)
+    east = Side(network.add(EAST))
+    await adopt(room.north, east, east.server.register("carol").user_id, room.room_id)
+    before = query(room.alice, room.bob)["device_keys"]
+    content = {"user_id": room.bob.user_id, "device_id": room.bob.device_id, "stream_id": 1 << 40, "deleted": True}
+
+    await east.push(NORTH, [], [{"edu_type": "m.device_list_update", "content": content}])
+    network.settle()
+
+    assert query(room.alice, room.bob)["device_keys"] == before
+
+
+async def test_cross_signing_keys_are_told(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    master, master_key = cross_signing_key(room.bob, "master", 9)
+    _, self_signing = cross_signing_key(room.bob, "self_signing", 10, master)
+    answer = room.bob.post(
+        f"{V3}/keys/device_signing/upload", {"master_key": master_key, "self_signing_key": self_signing}
+    )
+    assert answer.status == 200, answer.body
+    network.settle()
+
+    known = query(room.alice, room.bob)
+    assert known["master_keys"][room.bob.user_id]["keys"] == master_key["keys"]
+    assert known["self_signing_keys"][room.bob.user_id]["keys"] == self_signing["keys"]
+    assert asked(network, SOUTH, "/user/devices/") == 1
+
+
+async def test_a_server_that_does_not_answer_is_named(network: Network) -> None:
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+
+    answer = query(room.alice, room.alice, room.bob)
+    assert answer["failures"].keys() == {SOUTH}
+    assert answer["device_keys"].keys() == {room.alice.user_id}
+    claimed = room.alice.post(f"{V3}/keys/claim", {"one_time_keys": {room.bob.user_id: {"X": "signed_curve25519"}}})
+    assert claimed.json["failures"].keys() == {SOUTH}
+
+
+async def test_users_with_whom_no_room_is_shared_are_asked_for_each_time(network: Network) -> None:
+    room = await sending(network)
+    dan = room.south.server.register("dan")
+    upload(dan, device_keys=identity_keys(dan, 5)[1])
+
+    for _ in range(2):
+        assert query(room.alice, dan)["device_keys"][dan.user_id].keys() == {dan.device_id}
+    assert asked(network, SOUTH, "/user/keys/query") == 2
+
+
+async def test_a_key_is_never_given_to_two(network: Network) -> None:
+    room = await sending(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    names = [f"k{number}" for number in range(10)]
+    upload(room.bob, one_time_keys=one_time_keys(*names))
+
+    given: list[str] = []
+    for number in range(12):
+        got = claim((room.alice, carol, room.bob)[number % 3], room.bob)
+        given += got or {}
+
+    assert len(given) == len(set(given)) == 11
+    fallback = {"signed_curve25519:F": {"key": "f", "fallback": True, "signatures": {}}}
+    upload(room.bob, fallback_keys=fallback)
+    assert claim(carol, room.bob) == claim(room.alice, room.bob) == fallback
+    assert sync(room.bob)["device_unused_fallback_key_types"] == []
+
+
+async def test_messages_to_devices_come_in_order_and_once(network: Network) -> None:
+    room = await sending(network)
+    second = another_device(room.bob)
+    _, since = bodies(room.bob)
+    _, since_second = bodies(second)
+    for number in range(5):
+        send(
+            room.alice, number, {room.bob.user_id: {room.bob.device_id: {"n": number}, second.device_id: {"n": number}}}
+        )
+        network.settle()
+    network.cut(NORTH, SOUTH)
+    for number in range(5, 120):
+        send(room.alice, number, {room.bob.user_id: {"*": {"n": number}}})
+        network.settle()
+    network.rebuild(NORTH)
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    for _ in range(3):
+        network.clock.advance(3600)
+        network.settle()
+
+    for user, start in ((room.bob, since), (second, since_second)):
+        got, token = list[int](), start
+        while True:
+            more, token = bodies(user, token)
+            if not more:
+                break
+            got += more
+        assert got == list(range(120))
+
+
+async def test_a_repeated_message_is_taken_once(network: Network) -> None:
+    room = await sending(network)
+    _, since = bodies(room.bob)
+    content = {
+        "sender": room.alice.user_id,
+        "type": "org.example.number",
+        "message_id": "m1",
+        "messages": {room.bob.user_id: {room.bob.device_id: {"n": 1}}},
+    }
+    edu = {"edu_type": "m.direct_to_device", "content": content}
+    forged = {"edu_type": "m.direct_to_device", "content": {**content, "sender": room.bob.user_id, "message_id": "m2"}}
+    for _ in range(2):
+        await room.north.push(SOUTH, [], [edu, forged])
+
+    assert bodies(room.bob, since)[0] == [1]
+
+
+async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    room.bob.post(f"{V3}/rooms/{room.room_id}/leave")
+    network.settle()
+    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    network.settle()
+    await adopt(room.north, room.south, UserID(room.bob.user_id), RoomID(room.room_id))
+    network.settle()
+
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        second.device_id,
+    }
+
+
+async def test_others_are_not_told_of_names_and_private_keys(network: Network) -> None:
+    room = await sending(network)
+    room.bob.put(f"{V3}/devices/{room.bob.device_id}", {"display_name": "Bob's secret phone"})
+    master, master_key = cross_signing_key(room.bob, "master", 9)
+    _, user_signing = cross_signing_key(room.bob, "user_signing", 11, master)
+    room.bob.post(f"{V3}/keys/device_signing/upload", {"master_key": master_key, "user_signing_key": user_signing})
+    network.settle()
+
+    known = query(room.alice, room.bob)
+    assert "Bob's secret phone" not in str(known)
+    assert "user_signing_keys" not in known

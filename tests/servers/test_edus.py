@@ -1,0 +1,97 @@
+"""What servers tell beside events reaches whoever takes in its type, and nobody whom the room's ACL keeps it from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from federation.edus import EduReceivers
+from federation.protocol.errors import Forbidden
+from federation.protocol.ids import ServerName
+from storage.database import DatabaseUnavailable
+from tests.helpers.network import Network
+
+NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
+
+
+class Taken:
+    """A handler that remembers, and fails when told to."""
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.contents: list[Mapping[str, Any]] = []
+        self._fault = fault
+
+    async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
+        assert origin == NORTH
+        self.contents.append(content)
+        if self._fault is not None:
+            raise self._fault
+
+
+def edu(edu_type: str, **content: Any) -> dict[str, Any]:
+    return {"edu_type": edu_type, "content": content}
+
+
+@pytest.mark.parametrize("fault", [Forbidden("not you"), RuntimeError("a bug")])
+async def test_a_handler_that_fails_harms_no_other(network: Network, fault: Exception) -> None:
+    edus = EduReceivers(network.add(SOUTH).app.federation.access)
+    failing, working = Taken(fault), Taken()
+    edus.register("org.example.failing", failing.receive)
+    edus.register("org.example.working", working.receive)
+
+    await edus.receive(NORTH, [edu("org.example.failing"), edu("org.example.working", number=1)])
+
+    assert len(failing.contents) == 1
+    assert working.contents == [{"number": 1}]
+
+
+async def test_what_could_not_be_kept_is_not_acknowledged(network: Network) -> None:
+    edus = EduReceivers(network.add(SOUTH).app.federation.access)
+    edus.register("org.example.failing", Taken(DatabaseUnavailable("gone")).receive)
+
+    with pytest.raises(DatabaseUnavailable):
+        await edus.receive(NORTH, [edu("org.example.failing")])
+
+
+async def test_malformed_and_unknown_ones_are_passed_over(network: Network) -> None:
+    edus = EduReceivers(network.add(SOUTH).app.federation.access)
+    taken = Taken()
+    edus.register("org.example.known", taken.receive)
+
+    malformed: list[object] = [None, 1, "x", [], {}, {"edu_type": 1, "content": {}}, {"edu_type": "org.example.known"}]
+    await edus.receive(NORTH, [*malformed, edu("org.example.other"), edu("org.example.known", number=1)])
+
+    assert taken.contents == [{"number": 1}]
+
+
+async def test_room_acls_are_applied(network: Network) -> None:
+    server = network.add(SOUTH)
+    alice = server.register("alice")
+    acl = {"allow": ["*"], "deny": ["NORTH.example"]}
+    state = [{"type": "m.room.server_acl", "state_key": "", "content": acl}]
+    closed = alice.post("/_matrix/client/v3/createRoom", {"initial_state": state}).json["room_id"]
+    open_to_all = alice.post("/_matrix/client/v3/createRoom", {}).json["room_id"]
+    edus = EduReceivers(server.app.federation.access)
+    typing, receipts = Taken(), Taken()
+    edus.register("m.typing", typing.receive)
+    edus.register("m.receipt", receipts.receive)
+
+    await edus.receive(
+        NORTH,
+        [
+            edu("m.typing", room_id=closed, typing=True),
+            edu("m.typing", room_id=open_to_all, typing=True),
+            edu("m.receipt", **{closed: {"m.read": {}}, open_to_all: {"m.read": {}}}),
+        ],
+    )
+
+    assert typing.contents == [{"room_id": open_to_all, "typing": True}]
+    assert receipts.contents == [{open_to_all: {"m.read": {}}}]
+
+
+async def test_a_type_has_one_handler(network: Network) -> None:
+    edus = EduReceivers(network.add(SOUTH).app.federation.access)
+    edus.register("m.typing", Taken().receive)
+
+    with pytest.raises(ValueError, match=r"m\.typing"):
+        edus.register("m.typing", Taken().receive)

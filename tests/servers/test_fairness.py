@@ -1,0 +1,124 @@
+"""Turns of other servers: so many at once, a pause for who asks too often, a refusal for who has too many waiting."""
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+
+from federation.fairness import MAX_REMEMBERED, PeerLimits, Turns
+from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.protocol.errors import LimitExceeded
+from federation.protocol.ids import ServerName
+from tests.helpers.http import client_for
+
+
+class Waiting(list[Deferred[None]]):
+    """What the handlers wait for."""
+
+
+NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
+LIMITS = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=4, at_once=2)
+
+
+def enter(turns: Turns, server: ServerName = NORTH) -> Deferred[None]:
+    return Deferred.fromCoroutine(turns.enter(server))
+
+
+def test_so_many_at_once_and_the_others_in_their_order() -> None:
+    turns = Turns(Clock(), LIMITS)
+    asked = [enter(turns) for _ in range(5)]
+    assert [each.called for each in asked] == [True, True, False, False, False]
+    turns.leave(NORTH)
+    assert [each.called for each in asked] == [True, True, True, False, False]
+    turns.leave(NORTH)
+    turns.leave(NORTH)
+    assert all(each.called for each in asked)
+
+
+def test_servers_do_not_wait_for_one_another() -> None:
+    turns = Turns(Clock(), LIMITS)
+    for _ in range(6):
+        enter(turns)
+    assert enter(turns, SOUTH).called
+
+
+async def test_who_has_too_many_waiting_is_refused() -> None:
+    turns = Turns(Clock(), LIMITS)
+    for _ in range(6):
+        enter(turns)
+    with pytest.raises(LimitExceeded):
+        await turns.enter(NORTH)
+    turns.leave(NORTH)
+    assert not enter(turns).called
+
+
+def test_who_asks_too_often_waits_before_each_further_request() -> None:
+    clock = Clock()
+    turns = Turns(clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=9))
+    asked = [enter(turns) for _ in range(5)]
+    assert [each.called for each in asked] == [True, True, True, False, False]
+    clock.advance(0.5)
+    assert all(each.called for each in asked)
+    clock.advance(0.6)
+    assert enter(turns).called
+
+
+def test_who_goes_away_leaves_its_place_to_the_next() -> None:
+    clock = Clock()
+    turns = Turns(clock, PeerLimits(window=1.0, asks_in_window=3, delay=0.5, most_waiting=9, at_once=1))
+    enter(turns)
+    gone, stays, delayed = enter(turns), enter(turns), enter(turns)
+    for each in (gone, delayed):
+        each.addErrback(lambda failure: failure.trap(CancelledError))
+        each.cancel()
+    assert clock.getDelayedCalls() == []
+    turns.leave(NORTH)
+    assert stays.called
+    turns.leave(NORTH)
+    last = enter(turns)  # the fifth within the second
+    assert not last.called
+    clock.advance(0.5)
+    assert last.called
+
+
+def test_memory_is_bounded() -> None:
+    clock = Clock()
+    turns = Turns(clock, LIMITS)
+    busy = ServerName("busy.example")
+    enter(turns, busy)
+    for number in range(3 * MAX_REMEMBERED):
+        server = ServerName(f"s{number}.example")
+        enter(turns, server)
+        turns.leave(server)
+        clock.advance(0.01)
+    assert turns.count_remembered() <= MAX_REMEMBERED
+    turns.leave(busy)
+
+
+class _NorthAsks:
+    """Takes every request for one of the north's."""
+
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+        return Peer(NORTH)
+
+
+@endpoint("GET", "/wait", auth=Auth.SERVER)
+async def get_wait(waiting: Waiting, peer: Peer) -> dict[str, str]:
+    """Answers when the test says so."""
+    waiting.append(Deferred())
+    await waiting[-1]
+    return {"server": peer.server_name}
+
+
+def test_a_server_that_presses_is_answered_429_and_no_request_is_lost() -> None:
+    waiting = Waiting()
+    clock = Clock()
+    limits = PeerLimits(window=1.0, asks_in_window=100, delay=0.5, most_waiting=2, at_once=1)
+    client = client_for(
+        [get_wait], {Waiting: waiting}, signatures=_NorthAsks(), turns=Turns(clock, limits), clock=clock
+    )
+    asked = [client.start("GET", "/wait") for _ in range(4)]
+    assert (asked[3].answer.status, asked[3].answer.json["errcode"]) == (429, "M_LIMIT_EXCEEDED")
+    for number in range(3):
+        assert len(waiting) == number + 1
+        waiting[number].callback(None)
+        assert asked[number].answer.json == {"server": NORTH}

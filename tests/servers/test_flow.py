@@ -1,0 +1,207 @@
+"""Servers that share a room tell each other what happens there, over outages and restarts too."""
+
+from typing import Any
+
+from federation.protocol.ids import EventID
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from tests.helpers.network import Network
+from tests.helpers.server import User
+
+
+async def sending(network: Network, **options: Any) -> Shared:
+    """A shared room, and everything flows."""
+    room = await shared(network, **options)
+    network.start_sending()
+    network.settle()
+    return room
+
+
+def heal(network: Network) -> None:
+    """Everybody tries again, and what comes of that comes to rest."""
+    for _ in range(6):
+        network.clock.advance(3600)
+        network.settle()
+
+
+async def same_everywhere(room: Shared, *sides: Side) -> bool:
+    """Whether all sides show the same messages and the same state."""
+    states = [await side.state(room.room_id) for side in (room.north, room.south, *sides)]
+    return all(state == states[0] for state in states) and sorted(texts(room.alice, room.room_id)) == sorted(
+        texts(room.bob, room.room_id)
+    )
+
+
+def transactions(network: Network, to: str) -> int:
+    return sum(1 for _, server, _, uri in network.log if server == to and "/send/" in uri)
+
+
+def receipts_of(user: User, room_id: str) -> dict[str, Any]:
+    answer = user.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["ephemeral"]["events"]
+    found: dict[str, Any] = {}
+    for event in answer:
+        found.setdefault(event["type"], {}).update(event["content"])
+    return found
+
+
+async def test_messages_flow_both_ways(network: Network) -> None:
+    room = await sending(network)
+
+    say(room.alice, room.room_id, "from the north")
+    network.settle()
+    say(room.bob, room.room_id, "from the south")
+    network.settle()
+
+    assert texts(room.bob, room.room_id) == texts(room.alice, room.room_id) == ["from the south", "from the north"]
+
+
+async def test_a_third_server_hears_too(network: Network) -> None:
+    room = await sending(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    await adopt(room.north, east, carol.user_id, room.room_id)
+    network.settle()
+
+    say(room.alice, room.room_id, "to both")
+    network.settle()
+
+    assert texts(room.bob, room.room_id) == texts(carol, room.room_id) == ["to both"]
+
+
+async def test_an_outage_with_traffic_on_both_sides_ends_with_equal_rooms(network: Network) -> None:
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    for number in range(30):
+        say(room.alice, room.room_id, f"north {number}")
+        say(room.bob, room.room_id, f"south {number}")
+        network.settle()
+    set_state(room.alice, room.room_id, "m.room.topic", {"topic": "split"})
+    network.settle()
+
+    network.mend(NORTH, SOUTH)
+    heal(network)
+
+    assert await same_everywhere(room)
+    assert len(texts(room.bob, room.room_id)) == 60
+
+
+async def test_two_hundred_messages_of_an_outage_come_in_few_transactions(network: Network) -> None:
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    for number in range(200):
+        say(room.alice, room.room_id, str(number))
+        network.settle()
+    for _ in range(8):
+        network.clock.advance(3600)
+        network.settle()
+
+    network.log.clear()
+    network.mend(NORTH, SOUTH)
+    heal(network)
+
+    assert transactions(network, SOUTH) <= 3
+    assert texts(room.bob, room.room_id) == [str(number) for number in range(199, -1, -1)]
+
+
+async def test_a_server_that_was_restarted_goes_on_sending(network: Network) -> None:
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    say(room.alice, room.room_id, "one")
+    network.settle()
+    network.rebuild(NORTH)
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    heal(network)
+
+    assert texts(room.bob, room.room_id) == ["one"]
+
+
+async def test_a_server_that_is_heard_from_is_told_at_once(network: Network) -> None:
+    room = await sending(network)
+    network.cut(NORTH, SOUTH)
+    say(room.alice, room.room_id, "one")
+    for _ in range(8):
+        network.settle()
+        network.clock.advance(3600)
+    network.settle()
+    network.clock.advance(10)
+    network.mend(NORTH, SOUTH)
+
+    say(room.bob, room.room_id, "two")
+    network.settle()
+
+    assert sorted(texts(room.bob, room.room_id)) == ["one", "two"]
+    assert sorted(texts(room.alice, room.room_id)) == ["one", "two"]
+
+
+async def test_who_is_kicked_learns_of_it(network: Network) -> None:
+    room = await sending(network)
+    answer = room.alice.post(f"/_matrix/client/v3/rooms/{room.room_id}/kick", {"user_id": room.bob.user_id})
+    assert answer.status == 200, answer.body
+    network.settle()
+
+    assert room.bob.get("/_matrix/client/v3/joined_rooms").json["joined_rooms"] == []
+
+
+async def test_typing_is_told_and_ends(network: Network) -> None:
+    room = await sending(network)
+    path = f"/_matrix/client/v3/rooms/{room.room_id}/typing/{room.alice.user_id}"
+    room.alice.put(path, {"typing": True, "timeout": 20000})
+    network.settle()
+    assert receipts_of(room.bob, room.room_id)["m.typing"] == {"user_ids": [room.alice.user_id]}
+
+    room.alice.put(path, {"typing": False})
+    network.settle()
+    assert receipts_of(room.bob, room.room_id).get("m.typing", {"user_ids": []}) == {"user_ids": []}
+
+
+async def test_public_receipts_are_told_and_private_ones_are_not(network: Network) -> None:
+    room = await sending(network)
+    event_id: EventID = say(room.alice, room.room_id, "read me")
+    network.settle()
+    later = say(room.alice, room.room_id, "and me")
+    network.settle()
+    base = f"/_matrix/client/v3/rooms/{room.room_id}/receipt"
+    room.bob.post(f"{base}/m.read/{event_id}", {})
+    room.bob.post(f"{base}/m.read/{later}", {"thread_id": "main"})
+    room.bob.post(f"{base}/m.read.private/{later}", {})
+    network.settle()
+
+    seen = receipts_of(room.alice, room.room_id)["m.receipt"]
+    assert seen[event_id]["m.read"].keys() == {room.bob.user_id}
+    assert seen[later]["m.read"][room.bob.user_id]["thread_id"] == "main"
+    assert "m.read.private" not in seen[later]
+
+
+async def test_a_server_speaks_of_its_own_users_in_their_rooms_only(network: Network) -> None:
+    room = await sending(network)
+    event_id = say(room.alice, room.room_id, "read me")
+    network.settle()
+    stranger = "@stranger:south.example"
+    edus = [
+        {"edu_type": "m.typing", "content": {"room_id": room.room_id, "user_id": user_id, "typing": True}}
+        for user_id in (room.alice.user_id, stranger)
+    ]
+    receipt = {"event_ids": [event_id], "data": {"ts": 1}}
+    edus.append(
+        {
+            "edu_type": "m.receipt",
+            "content": {room.room_id: {"m.read": {room.alice.user_id: receipt, stranger: receipt}}},
+        }
+    )
+    await room.south.push(NORTH, [], edus)
+
+    seen = receipts_of(room.alice, room.room_id)
+    assert seen.get("m.typing", {"user_ids": []}) == {"user_ids": []}
+    assert seen.get("m.receipt", {}) == {}
+
+
+async def test_presence_is_told(network: Network) -> None:
+    on = "presence: {enabled: true}\n"
+    room = await sending(network, config={NORTH: on, SOUTH: on})
+    room.alice.put(
+        f"/_matrix/client/v3/presence/{room.alice.user_id}/status", {"presence": "unavailable", "status_msg": "tea"}
+    )
+    network.settle()
+
+    seen = room.bob.get(f"/_matrix/client/v3/presence/{room.alice.user_id}/status").json
+    assert (seen["presence"], seen.get("status_msg")) == ("unavailable", "tea")

@@ -1,0 +1,188 @@
+"""Servers that lie about rooms: what cannot be believed is refused, and nothing of it is left."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from federation.protocol.errors import RemoteError
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import create, get_state, invite, ok, refused
+
+Change = Callable[[Any], Any]
+
+
+def pair(network: Network) -> tuple[User, User, str]:
+    """Somebody on each of two servers, and a room of the first one's."""
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    return alice, bob, create(alice, preset="public_chat", room_version="11", name="tea")
+
+
+def forging(what: str, change: Change) -> Callable[[WireRequest, WireAnswer], WireAnswer]:
+    """Changes the answers to some requests."""
+
+    def forge(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if what not in request.uri:
+            return answer
+        return WireAnswer(200, answer.headers, json.dumps(change(json.loads(answer.body))).encode())
+
+    return forge
+
+
+def in_event(**fields: Any) -> Change:
+    return lambda answer: {**answer, "event": {**answer["event"], **fields}}
+
+
+def in_state(change: Callable[[list[dict[str, Any]]], list[Any]]) -> Change:
+    """Changes the events of state and auth chain alike."""
+    return lambda answer: {**answer, "state": change(answer["state"]), "auth_chain": change(answer["auth_chain"])}
+
+
+def without(type: str) -> Change:
+    return in_state(lambda events: [event for event in events if event["type"] != type])
+
+
+def unsigned(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**event, "signatures": {NORTH: {"ed25519:a_test": "A" * 86}}} for event in events]
+
+
+TEMPLATES: dict[str, Change] = {
+    "another room": in_event(room_id="!other:" + NORTH),
+    "another user": in_event(state_key="@mallory:" + SOUTH),
+    "another sender": in_event(sender="@mallory:" + SOUTH),
+    "another type": in_event(type="m.room.message"),
+    "another membership": in_event(content={"membership": "leave"}),
+    "no auth events": in_event(auth_events=None),
+    "auth events that are none": in_event(auth_events=[1, {}]),
+    "too many": in_event(prev_events=["$" + "a" * 43] * 21),
+    "depth": in_event(depth="deep"),
+    "no event": lambda answer: {**answer, "event": []},
+    "unknown auth events": in_event(auth_events=["$" + "a" * 43]),
+}
+STATES: dict[str, Change] = {
+    "no create event": without("m.room.create"),
+    "no join rules": without("m.room.join_rules"),
+    "no signatures": in_state(unsigned),
+    "no state": lambda answer: {**answer, "state": []},
+    "no lists": lambda answer: {**answer, "state": {}, "auth_chain": None},
+    "no events": in_state(lambda _: [1, "x"]),
+    "empty events": in_state(lambda events: [{} for _ in events]),
+    "another version": in_state(
+        lambda events: [
+            {**event, "content": {**event["content"], "room_version": "10"}}
+            if event["type"] == "m.room.create"
+            else event
+            for event in events
+        ]
+    ),
+    "a list": lambda answer: [answer],
+}
+
+
+@pytest.mark.parametrize("change", TEMPLATES.values(), ids=TEMPLATES.keys())
+def test_templates_for_something_else_are_not_signed(network: Network, change: Change) -> None:
+    alice, bob, room_id = pair(network)
+    network.forge(NORTH, forging("/make_join/", change))
+
+    assert refused(join_via(bob, room_id, NORTH))[0] in (403, 502)
+    assert not is_known(bob, room_id)
+    assert members(alice, room_id) == {alice.user_id: "join"}
+
+
+def test_a_room_of_a_version_that_is_not_known(network: Network) -> None:
+    _, bob, room_id = pair(network)
+    network.forge(NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "org.example.99"}))
+
+    assert refused(answer := join_via(bob, room_id, NORTH)) == (400, "M_UNSUPPORTED_ROOM_VERSION")
+    assert "org.example.99" in answer.json["error"]
+
+
+@pytest.mark.parametrize("change", STATES.values(), ids=STATES.keys())
+def test_states_that_cannot_be_are_not_believed(network: Network, change: Change) -> None:
+    alice, bob, room_id = pair(network)
+    network.forge(NORTH, forging("/send_join/", change))
+
+    assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
+
+    assert not is_known(bob, room_id)
+    if change is not STATES["no lists"] and change is not STATES["a list"] and change is not STATES["no events"]:
+        # the other server believes that Bob is in the room: he has left again
+        assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "leave"
+    network.forge(NORTH, lambda _, answer: answer)
+    ok(join_via(bob, room_id, NORTH))
+    assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+
+
+def test_a_name_that_nobody_signed_is_not_shown(network: Network) -> None:
+    _, bob, room_id = pair(network)
+
+    def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{**each, "content": {"name": "poison"}} if each["type"] == "m.room.name" else each for each in events]
+
+    network.forge(NORTH, forging("/send_join/", in_state(lie)))
+
+    join_via(bob, room_id, NORTH)
+
+    assert "poison" not in str(bob.get(f"/_matrix/client/v3/rooms/{room_id}/state").body)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[" * 5000, b'"text"', b"null", b'{"a": NaN}'])
+def test_answers_that_are_none(network: Network, body: bytes) -> None:
+    _, bob, room_id = pair(network)
+    network.forge(NORTH, lambda request, answer: WireAnswer(200, {}, body) if "_join/" in request.uri else answer)
+
+    assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
+
+
+def test_a_server_that_dies_in_the_middle(network: Network) -> None:
+    _, bob, room_id = pair(network)
+
+    def die(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if "/send_join/" in request.uri:
+            network.cut(NORTH, SOUTH)
+            raise RemoteError(NORTH, "the connection was lost", retryable=True)
+        return answer
+
+    network.forge(NORTH, die)
+    assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
+    assert not is_known(bob, room_id)
+    network.mend(NORTH, SOUTH)
+    network.forge(NORTH, lambda _, answer: answer)
+
+    ok(join_via(bob, room_id, NORTH))
+    assert members(bob, room_id)[bob.user_id] == "join"
+
+
+def test_one_liar_does_not_keep_people_out(network: Network) -> None:
+    _, bob, room_id = pair(network)
+    ok(join_via(network.add(WEST).register("carol"), room_id, NORTH))
+    network.forge(WEST, forging("/send_join/", without("m.room.create")))
+
+    ok(join_via(bob, room_id, WEST, NORTH))
+
+    assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+
+
+def test_an_invite_without_the_other_signature_is_none(network: Network) -> None:
+    alice, bob, room_id = pair(network)
+    bad = {NORTH: {}, SOUTH: {"ed25519:a_test": "A" * 86}}
+    network.forge(SOUTH, forging("/invite/", in_event(signatures=bad)))
+
+    assert refused(alice.post(f"/_matrix/client/v3/rooms/{room_id}/invite", {"user_id": bob.user_id})) == (
+        502,
+        "M_UNKNOWN",
+    )
+    assert members(alice, room_id) == {alice.user_id: "join"}
+
+
+def test_what_else_is_changed_of_an_invite_does_not_count(network: Network) -> None:
+    alice, bob, room_id = pair(network)
+    network.forge(SOUTH, forging("/invite/", in_event(content={"membership": "ban"}, state_key=alice.user_id)))
+
+    invite(alice, room_id, bob)
+
+    assert members(alice, room_id) == {alice.user_id: "join", bob.user_id: "invite"}

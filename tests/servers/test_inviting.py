@@ -1,0 +1,253 @@
+"""People are invited over the network, knock, and turn away again."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.handshakes import NORTH, SOUTH, is_known, join_via, knock_via, members, rooms_in_sync
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import V3, create, get_state, invite, join, leave, membership, ok, refused, room_path, set_state
+
+VERSIONS = ("1", "6", "10", "11", "12")
+BLOCKED = {"default_action": "block"}
+
+
+def pair(network: Network) -> tuple[User, User]:
+    """Somebody on each of two servers."""
+    return network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_invite_is_shown_and_accepted(network: Network, version: str) -> None:
+    alice, bob = pair(network)
+    ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}))
+    room_id = create(alice, name="tea", room_version=version)
+
+    ok(membership(alice, room_id, "invite", bob, reason="come"))
+
+    shown = rooms_in_sync(bob, "invite")[room_id]["invite_state"]["events"]
+    state = {(event["type"], event["state_key"]): event for event in shown}
+    assert state["m.room.name", ""]["content"] == {"name": "tea"}
+    assert state["m.room.member", alice.user_id]["content"]["displayname"] == "Alice"
+    assert state["m.room.member", bob.user_id]["sender"] == alice.user_id
+    assert state["m.room.member", bob.user_id]["content"] == {"membership": "invite", "reason": "come"}
+    assert all(set(event) == {"type", "state_key", "sender", "content"} for event in shown)
+    assert members(alice, room_id)[bob.user_id] == "invite"
+    join(bob, room_id)
+    assert members(bob, room_id)[bob.user_id] == members(alice, room_id)[bob.user_id] == "join"
+    assert room_id not in rooms_in_sync(bob, "invite")
+
+
+def test_an_invite_wakes_who_is_invited(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    since = ok(bob.get(f"{V3}/sync"))["next_batch"]
+    waiting = bob.start("GET", f"{V3}/sync?since={since}&timeout=30000")
+
+    invite(alice, room_id, bob)
+    network.clock.advance(0.1)
+
+    assert room_id in waiting.answer.json["rooms"]["invite"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_invite_is_declined(network: Network, version: str) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice, room_version=version)
+    invite(alice, room_id, bob)
+    since = ok(bob.get(f"{V3}/sync"))["next_batch"]
+
+    ok(membership(bob, room_id, "leave", reason="no tea"))
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id) == {"membership": "leave", "reason": "no tea"}
+    news = ok(bob.get(f"{V3}/sync?since={since}"))["rooms"]
+    assert "invite" not in news
+    (event,) = news["leave"][room_id]["timeline"]["events"]
+    assert event["content"] == {"membership": "leave", "reason": "no tea"}
+    assert event["state_key"] == bob.user_id
+    assert not is_known(bob, room_id)
+    assert refused(join_via(bob, room_id, NORTH)) == (403, "M_FORBIDDEN")
+
+
+def test_an_invite_is_declined_though_nobody_answers(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+    network.cut(NORTH, SOUTH)
+
+    leave(bob, room_id)
+
+    assert room_id not in rooms_in_sync(bob, "invite")
+    assert room_id in rooms_in_sync(bob, "leave")
+    ok(bob.post(room_path(room_id, "forget")))
+    assert not is_known(bob, room_id)
+
+
+def test_who_was_invited_again_after_declining_may_join(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+    leave(bob, room_id)
+    invite(alice, room_id, bob)
+
+    join(bob, room_id)
+
+    assert members(alice, room_id)[bob.user_id] == "join"
+
+
+def test_an_invite_when_the_room_is_made(network: Network) -> None:
+    alice, bob = pair(network)
+
+    room_id = create(alice, invite=[bob.user_id], is_direct=True, preset="trusted_private_chat")
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["is_direct"] is True
+    assert room_id in rooms_in_sync(bob, "invite")
+
+
+def test_an_invite_as_a_state_event(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+
+    set_state(alice, room_id, "m.room.member", {"membership": "invite"}, bob.user_id)
+
+    assert room_id in rooms_in_sync(bob, "invite")
+
+
+def test_the_room_is_made_though_the_invited_cannot_be_reached(network: Network) -> None:
+    alice, bob = pair(network)
+    network.cut(NORTH, SOUTH)
+
+    room_id = create(alice, invite=[bob.user_id])
+
+    assert members(alice, room_id) == {alice.user_id: "join"}
+    assert refused(membership(alice, room_id, "invite", bob)) == (502, "M_UNKNOWN")
+
+
+def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:
+    alice, _ = pair(network)
+    room_id = create(alice)
+    body = {"user_id": f"@nobody:{SOUTH}"}
+
+    assert refused(alice.post(room_path(room_id, "invite"), body))[0] in (403, 404, 502)
+    assert members(alice, room_id) == {alice.user_id: "join"}
+
+
+def test_who_may_not_invite_asks_nobody(network: Network) -> None:
+    alice, bob = pair(network)
+    mallory = network.servers[NORTH].register("mallory")
+    room_id = create(alice, preset="public_chat")
+    network.log.clear()
+
+    assert refused(membership(mallory, room_id, "invite", bob)) == (403, "M_FORBIDDEN")
+    assert not network.log
+
+
+def test_who_blocks_invites_is_not_invited(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.servers[NORTH].register("carol")
+    room_id = create(alice)
+    for user in (bob, carol):
+        ok(user.put(f"{V3}/user/{user.user_id}/account_data/m.invite_permission_config", BLOCKED))
+
+    assert refused(membership(alice, room_id, "invite", bob)) == (403, "M_INVITE_BLOCKED")
+    assert refused(membership(alice, room_id, "invite", carol)) == (403, "M_INVITE_BLOCKED")
+    assert refused(alice.post(f"{V3}/createRoom", {"invite": [carol.user_id]})) == (403, "M_INVITE_BLOCKED")
+    assert members(alice, room_id) == {alice.user_id: "join"}
+
+
+def test_who_ignores_somebody_is_not_invited_by_them(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    ignored: dict[str, Any] = {"ignored_users": {alice.user_id: {}}}
+    ok(bob.put(f"{V3}/user/{bob.user_id}/account_data/m.ignored_user_list", ignored))
+
+    assert refused(membership(alice, room_id, "invite", bob)) == (403, "M_FORBIDDEN")
+    assert not is_known(bob, room_id)
+
+
+def test_only_administrators_invite_and_nobody_from_elsewhere(network: Network) -> None:
+    alice = network.add(NORTH).register("alice")
+    bob = network.add(SOUTH, "block_non_admin_invites: true\n").register("bob")
+
+    assert refused(membership(alice, create(alice), "invite", bob)) == (403, "M_FORBIDDEN")
+
+
+def test_a_second_of_a_server_is_invited_into_a_room_that_it_is_in(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.servers[SOUTH].register("carol")
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+
+    invite(alice, room_id, carol)
+
+    assert members(bob, room_id)[carol.user_id] == "invite"
+    join(carol, room_id)
+    assert members(bob, room_id)[carol.user_id] == "join"
+
+
+def test_one_is_invited_and_another_of_the_server_comes_in(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.servers[SOUTH].register("carol")
+    room_id = create(alice, preset="public_chat")
+    invite(alice, room_id, carol)
+
+    ok(join_via(bob, room_id, NORTH))
+
+    assert room_id in rooms_in_sync(carol, "invite")
+    assert members(bob, room_id)[carol.user_id] == "invite"
+    leave(carol, room_id)
+    assert members(bob, room_id)[carol.user_id] == "leave"
+
+
+def knockable(user: User, version: str) -> str:
+    """A room at which one may knock."""
+    rule = {"type": "m.room.join_rules", "state_key": "", "content": {"join_rule": "knock"}}
+    return create(user, room_version=version, initial_state=[rule], name="tea")
+
+
+@pytest.mark.parametrize("version", ["7", "10", "11", "12"])
+def test_a_knock_is_heard_and_answered(network: Network, version: str) -> None:
+    alice, bob = pair(network)
+    room_id = knockable(alice, version)
+
+    ok(knock_via(bob, room_id, NORTH, reason="please"))
+
+    content = get_state(alice, room_id, "m.room.member", bob.user_id)
+    assert content == {"membership": "knock", "reason": "please", "displayname": "bob"}
+    shown = rooms_in_sync(bob, "knock")[room_id]["knock_state"]["events"]
+    assert {"name": "tea"} in [event["content"] for event in shown]
+    assert [event["state_key"] for event in shown if event["type"] == "m.room.member"] == [bob.user_id]
+    invite(alice, room_id, bob)
+    assert room_id in rooms_in_sync(bob, "invite")
+    join(bob, room_id)
+    assert members(bob, room_id)[bob.user_id] == "join"
+
+
+def test_a_knock_is_taken_back(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = knockable(alice, "11")
+    ok(knock_via(bob, room_id, NORTH))
+
+    leave(bob, room_id)
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "leave"
+    assert room_id not in rooms_in_sync(bob, "knock")
+
+
+def test_where_nobody_may_knock(network: Network) -> None:
+    alice, bob = pair(network)
+    assert refused(knock_via(bob, create(alice), NORTH)) == (403, "M_FORBIDDEN")
+    assert refused(knock_via(bob, create(alice, room_version="6"), NORTH)) == (403, "M_FORBIDDEN")
+
+
+def test_a_closed_account_declines_its_invites(network: Network) -> None:
+    alice, bob = pair(network)
+    room_id = create(alice)
+    invite(alice, room_id, bob)
+    auth = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": bob.user_id}}
+
+    ok(bob.post(f"{V3}/account/deactivate", {"auth": {**auth, "password": "wonderland"}}))
+    network.clock.advance(60)
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "leave"

@@ -1,0 +1,339 @@
+"""Events that refer to what a server missed: the gap is filled, within bounds, or waits; nothing acknowledged is lost."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, ServerName
+from federation.receiver import Transactions
+from federation.rooms.inbox import FIRST_REST, MAX_AGE_MS, Inbox
+from federation.rooms.missing import MAX_ROUNDS
+from federation.wire import WireAnswer, WireRequest
+from homeserver.observe.federation import FederationMetrics
+from storage.inbox import InboxStore
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from tests.helpers.network import Network
+
+
+def requests_to(network: Network, server: str, word: str) -> int:
+    return sum(1 for _, to, _, uri in network.log if to == server and word in uri)
+
+
+async def waiting(side: Side) -> int:
+    return await InboxStore(side.server.app.database).count()
+
+
+async def missed(room: Shared, *names: str) -> list[EventID]:
+    """Messages that the south does not hear of."""
+    room.network.cut(NORTH, SOUTH)
+    said = [say(room.alice, room.room_id, name) for name in names]
+    room.network.mend(NORTH, SOUTH)
+    return said
+
+
+@pytest.mark.parametrize("version", ["2", "6", "10", "11", "12"])
+async def test_a_gap_is_filled(network: Network, version: str) -> None:
+    room = await shared(network, version)
+    said = await missed(room, *map(str, range(30)))
+
+    assert await room.north.push(SOUTH, [await room.pdu(said[-1])]) == {"pdus": {said[-1]: {}}}
+
+    assert texts(room.bob, room.room_id) == [str(number) for number in range(29, -1, -1)]
+    assert await room.south.extremities(room.room_id) == {said[-1]}
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+    assert requests_to(network, NORTH, "get_missing_events") == 1
+    assert requests_to(network, NORTH, "state") == 0
+    assert await waiting(room.south) == 0
+
+
+async def test_a_gap_with_a_change_of_state_in_it(network: Network) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    set_state(room.alice, room.room_id, "m.room.topic", {"topic": "tea"})
+    levels = {"users": {room.alice.user_id: 100, room.bob.user_id: 100}}
+    set_state(room.alice, room.room_id, "m.room.power_levels", levels)
+    said = say(room.alice, room.room_id, "now")
+    network.mend(NORTH, SOUTH)
+
+    await room.north.push(SOUTH, [await room.pdu(said)])
+
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+
+
+async def test_both_sides_of_a_partition_meet(network: Network) -> None:
+    room = await shared(network)
+    levels = {"users": {room.alice.user_id: 100, room.bob.user_id: 50}}
+    set_state(room.alice, room.room_id, "m.room.power_levels", levels)
+    await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
+    network.cut(NORTH, SOUTH)
+    for number in range(5):
+        say(room.alice, room.room_id, f"north {number}")
+        say(room.bob, room.room_id, f"south {number}")
+    set_state(room.alice, room.room_id, "m.room.topic", {"topic": "north"})
+    set_state(room.bob, room.room_id, "m.room.name", {"name": "south"})
+    network.mend(NORTH, SOUTH)
+    northern, southern = await room.north.last(room.room_id), await room.south.last(room.room_id)
+
+    await room.north.push(SOUTH, [event.pdu for event in northern])
+    await room.south.push(NORTH, [event.pdu for event in southern])
+
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+    assert await room.south.extremities(room.room_id) == await room.north.extremities(room.room_id)
+    assert sorted(texts(room.alice, room.room_id)) == sorted(texts(room.bob, room.room_id))
+
+
+def lie(network: Network, server: str, word: str, answer: Callable[[Any], Any]) -> list[Any]:
+    """Let a server answer requests with that word in their path so; what is returned is a list of what was asked."""
+    asked: list[Any] = []
+
+    def answer_for(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        if destination != server or f"/{word}/" not in request.uri:
+            return None
+        asked.append(msgspec.json.decode(request.body) if request.body else request.uri)
+        return WireAnswer(200, {}, msgspec.json.encode(answer(asked[-1])))
+
+    network.liars.append(answer_for)
+    return asked
+
+
+async def made_up(room: Shared, count: int) -> list[Event]:
+    """Messages of Bob's that each follow the one before, and the first of them what nobody has; the south takes none in."""
+    events: list[Event] = []
+    first: list[Event | EventID] = [EventID("$" + "x" * 43)]
+    for _ in range(count):
+        event = await room.south.build_next(
+            room.room_id, room.bob.user_id, "m.room.message", {"body": "lie"}, prev=events[-1:] or first
+        )
+        events.append(event)
+    return events
+
+
+async def test_a_past_without_end_is_not_followed_for_ever(network: Network) -> None:
+    room = await shared(network)
+    events = await made_up(room, 1500)
+    places = {event.event_id: at for at, event in enumerate(events)}
+
+    def answer(body: Any) -> Any:
+        at = min(places[name] for name in body["latest_events"])
+        return {"events": [event.pdu for event in events[max(0, at - 100) : at]]}
+
+    asked = lie(network, SOUTH, "get_missing_events", answer)
+
+    assert await room.south.push(NORTH, [events[-1].pdu]) == {"pdus": {events[-1].event_id: {}}}
+
+    assert len(asked) <= MAX_ROUNDS
+    assert len([entry for entry in network.log if entry[1] == SOUTH]) <= 2 * MAX_ROUNDS
+    assert await waiting(room.north) == 1
+    said = say(room.alice, room.room_id, "undisturbed")
+    assert await room.north.extremities(room.room_id) == {said}
+    assert "lie" not in texts(room.alice, room.room_id)
+
+
+async def test_what_was_not_asked_for_is_passed_over(network: Network) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    first, second = say(room.bob, room.room_id, "first"), say(room.bob, room.room_id, "second")
+    network.mend(NORTH, SOUTH)
+    beside = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "beside"})
+    pdus = [await room.south.pdu(room.room_id, first), beside.pdu, {"garbage": 1}, 7, None]
+    lie(network, SOUTH, "get_missing_events", lambda _: {"events": pdus})
+
+    await room.south.push(NORTH, [await room.south.pdu(room.room_id, second)])
+
+    assert texts(room.alice, room.room_id) == ["second", "first"]
+    assert await room.north.find(room.room_id, beside.event_id) is None
+
+
+@pytest.mark.parametrize("answer", [{}, {"events": 7}, {"events": []}, [], {"events": [{}] * 10_000}])
+async def test_a_useless_answer_leads_to_the_state_instead(network: Network, answer: Any) -> None:
+    room = await shared(network)
+    said = await missed(room, "one", "two", "three")
+    lie(network, NORTH, "get_missing_events", lambda _: answer)
+
+    await room.north.push(SOUTH, [await room.pdu(said[-1])])
+
+    if isinstance(answer, dict) and isinstance(answer.get("events"), list):
+        assert texts(room.bob, room.room_id)[0] == "three"
+        assert await room.south.extremities(room.room_id) >= {said[-1]}
+    else:
+        assert await waiting(room.south) == 1
+
+
+async def test_a_long_gap_is_bridged_by_the_state_at_its_edge(network: Network) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    for number in range(1100):
+        say(room.alice, room.room_id, f"{number}")
+    set_state(room.alice, room.room_id, "m.room.topic", {"topic": "long ago"})
+    for number in range(1000):
+        say(room.alice, room.room_id, f"later {number}")
+    network.mend(NORTH, SOUTH)
+
+    await room.north.push(SOUTH, [event.pdu for event in await room.north.last(room.room_id)])
+
+    assert await waiting(room.south) == 0
+    assert requests_to(network, NORTH, "get_missing_events") == MAX_ROUNDS
+    assert requests_to(network, NORTH, "state_ids") == 1
+    assert requests_to(network, NORTH, "/event/") == 1
+    assert await room.south.state(room.room_id) == await room.north.state(room.room_id)
+
+
+async def test_who_cannot_be_reached_is_asked_again_later(network: Network) -> None:
+    room = await shared(network)
+    said = await missed(room, "one", "two")
+    pdu = await room.pdu(said[-1])
+    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+
+    assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
+    assert await waiting(room.south) == 1
+    assert texts(room.bob, room.room_id) == []
+    before = len(network.log)
+    network.clock.advance(FIRST_REST - 1)
+    assert len(network.log) == before
+    network.liars.clear()
+    network.clock.advance(1)
+
+    assert texts(room.bob, room.room_id) == ["two", "one"]
+    assert await waiting(room.south) == 0
+
+
+async def test_the_rests_grow_and_in_the_end_it_is_given_up(network: Network) -> None:
+    room = await shared(network)
+    events = await made_up(room, 1)
+    network.cut(NORTH, SOUTH)
+    network.mend(NORTH, SOUTH)
+    await room.south.push(NORTH, [events[0].pdu])
+    asked = requests_to(network, SOUTH, "get_missing_events")
+    day = 24 * 3600
+
+    for _ in range(24):
+        network.clock.advance(day / 24)
+    assert asked < requests_to(network, SOUTH, "get_missing_events") < 60
+    assert await waiting(room.north) == 1
+    for _ in range(24 * (MAX_AGE_MS // 1000 // day)):
+        network.clock.advance(day / 24)
+    assert await waiting(room.north) == 0
+    given_up = len(network.log)
+    network.clock.advance(day)
+    assert len(network.log) == given_up
+
+
+async def test_what_was_acknowledged_outlives_a_crash(network: Network) -> None:
+    room = await shared(network)
+    said = await missed(room, "one", "two")
+    pdu = await room.pdu(said[-1])
+    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    assert await room.north.push(SOUTH, [pdu]) == {"pdus": {said[-1]: {}}}
+    network.liars.clear()
+
+    room.south.server.app.incoming.inbox.stop()
+    again = Side(network.rebuild(SOUTH))
+    again.server.app.incoming.inbox.start()
+
+    assert await again.extremities(room.room_id) == {said[-1]}
+    assert await waiting(again) == 0
+    again.server.app.incoming.inbox.stop()
+
+
+async def test_another_server_in_the_room_helps_out(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    join = await adopt(room.north, east, carol.user_id, room.room_id)
+    await room.north.push(SOUTH, [join.pdu])
+    said = await missed(room, "one", "two", "three")
+    pdus = [await room.pdu(name) for name in said]
+    await room.north.push(EAST, pdus)
+    network.liars.append(
+        lambda to, request: WireAnswer(500, {}, b"") if to == NORTH and "missing" in request.uri else None
+    )
+
+    await room.north.push(SOUTH, pdus[-1:])
+
+    assert texts(room.bob, room.room_id) == ["three", "two", "one"]
+    assert requests_to(network, EAST, "get_missing_events") == 1
+
+
+async def test_news_of_the_room_end_a_rest(network: Network) -> None:
+    room = await shared(network)
+    said = await missed(room, "one", "two", "three")
+    network.liars.append(lambda to, _: WireAnswer(503, {}, b"") if to == NORTH else None)
+    await room.north.push(SOUTH, [await room.pdu(said[1])])
+    network.liars.clear()
+    network.clock.advance(3)
+
+    await room.north.push(SOUTH, [await room.pdu(said[2])])
+
+    assert texts(room.bob, room.room_id) == ["three", "two", "one"]
+
+
+async def test_one_who_makes_up_much_waits_for_its_own_account_only(network: Network) -> None:
+    room = await shared(network)
+    app, metrics = room.north.server.app, FederationMetrics(CollectorRegistry())
+    store = InboxStore(app.database, most_of_one_server=3)
+    inbox = Inbox(store, app.rooms.store, app.incoming.missing, network.clock, metrics)
+    parts = app.federation
+    transactions = Transactions(
+        app.rooms.engine,
+        app.rooms.memberships,
+        parts.receiver,
+        inbox,
+        parts.edus,
+        app.incoming.outside,
+        parts.policy,
+        metrics,
+    )
+
+    async def push(*events: Event) -> dict[str, dict[str, str]]:
+        body = await transactions.receive(ServerName(SOUTH), events[0].event_id, [event.pdu for event in events], [])
+        results: dict[str, dict[str, str]] = msgspec.json.decode(body)["pdus"]
+        return results
+
+    events = [(await made_up(room, 1))[0] for _ in range(4)]
+
+    assert all(result == {} for result in (await push(*events[:2])).values())
+    assert all("error" in result for result in (await push(*events[2:])).values())
+    assert await waiting(room.north) == 2
+    said = say(room.bob, room.room_id, "honest")
+    stored = await room.south.find(room.room_id, said)
+    assert stored is not None
+    assert await push(stored.event) == {said: {}}
+    assert texts(room.alice, room.room_id)[0] == "honest"
+
+
+async def test_missing_auth_events_are_fetched(network: Network) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    levels = {"users": {room.alice.user_id: 100, room.bob.user_id: 7}}
+    changed = set_state(room.alice, room.room_id, "m.room.power_levels", levels)
+    said = say(room.alice, room.room_id, "by the new levels")
+    network.mend(NORTH, SOUTH)
+    lie(network, NORTH, "get_missing_events", lambda _: {"events": []})
+
+    await room.north.push(SOUTH, [await room.pdu(said)])
+
+    assert texts(room.bob, room.room_id)[0] == "by the new levels"
+    assert requests_to(network, NORTH, "event_auth") == 1
+    assert changed in (await room.south.state(room.room_id)).values()
+
+
+async def test_a_state_that_somebody_makes_up_takes_nothing_from_ours(network: Network) -> None:
+    """Whoever names what nobody has may tell of any state before it; ours has a say all the same."""
+    room = await shared(network)
+    network.clock.advance(1)  # of two rules of the same moment the ids would decide
+    set_state(room.alice, room.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    before = await room.north.state(room.room_id)
+    gap: list[Event | EventID] = [*await room.north.last(room.room_id), EventID("$" + "x" * 43)]
+    event = await room.south.build_next(room.room_id, room.bob.user_id, "m.room.message", {"body": "x"}, prev=gap)
+    lie(network, SOUTH, "get_missing_events", lambda _: {"events": []})
+    old = [name for key, name in (await room.south.state(room.room_id)).items() if key.type != "m.room.topic"]
+    lie(network, SOUTH, "state_ids", lambda _: {"pdu_ids": old, "auth_chain_ids": []})
+
+    await room.south.push(NORTH, [event.pdu])
+
+    assert await room.north.find(room.room_id, event.event_id) is not None
+    assert await room.north.state(room.room_id) == before

@@ -1,0 +1,122 @@
+"""What this server tells others about the keys of third servers, and what it runs."""
+
+from typing import Any
+
+import pytest
+
+from federation.notary import FETCHES_A_QUESTION, FETCHES_AT_ONCE
+from federation.protocol.signing import is_signed_by
+from tests.helpers.network import Network
+
+NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
+QUERY = "/_matrix/key/v2/query"
+DAY = 24 * 3600
+
+
+def documents(network: Network, server: str = SOUTH, criteria: Any = None) -> list[dict[str, Any]]:
+    """What the north tells of a server's keys."""
+    answer = network.servers[NORTH].post(QUERY, {"server_keys": {server: {} if criteria is None else criteria}})
+    assert answer.status == 200, answer.body
+    told: list[dict[str, Any]] = answer.json["server_keys"]
+    return told
+
+
+def fetches(network: Network) -> int:
+    return sum(uri == "/_matrix/key/v2/server" for *_, uri in network.log)
+
+
+@pytest.fixture
+def pair(network: Network) -> Network:
+    network.add(NORTH)
+    network.add(SOUTH)
+    return network
+
+
+def test_keys_of_another_are_signed_by_both(pair: Network) -> None:
+    (told,) = documents(pair)
+    assert told["server_name"] == SOUTH
+    for name in (NORTH, SOUTH):
+        key = pair.servers[name].app.federation.identity.key
+        assert is_signed_by(told, name, {key.key_id: key.public_key})
+    assert told == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}").json["server_keys"][0]
+    assert told == pair.servers[NORTH].get(f"{QUERY}/{SOUTH}/ed25519:a_test").json["server_keys"][0]
+    assert fetches(pair) == 1
+
+
+def test_our_own_keys(pair: Network) -> None:
+    (told,) = documents(pair, NORTH)
+    assert told == pair.servers[NORTH].get("/_matrix/key/v2/server").json
+    assert pair.log == []
+
+
+def test_several_servers_at_once_and_those_of_which_nothing_is_known(pair: Network) -> None:
+    body: dict[str, dict[str, Any]] = {
+        "server_keys": {SOUTH: {}, "nowhere.example": {}, NORTH: {"ed25519:x": {}}, "no name": {}}
+    }
+    answer = pair.servers[NORTH].post(QUERY, body)
+    assert sorted(told["server_name"] for told in answer.json["server_keys"]) == [NORTH, SOUTH]
+    assert pair.servers[NORTH].post(QUERY, {"server_keys": {}}).json == {"server_keys": []}
+
+
+def test_a_server_that_is_away_is_told_as_it_was(pair: Network) -> None:
+    before = documents(pair)
+    pair.cut(NORTH, SOUTH)
+    pair.clock.advance(3 * DAY)
+    assert documents(pair) == before
+
+
+def test_what_is_out_of_date_is_fetched(pair: Network) -> None:
+    (before,) = documents(pair)
+    pair.clock.advance(DAY + 1)
+    (after,) = documents(pair)
+    assert after["valid_until_ts"] > before["valid_until_ts"]
+    assert fetches(pair) == 2
+
+
+def test_who_wants_keys_that_are_good_for_longer_than_any_causes_few_fetches(pair: Network) -> None:
+    far = {"ed25519:a_test": {"minimum_valid_until_ts": 1 << 50}}
+    for _ in range(100):
+        assert len(documents(pair, SOUTH, far)) == 1
+        pair.clock.advance(DAY / 100)
+    assert fetches(pair) <= 3
+
+
+def test_strangers_cannot_make_us_ask_without_end(pair: Network) -> None:
+    for number in range(100):
+        names: dict[str, Any] = {f"s{number}-{each}.example": {} for each in range(100)}
+        assert pair.servers[NORTH].post(QUERY, {"server_keys": names}).status == 200
+        assert fetches(pair) <= (number + 1) * FETCHES_A_QUESTION
+    assert fetches(pair) == FETCHES_AT_ONCE
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"server_keys": []},
+        {"server_keys": {SOUTH: []}},
+        {"server_keys": {SOUTH: {"ed25519:a": {"minimum_valid_until_ts": "soon"}}}},
+        {"server_keys": {f"s{number}.example": {} for number in range(1000)}},
+    ],
+)
+def test_questions_that_are_none(pair: Network, body: Any) -> None:
+    answer = pair.servers[NORTH].post(QUERY, body)
+    assert 400 <= answer.status < 500
+    assert fetches(pair) == 0
+
+
+def test_a_name_that_is_none(pair: Network) -> None:
+    assert pair.servers[NORTH].get(f"{QUERY}/a%20b").status == 400
+
+
+def test_who_may_not_be_talked_to_is_not_asked(network: Network) -> None:
+    network.add(NORTH, f"federation_domain_whitelist: [{EAST}]\n")
+    network.add(SOUTH)
+    assert documents(network) == []
+    assert network.log == []
+
+
+def test_what_the_server_runs(pair: Network) -> None:
+    server = pair.servers[NORTH].get("/_matrix/federation/v1/version").json["server"]
+    assert server["name"] == "Mahalla"
+    assert server["version"]

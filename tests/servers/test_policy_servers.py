@@ -1,0 +1,151 @@
+"""Rooms with a policy server: what it does not sign is not sent, and not shown where others send it."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from federation.protocol.errors import RemoteError
+from federation.protocol.events import encode_reference, parse_event
+from federation.protocol.ids import ServerName
+from federation.protocol.policy_server import KEY_ID
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.protocol.signing import SigningKey, encode_base64
+from federation.wire import WireAnswer, WireRequest
+from tests.helpers.federated import NORTH, SOUTH, say, set_state, shared, texts
+from tests.helpers.network import Network
+
+KEY = SigningKey("policy_server", b"p" * 32)
+SIGN = "/_matrix/policy/v1/sign"
+
+
+class Judge:
+    """The south as a policy server: it signs what is not spam."""
+
+    def __init__(self, version: str) -> None:
+        self.version = version
+        self.key = KEY
+        self.is_away = False
+        self.asked: list[dict[str, Any]] = []
+
+    def answer(self, destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        """Takes the place of the server in the network."""
+        if request.uri != SIGN:
+            return None
+        assert destination == SOUTH
+        pdu = msgspec.json.decode(request.body)
+        self.asked.append(pdu)
+        if self.is_away:
+            raise RemoteError(destination, "away", retryable=True)
+        if "spam" in str(pdu["content"]):
+            refusal = {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"}
+            return WireAnswer(400, {}, msgspec.json.encode(refusal))
+        version = ROOM_VERSIONS[self.version]
+        event = parse_event(version, pdu)
+        signature = self.key.sign(encode_reference(version, event.pdu))
+        return WireAnswer(200, {}, msgspec.json.encode({SOUTH: {KEY_ID: signature}}))
+
+
+def named(key: SigningKey = KEY, via: str = SOUTH) -> dict[str, Any]:
+    return {"via": via, "public_keys": {"ed25519": encode_base64(key.public_key)}}
+
+
+def message_path(room_id: str, txn_id: str = "m") -> str:
+    return f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/{txn_id}"
+
+
+SPAM = {"msgtype": "m.text", "body": "spam"}
+
+
+@pytest.mark.parametrize("version", ["1", "6", "12"])
+async def test_what_it_signs_is_sent_with_its_signature_and_what_it_refuses_is_not_sent(
+    network: Network, version: str
+) -> None:
+    room = await shared(network, version)
+    judge = Judge(version)
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    assert judge.asked == [], "it has no say about the event that names it"
+
+    said = say(room.alice, room.room_id, "salom")
+    assert KEY_ID in (await room.pdu(said))["signatures"][SOUTH]
+
+    answer = room.alice.put(message_path(room.room_id), SPAM)
+    assert (answer.status, answer.json) == (403, {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"})
+    assert texts(room.alice, room.room_id)[0] == "salom"
+    say(room.alice, room.room_id, "va alaykum")
+
+    set_state(room.alice, room.room_id, "m.room.policy", {})
+    say(room.alice, room.room_id, "spam")
+
+
+async def test_an_event_of_others_without_its_signature_is_not_shown(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    policy = set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.cut(NORTH, SOUTH)
+    spam, ham, by_hand = (say(room.bob, room.room_id, text) for text in ("spam", "salom", "signed"))
+    assert not judge.asked
+    network.mend(NORTH, SOUTH)
+    network.liars.append(judge.answer)
+    pdus = [await room.south.pdu(room.room_id, event_id) for event_id in (spam, ham, by_hand)]
+    answer = await room.south.push(NORTH, pdus)
+    assert answer == {"pdus": {spam: {}, ham: {}, by_hand: {}}}
+    assert texts(room.alice, room.room_id)[:2] == ["signed", "salom"]
+    assert len(judge.asked) == 3
+    assert policy
+
+
+@pytest.mark.parametrize(
+    ("content", "counts"),
+    [
+        (named(), True),
+        (named(via="east.example"), False),
+        ({"via": SOUTH}, False),
+        ({"via": SOUTH, "public_keys": {"ed25519": "AAAA"}}, False),
+        ({"via": "no name", "public_keys": named()["public_keys"]}, False),
+        ({"via": SOUTH, "public_keys": []}, False),
+        ({"via": 5}, False),
+    ],
+)
+async def test_which_rooms_have_one(network: Network, content: dict[str, Any], counts: bool) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.policy", content)
+    say(room.alice, room.room_id, "salom")
+    assert bool(judge.asked) is counts
+
+
+async def test_a_signature_by_another_key_than_the_rooms_is_none(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    judge.key = SigningKey("policy_server", bytes(32))
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    answer = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "salom"})
+    assert (answer.status, answer.json["errcode"]) == (403, "M_FORBIDDEN")
+
+
+async def test_one_that_is_away_is_not_asked_for_each_event(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    judge.is_away = True
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    for number in range(5):
+        assert room.alice.put(message_path(room.room_id, str(number)), SPAM).status == 502
+    assert len(judge.asked) == 1
+    judge.is_away = False
+    network.clock.advance(31)
+    say(room.alice, room.room_id, "salom")
+
+
+async def test_a_room_may_be_rid_of_one_that_is_away(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    judge.is_away = True
+    network.liars.append(judge.answer)
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    set_state(room.alice, room.room_id, "m.room.policy", {})
+    say(room.alice, room.room_id, "salom")

@@ -1,0 +1,123 @@
+"""Servers ask each other about people and rooms: profiles, aliases, the public directory."""
+
+from typing import Any
+from urllib.parse import quote
+
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import V3, create, ok, refused
+
+OPEN = "allow_public_rooms_over_federation: true\n"
+
+
+def pair(network: Network, config: str = "") -> tuple[User, User]:
+    """Somebody on each of two servers."""
+    return network.add(NORTH, config).register("alice"), network.add(SOUTH).register("bob")
+
+
+def asked(network: Network, path: str) -> int:
+    return len([uri for _, _, _, uri in network.log if path in uri])
+
+
+def test_a_profile(network: Network) -> None:
+    alice, bob = pair(network)
+    ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}))
+    ok(alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}))
+
+    profile = ok(bob.get(f"{V3}/profile/{alice.user_id}"))
+
+    assert profile == {"displayname": "Alice", "m.tz": "Asia/Tashkent"}
+    assert ok(bob.get(f"{V3}/profile/{alice.user_id}/displayname")) == {"displayname": "Alice"}
+    assert refused(bob.get(f"{V3}/profile/{alice.user_id}/avatar_url")) == (404, "M_NOT_FOUND")
+    assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
+
+
+def test_answers_are_remembered_briefly(network: Network) -> None:
+    alice, bob = pair(network)
+    path = f"{V3}/profile/{alice.user_id}"
+    ok(bob.get(path))
+    ok(alice.put(f"{path}/displayname", {"displayname": "Alicia"}))
+
+    ok(bob.get(path))
+    assert asked(network, "query/profile") == 1
+
+    network.clock.advance(31)
+    assert ok(bob.get(path)) == {"displayname": "Alicia"}
+
+
+def test_many_who_ask_at_once_are_one_question(network: Network) -> None:
+    alice, bob = pair(network)
+    network.hold()
+    waiting = [bob.start("GET", f"{V3}/profile/{alice.user_id}") for _ in range(30)]
+
+    network.deliver()
+
+    assert {each.answer.status for each in waiting} == {200}
+    assert asked(network, "query/profile") == 1
+
+
+def test_a_server_is_asked_few_questions_at_once(network: Network) -> None:
+    _, bob = pair(network)
+    network.hold()
+    waiting = [bob.start("GET", f"{V3}/profile/@user{number}:{NORTH}") for number in range(25)]
+
+    assert [each.answer.status for each in waiting if each.done] == [429] * 5
+    network.deliver()
+
+
+def test_a_profile_of_a_server_that_is_away(network: Network) -> None:
+    alice, bob = pair(network)
+    network.cut(NORTH, SOUTH)
+    assert refused(bob.get(f"{V3}/profile/{alice.user_id}")) == (502, "M_UNKNOWN")
+
+
+def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
+    alice, bob = pair(network)
+    carol = network.add(WEST).register("carol")
+    room_id = create(alice, preset="public_chat", room_alias_name="tea")
+    ok(join_via(bob, room_id, NORTH))
+
+    path = f"{V3}/directory/room/{quote(f'#tea:{NORTH}')}"
+
+    assert ok(carol.get(path)) == {"room_id": room_id, "servers": [NORTH, SOUTH]}
+    assert ok(alice.get(path)) == {"room_id": room_id, "servers": [NORTH, SOUTH]}
+    assert refused(carol.get(f"{V3}/directory/room/{quote(f'#none:{NORTH}')}")) == (404, "M_NOT_FOUND")
+    assert refused(join_via(carol, f"#none:{NORTH}")) == (404, "M_NOT_FOUND")
+
+
+def names(page: Any) -> list[str]:
+    return [room["name"] for room in page["chunk"]]
+
+
+def test_public_rooms_of_another_server(network: Network) -> None:
+    alice, bob = pair(network, OPEN)
+    for name in ("black tea", "green tea", "coffee"):
+        create(alice, visibility="public", name=name)
+    create(alice, visibility="public", name="ours", creation_content={"m.federate": False})
+    create(alice, name="secret")
+    path = f"{V3}/publicRooms?server={NORTH}"
+
+    assert sorted(names(ok(bob.get(path)))) == ["black tea", "coffee", "green tea"]
+    found = ok(bob.post(path, {"filter": {"generic_search_term": "tea"}}))
+    assert sorted(names(found)) == ["black tea", "green tea"]
+
+    first = ok(bob.get(f"{path}&limit=2"))
+    second = ok(bob.get(f"{path}&limit=2&since={first['next_batch']}"))
+    assert len(first["chunk"]) == 2
+    assert sorted(names(first) + names(second)) == ["black tea", "coffee", "green tea"]
+
+
+def test_a_directory_is_for_its_own_people_by_default(network: Network) -> None:
+    alice, bob = pair(network)
+    create(alice, visibility="public", name="tea")
+
+    assert refused(bob.get(f"{V3}/publicRooms?server={NORTH}")) == (403, "M_FORBIDDEN")
+
+
+def test_who_has_no_account_asks_no_other_server(network: Network) -> None:
+    network.add(NORTH, OPEN)
+    south = network.add(SOUTH, "allow_public_rooms_without_auth: true\n")
+
+    assert refused(south.get(f"{V3}/publicRooms?server={NORTH}")) == (401, "M_MISSING_TOKEN")
+    assert not network.log

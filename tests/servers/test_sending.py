@@ -1,0 +1,295 @@
+"""What goes out to other servers: in order, once, after outages and restarts too, and at no cost for rooms of our own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.databases import open_inline
+from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.server import TestServer, User
+
+PEER, OTHER = "peer.example", "other.example"
+BOB = f"@bob:{PEER}"
+
+
+class Home:
+    """A server with a recording wire, and alice with a room."""
+
+    def __init__(self, folder: Path, open_database: Callable[[], Database]) -> None:
+        self.wire = RecordingWire()
+        self._open_database = open_database
+        self._folder = folder
+        self._seed = 0
+        self.server = self._build()
+        self.alice = self.server.register("alice")
+        self.room_id = str(self.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+
+    def _build(self) -> TestServer:
+        self._seed += 1
+        folder = self._folder / f"run{self._seed}"
+        folder.mkdir()
+        server = TestServer(folder, self._open_database(), seed=self._seed, wire=self.wire)
+        server.app.federation_out.sender.start()
+        settle(server)
+        return server
+
+    def restart(self) -> None:
+        """As after kill -9, at a later time: a new process on the same database."""
+        later = self.server.clock.seconds() + 1
+        self.server.app.federation_out.deliveries.stop()
+        self.server = self._build()
+        self.server.clock.advance(later - self.server.clock.seconds())
+        self.alice = User(
+            self.server, {"user_id": self.alice.user_id, "access_token": self.alice.token, "device_id": "X"}
+        )
+
+    def say(self, text: str, room_id: str | None = None) -> str:
+        path = f"/_matrix/client/v3/rooms/{room_id or self.room_id}/send/m.room.message/{text}"
+        answer = self.alice.put(path, {"msgtype": "m.text", "body": text})
+        assert answer.status == 200, answer.body
+        return str(answer.json["event_id"])
+
+    def settle(self) -> None:
+        settle(self.server)
+
+
+@pytest.fixture
+def home(tmp_path: Path, sqlite: object) -> Home:
+    return Home(tmp_path, lambda: open_inline(sqlite))  # type: ignore[arg-type]
+
+
+async def test_a_message_goes_to_each_server_in_the_room_once(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    await pretend_member(home.server, home.room_id, f"@carol:{PEER}")
+    await pretend_member(home.server, home.room_id, f"@dan:{OTHER}")
+
+    home.say("hello")
+    home.settle()
+
+    assert home.wire.texts(PEER) == home.wire.texts(OTHER) == ["hello"]
+    assert {server for server, _ in home.wire.requests} == {PEER, OTHER}
+
+
+async def test_a_room_of_our_own_costs_no_look_at_the_stream(home: Home) -> None:
+    home.settle()
+    home.say("hello")
+
+    calls = home.server.clock.getDelayedCalls()
+    assert [call for call in calls if call.getTime() <= home.server.clock.seconds()] == []
+    home.settle()
+    assert home.wire.requests == []
+
+
+async def test_what_waits_goes_together(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    for number in range(70):
+        home.say(f"m{number}")
+    home.settle()
+
+    transactions = home.wire.transactions(PEER)
+    assert [len(body["pdus"]) for _, body in transactions] == [50, 20]
+    assert home.wire.texts(PEER) == [f"m{number}" for number in range(70)]
+    assert transactions[0][0] != transactions[1][0]
+
+
+async def test_who_has_left_hears_no_more(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.say("one")
+    home.settle()
+    await pretend_member(home.server, home.room_id, BOB, "leave")
+    home.say("two")
+    home.settle()
+
+    assert home.wire.texts(PEER) == ["one"]
+
+
+async def test_who_is_banned_hears_of_it(home: Home) -> None:
+    answer = home.alice.post(f"/_matrix/client/v3/rooms/{home.room_id}/ban", {"user_id": BOB})
+    assert answer.status == 200, answer.body
+    home.settle()
+
+    ((_, body),) = home.wire.transactions(PEER)
+    assert [(pdu["type"], pdu["state_key"], pdu["content"]["membership"]) for pdu in body["pdus"]] == [
+        ("m.room.member", BOB, "ban")
+    ]
+
+
+async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("one")
+    home.settle()
+    home.say("two")
+    home.settle()
+    assert len(home.wire.transactions(PEER)) == 1, "no try before its time"
+
+    home.wire.down.clear()
+    home.server.clock.advance(5)
+    home.settle()
+
+    first, again, caught_up = home.wire.transactions(PEER)
+    assert first == again
+    assert [pdu["content"]["body"] for pdu in caught_up[1]["pdus"]] == ["two"]
+
+
+async def test_pauses_grow_to_an_hour_and_no_more(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("one")
+    home.settle()
+
+    tried = []
+    for _ in range(9):
+        before = len(home.wire.requests)
+        waited = 0
+        while len(home.wire.requests) == before and waited < 4000:
+            home.server.clock.advance(5)
+            waited += 5
+            home.settle()
+        tried.append(waited)
+    assert tried == [5, 15, 45, 135, 405, 1215, 3600, 3600, 3600]
+
+
+async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("one")
+    for _ in range(20):
+        home.settle()
+        home.server.clock.advance(400)
+    assert home.server.app.federation_out.sender.is_failing(PEER)  # type: ignore[arg-type]
+
+    home.server.clock.advance(2)
+    home.wire.down.clear()
+    home.wire.requests.clear()
+    home.server.app.federation_out.sender.heard_from(PEER)  # type: ignore[arg-type]
+    home.settle()
+
+    assert home.wire.texts(PEER) == ["one"]
+    assert not home.server.app.federation_out.sender.is_failing(PEER)  # type: ignore[arg-type]
+
+
+async def test_an_outage_ends_in_few_transactions(home: Home) -> None:
+    quiet = str(home.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+    for room_id in (home.room_id, quiet):
+        await pretend_member(home.server, room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("quiet", quiet)
+    for number in range(200):
+        home.say(f"m{number}")
+        home.settle()
+    for _ in range(4):
+        home.server.clock.advance(3600)
+        home.settle()
+    home.server.clock.advance(2)
+
+    home.wire.down.clear()
+    home.wire.requests.clear()
+    home.server.app.federation_out.sender.heard_from(PEER)  # type: ignore[arg-type]
+    home.settle()
+
+    assert len(home.wire.transactions(PEER)) <= 3
+    texts = home.wire.texts(PEER)
+    assert texts.count("quiet") == 1
+    assert texts[-1] == "m199", "the forward extremity is what the rest is found from"
+    home.say("live")
+    home.settle()
+    assert home.wire.texts(PEER)[-1] == "live"
+    assert len(home.wire.texts(PEER)) == len(set(home.wire.texts(PEER)))
+
+
+async def test_a_restart_loses_nothing_that_was_not_sent(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.say("sent")
+    home.settle()
+    home.say("written_only")  # the process ends before it looks
+
+    home.restart()
+    home.settle()
+
+    assert home.wire.texts(PEER).count("written_only") == 1
+
+
+async def test_a_restart_in_an_outage_loses_nothing(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("one")
+    home.settle()
+    home.say("two")
+    home.settle()
+    home.server.clock.advance(30)
+
+    home.restart()
+    home.say("three")
+    home.settle()
+    home.wire.requests.clear()
+    home.wire.down.clear()
+    home.server.clock.advance(3600)
+    home.settle()
+
+    assert home.wire.texts(PEER) == ["one", "two", "three"]
+    ids = [txn_id for txn_id, _ in home.wire.transactions(PEER)]
+    assert len(set(ids)) == len(ids)
+
+
+async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    sender = home.server.app.federation_out.sender
+    home.say("one")
+    home.settle()
+    assert await sender.get_statuses() == []
+
+    home.wire.down.add(PEER)
+    home.say("two")
+    home.settle()
+    (status,) = await sender.get_statuses()
+    assert (status.server, status.rooms_missed, status.device_lists_missed) == (PEER, 1, 0)
+    assert status.failure is not None
+    assert status.failure.failing_since_ts == int(home.server.clock.seconds() * 1000)
+    assert status.failure.error == f"{PEER}: it is down"
+
+    home.wire.down.clear()
+    home.server.clock.advance(5)
+    home.settle()
+    (status,) = await sender.get_statuses()
+    assert status.failure is not None
+    assert (status.failure.failing_since_ts, status.rooms_missed) == (None, 0)
+
+
+async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_after(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("before")
+    home.settle()
+    for _ in range(8):  # the transaction of the first try is given up
+        home.server.clock.advance(3600)
+        home.settle()
+    answer = home.alice.post(f"/_matrix/client/v3/rooms/{home.room_id}/ban", {"user_id": BOB})
+    assert answer.status == 200, answer.body
+    home.settle()
+    home.say("after")
+    home.settle()
+    home.wire.down.clear()
+    home.wire.requests.clear()
+    home.server.clock.advance(3600)
+    home.settle()
+
+    pdus = [pdu for _, body in home.wire.transactions(PEER) for pdu in body["pdus"]]
+    assert [pdu["content"].get("body", pdu["content"].get("membership")) for pdu in pdus] == ["before", "ban"]
+
+
+async def test_the_policy_says_whom_nothing_is_sent_to(tmp_path: Path, sqlite_database: Database) -> None:
+    wire = RecordingWire()
+    server = TestServer(tmp_path, sqlite_database, f"federation_domain_whitelist: [{OTHER}]\n", wire=wire)
+    server.app.federation_out.sender.start()
+    alice = server.register("alice")
+    room_id = alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"]
+    await pretend_member(server, room_id, BOB)
+    await pretend_member(server, room_id, f"@dan:{OTHER}")
+    alice.put(f"/_matrix/client/v3/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "hi"})
+    settle(server)
+
+    assert wire.texts(OTHER) == ["hi"]
+    assert wire.transactions(PEER) == []

@@ -1,0 +1,139 @@
+"""Who sends a request is proved by its signature."""
+
+import msgspec
+import pytest
+
+from federation.protocol.errors import BadJson, Forbidden, NotJson, RemoteError, Unauthorized
+from federation.protocol.ids import ServerName
+from federation.protocol.request_signing import make_authorization
+from federation.protocol.signing import SigningKey
+from tests.helpers.network import Network
+
+NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
+URI = "/_matrix/federation/v1/query/profile?user_id=%40a%3Asouth.example"
+
+
+def signed(network: Network, uri: str = URI, destination: ServerName = SOUTH) -> str:
+    """A signature of the north's."""
+    key = network.servers[NORTH].app.federation.identity.key
+    return make_authorization(key, method="GET", uri=uri, origin=NORTH, destination=destination, content=None)
+
+
+async def test_the_peer_is_known_by_the_key_that_it_publishes(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+
+    assert (await checker.get_peer([signed(network)], "GET", URI, b"")).server_name == NORTH
+    assert network.log == [(SOUTH, NORTH, "GET", "/_matrix/key/v2/server")]
+
+
+async def test_a_request_for_another_server_is_refused(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+
+    with pytest.raises(Unauthorized):
+        await checker.get_peer([signed(network, destination=NORTH)], "GET", URI, b"")
+
+
+async def test_a_request_to_another_path_is_refused(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+
+    with pytest.raises(Unauthorized):
+        await checker.get_peer([signed(network, URI + "0")], "GET", URI, b"")
+
+
+async def test_who_cannot_be_asked_for_its_keys_is_not_known(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    network.cut(NORTH, SOUTH)
+
+    with pytest.raises(Unauthorized):
+        await checker.get_peer([signed(network)], "GET", URI, b"")
+
+
+async def test_a_server_that_is_not_there_is_a_remote_error(network: Network) -> None:
+    requests = network.add(NORTH).app.federation.requests
+
+    with pytest.raises(RemoteError):
+        await requests.get(SOUTH, "/_matrix/federation/v1/version")
+
+
+SEND = "/_matrix/federation/v1/send/1"
+
+
+def signed_body(network: Network, signed_as: bytes, key: SigningKey | None = None, origin: ServerName = NORTH) -> str:
+    """A signature over a PUT with these bytes as its body."""
+    return make_authorization(
+        key or network.servers[NORTH].app.federation.identity.key,
+        method="PUT",
+        uri=SEND,
+        origin=origin,
+        destination=SOUTH,
+        content=msgspec.Raw(signed_as),
+    )
+
+
+@pytest.mark.parametrize(
+    ("signed_as", "sent"),
+    [
+        (b'{"a":1,"b":"x"}', b'{"a":1,"b":"x"}'),
+        (b'{"a":1,"b":"x"}', b' {"b": "\\u0078",\n "a": 1} '),
+        (b'{"a":1.5,"b":1e+20}', b'{"a":1.5,"b":1e+20}'),
+        (b'{"a":1.5,"b":1e+20}', b'{"b": 1e20, "a": 1.5}'),
+        (b"[]", b"[ ]"),
+    ],
+)
+async def test_the_signature_is_over_what_the_body_says_in_whatever_form_it_comes(
+    network: Network, signed_as: bytes, sent: bytes
+) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    header = signed_body(network, signed_as)
+    assert (await checker.get_peer([header], "PUT", SEND, sent)).server_name == NORTH
+    for other in (sent.replace(b"a", b"c"), b'{"c":5}', b"", b"{}"):
+        if other != sent:
+            with pytest.raises(Unauthorized):
+                await checker.get_peer([header], "PUT", SEND, other)
+
+
+@pytest.mark.parametrize("body", [b"{", b"{} {}", b'{"a":1},"destination":"x"', b"\xff", b"NaN", b"[" * 100_000])
+async def test_a_body_that_is_no_json_is_refused(network: Network, body: bytes) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    with pytest.raises((NotJson, BadJson)):
+        await checker.get_peer([signed_body(network, body)], "PUT", SEND, body)
+
+
+async def test_several_signatures_must_all_be_right_as_far_as_they_can_be_checked(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    good, unknown = signed_body(network, b"{}"), signed_body(network, b"{}", SigningKey("unknown", bytes(32)))
+    wrong = signed_body(network, b'{"other":1}')
+    assert (await checker.get_peer(["Bearer x", unknown, good], "PUT", SEND, b"{}")).server_name == NORTH
+    for headers in ([good, wrong], [unknown], ["Bearer x"], [], [good] * 6, [good, "X-Matrix origin=x"]):
+        with pytest.raises(Unauthorized):
+            await checker.get_peer(headers, "PUT", SEND, b"{}")
+
+
+async def test_signatures_of_two_servers_are_refused(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    other = signed_body(network, b"{}", origin=ServerName("east.example"))
+    with pytest.raises(Unauthorized, match="several"):
+        await checker.get_peer([signed_body(network, b"{}"), other], "PUT", SEND, b"{}")
+
+
+async def test_the_case_of_a_name_makes_another_server(network: Network) -> None:
+    network.add(NORTH)
+    checker = network.add(SOUTH).app.federation.signed_requests
+    with pytest.raises(Unauthorized):
+        await checker.get_peer([signed_body(network, b"{}", origin=ServerName("North.example"))], "PUT", SEND, b"{}")
+
+
+async def test_who_is_not_allowed_is_refused_before_anybody_is_asked(network: Network) -> None:
+    network.add(NORTH)
+    south = network.add(SOUTH, "federation_domain_whitelist: [east.example]\n")
+    with pytest.raises(Forbidden):
+        await south.app.federation.signed_requests.get_peer([signed_body(network, b"{}")], "PUT", SEND, b"{}")
+    assert network.log == []
