@@ -17,8 +17,8 @@ from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
+from federation.remote.hierarchies import HierarchyRequests
 from federation.rooms.by_time import NoRemoteTimes
-from federation.rooms.spaces import NoRemoteSpaces
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
@@ -232,9 +232,6 @@ def build(
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
-    exploring = ExploringParts(
-        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
-    )
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
@@ -248,6 +245,14 @@ def build(
     )
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
+    exploring = ExploringParts(
+        database,
+        identity,
+        accounts,
+        rooms,
+        remote_spaces=HierarchyRequests(federation.requests, identity, clock),
+        remote_times=NoRemoteTimes(),
+    )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
@@ -276,6 +281,7 @@ def build(
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,
+        exploring.spaces,
         exploring.times,
         finding.directory,
         finding.messages,
@@ -289,6 +295,7 @@ def build(
         incoming.form,
         incoming.served,
         incoming.transactions,
+        rooms.access,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
