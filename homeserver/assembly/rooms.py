@@ -271,7 +271,7 @@ class RoomParts:
         self.upgrades = RoomUpgrade(
             self.engine,
             self.events,
-            Replacements(self.engine, self.events, self.writer, identity, self.classify, now_ms),
+            Replacements(self.engine, self.events, self.writer, now_ms),
             room_store,
             membership_store,
             alias_store,

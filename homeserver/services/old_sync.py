@@ -102,11 +102,9 @@ class OldSync:
                 invite = (await self._parts.events.get_events([row.event_nid]))[row.event_nid]
                 shown = present_plainly(invite, with_room_id=True)
                 answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
-        request = SyncRequest(caller, None, NO_FILTER, full_state=False, state_section=StateSection.BEFORE)
-        ignored = await self._parts.ignored.of_user(caller.user_id)
         return {
             "end": str(now),
-            "presence": await self._parts.presence.read(request, Range(0, now.position), memberships, ignored),
+            "presence": await self._presence(caller, None, now),
             "rooms": answers,
             "account_data": account_data_events(caller.user_id, data.everywhere, first=True),
         }
@@ -126,6 +124,8 @@ class OldSync:
             since = now
         deadline = self._clock.seconds() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         listener = self._notifier.listen(caller.user_id, room_nid)
+        if room_id is None:
+            self._parts.presence.watch(_request(caller, since), listener)
         try:
             while True:
                 chunk, end = await self._look(caller, room_id, since)
@@ -133,6 +133,7 @@ class OldSync:
                 if chunk or remaining <= 0 or not await listener.wait(self._clock, remaining):
                     return {"start": str(since), "end": str(end), "chunk": chunk}
         finally:
+            self._parts.presence.unwatch(listener)
             listener.close()
 
     async def get_event(self, caller: Requester, event_id: EventID) -> msgspec.Raw:
@@ -188,7 +189,10 @@ class OldSync:
         if not is_whole:
             return chunk, SyncToken(arrivals[-1][0], since.ephemeral)
         joined = {nid: reader for nid, reader in readers.items() if _membership(reader) == "join"}
-        return [*chunk, *await self._ephemeral(caller, joined, since, now)], now
+        chunk += await self._ephemeral(caller, joined, since, now)
+        if room_id is None:
+            chunk += await self._presence(caller, since, now)
+        return chunk, now
 
     async def _readers(self, caller: Requester, room_id: RoomID | None, since: SyncToken) -> Mapping[int, Reader]:
         """The rooms to look into: the one that is asked for, or those of the caller in which something is new."""
@@ -232,8 +236,20 @@ class OldSync:
             found.append({**typing_event(users, ignored), "room_id": room_id})
         return found
 
+    async def _presence(self, caller: Requester, since: SyncToken | None, now: SyncToken) -> list[msgspec.Raw]:
+        """Who is there, of those with whom the caller shares a room."""
+        rows = await self._parts.memberships.of_user(caller.user_id)
+        ignored = await self._parts.ignored.of_user(caller.user_id)
+        span = Range(0 if since is None else since.position, now.position)
+        return await self._parts.presence.read(_request(caller, since), span, rows, ignored)
+
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)
+
+
+def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
+    """As if it were asked of /sync."""
+    return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=StateSection.BEFORE)
 
 
 def _membership(reader: Reader) -> str | None:
