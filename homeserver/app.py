@@ -17,8 +17,10 @@ from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.rooms.by_time import NoRemoteTimes
-from federation.rooms.spaces import NoRemoteSpaces
+from federation.remote.directory import DirectoryRequests
+from federation.rooms.candidates import Candidates
+from federation.rooms.remote_spaces import RemoteHierarchies
+from federation.rooms.remote_times import RemoteEventTimes
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
@@ -232,9 +234,6 @@ def build(
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
-    exploring = ExploringParts(
-        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
-    )
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
@@ -248,6 +247,16 @@ def build(
     )
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
+    exploring = ExploringParts(
+        database,
+        identity,
+        accounts,
+        rooms,
+        remote_spaces=RemoteHierarchies(
+            DirectoryRequests(federation.requests), Candidates(federation.policy, server_name), rooms.now_ms
+        ),
+        remote_times=RemoteEventTimes(incoming.remote, incoming.missing, rooms.events),
+    )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
@@ -273,6 +282,7 @@ def build(
         encryption.cross_signing,
         encryption.to_device,
         exploring.hierarchy,
+        exploring.spaces,
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,

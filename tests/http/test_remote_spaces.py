@@ -11,8 +11,10 @@ from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.signing import SigningKey
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
-from federation.rooms.by_time import NoRemoteTimes
+from federation.rooms.room_events import StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
 from homeserver.assembly.exploring import ExploringParts
+from storage.timelines import Direction
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
 from tests.helpers.talk import create, join, ok
@@ -36,6 +38,15 @@ class ToldHierarchies:
         }
 
 
+class NobodyElse:
+    """No other server knows more of a room's past."""
+
+    async def find_nearest(
+        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
+    ) -> StoredEvent | None:
+        return None
+
+
 @pytest.fixture
 def remote() -> ToldHierarchies:
     return ToldHierarchies()
@@ -51,7 +62,7 @@ def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
     return ExploringParts(
-        app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NoRemoteTimes()
+        app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NobodyElse()
     )
 
 

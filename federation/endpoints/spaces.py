@@ -1,0 +1,19 @@
+"""Spaces, as other servers look into them. spec: server-server-api#spaces"""
+
+from typing import Any
+
+from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.protocol.ids import RoomID
+from federation.rooms.spaces import Spaces
+
+
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/hierarchy/{room_id}",
+    "/_matrix/federation/unstable/org.matrix.msc2946/hierarchy/{room_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+)
+async def get_hierarchy(spaces: Spaces, peer: Peer, *, room_id: RoomID, suggested_only: bool = False) -> dict[str, Any]:
+    """A room with its children."""
+    return await spaces.answer_server(peer.server_name, room_id, suggested_only=suggested_only)
