@@ -17,8 +17,10 @@ from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.remote.hierarchies import HierarchyRequests
-from federation.rooms.by_time import NoRemoteTimes
+from federation.remote.directory import DirectoryRequests
+from federation.rooms.candidates import Candidates
+from federation.rooms.remote_spaces import RemoteHierarchies
+from federation.rooms.remote_times import RemoteEventTimes
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
@@ -250,8 +252,10 @@ def build(
         identity,
         accounts,
         rooms,
-        remote_spaces=HierarchyRequests(federation.requests, identity, clock),
-        remote_times=NoRemoteTimes(),
+        remote_spaces=RemoteHierarchies(
+            DirectoryRequests(federation.requests), Candidates(federation.policy, server_name), rooms.now_ms
+        ),
+        remote_times=RemoteEventTimes(incoming.remote, incoming.missing, rooms.events),
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
@@ -278,10 +282,10 @@ def build(
         encryption.cross_signing,
         encryption.to_device,
         exploring.hierarchy,
+        exploring.spaces,
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,
-        exploring.spaces,
         exploring.times,
         finding.directory,
         finding.messages,
