@@ -17,7 +17,9 @@ from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.remote.hierarchies import HierarchyRequests
+from federation.remote.directory import DirectoryRequests
+from federation.rooms.candidates import Candidates
+from federation.rooms.remote_spaces import RemoteHierarchies
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
@@ -249,7 +251,9 @@ def build(
         identity,
         accounts,
         rooms,
-        remote_spaces=HierarchyRequests(federation.requests, identity, clock),
+        remote_spaces=RemoteHierarchies(
+            DirectoryRequests(federation.requests), Candidates(federation.policy, server_name), rooms.now_ms
+        ),
         remote_times=incoming.times,
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
@@ -279,7 +283,6 @@ def build(
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,
-        exploring.spaces,
         exploring.times,
         finding.directory,
         finding.messages,

@@ -1,4 +1,4 @@
-"""What we ask other servers about their people and rooms: profiles, aliases, their public directory.
+"""What we ask other servers about their people and rooms: profiles, aliases, their public directory, spaces.
 
 spec: server-server-api#querying-for-information, server-server-api#published-room-directory
 """
@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, is_room_id, is_server_name
-from federation.requests import Requests
+from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
+from federation.requests import Requests, path_of
 
 MAX_SERVERS: Final = 50
 """How many of the servers that another names are believed to be in a room."""
@@ -63,6 +64,20 @@ class DirectoryRequests:
             raise RemoteError(server, "the answer names no room", retryable=False)
         servers = [ServerName(name) for name in (named if isinstance(named, list) else ()) if isinstance(name, str)]
         return RoomID(room_id), [name for name in servers if is_server_name(name)][:MAX_SERVERS]
+
+    async def get_hierarchy(self, server: ServerName, room_id: RoomID, *, suggested_only: bool) -> RemoteHierarchy:
+        """A room of a space with its children. Raises RemoteError, Forbidden (the policy)."""
+        answer = await self._requests.get(
+            server,
+            path_of("/_matrix/federation/v1/hierarchy/{}", room_id),
+            [("suggested_only", "true" if suggested_only else "false")],
+            seconds=20,
+            max_bytes=5 << 20,
+        )
+        try:
+            return parse_hierarchy(room_id, answer)
+        except BadJson as error:
+            raise RemoteError(server, error.text, retryable=False) from error
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
         """A page of its directory: rooms without an id are left out. Raises RemoteError, Forbidden (the policy)."""

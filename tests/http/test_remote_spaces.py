@@ -22,15 +22,6 @@ from tests.helpers.talk import create, join, ok
 FAR = RoomID("!far:other.org")
 
 
-class NoTimes:
-    """Nobody has more of the past."""
-
-    async def find_nearest(
-        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
-    ) -> StoredEvent | None:
-        return None
-
-
 class ToldHierarchies:
     """Knows what it was told; remembers what it was asked."""
 
@@ -47,6 +38,15 @@ class ToldHierarchies:
         }
 
 
+class NobodyElse:
+    """No other server knows more of a room's past."""
+
+    async def find_nearest(
+        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
+    ) -> StoredEvent | None:
+        return None
+
+
 @pytest.fixture
 def remote() -> ToldHierarchies:
     return ToldHierarchies()
@@ -61,7 +61,9 @@ def alice(server: TestServer) -> User:
 def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
-    return ExploringParts(app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NoTimes())
+    return ExploringParts(
+        app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NobodyElse()
+    )
 
 
 def told(room_id: str, **more: Any) -> dict[str, Any]:
