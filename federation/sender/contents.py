@@ -20,8 +20,8 @@ from storage.destinations import DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.rooms import RoomStore
 
-MAX_BYTES: Final = 2 << 20
-"""Of a transaction; an EDU that is longer than all of that goes alone."""
+MAX_BYTES: Final = 512 << 10
+"""Of a transaction's EDUs, as many a reverse proxy takes no more than a megabyte; one that is longer goes alone."""
 MAX_EXTREMITIES: Final = 20
 """Of a room, when a server catches up."""
 MAX_USERS: Final = 20

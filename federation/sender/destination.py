@@ -15,7 +15,7 @@ from federation.protocol.ids import ServerName
 from federation.remote.transactions import Transaction
 from storage.destinations import Backlog, ReceiptToSend
 
-MAX_QUEUED: Final = 500
+MAX_QUEUED: Final = 2000
 """Events in memory for a server: with more it is behind."""
 MAX_EPHEMERAL: Final = 1000
 """Typing notices, receipts and presences in memory for a server, of each kind; then the oldest go."""

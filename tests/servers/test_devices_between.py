@@ -257,6 +257,25 @@ async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
     }
 
 
+async def test_whoever_comes_and_goes_has_changed_and_left(network: Network) -> None:
+    room = await sending(network)
+    carol = room.south.server.register("carol")
+    upload(carol, device_keys=identity_keys(carol, 6)[1])
+    network.settle()
+    since = sync(room.alice)["next_batch"]
+
+    answer = carol.post(f"{V3}/join/{room.room_id}?via={NORTH}")
+    assert answer.status == 200, answer.body
+    network.settle()
+    came = sync(room.alice, since)
+    assert came["device_lists"]["changed"] == [carol.user_id]
+    assert query(room.alice, carol)["device_keys"][carol.user_id].keys() == {carol.device_id}
+
+    carol.post(f"{V3}/rooms/{room.room_id}/leave")
+    network.settle()
+    assert sync(room.alice, came["next_batch"])["device_lists"]["left"] == [carol.user_id]
+
+
 async def test_others_are_not_told_of_names_and_private_keys(network: Network) -> None:
     room = await sending(network)
     room.bob.put(f"{V3}/devices/{room.bob.device_id}", {"display_name": "Bob's secret phone"})

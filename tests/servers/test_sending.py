@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from federation.sender.sender import AT_ONCE
 from storage.database import Database
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
@@ -92,6 +93,15 @@ async def test_what_waits_goes_together(home: Home) -> None:
     assert [len(body["pdus"]) for _, body in transactions] == [50, 20]
     assert home.wire.texts(PEER) == [f"m{number}" for number in range(70)]
     assert transactions[0][0] != transactions[1][0]
+
+
+async def test_a_burst_is_told_whole_and_in_order(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    for number in range(AT_ONCE + 20):
+        home.say(f"m{number}")
+    home.settle()
+
+    assert home.wire.texts(PEER) == [f"m{number}" for number in range(AT_ONCE + 20)]
 
 
 async def test_who_has_left_hears_no_more(home: Home) -> None:
