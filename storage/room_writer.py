@@ -14,7 +14,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
-from storage.memberships import MembershipRow, count_members, put_membership, select_memberships
+from storage.memberships import MembershipRow, count_members, put_memberships, select_memberships
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_servers import count_servers
 from storage.room_summaries import set_summary_fields
@@ -404,6 +404,7 @@ class RoomWriter:
         change = {"join": 0, "invite": 0}
         servers: dict[str, int] = {}
         positions: dict[str, int] = {}
+        rows: list[MembershipRow] = []
         for user_id, (nid, position, new) in members.items():
             old = before.get(user_id)
             if old is not None and old.membership in change:
@@ -415,9 +416,10 @@ class RoomWriter:
                 was_in = old is not None and old.membership == "join"
                 servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
                 positions.setdefault(server, position)
-            row = _membership(room_nid, nid, position, new)
-            put_membership(txn, row)
-            txn.announce(Change(position, Topic.MEMBERSHIP, user_id=user_id, detail=row))
+            rows.append(_membership(room_nid, nid, position, new))
+        put_memberships(txn, rows)
+        for row in rows:
+            txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
         remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
         if remote:
             note_directory_changes(txn, remote)
@@ -456,7 +458,7 @@ class RoomWriter:
             old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
             if old is not None and old.event_nid == redaction.target_nid:
                 nameless = replace(old, display_name=None, avatar_url=None)
-                put_membership(txn, nameless)
+                put_memberships(txn, [nameless])
                 if not nameless.is_local:
                     note_directory_changes(txn, [(nameless.user_id, position)])
                 txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))
