@@ -30,7 +30,7 @@ from federation.outbound.proxy import BadProxy
 from federation.outbound.tls import BadAuthorities
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
-from homeserver.app import Server, build, declared_routes
+from homeserver.app import Server, build
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
@@ -40,6 +40,7 @@ from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.server import Log
 from homeserver.config.whole import Config
+from homeserver.endpoints import declared_routes
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
 from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter

@@ -6,30 +6,19 @@ two servers can live in one process.
 
 from collections.abc import Mapping, Sequence
 from itertools import count
-from types import ModuleType
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.defer import gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
-from federation.endpoints import devices as server_devices
-from federation.endpoints import events as federation_events
-from federation.endpoints import invites as federation_invites
-from federation.endpoints import keys as server_keys
-from federation.endpoints import membership as federation_membership
-from federation.endpoints import queries as federation_queries
-from federation.endpoints import transactions as federation_transactions
-from federation.endpoints import version as server_version
 from federation.identity import ServerIdentity
-from federation.protocol.endpoint import BodyLimit, Endpoint
+from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.rooms.by_time import NoRemoteTimes
-from federation.rooms.spaces import NoRemoteSpaces
+from federation.remote.hierarchies import HierarchyRequests
 from federation.wire import Wire
-from homeserver.admin import register
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
@@ -46,52 +35,9 @@ from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
-from homeserver.client import (
-    account,
-    account_data,
-    account_moderation,
-    capabilities,
-    delayed_events,
-    devices,
-    events_by_time,
-    filters,
-    key_backups,
-    keys,
-    login,
-    logout,
-    media,
-    mutual_rooms,
-    old_sync,
-    openid,
-    presence,
-    profiles,
-    push_rules,
-    receipts,
-    registration,
-    relations,
-    reports,
-    room_creation,
-    room_directory,
-    room_events,
-    room_membership,
-    room_previews,
-    room_upgrades,
-    search,
-    sliding_sync,
-    spaces,
-    sync,
-    tags,
-    third_party_networks,
-    threepids,
-    to_device,
-    user_directory,
-    versions,
-    voip,
-    well_known,
-)
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
-from homeserver.http import probes
+from homeserver.endpoints import SOURCES
 from homeserver.http.guard import Guard
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
@@ -107,68 +53,10 @@ from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web import confirm_email, landing
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
 from storage.database import Database
 from storage.executors import Executor
-
-SOURCES: tuple[ModuleType, ...] = (
-    server_devices,
-    federation_events,
-    federation_invites,
-    federation_membership,
-    federation_queries,
-    federation_transactions,
-    server_keys,
-    server_version,
-    account,
-    account_data,
-    account_moderation,
-    capabilities,
-    confirm_email,
-    delayed_events,
-    devices,
-    events_by_time,
-    filters,
-    key_backups,
-    keys,
-    landing,
-    login,
-    logout,
-    media,
-    mutual_rooms,
-    old_sync,
-    openid,
-    presence,
-    probes,
-    profiles,
-    push_rules,
-    receipts,
-    register,
-    registration,
-    relations,
-    reports,
-    room_creation,
-    room_directory,
-    room_events,
-    room_membership,
-    room_previews,
-    room_upgrades,
-    search,
-    sliding_sync,
-    spaces,
-    sync,
-    tags,
-    threepids,
-    third_party_networks,
-    to_device,
-    user_directory,
-    versions,
-    voip,
-    well_known,
-)
-"""Every module that declares endpoints."""
 
 ALWAYS_SERVED = frozenset({"client", "health"})
 
@@ -343,9 +231,6 @@ def build(
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
-    exploring = ExploringParts(
-        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=NoRemoteTimes()
-    )
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, identity, rooms)
     encryption = EncryptionParts(
@@ -359,13 +244,19 @@ def build(
     )
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
+    exploring = ExploringParts(
+        database,
+        identity,
+        accounts,
+        rooms,
+        remote_spaces=HierarchyRequests(federation.requests, identity, clock),
+        remote_times=incoming.times,
+    )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
-        federation.edge.implementation,
-        federation.edge.notary,
-        federation.edge.own_keys,
+        *federation.edge.services,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,
@@ -384,9 +275,11 @@ def build(
         encryption.cross_signing,
         encryption.to_device,
         exploring.hierarchy,
+        exploring.spaces,
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,
+        exploring.spaces,
         exploring.times,
         finding.directory,
         finding.messages,
@@ -400,6 +293,7 @@ def build(
         incoming.form,
         incoming.served,
         incoming.transactions,
+        rooms.access,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,
@@ -486,17 +380,3 @@ def build(
 def by_type(services: Sequence[object]) -> Mapping[type, object]:
     """Services as handlers find them."""
     return {type(service): service for service in services}
-
-
-def declared_routes() -> list[tuple[str, str]]:
-    """Method and path of everything that is served, sorted by path; needs no configuration and no database."""
-    declarations = [
-        value.__endpoint__
-        for source in SOURCES
-        for value in vars(source).values()
-        if isinstance(getattr(value, "__endpoint__", None), Endpoint) and value.__module__ == source.__name__
-    ]
-    return sorted(
-        ((declaration.method, path) for declaration in declarations for path in declaration.paths),
-        key=lambda route: (route[1], route[0]),
-    )

@@ -10,7 +10,7 @@ from typing import Final
 
 from storage.database import Database
 from storage.memberships import MembershipRow, put_memberships, select_memberships
-from storage.room_writer import NewMembership
+from storage.room_effects import NewMembership
 from storage.rooms import RoomRow, add_room, select_room
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction

@@ -12,16 +12,15 @@ from dataclasses import dataclass, field, replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
-from storage.engine import SQLValue
 from storage.events import EventFlag, EventRow, select_event_nids
-from storage.memberships import MembershipRow, count_members, put_memberships, select_memberships
+from storage.memberships import count_members, put_memberships, select_memberships
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
-from storage.room_servers import count_servers
+from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
 from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
-from storage.spaces import NewChild, remove_child_of_event, set_children
+from storage.spaces import remove_child_of_event
 from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
@@ -29,30 +28,6 @@ from storage.transaction import WriteTransaction
 
 class HeadMoved(Exception):
     """The room's head is no longer the one that the batch was built upon."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewMembership:
-    """What a membership event says."""
-
-    user_id: str
-    membership: str
-    sender: str
-    is_local: bool
-    display_name: str | None
-    avatar_url: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StateEffect:
-    """What a state event means for the tables that are kept beside the state while it is the current one."""
-
-    membership: NewMembership | None = None
-    summary: Mapping[str, SQLValue] = field(default_factory=dict)
-    child: NewChild | None = None
-
-
-NO_EFFECT = StateEffect()
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +154,7 @@ class RoomWriter:
             if event.redaction is not None:
                 # before the effects: what replaces the target in the same batch has the last word
                 self._redact(txn, room.room_nid, row, event.redaction)
-        joined, invited = self._apply_effects(txn, room.room_nid, effects)
+        joined, invited = apply_effects(txn, room.room_nid, effects)
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
             joined, invited = count_members(txn, room.room_nid)
@@ -249,7 +224,7 @@ class RoomWriter:
     def add_effects(self, txn: WriteTransaction, room: RoomRow, effects: Sequence[tuple[int, StateEffect]]) -> None:
         """Write what entries of a state mean before it becomes the current one: part of an import in several writes."""
         position = txn.next_position()
-        self._apply_effects(txn, room.room_nid, [(nid, position, effect) for nid, effect in effects])
+        apply_effects(txn, room.room_nid, [(nid, position, effect) for nid, effect in effects])
 
     def _take_numbers(self, txn: WriteTransaction, events: Sequence[NewEvent]) -> dict[str, int]:
         new = [event for event in events if event.placed_nid is None]
@@ -381,52 +356,6 @@ class RoomWriter:
                 highlights,
             )
 
-    def _apply_effects(
-        self, txn: WriteTransaction, room_nid: int, effects: Sequence[tuple[int, int, StateEffect]]
-    ) -> tuple[int, int]:
-        """Write what the new entries of the current state mean; how the counts of joined and invited users change."""
-        summary: dict[str, SQLValue] = {}
-        members: dict[str, tuple[int, int, NewMembership]] = {}
-        children: dict[int, NewChild] = {}
-        for nid, position, effect in effects:
-            summary.update(effect.summary)
-            if effect.child is not None:
-                children[nid] = effect.child
-            if effect.membership is not None:
-                members[effect.membership.user_id] = (nid, position, effect.membership)
-        if summary:
-            set_summary_fields(txn, room_nid, summary)
-        if children:
-            set_children(txn, room_nid, children)
-        if not members:
-            return 0, 0
-        before = select_memberships(txn, room_nid, members)
-        change = {"join": 0, "invite": 0}
-        servers: dict[str, int] = {}
-        positions: dict[str, int] = {}
-        rows: list[MembershipRow] = []
-        for user_id, (nid, position, new) in members.items():
-            old = before.get(user_id)
-            if old is not None and old.membership in change:
-                change[old.membership] -= 1
-            if new.membership in change:
-                change[new.membership] += 1
-            if not new.is_local:
-                server = user_id.partition(":")[2]
-                was_in = old is not None and old.membership == "join"
-                servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
-                positions.setdefault(server, position)
-            rows.append(_membership(room_nid, nid, position, new))
-        put_memberships(txn, rows)
-        for row in rows:
-            txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
-        remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
-        if remote:
-            note_directory_changes(txn, remote)
-        if servers:
-            count_servers(txn, room_nid, servers, positions)
-        return change["join"], change["invite"]
-
     def _number(
         self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
     ) -> tuple[tuple[int, str], ...]:
@@ -488,19 +417,4 @@ def _row(
 def _child(relation: Relation, row: EventRow) -> RelationRow:
     return RelationRow(
         relation, row.event_nid, row.event_id, row.room_nid, row.depth, row.type, row.sender, row.origin_server_ts
-    )
-
-
-def _membership(room_nid: int, nid: int, position: int, new: NewMembership) -> MembershipRow:
-    return MembershipRow(
-        room_nid,
-        new.user_id,
-        new.membership,
-        nid,
-        new.sender,
-        position,
-        new.is_local,
-        new.display_name,
-        new.avatar_url,
-        forgotten=False,
     )

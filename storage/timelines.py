@@ -124,10 +124,6 @@ class TimelineStore:
         """The number of the first event that arrived after the position."""
         return await self._database.read_quickly("get_first_after", _select_first_after, room_nid, position)
 
-    async def get_next_to(self, room_nid: int, ts: int, direction: Direction, limit: int) -> list[int]:
-        """The numbers of the events whose `origin_server_ts` is nearest to a time, at it or on that side of it."""
-        return await self._database.read_quickly("get_events_next_to", _select_next_to, room_nid, ts, direction, limit)
-
     async def get_unread(
         self, user_id: str, marks: Mapping[int, ReadUpTo], upto: int, ignored: Iterable[str]
     ) -> Mapping[int, UnreadRow]:
@@ -227,16 +223,6 @@ def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int |
         (room_nid, position),
     )
     return row[0] if row is not None else None
-
-
-def _select_next_to(txn: Transaction, room_nid: int, ts: int, direction: Direction, limit: int) -> list[int]:
-    bound, order = ("<=", "DESC") if direction is Direction.BACKWARDS else (">=", "ASC")
-    rows = txn.query(
-        f"SELECT event_nid FROM events WHERE room_nid = ? AND origin_server_ts {bound} ? AND (flags & {_TIMELINE}) <> 0"
-        f" ORDER BY origin_server_ts {order}, depth {order} LIMIT ?",
-        (room_nid, ts, limit),
-    )
-    return [nid for (nid,) in rows]
 
 
 def _count_unread(

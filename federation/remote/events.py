@@ -21,7 +21,7 @@ MAX_STATE_EVENTS: Final = 500_000
 MAX_AUTH_CHAIN: Final = 20_000
 """Of the auth chain of one event."""
 MAX_PAGE_BYTES: Final = 16 << 20
-MAX_STATE_BYTES: Final = 512 << 20
+MAX_STATE_BYTES: Final = 128 << 20
 MAX_IDS_BYTES: Final = 64 << 20
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20

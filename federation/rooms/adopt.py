@@ -28,7 +28,8 @@ from federation.rooms.sources import Questions, StoredSources
 from storage.database import Database
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
-from storage.room_writer import NO_EFFECT, Appended, NewCurrentState, NewEvent, RoomWriter, StateChange, StateEffect
+from storage.room_effects import NO_EFFECT, StateEffect
+from storage.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
 from storage.rooms import RoomRow, RoomStore, add_room, select_room
 from storage.state_tree import StateTreeStore
 from storage.timelines import move_backward_extremities

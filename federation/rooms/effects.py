@@ -15,7 +15,7 @@ from federation.protocol.ids import UserID, is_room_id
 from federation.protocol.join_rules import read_allowed_rooms
 from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
 from storage.engine import SQLValue
-from storage.room_writer import NewMembership, StateEffect
+from storage.room_effects import NewMembership, StateEffect
 from storage.spaces import NewChild
 
 MAX_TEXT: Final = 4096

@@ -152,16 +152,17 @@ class MissingEvents:
         past: bool = False,
         walk: bool = True,
         fetched: Mapping[EventID, Event] | None = None,
+        seconds: float = MAX_SECONDS,
     ) -> Mapping[EventID, Outcome]:
         """Take in events of a room, fetching what they refer to; an outcome for each.
 
         Those that still wait could not be placed with what the servers gave. `origin` is asked first. `past`: they are no
         news. `walk`: what lies between them and what is known is asked for; else only the state at the gap. `fetched`: what
-        was fetched of it before.
+        was fetched of it before. `seconds`: after so long nothing more is asked for.
         Raises NotFound when this server is not in the room.
         """
         snapshot = await self._engine.get_snapshot(room_id)
-        pool = Pool(snapshot.version, room_id, events, self._seconds() + MAX_SECONDS)
+        pool = Pool(snapshot.version, room_id, events, self._seconds() + seconds)
         if fetched is not None:
             pool.add(await self._without_placed(snapshot, fetched), pool.references())
         await self._take(pool, room_id, past)

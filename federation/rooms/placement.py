@@ -28,17 +28,8 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from storage.database import Database
 from storage.events import EventFlag, EventRow, select_flags
-from storage.room_writer import (
-    NO_EFFECT,
-    Appended,
-    HeadMoved,
-    NewCurrentState,
-    NewEvent,
-    Redaction,
-    RoomWriter,
-    StateChange,
-    StateEffect,
-)
+from storage.room_effects import NO_EFFECT, StateEffect
+from storage.room_writer import Appended, HeadMoved, NewCurrentState, NewEvent, Redaction, RoomWriter, StateChange
 from storage.rooms import RoomRow, select_head
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction

@@ -16,7 +16,6 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome, dropped
 from federation.rooms.check import Candidate, Verdict, check_on_receipt, check_signed
-from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Arrival, Placements
@@ -121,7 +120,8 @@ class Receiver:
                 continue  # it gets its outcome later
             if not self._events.is_cached(event.event_id):
                 events[event.event_id] = event
-        signers = await map_at_once(self._get_signers, events.values(), len(events))
+        await self._questions.prepare(events.values())
+        signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:

@@ -157,9 +157,9 @@ class ServedRooms:
     ) -> tuple[EventID, int]:
         """The event next to a time in milliseconds, and its own time. Raises NotFound, Forbidden."""
         snapshot = await self._access.get_room(server, room_id)
-        nids = await self._timelines.get_next_to(snapshot.room.room_nid, ts, direction, MAX_LOOKED_AT)
-        loaded = await self._events.get_events(nids)
-        events = [loaded[nid] for nid in nids]
+        page = await self._timelines.get_by_time(snapshot.room.room_nid, ts, direction, None, MAX_LOOKED_AT)
+        loaded = await self._events.get_events(nid for _, nid in page)
+        events = [loaded[nid] for _, nid in page]
         for stored, visible in zip(
             events, await self._visibility.see(server, snapshot.room.room_nid, events), strict=True
         ):

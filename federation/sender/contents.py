@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from federation.own_devices import OwnDevices, encode_edu
-from federation.protocol.ids import RoomID, domain_of
+from federation.protocol.ids import RoomID
 from federation.remote.transactions import MAX_EDUS, MAX_PDUS, Transaction
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
@@ -127,7 +127,7 @@ class Contents:
             left = [
                 position
                 for user_id, position in await self._destinations.get_departures(room_nid, first)
-                if domain_of(user_id) == destination.server
+                if user_id.partition(":")[2] == destination.server
             ]
             return list(await self._destinations.get_missed_events(room_nid, first - 1, max(left, default=0), MAX_PDUS))
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]

@@ -145,6 +145,12 @@ class Deliveries:
             _cancel_retry(destination)
             self.wake(destination)
 
+    def note_silence(self, server: ServerName) -> None:
+        """The server has not answered something else that we asked."""
+        destination = self._destinations.get(server)
+        if destination is not None and destination.failing_since_ts is not None:
+            destination.tried_ts = self._now_ms()
+
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows."""
         positions = [position for destination in self if (position := destination.lowest()) is not None]
@@ -224,6 +230,7 @@ class Deliveries:
         if destination.failing_since_ts is None:
             destination.failing_since_ts = now
             self.log.info("{server} cannot be reached: {error}", server=destination.server, error=error)
+        destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
         pause_ms = min(max(destination.pause_ms * GROWTH, FIRST_PAUSE_MS), LONGEST_PAUSE_MS)
         # before anything is waited for: what comes from now on goes to the backlog

@@ -20,6 +20,9 @@ MAX_QUEUED: Final = 500
 MAX_EPHEMERAL: Final = 1000
 """Typing notices, receipts and presences in memory for a server, of each kind; then the oldest go."""
 
+LONGEST_SILENCE_MS: Final = 60_000
+"""How long after a try that failed other requests to the server are not tried."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueuedEvent:
@@ -99,8 +102,8 @@ class Destination:
         )
 
     def is_failing_at(self, now_ms: int) -> bool:
-        """It could not be reached when last tried, and is not to be tried again before long."""
-        return self.failing_since_ts is not None and now_ms < self.tried_ts + self.pause_ms
+        """It could not be reached a moment ago."""
+        return self.failing_since_ts is not None and now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS)
 
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows; None if there is nothing."""

@@ -25,7 +25,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.policy import Policy
-from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name
+from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
 from federation.sender.deliveries import Deliveries
@@ -123,9 +123,13 @@ class Sender:
         self._deliveries.heard_from(server)
 
     def is_failing(self, server: ServerName) -> bool:
-        """Whether the server could not be reached when last tried, as far as this node knows."""
+        """Whether the server could not be reached a moment ago, so that nobody should wait for it now."""
         destination = self._deliveries.peek(server)
         return destination is not None and destination.is_failing_at(self._now_ms())
+
+    def note_silence(self, server: ServerName) -> None:
+        """The server has not answered something else that we asked."""
+        self._deliveries.note_silence(server)
 
     async def get_statuses(self) -> Sequence[DestinationStatus]:
         """How those servers stand that cannot be reached, once could not, or have something waiting; for operators."""
@@ -143,11 +147,15 @@ class Sender:
         ]
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
-        """Tell the other servers in a room something that is soon out of date; the latest under a key is told."""
+        """Tell the other servers in a room something that is soon out of date; the latest under a key is told.
+
+        A server that cannot be reached does not hear of it: when it can, that is over.
+        """
         if self._has_lease:
             for destination in self._allowed(await self._servers.in_room(room_nid)):
-                destination.add_notice(key, edu)
-                self._deliveries.wake(destination)
+                if destination.failing_since_ts is None:
+                    destination.add_notice(key, edu)
+                    self._deliveries.wake(destination)
 
     async def send_presence(self, user_id: UserID, presence: Mapping[str, Any]) -> None:
         """Tell the servers that share a room with one of our users of their presence: an entry of `push`.
@@ -260,8 +268,8 @@ class Sender:
         if event.is_member:
             stored = (await self._events.get_events([event.event_nid]))[event.event_nid].event
             if stored.membership in ("leave", "ban") and stored.state_key is not None:
-                servers.add(domain_of(stored.state_key))
-        servers.discard(domain_of(event.sender))
+                servers.add(_server_of(stored.state_key))
+        servers.discard(_server_of(event.sender))
         return servers
 
     def _allowed(self, servers: Iterable[ServerName]) -> list[Destination]:
@@ -273,8 +281,8 @@ class Sender:
 
     # ---------------------------------------------------------------------------------------------------- the lease
 
-    def _start_round(self) -> None:
-        Deferred.fromCoroutine(self._make_round())
+    def _start_round(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._make_round())
 
     async def _make_round(self) -> None:
         """Take the lease or renew it; raises nothing."""
@@ -320,6 +328,11 @@ class Sender:
             self._dispatched = self._streams.current()  # nothing of what came since concerns others
         lowest = self._deliveries.lowest()
         return max(self._told, self._dispatched if lowest is None else min(self._dispatched, lowest - 1))
+
+
+def _server_of(user_id: str) -> ServerName:
+    """As a name that may be none: what is told must not stop at one."""
+    return ServerName(user_id.partition(":")[2])
 
 
 def _add_event(destination: Destination, event: QueuedEvent, backlogs: dict[str, Backlog]) -> None:

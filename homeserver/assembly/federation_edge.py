@@ -69,7 +69,8 @@ class EdgeParts:
             ),
         )
         self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
-        self.implementation = Implementation("Mahalla", program_version())
+        self.services = (Implementation("Mahalla", program_version()), self.notary, self.own_keys)
+        """For endpoints of the edge itself."""
 
 
 def rules_of(federation: Federation) -> PolicyRules:

@@ -10,6 +10,7 @@ from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.remote_states import RemoteStates
+from federation.rooms.remote_times import AskedTimes
 from federation.rooms.served import ServedRooms, TransactionForm
 from federation.rooms.visible_to_servers import ServerVisibility
 from homeserver.assembly.federation import FederationParts
@@ -47,6 +48,7 @@ class IncomingParts:
             federation.identity,
             clock.seconds,
         )
+        self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
         self.inbox = Inbox(InboxStore(database), rooms.store, self.missing, clock, metrics)
         self.outside = OutsideNews(
             rooms.outside, rooms.memberships, federation.keyring.get_signers, federation.identity

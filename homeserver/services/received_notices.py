@@ -86,6 +86,7 @@ class ReceivedNotices:
         """m.receipt: those of users who are in the room."""
         found = [(room_id, UserID(user_id), receipt) for room_id, user_id, receipt in _read_receipts(origin, content)]
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
+        events = await self._events.get_anywhere({EventID(receipt.event_ids[0]) for _, _, receipt in found})
         new: list[NewReceipt] = []
         for room_id, user_id, receipt in found:
             room = rooms.get(room_id)
@@ -95,7 +96,9 @@ class ReceivedNotices:
             if row is None or row.membership != "join":
                 continue
             event_id = EventID(receipt.event_ids[0])
-            event = await self._events.get_event(room.room_nid, event_id)
+            event = events.get(event_id)
+            if event is not None and event.room_nid != room.room_nid:
+                continue
             ts = receipt.data.ts
             new.append(
                 NewReceipt(

@@ -29,6 +29,7 @@ from federation.remote.keys import (
     put_cross_signing_key,
     put_device,
 )
+from federation.requests import RefusedByRemote
 from federation.rooms.memberships import Memberships
 from federation.sender.sender import Sender
 from storage.cross_signing import CrossSigningKey
@@ -102,6 +103,7 @@ class RemoteDevices:
                 await fetch
             except (RemoteError, MatrixError) as error:
                 failure = error
+        self._note(server, failure)
         return answer, failure
 
     async def claim(
@@ -110,7 +112,14 @@ class RemoteDevices:
         """One-time keys of one server's users. Raises RemoteError, Forbidden."""
         if self._sender.is_failing(server):
             raise _unreachable(server)
-        return await self._remote.claim(server, wanted, seconds)
+        failure: Exception | None = None
+        try:
+            return await self._remote.claim(server, wanted, seconds)
+        except (RemoteError, MatrixError) as error:
+            failure = error
+            raise
+        finally:
+            self._note(server, failure)
 
     async def shares_room(self, user_id: str, besides: int | None = None) -> bool:
         """Whether one of our users is in a room with them, other than the one `besides`."""
@@ -143,9 +152,9 @@ class RemoteDevices:
             known = isinstance(prev_ids, list) and all(
                 is_stream_id(prev_id) and prev_id <= tracked.stream_id for prev_id in prev_ids[:MAX_PREV_IDS]
             )
-            is_whole = content.get("deleted") is True or device_id in keys.devices
-            if known and is_whole and (prev_ids or tracked.stream_id == 0):
-                row = None if content.get("deleted") is True else _rows(user_id, keys)[0]
+            is_gone = content.get("deleted") is True or content.get("keys") is None
+            if known and (is_gone or device_id in keys.devices) and (prev_ids or tracked.stream_id == 0):
+                row = None if is_gone else _rows(user_id, keys)[0]
                 await self._store.set_device(user_id, device_id, stream_id, row)
             else:
                 await self._store.set_stale([user_id])
@@ -204,6 +213,13 @@ class RemoteDevices:
             _cross_signing(user_id, found.keys),
             is_stale=user_id in self._overtaken,
         )
+
+    def _note(self, server: ServerName, failure: Exception | None) -> None:
+        """Let the sender know whether the server answers."""
+        if failure is None:
+            self._sender.heard_from(server)
+        elif isinstance(failure, RemoteError) and not isinstance(failure, RefusedByRemote):
+            self._sender.note_silence(server)
 
     def _resync(self, user_id: str) -> None:
         """Fetch a list in the background, as soon as there is room for that."""

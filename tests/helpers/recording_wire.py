@@ -12,7 +12,7 @@ import msgspec
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
-from storage.room_writer import NewMembership, StateEffect
+from storage.room_effects import NewMembership, StateEffect
 from storage.transaction import WriteTransaction
 from tests.helpers.server import TestServer
 

@@ -24,7 +24,7 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import provider
 
 from federation.protocol.endpoint import Auth, Endpoint, Names
-from homeserver.app import SOURCES
+from homeserver.endpoints import SOURCES
 from storage.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer

@@ -156,3 +156,23 @@ async def test_a_made_up_past_is_not_believed(network: Network) -> None:
 
     assert "forged" not in texts(room.bob, room.room_id)
     assert "changed" not in texts(room.bob, room.room_id)
+
+
+async def test_the_event_nearest_to_a_time_may_be_elsewhere(network: Network) -> None:
+    north, south = Side(network.add(NORTH)), Side(network.add(SOUTH))
+    alice, bob = north.server.register("alice"), south.server.register("bob")
+    room_id = create_room(alice)
+    network.clock.advance(100)
+    long_ago = say(alice, room_id, "long ago")
+    then = int(network.clock.seconds() * 1000)
+    network.clock.advance(1000)
+    await adopt(north, south, bob.user_id, room_id)
+    path = f"/_matrix/client/v1/rooms/{room_id}/timestamp_to_event"
+
+    answer = bob.get(f"{path}?dir=f&ts={then - 1000}")
+
+    assert answer.json == {"event_id": long_ago, "origin_server_ts": then}
+    around = bob.get(f"/_matrix/client/v3/rooms/{room_id}/context/{long_ago}").json
+    assert around["event"]["content"]["body"] == "long ago"
+    network.cut(NORTH, SOUTH)
+    assert bob.get(f"{path}?dir=b&ts={then}").json["event_id"] == long_ago

@@ -124,6 +124,7 @@ async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
     home.say("two")
     home.settle()
     assert len(home.wire.transactions(PEER)) == 1, "no try before its time"
+    assert home.server.app.federation_out.sender.is_failing(PEER)  # type: ignore[arg-type]
 
     home.wire.down.clear()
     home.server.clock.advance(5)
@@ -159,7 +160,6 @@ async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
     for _ in range(20):
         home.settle()
         home.server.clock.advance(400)
-    assert home.server.app.federation_out.sender.is_failing(PEER)  # type: ignore[arg-type]
 
     home.server.clock.advance(2)
     home.wire.down.clear()

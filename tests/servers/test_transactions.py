@@ -47,6 +47,19 @@ async def test_a_repeated_transaction_changes_nothing(network: Network) -> None:
     assert texts(room.bob, room.room_id).count("hello") == 1
 
 
+async def test_another_transaction_under_the_same_id_is_not_looked_at(network: Network) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    first, second = [await room.pdu(say(room.alice, room.room_id, text)) for text in ("first", "second")]
+    network.mend(NORTH, SOUTH)
+    answer = await room.north.push(SOUTH, [first], txn_id="one")
+
+    assert await room.north.push(SOUTH, [second], txn_id="one") == answer
+    assert texts(room.bob, room.room_id) == ["first"]
+    await room.north.push(SOUTH, [second], txn_id="two")
+    assert texts(room.bob, room.room_id) == ["second", "first"]
+
+
 async def test_the_same_transaction_id_of_two_servers_is_two_transactions(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))

@@ -1,0 +1,132 @@
+"""Every endpoint that this program serves, by the modules that declare them."""
+
+from types import ModuleType
+
+from federation.endpoints import devices as server_devices
+from federation.endpoints import events as federation_events
+from federation.endpoints import invites as federation_invites
+from federation.endpoints import keys as server_keys
+from federation.endpoints import membership as federation_membership
+from federation.endpoints import queries as federation_queries
+from federation.endpoints import spaces as federation_spaces
+from federation.endpoints import transactions as federation_transactions
+from federation.endpoints import version as server_version
+from federation.protocol.endpoint import Endpoint
+from homeserver.admin import register
+from homeserver.client import (
+    account,
+    account_data,
+    account_moderation,
+    capabilities,
+    delayed_events,
+    devices,
+    events_by_time,
+    filters,
+    key_backups,
+    keys,
+    login,
+    logout,
+    media,
+    mutual_rooms,
+    old_sync,
+    openid,
+    presence,
+    profiles,
+    push_rules,
+    receipts,
+    registration,
+    relations,
+    reports,
+    room_creation,
+    room_directory,
+    room_events,
+    room_membership,
+    room_previews,
+    room_upgrades,
+    search,
+    sliding_sync,
+    spaces,
+    sync,
+    tags,
+    third_party_networks,
+    threepids,
+    to_device,
+    user_directory,
+    versions,
+    voip,
+    well_known,
+)
+from homeserver.http import probes
+from homeserver.web import confirm_email, landing
+
+SOURCES: tuple[ModuleType, ...] = (
+    server_devices,
+    federation_events,
+    federation_invites,
+    federation_membership,
+    federation_queries,
+    federation_spaces,
+    federation_transactions,
+    server_keys,
+    server_version,
+    account,
+    account_data,
+    account_moderation,
+    capabilities,
+    confirm_email,
+    delayed_events,
+    devices,
+    events_by_time,
+    filters,
+    key_backups,
+    keys,
+    landing,
+    login,
+    logout,
+    media,
+    mutual_rooms,
+    old_sync,
+    openid,
+    presence,
+    probes,
+    profiles,
+    push_rules,
+    receipts,
+    register,
+    registration,
+    relations,
+    reports,
+    room_creation,
+    room_directory,
+    room_events,
+    room_membership,
+    room_previews,
+    room_upgrades,
+    search,
+    sliding_sync,
+    spaces,
+    sync,
+    tags,
+    threepids,
+    third_party_networks,
+    to_device,
+    user_directory,
+    versions,
+    voip,
+    well_known,
+)
+"""Every module that declares endpoints."""
+
+
+def declared_routes() -> list[tuple[str, str]]:
+    """Method and path of everything that is served, sorted by path; needs no configuration and no database."""
+    declarations = [
+        value.__endpoint__
+        for source in SOURCES
+        for value in vars(source).values()
+        if isinstance(getattr(value, "__endpoint__", None), Endpoint) and value.__module__ == source.__name__
+    ]
+    return sorted(
+        ((declaration.method, path) for declaration in declarations for path in declaration.paths),
+        key=lambda route: (route[1], route[0]),
+    )

@@ -1,0 +1,103 @@
+"""What changes of a room's current state mean for the tables that are kept beside it: memberships and their counts, other
+servers in the room, the summary, the children of a space.
+
+This file knows no rule of Matrix: what an event says comes as plain values.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from storage.directory_changes import note_directory_changes
+from storage.engine import SQLValue
+from storage.memberships import MembershipRow, put_memberships, select_memberships
+from storage.room_servers import count_servers
+from storage.room_summaries import set_summary_fields
+from storage.spaces import NewChild, set_children
+from storage.streams import Change, Topic
+from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class NewMembership:
+    """What a membership event says."""
+
+    user_id: str
+    membership: str
+    sender: str
+    is_local: bool
+    display_name: str | None
+    avatar_url: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class StateEffect:
+    """What a state event means for the tables that are kept beside the state while it is the current one."""
+
+    membership: NewMembership | None = None
+    summary: Mapping[str, SQLValue] = field(default_factory=dict)
+    child: NewChild | None = None
+
+
+NO_EFFECT = StateEffect()
+
+
+def apply_effects(
+    txn: WriteTransaction, room_nid: int, effects: Sequence[tuple[int, int, StateEffect]]
+) -> tuple[int, int]:
+    """Write what the new entries of the current state mean; how the counts of joined and invited users change."""
+    summary: dict[str, SQLValue] = {}
+    members: dict[str, tuple[int, int, NewMembership]] = {}
+    children: dict[int, NewChild] = {}
+    for nid, position, effect in effects:
+        summary.update(effect.summary)
+        if effect.child is not None:
+            children[nid] = effect.child
+        if effect.membership is not None:
+            members[effect.membership.user_id] = (nid, position, effect.membership)
+    if summary:
+        set_summary_fields(txn, room_nid, summary)
+    if children:
+        set_children(txn, room_nid, children)
+    if not members:
+        return 0, 0
+    before = select_memberships(txn, room_nid, members)
+    change = {"join": 0, "invite": 0}
+    servers: dict[str, int] = {}
+    positions: dict[str, int] = {}
+    rows: list[MembershipRow] = []
+    for user_id, (nid, position, new) in members.items():
+        old = before.get(user_id)
+        if old is not None and old.membership in change:
+            change[old.membership] -= 1
+        if new.membership in change:
+            change[new.membership] += 1
+        if not new.is_local:
+            server = user_id.partition(":")[2]
+            was_in = old is not None and old.membership == "join"
+            servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
+            positions.setdefault(server, position)
+        rows.append(_make_row(room_nid, nid, position, new))
+    put_memberships(txn, rows)
+    for row in rows:
+        txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
+    remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
+    if remote:
+        note_directory_changes(txn, remote)
+    if servers:
+        count_servers(txn, room_nid, servers, positions)
+    return change["join"], change["invite"]
+
+
+def _make_row(room_nid: int, nid: int, position: int, new: NewMembership) -> MembershipRow:
+    return MembershipRow(
+        room_nid,
+        new.user_id,
+        new.membership,
+        nid,
+        new.sender,
+        position,
+        new.is_local,
+        new.display_name,
+        new.avatar_url,
+        forgotten=False,
+    )

@@ -1,0 +1,171 @@
+"""What is kept for other servers, on both databases."""
+
+import pytest
+
+from storage.cross_signing import CrossSigningKey, CrossSigningStore
+from storage.database import Database
+from storage.destinations import Backlog, DestinationRow, DestinationStore
+from storage.device_keys import DeviceKeysRow, DeviceKeyStore
+from storage.device_list_log import MOST_KEPT, DeviceListLog
+from storage.devices import DeviceRow, DeviceStore
+from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.receipts import NewReceipt, ReceiptStore
+from storage.remote_devices import RemoteDeviceStore
+from storage.room_servers import RoomServer, RoomServerStore, count_servers
+from storage.streams import Change, Topic
+from storage.transaction import WriteTransaction
+
+PEER, OTHER = "peer.example", "other.example"
+ALICE, BOB = "@alice:example.org", "@bob:peer.example"
+ROOM_NID = 7
+
+
+async def test_the_lease_has_one_holder(database: Database) -> None:
+    store = DestinationStore(database)
+    first = await store.take_lease("a", 1000, 31_000, by_force=False)
+    assert first is not None
+
+    assert await store.take_lease("b", 2000, 32_000, by_force=False) is None
+    assert await store.renew_lease("a", 33_000, first.position + 5)
+    assert await store.take_lease("b", 32_000, 62_000, by_force=False) is None
+
+    second = await store.take_lease("b", 33_000, 63_000, by_force=False)
+    assert second is not None
+    assert (second.run, second.position) == (first.run + 1, first.position + 5)
+    assert not await store.renew_lease("a", 64_000, 99)
+    third = await store.take_lease("c", 34_000, 64_000, by_force=True)
+    assert third is not None
+    assert third.position == first.position + 5
+
+
+async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database) -> None:
+    store = DestinationStore(database)
+    row = DestinationRow(PEER, 10, 20, 5000, "down")
+    await store.add_failure(row, Backlog({1: 100, 2: 200}, {ALICE: 150}))
+    await store.add_backlogs({PEER: Backlog({1: 300, 3: 300}), OTHER: Backlog({1: 300})})
+    assert await store.get_destinations() == {PEER: row}
+    assert (await store.get_backlogs())[PEER] == Backlog({1: 100, 2: 200, 3: 300}, {ALICE: 150})
+
+    def tell(txn: WriteTransaction) -> None:
+        store.set_told(txn, PEER, {1: None, 2: 400}, {ALICE: None})
+        store.set_reached(txn, PEER, 30)
+
+    await database.write("test", tell)
+
+    assert await store.get_backlogs() == {PEER: Backlog({2: 400, 3: 300}), OTHER: Backlog({1: 300})}
+    assert (await store.get_destinations())[PEER] == DestinationRow(PEER, None, 30, 0, "down")
+
+
+async def test_servers_are_in_a_room_as_long_as_somebody_is(database: Database) -> None:
+    store = RoomServerStore(database)
+
+    async def count(changes: dict[str, int], position: int) -> None:
+        await database.write("test", count_servers, ROOM_NID, changes, dict.fromkeys(changes, position))
+
+    await count({PEER: 2, OTHER: 1}, 10)
+    await count({PEER: -1, OTHER: -1}, 20)
+    assert await store.get_servers([ROOM_NID, 8]) == {ROOM_NID: [RoomServer(PEER, 10)]}
+    await count({PEER: -1, OTHER: 1}, 30)
+    assert await store.get_servers([ROOM_NID]) == {ROOM_NID: [RoomServer(OTHER, 30)]}
+
+
+async def test_messages_wait_for_their_server_in_order(database: Database) -> None:
+    store = OutgoingToDeviceStore(database)
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend)
+    before = database.streams.current()
+    for number in range(3):
+        await database.write("test", store.add_messages, {PEER: b"%d" % number, OTHER: b"x"})
+
+    assert [change.topic for change in heard] == [Topic.OUTGOING] * 3
+    assert await store.get_servers(before, database.streams.current()) == {PEER, OTHER}
+    assert await store.count_messages() == {PEER: 3, OTHER: 3}
+    first, second, third = await store.get_messages(PEER, 10)
+    assert (first.content, second.content, third.content) == (b"0", b"1", b"2")
+    await database.write("test", store.remove_messages, PEER, second.position)
+    assert await store.get_messages(PEER, 10) == [third]
+
+
+async def test_of_a_server_that_never_comes_the_newest_messages_are_kept(database: Database) -> None:
+    store = OutgoingToDeviceStore(database, most_waiting=10)
+    for number in range(600):
+        await database.write("test", store.add_messages, {PEER: b"%d" % number})
+
+    waiting = await store.get_messages(PEER, 1000)
+    assert 10 <= len(waiting) <= 266
+    assert waiting[-1].content == b"599"
+
+
+async def test_a_message_from_elsewhere_is_new_once(database: Database) -> None:
+    store = OutgoingToDeviceStore(database)
+    assert await database.write("test", store.add_received, BOB, "m1", 1000)
+    assert not await database.write("test", store.add_received, BOB, "m1", 2000)
+    assert await database.write("test", store.add_received, BOB, "m2", 2000)
+    assert await store.forget_received(2000, 10) == 1
+    assert await database.write("test", store.add_received, BOB, "m1", 3000)
+
+
+async def test_changes_of_devices_name_the_one_before(database: Database) -> None:
+    devices, keys, log = DeviceStore(database), DeviceKeyStore(database), DeviceListLog(database)
+    before = database.streams.current()
+
+    def publish(txn: WriteTransaction) -> None:
+        devices.add_device(txn, DeviceRow(ALICE, "A", None, 1))
+        devices.add_device(txn, DeviceRow(ALICE, "B", None, 1))
+        keys.set_device_keys(txn, ALICE, "A", b"{}")
+        keys.set_device_keys(txn, ALICE, "B", b"{}")
+        CrossSigningStore(database).set_keys(txn, [CrossSigningKey(ALICE, "master", "K", b"{}")])
+        devices.set_display_name(txn, ALICE, "A", "Phone")
+        devices.remove_devices(txn, ALICE, ["A", "B"])
+
+    await database.write("test", publish)
+
+    changes = await log.get_changes(ALICE, 0)
+    assert [change.device_id for change in changes] == ["A", "B", None, "A", "B"]
+    of_devices = [change for change in changes if change.device_id is not None]
+    assert [change.prev_id for change in of_devices] == [0, *(change.stream_id for change in of_devices[:-1])]
+    assert await log.get_stream_id(ALICE) == of_devices[-1].stream_id
+    assert await log.get_changed_users(before, database.streams.current()) == {ALICE: changes[0].stream_id}
+
+
+async def test_the_latest_changes_are_kept(database: Database) -> None:
+    keys, log = DeviceKeyStore(database), DeviceListLog(database)
+    for number in range(MOST_KEPT + 20):
+        await database.write("test", keys.set_device_keys, ALICE, "A", b"%d" % number)
+
+    changes = await log.get_changes(ALICE, 0)
+    assert len(changes) == MOST_KEPT
+    assert changes[0].prev_id > 0, "who has not heard of that one sees that something is missing"
+
+
+async def test_lists_of_others_are_kept_and_their_changes_announced(database: Database) -> None:
+    store, log = RemoteDeviceStore(database), DeviceListLog(database)
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend)
+    device = DeviceKeysRow(BOB, "B1", b"{}", "Phone")
+    await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], is_stale=False)
+    assert heard == [], "nobody had heard of them before"
+    assert await store.get_devices([BOB, ALICE]) == {BOB: [device]}
+
+    await store.set_device(BOB, "B2", 6, DeviceKeysRow(BOB, "B2", b"{}", None))
+    await store.set_device(BOB, "B1", 7, None)
+    assert [row.device_id for row in (await store.get_devices([BOB]))[BOB]] == ["B2"]
+    assert (await store.get_lists([BOB]))[BOB].stream_id == 7
+    await store.set_stale([BOB, ALICE])
+    assert await store.get_stale("", 10) == [BOB]
+    assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
+    assert await log.get_changes(BOB, 0) == [], "other servers are not told of others' users"
+
+    await store.remove_list(BOB)
+    assert await store.get_lists([BOB]) == {}
+    assert await CrossSigningStore(database).get_keys([BOB]) == {}
+
+
+@pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
+async def test_public_receipts_are_found_by_position(database: Database, kind: str) -> None:
+    before = database.streams.current()
+    new = NewReceipt(ROOM_NID, "!r", ALICE, kind, "", "$e", 5, 1000)
+    await ReceiptStore(database).set_receipts([new, new])
+
+    found = await DestinationStore(database).get_receipts_to_send(before, database.streams.current(), 10)
+    assert [(receipt.user_id, receipt.event_id) for receipt in found] == ([(ALICE, "$e")] if kind == "m.read" else [])
