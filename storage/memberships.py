@@ -95,25 +95,28 @@ def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str])
     return {row[1]: _row(row) for row in rows}
 
 
-def put_membership(txn: WriteTransaction, row: MembershipRow) -> None:
-    """Write one membership over whatever was there."""
-    txn.execute(
+def put_memberships(txn: WriteTransaction, rows: Iterable[MembershipRow]) -> None:
+    """Write memberships over whatever was there, as one statement for all."""
+    txn.execute_many(
         f"INSERT INTO memberships ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (room_nid, user_id) DO UPDATE SET membership = excluded.membership,"
         " event_nid = excluded.event_nid, sender = excluded.sender, position = excluded.position,"
         " display_name = excluded.display_name, avatar_url = excluded.avatar_url, forgotten = excluded.forgotten",
-        (
-            row.room_nid,
-            row.user_id,
-            row.membership,
-            row.event_nid,
-            row.sender,
-            row.position,
-            int(row.is_local),
-            row.display_name,
-            row.avatar_url,
-            int(row.forgotten),
-        ),
+        [
+            (
+                row.room_nid,
+                row.user_id,
+                row.membership,
+                row.event_nid,
+                row.sender,
+                row.position,
+                int(row.is_local),
+                row.display_name,
+                row.avatar_url,
+                int(row.forgotten),
+            )
+            for row in rows
+        ],
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from storage.database import Database
-from storage.memberships import MembershipRow, put_membership, select_memberships
+from storage.memberships import MembershipRow, put_memberships, select_memberships
 from storage.room_effects import NewMembership
 from storage.rooms import RoomRow, add_room, select_room
 from storage.streams import Change, Topic
@@ -93,6 +93,6 @@ def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:
         new.avatar_url,
         forgotten=False,
     )
-    put_membership(txn, membership)
+    put_memberships(txn, [membership])
     txn.announce(Change(membership.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=membership))
     return True

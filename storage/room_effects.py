@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
-from storage.memberships import MembershipRow, put_membership, select_memberships
+from storage.memberships import MembershipRow, put_memberships, select_memberships
 from storage.room_servers import count_servers
 from storage.room_summaries import set_summary_fields
 from storage.spaces import NewChild, set_children
@@ -64,6 +64,7 @@ def apply_effects(
     change = {"join": 0, "invite": 0}
     servers: dict[str, int] = {}
     positions: dict[str, int] = {}
+    rows: list[MembershipRow] = []
     for user_id, (nid, position, new) in members.items():
         old = before.get(user_id)
         if old is not None and old.membership in change:
@@ -75,9 +76,10 @@ def apply_effects(
             was_in = old is not None and old.membership == "join"
             servers[server] = servers.get(server, 0) + (new.membership == "join") - was_in
             positions.setdefault(server, position)
-        row = _make_row(room_nid, nid, position, new)
-        put_membership(txn, row)
-        txn.announce(Change(position, Topic.MEMBERSHIP, user_id=user_id, detail=row))
+        rows.append(_make_row(room_nid, nid, position, new))
+    put_memberships(txn, rows)
+    for row in rows:
+        txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
     remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
     if remote:
         note_directory_changes(txn, remote)

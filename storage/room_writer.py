@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
-from storage.memberships import count_members, put_membership, select_memberships
+from storage.memberships import count_members, put_memberships, select_memberships
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
@@ -387,7 +387,7 @@ class RoomWriter:
             old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
             if old is not None and old.event_nid == redaction.target_nid:
                 nameless = replace(old, display_name=None, avatar_url=None)
-                put_membership(txn, nameless)
+                put_memberships(txn, [nameless])
                 if not nameless.is_local:
                     note_directory_changes(txn, [(nameless.user_id, position)])
                 txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))

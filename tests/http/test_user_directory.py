@@ -15,7 +15,7 @@ from federation.protocol.ids import RoomID
 from homeserver.services.search.words import Folding
 from storage.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
 from storage.directory_changes import note_directory_changes
-from storage.memberships import MembershipRow, put_membership
+from storage.memberships import MembershipRow, put_memberships
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.finding import begin_jobs, settle
@@ -75,7 +75,9 @@ def come_from_afar(server: TestServer, room: str, user_id: str, name: str | None
         def put(txn: WriteTransaction) -> None:
             position = txn.next_position()
             nid = row.room_nid
-            put_membership(txn, MembershipRow(nid, user_id, membership, 1, user_id, position, False, name, None, False))
+            put_memberships(
+                txn, [MembershipRow(nid, user_id, membership, 1, user_id, position, False, name, None, False)]
+            )
             note_directory_changes(txn, [(user_id, position)])
 
         await server.app.database.write("come_from_afar", put)

@@ -8,7 +8,7 @@ import pytest
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database, Transaction, WriteTransaction
 from storage.directory_changes import note_directory_changes
-from storage.memberships import MembershipRow, put_membership
+from storage.memberships import MembershipRow, put_memberships
 from storage.profiles import ProfileStore
 from storage.user_directory import DirectoryQuery, DirectoryRow, RemoteName, UserDirectoryStore
 
@@ -31,7 +31,7 @@ async def join(database: Database, room: int, *users: str, rule: str = "invite")
         txn.execute("INSERT INTO room_summaries (room_nid, join_rule) VALUES (?, ?)", (room, rule))
         for user in users:
             row = MembershipRow(room, user, "join", 1, user, room, user.endswith(":a.test"), "Ali", None, False)
-            put_membership(txn, row)
+            put_memberships(txn, [row])
 
     await database.write("join", write)
 
