@@ -17,7 +17,7 @@ from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
-from federation.rooms.spaces import NoRemoteSpaces
+from federation.remote.hierarchies import HierarchyRequests
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.calls import CallParts
@@ -245,7 +245,12 @@ def build(
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
     exploring = ExploringParts(
-        database, identity, accounts, rooms, remote_spaces=NoRemoteSpaces(), remote_times=incoming.times
+        database,
+        identity,
+        accounts,
+        rooms,
+        remote_spaces=HierarchyRequests(federation.requests, identity, clock),
+        remote_times=incoming.times,
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
@@ -270,9 +275,11 @@ def build(
         encryption.cross_signing,
         encryption.to_device,
         exploring.hierarchy,
+        exploring.spaces,
         exploring.mutual_rooms,
         exploring.previews,
         exploring.reports,
+        exploring.spaces,
         exploring.times,
         finding.directory,
         finding.messages,
@@ -286,6 +293,7 @@ def build(
         incoming.form,
         incoming.served,
         incoming.transactions,
+        rooms.access,
         rooms.creation,
         rooms.device_keys,
         rooms.device_lists,

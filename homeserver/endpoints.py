@@ -8,6 +8,7 @@ from federation.endpoints import invites as federation_invites
 from federation.endpoints import keys as server_keys
 from federation.endpoints import membership as federation_membership
 from federation.endpoints import queries as federation_queries
+from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
@@ -64,6 +65,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_invites,
     federation_membership,
     federation_queries,
+    federation_spaces,
     federation_transactions,
     server_keys,
     server_version,

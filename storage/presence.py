@@ -2,22 +2,28 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
+UNTOLD: Final = 0
+"""Stands for the position of what has not been told yet."""
+
 
 @dataclass(frozen=True, slots=True)
 class PresenceRow:
-    """`state` is online, unavailable or offline; the time is in milliseconds since 1970."""
+    """`state` is online, unavailable or offline, told at a position of the ephemeral counter, or UNTOLD; the time is in
+    milliseconds since 1970."""
 
     user_id: str
     state: str
     status_msg: str | None
     last_active_ts: int | None
+    position: int
 
 
-_SELECT = "SELECT user_id, state, status_msg, last_active_ts FROM presence_states"
+_SELECT = "SELECT user_id, state, status_msg, last_active_ts, position FROM presence_states"
 
 
 class PresenceStore:
@@ -43,13 +49,25 @@ class PresenceStore:
 
         return await self._database.read("get_present_people", read)
 
+    async def get_gone(self, after: int, limit: int) -> list[PresenceRow]:
+        """Those of whom it was told after a position that they are offline, or is yet to be told, the latest first."""
+
+        def read(txn: Transaction) -> list[PresenceRow]:
+            rows = txn.query(
+                f"{_SELECT} WHERE (position > ? OR position = ?) AND state = 'offline' ORDER BY position DESC LIMIT ?",
+                (after, UNTOLD, limit),
+            )
+            return [PresenceRow(*row) for row in rows]
+
+        return await self._database.read("get_gone_people", read)
+
     def set_states(self, txn: WriteTransaction, rows: Iterable[PresenceRow]) -> None:
         """Write how these users are there now."""
         txn.execute_many(
-            "INSERT INTO presence_states (user_id, state, status_msg, last_active_ts) VALUES (?, ?, ?, ?)"
+            "INSERT INTO presence_states (user_id, state, status_msg, last_active_ts, position) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (user_id) DO UPDATE SET state = excluded.state, status_msg = excluded.status_msg,"
-            " last_active_ts = excluded.last_active_ts",
-            [(row.user_id, row.state, row.status_msg, row.last_active_ts) for row in rows],
+            " last_active_ts = excluded.last_active_ts, position = excluded.position",
+            [(row.user_id, row.state, row.status_msg, row.last_active_ts, row.position) for row in rows],
         )
 
     def remove_state(self, txn: WriteTransaction, user_id: str) -> None:

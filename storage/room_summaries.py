@@ -1,7 +1,7 @@
 """What a directory shows of a room, kept as its state changes, and the search in it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
 
@@ -127,9 +127,9 @@ def set_summary_fields(txn: WriteTransaction, room_nid: int, fields: Mapping[str
 
 
 def _row(row: Row) -> SummaryRow:
-    summary = SummaryRow(*row)
-    allowed = () if row[-1] is None else tuple(msgspec.json.decode(row[-1]))
-    return replace(summary, federates=bool(summary.federates), allowed_rooms=allowed)
+    *fields, federates, allowed = row
+    columns = (*fields, bool(federates), () if allowed is None else tuple(msgspec.json.decode(allowed)))
+    return SummaryRow(*columns)
 
 
 def _select_summaries(txn: Transaction, room_nids: list[int]) -> dict[int, SummaryRow]:

@@ -11,7 +11,7 @@ from storage.database import Database
 from storage.engine import SQLValue
 from storage.transaction import Transaction, WriteTransaction
 
-MOST_MATCHES = 5_000
+MOST_MATCHES = 2_000
 """Users with the key that are looked at; those whose key is the shortest come first."""
 MOST_FOUND = 200
 """Users who are found, of either sort: those who share a room with who asks, and the others."""
@@ -131,14 +131,15 @@ class UserDirectoryStore:
         )
 
 
+# With a LIMIT PostgreSQL asks this of one user after the other, and does not first gather everybody of whom it is true.
 _SHARES = (
-    "EXISTS (SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid AND o.user_id = ?"
-    " AND o.membership = 'join' WHERE m.user_id = u.user_id AND m.membership = 'join')"
+    "(SELECT 1 FROM memberships AS m JOIN memberships AS o ON o.room_nid = m.room_nid AND o.user_id = ?"
+    " AND o.membership = 'join' WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
 )
 _IS_IN_PUBLIC = (
-    "EXISTS (SELECT 1 FROM memberships AS m JOIN room_summaries AS r ON r.room_nid = m.room_nid"
+    "(SELECT 1 FROM memberships AS m JOIN room_summaries AS r ON r.room_nid = m.room_nid"
     " AND (r.join_rule = 'public' OR r.history_visibility = 'world_readable')"
-    " WHERE m.user_id = u.user_id AND m.membership = 'join')"
+    " WHERE m.user_id = u.user_id AND m.membership = 'join' LIMIT 1)"
 )
 
 
@@ -153,10 +154,11 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
     args.append(int(query.with_locked))
     found = [
         FoundUser(_row(row), shares_room=True)
-        for row in txn.query(f"{select}{_SHARES} LIMIT ?", (*args, query.user_id, MOST_FOUND))
+        for row in txn.query(f"{select}{_SHARES} IS NOT NULL LIMIT ?", (*args, query.user_id, MOST_FOUND))
     ]
     rest = txn.query(
-        f"{select}NOT {_SHARES} AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_IS_IN_PUBLIC}) LIMIT ?",
+        f"{select}{_SHARES} IS NULL"
+        f" AND ((u.is_local = 1 AND a.is_guest = 0 AND ? = 1) OR {_IS_IN_PUBLIC} IS NOT NULL) LIMIT ?",
         (*args, query.user_id, int(query.everyone_local), MOST_FOUND),
     )
     return [*found, *(FoundUser(_row(row), shares_room=False) for row in rest)]

@@ -198,9 +198,17 @@ class Chain:
         return await prune(self._snapshot, target, self._identity)
 
     def _flags_of(self, event: Event) -> int:
-        """What all events of the chain have, and who is put out of a room hears of it even if they were only invited."""
+        """What all events of the chain have, and who is put out of a room hears of it even if they were only invited.
+
+        Whom a room keeps out from its beginning does not hear of it.
+        """
         target = event.state_key
-        if event.membership in ("leave", "ban") and target is not None and not self._identity.is_local(target):
+        if (
+            event.membership in ("leave", "ban")
+            and target is not None
+            and self._snapshot.head.extremities
+            and not self._identity.is_local(target)
+        ):
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 

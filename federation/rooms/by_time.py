@@ -22,12 +22,3 @@ class RemoteTimes(Protocol):
         place in the room.
         """
         ...
-
-
-class NoRemoteTimes:
-    """For a server that asks nobody."""
-
-    async def find_nearest(
-        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
-    ) -> StoredEvent | None:
-        return None

@@ -154,6 +154,14 @@ class RoomEngine:
         result: T = await turn.done
         return result
 
+    async def begin_chain(self, snapshot: RoomSnapshot) -> Chain:
+        """A chain of our own events upon a room, which other servers in it are to get."""
+        others = await self._servers.in_room(snapshot.room.room_nid)
+        further_flags = EventFlag.TO_SEND if others else 0
+        return Chain(
+            snapshot, self._events, self._identity, self._classify, further_flags, self._vouch if others else None
+        )
+
     async def refresh(self, snapshot: RoomSnapshot) -> RoomSnapshot:
         """The room as it is now, read anew: for who met `HeadMoved`."""
         return await self._moved(snapshot) or snapshot
@@ -273,11 +281,7 @@ class RoomEngine:
         """
         rebuilds = 0
         while rebuilds < MAX_REBUILDS:
-            others = await self._servers.in_room(snapshot.room.room_nid)
-            further_flags = EventFlag.TO_SEND if others else 0
-            chain = Chain(
-                snapshot, self._events, self._identity, self._classify, further_flags, self._vouch if others else None
-            )
+            chain = await self.begin_chain(snapshot)
             now = self._now_ms()
             ready, later, refused = await self._build(chain, batch, now)
             try:

@@ -9,11 +9,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from twisted.logger import Logger
 
-from federation.identity import ServerIdentity
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.build import Chain, Classify
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import MAX_REBUILDS, RoomEngine
 from federation.rooms.room_events import RoomEvents
@@ -36,15 +34,11 @@ class Replacements:
         engine: RoomEngine,
         events: RoomEvents,
         writer: RoomWriter,
-        identity: ServerIdentity,
-        classify: Classify,
         now_ms: Callable[[], int],
     ) -> None:
         self._engine = engine
         self._events = events
         self._writer = writer
-        self._identity = identity
-        self._classify = classify
         self._now_ms = now_ms
         self._log = Logger()
 
@@ -84,7 +78,7 @@ class Replacements:
         endings: Endings,
         also: Also,
     ) -> RoomSnapshot:
-        chain = Chain(old, self._events, self._identity, self._classify)
+        chain = await self._engine.begin_chain(old)
         appended: list[Appended] = []
 
         async def end_old(created_id: RoomID) -> None:

@@ -7,16 +7,14 @@ from typing import Final
 
 from federation.protocol.errors import Forbidden, UnableToAuthoriseJoin, UnableToGrantJoin
 from federation.protocol.events import StateKey
-from federation.protocol.ids import UserID
+from federation.protocol.ids import RoomID, UserID
+from federation.protocol.join_rules import lets_members_in, read_allowed_rooms
 from federation.protocol.power_levels import PowerLevels
 from federation.rooms.memberships import Memberships
 from federation.rooms.snapshots import POWER_LEVELS, RoomSnapshot
 from storage.rooms import RoomStore
 
 JOIN_RULES: Final = StateKey("m.room.join_rules", "")
-RESTRICTED: Final = frozenset({"restricted", "knock_restricted"})
-MAX_ALLOWED_ROOMS: Final = 50
-"""How many rooms of a restricted join rule are looked at."""
 
 
 class RestrictedJoins:
@@ -58,26 +56,15 @@ class RestrictedJoins:
 
     async def _is_restricted(self, snapshot: RoomSnapshot) -> bool:
         rules = await snapshot.state.get(JOIN_RULES)
-        return (
-            rules is not None
-            and snapshot.version.restricted_joins
-            and rules.event.content.get("join_rule") in RESTRICTED
-        )
+        return rules is not None and lets_members_in(snapshot.version, rules.event.content.get("join_rule"))
 
-    async def _allowed_rooms(self, snapshot: RoomSnapshot) -> list[str]:
+    async def _allowed_rooms(self, snapshot: RoomSnapshot) -> list[RoomID]:
         rules = await snapshot.state.get(JOIN_RULES)
         if rules is None or not await self._is_restricted(snapshot):
             return []
-        allow = rules.event.content.get("allow")
-        return [
-            condition["room_id"]
-            for condition in (allow[:MAX_ALLOWED_ROOMS] if isinstance(allow, list) else ())
-            if isinstance(condition, dict)
-            and condition.get("type") == "m.room_membership"
-            and isinstance(condition.get("room_id"), str)
-        ]
+        return read_allowed_rooms(rules.event.content)
 
-    async def _is_in_one(self, allowed: list[str], user_id: UserID) -> bool:
+    async def _is_in_one(self, allowed: list[RoomID], user_id: UserID) -> bool:
         rooms = await self._rooms.get_rooms(allowed)
         own = await self._memberships.of_user(user_id)
         for room in rooms.values():
@@ -87,7 +74,7 @@ class RestrictedJoins:
                 return True
         return False
 
-    async def _knows_all(self, allowed: list[str]) -> bool:
+    async def _knows_all(self, allowed: list[RoomID]) -> bool:
         rooms = await self._rooms.get_rooms(allowed)
         if len(rooms) < len(set(allowed)):
             return False

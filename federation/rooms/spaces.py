@@ -45,15 +45,6 @@ class RemoteSpaces(Protocol):
         ...
 
 
-class NoRemoteSpaces:
-    """For a server that asks nobody."""
-
-    async def get_hierarchies(
-        self, rooms: Mapping[RoomID, Sequence[ServerName]], *, suggested_only: bool
-    ) -> Mapping[RoomID, RemoteHierarchy]:
-        return {}
-
-
 class Spaces:
     """Reads spaces."""
 

@@ -10,6 +10,9 @@ from homeserver.notifier import Notifier
 from homeserver.services.ephemeral import EphemeralCounter
 from homeserver.services.presence.people import PresenceTimes
 from homeserver.services.presence.presence import Presence
+from homeserver.services.presence.remote_people import RemotePeople
+from homeserver.services.presence.roster import Roster
+from homeserver.services.presence.telling import Telling
 from storage.database import Database
 from storage.presence import PresenceStore
 
@@ -26,19 +29,21 @@ def presence_of(
 ) -> Presence:
     """Presence as it is configured."""
     presence = config.people.presence
+    times = PresenceTimes(
+        active=presence.last_active_granularity / 1000,
+        idle=presence.idle_timeout / 1000,
+        grace=presence.sync_online_timeout / 1000,
+    )
+    remote = RemotePeople(clock, identity.server_name)
+    roster = Roster(clock, database, PresenceStore(database), remote, counter)
     return Presence(
         clock,
-        database,
-        PresenceStore(database),
+        roster,
+        remote,
+        Telling(clock, roster, memberships, notifier, times),
         memberships,
-        notifier,
-        counter,
         limiter,
         server_name=identity.server_name,
-        times=PresenceTimes(
-            active=presence.last_active_granularity / 1000,
-            idle=presence.idle_timeout / 1000,
-            grace=presence.sync_online_timeout / 1000,
-        ),
+        times=times,
         mode=presence.enabled,
     )

@@ -271,7 +271,7 @@ class RoomParts:
         self.upgrades = RoomUpgrade(
             self.engine,
             self.events,
-            Replacements(self.engine, self.events, self.writer, identity, self.classify, now_ms),
+            Replacements(self.engine, self.events, self.writer, now_ms),
             room_store,
             membership_store,
             alias_store,
@@ -334,6 +334,7 @@ class RoomParts:
                 self.presence,
                 self.memberships,
                 recent,
+                clock,
                 server_name=identity.server_name,
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
@@ -352,6 +353,9 @@ class RoomParts:
                 receipt_store,
                 self.typing,
                 recent,
+                ignored,
+                self.permissions,
+                parts.presence,
             ),
             streams,
             self.notifier,
@@ -371,7 +375,7 @@ class RoomParts:
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
 
     def start(self) -> None:
-        """Go on with what a restart interrupted."""
+        """Go on with what was begun before a restart."""
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure("it is not known who was there before the start", failure)

@@ -1,8 +1,8 @@
 """Rooms in common with somebody. spec: client-server-api#mutual-rooms"""
 
-from typing import Any
+from typing import Annotated, Any
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from homeserver.services.mutual_rooms import MutualRooms
 
 
@@ -13,7 +13,11 @@ from homeserver.services.mutual_rooms import MutualRooms
     auth=Auth.USER,
 )
 async def get_mutual_rooms(
-    mutual_rooms: MutualRooms, caller: Requester, *, user_id: str, from_: str | None = None
+    mutual_rooms: MutualRooms,
+    caller: Requester,
+    *,
+    user_id: str,
+    from_: Annotated[str | None, Names("from", "batch_token")] = None,
 ) -> dict[str, Any]:
-    """The rooms that the caller and another user are in."""
+    """The rooms that the caller and another user are in. `batch_token` is what clients call it on the unstable path."""
     return await mutual_rooms.get_page(caller, user_id, from_)

@@ -39,7 +39,8 @@ class MutualRooms:
         rooms = await self._rooms.get_rooms_by_nid(page)
         answer: dict[str, Any] = {"joined": [rooms[nid].room_id for nid in page], "count": len(nids)}
         if len(waiting) > PAGE:
-            answer["next_batch"] = str(page[-1])
+            # the second is what clients read who ask by the unstable path
+            answer["next_batch"] = answer["next_batch_token"] = str(page[-1])
         return answer
 
 

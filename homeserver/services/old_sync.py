@@ -24,12 +24,16 @@ from federation.rooms.room_events import RoomEvents
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import ClientEvents, present_plainly
-from homeserver.services.event_filters import RoomEventFilter
+from homeserver.services.event_filters import NO_FILTER, RoomEventFilter
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.room_reading import Reader, RoomReading
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events
+from homeserver.services.sync.presence import PresenceReader
+from homeserver.services.sync.request import Range, StateSection, SyncRequest
+from homeserver.services.sync.sync import LEFT, MAX_TIMEOUT_MS, receipt_events, typing_event, visible_receipts
 from homeserver.services.typing import Typing
 from storage.account_data import AccountDataStore
 from storage.memberships import MembershipRow
@@ -42,7 +46,6 @@ MAX_EVENTS: Final = 100
 """Of one answer of /events."""
 MAX_MESSAGES: Final = 100
 """Of a room in a first answer."""
-PRIVATE_RECEIPT: Final = "m.read.private"
 
 _EVERYTHING: Final = RoomEventFilter()
 
@@ -62,6 +65,9 @@ class OldSyncParts:
     receipts: ReceiptStore
     typing: Typing
     recent: RecentChanges
+    ignored: IgnoredUsers
+    permissions: InvitePermissions
+    presence: PresenceReader
 
 
 class OldSync:
@@ -80,7 +86,8 @@ class OldSync:
     async def get_all(self, caller: Requester, limit: int, *, archived: bool) -> dict[str, Any]:
         """All that the caller may know of their rooms; `archived`: also of those that they left."""
         now = self._now()
-        rows = [row for row in (await self._parts.memberships.of_user(caller.user_id)).values() if not row.forgotten]
+        memberships = await self._parts.memberships.of_user(caller.user_id)
+        rows = [row for row in memberships.values() if not row.forgotten]
         rooms = await self._parts.rooms.get_rooms_by_nid(row.room_nid for row in rows)
         data = await self._parts.account_data.get_account_data(caller.user_id)
         answers: list[dict[str, Any]] = []
@@ -91,13 +98,13 @@ class OldSync:
                     answers.append(await self._room(caller, room_id, now, limit))
                 except Forbidden:
                     continue  # an invite that was declined: they have never been in the room
-            elif row.membership == "invite":
+            elif row.membership == "invite" and not await self._parts.permissions.hides(row):
                 invite = (await self._parts.events.get_events([row.event_nid]))[row.event_nid]
                 shown = present_plainly(invite, with_room_id=True)
                 answers.append({"room_id": room_id, "membership": "invite", "invite": shown})
         return {
             "end": str(now),
-            "presence": [],
+            "presence": await self._presence(caller, None, now),
             "rooms": answers,
             "account_data": account_data_events(caller.user_id, data.everywhere, first=True),
         }
@@ -117,6 +124,8 @@ class OldSync:
             since = now
         deadline = self._clock.seconds() + min(timeout_ms, MAX_TIMEOUT_MS) / 1000
         listener = self._notifier.listen(caller.user_id, room_nid)
+        if room_id is None:
+            self._parts.presence.watch(_request(caller, since), listener)
         try:
             while True:
                 chunk, end = await self._look(caller, room_id, since)
@@ -124,6 +133,7 @@ class OldSync:
                 if chunk or remaining <= 0 or not await listener.wait(self._clock, remaining):
                     return {"start": str(since), "end": str(end), "chunk": chunk}
         finally:
+            self._parts.presence.unwatch(listener)
             listener.close()
 
     async def get_event(self, caller: Requester, event_id: EventID) -> msgspec.Raw:
@@ -179,7 +189,10 @@ class OldSync:
         if not is_whole:
             return chunk, SyncToken(arrivals[-1][0], since.ephemeral)
         joined = {nid: reader for nid, reader in readers.items() if _membership(reader) == "join"}
-        return [*chunk, *await self._ephemeral(caller, joined, since, now)], now
+        chunk += await self._ephemeral(caller, joined, since, now)
+        if room_id is None:
+            chunk += await self._presence(caller, since, now)
+        return chunk, now
 
     async def _readers(self, caller: Requester, room_id: RoomID | None, since: SyncToken) -> Mapping[int, Reader]:
         """The rooms to look into: the one that is asked for, or those of the caller in which something is new."""
@@ -195,6 +208,7 @@ class OldSync:
             for row in rows.values()
             if (changed is None or row.room_nid in changed.events | changed.receipts | typing)
             and (row.membership == "join" or row.position > since.position)
+            and not await parts.permissions.hides(row)
         ]
         return await self._open(wanted)
 
@@ -212,17 +226,30 @@ class OldSync:
         """Receipts and typing of rooms that the caller is in."""
         ranges = dict.fromkeys(readers, (since.position, now.position))
         receipts = await self._parts.receipts.get_receipts(ranges) if ranges else {}
+        ignored = await self._parts.ignored.of_user(caller.user_id)
         found: list[dict[str, Any]] = []
         for nid, rows in receipts.items():
-            shown = [row for row in rows if row.receipt_type != PRIVATE_RECEIPT or row.user_id == caller.user_id]
+            shown = visible_receipts(rows, caller.user_id, ignored)
             found += [{**event, "room_id": readers[nid].snapshot.room_id} for event in receipt_events(shown)]
         for nid, users in self._parts.typing.get_changed(readers, since.ephemeral).items():
             room_id = readers[nid].snapshot.room_id
-            found.append({"type": "m.typing", "room_id": room_id, "content": {"user_ids": users}})
+            found.append({**typing_event(users, ignored), "room_id": room_id})
         return found
+
+    async def _presence(self, caller: Requester, since: SyncToken | None, now: SyncToken) -> list[msgspec.Raw]:
+        """Who is there, of those with whom the caller shares a room."""
+        rows = await self._parts.memberships.of_user(caller.user_id)
+        ignored = await self._parts.ignored.of_user(caller.user_id)
+        span = Range(0 if since is None else since.position, now.position)
+        return await self._parts.presence.read(_request(caller, since), span, rows, ignored)
 
     def _now(self) -> SyncToken:
         return SyncToken(self._streams.current(), self._parts.typing.position)
+
+
+def _request(caller: Requester, since: SyncToken | None) -> SyncRequest:
+    """As if it were asked of /sync."""
+    return SyncRequest(caller, since, NO_FILTER, full_state=False, state_section=StateSection.BEFORE)
 
 
 def _membership(reader: Reader) -> str | None:

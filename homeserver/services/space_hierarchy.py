@@ -159,8 +159,9 @@ class _Walk:
                 break
             if link.depth < self._max_depth:
                 links = self._links(room, link.depth + 1)
-                await self._load([each.child_id for each in links], link.depth + 1)
-                stack += reversed(links)
+                if links:
+                    await self._load([each.child_id for each in links], link.depth + 1)
+                    stack += reversed(links)
         if start is None:  # the room where the last page ended has gone
             assert token is not None
             start = min(token.shown, len(found))

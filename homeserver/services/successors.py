@@ -66,21 +66,11 @@ def power_levels(
     In a room whose version brings such creators, only they may replace it at first, as in any new room of that version.
     spec: rooms/v12#authorisation-rules
     """
-    content = {
-        name: level for name in LEVEL_DEFAULTS if (level := parse_level(old.version, old.content.get(name))) is not None
-    }
-    result: dict[str, Any] = dict(content)
-    for group in _GROUPS:
-        levels = {
-            name: level
-            for name, value in level_entries(old.content, group).items()
-            if (level := parse_level(old.version, value)) is not None
-        }
-        if levels or group == "users":
-            result[group] = levels
+    result = _as_numbers(old)
     users: dict[str, int] = {name: level for name, level in result["users"].items() if is_user_id(name)}
     events: dict[str, int] = result.get("events", {})
-    highest = max([_OWNER_LEVEL, *content.values(), *events.values(), *users.values()])
+    single = [result[name] for name in LEVEL_DEFAULTS if name in result]
+    highest = max([_OWNER_LEVEL, *single, *events.values(), *users.values()])
     if version.creators_privileged:
         users = {name: level for name, level in users.items() if name not in {creator, *additional_creators}}
         if not old.version.creators_privileged:
@@ -97,7 +87,23 @@ def quiet_levels(old: PowerLevels) -> dict[str, Any]:
     """
     least = max(50, old.users_default + 1)
     raised = {"events_default": max(old.events_default, least), "invite": max(old.invite, least)}
-    return {**old.content, **raised}
+    return {**old.content, **_as_numbers(old), **raised}
+
+
+def _as_numbers(old: PowerLevels) -> dict[str, Any]:
+    """What power levels say, with numbers where old versions also took other forms; `users` is always there."""
+    found: dict[str, Any] = {
+        name: level for name in LEVEL_DEFAULTS if (level := parse_level(old.version, old.content.get(name))) is not None
+    }
+    for group in _GROUPS:
+        levels = {
+            name: level
+            for name, value in level_entries(old.content, group).items()
+            if (level := parse_level(old.version, value)) is not None
+        }
+        if levels or group == "users":
+            found[group] = levels
+    return found
 
 
 def copied_content(version: RoomVersion, event: Event) -> Mapping[str, Any] | None:

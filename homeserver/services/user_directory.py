@@ -37,6 +37,8 @@ MAX_TERM: Final = 300
 """Characters of a search term."""
 MAX_WORDS: Final = 8
 """Of a search term."""
+MAX_NAME: Final = 256
+"""Characters of a name that another server gave somebody."""
 
 
 class UserDirectory:
@@ -182,11 +184,10 @@ def choose_names(rooms: Iterable[RemoteName]) -> tuple[str | None, str | None]:
     """The name and the avatar of a user of another server that give away no secret of a room."""
     known = sorted(rooms, key=lambda each: each.position)
     public = [each for each in known if each.is_public]
-    if public:
-        return public[-1].display_name, public[-1].avatar_url
-    names = {each.display_name for each in known}
-    avatars = {each.avatar_url for each in known}
-    return names.pop() if len(names) == 1 else None, avatars.pop() if len(avatars) == 1 else None
+    names = {each.display_name for each in public[-1:] or known}
+    avatars = {each.avatar_url for each in public[-1:] or known}
+    name = names.pop() if len(names) == 1 else None
+    return None if name is None else name[:MAX_NAME], avatars.pop() if len(avatars) == 1 else None
 
 
 def _names_of(fields: Mapping[str, bytes]) -> tuple[str | None, str | None]:

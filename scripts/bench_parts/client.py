@@ -52,11 +52,17 @@ class _Page(msgspec.Struct):
     end: str | None = None
 
 
+class _Tree(msgspec.Struct):
+    rooms: list[msgspec.Raw]
+    next_batch: str | None = None
+
+
 _session = msgspec.json.Decoder(_Session)
 _room = msgspec.json.Decoder(_Room)
 _sync = msgspec.json.Decoder(_Sync)
 _page = msgspec.json.Decoder(_Page)
 _search = msgspec.json.Decoder(_Search)
+_tree = msgspec.json.Decoder(_Tree)
 
 
 class Client:
@@ -76,8 +82,10 @@ class Client:
         session = _session.decode(await connection.request("POST", f"{V3}/login", body))
         return User(session.user_id, session.access_token)
 
-    async def create_room(self, connection: Connection, user: User, *, name: str, preset: str = "public_chat") -> str:
-        body = {"preset": preset, "name": name}
+    async def create_room(
+        self, connection: Connection, user: User, *, name: str, preset: str = "public_chat", type: str | None = None
+    ) -> str:
+        body = {"preset": preset, "name": name, "creation_content": {} if type is None else {"type": type}}
         return _room.decode(await connection.request("POST", f"{V3}/createRoom", body, user.token)).room_id
 
     async def join(self, connection: Connection, user: User, room_id: str) -> bytes:
@@ -120,6 +128,19 @@ class Client:
     async def search_people(self, connection: Connection, user: User, term: str) -> bytes:
         body = {"search_term": term, "limit": 10}
         return await connection.request("POST", f"{V3}/user_directory/search", body, user.token)
+
+    async def add_child(self, connection: Connection, user: User, space: str, room_id: str) -> bytes:
+        path = f"{V3}/rooms/{quote(space)}/state/m.space.child/{quote(room_id)}"
+        return await connection.request("PUT", path, {"via": ["localhost"]}, user.token)
+
+    async def hierarchy(
+        self, connection: Connection, user: User, space: str, start: str | None, limit: int
+    ) -> tuple[int, str | None]:
+        """One page of a tree: how many rooms, and where the next one starts."""
+        query = {"limit": str(limit)} | ({} if start is None else {"from": start})
+        path = f"/_matrix/client/v1/rooms/{quote(space)}/hierarchy?{urlencode(query)}"
+        page = _tree.decode(await connection.request("GET", path, None, user.token))
+        return len(page.rooms), page.next_batch
 
     async def read_room(self, connection: Connection, user: User, room_id: str, what: str) -> bytes:
         """`what` is `state`, `members` or `joined_members`."""

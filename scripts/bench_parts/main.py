@@ -30,7 +30,7 @@ from bench_parts.server import Server, running_postgres
 from bench_parts.world import QUICK, Sizes, World
 
 SCENARIO_LIMIT = 300
-"""Seconds after which a scenario, with all that it prepares, is given up."""
+"""Seconds after which a scenario, with all that it prepares, is given up; longer where there is much to say."""
 OPEN_FILES = 8192
 
 
@@ -92,7 +92,9 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
             started = perf_counter()
             figures = Figures()
             try:
-                await Deferred.fromCoroutine(scenario(bench, figures)).addTimeout(SCENARIO_LIMIT, reactor)
+                await Deferred.fromCoroutine(scenario(bench, figures)).addTimeout(
+                    SCENARIO_LIMIT + sizes.said / 100, reactor
+                )
             except (RequestFailed, OSError, ConnectError, TimeoutError) as error:
                 done.failures[name] = str(error) or type(error).__name__
                 _say(f"    failed: {error}")

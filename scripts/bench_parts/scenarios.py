@@ -12,6 +12,7 @@ from twisted.internet.task import deferLater
 
 from bench_parts import processes
 from bench_parts.client import FULL
+from bench_parts.connection import Connection
 from bench_parts.measurement import Figures, Meter, percentile
 from bench_parts.pollers import Pollers
 from bench_parts.server import Server
@@ -168,6 +169,24 @@ async def user_directory(bench: Bench, figures: Figures) -> None:
         )
 
 
+async def hierarchy(bench: Bench, figures: Figures) -> None:
+    """All of a tree of 500 rooms below a space, in pages of 50, for somebody who is in none of them."""
+    world = bench.world
+    space = await world.space()
+    reader = (await world.people(2))[1]
+
+    async def walk(_: int, link: Connection) -> None:
+        found, start = await world.client.hierarchy(link, reader, space, None, 50)
+        while start is not None:
+            rooms, start = await world.client.hierarchy(link, reader, space, start, 50)
+            found += rooms
+        assert found == world.sizes.tree, f"the tree has {found} rooms"
+
+    async with bench.meter.measure("hierarchy", figures) as run:
+        run.notes["rooms"] = world.sizes.tree
+        await world.run(walk, world.sizes.trees, at_once=1, run=run)
+
+
 async def state(bench: Bench, figures: Figures) -> None:
     """The state of a room of 2,000."""
     await _read_room(bench, figures, "state")
@@ -297,6 +316,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         messages,
         search,
         user_directory,
+        hierarchy,
         state,
         members,
         joined_members,

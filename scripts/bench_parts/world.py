@@ -38,6 +38,9 @@ class Sizes:
     said: int = 3000
     """Messages that are searched."""
     searches: int = 100
+    tree: int = 500
+    """Rooms below a space."""
+    trees: int = 50
     joins: int = 100
     creations: int = 100
     idle: int = 1000
@@ -61,6 +64,8 @@ QUICK = Sizes(
     history=600,
     said=500,
     searches=30,
+    tree=100,
+    trees=10,
     big_members=300,
     reads=5,
     joins=30,
@@ -87,6 +92,7 @@ class World:
         self._history: str | None = None
         self._said: Sequence[str] | None = None
         self._crowds: dict[int, str] = {}
+        self._space: str | None = None
 
     async def connections(self, number: int) -> list[Connection]:
         return [await connect(self._reactor, self._port) for _ in range(number)]
@@ -166,6 +172,25 @@ class World:
             await self.run(send, len(rooms) * self.sizes.messages_per_room, at_once=20)
             self._synced = (reader, rooms)
         return self._synced
+
+    async def space(self) -> str:
+        """A space with many rooms, a tenth of them in spaces below it."""
+        if self._space is None:
+            (owner,) = await self.people(1)
+            (connection,) = await self.connections(1)
+            spaces = [
+                await self.client.create_room(connection, owner, name=f"Space {number}", type="m.space")
+                for number in range(11)
+            ]
+            for below in spaces[1:]:
+                await self.client.add_child(connection, owner, spaces[0], below)
+            for number in range(self.sizes.tree - len(spaces)):
+                room = await self.client.create_room(connection, owner, name=f"Place {number}")
+                parent = spaces[number // 10 % 10 + 1] if number % 10 == 0 else spaces[0]
+                await self.client.add_child(connection, owner, parent, room)
+            connection.close()
+            self._space = spaces[0]
+        return self._space
 
     async def history(self) -> str:
         """A room of ten people with many messages."""

@@ -7,9 +7,12 @@ CREATE TABLE presence_states (
     state TEXT NOT NULL,
     status_msg TEXT,
     -- milliseconds since 1970
-    last_active_ts BIGINT
+    last_active_ts BIGINT,
+    -- of the ephemeral counter: when it was told that they are so; 0: that is yet to be done
+    position BIGINT NOT NULL
 );
 CREATE INDEX presence_states_there ON presence_states (user_id) WHERE state <> 'offline';
+CREATE INDEX presence_states_by_position ON presence_states (position);
 
 CREATE TABLE openid_tokens (
     -- SHA-256 of the token

@@ -32,9 +32,11 @@ def invite(by: User, whom: User, room_id: str | None = None) -> Any:
 
 
 def invites(user: User) -> set[str]:
-    """The rooms to which somebody is invited, as three kinds of sync tell."""
+    """The rooms to which somebody is invited, as all kinds of sync tell."""
     by_sync = set(sync(user).get("rooms", {}).get("invite", {}))
     client = SlidingClient(user, lists={"all": a_list([0, 99])}, room_subscriptions={})
+    old = {room["room_id"] for room in ok(user.get(f"{V3}/initialSync"))["rooms"] if room["membership"] == "invite"}
+    assert old == by_sync
     listed = {room_id for room_id, room in client.sync()["rooms"].items() if "invite_state" in room}
     assert listed == by_sync
     return by_sync

@@ -53,6 +53,8 @@ def test_pages(alice: User, bob: User) -> None:
     assert (first["joined"], first["count"]) == (rooms[:PAGE], len(rooms))
     last = ok(alice.get(f"{STABLE}?{urlencode({'user_id': bob.user_id, 'from': first['next_batch']})}"))
     assert last == {"joined": rooms[PAGE:], "count": len(rooms)}
+    # as matrix-js-sdk asks
+    assert ok(ask(alice, UNSTABLE, user_id=bob.user_id, batch_token=first["next_batch_token"])) == last
 
 
 @pytest.mark.parametrize("user_id", ["@alice:example.org", "alice", "", "@Ä:example.org", "@:example.org"])

@@ -220,6 +220,23 @@ def test_receipts_and_typing_are_told(alice: User, bob: User) -> None:
     assert list(receipt["content"][event_id]["m.read"]) == [bob.user_id]
 
 
+def test_presence_is_told(tmp_path: Path, sqlite_database: Database) -> None:
+    limits = "rc_presence: {per_user: {per_second: 10000, burst_count: 10000}}\n"
+    server = TestServer(tmp_path, sqlite_database, "presence: {enabled: true}\n" + limits)
+    alice, bob = server.register("alice"), server.register("bob")
+    room = create(alice, preset="public_chat")
+    join(bob, room)
+    token = events(alice)["end"]
+    waiting = wait_for_events(alice, from_=token)
+    ok(bob.put(f"{V3}/presence/{bob.user_id}/status", {"presence": "online", "status_msg": "at tea"}))
+    for _ in range(5):
+        server.clock.advance(0)
+    (event,) = ok(waiting.answer)["chunk"]
+    assert (event["type"], event["sender"], event["content"]["status_msg"]) == ("m.presence", bob.user_id, "at tea")
+    assert [each["sender"] for each in ok(alice.get(f"{V3}/initialSync"))["presence"]] == [bob.user_id]
+    assert ok(waiting.answer)["end"] != token
+
+
 def test_all_rooms_at_once(alice: User, bob: User) -> None:
     joined, left, private, declined = [create(alice, preset="public_chat") for _ in range(4)]
     for room in (joined, left):

@@ -11,13 +11,24 @@ from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.signing import SigningKey
 from federation.protocol.space_hierarchy import RemoteHierarchy, parse_hierarchy
-from federation.rooms.by_time import NoRemoteTimes
+from federation.rooms.room_events import StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
 from homeserver.assembly.exploring import ExploringParts
+from storage.timelines import Direction
 from tests.helpers.server import TestServer, User
 from tests.helpers.spaces import add_child, create_space
 from tests.helpers.talk import create, join, ok
 
 FAR = RoomID("!far:other.org")
+
+
+class NoTimes:
+    """Nobody has more of the past."""
+
+    async def find_nearest(
+        self, room: RoomSnapshot, ts: int, direction: Direction, known: StoredEvent | None
+    ) -> StoredEvent | None:
+        return None
 
 
 class ToldHierarchies:
@@ -50,9 +61,7 @@ def alice(server: TestServer) -> User:
 def parts(server: TestServer, remote: ToldHierarchies) -> ExploringParts:
     app = server.app
     identity = ServerIdentity(ServerName(app.config.server_name), SigningKey("a_test", bytes(32)))
-    return ExploringParts(
-        app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NoRemoteTimes()
-    )
+    return ExploringParts(app.database, identity, app.accounts, app.rooms, remote_spaces=remote, remote_times=NoTimes())
 
 
 def told(room_id: str, **more: Any) -> dict[str, Any]:

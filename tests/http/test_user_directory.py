@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from federation.protocol.ids import RoomID
+from homeserver.services.search.words import Folding
 from storage.database import Database, DatabaseUnavailable, SQLiteConfig, WriteTransaction
 from storage.directory_changes import note_directory_changes
 from storage.memberships import MembershipRow, put_membership
 from tests.conftest import run_coroutine
-from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.finding import begin_jobs, settle
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, invite, join, leave, ok, put_state, refused, set_state
+from tests.helpers.talk import V3, create, invite, join, leave, ok, put_state, refused, room_path, set_state
 
 Start = Callable[..., TestServer]
 
@@ -260,6 +263,9 @@ def test_people_of_other_servers(start: Start) -> None:
     assert finds(alice, "two") == finds(alice, "@two:far") == ["@two:far.test"]
     assert finds(alice, "faryod") == ["@three:far.test"]
     assert finds(alice, "sirli") == []
+    come_from_afar(server, private, "@four:far.test", "Uzun " * 10_000)
+    settle(server)
+    assert len(ask(alice, "uzun")["results"][0]["display_name"]) == 256
     come_from_afar(server, private, "@one:far.test", "Farrux", "leave")
     come_from_afar(server, other, "@one:far.test", "Farrux", "leave")
     settle(server)
@@ -355,3 +361,81 @@ def test_a_room_id_is_no_user(start: Start) -> None:
     server = start()
     alice = server.register("alice")
     assert finds(alice, str(RoomID(create(alice)))) == []
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(["create", "join", "leave", "invite", "rule", "name", "settle"] + ["join", "name"] * 2),
+        st.integers(0, 3),
+        st.integers(0, 3),
+        st.integers(0, 4),
+    ),
+    min_size=3,
+    max_size=20,
+)
+NAMES = ("Ali Valiyev", "Али Валиев", "Oʻtkir Ali", "Ўткир", "")
+TERMS = ("ali", "валиев", "o'tkir ali", "person", "valiyev ali", "@person1")
+
+
+@given(actions=ACTIONS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_who_is_found_is_who_a_look_at_everyone_finds(
+    tmp_path: Path, sqlite_template: Path, actions: list[tuple[str, int, int, int]]
+) -> None:
+    """The law of the directory: of all people those whose words begin so and who are in a room with who asks, or in one that
+    all may read."""
+    database = open_inline(copy_sqlite(sqlite_template, tmp_path))
+    server = TestServer(tmp_path, database, "rc_user_directory: {per_second: 100000, burst_count: 100000}\n")
+    begin_jobs(server)
+    people = [server.register(f"person{number}") for number in range(4)]
+    names = {user.user_id: user.user_id[1:].partition(":")[0] for user in people}
+    rooms: list[str] = []
+    members: dict[str, set[str]] = {}
+    public: set[str] = set()
+    for action, one, two, number in actions:
+        user, room = people[one], rooms[two % len(rooms)] if rooms else ""
+        if action == "create":
+            rooms.append(create(user, preset="public_chat" if number % 2 else "private_chat"))
+            members[rooms[-1]] = {user.user_id}
+            if number % 2:
+                public.add(rooms[-1])
+        elif action == "name":
+            call(user, NAMES[number])
+            names[user.user_id] = NAMES[number]
+        elif action == "settle":
+            settle(server)
+        elif action == "rule" and room:
+            rule = ("public", "invite")[number % 2]
+            if put_state(user, room, "m.room.join_rules", {"join_rule": rule}).status == 200:
+                public.discard(room)
+                public.update([room] if rule == "public" else [])
+        elif action == "invite" and room:
+            user.post(room_path(room, "invite"), {"user_id": people[number % 4].user_id})
+        elif action in ("join", "leave") and room and user.post(room_path(room, action)).status == 200:
+            members[room] = members[room] | {user.user_id} if action == "join" else members[room] - {user.user_id}
+    settle(server)
+    folding = Folding(("uz", "kaa", "ru", "en"))
+    for asking in people:
+        for term in TERMS:
+            expected = {
+                user.user_id
+                for user in people
+                if user is not asking
+                and any(
+                    user.user_id in inside and (asking.user_id in inside or room in public)
+                    for room, inside in members.items()
+                )
+                and _begins(folding, term, names[user.user_id], user.user_id)
+            }
+            found = ask(asking, term, limit=50)
+            assert {each["user_id"] for each in found["results"]} == expected, (asking.user_id, term)
+            assert {each.get("display_name", "") for each in found["results"]} == {names[each] for each in expected}
+    run_coroutine(database.close(), None)
+
+
+def _begins(folding: Folding, term: str, name: str, user_id: str) -> bool:
+    """Whether each word of the term is the beginning of a word of the name or the id, in any of the spellings."""
+    if term.startswith("@"):
+        return user_id.startswith(term)
+    has = folding.keys(name) + folding.keys(user_id[1:].partition(":")[0])
+    return all(any(mine.startswith(key) for mine in has for key in folding.keys(word)) for word in term.split())

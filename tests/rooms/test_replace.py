@@ -14,14 +14,14 @@ from federation.rooms.snapshots import RoomSnapshot
 from storage.database import Database
 from storage.rooms import RoomRow, RoomStore
 from storage.transaction import WriteTransaction
-from tests.helpers.rooms import ALICE, BOB, RoomParts, classify
+from tests.helpers.rooms import ALICE, BOB, RoomParts
 
 TOMBSTONE = StateKey("m.room.tombstone", "")
 
 
 def replacements(parts: RoomParts) -> Replacements:
     writer = parts.writer_class(parts.trees, parts.chains)
-    return Replacements(parts.engine, parts.events, writer, parts.identity, classify, parts.tick)
+    return Replacements(parts.engine, parts.events, writer, parts.tick)
 
 
 async def beginning(old: RoomSnapshot) -> Sequence[Draft]:

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from federation.protocol.errors import NotFound
+from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.rooms.drafts import Draft
+from federation.rooms.effects import effect_of_absence
 from federation.rooms.previews import Previews
 from federation.rooms.spaces import Spaces
 from storage.database import Database
@@ -116,3 +118,32 @@ async def test_another_server_is_told_nothing_of_what_it_could_not_see(database:
     assert (await spaces.answer_server(OTHER, secret, suggested_only=False))["room"]["room_id"] == secret
     with pytest.raises(NotFound):
         await spaces.answer_server(ServerName("xb.test"), secret, suggested_only=False)
+
+
+async def test_a_link_that_the_state_loses_is_none(database: Database) -> None:
+    parts = RoomParts(database)
+    space = await create(parts, "public", is_space=True)
+    room = (await parts.engine.get_snapshot(space)).room
+    event = await parts.send(space, ALICE, {"via": ["a.test"]}, "m.space.child", "!a:a.test")
+    await link(parts, space, "!b:a.test")
+    writer = parts.writer_class(parts.trees, parts.chains)
+    gone = effect_of_absence(event.event, parts.identity)
+    await database.write("lose", writer.add_effects, room, [(event.nid, gone)])
+    children = (await SpaceStore(database).get_children([room.room_nid]))[room.room_nid]
+    assert [child.child_id for child in children] == ["!b:a.test"]
+
+
+async def test_join_rules_that_the_state_loses_let_nobody_in(database: Database) -> None:
+    parts = RoomParts(database)
+    allow = [{"type": "m.room_membership", "room_id": "!club:a.test"}]
+    room_id = await create(parts, {"join_rule": "restricted", "allow": allow})
+    snapshot = await parts.engine.get_snapshot(room_id)
+    store = RoomSummaryStore(database)
+    assert (await store.get_summaries_by_id([room_id]))[room_id].allowed_rooms == ("!club:a.test",)
+    rules = await snapshot.state.get(StateKey("m.room.join_rules", ""))
+    assert rules is not None
+    writer = parts.writer_class(parts.trees, parts.chains)
+    gone = effect_of_absence(rules.event, parts.identity)
+    await database.write("lose", writer.add_effects, snapshot.room, [(rules.nid, gone)])
+    row = (await store.get_summaries_by_id([room_id]))[room_id]
+    assert (row.join_rule, row.allowed_rooms) == (None, ())

@@ -3,11 +3,18 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
+from homeserver.observe.metrics import SearchMetrics
+from homeserver.services.search import indexing
+from homeserver.services.search.indexing import Indexing
+from homeserver.services.search.terms import format_words
+from homeserver.services.search.words import Folding
 from storage.database import Database, Transaction, WriteTransaction
 from storage.job_notes import put_note, select_note
 from storage.search import SearchStore, TextQuery, TextRow
 from storage.text_index import MOST_ROOM_KEYS, Term
+from tests.helpers.rooms import ALICE, RoomParts
 
 ME = "@me:a.test"
 
@@ -139,6 +146,33 @@ async def test_rooms_of_the_user_that_are_not_encrypted(shelf: Shelf) -> None:
     await shelf.put(*(text(room, "kitob", room) for room in range(1, 8)))
     assert await shelf.find(term("kitob"), rooms=None) == [3, 2, 1]
     assert await shelf.find(term("kitob"), rooms={5, 6}) == [6]
+
+
+async def test_the_longest_texts_fit_in(database: Database) -> None:
+    """The worst that the folding makes of a message: three spellings, in characters of four bytes."""
+    shelf = Shelf(database)
+    folding = Folding(("uz", "kaa", "ru"))
+    for nid, said in enumerate(("ёў𐐨𐐩𐐪𐐫" + " ", "ё" + "𐐨" * 63 + " ", "ﷺё ", "𠀀𠀁ё"), 1):
+        numbered = "".join(said + str(number) for number in range(20_000))
+        await shelf.put(text(nid, format_words(folding.lines(numbered)).strip(" ")), text(9, "gap"))
+    assert await shelf.find(term("gap")) == [9]
+
+
+async def test_how_far_the_index_is_can_be_seen(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(indexing, "AT_ONCE", 2)
+    home = RoomParts(database)
+    room_id = await home.create()
+    for _ in range(5):
+        await home.send(room_id, ALICE, "gap")
+    registry = CollectorRegistry()
+    steps = Indexing(
+        database, SearchStore(database), Folding(("uz",)), SearchMetrics(registry), home.tick, enabled=True
+    )
+    assert await steps.do_step(5) == 5
+    assert registry.get_sample_value("mahalla_search_events_behind") == 5
+    await steps.do_step(100)
+    assert registry.get_sample_value("mahalla_search_events_behind") == 0
+    assert await steps.do_step(100) == 0
 
 
 async def test_notes_of_jobs(database: Database) -> None:

@@ -71,6 +71,8 @@ class Person:
     devices: dict[str, Device] = field(default_factory=dict)
     shown: Shown = field(default_factory=Shown)
     """As they were last told of."""
+    encoded: tuple[int, Shown, bytes] | None = None
+    """The event about them, as it was last told: in which second, and of what."""
     check: IDelayedCall | None = None
     """When they are to be looked at again."""
 
@@ -109,6 +111,7 @@ class RemotePerson:
     heard: float
     """When it said so."""
     shown: Shown = field(default_factory=Shown)
+    encoded: tuple[int, Shown, bytes] | None = None
 
     def current(self, now: float, times: PresenceTimes) -> Shown:
         """How they are there."""

@@ -1,7 +1,7 @@
 """People of other servers, as those say. For the reactor thread."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,11 +31,10 @@ class PresenceUpdate:
 class RemotePeople:
     """Those who were heard of, by the time of that."""
 
-    def __init__(self, clock: IReactorTime, server_name: ServerName, change: Callable[[UserID], None]) -> None:
-        """`server_name`: this server's own. `change` is called with who is there in another way now."""
+    def __init__(self, clock: IReactorTime, server_name: ServerName) -> None:
+        """`server_name`: this server's own."""
         self._clock = clock
         self._server_name = server_name
-        self._change = change
         self._people: OrderedDict[UserID, RemotePerson] = OrderedDict()
 
     def get(self, user_id: UserID) -> RemotePerson | None:
@@ -46,9 +45,10 @@ class RemotePeople:
         """All of them."""
         return self._people.values()
 
-    def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> None:
-        """What a server says of its users; what it says of others' is passed over."""
+    def receive(self, origin: ServerName, updates: Sequence[PresenceUpdate]) -> Sequence[UserID]:
+        """What a server says of its users; what it says of others' is passed over. Returns who is there in another way."""
         now = self._clock.seconds()
+        changed: list[UserID] = []
         for update in updates:
             if domain_of(update.user_id) != origin or origin == self._server_name:
                 continue
@@ -65,22 +65,22 @@ class RemotePeople:
             person.last_active = None if ago is None else now - max(ago, 0) / 1000
             self._people.move_to_end(update.user_id)
             if person.told != person.shown:
-                self._change(update.user_id)
+                changed.append(update.user_id)
         while len(self._people) > MAX_REMOTE:
             self._people.popitem(last=False)
+        return changed
 
-    def expire(self, limit: int) -> int:
-        """Take those to be offline, `limit` at most, of whom nothing was heard for long; how many."""
-        now, done = self._clock.seconds(), 0
-        while self._people and done < limit:
+    def expire(self, limit: int) -> Sequence[UserID]:
+        """Take those to be offline, `limit` at most, of whom nothing was heard for long; who these are."""
+        now = self._clock.seconds()
+        expired: list[UserID] = []
+        while self._people and len(expired) < limit:
             person = next(iter(self._people.values()))
             if now - person.heard < LIFETIME:
                 break
             person.heard, person.told = now, Shown("offline", False, person.told.status_msg)
             self._people.move_to_end(person.user_id)
+            expired.append(person.user_id)
             if person.shown.state == "offline":
                 del self._people[person.user_id]
-            else:
-                self._change(person.user_id)
-            done += 1
-        return done
+        return expired

@@ -10,12 +10,13 @@ Laws:
 spec: client-server-api#server-side-search
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
 import msgspec
+from twisted.internet.defer import DeferredSemaphore
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError
@@ -54,6 +55,10 @@ CHUNK: Final = 100
 """Of them at once."""
 DEFAULT_RESULTS: Final = 10
 MAX_RESULTS: Final = 100
+MAX_WITH_STATE: Final = 10
+"""Results of an answer that has the state of all their rooms."""
+AT_ONCE: Final = 2
+"""Questions to the index at the same time: a thread that reads is left for everyone else."""
 MAX_TERMS: Final = 32
 MAX_PREDECESSORS: Final = 200
 """Rooms that are followed back to those whose place they took, for one search."""
@@ -108,6 +113,7 @@ class MessageSearch:
         self._reading = reading
         self._answers = answers
         self._enabled = enabled
+        self._gate = DeferredSemaphore(AT_ONCE)
 
     async def get_results(self, caller: Requester, categories: Categories, next_batch: str | None) -> dict[str, Any]:
         """A page of results. Raises InvalidParam; MatrixError where search is switched off."""
@@ -128,9 +134,17 @@ class MessageSearch:
         )
         query = await self._make_query(search, cursor)
         ranker = make_ranker(terms) if criteria.order_by == "rank" else None
-        hits = await self._store.get_hits(query, WINDOW, ranker)
-        limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), MAX_RESULTS)
+        hits = await self._get_hits(query, ranker)
+        most = MAX_WITH_STATE if criteria.include_state else MAX_RESULTS
+        limit = min(max(1, criteria.filter.limit or DEFAULT_RESULTS), most)
         return await self._answer(search, hits, cursor, limit)
+
+    async def _get_hits(self, query: TextQuery, ranker: Callable[[str], int] | None) -> list[Hit]:
+        await self._gate.acquire()
+        try:
+            return await self._store.get_hits(query, WINDOW, ranker)
+        finally:
+            self._gate.release()
 
     def _parse(self, text: str) -> list[Term]:
         if len(text) > MAX_TERM:

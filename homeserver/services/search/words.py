@@ -24,7 +24,7 @@ from homeserver.config.search import Language
 VERSION: Final = 1
 """Of the keys: one more whenever a text gets other keys than before, so that texts are read anew."""
 MAX_TEXT: Final = 16_384
-"""Characters of a text that are looked at."""
+"""Characters of a text that are looked at. With all their spellings they have to fit into a `tsvector`: 1 MiB."""
 MAX_WORDS: Final = 2_000
 """Keys of a text, in each language."""
 MAX_KEY: Final = 64
@@ -141,7 +141,7 @@ class Folding:
         A run of characters without spaces ends with its last character alone, so that a single one is found as the
         beginning of a key wherever it stands.
         """
-        prepared = unicodedata.normalize("NFKC", text[:MAX_TEXT].replace("´", "")).casefold()
+        prepared = unicodedata.normalize("NFKC", text[:MAX_TEXT].replace("´", "")).casefold()[:MAX_TEXT]
         if prepared.isascii():
             keys = _cut(prepared.translate(self._plain))
             return [keys] if keys else []

@@ -4,12 +4,15 @@ spec: client-server-api#presence
 """
 
 from collections.abc import Collection, Mapping, Set
-from typing import Any, Final
+from typing import Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
 from federation.rooms.memberships import Memberships
 from homeserver.notifier import Listener
-from homeserver.services.presence.people import Person, RemotePerson, Shown
+from homeserver.services.presence.people import Person, RemotePerson
 from homeserver.services.presence.presence import Presence
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sync.request import Range, SyncRequest
@@ -29,6 +32,7 @@ class PresenceReader:
         presence: Presence,
         memberships: Memberships,
         recent: RecentChanges,
+        clock: IReactorTime,
         *,
         server_name: ServerName,
         tells_offline: bool,
@@ -37,25 +41,26 @@ class PresenceReader:
         self._presence = presence
         self._memberships = memberships
         self._recent = recent
+        self._clock = clock
         self._server_name = server_name
         self._tells_offline = tells_offline
 
     def watch(self, request: SyncRequest, listener: Listener) -> None:
         """Wake the listener for presence too, if the request wants it."""
         if self._is_wanted(request):
-            self._presence.watch(listener)
+            self._presence.telling.watch(listener)
 
     def unwatch(self, listener: Listener) -> None:
         """End that."""
-        self._presence.unwatch(listener)
+        self._presence.telling.unwatch(listener)
 
-    async def read(self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]) -> list[dict[str, Any]]:
+    async def read(self, request: SyncRequest, span: Range, rows: Rows, ignored: Set[str]) -> list[msgspec.Raw]:
         """The m.presence events for an answer over that range."""
         if not self._is_wanted(request):
             return []
         user_id = request.caller.user_id
         first = request.since is None or request.full_state
-        changed = self._presence.get_changed(None if request.since is None or first else request.since.ephemeral)
+        changed = self._presence.roster.get_changed(None if request.since is None or first else request.since.ephemeral)
         newcomers = [] if first else self._new_rooms(span, rows)
         if not changed and not newcomers and not (first and self._tells_offline):
             return []
@@ -63,24 +68,27 @@ class PresenceReader:
         shared = await self._sharing(user_id, joined, changed)
         for row in newcomers:
             shared |= await self._met(user_id, row)
-        events = [self._event(person, person.shown) for person in shared.values() if person.user_id not in ignored]
+        people = [person for person in shared.values() if person.user_id not in ignored]
         if first and self._tells_offline:
-            events += [
-                self._event(Person(UserID(other)), Shown())
-                for other in await self._all_local(joined)
-                if other not in shared and other not in ignored
-            ]
-        return [event for event in events if request.filter.presence.allows("m.presence", event["sender"])]
+            others = await self._all_local(joined)
+            people += [Person(UserID(other)) for other in others if other not in shared and other not in ignored]
+        wanted = request.filter.presence
+        if not wanted.is_open:
+            people = [person for person in people if wanted.allows("m.presence", person.user_id)]
+        second = int(self._clock.seconds())
+        return [self._event(person, second) for person in people]
 
     def _is_wanted(self, request: SyncRequest) -> bool:
         return self._presence.is_on and request.filter.presence.allows("m.presence", None)
 
-    def _event(self, person: Person | RemotePerson, shown: Shown) -> dict[str, Any]:
-        return {
-            "type": "m.presence",
-            "sender": person.user_id,
-            "content": self._presence.content_of(person, shown),
-        }
+    def _event(self, person: Person | RemotePerson, second: int) -> msgspec.Raw:
+        """The event about a person, encoded once for all who are told of them in the same second."""
+        encoded = person.encoded
+        if encoded is None or encoded[0] != second or encoded[1] is not person.shown:
+            content = self._presence.content_of(person, person.shown)
+            event = {"type": "m.presence", "sender": person.user_id, "content": content}
+            encoded = person.encoded = (second, person.shown, msgspec.json.encode(event))
+        return msgspec.Raw(encoded[2])
 
     def _new_rooms(self, span: Range, rows: Rows) -> list[MembershipRow]:
         """Who has come into the user's rooms, the user into new ones among them, as far as that is remembered."""
@@ -91,27 +99,38 @@ class PresenceReader:
         ]
 
     async def _met(self, user_id: UserID, row: MembershipRow) -> dict[str, Person | RemotePerson]:
-        """Whom the user meets by somebody's coming: everybody in the room by their own."""
-        ids = await self._memberships.local_members(row.room_nid) if row.user_id == user_id else {row.user_id}
-        present = self._presence.get_changed(None) if len(ids) > FEW else [self._presence.get_present(id) for id in ids]
-        return {person.user_id: person for person in present if person is not None and person.user_id in ids}
+        """Whom the user meets by somebody's coming: everybody in the room by their own. Who is offline is told too: the
+        client may remember them otherwise."""
+        if row.user_id != user_id:
+            other = UserID(row.user_id)
+            return {other: self._presence.roster.find(other) or Person(other)}
+        ids = await self._memberships.local_members(row.room_nid)
+        people = (
+            self._presence.roster.get_people()
+            if len(ids) > FEW
+            else [self._presence.roster.find(UserID(id)) for id in ids]
+        )
+        return {person.user_id: person for person in people if person is not None and person.user_id in ids}
 
     async def _sharing(
         self, user_id: UserID, joined: set[int], people: Collection[Person | RemotePerson]
     ) -> dict[str, Person | RemotePerson]:
         """Those of the people who are in one of these rooms; the user themselves among them."""
-        local: set[str] | None = None
-        if len(people) > FEW:
-            local = await self._all_local(joined)
         found: dict[str, Person | RemotePerson] = {}
+        unknown: dict[str, Person | RemotePerson] = {}
         for person in people:
             other = person.user_id
-            if other == user_id or (
-                other in local
-                if local is not None and domain_of(other) == self._server_name
-                else await self._is_in(other, joined)
-            ):
+            if other == user_id:
                 found[other] = person
+            elif len(people) > FEW and domain_of(other) == self._server_name:
+                unknown[other] = person
+            elif await self._is_in(other, joined):
+                found[other] = person
+        for room_nid in joined:
+            if not unknown:
+                break
+            for member in unknown.keys() & (await self._memberships.local_members(room_nid)):
+                found[member] = unknown.pop(member)
         return found
 
     async def _is_in(self, user_id: UserID, room_nids: set[int]) -> bool:

@@ -293,7 +293,7 @@ def _frame(
     token: SyncToken,
     devices: DeviceNews,
     account_data: list[dict[str, Any]],
-    presence: list[dict[str, Any]],
+    presence: list[msgspec.Raw],
     sections: dict[str, Any],
 ) -> dict[str, Any]:
     answer: dict[str, Any] = {

@@ -4,6 +4,7 @@ import { createRequire } from "node:module";
 const modules = createRequire(new URL("node_modules/", `file://${process.cwd()}/`));
 export const sdk = await import(modules.resolve("matrix-js-sdk"));
 export const cryptoApi = await import(modules.resolve("matrix-js-sdk/lib/crypto-api/index.js"));
+export const { RoomHierarchy } = await import(modules.resolve("matrix-js-sdk/lib/room-hierarchy.js"));
 const { logger } = await import(modules.resolve("matrix-js-sdk/lib/logger.js"));
 logger.setLevel?.("warn");
 

@@ -139,6 +139,34 @@ const around = new sdk.TimelineWindow(second, room.getUnfilteredTimelineSet());
 await around.load(sent[10], 6);
 assert.ok(around.getEvents().some((event) => event.getId() === sent[10]));
 
+// Search finds what was said, within moments, and people. A server that has just started takes longer: its jobs begin one by one.
+async function found(what, ask) {
+    for (let ends = Date.now() + 40_000; Date.now() < ends;) {
+        const answer = await ask();
+        if (answer) return answer;
+        await new Promise((done) => setTimeout(done, 200));
+    }
+    throw new Error(`looked in vain for: ${what}`);
+}
+const results = await found("what was said", async () => {
+    const answer = await second.searchRoomEvents({ term: "REÁD ме", filter: { rooms: [roomId] } });
+    return answer.results.length && answer;
+});
+assert.deepEqual(results.results.map((result) => result.context.getEvent().getId()), [last.event_id]);
+assert.equal(results.count, 1);
+assert.ok(results.highlights.includes("read"));
+assert.ok(results.results[0].context.getTimeline().length > 1);
+const numbers = await found("a number", async () => {
+    const answer = await second.searchRoomEvents({ term: "root" });
+    return answer.results.length && answer;
+});
+assert.equal(numbers.results[0].context.getEvent().getId(), root.event_id);
+const people = await found("a name", async () => {
+    const answer = await bob.searchUserDirectory({ term: "алис", limit: 5 });
+    return answer.results.some((person) => person.user_id === alice.getUserId()) && answer;
+});
+assert.equal(people.results.find((person) => person.user_id === alice.getUserId()).display_name, "Alisa");
+
 // Departure.
 await quiet();
 await bob.leave(roomId);

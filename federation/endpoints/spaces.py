@@ -1,0 +1,19 @@
+"""Spaces, for other servers. spec: server-server-api#spaces"""
+
+from typing import Any
+
+from federation.protocol.endpoint import Auth, Peer, endpoint
+from federation.protocol.errors import Forbidden
+from federation.protocol.ids import RoomID
+from federation.rooms.server_access import ServerAccess
+from federation.rooms.spaces import Spaces
+
+
+@endpoint("GET", "/_matrix/federation/v1/hierarchy/{room_id}", auth=Auth.SERVER, resource="federation")
+async def get_federated_hierarchy(
+    spaces: Spaces, access: ServerAccess, peer: Peer, *, room_id: RoomID, suggested_only: bool = False
+) -> dict[str, Any]:
+    """A space with its children, as far as the other server could look at or join them."""
+    if not await access.is_allowed_in(room_id, peer.server_name):
+        raise Forbidden(f"The server ACL of this room denies {peer.server_name}")
+    return await spaces.answer_server(peer.server_name, room_id, suggested_only=suggested_only)

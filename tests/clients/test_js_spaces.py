@@ -1,0 +1,19 @@
+"""matrix-js-sdk, the client under Element Web: spaces, upgrades and looking around, as `js/spaces.mjs` tells it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+from tests.clients.test_js_sdk import MODULES, NODE, SECONDS
+from tests.helpers.real_server import RealServer
+
+SCRIPT = Path(__file__).parent / "js" / "spaces.mjs"
+
+
+def test_a_space_and_its_rooms(real_server: RealServer) -> None:
+    assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
+    command = [str(NODE), str(SCRIPT), real_server.url, "around"]
+    done = subprocess.run(command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False)
+    requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, done.stderr[-4000:] + "\n".join(json.dumps(request) for request in requests[-20:])
+    assert [request for request in requests if request["status"] >= 500] == []
