@@ -14,6 +14,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.partial_rooms import add_partial_events
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
@@ -71,6 +72,8 @@ class NewEvent:
     """Number of the redaction that came before it: its content is not in `pdu`."""
     relation: Relation | None = None
     """What it says of another event."""
+    has_gap: bool = False
+    """Something that it follows is missing, and `state_before` is assumed: in a room with a part of its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class NewCurrentState:
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
     """Count the members anew: effects of this state were written before the batch."""
+    partial_join: int | None = None
+    """As in `Head`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +170,30 @@ class RoomWriter:
             state_root=root,
             joined_count=joined,
             invited_count=invited,
+            partial_join=head.partial_join if current is None else current.partial_join,
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
         self._insert(txn, room, events, rows, nids, now_ms)
+        if new_head.partial_join is not None:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events))
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
 
     def add_aside(
-        self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        events: Sequence[NewEvent],
+        now_ms: int,
+        *,
+        is_partial: bool = False,
+        past: bool = False,
     ) -> list[EventRow]:
         """Add events at their place in the past or beside the timeline: the head stays, and nobody is told of anything new.
 
-        Each has its `state_before`, or goes on from the one before it.
+        Each has its `state_before`, or goes on from the one before it. `is_partial`: that is only a part of the state, of
+        the past or not.
         """
         nids = self._take_numbers(txn, events)
         rows: list[EventRow] = []
@@ -187,6 +203,8 @@ class RoomWriter:
             root = row.state_root
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
+        if is_partial:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events), past=past)
         self._tell(txn, room, events, rows)
         return rows
 
@@ -412,6 +430,10 @@ def _row(
         event.redacted_by,
         event.pdu,
     )
+
+
+def _gaps(rows: Sequence[EventRow], events: Sequence[NewEvent]) -> list[tuple[int, bool]]:
+    return [(row.event_nid, event.has_gap) for row, event in zip(rows, events, strict=True)]
 
 
 def _child(relation: Relation, row: EventRow) -> RelationRow:

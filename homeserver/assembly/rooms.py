@@ -11,6 +11,7 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
@@ -75,6 +76,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
@@ -148,6 +150,8 @@ class RoomParts:
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = Mentions(identity).classify
+        self.partial_store = PartialRoomStore(database)
+        self.partial = PartialRooms(self.partial_store, streams, clock)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -158,6 +162,7 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
+            self.partial,
             capacity=ROOMS_CACHED,
         )
         relation_store = RelationStore(database)
@@ -338,6 +343,7 @@ class RoomParts:
                 server_name=identity.server_name,
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
+            self.partial,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(

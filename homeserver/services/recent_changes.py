@@ -10,6 +10,7 @@ from typing import Final
 from federation.protocol.ids import UserID
 from storage.events import EventRow
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
 
@@ -88,6 +89,8 @@ class RecentChanges:
                 room = (Topic.RECEIPT, row.room_nid, row.user_id if row.receipt_type == PRIVATE_RECEIPT else None)
             elif isinstance(row, MembershipRow):
                 room = (Topic.EVENT, row.room_nid, row.user_id)
+            elif isinstance(row, PartialRoom):
+                room = (Topic.EVENT, row.room_nid, None)
             elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self._forget(change.position)  # another node's: in which room is not known here
             user = None
