@@ -93,4 +93,5 @@ def sliding_parts(
         synced.invited,
         synced.recent,
         synced.typing,
+        synced.partial,
     )

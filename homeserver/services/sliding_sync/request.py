@@ -61,6 +61,11 @@ class RequiredState:
                     types.add(type)
         return types
 
+    @property
+    def all_members(self) -> bool:
+        """Whether the membership of everybody is asked for."""
+        return any(clause.all_members for clause in self.clauses)
+
     def covers(self, other: "RequiredState") -> bool:
         """Whether who was sent this lacks nothing of the other."""
         return other.clauses <= self.clauses

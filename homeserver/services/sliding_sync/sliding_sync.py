@@ -17,6 +17,7 @@ from typing import Any, Final
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
+from federation.rooms.partial_rooms import PartialRooms
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -36,6 +37,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.rooms import RoomStore
 from storage.streams import Streams
 
@@ -54,6 +56,7 @@ class SlidingParts:
     invited: InvitedRooms
     recent: RecentChanges
     typing: Typing
+    partial: PartialRooms
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,7 @@ class SlidingSync:
         recent = None
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
+        partial = await parts.partial.get_all()
         covered: dict[tuple[int, int, int], bool] = {}
         for nid, config in selection.configs.items():
             sent = sent_rooms.get(nid)
@@ -158,7 +162,10 @@ class SlidingSync:
                     continue
             row = selection.rows[nid]
             since = 0 if sent is None else connection.since(sent.upto)
-            news = selection.news_of(row) > since
+            completed = _completion(partial, row)
+            if completed is None and config.required_state.all_members:
+                continue  # who wants all members is told of the room when they are here
+            news = max(selection.news_of(row), completed or 0) > since
             if sent is None or news or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
@@ -167,6 +174,7 @@ class SlidingSync:
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)
             arrived = row.membership == "join" and row.position > since
+            is_new = arrived and not await parts.invited.was_joined_at(row, since)
             works.append(
                 RoomWork(
                     rooms[nid],
@@ -174,7 +182,7 @@ class SlidingSync:
                     selection.configs[nid],
                     sent,
                     since,
-                    sent is None or (arrived and not await parts.invited.was_joined_at(row, since)),
+                    sent is None or is_new or (_completion(partial, row) or 0) > since,
                     news,
                     await parts.lists.was_joined(row),
                     rooms[nid].room_id in selection.labels.direct,
@@ -212,3 +220,9 @@ def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, l
             if nid in wanted:
                 named.setdefault(nid, []).append(name)
     return named
+
+
+def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int | None:
+    """The position from which on all of the room's state is here; None: it is not. Who is not in the room does not wait."""
+    room = partial.get(row.room_nid)
+    return 0 if room is None or row.membership != "join" else room.completed
