@@ -2,64 +2,14 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from storage.database import SQLiteConfig
-from tests.helpers.certificates import Authority
-from tests.helpers.running import RunningServer, ServerFiles
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-class Town:
-    """Where the two are."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._authority = Authority(folder)
-        self.files: list[ServerFiles] = []
-
-    def start(self, port: int, further: dict[str, object] | None = None) -> RunningServer:
-        """A server named `localhost:PORT`."""
-        certificate, key = self._authority.issue("localhost")
-        folder = self._folder / str(port)
-        files = ServerFiles(
-            folder,
-            SQLiteConfig(str(folder / "homeserver.db")),
-            {
-                "server_name": f"localhost:{port}",
-                "tls_certificate_path": str(certificate),
-                "tls_private_key_path": str(key),
-                "federation_custom_ca_list": [str(self._authority.path)],
-                "ip_range_whitelist": ["127.0.0.1", "::1"],
-                "listeners": [
-                    {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client", "keys"]}]},
-                    {
-                        "port": port,
-                        "bind_addresses": ["127.0.0.1"],
-                        "tls": True,
-                        "resources": [{"names": ["federation"]}],
-                    },
-                ],
-                **(further or {}),
-            },
-        )
-        self.files.append(files)
-        return files.start(listeners=2)
-
-    def end(self) -> None:
-        for files in self.files:
-            files.end()
+from tests.helpers.running import RunningServer
+from tests.helpers.town import Town, free_port
 
 
 @pytest.fixture
