@@ -12,7 +12,7 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
-from homeserver.admin import register
+from homeserver.admin import federation_policy, register
 from homeserver.client import (
     account,
     account_data,
@@ -92,6 +92,7 @@ SOURCES: tuple[ModuleType, ...] = (
     profiles,
     push_rules,
     receipts,
+    federation_policy,
     register,
     registration,
     relations,

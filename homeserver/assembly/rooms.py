@@ -224,6 +224,7 @@ class RoomParts:
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
+            federates_by_default=config.rooms.rooms_federate_by_default,
         )
         self.related_redactions = RelatedRedactions(
             RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
