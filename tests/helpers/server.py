@@ -161,6 +161,9 @@ class TestServer:
     def post(self, path: str, json: Any = None, **options: Any) -> Answer:
         return self.client.request("POST", path, json=json, **options)
 
+    def put(self, path: str, json: Any = None, **options: Any) -> Answer:
+        return self.client.request("PUT", path, json=json, **options)
+
 
 def _open_config(further: str) -> str:
     """What tests need, but for what a test wants otherwise."""
