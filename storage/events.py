@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction
@@ -38,8 +40,7 @@ class EventFlag:
     """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """A stored event."""
 
     event_nid: int
@@ -62,8 +63,7 @@ class EventRow:
     """Canonical JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class StateEntry:
+class StateEntry(msgspec.Struct, frozen=True, gc=False):
     """What an event sets in the state, if it sets anything."""
 
     event_nid: int

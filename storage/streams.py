@@ -12,9 +12,9 @@ Laws:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 from twisted.logger import Logger
 
 
@@ -40,8 +40,7 @@ class Topic(Enum):
     """Messages to devices wait for other servers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
 
     position: int

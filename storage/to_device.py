@@ -5,8 +5,9 @@ senders, whose request is for other devices as well, and a device that comes bac
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -16,8 +17,7 @@ MOST_WAITING: Final = 100_000
 LOOK_EVERY: Final = 256
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceMessage:
+class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
     """A message that waits for a device."""
 
     position: int

@@ -7,7 +7,7 @@ more. What there is to look at comes from the latest changes in memory; who was 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
@@ -56,10 +56,10 @@ class DeviceLists:
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
         """`changed` and `left` after `since`, up to `upto`."""
         own = await self._memberships.of_user(user_id)
-        changed = await self._changed_devices(user_id, since, upto)
+        changed = await self._changed_devices(since, upto)
         moves = await self._moves(own, since, upto)
         newly, gone = await self._follow(user_id, own, moves, since)
-        newly |= await self._newly_encrypted(user_id, own, since, upto)
+        newly |= await self._newly_encrypted(own, since, upto)
         if not (changed or newly or gone):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, changed | newly | gone)
@@ -68,7 +68,7 @@ class DeviceLists:
             "left": sorted(gone - shared - {user_id}),
         }
 
-    async def _changed_devices(self, user_id: UserID, since: int, upto: int) -> set[str]:
+    async def _changed_devices(self, since: int, upto: int) -> Set[str]:
         users = self._recent.users_since(Topic.DEVICE, since)
         return await self._devices.get_all_changed_device_lists(since, upto) if users is None else users
 
@@ -123,13 +123,12 @@ class DeviceLists:
             event = (await self._events.get_events([event.replaces])).get(event.replaces)
         return True
 
-    async def _newly_encrypted(
-        self, user_id: UserID, own: Mapping[int, MembershipRow], since: int, upto: int
-    ) -> set[str]:
+    async def _newly_encrypted(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        changed = self._recent.rooms_since(user_id, since)
-        rooms = set(own) if changed is None else changed.events & set(own)
-        joined = {nid for nid in rooms if own[nid].membership == "join"}
+        turned_on = self._recent.encryption_since(since)
+        joined = {
+            nid for nid in (own if turned_on is None else turned_on) if nid in own and own[nid].membership == "join"
+        }
         members: set[str] = set()
         encrypted = await self._encrypted.among(joined)
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():

@@ -4,7 +4,8 @@ The state before an event is the state after it, but for the entry that it set, 
 """
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.events import StateKey
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -17,8 +18,7 @@ Entries = dict[StateKey, int]
 """Numbers of events by state key."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatePoint:
+class StatePoint(msgspec.Struct, frozen=True, gc=False):
     """A state of a room: the one after some event, or just before it."""
 
     room_nid: int
