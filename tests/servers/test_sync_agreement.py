@@ -90,7 +90,10 @@ class Towns(RuleBasedStateMachine):
     @rule(who=WHO, preset=st.sampled_from(["public_chat", "private_chat"]))
     def create(self, who: int, preset: str) -> None:
         if len(self.rooms) < MOST_ROOMS:
-            answer = self.people[who].post(f"{V3}/createRoom", {"preset": preset})
+            levels = {"users_default": 50, "state_default": 50, "invite": 0, "events": {"m.room.power_levels": 50}}
+            answer = self.people[who].post(
+                f"{V3}/createRoom", {"preset": preset, "power_level_content_override": levels}
+            )
             assert answer.status == 200, answer.body
             self.rooms.append(answer.json["room_id"])
             self.settle()
