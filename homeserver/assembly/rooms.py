@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
@@ -134,6 +135,7 @@ class RoomParts:
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
+        current_states = CurrentStates(timelines, self.events, trees)
         unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
@@ -300,15 +302,14 @@ class RoomParts:
             self.memberships,
             membership_store,
             EncryptedRooms(summary_store, streams, capacity=ROOMS_CACHED),
-            history,
+            current_states,
             recent,
             self.events,
         )
         joined = JoinedRooms(
-            self.engine,
             self.events,
             timelines,
-            timeline_store,
+            current_states,
             visibility,
             RoomStates(trees, self.events),
             RoomSummaries(summary_store),
@@ -328,6 +329,7 @@ class RoomParts:
             self.typing,
             recent,
             past,
+            current_states,
             ignored,
             self.permissions,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),

@@ -12,12 +12,12 @@ from typing import Final
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sync.invited import InvitedRooms
 from storage.devices import DeviceStore
 from storage.memberships import MembershipRow, MembershipStore
 from storage.rooms import RoomStore
@@ -39,7 +39,7 @@ class DeviceLists:
         memberships: Memberships,
         membership_store: MembershipStore,
         encrypted: EncryptedRooms,
-        history: InvitedRooms,
+        states: CurrentStates,
         recent: RecentChanges,
         events: RoomEvents,
     ) -> None:
@@ -49,7 +49,7 @@ class DeviceLists:
         self._memberships = memberships
         self._membership_store = membership_store
         self._encrypted = encrypted
-        self._history = history
+        self._states = states
         self._recent = recent
         self._events = events
 
@@ -91,11 +91,13 @@ class DeviceLists:
         by_room: dict[int, dict[str, MembershipRow]] = {}
         for row in moves:
             by_room.setdefault(row.room_nid, {})[row.user_id] = row
-        for nid in await self._encrypted.among(by_room):
+        encrypted = await self._encrypted.among(by_room)
+        before = await self._states.joined_at((row for nid in encrypted for row in by_room[nid].values()), since)
+        for nid in encrypted:
             rows = by_room[nid]
             came, went = set[str](), set[str]()
             for member, row in rows.items():
-                was_in = await self._history.was_joined_at(row, since)
+                was_in = (nid, member) in before
                 is_in = row.membership == "join"
                 if was_in != is_in:
                     (came if is_in else went).add(member)
