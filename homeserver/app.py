@@ -251,10 +251,9 @@ def build(
         database,
         identity,
         federation.policy,
-        rooms.now_ms,
         accounts,
         people.accounts,
-        rooms.cross_signing_store,
+        rooms,
     )
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
@@ -289,6 +288,7 @@ def build(
         calls.turn,
         encryption.backups,
         encryption.cross_signing,
+        encryption.dehydrated_devices,
         encryption.to_device,
         exploring.hierarchy,
         exploring.spaces,

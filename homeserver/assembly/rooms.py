@@ -76,6 +76,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
@@ -292,11 +293,11 @@ class RoomParts:
         )
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
-        )
+        self.published_keys = PublishedKeyStore(database)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=USERS_CACHED)
         self.device_lists = DeviceLists(
             accounts.device_store,
+            self.cross_signing_store,
             self.engine,
             room_store,
             self.memberships,
