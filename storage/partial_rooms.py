@@ -116,13 +116,25 @@ def add_partial_events(
     )
 
 
-def set_found(
-    txn: WriteTransaction, room_nid: int, found: Mapping[int, tuple[int, bytes | None, int | None]]
-) -> None:
-    """Keep what events are with all of the state: by their place (flags, root of the state after it, what it replaces)."""
+@dataclass(frozen=True, slots=True)
+class FoundRow:
+    """What an event is with all of the state: the columns of `events` that depend on it."""
+
+    flags: int
+    state_root: bytes | None
+    replaces: int | None
+    current_root: bytes | None
+
+
+def set_found(txn: WriteTransaction, room_nid: int, found: Mapping[int, FoundRow]) -> None:
+    """Keep what events are with all of the state, by their place."""
     txn.execute_many(
-        "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ? WHERE room_nid = ? AND place = ?",
-        [(flags, root, replaces, room_nid, place) for place, (flags, root, replaces) in found.items()],
+        "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
+        " WHERE room_nid = ? AND place = ?",
+        [
+            (row.flags, row.state_root, row.replaces, row.current_root, room_nid, place)
+            for place, row in found.items()
+        ],
     )
 
 
@@ -141,8 +153,9 @@ def select_partial_roots(txn: Transaction, room_nid: int) -> set[bytes]:
     """The roots of states that these tables refer to."""
     rows = txn.query(
         "SELECT gathered FROM partial_rooms WHERE room_nid = ? AND gathered IS NOT NULL"
-        " UNION SELECT state_root FROM partial_events WHERE room_nid = ? AND state_root IS NOT NULL",
-        (room_nid, room_nid),
+        " UNION SELECT state_root FROM partial_events WHERE room_nid = ? AND state_root IS NOT NULL"
+        " UNION SELECT current_root FROM partial_events WHERE room_nid = ? AND current_root IS NOT NULL",
+        (room_nid, room_nid, room_nid),
     )
     return {bytes(root) for (root,) in rows}
 

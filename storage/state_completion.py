@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.events import EventFlag
 from storage.memberships import count_members
-from storage.partial_rooms import PartialRoom, end_partial, forget_partial, select_gathered, set_found, set_gathered
+from storage.partial_rooms import FoundRow, PartialRoom, end_partial, forget_partial, select_gathered, set_found, set_gathered
 from storage.relations import remove_relation
 from storage.room_effects import StateEffect, apply_effects
 from storage.room_writer import HeadMoved, StateChange
@@ -32,6 +32,8 @@ class Found:
     """Of a state event that changes the state."""
     flags: int
     before: StateChange
+    current: StateChange | None = None
+    """The current state then, where that was not the state after the event."""
     auth: Collection[int] = ()
     """What it cites, if it was refused before and so has no place among the auth chains."""
 
@@ -66,7 +68,7 @@ class StateCompletion:
 
     def keep_found(self, txn: WriteTransaction, room_nid: int, found: Sequence[Found]) -> dict[int, bytes | None]:
         """Keep what was found of some events; by event the root of the state after it."""
-        values: dict[int, tuple[int, bytes | None, int | None]] = {}
+        values: dict[int, FoundRow] = {}
         roots: dict[int, bytes | None] = {}
         for each in found:
             root = self._trees.apply(txn, room_nid, each.before.root, each.before.entries)
@@ -74,7 +76,10 @@ class StateCompletion:
             if each.key is not None:
                 replaces = self._trees.get_entries_in(txn, room_nid, root, [each.key]).get(each.key)
                 root = self._trees.apply(txn, room_nid, root, {each.key: each.event_nid})
-            values[each.place] = (each.flags, root, replaces)
+            current: bytes | None = None
+            if each.current is not None:
+                current = self._trees.apply(txn, room_nid, each.current.root, each.current.entries)
+            values[each.place] = FoundRow(each.flags, root, replaces, None if current == root else current)
             roots[each.event_nid] = root
         unrefused = [AuthNode(each.event_nid, list(each.auth)) for each in found if each.auth]
         if unrefused:
@@ -92,7 +97,8 @@ class StateCompletion:
         if any(flags is None for _, flags in events):
             raise HeadMoved(room.room_id)  # another node has placed one more
         txn.execute(
-            "UPDATE events SET flags = p.flags, state_root = p.state_root, replaces = p.replaces"
+            "UPDATE events SET flags = p.flags, state_root = p.state_root, replaces = p.replaces,"
+            " current_root = p.current_root"
             " FROM partial_events AS p WHERE p.room_nid = ? AND p.event_nid = events.event_nid",
             (nid,),
         )

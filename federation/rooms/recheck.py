@@ -104,18 +104,21 @@ class Recheck:
         if is_change:
             after = StateChange(before.root, {**before.entries, event.key: stored.nid})
         walk.after[stored.nid] = after
+        current: StateChange | None = None
         if verdict not in SHOWN:
             walk.unseen[event.event_id] = event.prev_events
         elif not row.is_past:
             walk.pass_by(event)
             walk.extremities[event.event_id] = stored.nid
+            if len(walk.extremities) > 1:
+                current = await self.current(snapshot, walk)
         if stored.in_timeline and not flags & EventFlag.TIMELINE:
             walk.hidden.add(stored.nid)
         auth: Collection[int] = ()
         if is_change and stored.rejected:
             cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
             auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
-        return Found(row.place, stored.nid, event.key if is_change else None, flags, before, auth)
+        return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
 
     async def _before(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event) -> StateChange:
         known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)

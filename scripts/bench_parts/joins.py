@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 
 from bench_parts.processes import cpu_seconds, peak_memory_kb
 from tests.helpers.running import RunningServer
-from tests.helpers.town import Town, free_port, make_large_room
+from tests.helpers.own_town import OwnTown, free_port, make_large_room
 
 SIZES = (500, 5_000, 50_000)
 KINDS = ("part", "whole")
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     for members in options.members:
         for kind in options.kinds:
             with tempfile.TemporaryDirectory() as folder:
-                town = Town(Path(folder))
+                town = OwnTown(Path(folder))
                 try:
                     each = measure(town, members, in_part=kind == "part")
                 finally:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
             sys.stdout.flush()
 
 
-def measure(town: Town, members: int, *, in_part: bool) -> Figures:
+def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
     """One join, with a message as soon as that can be, and others until all members are there."""
     north_port, south_port = free_port(), free_port()
     north_files = town.add(north_port)

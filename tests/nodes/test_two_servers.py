@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.running import RunningServer
-from tests.helpers.town import Town, free_port
+from tests.helpers.own_town import OwnTown, free_port
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[Town]:
-    town = Town(tmp_path)
+def town(tmp_path: Path) -> Iterator[OwnTown]:
+    town = OwnTown(tmp_path)
     yield town
     town.end()
 
 
-def test_one_asks_the_other_for_its_keys_and_tells_them(town: Town) -> None:
+def test_one_asks_the_other_for_its_keys_and_tells_them(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port)
     town.start(south_port)
@@ -28,7 +28,7 @@ def test_one_asks_the_other_for_its_keys_and_tells_them(town: Town) -> None:
     assert north.stop() == 0
 
 
-def test_without_leave_for_private_addresses_nobody_there_is_asked(town: Town) -> None:
+def test_without_leave_for_private_addresses_nobody_there_is_asked(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"ip_range_whitelist": []})
     town.start(south_port)
@@ -36,7 +36,7 @@ def test_without_leave_for_private_addresses_nobody_there_is_asked(town: Town) -
     assert "does not contact" in north.log.read_text()
 
 
-def test_the_policy_is_read_again_when_the_operator_says_so(town: Town) -> None:
+def test_the_policy_is_read_again_when_the_operator_says_so(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"federation_domain_whitelist": []})
     town.start(south_port)

@@ -14,9 +14,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.partial_rooms import PartialRooms
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
@@ -33,7 +35,6 @@ from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
 from storage.memberships import MembershipRow
@@ -53,14 +54,13 @@ class SlidingParts:
     entries: RoomEntries
     extensions: ExtensionReader
     rooms: RoomStore
-    invited: InvitedRooms
+    states: CurrentStates
     recent: RecentChanges
     typing: Typing
     partial: PartialRooms
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(msgspec.Struct, frozen=True, gc=False):
     """An answer before it has its `pos`."""
 
     body: dict[str, Any]
@@ -174,7 +174,7 @@ class SlidingSync:
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)
             arrived = row.membership == "join" and row.position > since
-            is_new = arrived and not await parts.invited.was_joined_at(row, since)
+            is_new = arrived and not await parts.states.was_joined_at(row, since)
             works.append(
                 RoomWork(
                     rooms[nid],

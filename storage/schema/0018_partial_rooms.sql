@@ -38,6 +38,7 @@ CREATE TABLE partial_events (
     flags INTEGER,
     state_root BYTES,
     replaces BIGINT,
+    current_root BYTES,
     PRIMARY KEY (room_nid, place)
 ) CLUSTERED;
 CREATE INDEX partial_events_by_event ON partial_events (event_nid);
