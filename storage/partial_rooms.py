@@ -69,6 +69,10 @@ class PartialRoomStore:
         """Whether no node is at work on the room, as far as is noted."""
         return await self._database.read_quickly("is_partial_room_free", _is_free, room_nid, now_ms)
 
+    async def has_events(self, room_nid: int) -> bool:
+        """Whether the room has events that were placed upon a part of its state."""
+        return bool(await self.get_events(room_nid, 0, 1))
+
     async def count_incomplete(self) -> int:
         """How many rooms lack a part of their state."""
         return await self._database.read("count_partial_rooms", _count_incomplete)
@@ -90,9 +94,13 @@ def begin_partial(
 
 
 def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
-    """Forget that the room was ever entered so: it has been left, or is entered anew."""
-    for table in ("partial_rooms", "partial_servers", "partial_events"):
+    """Forget that the room was entered so: it has been left, or is entered anew.
+
+    Events that were placed meanwhile stay noted, as the past: what is known of the state at them is still a part.
+    """
+    for table in ("partial_rooms", "partial_servers"):
         txn.execute(f"DELETE FROM {table} WHERE room_nid = ?", (room_nid,))
+    txn.execute("UPDATE partial_events SET is_past = 1 WHERE room_nid = ?", (room_nid,))
 
 
 def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:

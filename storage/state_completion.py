@@ -9,6 +9,8 @@ Laws:
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.events import EventFlag
 from storage.memberships import count_members
@@ -117,7 +119,7 @@ class StateCompletion:
 
     def abandon(self, txn: WriteTransaction, room: RoomRow, head: Head) -> Head:
         """Let the room stay with the part that it has. Raises HeadMoved."""
-        new = replace(head, version=head.version + 1, partial_join=None)
+        new = structs.replace(head, version=head.version + 1, partial_join=None)
         if not move_head(txn, room.room_nid, head.version, new):
             raise HeadMoved(room.room_id)
         forget_partial(txn, room.room_nid)

@@ -31,7 +31,7 @@ from federation.rooms.templates import MEMBER
 from storage.database import Database
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
-from storage.partial_rooms import begin_partial, forget_partial
+from storage.partial_rooms import PartialRoomStore, begin_partial, forget_partial
 from storage.room_effects import NO_EFFECT, StateEffect
 from storage.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
 from storage.rooms import RoomRow, RoomStore, add_room, select_room
@@ -50,11 +50,13 @@ Entries = Mapping[tuple[str, str], int]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """That only a part of a state was told, and by whom."""
+    """What was told of a room beside its state."""
 
     resident: ServerName
     servers: Collection[ServerName]
     """The servers in the room."""
+    members_omitted: bool
+    """Most memberships are not in the state."""
 
 
 class Adoptions:
@@ -70,6 +72,7 @@ class Adoptions:
         memberships: MembershipStore,
         imports: StateImports,
         effects: StoredEffects,
+        partial: PartialRoomStore,
         writer: RoomWriter,
         identity: ServerIdentity,
         questions: Questions,
@@ -83,6 +86,7 @@ class Adoptions:
         self._memberships = memberships
         self._imports = imports
         self._effects = effects
+        self._partial = partial
         self._writer = writer
         self._identity = identity
         self._questions = questions
@@ -99,7 +103,7 @@ class Adoptions:
     ) -> StoredEvent:
         """Enter a room that nobody of this server is in, by PDUs; the join as it is stored.
 
-        `state` is that before the join (`part`: without most memberships); what is not valid in it is left out. Raises TooLarge; BadState when the state is
+        `state` is that before the join; what is not valid in it is left out. Raises TooLarge; BadState when the state is
         none, or someone of this server is in the room (then the join is received like any other event); Forbidden
         when the join is not allowed; BadEvent.
         """
@@ -118,6 +122,8 @@ class Adoptions:
         kept = kept_ids(outcomes[len(auth_chain) :])
         entries = await self._imports.gather(room, [event_id for event_id in kept if event_id != own.event_id])
         await self._check_version(version, entries)
+        if part is not None and not part.members_omitted and not await self._partial.has_events(room.room_nid):
+            part = None  # else there is something to complete all the same
 
         async def work() -> StoredEvent:
             return await self._enter(room, version, own.event_id, entries, part)
@@ -168,6 +174,7 @@ class Adoptions:
             effect=state_effect(join.event, self._identity),
             state_before=StateChange(root),
             placed_nid=join.nid,
+            has_gap=True,
         )
         current = NewCurrentState(
             StateChange(root),
@@ -219,7 +226,9 @@ class Adoptions:
         """What it means that entries of the state in which we last left the room are gone."""
         old = await snapshot.state.load_nids()
         gone: Collection[int] = [
-            nid for key, nid in old.items() if key not in entries and (part is None or key[0] != MEMBER)
+            nid
+            for key, nid in old.items()
+            if key not in entries and (part is None or not part.members_omitted or key[0] != MEMBER)
         ]
         loaded = await self._events.get_events(gone)
         return [(nid, effect_of_absence(stored.event, self._identity)) for nid, stored in loaded.items()]

@@ -22,7 +22,7 @@ from storage.room_writer import StateChange
 from storage.state_completion import Found, StateCompletion
 
 CHUNK: Final = 100
-MAX_FETCHED: Final = 20
+MAX_FETCHED: Final = 50
 """States before events at a gap that are asked for; at further gaps the state before our join stands for them."""
 
 FetchState = Callable[[EventID], Awaitable[StateChange | None]]
@@ -121,25 +121,28 @@ class Recheck:
         return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
 
     async def _before(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event) -> StateChange:
+        if not event.prev_events:
+            return StateChange(None)
+        if row.has_gap:
+            told = await self._before_gap(snapshot, walk, event)
+            if told is not None:
+                return told
         known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)
-        states = [
-            walk.after.get(prev.nid) or StateChange(prev.state_root) for prev in known.values() if not prev.is_outlier
-        ]
+        states = [walk.after.get(prev.nid) or StateChange(prev.state_root) for prev in known.values() if not prev.is_outlier]
         if row.has_gap or not states:
-            states.append(await self._before_gap(snapshot, walk, event, known))
+            states.append(walk.before_join)
         return await self._resolve(snapshot, states)
 
-    async def _before_gap(
-        self, snapshot: RoomSnapshot, walk: Walk, event: Event, known: Collection[EventID]
-    ) -> StateChange:
-        """The state before what an event follows and is missing."""
+    async def _before_gap(self, snapshot: RoomSnapshot, walk: Walk, event: Event) -> StateChange | None:
+        """The state before an event some of what it follows was missing when it came; None where nobody tells it."""
         assert snapshot.head.partial_join is not None, "the room lacks a part of its state"
         join = (await self._events.get_events([snapshot.head.partial_join]))[snapshot.head.partial_join]
-        missing = {name for name in event.prev_events if name not in known}
-        if missing == set(join.event.prev_events) or walk.fetched >= MAX_FETCHED:
+        if set(event.prev_events) == set(join.event.prev_events):
             return walk.before_join
+        if walk.fetched >= MAX_FETCHED:
+            return None
         walk.fetched += 1
-        return await walk.fetch(event.event_id) or walk.before_join
+        return await walk.fetch(event.event_id)
 
     async def _judge(
         self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event, before: StateChange

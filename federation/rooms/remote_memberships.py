@@ -169,9 +169,8 @@ class RemoteMemberships:
     async def _enter(self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]) -> None:
         event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=self._in_part)
         try:
-            part = None
-            if answer.members_omitted:
-                part = Part(server, _servers(server, answer, self._identity.server_name))
+            servers = _servers(server, answer, self._identity.server_name)
+            part = Part(server, servers, answer.members_omitted)
             await self._adoptions.adopt(event.version, room_id, answer.state, answer.auth_chain, event.pdu, part)
         except MatrixError:
             if await self._residence.find(room_id) is not None:

@@ -90,6 +90,7 @@ class FederationParts:
             rooms.membership_store,
             self.imports,
             self.effects,
+            rooms.partial_store,
             rooms.writer,
             identity,
             questions,

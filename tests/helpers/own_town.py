@@ -22,7 +22,7 @@ from storage.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.server import CutWire, InlineThreads, MemoryRelay
+from tests.helpers.server import CutWire, InlineThreads, MemoryRelay, fetch_nothing
 
 CHUNK = 200
 
@@ -102,6 +102,7 @@ async def make_large_room(files: ServerFiles, port: int, members: int) -> str:
         mail_thread=InlineExecutor(),
         make_relay=lambda _: MemoryRelay(),
         wire=CutWire(),
+        fetch=fetch_nothing,
         random=urandom,
         access_log=SilentAccessLog(),
     )

@@ -113,6 +113,7 @@ class RoomParts:
             MembershipStore(database),
             StateImports(outliers, store),
             StoredEffects(store, self.identity),
+            PartialRoomStore(database),
             writer,
             self.identity,
             questions,

@@ -12,6 +12,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from federation.requests import RefusedByRemote, path_of
+from federation.rooms.join_answers import FEW_MEMBERS
 from federation.rooms.templates import fill_template
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
