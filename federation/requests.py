@@ -153,7 +153,9 @@ def _read(destination: ServerName, answer: WireAnswer, form: Any) -> Any:
     try:
         value = msgspec.json.decode(answer.body, type=form if is_good else Any)
     except msgspec.ValidationError as error:
-        raise RemoteError(destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False) from error
+        raise RemoteError(
+            destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         if is_good:
             raise RemoteError(destination, "the answer is no JSON", retryable=False) from error

@@ -139,10 +139,7 @@ def set_found(txn: WriteTransaction, room_nid: int, found: Mapping[int, FoundRow
     txn.execute_many(
         "UPDATE partial_events SET flags = ?, state_root = ?, replaces = ?, current_root = ?"
         " WHERE room_nid = ? AND place = ?",
-        [
-            (row.flags, row.state_root, row.replaces, row.current_root, room_nid, place)
-            for place, row in found.items()
-        ],
+        [(row.flags, row.state_root, row.replaces, row.current_root, room_nid, place) for place, row in found.items()],
     )
 
 

@@ -14,7 +14,15 @@ from msgspec import structs
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.events import EventFlag
 from storage.memberships import count_members
-from storage.partial_rooms import FoundRow, PartialRoom, end_partial, forget_partial, select_gathered, set_found, set_gathered
+from storage.partial_rooms import (
+    FoundRow,
+    PartialRoom,
+    end_partial,
+    forget_partial,
+    select_gathered,
+    set_found,
+    set_gathered,
+)
 from storage.relations import remove_relation
 from storage.room_effects import StateEffect, apply_effects
 from storage.room_writer import HeadMoved, StateChange

@@ -180,4 +180,3 @@ def _second(server: ServerName, answer: object) -> Any:
     if not isinstance(answer, list) or len(answer) != 2:
         raise RemoteError(server, "the answer is no pair", retryable=False)
     return answer[1]
-

@@ -164,10 +164,12 @@ class Completions:
     async def _resume(self, *, take_over: bool = False) -> None:
         try:
             now = int(self._clock.seconds() * 1000)
-            for room in (await self._partial.get_all()).values():
-                if room.completed is None and room.room_nid not in self._working and room.room_nid not in self._resting:
-                    if take_over or await self._tables.partial.is_free(room.room_nid, now):
-                        self._begin(room.room_nid)
+            for room in list((await self._partial.get_all()).values()):
+                nid = room.room_nid
+                if room.completed is not None or nid in self._working or nid in self._resting:
+                    continue
+                if take_over or await self._tables.partial.is_free(nid, now):
+                    self._begin(nid)
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
         finally:
             if self._started:
@@ -313,7 +315,7 @@ class Completions:
             for key, event_nid in whole.items()
             if part.get(key) != event_nid and (key[0] != MEMBER or key in part or self._identity.is_local(key[1]))
         }
-        return differing | {key: None for key in part.keys() - whole.keys()}
+        return differing | dict.fromkeys(part.keys() - whole.keys())
 
     async def _write_effects(self, room: RoomRow, effects: Iterable[tuple[int, StateEffect]]) -> None:
         remote = [(nid, effect) for nid, effect in effects if effect.membership and not effect.membership.is_local]
@@ -400,4 +402,3 @@ class Completions:
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._log.failure("work on a room that is not complete failed", failure)
-

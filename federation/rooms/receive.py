@@ -207,7 +207,9 @@ class Receiver:
         # while a part of the state is lacking, nothing is known of what was before our join
         has_gap = join is not None and not has_state and bool(missing) and (past or _follows(missing, join))
         if missing_auth or (missing and not has_state and not has_gap):
-            return Outcome(event.event_id, None, missing_prev=() if has_state or has_gap else missing, missing_auth=missing_auth)
+            return Outcome(
+                event.event_id, None, missing_prev=() if has_state or has_gap else missing, missing_auth=missing_auth
+            )
         try:
             before = await self._state_before(snapshot, event, prev, known.states, join if has_gap else None)
             if join is not None:
@@ -273,9 +275,7 @@ class Receiver:
         nid = snapshot.head.partial_join
         return None if nid is None else (await self._events.get_events([nid]))[nid]
 
-    async def _with_cited(
-        self, snapshot: RoomSnapshot, state: StateChange, auth: Sequence[StoredEvent]
-    ) -> StateChange:
+    async def _with_cited(self, snapshot: RoomSnapshot, state: StateChange, auth: Sequence[StoredEvent]) -> StateChange:
         """A part of a state with the memberships that an event cites, as far as they are not in it."""
         cited = {stored.event.key: stored.nid for stored in auth if stored.event.type == MEMBER and not stored.rejected}
         known = await self._resolver.load(snapshot.room.room_nid, state, cited)

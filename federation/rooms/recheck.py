@@ -128,7 +128,9 @@ class Recheck:
             if told is not None:
                 return told
         known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)
-        states = [walk.after.get(prev.nid) or StateChange(prev.state_root) for prev in known.values() if not prev.is_outlier]
+        states = [
+            walk.after.get(prev.nid) or StateChange(prev.state_root) for prev in known.values() if not prev.is_outlier
+        ]
         if row.has_gap or not states:
             states.append(walk.before_join)
         return await self._resolve(snapshot, states)
@@ -153,7 +155,13 @@ class Recheck:
         current = None if row.is_past else await self.current(snapshot, walk)
         create = await snapshot.create_event()
         sources = _Sources(
-            self._questions, snapshot.room, list(auth.values()), before, current, required_signers(event), create.event_id
+            self._questions,
+            snapshot.room,
+            list(auth.values()),
+            before,
+            current,
+            required_signers(event),
+            create.event_id,
         )
         checked = await check_on_receipt(
             Candidate(event.version, event.pdu, event), RoomID(snapshot.room.room_id), sources

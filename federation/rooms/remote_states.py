@@ -14,8 +14,8 @@ from federation.remote.events import Pdu, RemoteEvents
 from federation.rooms.batch import sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
-from federation.rooms.state_imports import StateImports
 from federation.rooms.snapshots import CREATE, RoomSnapshot
+from federation.rooms.state_imports import StateImports
 from storage.events import EventFlag, EventStore, StateEntry
 
 FEW: Final = 30
@@ -29,9 +29,7 @@ MAX_NEW: Final = 50_000
 class RemoteStates:
     """Fetches states and auth chains. For the reactor thread."""
 
-    def __init__(
-        self, receiver: Receiver, imports: StateImports, store: EventStore, remote: RemoteEvents
-    ) -> None:
+    def __init__(self, receiver: Receiver, imports: StateImports, store: EventStore, remote: RemoteEvents) -> None:
         self._receiver = receiver
         self._imports = imports
         self._store = store

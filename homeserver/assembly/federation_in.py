@@ -71,9 +71,7 @@ class IncomingParts:
             rooms.partial,
             self.states,
             federation.imports,
-            Recheck(
-                database, rooms.partial_store, rooms.events, federation.resolver, completion, federation.questions
-            ),
+            Recheck(database, rooms.partial_store, rooms.events, federation.resolver, completion, federation.questions),
             federation.resolver,
             federation.effects,
             self.inbox,

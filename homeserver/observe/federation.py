@@ -37,6 +37,7 @@ class FederationMetrics:
         """So many rooms lack a part of their state."""
         self._partial.set(count)
 
+
 class MemberListMetrics:
     """Counts refreshes of the list of the federation's members, and says until when it is good."""
 

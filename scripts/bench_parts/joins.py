@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from twisted.internet.defer import Deferred
-
 from bench_parts.processes import cpu_seconds, peak_memory_kb
-from tests.helpers.running import RunningServer
 from tests.helpers.own_town import OwnTown, free_port, make_large_room
+from tests.helpers.running import RunningServer
 
 SIZES = (500, 5_000, 50_000)
 KINDS = ("part", "whole")
@@ -70,12 +68,9 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
     north_port, south_port = free_port(), free_port()
     north_files = town.add(north_port)
     south_files = town.add(south_port, {"federation": {"partial_state_joins": in_part}})
-    made: list[str] = []
-    Deferred.fromCoroutine(make_large_room(north_files, north_port, members)).addCallbacks(
-        made.append, lambda failure: failure.raiseException()
-    )
+    room_id = quote(make_large_room(north_files, north_port, members))
     north, south = north_files.start(listeners=2), south_files.start(listeners=2)
-    token, room_id = south.register("bob"), quote(made[0])
+    token = south.register("bob")
     servers = (south, north)
     cpu = [cpu_seconds(server.process.pid) for server in servers]
     began = time.monotonic()
@@ -102,7 +97,9 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
     return Figures(until_sent, until_complete, *spent, *peak, slowest)
 
 
-def _check(server: RunningServer, method: str, path: str, token: str, body: object = None) -> dict[str, dict[str, object]]:
+def _check(
+    server: RunningServer, method: str, path: str, token: str, body: object = None
+) -> dict[str, dict[str, object]]:
     reply = server.request(method, path, {} if body is None and method != "GET" else body, token=token, seconds=WITHIN)
     if reply.status != 200:
         raise RuntimeError(f"{method} {path}: {reply.status} {reply.body[:500]!r}\n{server.log.read_text()[-3000:]}")

@@ -15,9 +15,9 @@ from federation.protocol.signing import SigningKey
 from federation.rooms.adopt import Adoptions
 from federation.rooms.build import Classification
 from federation.rooms.drafts import Draft
+from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
-from federation.rooms.effects import StoredEffects
 from federation.rooms.outliers import Outliers
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.placement import Placements

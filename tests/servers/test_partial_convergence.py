@@ -73,5 +73,9 @@ class LargeTowns(Towns):
 
 TestLargeTowns = LargeTowns.TestCase
 TestLargeTowns.settings = settings(
-    max_examples=RUNS, stateful_step_count=20, deadline=None, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+    max_examples=RUNS,
+    stateful_step_count=20,
+    deadline=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
 )

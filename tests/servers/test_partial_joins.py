@@ -11,15 +11,15 @@ import pytest
 
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.requests import RefusedByRemote
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
-from federation.requests import RefusedByRemote
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, get_state, join, leave, membership, ok, refused, room_path, say
+from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, room_path, say
 
 MEMBERS = 40
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
@@ -109,7 +109,7 @@ def complete(network: Network) -> None:
 
 
 async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     before = ok(bob.get(f"{V3}/sync"))["next_batch"]
     ok(join_via(bob, room_id, NORTH))
     say(bob, room_id, "salom")
@@ -127,7 +127,7 @@ async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(n
 
 
 async def test_who_loads_lazily_hears_how_many_are_in_the_room(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     first = lazily(bob)
     assert first["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] < MEMBERS
@@ -142,13 +142,16 @@ async def test_who_loads_lazily_hears_how_many_are_in_the_room(network: Network)
 
 
 def sliding(user: User, required: list[list[str]], pos: str = "") -> Any:
-    body = {"conn_id": required[0][1].strip("$*"), "lists": {"all": {"ranges": [[0, 9]], "timeline_limit": 5, "required_state": required}}}
+    body = {
+        "conn_id": required[0][1].strip("$*"),
+        "lists": {"all": {"ranges": [[0, 9]], "timeline_limit": 5, "required_state": required}},
+    }
     path = f"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync{pos and '?pos=' + pos}"
     return ok(user.post(path, body))
 
 
 async def test_sliding_sync(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     lazy = [["m.room.member", "$LAZY"], ["m.room.name", ""]]
     eager = [["m.room.member", "*"]]
@@ -176,7 +179,7 @@ Asked = Callable[[User, str], str]
     ],
 )
 async def test_what_needs_the_members_waits_for_them(network: Network, path: Callable[[str], str]) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     waiting = bob.start("GET", path(room_id))
     late = bob.start("GET", path(room_id))
@@ -189,7 +192,7 @@ async def test_what_needs_the_members_waits_for_them(network: Network, path: Cal
 
 
 async def test_nobody_waits_for_ever(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     waiting = bob.start("GET", room_path(room_id, "members"))
 
@@ -233,7 +236,7 @@ async def test_the_next_one_here_joins_when_it_is_known_who_may(network: Network
 
 
 async def test_what_we_say_reaches_all_servers_of_the_room(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
@@ -292,7 +295,7 @@ async def test_after_a_restart_it_goes_on(network: Network) -> None:
 
 
 async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
@@ -374,7 +377,7 @@ async def test_the_operator_may_not_want_it(network: Network) -> None:
 
 
 async def test_operators_see_how_many_rooms_lack_something(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
     network.cut(NORTH, SOUTH)
     complete(network)
