@@ -16,12 +16,13 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.member_lists import Fetch
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
 from storage.database import Database
 from tests.helpers.http import Pending
-from tests.helpers.server import START, TestServer
+from tests.helpers.server import START, TestServer, fetch_nothing
 
 SETTLED_AFTER = 50
 """Turns of the clock in which whatever was set off comes to rest."""
@@ -47,18 +48,18 @@ class Network:
         self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
 
-    def add(self, name: str, further_config: str = "") -> TestServer:
-        """One server more."""
+    def add(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
+        """One server more; `fetch`: how it gets what is at an address."""
         folder = self._folder / name
         folder.mkdir()
-        return self._build(folder, name, self._open_database(), further_config)
+        return self._build(folder, name, self._open_database(), further_config, fetch)
 
-    def rebuild(self, name: str) -> TestServer:
+    def rebuild(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
         """A server again, upon its database: as after a crash, but for what it would still have sent."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
-        return self._build(self._folder / name, name, self.servers[name].app.database, "")
+        return self._build(self._folder / name, name, self.servers[name].app.database, further_config, fetch)
 
-    def _build(self, folder: Path, name: str, database: Database, further_config: str) -> TestServer:
+    def _build(self, folder: Path, name: str, database: Database, further_config: str, fetch: Fetch) -> TestServer:
         server = TestServer(
             folder,
             database,
@@ -67,6 +68,7 @@ class Network:
             server_name=name,
             clock=self.clock,
             wire=Way(self, name),
+            fetch=fetch,
         )
         self.servers[name] = server
         if self._sends:
