@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction
@@ -40,8 +42,7 @@ class EventFlag:
     """With its arrival the current state changed in more, or in something else, than what it sets: forks were resolved."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """A stored event."""
 
     event_nid: int
@@ -66,8 +67,7 @@ class EventRow:
     """Root of the room's current state once it had arrived; None: it was the state after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class StateEntry:
+class StateEntry(msgspec.Struct, frozen=True, gc=False):
     """What an event sets in the state, if it sets anything."""
 
     event_nid: int

@@ -8,7 +8,9 @@ Laws:
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes

@@ -4,8 +4,9 @@ Every membership event is stored with the number of the one that it took the pla
 events are cached, and no walk of the state.
 """
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.memberships import MembershipRow

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+import msgspec
+
 from storage.events import EventRow
 from storage.streams import Change, Streams, Topic
 from storage.timelines import Arrival, TimelineStore
@@ -28,8 +30,7 @@ class _Tail:
     """Oldest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(msgspec.Struct, frozen=True, gc=False):
     """What arrived in a room between two positions."""
 
     arrivals: Sequence[Arrival]

@@ -76,6 +76,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
@@ -226,6 +227,7 @@ class RoomParts:
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
+            federates_by_default=config.rooms.rooms_federate_by_default,
         )
         self.related_redactions = RelatedRedactions(
             RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
@@ -291,11 +293,11 @@ class RoomParts:
         )
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
-        )
+        self.published_keys = PublishedKeyStore(database)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=USERS_CACHED)
         self.device_lists = DeviceLists(
             accounts.device_store,
+            self.cross_signing_store,
             self.engine,
             room_store,
             self.memberships,

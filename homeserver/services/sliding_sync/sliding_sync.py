@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
@@ -56,8 +57,7 @@ class SlidingParts:
     typing: Typing
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+class _Answer(msgspec.Struct, frozen=True, gc=False):
     """An answer before it has its `pos`."""
 
     body: dict[str, Any]

@@ -6,7 +6,8 @@ that the timeline sets, whose former events are stored with it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+
+import msgspec
 
 from federation.protocol.events import StateKey
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -19,13 +20,12 @@ Entries = dict[StateKey, int]
 """Numbers of events by state key."""
 
 
-@dataclass(frozen=True, slots=True)
-class StatePoint:
+class StatePoint(msgspec.Struct, frozen=True, gc=False):
     """A state of a room: a whole one, or as it was before some of its entries were set."""
 
     room_nid: int
     root: bytes | None
-    undone: Mapping[StateKey, int | None] = field(default_factory=dict)
+    undone: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
     """Entries as they were before: numbers of events, None where there was none."""
 
 

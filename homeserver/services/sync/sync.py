@@ -9,10 +9,11 @@ spec: client-server-api#syncing
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, UserID
