@@ -231,8 +231,8 @@ class Towns(RuleBasedStateMachine):
     @rule(
         where=ROOM,
         who=LOCAL,
-        ours=st.sampled_from(["thing", "name", "level", "ban", "leave", "invite"]),
-        theirs=st.sampled_from(["thing", "name", "level", "kick", "say"]),
+        ours=st.sampled_from(["thing", "name", "level", "ban", "leave", "invite", "join", "join"]),
+        theirs=st.sampled_from(["thing", "name", "level", "kick", "say", "close", "close"]),
         meanwhile=st.integers(0, 3),
         order=st.integers(0, 2**16),
         value=NUMBER,
@@ -240,7 +240,7 @@ class Towns(RuleBasedStateMachine):
     def fork(self, where: int, who: int, ours: str, theirs: str, meanwhile: int, order: int, value: int) -> None:
         """Both sides change the same while they do not hear of each other."""
         self.network.hold()
-        for side, what in ((who, ours), (3, theirs), (0, "thing")):
+        for side, what in ((3, theirs), (who, ours), (0, "thing")):
             if what == "level":
                 self.set_levels(side, where, ((0, 50, 100)[value % 3], 100, 50))
             elif what in ("thing", "name"):
@@ -249,6 +249,11 @@ class Towns(RuleBasedStateMachine):
                 self.say(side, where, 0)
             elif what == "leave":
                 self.leave(side, where)
+            elif what == "join":
+                self.leave(side, where)
+                self.join(side, where)
+            elif what == "close":
+                self.set_state(side, where, 1, "m.room.join_rules")
             else:
                 self.change_membership(side, where, (value + side) % 4, what)
         for _ in range(meanwhile % 2):

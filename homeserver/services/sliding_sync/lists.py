@@ -138,6 +138,11 @@ class RoomLists:
                 self._was_joined.popitem(last=False)
         return known
 
+    async def was_reset(self, row: MembershipRow) -> bool:
+        """Whether the user is no longer in the room although no event says so: the resolution of a fork took them out."""
+        event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
+        return event is not None and event.event.membership != row.membership
+
     async def _may_see(self, row: MembershipRow) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False

@@ -166,7 +166,12 @@ class SlidingSync:
         works: list[RoomWork] = []
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)
-            arrived = row.membership == "join" and row.position > since
+            initial = sent is None
+            if not initial and row.position > since:
+                if row.membership == "join":
+                    initial = not await parts.states.was_joined_at(row, since)
+                else:
+                    initial = await parts.lists.was_reset(row)
             works.append(
                 RoomWork(
                     rooms[nid],
@@ -174,7 +179,7 @@ class SlidingSync:
                     selection.configs[nid],
                     sent,
                     since,
-                    sent is None or (arrived and not await parts.states.was_joined_at(row, since)),
+                    initial,
                     news,
                     await parts.lists.was_joined(row),
                     rooms[nid].room_id in selection.labels.direct,
