@@ -312,6 +312,7 @@ def build(
         rooms.sending,
         rooms.sliding_sync,
         rooms.sync,
+        rooms.thread_subscriptions,
         rooms.typing,
         rooms.upgrades,
         registry,

@@ -65,6 +65,7 @@ from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import Sync, SyncParts
+from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
 from homeserver.services.unread import UnreadCounts
 from storage.account_data import AccountDataStore
@@ -85,6 +86,7 @@ from storage.rooms import RoomStore
 from storage.sent_transactions import SentTransactionStore
 from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
+from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
 EVENTS_CACHED = 50_000
@@ -252,6 +254,8 @@ class RoomParts:
             RoomAnswers(streams, capacity=ANSWER_BYTES),
             self.history,
         )
+        self.thread_subscription_store = ThreadSubscriptionStore(database)
+        self.thread_subscriptions = ThreadSubscriptions(self.thread_subscription_store, self.reading, streams)
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(
             self.engine,
@@ -370,6 +374,7 @@ class RoomParts:
             timelines,
             visibility,
             client_events,
+            self.thread_subscriptions,
             now_ms,
         )
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)

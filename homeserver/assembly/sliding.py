@@ -18,6 +18,7 @@ from homeserver.services.sliding_sync.sliding_sync import SlidingParts
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import SyncParts
+from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from storage.database import Database
 from storage.room_recency import RoomRecencyStore
 from storage.room_summaries import RoomSummaryStore
@@ -39,6 +40,7 @@ def sliding_parts(
     timelines: Timelines,
     visibility: Visibility,
     client_events: ClientEvents,
+    threads: ThreadSubscriptions,
     now_ms: Callable[[], int],
 ) -> SlidingParts:
     """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
@@ -82,6 +84,7 @@ def sliding_parts(
             synced.recent,
             synced.rooms,
             synced.ignored,
+            threads,
         )
     )
     return SlidingParts(

@@ -21,9 +21,11 @@ from homeserver.services.sliding_sync.request import (
     RoomConfig,
     Scope,
     SlidingRequest,
+    ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
+from homeserver.services.thread_subscriptions import MOST_CHANGES
 
 MOST_LISTS: Final = 100
 MOST_SUBSCRIPTIONS: Final = 100
@@ -37,6 +39,7 @@ MAX_BODY: Final = 256 * 1024
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
+UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 PresenceState = Literal["offline", "online", "unavailable"]
@@ -125,6 +128,8 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     account_data: RoomsExtension | None = None
     receipts: RoomsExtension | None = None
     typing: RoomsExtension | None = None
+    thread_subscriptions: SinceExtension | None = None
+    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
     unstable_typing: RoomsExtension | None = msgspec.field(default=None, name="org.matrix.msc4508.typing")
 
 
@@ -317,7 +322,15 @@ def _extensions(body: ExtensionsBody) -> Extensions:
         account_data=_scope(body.account_data),
         receipts=_scope(body.receipts),
         typing=_scope(body.typing) or _scope(body.unstable_typing),
+        thread_subscriptions=_threads("thread_subscriptions", body.thread_subscriptions)
+        or _threads(UNSTABLE_THREADS, body.unstable_thread_subscriptions),
     )
+
+
+def _threads(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:
+    if body is None or not body.enabled:
+        return None
+    return ThreadSubscriptionsRequest(name, MOST_CHANGES if body.limit is None else max(1, body.limit))
 
 
 def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:

@@ -1,6 +1,7 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
-Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing).
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
+MSC4308 (thread_subscriptions).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,18 @@ from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
 from homeserver.services.sliding_sync.lists import Selection
-from homeserver.services.sliding_sync.request import Scope, SlidingRequest, ToDeviceRequest
+from homeserver.services.sliding_sync.request import (
+    Scope,
+    SlidingRequest,
+    ThreadSubscriptionsRequest,
+    ToDeviceRequest,
+)
 from homeserver.services.sliding_sync.rooms import RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
 from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
+from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
 from storage.account_data import AccountData, AccountDataStore
 from storage.receipts import ReceiptRow, ReceiptStore
@@ -43,6 +50,7 @@ class ExtensionParts:
     recent: RecentChanges
     rooms: RoomStore
     ignored: IgnoredUsers
+    threads: ThreadSubscriptions
 
 
 class ExtensionReader:
@@ -90,6 +98,10 @@ class ExtensionReader:
             typing = await self._typing(connection, scope)
             answer["typing"] = {"rooms": typing}
             is_news = is_news or bool(typing)
+        if wanted.thread_subscriptions is not None:
+            threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
+            answer[wanted.thread_subscriptions.name] = threads
+            is_news = is_news or bool(threads)
         return answer, is_news
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
@@ -228,6 +240,15 @@ class ExtensionReader:
         rooms = await self._parts.rooms.get_rooms_by_nid(found)
         ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id)) if found else frozenset[str]()
         return {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.items()}
+
+    async def _threads(
+        self, request: SlidingRequest, connection: Connection, wanted: ThreadSubscriptionsRequest, upto: int
+    ) -> dict[str, Any]:
+        """The threads that the user follows from now on, and no longer."""
+        user_id, since = request.caller.user_id, connection.position
+        if not self._parts.recent.concerns_user(user_id, Topic.THREAD_SUBSCRIPTION, since):
+            return {}
+        return await self._parts.threads.read(user_id, since, upto, wanted.limit, further="prev_batch")
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:

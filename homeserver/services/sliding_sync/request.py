@@ -141,6 +141,13 @@ class ToDeviceRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ThreadSubscriptionsRequest:
+    name: str
+    """As the client calls the extension."""
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Extensions:
     """Which extensions are wanted. None or False: not."""
 
@@ -149,6 +156,7 @@ class Extensions:
     account_data: Scope | None = None
     receipts: Scope | None = None
     typing: Scope | None = None
+    thread_subscriptions: ThreadSubscriptionsRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
