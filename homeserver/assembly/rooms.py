@@ -375,6 +375,7 @@ class RoomParts:
             visibility,
             client_events,
             self.thread_subscriptions,
+            accounts.profile_store,
             now_ms,
         )
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)

@@ -11,6 +11,7 @@ from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
+from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
@@ -20,6 +21,8 @@ from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from storage.database import Database
+from storage.memberships import MembershipStore
+from storage.profiles import ProfileStore
 from storage.room_recency import RoomRecencyStore
 from storage.room_summaries import RoomSummaryStore
 from storage.sliding_connections import SlidingConnectionStore
@@ -41,6 +44,7 @@ def sliding_parts(
     visibility: Visibility,
     client_events: ClientEvents,
     threads: ThreadSubscriptions,
+    profiles: ProfileStore,
     now_ms: Callable[[], int],
 ) -> SlidingParts:
     """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
@@ -85,6 +89,7 @@ def sliding_parts(
             synced.rooms,
             synced.ignored,
             threads,
+            ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent),
         )
     )
     return SlidingParts(

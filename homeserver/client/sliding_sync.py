@@ -9,6 +9,7 @@ from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_room_id
 from homeserver.services.presence.presence import Presence
+from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
     ANY,
     MEMBER,
@@ -17,6 +18,7 @@ from homeserver.services.sliding_sync.request import (
     ListFilters,
     ListRequest,
     Pattern,
+    ProfilesRequest,
     RequiredState,
     RoomConfig,
     Scope,
@@ -39,6 +41,8 @@ MAX_BODY: Final = 256 * 1024
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
+MOST_FIELDS: Final = 100
+UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -120,6 +124,12 @@ class RoomsExtension(msgspec.Struct, frozen=True):
     rooms: list[str] | None = None
 
 
+class ProfilesExtension(RoomsExtension, frozen=True):
+    """Profiles of people in some rooms."""
+
+    fields: list[str] | None = None
+
+
 class ExtensionsBody(msgspec.Struct, frozen=True):
     """Those that are known here; others are ignored."""
 
@@ -130,6 +140,8 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     typing: RoomsExtension | None = None
     thread_subscriptions: SinceExtension | None = None
     unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
+    profiles: ProfilesExtension | None = None
+    unstable_profiles: ProfilesExtension | None = msgspec.field(default=None, name=UNSTABLE_PROFILES)
     unstable_typing: RoomsExtension | None = msgspec.field(default=None, name="org.matrix.msc4508.typing")
 
 
@@ -324,7 +336,17 @@ def _extensions(body: ExtensionsBody) -> Extensions:
         typing=_scope(body.typing) or _scope(body.unstable_typing),
         thread_subscriptions=_threads("thread_subscriptions", body.thread_subscriptions)
         or _threads(UNSTABLE_THREADS, body.unstable_thread_subscriptions),
+        profiles=_profiles("profiles", body.profiles) or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
     )
+
+
+def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | None:
+    scope = _scope(body)
+    if body is None or scope is None:
+        return None
+    if body.fields is not None and len(body.fields) > MOST_FIELDS:
+        raise InvalidParam(f"At most {MOST_FIELDS} fields of profiles can be asked for by name")
+    return ProfilesRequest(name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields))
 
 
 def _threads(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:

@@ -22,6 +22,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3827.stable": True,
     "org.matrix.msc3391": True,
     "org.matrix.msc4155": True,
+    "org.matrix.msc4262": True,
     "org.matrix.msc4306": True,
     "org.matrix.msc4380": True,
     "org.matrix.msc4380.stable": True,

@@ -1,7 +1,7 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
 Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
-MSC4308 (thread_subscriptions).
+MSC4308 (thread_subscriptions), MSC4262 (profiles).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,7 @@ from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
 from homeserver.services.sliding_sync.lists import Selection
+from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.request import (
     Scope,
     SlidingRequest,
@@ -51,6 +52,7 @@ class ExtensionParts:
     rooms: RoomStore
     ignored: IgnoredUsers
     threads: ThreadSubscriptions
+    profiles: ProfileNews
 
 
 class ExtensionReader:
@@ -102,6 +104,15 @@ class ExtensionReader:
             threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
             answer[wanted.thread_subscriptions.name] = threads
             is_news = is_news or bool(threads)
+        if wanted.profiles is None:
+            changes.set_profile_fields(None)
+        else:
+            scope = _joined(_rooms_in(wanted.profiles.scope, selection), selection)
+            fields, user_id = wanted.profiles.fields, request.caller.user_id
+            users = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
+            changes.set_profile_fields(fields)
+            answer[wanted.profiles.name] = {"users": users} if users else {}
+            is_news = is_news or bool(users)
         return answer, is_news
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:

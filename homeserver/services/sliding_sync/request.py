@@ -148,6 +148,15 @@ class ThreadSubscriptionsRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ProfilesRequest:
+    name: str
+    """As the client calls the extension."""
+    scope: Scope
+    fields: frozenset[str]
+    """`*` is every one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Extensions:
     """Which extensions are wanted. None or False: not."""
 
@@ -157,6 +166,7 @@ class Extensions:
     receipts: Scope | None = None
     typing: Scope | None = None
     thread_subscriptions: ThreadSubscriptionsRequest | None = None
+    profiles: ProfilesRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
