@@ -57,7 +57,8 @@ class ProfileNews:
         if followed is not None and connection.position < upto:
             users = await self._changes(user_id, fields, connection.position, upto)
         whole = await self._in_view(works, scope)
-        if followed is None or not (followed >= EVERY_FIELD or followed >= fields):
+        covered = followed is not None and (followed >= EVERY_FIELD or followed >= fields)
+        if connection.token is not None and not covered:
             for room_nid in scope:
                 whole.update(await self._memberships.local_members(room_nid))
         for owner, profile in (await self._profiles.get_profiles(sorted(whole)[:MOST_WHOLE])).items():
