@@ -54,6 +54,7 @@ from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
+from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
@@ -258,6 +259,7 @@ def build(
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
+    rtc = RTCTransports(config.calls.matrix_rtc.transports)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         *federation.edge.services,
@@ -330,7 +332,8 @@ def build(
             longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
         OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
-        ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
+        rtc,
+        ClientDiscovery(name.public_baseurl, {**rtc.in_well_known, **name.extra_well_known_client_content}),
         Discovery(
             server_name,
             delegates_to_443=name.serve_server_wellknown,

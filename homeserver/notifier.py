@@ -16,6 +16,7 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from storage.events import EventRow
 from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 WAKES_A_TURN = 25
@@ -128,7 +129,9 @@ class Notifier:
             return
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow) or (isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT):
+            if isinstance(row, EventRow | StickyRow) or (
+                isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
+            ):
                 self._rooms[row.room_nid] = None
             if change.topic in TOLD_TO_ALL and change.user_id is not None:
                 self._people[change.user_id] = None

@@ -36,6 +36,8 @@ class Topic(Enum):
     KEY_COUNT = "key_count"
     """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
     ACCOUNT = "account"
+    STICKY = "sticky"
+    """An event is sticky from now on; `detail` is the `StickyRow`."""
     THREAD_SUBSCRIPTION = "thread_subscription"
     """Someone follows a thread from now on, or no longer."""
     OUTGOING = "outgoing"

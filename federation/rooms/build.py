@@ -162,6 +162,7 @@ class Chain:
             content=draft.content,
             state_key=draft.state_key,
             redacts=draft.redacts,
+            sticky_ms=draft.sticky_ms,
             origin_server_ts=draft.origin_server_ts if draft.origin_server_ts is not None else now_ms,
             prev_events=self._prev,
             auth_events=[event.event_id for event in auth_events],
@@ -256,6 +257,7 @@ class Chain:
                 sent=draft.sent,
                 highlights=classification.highlights,
                 relation=read_relation(event),
+                sticky_ms=event.sticky_ms,
             )
         )
         self.built.append(event)

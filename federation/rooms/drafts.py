@@ -21,5 +21,7 @@ class Draft:
     """Only for application services that bring history; None: now."""
     sent: SentTransaction | None = None
     """The client's request that it comes from, which must not act twice."""
+    sticky_ms: int | None = None
+    """For how long it is told to everyone in the room (MSC4354)."""
     unless_same: bool = False
     """Make no event when the state entry has this content already; the present event is the answer."""

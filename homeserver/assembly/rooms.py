@@ -18,6 +18,7 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
@@ -64,6 +65,7 @@ from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
+from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import Sync, SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
@@ -86,6 +88,7 @@ from storage.rooms import RoomStore
 from storage.sent_transactions import SentTransactionStore
 from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
@@ -131,6 +134,7 @@ class RoomParts:
         trees = StateTreeStore(database)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
+        self.sticky_events = StickyEvents(StickyEventStore(database), streams, now_ms)
         self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=ROOMS_CACHED)
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
@@ -165,7 +169,9 @@ class RoomParts:
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
-        self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
+        self.client_events = client_events = ClientEvents(
+            self.events, sent_store, aggregations, self.sticky_events, now_ms
+        )
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
@@ -342,6 +348,7 @@ class RoomParts:
                 server_name=identity.server_name,
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
+            StickyReader(self.sticky_events, self.events, visibility, client_events),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(

@@ -90,6 +90,7 @@ def sliding_parts(
             synced.ignored,
             threads,
             ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent),
+            synced.sticky,
         )
     )
     return SlidingParts(

@@ -23,6 +23,7 @@ from homeserver.services.sliding_sync.request import (
     RoomConfig,
     Scope,
     SlidingRequest,
+    StickyRequest,
     ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
@@ -43,6 +44,7 @@ ME: Final = "$ME"
 FAR: Final = 2**53
 MOST_FIELDS: Final = 100
 UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
+UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
 UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
 
 Natural = Annotated[int, msgspec.Meta(ge=0)]
@@ -140,6 +142,8 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     typing: RoomsExtension | None = None
     thread_subscriptions: SinceExtension | None = None
     unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
+    sticky_events: SinceExtension | None = None
+    unstable_sticky_events: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_STICKY)
     profiles: ProfilesExtension | None = None
     unstable_profiles: ProfilesExtension | None = msgspec.field(default=None, name=UNSTABLE_PROFILES)
     unstable_typing: RoomsExtension | None = msgspec.field(default=None, name="org.matrix.msc4508.typing")
@@ -337,7 +341,22 @@ def _extensions(body: ExtensionsBody) -> Extensions:
         thread_subscriptions=_threads("thread_subscriptions", body.thread_subscriptions)
         or _threads(UNSTABLE_THREADS, body.unstable_thread_subscriptions),
         profiles=_profiles("profiles", body.profiles) or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
+        sticky=_sticky("sticky_events", body.sticky_events) or _sticky(UNSTABLE_STICKY, body.unstable_sticky_events),
     )
+
+
+def _sticky(name: str, body: SinceExtension | None) -> StickyRequest | None:
+    if body is None or not body.enabled:
+        return None
+    limit = MOST_MESSAGES if body.limit is None else max(1, min(body.limit, MOST_MESSAGES))
+    return StickyRequest(name, _since(name, body.since), limit)
+
+
+def _since(name: str, since: str | None) -> int:
+    since = since or "0"
+    if not (since.isascii() and since.isdigit() and len(since) <= 18):
+        raise InvalidParam(f"The since of {name} is not one that this server gave out")
+    return int(since)
 
 
 def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | None:
@@ -358,10 +377,9 @@ def _threads(name: str, body: SinceExtension | None) -> ThreadSubscriptionsReque
 def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
     if body is None or not body.enabled:
         return None
-    since = body.since or "0"
-    if not (since.isascii() and since.isdigit() and len(since) <= 18):
-        raise InvalidParam("The since of to_device is not one that this server gave out")
-    return ToDeviceRequest(int(since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES)))
+    return ToDeviceRequest(
+        _since("to_device", body.since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES))
+    )
 
 
 def _scope(body: RoomsExtension | None) -> Scope | None:

@@ -16,10 +16,12 @@ from federation.protocol.events import Event
 from federation.protocol.ids import DeviceID, UserID
 from federation.protocol.stripped_state import StrippedEvent
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.visible import Seen
 from homeserver.services.aggregations import Aggregation, Aggregations
 from storage.relations import REFERENCE, REPLACE, THREAD
 from storage.sent_transactions import DELAYED, SentTransactionStore
+from storage.sticky_events import LONGEST_MS
 
 BUNDLE_LEVELS: Final = 2
 """With an event its thread's latest event is told, and of that its own children; of these no more."""
@@ -35,11 +37,13 @@ class ClientEvents:
         events: RoomEvents,
         sent: SentTransactionStore,
         aggregations: Aggregations,
+        sticky: StickyEvents,
         now_ms: Callable[[], int],
     ) -> None:
         self._events = events
         self._aggregations = aggregations
         self._sent = sent
+        self._sticky = sticky
         self._now_ms = now_ms
 
     async def present(
@@ -73,12 +77,21 @@ class ClientEvents:
         for each in seen:
             event = each.event
             unsigned = b'{"age":%d,"membership":%s' % (now - event.event.origin_server_ts, _encode(each.membership))
+            if event.event.sticky_ms is not None:
+                unsigned += self._time_to_live(event, now)
             if event.nid in extras:
                 unsigned += extras[event.nid]
             if event.nid in bundles:
                 unsigned += b',"m.relations":' + bundles[event.nid]
             presented.append(_splice(event, unsigned + b"}", with_room_id))
         return presented
+
+    def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
+        """For how long an event is still sticky, beginning with a comma; nothing once that is over (MSC4354)."""
+        ends = self._sticky.end_of(event.nid)
+        if ends is None:
+            ends = min(event.event.origin_server_ts, now) + min(event.event.sticky_ms or 0, LONGEST_MS)
+        return b',"msc4354_sticky_duration_ttl_ms":%d' % (ends - now) if ends > now else b""
 
     async def _bundle(
         self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent], levels: int

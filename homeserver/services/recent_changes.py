@@ -11,6 +11,7 @@ from federation.protocol.ids import UserID
 from storage.events import EventRow
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 KEPT: Final = 20_000
@@ -82,13 +83,13 @@ class RecentChanges:
         for change in changes:
             row = change.detail
             room: tuple[Topic, int, str | None] | None = None
-            if isinstance(row, EventRow):
+            if isinstance(row, EventRow | StickyRow):
                 room = (Topic.EVENT, row.room_nid, None)
             elif isinstance(row, ReceiptRow):
                 room = (Topic.RECEIPT, row.room_nid, row.user_id if row.receipt_type == PRIVATE_RECEIPT else None)
             elif isinstance(row, MembershipRow):
                 room = (Topic.EVENT, row.room_nid, row.user_id)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
+            elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self._forget(change.position)  # another node's: in which room is not known here
             user = None
             if change.user_id is not None and change.topic not in (Topic.EVENT, Topic.RECEIPT):

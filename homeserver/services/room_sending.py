@@ -68,6 +68,7 @@ class RoomSending:
         txn_id: str,
         origin_server_ts: int | None,
         *,
+        sticky_ms: int | None = None,
         sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
         """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound,
@@ -86,7 +87,9 @@ class RoomSending:
             # where the version has it beside the content it does not belong into it
             content = {name: value for name, value in content.items() if name != "redacts"}
         sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
-        draft = Draft(type, caller.user_id, content, None, redacts, check_timestamp(caller, origin_server_ts), sent)
+        draft = Draft(
+            type, caller.user_id, content, None, redacts, check_timestamp(caller, origin_server_ts), sent, sticky_ms
+        )
         relation = relation_in(content)
         if relation is not None:
             refusal = await self._refuse_relation(caller, room_id, type, relation)
@@ -127,6 +130,7 @@ class RoomSending:
         content: Mapping[str, Any],
         origin_server_ts: int | None,
         *,
+        sticky_ms: int | None = None,
         sent: SentTransaction | None = None,
     ) -> EventID:
         """Set a state entry; the event that it has, an older one where nothing changes. Raises Forbidden, NotFound; with
@@ -146,7 +150,8 @@ class RoomSending:
             state_key,
             origin_server_ts=check_timestamp(caller, origin_server_ts),
             sent=sent,
-            unless_same=True,
+            sticky_ms=sticky_ms,
+            unless_same=sticky_ms is None,
         )
         event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:

@@ -52,6 +52,8 @@ class Selection:
     counts: Mapping[str, int]
     windows: Mapping[str, Sequence[int]]
     """By list the numbers of the rooms in its ranges, in order."""
+    listed: Mapping[str, Sequence[MembershipRow]]
+    """By list all rooms that it shows, in its ranges or not."""
     subscribed: Mapping[str, int]
     """Numbers of the subscribed rooms by id."""
     configs: Mapping[int, RoomConfig]
@@ -103,6 +105,7 @@ class RoomLists:
         labels = await self._labels.of_user(user_id)
         counts: dict[str, int] = {}
         windows: dict[str, Sequence[int]] = {}
+        listed: dict[str, Sequence[MembershipRow]] = {}
         configs = _Configs()
         if request.lists:
             candidates = await self._candidates(user_id, rows, connection)
@@ -112,6 +115,7 @@ class RoomLists:
             for name, wanted in request.lists.items():
                 shown = await self._filter(wanted.filters, rows, candidates, labels)
                 counts[name] = len(shown)
+                listed[name] = shown
                 windows[name] = [row.room_nid for row in _cut(wanted, shown)]
                 configs.add(windows[name], wanted.config)
         subscribed = {}
@@ -120,7 +124,7 @@ class RoomLists:
             if row is not None and await self._may_see(row):
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
-        return Selection(counts, windows, subscribed, configs.by_room, rows, latest, labels)
+        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, latest, labels)
 
     async def was_joined(self, row: MembershipRow) -> bool:
         """Whether the user is, or ever was, in the room."""

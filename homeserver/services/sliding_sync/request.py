@@ -148,6 +148,15 @@ class ThreadSubscriptionsRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class StickyRequest:
+    name: str
+    """As the client calls the extension."""
+    since: int
+    """0: all that are sticky."""
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProfilesRequest:
     name: str
     """As the client calls the extension."""
@@ -167,6 +176,7 @@ class Extensions:
     typing: Scope | None = None
     thread_subscriptions: ThreadSubscriptionsRequest | None = None
     profiles: ProfilesRequest | None = None
+    sticky: StickyRequest | None = None
 
 
 @dataclass(frozen=True, slots=True)
