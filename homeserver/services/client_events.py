@@ -124,7 +124,10 @@ class ClientEvents:
             unknown = [event.nid for event in own if event.sent is None]
             if unknown:
                 sent |= await self._sent.get_txn_ids(user_id, device_id, unknown)
-        others = {nid for event in events for nid in (event.replaces, event.redacted_by) if nid is not None}
+        others = {event.replaces for event in events if event.replaces is not None}
+        redactions = {event.redacted_by for event in events if event.redacted_by is not None}
+        # who has left may see what was redacted later, and not why
+        because = await self._aggregations.see(user_id, redactions) if redactions else {}
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
         for event in events:
@@ -142,8 +145,9 @@ class ClientEvents:
                     _encode(former.sender),
                     _encode(former.content),
                 )
-            if event.redacted_by is not None and event.redacted_by in loaded:
-                extra += b',"redacted_because":' + bytes(present_plainly(loaded[event.redacted_by], with_room_id=True))
+            if event.redacted_by is not None and event.redacted_by in because:
+                redaction = because[event.redacted_by].event
+                extra += b',"redacted_because":' + bytes(present_plainly(redaction, with_room_id=True))
             if extra:
                 extras[event.nid] = extra
         return extras
