@@ -59,7 +59,7 @@ class Room:
         return [self.early, self.meanwhile, self.root, *self.topics, self.own, self.gone]
 
 
-def by_sync(room: Room, user: User) -> object:
+def by_sync(_: Room, user: User) -> object:
     return sync(user, filter={"room": {"include_leave": True, "timeline": {"limit": 1000}}})
 
 
@@ -97,7 +97,7 @@ def by_threads(room: Room, user: User) -> object:
     return ok(user.get(f"/_matrix/client/v1/rooms/{room.room_id}/threads"))["chunk"]
 
 
-def by_search(room: Room, user: User) -> object:
+def by_search(_: Room, user: User) -> object:
     return search(user, "word", event_context={"before_limit": 50, "after_limit": 50})["results"]
 
 
@@ -140,7 +140,7 @@ def test_what_is_said_of_events(room: Room, way: Callable[[Room, User], object])
     assert all(isinstance(event["unsigned"]["age"], int) for event in events.values())
 
 
-@pytest.mark.parametrize("way", (*TIMELINES, *SOME), ids=lambda way: str(way.__name__))
+@pytest.mark.parametrize("way", [*TIMELINES, *SOME], ids=lambda way: str(way.__name__))
 def test_the_transaction_id_is_for_the_device_that_sent(room: Room, way: Callable[[Room, User], object]) -> None:
     assert read(way, room, room.bob)[room.own]["unsigned"]["transaction_id"] == "txn-1"
     body = {

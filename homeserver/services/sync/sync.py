@@ -211,7 +211,7 @@ class Sync:
         await self._fill_beside(request, span, joined, left, data, ignored)
         await self._fill_sticky(request, span, joined, ignored)
         if request.since is not None and not request.full_state:
-            joined = [work for work in joined if _has_news(work)]
+            joined = [work for work in joined if _has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
@@ -366,7 +366,7 @@ def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple
     return [(None, new), (request.since.ephemeral, known)]
 
 
-def _has_news(work: RoomWork) -> bool:
+def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
     return bool(
         work.whole_state
         or work.shown
@@ -375,7 +375,8 @@ def _has_news(work: RoomWork) -> bool:
         or work.ephemeral
         or work.sticky
         or work.account_data
-        or any(event.flags & EventFlag.UNREAD for event in work.arrived)  # the counts may have changed
+        # the counts may have changed
+        or any(event.flags & EventFlag.UNREAD and event.event.sender not in ignored for event in work.arrived)
     )
 
 
