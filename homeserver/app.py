@@ -48,6 +48,7 @@ from homeserver.http.site import Site, SiteOptions
 from homeserver.jobs import Jobs
 from homeserver.nodes import OtherNodes
 from homeserver.observe.access import AccessLog
+from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
@@ -361,6 +362,7 @@ def build(
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
     )
+    CacheMetrics(registry, rooms.caches)
     all_jobs = [*finding.jobs, *calls.jobs(), *federation_out.jobs(), *standing]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(

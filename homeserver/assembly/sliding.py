@@ -6,6 +6,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
+from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
@@ -28,11 +29,6 @@ from storage.room_summaries import RoomSummaryStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.state_tree import StateTreeStore
 
-ROOMS_CACHED = 200_000
-USERS_CACHED = 20_000
-CONNECTED_ROOMS_CACHED = 400_000
-MEMBERS_CACHED = 500_000
-
 
 def sliding_parts(
     database: Database,
@@ -45,12 +41,13 @@ def sliding_parts(
     client_events: ClientEvents,
     threads: ThreadSubscriptions,
     profiles: ProfileStore,
+    sizes: CacheSizes,
     now_ms: Callable[[], int],
 ) -> SlidingParts:
     """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
     streams = database.streams
     summary_store = RoomSummaryStore(database)
-    recency = RoomRecency(RoomRecencyStore(database), streams, capacity=ROOMS_CACHED)
+    recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)
     lists = RoomLists(
         engine,
         events,
@@ -59,8 +56,8 @@ def sliding_parts(
         visibility,
         synced.invited,
         synced.permissions,
-        RoomLabels(synced.account_data, streams, capacity=USERS_CACHED),
-        RoomTraits(summary_store, streams, capacity=ROOMS_CACHED),
+        RoomLabels(synced.account_data, streams, capacity=sizes.users),
+        RoomTraits(summary_store, streams, capacity=sizes.listed_rooms),
         recency,
     )
     entries = RoomEntries(
@@ -76,7 +73,7 @@ def sliding_parts(
             synced.unread,
             recency,
             client_events,
-            LazyMembers(capacity=MEMBERS_CACHED),
+            LazyMembers(capacity=sizes.lazy_members),
         )
     )
     extensions = ExtensionReader(
@@ -94,7 +91,7 @@ def sliding_parts(
         )
     )
     return SlidingParts(
-        Connections(SlidingConnectionStore(database), now_ms, capacity=CONNECTED_ROOMS_CACHED),
+        Connections(SlidingConnectionStore(database), now_ms, capacity=sizes.connected_rooms),
         lists,
         entries,
         extensions,
