@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction
@@ -36,10 +38,11 @@ class EventFlag:
     """Stands in a thread: who has read the room has not read it."""
     TO_SEND: Final = 256
     """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
+    RESOLVED: Final = 512
+    """With its arrival the current state changed in more, or in something else, than what it sets: forks were resolved."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """A stored event."""
 
     event_nid: int
@@ -60,10 +63,11 @@ class EventRow:
     redacted_by: int | None
     pdu: bytes
     """Canonical JSON."""
+    current_root: bytes | None = None
+    """Root of the room's current state once it had arrived; None: it was the state after it."""
 
 
-@dataclass(frozen=True, slots=True)
-class StateEntry:
+class StateEntry(msgspec.Struct, frozen=True, gc=False):
     """What an event sets in the state, if it sets anything."""
 
     event_nid: int
@@ -84,7 +88,7 @@ class Waiting:
 
 _COLUMNS = (
     "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
-    " replaces, redacted_by, pdu"
+    " replaces, redacted_by, pdu, current_root"
 )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from storage.database import Database
 from storage.events import EventFlag
 from storage.transaction import Transaction, WriteTransaction
@@ -39,16 +41,14 @@ START = Place(-1, 0)
 """Before all events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """One event by arrival."""
 
     position: int
     event_nid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Flagged:
+class Flagged(msgspec.Struct, frozen=True, gc=False):
     """A message that counts as unread."""
 
     event_nid: int
@@ -57,16 +57,14 @@ class Flagged:
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadUpTo:
+class ReadUpTo(msgspec.Struct, frozen=True, gc=False):
     """Up to which positions a user has read a room: threads and all, and at least its main timeline."""
 
     everything: int
     main: int
 
 
-@dataclass(frozen=True, slots=True)
-class UnreadRow:
+class UnreadRow(msgspec.Struct, frozen=True, gc=False):
     """What a user has not read of a room."""
 
     unread: int

@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 
 from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.federation import FederationMetrics
+from homeserver.observe.federation import FederationMetrics, MemberListMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
 from homeserver.observe.sender import SenderMetrics
 
@@ -27,6 +27,7 @@ def write_metrics_page() -> str:
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
     FederationMetrics(registry)
+    MemberListMetrics(registry)
     JobMetrics(registry)
     SearchMetrics(registry)
     SenderMetrics(registry, dict)

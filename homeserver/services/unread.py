@@ -7,10 +7,14 @@ open client costs no query a message. For the reactor thread.
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.past_memberships import PastMemberships
@@ -30,19 +34,18 @@ MAIN_THREAD: Final = "main"
 REDACTION: Final = "m.room.redaction"
 _LOOKED_AT: Final = int(EventFlag.THREAD | EventFlag.HIGHLIGHTS)
 """Of events with these flags one has to know more than the flags, to count them."""
+_position = attrgetter("position")
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
+class Unread(msgspec.Struct, frozen=True, gc=False):
     """The numbers shown beside a room or a thread."""
 
     notifications: int
     highlights: int
 
 
-@dataclass(frozen=True, slots=True)
-class RoomUnread:
+class RoomUnread(msgspec.Struct, frozen=True, gc=False):
     """The numbers of a room: of its main timeline, and of each thread (by its root) that has any."""
 
     main: Unread
@@ -86,6 +89,11 @@ class _Recent:
     complete_from: int
     """Every counted event after this position is in the list."""
     events: list[Flagged] = field(default_factory=list)
+    """Oldest first."""
+
+    def after(self, position: int) -> Sequence[Flagged]:
+        """Those that came after the position."""
+        return self.events[bisect_right(self.events, position, key=_position) :]
 
 
 class UnreadCounts:
@@ -174,11 +182,7 @@ class UnreadCounts:
             count = self._counts.get((user_id, row.room_nid))
             recent = self._recent.get(row.room_nid)
             if count is not None and recent is not None and count.upto >= recent.complete_from:
-                nids += [
-                    event.event_nid
-                    for event in recent.events
-                    if event.position > count.upto and event.flags & _LOOKED_AT
-                ]
+                nids += [event.event_nid for event in recent.after(count.upto) if event.flags & _LOOKED_AT]
         return nids
 
     def _carry_on(
@@ -193,7 +197,7 @@ class UnreadCounts:
         if count.upto < (self._dropped_upto if recent is None else recent.complete_from):
             return None
         self._counts.move_to_end(key)
-        news = [] if recent is None else [event for event in recent.events if count.upto < event.position <= upto]
+        news = [] if recent is None else [event for event in recent.after(count.upto) if event.position <= upto]
         if any(event.flags & _LOOKED_AT and event.event_nid not in known for event in news):
             return None
         for event in news:
