@@ -59,7 +59,7 @@ Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
 
 
 class TargetInChain(Exception):
-    """A redaction of an event that is not written yet: it has to wait for the next chain."""
+    """What has to do with an event that is not written yet, or with one that is being redacted, waits for the next chain."""
 
 
 class Chain:
@@ -129,6 +129,11 @@ class Chain:
         if create is None:
             raise NotFound("This room has not been created")
         check_auth(event, state, create=create)
+        if draft.check is not None:
+            for built in self.built:
+                if built.redacts is not None:
+                    raise TargetInChain(built.redacts)  # what it asks after may just be going
+            await draft.check(self.built)
         if self._vouch is not None:
             named = (await self._load([POLICY])).get(POLICY)
             event = await self._vouch(self._snapshot.room.room_nid, event, named)
