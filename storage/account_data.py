@@ -119,7 +119,7 @@ class AccountDataStore:
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
-        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id))
+        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_))
         return position
 
     def remove_entry(self, txn: WriteTransaction, user_id: str, room_id: str | None, type_: str) -> int | None:

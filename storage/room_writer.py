@@ -14,6 +14,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
@@ -61,8 +62,9 @@ class NewEvent:
     redaction: Redaction | None = None
     sent: SentTransaction | None = None
     """The client's request that it comes from."""
-    highlights: Sequence[str] = ()
-    """This server's users whom it calls by name."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """What it is to users of this server to whom it is something else than its flags say."""
+    thread_root: str | None = None
     state_before: "StateChange | None" = None
     """The state before it; None: the state after the event before it in the batch, first the head's."""
     placed_nid: int | None = None
@@ -275,7 +277,7 @@ class RoomWriter:
         placed = {event.event_id for event in events if event.placed_nid is not None}
         if placed:
             txn.execute_many(
-                "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
+                "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?, thread_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
@@ -285,6 +287,7 @@ class RoomWriter:
                         row.flags,
                         row.state_root,
                         row.replaces,
+                        row.thread_root,
                         row.pdu,
                         row.redacted_by,
                         row.event_nid,
@@ -296,8 +299,8 @@ class RoomWriter:
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu,"
+            " thread_root) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -314,6 +317,7 @@ class RoomWriter:
                     row.replaces,
                     row.redacted_by,
                     row.pdu,
+                    row.thread_root,
                 )
                 for row in rows
                 if row.event_id not in placed
@@ -344,17 +348,14 @@ class RoomWriter:
         ]
         if children:
             add_relations(txn, children)
-        highlights = [
-            (user_id, room.room_nid, row.position)
+        outcomes = [
+            (user_id, room.room_nid, row.position, row.event_nid, outcome)
             for row, event in zip(rows, events, strict=True)
             if row.position is not None
-            for user_id in event.highlights
+            for user_id, outcome in event.outcomes.items()
         ]
-        if highlights:
-            txn.execute_many(
-                "INSERT INTO highlights (user_id, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                highlights,
-            )
+        if outcomes:
+            add_outcomes(txn, outcomes)
 
     def _number(
         self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
@@ -411,6 +412,7 @@ def _row(
         replaces,
         event.redacted_by,
         event.pdu,
+        event.thread_root,
     )
 
 

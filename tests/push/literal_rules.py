@@ -40,9 +40,9 @@ def rule_matches(kind: str, rule: Json, event: Json, around: Surroundings) -> bo
         body = property_at(event, "content.body")
         return isinstance(body, str) and matches_words(rule["pattern"], body)
     if kind == "room":
-        return event["room_id"] == rule["rule_id"]
+        return bool(event["room_id"] == rule["rule_id"])
     if kind == "sender":
-        return event["sender"] == rule["rule_id"]
+        return bool(event["sender"] == rule["rule_id"])
     return all(condition_holds(condition, event, around) for condition in rule.get("conditions", ()))
 
 

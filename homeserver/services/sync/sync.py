@@ -33,9 +33,8 @@ from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.typing import Typing
-from homeserver.services.unread import Unread, UnreadCounts
+from homeserver.services.unread import COUNTED, Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
-from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomRow, RoomStore
@@ -358,7 +357,7 @@ def _has_news(work: RoomWork) -> bool:
         or work.state
         or work.ephemeral
         or work.account_data
-        or any(event.flags & EventFlag.UNREAD for event in work.arrived)  # the counts may have changed
+        or any(event.flags & COUNTED for event in work.arrived)  # the counts may have changed
     )
 
 
