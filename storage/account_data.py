@@ -8,7 +8,8 @@ Laws:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -18,12 +19,11 @@ GLOBAL = ""
 """Stands where a room's id would, for data that is of no room."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccountData:
+class AccountData(msgspec.Struct, frozen=True, gc=False):
     """Contents (JSON objects) by type, global and by room."""
 
-    everywhere: dict[str, bytes] = field(default_factory=dict)
-    rooms: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    everywhere: dict[str, bytes] = msgspec.field(default_factory=dict)
+    rooms: dict[str, dict[str, bytes]] = msgspec.field(default_factory=dict)
 
 
 class AccountDataStore:

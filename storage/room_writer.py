@@ -7,8 +7,10 @@ Laws:
   values with the event.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
@@ -170,6 +172,8 @@ class RoomWriter:
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
+        if current is not None:
+            rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
@@ -277,7 +281,8 @@ class RoomWriter:
         placed = {event.event_id for event in events if event.placed_nid is not None}
         if placed:
             txn.execute_many(
-                "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?, thread_root = ?,"
+                "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
+                " current_root = ?, thread_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
@@ -287,6 +292,7 @@ class RoomWriter:
                         row.flags,
                         row.state_root,
                         row.replaces,
+                        row.current_root,
                         row.thread_root,
                         row.pdu,
                         row.redacted_by,
@@ -299,8 +305,8 @@ class RoomWriter:
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu,"
-            " thread_root) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root, thread_root)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -317,6 +323,7 @@ class RoomWriter:
                     row.replaces,
                     row.redacted_by,
                     row.pdu,
+                    row.current_root,
                     row.thread_root,
                 )
                 for row in rows
@@ -412,8 +419,23 @@ def _row(
         replaces,
         event.redacted_by,
         event.pdu,
-        event.thread_root,
+        thread_root=event.thread_root,
     )
+
+
+def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: Set[int]) -> list[EventRow]:
+    """The rows, with the newest that is shown telling what the current state is now, if it is not the state after it."""
+    noted = list(rows)
+    shown = [at for at, row in enumerate(rows) if row.position is not None]
+    if shown:
+        last = rows[shown[-1]]
+        own = {rows[at].event_nid for at in shown if rows[at].state_key is not None}
+        noted[shown[-1]] = replace(
+            last,
+            flags=last.flags | (0 if changed == own else EventFlag.RESOLVED),
+            current_root=None if root == last.state_root else root,
+        )
+    return noted
 
 
 def _child(relation: Relation, row: EventRow) -> RelationRow:

@@ -12,9 +12,9 @@ Laws:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 from twisted.logger import Logger
 
 
@@ -36,13 +36,14 @@ class Topic(Enum):
     TO_DEVICE = "to_device"
     KEY_COUNT = "key_count"
     """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
+    SIGNATURE = "signature"
+    """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
 
     position: int

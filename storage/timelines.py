@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from storage.database import Database
 from storage.events import EventFlag
 from storage.transaction import Transaction, WriteTransaction
@@ -34,8 +36,7 @@ START = Place(-1, 0)
 """Before all events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, gc=False):
     """One event by arrival."""
 
     position: int

@@ -7,10 +7,14 @@ carried on by the events that arrive since, so an open client costs no query a m
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.past_memberships import PastMemberships
@@ -30,19 +34,18 @@ COUNTED_EVENTS: Final = 64
 ROOMS_REMEMBERED: Final = 20_000
 """Of how many rooms those are kept."""
 REDACTION: Final = "m.room.redaction"
+_position = attrgetter("position")
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
 
-@dataclass(frozen=True, slots=True)
-class Unread:
+class Unread(msgspec.Struct, frozen=True, gc=False):
     """The numbers shown beside a room or a thread."""
 
     notifications: int
     highlights: int
 
 
-@dataclass(frozen=True, slots=True)
-class RoomUnread:
+class RoomUnread(msgspec.Struct, frozen=True, gc=False):
     """The numbers of a room: of its main timeline, and of each thread (by its root) that has any."""
 
     main: Unread
@@ -91,9 +94,11 @@ class _Recent:
     complete_from: int
     """Every counted event after this position is in the list."""
     events: list[_Counted] = field(default_factory=list)
+    """Oldest first."""
 
     def after(self, position: int, upto: int) -> list[_Counted]:
-        return [event for event in self.events if position < event.position <= upto]
+        news = self.events[bisect_right(self.events, position, key=_position) :]
+        return [event for event in news if event.position <= upto]
 
     def has_outcomes(self, position: int, upto: int) -> bool:
         """Whether one of those is something else to some users."""

@@ -96,7 +96,7 @@ class PushDecisions:
             if row is None:
                 continue
             if row.membership == "join":
-                if row.position <= position or await self._past.was_joined_at(row, position):
+                if row.position <= position or await self._past.joined_since(row) <= position:
                     found[user] = row
             elif row.membership == "invite" and stored.event.state_key == user and row.position == position:
                 found[user] = row
