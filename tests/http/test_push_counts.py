@@ -101,7 +101,8 @@ class History:
 
     def topic(self, person: Person, topic: str) -> None:
         answer = person.user.put(f"{V3}/rooms/{self.room}/state/m.room.topic/", {"topic": topic})
-        if answer.status == 200:
+        known = {each.event_id for each in self.happened}
+        if answer.status == 200 and answer.json["event_id"] not in known:  # it may have been the topic before
             self._note(person, answer.json["event_id"], "m.room.topic", {"topic": topic}, "")
 
     def redact(self, person: Person, target: int) -> None:
