@@ -50,7 +50,7 @@ class Circumstances:
     room_nid: int
     """0: a room that is not written yet."""
     member_count: int
-    """How many are joined."""
+    """How many are joined once it has happened."""
     levels: PowerLevels | None
     moved: Mapping[UserID, bool] = field(default_factory=dict)
     """Whose membership is no longer the stored one: whether they are joined."""
@@ -228,20 +228,15 @@ class Chain:
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 
-    def _circumstances(self, state: Mapping[StateKey, Event]) -> Circumstances:
+    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> Circumstances:
         create = state.get(CREATE)
         levels = None
         if create is not None:
             levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
-        return Circumstances(self._snapshot.room.room_nid, self._member_count, levels, self._moved)
-
-    def _move_member(self, event: Event, state: Mapping[StateKey, Event]) -> None:
-        """Note what a membership event makes of the members, for the events after it."""
-        before = state.get(event.key)
-        was_joined = before is not None and before.membership == "join"
-        is_joined = event.membership == "join"
-        self._member_count += is_joined - was_joined
-        self._moved = {**self._moved, UserID(event.key.state_key): is_joined}
+        member_count = self._member_count
+        if event.membership is not None and event.state_key is not None:
+            member_count += joins(event, state.get(event.key))
+        return Circumstances(self._snapshot.room.room_nid, member_count, levels, self._moved)
 
     async def _append(
         self,
@@ -251,7 +246,8 @@ class Chain:
         draft: Draft,
         redaction: Redaction | None,
     ) -> None:
-        classification = await self._classify(event, self._circumstances(state))
+        around = self._circumstances(event, state)
+        classification = await self._classify(event, around)
         auth_stored = [self._known[key].nid for key in keys if key in state and key not in self._overlay]
         auth_built = [self._overlay[key].event_id for key in keys if key in self._overlay]
         self.new.append(
@@ -284,9 +280,16 @@ class Chain:
         if event.state_key is not None:
             self._overlay[event.key] = event
             if event.membership is not None:
-                self._move_member(event, state)
+                self._moved = {**self._moved, UserID(event.state_key): event.membership == "join"}
+        self._member_count = around.member_count
         self._prev = [event.event_id]
         self._depth = event.depth
+
+
+def joins(event: Event, before: Event | None) -> int:
+    """By how much a membership event changes the number of those who are joined; `before`: that in whose place it comes."""
+    was_joined = before is not None and before.membership == "join"
+    return (event.membership == "join") - was_joined
 
 
 async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:

@@ -206,13 +206,14 @@ class History:
         if state_key is not None:
             event["state_key"] = state_key
         members = [person for person in self.people if person.joined_at is not None]
+        joined = len(members) + (content.get("membership") == "join")
         level = 100 if sender is self.people[0] else 0
         happened = Happened(event_id, event, {}, False, self._thread_of(content))
         for person in members:
             user_id = person.user.user_id
-            around = Surroundings(user_id, person.name, len(members), level, {})
+            around = Surroundings(user_id, person.name, joined, level, {})
             happened.actions[user_id] = evaluate(person.rules, event, around)
-        default = evaluate(ruleset(NOBODY, None), event, Surroundings(NOBODY, None, len(members), level, {}))
+        default = evaluate(ruleset(NOBODY, None), event, Surroundings(NOBODY, None, joined, level, {}))
         happened.is_news = "notify" in default
         self.happened.append(happened)
 
