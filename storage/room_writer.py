@@ -16,6 +16,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
@@ -64,8 +65,9 @@ class NewEvent:
     redaction: Redaction | None = None
     sent: SentTransaction | None = None
     """The client's request that it comes from."""
-    highlights: Sequence[str] = ()
-    """This server's users whom it calls by name."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """What it is to users of this server to whom it is something else than its flags say."""
+    thread_root: str | None = None
     state_before: "StateChange | None" = None
     """The state before it; None: the state after the event before it in the batch, first the head's."""
     placed_nid: int | None = None
@@ -283,7 +285,7 @@ class RoomWriter:
         if placed:
             txn.execute_many(
                 "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
-                " current_root = ?,"
+                " current_root = ?, thread_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
@@ -294,6 +296,7 @@ class RoomWriter:
                         row.state_root,
                         row.replaces,
                         row.current_root,
+                        row.thread_root,
                         row.pdu,
                         row.redacted_by,
                         row.event_nid,
@@ -305,8 +308,8 @@ class RoomWriter:
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root, thread_root)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -324,6 +327,7 @@ class RoomWriter:
                     row.redacted_by,
                     row.pdu,
                     row.current_root,
+                    row.thread_root,
                 )
                 for row in rows
                 if row.event_id not in placed
@@ -364,17 +368,14 @@ class RoomWriter:
         ]
         if sticky:
             add_sticky_events(txn, room.room_id, sticky)
-        highlights = [
-            (user_id, room.room_nid, row.position)
+        outcomes = [
+            (user_id, room.room_nid, row.position, row.event_nid, outcome)
             for row, event in zip(rows, events, strict=True)
             if row.position is not None
-            for user_id in event.highlights
+            for user_id, outcome in event.outcomes.items()
         ]
-        if highlights:
-            txn.execute_many(
-                "INSERT INTO highlights (user_id, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                highlights,
-            )
+        if outcomes:
+            add_outcomes(txn, outcomes)
 
     def _number(
         self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
@@ -432,6 +433,7 @@ def _row(
         replaces,
         event.redacted_by,
         event.pdu,
+        thread_root=event.thread_root,
     )
 
 

@@ -29,6 +29,7 @@ class Topic(Enum):
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
+    """`detail` is the type of the entry."""
     RECEIPT = "receipt"
     DEVICE = "device"
     PROFILE = "profile"

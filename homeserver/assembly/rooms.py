@@ -25,6 +25,7 @@ from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.presence import presence_of
+from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -41,12 +42,13 @@ from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
-from homeserver.services.mentions import Mentions
 from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
+from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.push.notifications import Notifications
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.related_redactions import RelatedRedactions
@@ -85,6 +87,7 @@ from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
+from storage.room_recency import RoomRecencyStore
 from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
@@ -139,8 +142,12 @@ class RoomParts:
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
+        push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
+        self.rule_changes = push.changes
+        unread = UnreadCounts(
+            push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=sizes.unread_counts
+        )
         current_states = CurrentStates(timelines, self.events, trees)
-        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=sizes.unread_counts)
         ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock)
@@ -153,7 +160,7 @@ class RoomParts:
         self.visibility = visibility = Visibility(trees, self.events)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
-        self.classify = Mentions(identity).classify
+        self.classify = push.outcomes.classify
         self.engine = RoomEngine(
             database,
             room_store,
@@ -166,6 +173,7 @@ class RoomParts:
             self.classify,
             capacity=sizes.rooms,
         )
+        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
@@ -173,6 +181,20 @@ class RoomParts:
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )
 
+        self.notifications = Notifications(
+            push.outcome_store,
+            RoomRecencyStore(database),
+            room_store,
+            self.memberships,
+            past,
+            self.events,
+            unread,
+            push.rules,
+            self.push_decisions,
+            ignored,
+            client_events,
+            streams,
+        )
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
         )
@@ -190,7 +212,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
-        personal_settings = PersonalSettings(database, account_data_store, self.engine)
+        personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.access = ServerAccess(self.engine, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)

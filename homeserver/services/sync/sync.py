@@ -36,9 +36,8 @@ from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.typing import Typing
-from homeserver.services.unread import Unread, UnreadCounts
+from homeserver.services.unread import COUNTED, Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
-from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomRow, RoomStore
@@ -379,7 +378,7 @@ def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
         or work.sticky
         or work.account_data
         # the counts may have changed
-        or any(event.flags & EventFlag.UNREAD and event.event.sender not in ignored for event in work.arrived)
+        or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
     )
 
 
