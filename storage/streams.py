@@ -36,6 +36,8 @@ class Topic(Enum):
     KEY_COUNT = "key_count"
     """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
     ACCOUNT = "account"
+    PUSHER = "pusher"
+    """A user's pushers were set or removed."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 
