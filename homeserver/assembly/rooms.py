@@ -39,10 +39,14 @@ from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.mentions import Mentions
 from homeserver.services.old_sync import OldSync, OldSyncParts
+from homeserver.services.parsed_account_data import ParsedAccountData
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
+from homeserver.services.push.decisions import OwnRules, PushDecisions
+from homeserver.services.push.rule_sets import RuleCompiler
+from homeserver.services.push_rules import PUSH_RULES
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.related_redactions import RelatedRedactions
@@ -136,6 +140,14 @@ class RoomParts:
         past = PastMemberships(self.events)
         unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
+        compiler = RuleCompiler()
+        rules: OwnRules = ParsedAccountData(
+            account_data_store,
+            streams,
+            [PUSH_RULES],
+            lambda contents, _user: compiler.compile(contents.get(PUSH_RULES)),
+            capacity=USERS_CACHED,
+        )
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
@@ -160,6 +172,7 @@ class RoomParts:
             self.classify,
             capacity=ROOMS_CACHED,
         )
+        self.push_decisions = PushDecisions(self.engine, membership_store, past, rules, ignored)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)

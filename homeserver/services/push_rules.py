@@ -16,7 +16,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam, NotFound, TooLarge
 from federation.protocol.ids import UserID
-from homeserver.services.default_push_rules import KINDS, MASTER, Action, Condition, PushRule, default_rules
+from homeserver.services.default_push_rules import KINDS, MASTER, Action, Condition, PushRule, TheUser, default_rules
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -43,7 +43,7 @@ class KeptRules(msgspec.Struct, omit_defaults=True):
     own: dict[str, list[PushRule]] = {}
     changed: dict[str, DefaultChange] = {}
 
-    def rules(self, user_id: str, kind: str) -> list[PushRule]:
+    def rules(self, user_id: str | TheUser, kind: str) -> list[PushRule]:
         """All of one kind, in order of importance."""
         own = self.own.get(kind, [])
         defaults = [_changed(rule, self.changed.get(rule.rule_id)) for rule in default_rules(user_id).get(kind, ())]
@@ -157,7 +157,7 @@ class PushRules:
     async def _change(self, user_id: UserID, change: Callable[[KeptRules], None]) -> None:
         def write(txn: WriteTransaction) -> None:
             before = self._kept_in(txn, user_id)
-            kept = _decode(before)
+            kept = decode_kept(before)
             change(kept)
             content = msgspec.json.encode(kept)
             if len(content) > _LARGEST:
@@ -175,7 +175,7 @@ def copy_rules_of_room(
     account_data: AccountDataStore, txn: WriteTransaction, user_id: str, old_room: str, new_room: str
 ) -> None:
     """Let a user's own rules about one room hold for another too, where they have none about that."""
-    kept = _decode(account_data.get_entry_in(txn, user_id, None, PUSH_RULES))
+    kept = decode_kept(account_data.get_entry_in(txn, user_id, None, PUSH_RULES))
     copied = False
     for kind in ("room", "override", "underride"):
         rules = kept.own.get(kind, [])
@@ -214,11 +214,12 @@ def account_data_events(user_id: str, entries: Mapping[str, bytes], *, first: bo
 
 def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """A user's rules by kind, as clients see them, from what is kept."""
-    rules = _decode(kept)
+    rules = decode_kept(kept)
     return {kind: [_shown(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
 
 
-def _decode(kept: bytes | None) -> KeptRules:
+def decode_kept(kept: bytes | None) -> KeptRules:
+    """What is kept of a user's rules; None: nothing."""
     return KeptRules() if kept is None else msgspec.json.decode(kept, type=KeptRules)
 
 
