@@ -198,6 +198,7 @@ def run(paths: tuple[Path, ...]) -> None:
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
+            web=outbound.client,
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.engine import Row
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -167,7 +168,7 @@ class PusherStore:
         return await self._database.write("remove_rejected_pusher", self.remove_pusher, user_id, app_id, pushkey)
 
     async def set_standings(self, standings: Mapping[int, Standing]) -> None:
-        """Note how pushers stand."""
+        """Note how pushers stand; a position never goes back."""
         rows = [
             (
                 standing.position,
@@ -214,10 +215,10 @@ class PusherStore:
         return True
 
 
-def _row(row: Sequence[object]) -> PusherRow:
+def _row(row: Row) -> PusherRow:
     values = list(row)
-    values[9], values[11], values[12] = bytes(values[9]), bool(values[11]), bool(values[12])  # type: ignore[arg-type]
-    return PusherRow(*values)  # type: ignore[arg-type]
+    values[9], values[11], values[12] = bytes(values[9]), bool(values[11]), bool(values[12])
+    return PusherRow(*values)
 
 
 def _announce(txn: WriteTransaction, user_id: str) -> None:
@@ -230,8 +231,8 @@ def _announce(txn: WriteTransaction, user_id: str) -> None:
     txn.announce(Change(position, Topic.PUSHER, user_id=user_id))
 
 
-def _remove(txn: WriteTransaction, user_id: str, numbers: Iterable[Sequence[object]]) -> bool:
-    rows: list[tuple[int]] = [(int(row[0]),) for row in numbers]  # type: ignore[call-overload]
+def _remove(txn: WriteTransaction, user_id: str, numbers: Iterable[Row]) -> bool:
+    rows: list[tuple[int]] = [(pusher_nid,) for (pusher_nid,) in numbers]
     if rows:
         txn.execute_many("DELETE FROM pushers WHERE pusher_nid = ?", rows)
         txn.execute_many("DELETE FROM email_pauses WHERE pusher_nid = ?", rows)
@@ -275,9 +276,9 @@ def _select_pauses(txn: Transaction, pusher_nid: int) -> dict[int, EmailPause]:
 
 def _set_standings(txn: WriteTransaction, rows: Sequence[tuple[int | str | None, ...]]) -> None:
     txn.execute_many(
-        "UPDATE pushers SET position = ?, failing_since_ts = ?, tried_ts = ?, pause_ms = ?, success_ts = ?, error = ?"
-        " WHERE pusher_nid = ?",
-        rows,
+        "UPDATE pushers SET position = CASE WHEN position > ? THEN position ELSE ? END, failing_since_ts = ?,"
+        " tried_ts = ?, pause_ms = ?, success_ts = ?, error = ? WHERE pusher_nid = ?",
+        [(row[0], *row) for row in rows],
     )
 
 

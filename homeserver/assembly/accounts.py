@@ -24,6 +24,7 @@ from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
 from storage.profiles import ProfileStore
+from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
@@ -51,6 +52,7 @@ class AccountParts:
         self.profile_store = ProfileStore(database)
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
+        self.pusher_store = PusherStore(database)
         token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
         registration_tokens = RegistrationTokenStore(database)
@@ -68,7 +70,12 @@ class AccountParts:
             token_store,
             self.login_token_store,
             lifetimes=_lifetimes(config),
-            kept_by_device=[self.device_key_store, self.to_device_store, SlidingConnectionStore(database)],
+            kept_by_device=[
+                self.device_key_store,
+                self.to_device_store,
+                SlidingConnectionStore(database),
+                self.pusher_store,
+            ],
         )
         passwords = config.sessions.password_config
         self.sign_in = SignIn(

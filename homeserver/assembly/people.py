@@ -53,7 +53,12 @@ class PeopleParts:
             accounts.sessions,
             mail.threepids,
             rooms.room_memberships,
-            kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
+            kept_by_user=[
+                rooms.presence,
+                DelayedEventStore(database),
+                OpenIDTokenStore(database),
+                accounts.pusher_store,
+            ],
         )
         self.accounts = Accounts(
             database,

@@ -125,10 +125,10 @@ class RoomParts:
         streams = database.streams
         self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
-        timeline_store = TimelineStore(database)
+        self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.receipt_store = receipt_store = ReceiptStore(database)
-        summary_store = RoomSummaryStore(database)
+        self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database)
 
@@ -138,8 +138,8 @@ class RoomParts:
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
-        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
-        ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
+        self.unread = unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
+        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         compiler = RuleCompiler()
         rules: OwnRules = ParsedAccountData(
             account_data_store,

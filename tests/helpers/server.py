@@ -8,7 +8,7 @@ moves only by `server.clock.advance`.
 `TestServer(tmp_path, sqlite_database)` makes one; its third argument is further configuration.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
@@ -28,6 +30,7 @@ from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
 from homeserver.observe.access import SilentAccessLog
 from homeserver.services.mail.relay import CannotDeliver
+from homeserver.services.pushers.gateways import Web
 from storage.database import Database
 from storage.executors import InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
@@ -69,6 +72,24 @@ class MemoryRelay:
         self.letters.append((recipient, letter))
 
 
+class CutWeb:
+    """Leads nowhere."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        raise OutboundError("there is no such place")
+
+
 class CutWire:
     """Leads nowhere."""
 
@@ -99,10 +120,11 @@ class TestServer:
         server_name: str = "example.org",
         clock: Clock | None = None,
         wire: Wire | None = None,
+        web: Web | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
-        `wire` leads to other servers, by default to none.
+        `wire` leads to other servers, `web` to what is none; by default to nowhere.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -127,6 +149,7 @@ class TestServer:
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),
+            web=web if web is not None else CutWeb(),
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )

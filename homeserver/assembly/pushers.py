@@ -1,0 +1,96 @@
+"""Puts together what tells people of what they would not want to miss."""
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.mail import MailParts
+from homeserver.assembly.rooms import RoomParts
+from homeserver.config.whole import Config
+from homeserver.observe.push import PushMetrics
+from homeserver.services.pushers.badges import Badges
+from homeserver.services.pushers.deliveries import Deliveries
+from homeserver.services.pushers.details import NamesOfEvents
+from homeserver.services.pushers.gateways import Gateways, Web
+from homeserver.services.pushers.pushers import Pushers
+from homeserver.services.pushers.reading import NoLetters, PushReading
+from homeserver.services.pushers.roster import Roster
+from homeserver.services.secret_text import RandomBytes
+from storage.database import Database
+from storage.leases import LeaseStore
+from storage.push_stream import PushStream
+
+USERS_CACHED = 20_000
+
+
+class PusherParts:
+    """Pushers. What is public is for the other parts and for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        random: RandomBytes,
+        web: Web,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        mail: MailParts,
+        registry: CollectorRegistry,
+    ) -> None:
+        """`web` leads to push gateways."""
+        push, store = config.notifications.push, accounts.pusher_store
+        self._enabled = push.enabled
+        self.pushers = Pushers(
+            rooms.now_ms,
+            database,
+            store,
+            mail.threepids,
+            by_email=False,
+            plain_http=push.allow_plain_http,
+        )
+        metrics = PushMetrics(registry)
+        badges = Badges(rooms.memberships, rooms.unread, rooms.ignored, by_room=push.group_unread_count_by_room)
+        self.deliveries = Deliveries(
+            clock,
+            store,
+            rooms.events,
+            NamesOfEvents(rooms.membership_store, rooms.summary_store, rooms.outside),
+            badges,
+            Gateways(clock, web, metrics),
+            rooms.now_ms,
+            lambda: int.from_bytes(random(4), "big") / 2**32,
+            with_content=push.include_content,
+            jitter_seconds=push.jitter_delay / 1000,
+        )
+        metrics.read_from(self.deliveries.get_figures)
+        self.reading = PushReading(
+            clock,
+            database.streams,
+            LeaseStore(database, "push"),
+            PushStream(database),
+            store,
+            rooms.store,
+            rooms.events,
+            rooms.memberships,
+            rooms.outside,
+            rooms.push_decisions,
+            Roster(store, capacity=USERS_CACHED),
+            badges,
+            self.deliveries,
+            NoLetters(),
+            rooms.now_ms,
+            holder=random(16).hex(),
+            is_alone=database.engine.name == "sqlite",
+        )
+
+    def start(self) -> None:
+        """Push from now on."""
+        if self._enabled:
+            self.reading.start()
+
+    async def stop(self) -> None:
+        """Push no more."""
+        await self.reading.stop()
