@@ -75,6 +75,8 @@ class Line:
     badge_is_due: bool = False
     is_queued: bool = False
     """It waits for its turn at the gateway, or something is under way."""
+    turn: int = 0
+    """Which one; an older one means nothing any more."""
     failing_since_ts: int | None = None
     pause_ms: int = 0
     tried_ts: int = 0
@@ -98,9 +100,11 @@ class LineJob:
 
     deliveries: "Deliveries"
     line: Line
+    turn: int
 
     async def send(self) -> None:
-        await self.deliveries.send(self.line)
+        if self.turn == self.line.turn:
+            await self.deliveries.send(self.line)
 
 
 class Deliveries:
@@ -207,10 +211,11 @@ class Deliveries:
             if row is None:
                 self._drop(line)
                 continue
-            was_reset = row.set_ts != line.row.set_ts and row.failing_since_ts is None
+            was_changed = row.data != line.row.data
             line.row, line.url = row, _url_of(row)
-            if was_reset and line.failing_since_ts is not None:
-                line.pause_ms = 0
+            if was_changed and line.under_way is None:  # it is tried at once, perhaps elsewhere
+                line.pause_ms, line.is_queued = 0, False
+                line.turn += 1
                 _cancel(line)
                 self._touched[nid] = line
                 if line.is_noted:
@@ -400,7 +405,8 @@ class Deliveries:
 
     def _queue(self, line: Line) -> None:
         line.is_queued, line.waits_for_badge = True, False
-        self._gateways.add(line.url, LineJob(self, line))
+        line.turn += 1
+        self._gateways.add(line.url, LineJob(self, line, line.turn))
 
     def _pause(self, line: Line, milliseconds: int) -> None:
         _cancel(line)
