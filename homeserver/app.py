@@ -264,7 +264,7 @@ def build(
         remote_times=incoming.times,
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
-    pushers = PusherParts(config, clock, database, random, web, accounts, rooms, mail, registry)
+    pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
@@ -281,6 +281,7 @@ def build(
         people.filters,
         people.push_rules,
         pushers.pushers,
+        pushers.unsubscribing,
         calls.delayed_events,
         calls.openid,
         calls.turn,

@@ -58,7 +58,7 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing
+from homeserver.web import confirm_email, landing, unsubscribe
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -112,6 +112,7 @@ SOURCES: tuple[ModuleType, ...] = (
     threepids,
     third_party_networks,
     to_device,
+    unsubscribe,
     user_directory,
     versions,
     voip,

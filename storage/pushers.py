@@ -163,6 +163,11 @@ class PusherStore:
         """Remove all of a user."""
         _remove(txn, user_id, txn.query("SELECT pusher_nid FROM pushers WHERE user_id = ?", (user_id,)))
 
+    def remove_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
+        """Remove the one that writes to an e-mail address of a user."""
+        sql = "SELECT pusher_nid FROM pushers WHERE user_id = ? AND kind = 'email' AND pushkey = ?"
+        _remove(txn, user_id, txn.query(sql, (user_id, address)))
+
     async def remove_rejected(self, user_id: str, app_id: str, pushkey: str) -> bool:
         """Remove one that its gateway wants no more; False where it is gone already."""
         return await self._database.write("remove_rejected_pusher", self.remove_pusher, user_id, app_id, pushkey)

@@ -77,6 +77,7 @@ class PeopleParts:
             mail.threepids,
             self.accounts,
             mail.validation,
+            kept_by_address=[accounts.pusher_store],
             changes=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
+from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.rooms import RoomParts
@@ -13,10 +14,14 @@ from homeserver.observe.push import PushMetrics
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import NamesOfEvents
+from homeserver.services.pushers.digest_texts import DigestTexts
+from homeserver.services.pushers.digests import EmailDigests
 from homeserver.services.pushers.gateways import Gateways, Web
+from homeserver.services.pushers.missed import MissedEvents
 from homeserver.services.pushers.pushers import Pushers
-from homeserver.services.pushers.reading import NoLetters, PushReading
+from homeserver.services.pushers.reading import Letters, NoLetters, PushReading
 from homeserver.services.pushers.roster import Roster
+from homeserver.services.pushers.unsubscribing import Unsubscribing
 from homeserver.services.secret_text import RandomBytes
 from storage.database import Database
 from storage.leases import LeaseStore
@@ -35,6 +40,7 @@ class PusherParts:
         database: Database,
         random: RandomBytes,
         web: Web,
+        identity: ServerIdentity,
         accounts: AccountParts,
         rooms: RoomParts,
         mail: MailParts,
@@ -48,9 +54,12 @@ class PusherParts:
             database,
             store,
             mail.threepids,
-            by_email=False,
+            by_email=writes_letters(config),
             plain_http=push.allow_plain_http,
         )
+        if writes_letters(config) and config.mail.email.notif_for_new_users:
+            accounts.registration.tell_addresses(self.pushers)
+        self.unsubscribing = Unsubscribing(database, store, identity.key, config.name.public_baseurl or "")
         metrics = PushMetrics(registry)
         badges = Badges(rooms.memberships, rooms.unread, rooms.ignored, by_room=push.group_unread_count_by_room)
         self.deliveries = Deliveries(
@@ -80,10 +89,58 @@ class PusherParts:
             Roster(store, capacity=USERS_CACHED),
             badges,
             self.deliveries,
-            NoLetters(),
+            self._letters(config, clock, database, accounts, rooms, mail),
             rooms.now_ms,
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",
+        )
+
+    def _letters(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        mail: MailParts,
+    ) -> Letters:
+        """Who writes to people of what they missed."""
+        email = config.mail.email
+        if mail.outbox is None or not writes_letters(config):
+            return NoLetters()
+        missed = MissedEvents(
+            database.streams,
+            rooms.store,
+            rooms.events,
+            rooms.memberships,
+            rooms.timeline_store,
+            rooms.receipt_store,
+            rooms.unread,
+            rooms.ignored,
+            rooms.push_decisions,
+            rooms.invited,
+        )
+        texts = DigestTexts(
+            rooms.membership_store,
+            rooms.summary_store,
+            rooms.invited,
+            server_name=config.server_name,
+            client_url=email.client_base_url,
+            with_content=config.notifications.push.include_content,
+        )
+        return EmailDigests(
+            clock,
+            database,
+            accounts.pusher_store,
+            accounts.profile_store,
+            missed,
+            texts,
+            self.unsubscribing,
+            mail.outbox,
+            mail.languages,
+            rooms.now_ms,
+            app_name=email.app_name,
+            delay_ms=email.notif_delay_before_mail,
         )
 
     def start(self) -> None:
@@ -94,3 +151,9 @@ class PusherParts:
     async def stop(self) -> None:
         """Push no more."""
         await self.reading.stop()
+
+
+def writes_letters(config: Config) -> bool:
+    """Whether people can have letters about what they missed."""
+    email = config.mail.email
+    return email.smtp_host is not None and email.enable_notifs

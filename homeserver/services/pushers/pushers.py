@@ -119,10 +119,6 @@ class Pushers:
         )
         self._store.set_pusher(txn, row)
 
-    def forget_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
-        """In the write that takes an e-mail address from an account: it gets no more letters."""
-        self._store.remove_pusher(txn, user_id, EMAIL_APP, address)
-
     def _checked(self, caller: Requester, wish: PusherWish) -> PusherRow:
         given = {
             "app_display_name": wish.app_display_name,
