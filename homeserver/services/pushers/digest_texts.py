@@ -23,13 +23,6 @@ HEROES: Final = 3
 LONGEST_BODY: Final = 500
 LONGEST_NAME: Final = 100
 MATRIX_TO: Final = "https://matrix.to"
-_KINDS: Final[Mapping[str, str]] = {
-    "m.image": "Picture",
-    "m.video": "Video",
-    "m.audio": "Audio",
-    "m.file": "File",
-    "m.location": "Location",
-}
 
 
 class DigestTexts:
@@ -122,17 +115,29 @@ class DigestTexts:
         if type not in ("m.room.message", "m.sticker") or not self._with_content or not isinstance(body, str):
             return _("New message")
         shown = body if len(body) <= LONGEST_BODY else body[:LONGEST_BODY] + " …"
-        kind = _KINDS.get(str(content.get("msgtype")))
-        return shown if kind is None else f"{_(kind)}: {shown}"
+        kind = _kind_of(content.get("msgtype"), _)
+        return shown if kind is None else f"{kind}: {shown}"
 
     def _link(self, room_id: str, event_id: str | None) -> str:
         path = quote(room_id, safe="!:") + ("" if event_id is None else "/" + quote(event_id, safe="$:"))
         return f"{self._client_url}/#/{path}" if self._client_url == MATRIX_TO else f"{self._client_url}/#/room/{path}"
 
 
-def texts_of_kinds() -> Sequence[str]:
-    """The English words for kinds of messages, which the translations have to know."""
-    return list(_KINDS.values())
+def _kind_of(msgtype: object, _: Callable[[str], str]) -> str | None:
+    """What a message is, if it is more than its text."""
+    match msgtype:
+        case "m.image":
+            return _("Picture")
+        case "m.video":
+            return _("Video")
+        case "m.audio":
+            return _("Audio")
+        case "m.file":
+            return _("File")
+        case "m.location":
+            return _("Location")
+        case _other:
+            return None
 
 
 def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
