@@ -8,7 +8,8 @@ Laws:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -18,12 +19,11 @@ GLOBAL = ""
 """Stands where a room's id would, for data that is of no room."""
 
 
-@dataclass(frozen=True, slots=True)
-class AccountData:
+class AccountData(msgspec.Struct, frozen=True, gc=False):
     """Contents (JSON objects) by type, global and by room."""
 
-    everywhere: dict[str, bytes] = field(default_factory=dict)
-    rooms: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    everywhere: dict[str, bytes] = msgspec.field(default_factory=dict)
+    rooms: dict[str, dict[str, bytes]] = msgspec.field(default_factory=dict)
 
 
 class AccountDataStore:
@@ -119,7 +119,7 @@ class AccountDataStore:
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
-        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id))
+        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_))
         return position
 
     def remove_entry(self, txn: WriteTransaction, user_id: str, room_id: str | None, type_: str) -> int | None:

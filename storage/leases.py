@@ -38,9 +38,7 @@ class LeaseStore:
         return await self._database.write("renew_lease", _renew, self._name, holder, expires_ts, position)
 
 
-def _take(
-    txn: WriteTransaction, name: str, holder: str, now_ms: int, expires_ts: int, by_force: bool
-) -> Lease | None:
+def _take(txn: WriteTransaction, name: str, holder: str, now_ms: int, expires_ts: int, by_force: bool) -> Lease | None:
     row = txn.query_one("SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,))
     if row is None:
         position = txn.next_position()

@@ -4,15 +4,16 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class MembershipRow:
+class MembershipRow(msgspec.Struct, frozen=True, gc=False):
     """The current membership of a user in a room."""
 
     room_nid: int
@@ -77,6 +78,10 @@ class MembershipStore:
     async def get_rooms_of_ours(self, room_nids: Iterable[int]) -> set[int]:
         """Those of the rooms that somebody of this server is joined to."""
         return await self._database.read("get_rooms_of_ours", _select_ours, list(room_nids))
+
+    async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
+        """Those of the users with whom somebody of this server shares a room."""
+        return await self._database.read_quickly("get_users_with_ours", _select_users_with_ours, list(user_ids))
 
     async def get_rooms_with_server(self, room_nids: Iterable[int], server: str) -> Mapping[int, set[str]]:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
@@ -209,6 +214,16 @@ def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
         room_nids,
     )
     return {room_nid for (room_nid,) in rows}
+
+
+def _select_users_with_ours(txn: Transaction, user_ids: list[str]) -> set[str]:
+    rows = txn.query_in(
+        "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
+        " AND theirs.membership = 'join' AND EXISTS (SELECT 1 FROM memberships AS ours"
+        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
+        user_ids,
+    )
+    return {user_id for (user_id,) in rows}
 
 
 def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:

@@ -18,6 +18,8 @@ class NewEvent:
     type: str
     sender: str
     state_key: str | None
+    flags: int
+    thread_root: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
     events = [
         NewEvent(*row)
         for row in txn.query(
-            "SELECT position, event_nid, room_nid, type, sender, state_key FROM events"
+            "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
             " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
             (after, upto, limit),
         )

@@ -12,9 +12,9 @@ Laws:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 from twisted.logger import Logger
 
 
@@ -29,12 +29,15 @@ class Topic(Enum):
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
+    """`detail` is the type of the entry."""
     RECEIPT = "receipt"
     DEVICE = "device"
     PROFILE = "profile"
     TO_DEVICE = "to_device"
     KEY_COUNT = "key_count"
     """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
+    SIGNATURE = "signature"
+    """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
     PUSHER = "pusher"
     """A user's pushers were set or removed."""
@@ -42,8 +45,7 @@ class Topic(Enum):
     """Messages to devices wait for other servers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
 
     position: int

@@ -20,6 +20,7 @@ from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
 from storage.accounts import AccountStore
 from storage.database import Database
+from storage.dehydrated_devices import DehydratedDeviceStore
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
@@ -53,6 +54,7 @@ class AccountParts:
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
         self.pusher_store = PusherStore(database)
+        self.dehydrated_store = DehydratedDeviceStore(database)
         token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
         registration_tokens = RegistrationTokenStore(database)
@@ -73,6 +75,7 @@ class AccountParts:
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
+                self.dehydrated_store,
                 SlidingConnectionStore(database),
                 self.pusher_store,
             ],

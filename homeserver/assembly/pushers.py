@@ -1,7 +1,5 @@
 """Puts together what tells people of what they would not want to miss."""
 
-from collections.abc import Sequence
-
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 

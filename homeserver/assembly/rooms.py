@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
@@ -22,6 +23,7 @@ from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.presence import presence_of
+from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -37,16 +39,12 @@ from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
-from homeserver.services.mentions import Mentions
 from homeserver.services.old_sync import OldSync, OldSyncParts
-from homeserver.services.parsed_account_data import ParsedAccountData
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
-from homeserver.services.push.decisions import OwnRules, PushDecisions
-from homeserver.services.push.rule_sets import RuleCompiler
-from homeserver.services.push_rules import PUSH_RULES
+from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.related_redactions import RelatedRedactions
@@ -79,6 +77,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
@@ -138,16 +137,13 @@ class RoomParts:
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
-        self.unread = unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
-        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
-        compiler = RuleCompiler()
-        rules: OwnRules = ParsedAccountData(
-            account_data_store,
-            streams,
-            [PUSH_RULES],
-            lambda contents, _user: compiler.compile(contents.get(PUSH_RULES)),
-            capacity=USERS_CACHED,
+        push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
+        self.rule_changes = push.changes
+        self.unread = unread = UnreadCounts(
+            push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=COUNTS_CACHED
         )
+        current_states = CurrentStates(timelines, self.events, trees)
+        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
         self.notifier = Notifier(streams, self.memberships, clock)
 
@@ -159,7 +155,7 @@ class RoomParts:
         self.visibility = visibility = Visibility(trees, self.events)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
-        self.classify = Mentions(identity).classify
+        self.classify = push.outcomes.classify
         self.engine = RoomEngine(
             database,
             room_store,
@@ -172,7 +168,7 @@ class RoomParts:
             self.classify,
             capacity=ROOMS_CACHED,
         )
-        self.push_decisions = PushDecisions(self.engine, membership_store, past, rules, ignored)
+        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
@@ -195,7 +191,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
-        personal_settings = PersonalSettings(database, account_data_store, self.engine)
+        personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.access = ServerAccess(self.engine, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
@@ -237,6 +233,7 @@ class RoomParts:
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
+            federates_by_default=config.rooms.rooms_federate_by_default,
         )
         self.related_redactions = RelatedRedactions(
             RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
@@ -302,25 +299,24 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
-        )
+        self.published_keys = PublishedKeyStore(database)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=USERS_CACHED)
         self.device_lists = DeviceLists(
             accounts.device_store,
+            self.cross_signing_store,
             self.engine,
             room_store,
             self.memberships,
             membership_store,
             EncryptedRooms(summary_store, streams, capacity=ROOMS_CACHED),
-            history,
+            current_states,
             recent,
             self.events,
         )
         joined = JoinedRooms(
-            self.engine,
             self.events,
             timelines,
-            timeline_store,
+            current_states,
             visibility,
             RoomStates(trees, self.events),
             RoomSummaries(summary_store),
@@ -340,6 +336,7 @@ class RoomParts:
             self.typing,
             recent,
             past,
+            current_states,
             ignored,
             self.permissions,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),

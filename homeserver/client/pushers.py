@@ -13,7 +13,7 @@ from homeserver.services.pushers.pushers import NO_COUNTS, Pushers, PusherWish, 
 class PusherBody(msgspec.Struct, frozen=True, kw_only=True):
     """A pusher, as clients set it; `kind` null removes it."""
 
-    kind: str | None | msgspec.UnsetType = msgspec.UNSET
+    kind: str | msgspec.UnsetType | None = msgspec.UNSET
     app_id: str
     pushkey: str
     app_display_name: str | None = None

@@ -9,7 +9,8 @@ spec: client-server-api#aggregations-of-child-events
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.ids import EventID, UserID
 from federation.rooms.memberships import Memberships
@@ -21,8 +22,7 @@ from homeserver.services.ignored_users import IgnoredUsers
 from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore
 
 
-@dataclass(frozen=True, slots=True)
-class Thread:
+class Thread(msgspec.Struct, frozen=True, gc=False):
     """What is told of a thread with its root."""
 
     latest: Seen
@@ -30,8 +30,7 @@ class Thread:
     participated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregation:
+class Aggregation(msgspec.Struct, frozen=True, gc=False):
     """What is told of an event's children."""
 
     edit: Seen | None

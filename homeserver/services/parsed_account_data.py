@@ -65,7 +65,11 @@ class ParsedAccountData(Generic[T]):
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.ACCOUNT_DATA and change.room_id is None:
+            if (
+                change.topic is Topic.ACCOUNT_DATA
+                and change.room_id is None
+                and (change.detail is None or change.detail in self._types)
+            ):
                 self._changes_heard += 1
                 if change.user_id is not None:
                     self._parsed.pop(change.user_id, None)

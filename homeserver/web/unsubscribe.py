@@ -34,7 +34,8 @@ async def post_unsubscribe(
     pusher: int = 0,
     signature: str = "",
 ) -> Response:
-    """A button was pressed: that of the page, or that of a mail client (RFC 8058). The link itself says all."""
+    """A button was pressed: that of the page, or that of a mail client (RFC 8058), whose body says no more than that."""
+    del body
     if not unsubscribing.is_signed(pusher, signature):
         return _page(pages, context, "wrong", HTTPStatus.BAD_REQUEST)
     await unsubscribing.do_end(pusher)

@@ -101,9 +101,9 @@ def pusher(pushkey: str = "key", **further: Any) -> dict[str, Any]:
     }
 
 
-def set_pusher(user: User, pushkey: str = "key", **further: Any) -> Answer:
+def set_pusher(user: User, pushkey: str = "key", /, **further: Any) -> Answer:
     """Set one."""
-    return user.post("/_matrix/client/v3/pushers/set", pusher(pushkey, **further))
+    return user.post("/_matrix/client/v3/pushers/set", {**pusher(pushkey), **further})
 
 
 def settle(server: TestServer) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.member_lists import Fetch
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from federation.protocol.errors import RemoteError
@@ -97,6 +98,11 @@ class CutWire:
         raise RemoteError(destination, "there is no such server", retryable=True)
 
 
+async def fetch_nothing(url: str) -> bytes:
+    """There is nothing at any address."""
+    raise OutboundError(f"there is nothing at {url}")
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -120,11 +126,12 @@ class TestServer:
         server_name: str = "example.org",
         clock: Clock | None = None,
         wire: Wire | None = None,
+        fetch: Fetch = fetch_nothing,
         web: Web | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
-        `wire` leads to other servers, `web` to what is none; by default to nowhere.
+        `wire` leads to other servers, `fetch` to addresses of the federation, `web` to push gateways; by default to none.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -150,6 +157,7 @@ class TestServer:
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),
             web=web if web is not None else CutWeb(),
+            fetch=fetch,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
@@ -174,6 +182,9 @@ class TestServer:
 
     def post(self, path: str, json: Any = None, **options: Any) -> Answer:
         return self.client.request("POST", path, json=json, **options)
+
+    def put(self, path: str, json: Any = None, **options: Any) -> Answer:
+        return self.client.request("PUT", path, json=json, **options)
 
 
 def _open_config(further: str) -> str:

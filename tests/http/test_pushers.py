@@ -102,7 +102,7 @@ def test_a_key_goes_to_who_set_it_last_unless_it_is_appended(server: TestServer,
     ],
 )
 def test_what_cannot_be_a_pusher_is_refused(alice: User, further: dict[str, Any], errcode: str) -> None:
-    answer = set_pusher(alice, **{"pushkey": "key", **further})
+    answer = set_pusher(alice, **further)
     assert (answer.status, answer.errcode) == (400, errcode)
     assert keys(alice) == []
 

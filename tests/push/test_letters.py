@@ -60,7 +60,7 @@ def reader(server: TestServer, **further: Any) -> User:
     return alice
 
 
-def room_of(server: TestServer, alice: User, bob: User, **options: Any) -> RoomID:
+def room_of(alice: User, bob: User, **options: Any) -> RoomID:
     room_id = create_room(bob, **options)
     assert alice.post(f"{V3}/join/{room_id}").status == 200
     return room_id
@@ -81,7 +81,7 @@ def texts(letter: EmailMessage) -> tuple[str, str]:
 
 def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    room_id = room_of(server, alice, bob, name="Tea & cake")
+    room_id = room_of(alice, bob, name="Tea & cake")
     event_id = say(bob, room_id, "hello <b>")
     settle(server)
     pass_time(server, 9 * MINUTE)
@@ -102,7 +102,7 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
 
 def test_what_was_read_needs_no_letter(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    room_id = room_of(server, alice, bob)
+    room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "hello")
     pass_time(server, 5 * MINUTE)
     alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
@@ -119,7 +119,7 @@ def test_what_was_read_needs_no_letter(server: TestServer) -> None:
 
 def test_letters_about_one_room_come_ever_more_seldom_until_it_is_read(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    room_id = room_of(server, alice, bob)
+    room_id = room_of(alice, bob)
     event_id = say(bob, room_id, "0")
     for number in range(36):
         pass_time(server, 20 * MINUTE)
@@ -135,7 +135,7 @@ def test_letters_about_one_room_come_ever_more_seldom_until_it_is_read(server: T
 
 def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    noisy, other = room_of(server, alice, bob, name="Noisy"), room_of(server, alice, bob, name="Other")
+    noisy, other = room_of(alice, bob, name="Noisy"), room_of(alice, bob, name="Other")
     for _ in range(6):
         say(bob, noisy, "x")
         pass_time(server, 30 * MINUTE)
@@ -148,7 +148,7 @@ def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
 
 def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    first, second = room_of(server, alice, bob, name="First"), room_of(server, alice, bob, name="Second")
+    first, second = room_of(alice, bob, name="First"), room_of(alice, bob, name="Second")
     for number in range(8):
         say(bob, first, f"number {number}")
     say(bob, second, "x")
@@ -175,7 +175,7 @@ def test_an_invite_is_told(server: TestServer) -> None:
 
 def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    room_id = room_of(server, alice, bob)
+    room_id = room_of(alice, bob)
     content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s", "body": "clear"}
     bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
     pass_time(server, 11 * MINUTE)
@@ -188,7 +188,7 @@ def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> N
 def test_no_content_where_the_operator_wants_none(tmp_path: Path, sqlite_database: Database) -> None:
     server = start(tmp_path, sqlite_database, MAIL + "push: {include_content: false}\n")
     alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(server, alice, bob), "secret")
+    say(bob, room_of(alice, bob), "secret")
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
     assert "secret" not in "".join(texts(letter))
@@ -198,7 +198,7 @@ def test_links_lead_to_the_client_of_the_configuration(tmp_path: Path, sqlite_da
     config = MAIL.replace("enable_notifs: true", "enable_notifs: true, client_base_url: 'https://chat.example.org/'")
     server = start(tmp_path, sqlite_database, config)
     alice, bob = reader(server), server.register("bob")
-    room_id = room_of(server, alice, bob)
+    room_id = room_of(alice, bob)
     say(bob, room_id, "x")
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
@@ -220,7 +220,7 @@ def test_the_letter_is_in_the_language_of_the_pusher(
 ) -> None:
     server = start(tmp_path, sqlite_database)
     alice, bob = reader(server, lang=lang, data={"brand": "Chat"}), server.register("bob")
-    say(bob, room_of(server, alice, bob), "x")
+    say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
     assert text in texts(letter)[0]
@@ -230,7 +230,7 @@ def test_the_letter_is_in_the_language_of_the_pusher(
 def test_times_are_those_of_the_reader(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     assert alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}).status == 200
-    say(bob, room_of(server, alice, bob), "x")
+    say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
     [(_, letter)] = server.relay.letters
     assert "2023-11-15 03:13" in texts(letter)[0]
@@ -248,7 +248,7 @@ def link_in(letter: EmailMessage) -> str:
 
 def test_the_link_ends_the_letters(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
-    room_id = room_of(server, alice, bob)
+    room_id = room_of(alice, bob)
     say(bob, room_id, "x")
     pass_time(server, 11 * MINUTE)
     link = link_in(server.relay.letters[0][1])
@@ -269,7 +269,7 @@ def test_the_link_ends_the_letters(server: TestServer) -> None:
 @pytest.mark.parametrize("change", [("signature=", "signature=A"), ("pusher=1", "pusher=2"), ("pusher=1&", "")])
 def test_nobody_ends_the_letters_of_another(server: TestServer, change: tuple[str, str]) -> None:
     alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(server, alice, bob), "x")
+    say(bob, room_of(alice, bob), "x")
     pass_time(server, 11 * MINUTE)
     link = link_in(server.relay.letters[0][1]).replace(*change)
     assert server.get(link).status == 400
@@ -310,16 +310,14 @@ def test_a_new_account_with_an_address_gets_letters(tmp_path: Path, sqlite_datab
     assert press(server, link).status == 200
     auth = by_email({"sid": sid, "client_secret": SECRET})
     body = {"username": "alice", "password": "wonderland", "auth": auth}
-    answer = server.client.request(
-        "POST", f"{V3}/register", json=body, headers={"Accept-Language": "ru, en;q=0.5"}
-    )
+    answer = server.client.request("POST", f"{V3}/register", json=body, headers={"Accept-Language": "ru, en;q=0.5"})
     alice = User(server, answer.json)
     pushers = alice.get(f"{V3}/pushers").json["pushers"]
     assert [each["pushkey"] for each in pushers] == (["alice@example.com"] if wanted else [])
     if wanted:
         server.relay.letters.clear()
         bob = server.register("bob")
-        say(bob, room_of(server, alice, bob), "x")
+        say(bob, room_of(alice, bob), "x")
         pass_time(server, 11 * MINUTE)
         assert "Больше не присылать" in texts(server.relay.letters[0][1])[0]
 
@@ -327,7 +325,7 @@ def test_a_new_account_with_an_address_gets_letters(tmp_path: Path, sqlite_datab
 def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Database) -> None:
     server = start(tmp_path, database)
     alice, bob = reader(server), server.register("bob")
-    say(bob, room_of(server, alice, bob), "x")
+    say(bob, room_of(alice, bob), "x")
     settle(server)
     server.app.pushers.reading._round.stop()
     later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from federation.outbound.errors import OutboundError
+from federation.protocol.ids import RoomID
 from storage.database import Database
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
@@ -41,7 +42,7 @@ def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0
     return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + seconds + 31)
 
 
-def two(server: TestServer, **options: Any) -> tuple[User, User, str]:
+def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
     """Alice, who has a pusher, and Bob, in a room of his."""
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create_room(bob, **options)
@@ -250,9 +251,7 @@ def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: Gateway) -
     assert set(server.app.pushers.deliveries.get_figures().values()) == {0}
 
 
-def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(
-    server: TestServer, gateway: Gateway
-) -> None:
+def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(server: TestServer, gateway: Gateway) -> None:
     alice, bob, room_id = two(server)
     gateway.failing_hosts = {"push.example.com"}
     event_id = say(bob, room_id, "x")

@@ -14,14 +14,11 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS
 from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.parsed_account_data import ParsedAccountData
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.occasion import Occasion
+from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleSet, named_users
 from storage.memberships import MembershipRow, MembershipStore
-
-OwnRules = ParsedAccountData[RuleSet]
-"""The compiled rules of users; one object for all who have the same."""
 
 
 class PushDecisions:
@@ -66,7 +63,7 @@ class PushDecisions:
         found: dict[UserID, Actions] = {}
         of_sets: dict[RuleSet, Actions] = {}
         for user in told:
-            rule_set = rules[user]
+            rule_set = rules[user].rule_set
             if user in named or rule_set.asks_for_names:
                 actions = rule_set.find(occasion, user, members[user].display_name)
             elif rule_set in of_sets:
@@ -99,7 +96,7 @@ class PushDecisions:
             if row is None:
                 continue
             if row.membership == "join":
-                if row.position <= position or await self._past.was_joined_at(row, position):
+                if row.position <= position or await self._past.joined_since(row) <= position:
                     found[user] = row
             elif row.membership == "invite" and stored.event.state_key == user and row.position == position:
                 found[user] = row

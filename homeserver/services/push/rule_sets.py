@@ -31,8 +31,8 @@ from homeserver.services.push.conditions import (
     in_room,
     sent_by,
 )
+from homeserver.services.push.kept_rules import decode_kept
 from homeserver.services.push.occasion import Occasion
-from homeserver.services.push_rules import decode_kept
 
 NOBODY: Final = ""
 """Stands for all whom an event does not name."""
@@ -56,14 +56,15 @@ class Attention(IntEnum):
 class CompiledRule:
     """One enabled rule."""
 
-    __slots__ = ("__weakref__", "actions", "asks_for_names", "conditions", "room", "rule_id")
+    __slots__ = ("__weakref__", "actions", "asks_for_names", "conditions", "room", "room_id", "rule_id")
 
     def __init__(self, kind: str, rule: PushRule) -> None:
         self.rule_id: Final = rule.rule_id
         self.actions: Final = Actions(rule.actions) if rule.actions else NOTHING
         self.conditions: Final = _conditions_of(kind, rule)
-        self.room: Final = _room_of(kind, rule)
-        """The room that it is about, in lower case; None: it may match anywhere."""
+        self.room_id: Final = _room_of(kind, rule)
+        self.room: Final = None if self.room_id is None else self.room_id.lower()
+        """The room that it is about; None: it may match anywhere."""
         self.asks_for_names: Final = any(condition.get("kind") == DISPLAY_NAME for condition in rule.conditions or ())
 
     def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
@@ -73,11 +74,12 @@ class CompiledRule:
 class RuleSet:
     """All enabled rules of a user, the most important first; of a user in one room, where it was narrowed."""
 
-    __slots__ = ("__weakref__", "asks_for_names", "rules")
+    __slots__ = ("__weakref__", "_attention", "asks_for_names", "rules")
 
     def __init__(self, rules: Sequence[CompiledRule]) -> None:
         self.rules: Final = tuple(rules)
         self.asks_for_names: Final = any(rule.asks_for_names for rule in rules)
+        self._attention: Attention | None = None
 
     def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
         """The actions of the most important rule that matches. That nobody is told of their own events is not looked at."""
@@ -86,8 +88,15 @@ class RuleSet:
                 return rule.actions
         return NOTHING
 
-    def attention(self, room_id: str) -> Attention:
-        """What ordinary messages of a room are to the user."""
+    @property
+    def attention(self) -> Attention:
+        """Of a narrowed set: what ordinary messages of that room are to the user."""
+        if self._attention is None:
+            room_id = next((rule.room_id for rule in self.rules if rule.room_id is not None), "")
+            self._attention = self._find_attention(room_id)
+        return self._attention
+
+    def _find_attention(self, room_id: str) -> Attention:
         if any(self.find(_probe(room_id, type, {})).notify for type in _ORDINARY):
             return Attention.ALL
         call = self.find(_probe(room_id, _ORDINARY[0], {"m.mentions": {"room": True}}))
@@ -162,7 +171,7 @@ def _conditions_of(kind: str, rule: PushRule) -> tuple[Holds, ...]:
 
 def _room_of(kind: str, rule: PushRule) -> str | None:
     if kind == "room":
-        return rule.rule_id.lower()
+        return rule.rule_id
     if kind in ("override", "underride"):
         return next(filter(None, map(_named_room, rule.conditions or ())), None)
     return None
@@ -172,7 +181,7 @@ def _named_room(condition: Condition) -> str | None:
     pattern = condition.get("pattern")
     if condition.get("kind") != EVENT_MATCH or condition.get("key") != "room_id":
         return None
-    return pattern.lower() if isinstance(pattern, str) and not re.search(r"[*?]", pattern) else None
+    return pattern if isinstance(pattern, str) and not re.search(r"[*?]", pattern) else None
 
 
 def _probe(room_id: str, type: str, content: Mapping[str, Any]) -> Occasion:

@@ -30,9 +30,7 @@ class _Rooms:
 class Badges:
     """Numbers by user."""
 
-    def __init__(
-        self, memberships: Memberships, unread: UnreadCounts, ignored: IgnoredUsers, *, by_room: bool
-    ) -> None:
+    def __init__(self, memberships: Memberships, unread: UnreadCounts, ignored: IgnoredUsers, *, by_room: bool) -> None:
         """`by_room`: rooms are counted, not the messages in them."""
         self._memberships = memberships
         self._unread = unread
@@ -84,9 +82,7 @@ class Badges:
     ) -> None:
         if not touched:
             return
-        joined = [
-            memberships[nid] for nid in touched if nid in memberships and memberships[nid].membership == "join"
-        ]
+        joined = [memberships[nid] for nid in touched if nid in memberships and memberships[nid].membership == "join"]
         counts = await self._unread.get_counts(user_id, joined, await self._ignored.of_user(user_id))
         for room_nid in touched:
             number = counts[room_nid].total.notifications if room_nid in counts else 0

@@ -32,9 +32,7 @@ class Told:
 class NamesOfEvents:
     """Looks names up, once for each event."""
 
-    def __init__(
-        self, memberships: MembershipStore, summaries: RoomSummaryStore, outside: OutsideMemberships
-    ) -> None:
+    def __init__(self, memberships: MembershipStore, summaries: RoomSummaryStore, outside: OutsideMemberships) -> None:
         self._memberships = memberships
         self._summaries = summaries
         self._outside = outside

@@ -17,7 +17,7 @@ from homeserver.services.pushers.missed import Missed, MissedRoom
 from homeserver.services.pushers.notification import ENCRYPTED
 from homeserver.services.sync.invited import InvitedRooms
 from storage.memberships import MembershipRow, MembershipStore
-from storage.room_summaries import Roster, RoomSummaryStore
+from storage.room_summaries import RoomSummaryStore, Roster
 
 HEROES: Final = 3
 LONGEST_BODY: Final = 500
@@ -66,9 +66,7 @@ class DigestTexts:
             unsubscribe_text=_("No more such letters"),
         )
 
-    async def _room(
-        self, room: MissedRoom, roster: Roster | None, _: Callable[[str], str], zone: tzinfo
-    ) -> DigestRoom:
+    async def _room(self, room: MissedRoom, roster: Roster | None, _: Callable[[str], str], zone: tzinfo) -> DigestRoom:
         row = room.membership
         names: Mapping[str, MembershipRow] = {}
         if not is_outside(row):

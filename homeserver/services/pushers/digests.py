@@ -93,10 +93,8 @@ class EmailDigests:
         if known is not None and known <= now + self._delay_ms:
             return
         due = now + self._delay_ms
-        pause = (await self._store.get_pauses(pusher.pusher_nid)).get(room_nid)
-        if pause is not None and pause.sent_ts + pause.pause_ms > due:
-            if not await self._missed.was_in_room_since(UserID(pusher.user_id), room_nid, pause.sent_ts):
-                due = pause.sent_ts + pause.pause_ms
+        pauses = await self._store.get_pauses(pusher.pusher_nid)
+        due = await self._after_pause(UserID(pusher.user_id), room_nid, due, pauses)
         if known is None or due < known:
             if len(self._due) >= DUE_REMEMBERED:
                 self._due.clear()
@@ -217,19 +215,21 @@ class EmailDigests:
         if due_ts is not None:
             self._due[row.pusher_nid] = due_ts if noted is None else min(due_ts, noted)
 
-    async def _due_of(
-        self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]
-    ) -> int:
+    async def _due_of(self, user_id: UserID, missed: Missed, at: int, pauses: Mapping[int, EmailPause]) -> int:
         """When the room may be told of: once its reader had time to read, and not too soon after the last letter."""
         room, now = missed.rooms[at], self._now_ms()
         sent = min(event.event.origin_server_ts for event in room.events)
         # a time that lies ahead was made up
         due = sent + self._delay_ms if sent <= now else now
-        pause = pauses.get(room.membership.room_nid)
-        if pause is not None and pause.sent_ts + pause.pause_ms > due:
-            if not await self._missed.was_in_room_since(user_id, room.membership.room_nid, pause.sent_ts):
-                due = pause.sent_ts + pause.pause_ms
-        return due
+        return await self._after_pause(user_id, room.membership.room_nid, due, pauses)
+
+    async def _after_pause(self, user_id: UserID, room_nid: int, due: int, pauses: Mapping[int, EmailPause]) -> int:
+        """Then, or later where a letter about the room went out lately and its reader was not seen there since."""
+        pause = pauses.get(room_nid)
+        if pause is None or pause.sent_ts + pause.pause_ms <= due:
+            return due
+        was_seen = await self._missed.was_in_room_since(user_id, room_nid, pause.sent_ts)
+        return due if was_seen else pause.sent_ts + pause.pause_ms
 
     async def _zone_of(self, user_id: UserID) -> tzinfo:
         """The user's time zone, as their profile says it."""

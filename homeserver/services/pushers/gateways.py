@@ -198,9 +198,9 @@ class Gateways:
             if gateway.timer is not None and gateway.timer.active():
                 break
         gateway.pumping = False
-        if not gateway.waiting and not gateway.busy and (gateway.timer is None or not gateway.timer.active()):
-            if self._gateways.get(gateway.place) is gateway:
-                del self._gateways[gateway.place]
+        rests = not gateway.waiting and not gateway.busy and (gateway.timer is None or not gateway.timer.active())
+        if rests and self._gateways.get(gateway.place) is gateway:
+            del self._gateways[gateway.place]
 
     def _done(self, gateway: Gateway) -> None:
         gateway.busy -= 1

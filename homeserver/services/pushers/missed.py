@@ -11,11 +11,12 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from homeserver.services.ignored_users import IgnoredUsers
-from homeserver.services.mentions import thread_of
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.sync.invited import InvitedRooms
-from homeserver.services.unread import MAIN_THREAD, READ_TYPES, UnreadCounts
+from homeserver.services.unread import READ_TYPES, UnreadCounts
+from storage.events import EventFlag
 from storage.memberships import MembershipRow
+from storage.push_outcomes import MAIN
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.rooms import RoomStore
 from storage.streams import Streams
@@ -82,7 +83,7 @@ class MissedEvents:
         joined = [row for row in rows.values() if row.membership == "join"]
         counts = await self._unread.get_counts(user_id, joined, await self._ignored.of_user(user_id))
         unread = {row.room_nid: row for row in joined if counts[row.room_nid].total.notifications}
-        latest = await self._timelines.get_latest({room_nid: (after, upto) for room_nid in unread}, LOOKED_AT)
+        latest = await self._timelines.get_latest(dict.fromkeys(unread, (after, upto)), LOOKED_AT)
         newest = sorted((nid for nid in unread if latest[nid]), key=lambda nid: -latest[nid][0].position)[:MOST_ROOMS]
         room_ids = await self._rooms.get_rooms_by_nid([*newest, *(row.room_nid for row in invites[:MOST_ROOMS])])
         receipts = await self._receipts.get_receipts_of_user(user_id, newest)
@@ -94,11 +95,16 @@ class MissedEvents:
         for room_nid in newest:
             stored = await self._events.get_events(arrival.event_nid for arrival in latest[room_nid])
             events: list[StoredEvent] = []
+            answered: set[str] = set()
+            """Threads in which the user has written since: who answers has read."""
             for arrival in latest[room_nid]:
                 event = stored.get(arrival.event_nid)
+                if event is not None and event.event.sender == user_id and event.flags & EventFlag.NOTIFIES:
+                    answered.add(event.thread_root or MAIN)
                 if (
                     event is not None
                     and len(events) < MOST_EVENTS
+                    and (event.thread_root or MAIN) not in answered
                     and not _is_read(event, receipts.get(room_nid, ()))
                     and await self._calls(user_id, event)
                 ):
@@ -118,7 +124,7 @@ class MissedEvents:
 
 
 def _is_read(event: StoredEvent, receipts: Iterable[ReceiptRow]) -> bool:
-    position, thread = event.position or 0, thread_of(event.event) or MAIN_THREAD
+    position, thread = event.position or 0, event.thread_root or MAIN
     return any(
         row.receipt_type in READ_TYPES
         and row.event_position is not None

@@ -22,7 +22,6 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships, is_outside
 from federation.rooms.room_events import RoomEvents
-from homeserver.services.mentions import thread_of
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.pushers.badges import Badges
@@ -30,11 +29,12 @@ from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
-from homeserver.services.unread import MAIN_THREAD, READ_TYPES, REDACTION
+from homeserver.services.unread import READ_TYPES, REDACTION
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
 from storage.memberships import MembershipRow
+from storage.push_outcomes import MAIN
 from storage.push_stream import NewEvent, NewReceipt, PushStream
 from storage.pushers import PusherRow, PusherStore
 from storage.receipts import UNTHREADED, ReceiptRow
@@ -182,7 +182,16 @@ class PushReading:
             elif isinstance(row, EventRow):
                 if (self._roster.users or self._changed_users) and row.flags & EventFlag.TIMELINE:
                     self._heard.append(
-                        NewEvent(change.position, row.event_nid, row.room_nid, row.type, row.sender, row.state_key)
+                        NewEvent(
+                            change.position,
+                            row.event_nid,
+                            row.room_nid,
+                            row.type,
+                            row.sender,
+                            row.state_key,
+                            row.flags,
+                            row.thread_root,
+                        )
                     )
             elif isinstance(row, ReceiptRow):
                 if row.receipt_type in READ_TYPES and self._may_have_pushers(row.user_id):
@@ -287,6 +296,8 @@ class PushReading:
     async def _take_event(self, event: NewEvent) -> None:
         if event.type == REDACTION:
             self._badges.touch_room(event.room_nid)
+        if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
+            await self._take_answer(event)
         users = self._roster.users if event.position > self._floor else self._behind
         members = await self._memberships.local_members(event.room_nid)
         smaller, larger = (users, members) if len(users) < len(members) else (members, users)
@@ -298,10 +309,22 @@ class PushReading:
         stored = (await self._events.get_events([event.event_nid])).get(event.event_nid)
         if stored is None:
             return
-        told = Told(stored, event.position, event.room_nid, thread_of(stored.event), self._now_ms())
+        told = Told(stored, event.position, event.room_nid, event.thread_root, self._now_ms())
         for user_id in concerned:
             self._badges.touch(user_id, event.room_nid)
         await self._tell(told, concerned)
+
+    async def _take_answer(self, event: NewEvent) -> None:
+        """Who writes has read, up to their message, the thread that it stands in."""
+        self._badges.touch(event.sender, event.room_nid)
+        self._deliveries.mark_read(event.sender, event.room_nid, event.thread_root, event.position, everything=False)
+        await self._tell_badge(event.sender, event.position)
+
+    async def _tell_badge(self, user_id: str, position: int) -> None:
+        if position > self._floor:
+            for pusher in (await self._roster.get([user_id]))[user_id]:
+                if pusher.kind == HTTP:
+                    self._deliveries.set_badge_due(pusher)
 
     async def _take_invite(self, row: MembershipRow) -> None:
         """Into a room that this server is not in."""
@@ -338,14 +361,11 @@ class PushReading:
             self._deliveries.mark_read(
                 receipt.user_id,
                 receipt.room_nid,
-                None if receipt.thread_id == MAIN_THREAD else receipt.thread_id,
+                None if receipt.thread_id == MAIN else receipt.thread_id,
                 receipt.event_position,
                 everything=receipt.thread_id == UNTHREADED,
             )
-        if receipt.position > self._floor:
-            for pusher in (await self._roster.get([receipt.user_id]))[receipt.user_id]:
-                if pusher.kind == HTTP:
-                    self._deliveries.set_badge_due(pusher)
+        await self._tell_badge(receipt.user_id, receipt.position)
 
     # ---------------------------------------------------------------------------------------------------- the lease
 

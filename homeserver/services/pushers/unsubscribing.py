@@ -48,9 +48,7 @@ class Unsubscribing:
         """Write no more such letters."""
         row = await self.find(pusher_nid)
         if row is not None:
-            await self._database.write(
-                "unsubscribe", self._store.remove_pusher, row.user_id, row.app_id, row.pushkey
-            )
+            await self._database.write("unsubscribe", self._store.remove_pusher, row.user_id, row.app_id, row.pushkey)
 
     def _sign(self, pusher_nid: int) -> str:
         digest = hmac.digest(self._secret, str(pusher_nid).encode(), sha256)

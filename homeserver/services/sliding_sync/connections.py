@@ -11,10 +11,11 @@ after a restart.
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, SlidingRequest
@@ -36,8 +37,7 @@ class UnknownPos(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_POS", 400, "This position is unknown or has expired: begin anew"
 
 
-@dataclass(frozen=True, slots=True)
-class SentRoom:
+class SentRoom(msgspec.Struct, frozen=True, gc=False):
     """How far a room was sent."""
 
     upto: int
@@ -47,20 +47,18 @@ class SentRoom:
     required_state: RequiredState
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionState:
+class ConnectionState(msgspec.Struct, frozen=True, gc=False):
     """What a client has. Rooms by their numbers; those that are missing were never sent."""
 
-    rooms: Mapping[int, SentRoom] = field(default_factory=dict)
-    receipts: Mapping[int, int] = field(default_factory=dict)
-    account_data: Mapping[int, int] = field(default_factory=dict)
+    rooms: Mapping[int, SentRoom] = msgspec.field(default_factory=dict)
+    receipts: Mapping[int, int] = msgspec.field(default_factory=dict)
+    account_data: Mapping[int, int] = msgspec.field(default_factory=dict)
 
 
 EMPTY: Final = ConnectionState()
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(msgspec.Struct, frozen=True, gc=False):
     """A connection as a request finds it."""
 
     key: ConnectionKey

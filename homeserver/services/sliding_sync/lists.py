@@ -6,8 +6,9 @@ filters need to know of rooms is read for all of them at once.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID, is_room_id
@@ -38,15 +39,13 @@ SPACE_CHILD: Final = "m.space.child"
 ANSWERS_REMEMBERED: Final = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Traits:
+class _Traits(msgspec.Struct, frozen=True, gc=False):
     is_encrypted: bool
     room_type: str | None
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True, gc=False):
     """The rooms that a request names."""
 
     counts: Mapping[str, int]

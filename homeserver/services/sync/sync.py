@@ -9,13 +9,15 @@ spec: client-server-api#syncing
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import is_outside
 from federation.rooms.past_memberships import PastMemberships
@@ -33,9 +35,8 @@ from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.typing import Typing
-from homeserver.services.unread import Unread, UnreadCounts
+from homeserver.services.unread import COUNTED, Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
-from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomRow, RoomStore
@@ -59,6 +60,7 @@ class SyncParts:
     typing: Typing
     recent: RecentChanges
     past: PastMemberships
+    states: CurrentStates
     ignored: IgnoredUsers
     permissions: InvitePermissions
     devices: DeviceNewsReader
@@ -194,13 +196,13 @@ class Sync:
             if row.membership == "join":
                 whole = request.since is None or request.full_state
                 if moved and not whole:
-                    whole = not await self._parts.past.was_joined_at(row, span.since)
+                    whole = not await self._parts.states.was_joined_at(row, span.since)
                 joined.append(
                     RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole)
                 )
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
-                    whole = request.since is None or not await self._parts.past.was_joined_at(row, span.since)
+                    whole = request.since is None or not await self._parts.states.was_joined_at(row, span.since)
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
             elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)
@@ -358,7 +360,7 @@ def _has_news(work: RoomWork) -> bool:
         or work.state
         or work.ephemeral
         or work.account_data
-        or any(event.flags & EventFlag.UNREAD for event in work.arrived)  # the counts may have changed
+        or any(event.flags & COUNTED for event in work.arrived)  # the counts may have changed
     )
 
 
