@@ -272,3 +272,36 @@ def test_only_state_that_calls_is_pushed(server: TestServer, gateway: Gateway) -
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     settle(server)
     assert gateway.asked == []
+
+
+def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = OutboundError("it is down")
+    say(bob, room_id, "question")
+    settle(server)
+    say(alice, room_id, "answer")
+    later = say(bob, room_id, "thanks")
+    settle(server)
+    gateway.failure = None
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.events == [later]
+
+
+def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    carol_room = create_room(bob)
+    alice.post(f"{V3}/join/{carol_room}")
+    say(bob, room_id, "x")
+    settle(server)
+    assert gateway.taken[-1].notification["counts"] == {"unread": 1}
+    assert alice.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
+    say(bob, room_id, "muted")
+    say(bob, carol_room, "y")
+    settle(server)
+    assert len(gateway.events) == 2
+    ignored = {"ignored_users": {bob.user_id: {}}}
+    alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", ignored)
+    say(bob, carol_room, "ignored")
+    settle(server)
+    assert len(gateway.events) == 2
