@@ -383,6 +383,7 @@ def build(
         *finding.jobs,
         *calls.jobs(),
         *federation_out.jobs(),
+        *pushers.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]

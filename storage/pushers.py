@@ -30,6 +30,8 @@ class PusherRow:
     lang: str
     data: bytes
     """JSON object."""
+    gateway: str
+    """Scheme, host and port; empty for e-mail."""
     device_id: str | None
     enabled: bool
     no_counts: bool
@@ -63,9 +65,22 @@ class EmailPause:
     pause_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayRow:
+    """How the pushers of one gateway stand. Times are milliseconds since 1970."""
+
+    gateway: str
+    pushers: int
+    failing: int
+    failing_since_ts: int | None
+    """The pusher that has failed for the longest time."""
+    success_ts: int | None
+    """The last push that was taken."""
+
+
 _COLUMNS = (
     "pusher_nid, user_id, app_id, pushkey, kind, app_display_name, device_display_name, profile_tag, lang, data,"
-    " device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts, pause_ms, success_ts, due_ts, error"
+    " gateway, device_id, enabled, no_counts, set_ts, position, failing_since_ts, tried_ts, pause_ms, success_ts, due_ts, error"
 )
 
 
@@ -98,6 +113,14 @@ class PusherStore:
     async def get_failing(self) -> list[PusherRow]:
         """The enabled pushers that failed when last tried."""
         return await self._database.read("get_failing_pushers", _select_failing)
+
+    async def get_gateways(self, limit: int) -> list[GatewayRow]:
+        """Gateways with pushers that are enabled, those with the most failing ones first; e-mail is the gateway ''."""
+        return await self._database.read("get_push_gateways", _select_gateways, limit)
+
+    async def count_pushers(self) -> Mapping[tuple[str, str], int]:
+        """How many are enabled, by kind and state: well, failing."""
+        return await self._database.read("count_pushers", _count)
 
     async def get_changed_users(self, after: int, upto: int) -> set[str]:
         """Whose pushers changed in that stretch of the sequence."""
@@ -133,6 +156,7 @@ class PusherStore:
             row.profile_tag,
             row.lang,
             row.data,
+            row.gateway,
             row.device_id,
             int(row.enabled),
             int(row.no_counts),
@@ -222,7 +246,7 @@ class PusherStore:
 
 def _row(row: Row) -> PusherRow:
     values = list(row)
-    values[9], values[11], values[12] = bytes(values[9]), bool(values[11]), bool(values[12])
+    values[9], values[12], values[13] = bytes(values[9]), bool(values[12]), bool(values[13])
     return PusherRow(*values)
 
 
@@ -257,6 +281,24 @@ def _select_users(txn: Transaction) -> set[str]:
 def _select_failing(txn: Transaction) -> list[PusherRow]:
     sql = f"SELECT {_COLUMNS} FROM pushers WHERE failing_since_ts IS NOT NULL AND enabled = 1"
     return list(map(_row, txn.query(sql)))
+
+
+def _count(txn: Transaction) -> dict[tuple[str, str], int]:
+    state = "CASE WHEN failing_since_ts IS NULL THEN 'well' ELSE 'failing' END"
+    rows = txn.query(f"SELECT kind, {state}, COUNT(*) FROM pushers WHERE enabled = 1 GROUP BY kind, {state}")
+    return {(kind, state): count for kind, state, count in rows}
+
+
+def _select_gateways(txn: Transaction, limit: int) -> list[GatewayRow]:
+    rows = txn.query(
+        "SELECT gateway, COUNT(*) AS pushers, SUM(CASE WHEN failing_since_ts IS NULL THEN 0 ELSE 1 END) AS failing,"
+        " MIN(failing_since_ts), MAX(success_ts) FROM pushers WHERE enabled = 1 GROUP BY gateway"
+        " ORDER BY failing DESC, pushers DESC, gateway LIMIT ?",
+        (limit,),
+    )
+    return [
+        GatewayRow(gateway, pushers, int(failing), since, success) for gateway, pushers, failing, since, success in rows
+    ]
 
 
 def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:

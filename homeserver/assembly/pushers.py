@@ -1,5 +1,8 @@
 """Puts together what tells people of what they would not want to miss."""
 
+from collections.abc import Sequence
+from typing import Final
+
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
@@ -8,7 +11,8 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
-from homeserver.observe.push import PushMetrics
+from homeserver.jobs import Job
+from homeserver.observe.push import PushMetrics, WaitingMetrics
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import NamesOfEvents
@@ -23,9 +27,12 @@ from homeserver.services.pushers.unsubscribing import Unsubscribing
 from homeserver.services.secret_text import RandomBytes
 from storage.database import Database
 from storage.leases import LeaseStore
+from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.push_stream import PushStream
 
 USERS_CACHED = 20_000
+COUNTED_EVERY: Final = 300.0
+"""Seconds between two counts of what waits, for metrics."""
 
 
 class PusherParts:
@@ -46,6 +53,8 @@ class PusherParts:
     ) -> None:
         """`web` leads to push gateways."""
         push, store = config.notifications.push, accounts.pusher_store
+        self._store, self._to_device, self._outgoing = store, accounts.to_device_store, OutgoingToDeviceStore(database)
+        self._waiting = WaitingMetrics(registry)
         self._enabled = push.enabled
         self.pushers = Pushers(
             rooms.now_ms,
@@ -140,6 +149,16 @@ class PusherParts:
             app_name=email.app_name,
             delay_ms=email.notif_delay_before_mail,
         )
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (Job("count_what_waits", self._count_waiting, COUNTED_EVERY),)
+
+    async def _count_waiting(self, _batch: int) -> int:
+        self._waiting.counted_pushers(await self._store.count_pushers())
+        remote = sum((await self._outgoing.count_messages()).values())
+        self._waiting.counted_messages(await self._to_device.count_messages(), remote)
+        return 0
 
     def start(self) -> None:
         """Push from now on."""

@@ -72,10 +72,16 @@ class PushMetrics(Collector):
             yield GaugeMetricFamily(f"mahalla_push_{name}", text, value=figures.get(name, 0))
 
 
-class ToDeviceMetrics:
-    """Tells of messages to devices that have not been fetched yet."""
+class WaitingMetrics:
+    """Tells of what is counted in the database now and then: pushers, and messages to devices that were not fetched yet."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self._pushers = Gauge(
+            "mahalla_pushers",
+            "Pushers that are enabled, as last counted, by kind (http, email) and by how they stand (well, failing)",
+            labelnames=("kind", "state"),
+            registry=registry,
+        )
         self._waiting = Gauge(
             "mahalla_to_device_waiting",
             "Messages to devices that were not fetched yet, as last counted: of our users (local), or of others (remote)",
@@ -83,7 +89,13 @@ class ToDeviceMetrics:
             registry=registry,
         )
 
-    def counted(self, local: int, remote: int) -> None:
+    def counted_pushers(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """So many there are, by kind and state."""
+        for kind in ("http", "email"):
+            for state in ("well", "failing"):
+                self._pushers.labels(kind, state).set(counts.get((kind, state), 0))
+
+    def counted_messages(self, local: int, remote: int) -> None:
         """So many wait."""
         self._waiting.labels("local").set(local)
         self._waiting.labels("remote").set(remote)

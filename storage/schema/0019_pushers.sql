@@ -33,6 +33,8 @@ CREATE TABLE pushers (
     lang TEXT NOT NULL,
     -- the device that set it, and with which it ends; NULL for e-mail
     device_id TEXT,
+    -- scheme, host and port of its gateway; '' for e-mail
+    gateway TEXT NOT NULL,
     -- what was wrong with the last push, if it failed
     error TEXT,
     -- JSON object

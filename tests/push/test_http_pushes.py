@@ -300,7 +300,7 @@ def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(server: TestSe
     say(bob, carol_room, "y")
     settle(server)
     assert len(gateway.events) == 2
-    ignored = {"ignored_users": {bob.user_id: {}}}
+    ignored: dict[str, Any] = {"ignored_users": {bob.user_id: {}}}
     alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", ignored)
     say(bob, carol_room, "ignored")
     settle(server)

@@ -324,7 +324,9 @@ class Deliveries:
         if not is_due or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
-        if self._told_badges.get(row.pusher_nid) == unread:
+        # one that was never told anything shows nothing
+        told = self._told_badges.get(row.pusher_nid, 0 if row.success_ts is None else None)
+        if told == unread:
             return None
         return _Body(encode_badge(row, unread), unread)
 

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -23,6 +22,7 @@ from twisted.logger import Logger
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from homeserver.observe.push import PushMetrics
+from homeserver.services.pushers.pushers import place_of
 
 AT_ONCE: Final = 8
 """Requests to one gateway."""
@@ -210,9 +210,3 @@ class Gateways:
             other = self._line.popleft()
             other.in_line = False
             self._pump(other)
-
-
-def place_of(url: str) -> str:
-    """The part of an address that says where the gateway is."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.lower()}"

@@ -19,7 +19,7 @@ from federation.protocol.errors import Forbidden, InvalidParam, MissingParam
 from federation.protocol.ids import UserID
 from homeserver.services.email_validation import parse_email_address
 from storage.database import Database
-from storage.pushers import PusherRow, PusherStore
+from storage.pushers import GatewayRow, PusherRow, PusherStore
 from storage.threepids import ThreepidStore
 from storage.transaction import Transaction, WriteTransaction
 
@@ -31,6 +31,7 @@ EVENT_ID_ONLY: Final = "event_id_only"
 NO_COUNTS: Final = "org.matrix.msc4076.disable_badge_count"
 MOST_PUSHERS: Final = 100
 """Of one account."""
+MOST_GATEWAYS_SHOWN: Final = 1000
 _LONGEST_APP_ID: Final = 64
 _LONGEST_PUSHKEY: Final = 512
 """In bytes."""
@@ -81,6 +82,14 @@ class Pushers:
         """All pushers of a user, as clients see them."""
         return [_shown(row) for row in (await self._store.get_pushers([user_id])).get(user_id, [])]
 
+    async def get_rows(self, user_id: UserID) -> Sequence[PusherRow]:
+        """All pushers of a user, with how they stand; for operators."""
+        return (await self._store.get_pushers([user_id])).get(user_id, [])
+
+    async def get_gateways(self) -> Sequence[GatewayRow]:
+        """How the pushers of each gateway stand; for operators."""
+        return await self._store.get_gateways(MOST_GATEWAYS_SHOWN)
+
     async def do_set(self, caller: Requester, wish: PusherWish) -> None:
         """Add a pusher, or change the one with that app id and pushkey.
 
@@ -111,6 +120,7 @@ class Pushers:
             profile_tag=None,
             lang=languages[:_LONGEST_TEXT],
             data=data,
+            gateway="",
             device_id=None,
             enabled=True,
             no_counts=False,
@@ -157,6 +167,7 @@ class Pushers:
             profile_tag=wish.profile_tag,
             lang=wish.lang or "",
             data=data,
+            gateway=place_of(wish.data["url"]) if wish.kind == HTTP else "",
             device_id=device_id,
             enabled=wish.enabled is not False,
             no_counts=wish.no_counts or wish.data.get(NO_COUNTS) is True,
@@ -213,6 +224,12 @@ class Pushers:
     def _check_number(self, txn: Transaction, user_id: str) -> None:
         if len(self._store.get_pushers_in(txn, [user_id]).get(user_id, ())) >= MOST_PUSHERS:
             raise Forbidden(f"An account has at most {MOST_PUSHERS} pushers")
+
+
+def place_of(url: str) -> str:
+    """The part of an address that says where the gateway is: scheme, host and port."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def check_key(app_id: str, pushkey: str) -> None:
