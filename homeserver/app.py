@@ -324,6 +324,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.notifications,
         rooms.old_sync,
         rooms.presence,
         rooms.profile_access,

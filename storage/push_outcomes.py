@@ -6,6 +6,7 @@ An outcome is 0 (nothing), 1 (notifies) or 3 (notifies and is highlighted).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 
 from storage.database import Database
 from storage.events import EventFlag
@@ -21,11 +22,39 @@ _MOST_IGNORED = 500
 _MOST_THREADS = 5000
 """How many threads of a room that are read further than the room are told apart."""
 
-_FLAGGED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.OUTCOMES}) <> 0"
-_OF_ALL = f"CASE WHEN (e.flags & {EventFlag.CALLS_ROOM}) <> 0 THEN 3 WHEN (e.flags & {EventFlag.NOTIFIES}) <> 0 THEN 1 ELSE 0 END"
-_OF_CALLS = f"CASE WHEN (e.flags & {EventFlag.CALLS_ROOM}) <> 0 THEN 3 ELSE 0 END"
-_BY_ATTENTION = {0: _OF_ALL, 1: _OF_CALLS, 2: "0"}
-"""What an event without an own row is, by the user's attention."""
+_COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.OUTCOMES}) <> 0"
+_CALLS = f"(e.flags & {EventFlag.CALLS_ROOM}) <> 0"
+_EVENTS = (
+    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.OUTCOMES}) <> 0 AND o.user_id = ?"
+    " AND o.room_nid = e.room_nid AND o.position = e.position"
+)
+_ROWS = " FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where events that may be something to a user are found: in a span of a room, each in one source at most."""
+
+    tables: str
+    """Takes the user."""
+    where: str
+    place: str
+    """Whose `room_nid` and `position` lead to them."""
+    outcome: str
+
+
+_ALL = _Source(
+    _EVENTS,
+    _COUNTED,
+    "e",
+    f"COALESCE(o.outcome, CASE WHEN {_CALLS} THEN 3 ELSE (e.flags & {EventFlag.NOTIFIES}) / 8 END)",
+)
+_CALLING = _Source(_EVENTS, _CALLS, "e", "COALESCE(o.outcome, 3)")
+_OWN = _Source(_ROWS, f"(e.flags & {EventFlag.CALLS_ROOM}) = 0", "o", "o.outcome")
+_OWN_ONLY = _Source(_ROWS, "1 = 1", "o", "o.outcome")
+_BY_ATTENTION = {0: (_ALL,), 1: (_CALLING, _OWN), 2: (_OWN_ONLY,)}
+_HIGHLIGHTED = {0: (_CALLING, _OWN), 1: (_CALLING, _OWN), 2: (_OWN_ONLY,)}
+"""Where highlighted ones are found."""
 
 
 def flags_outcome(flags: int, attention: int) -> int:
@@ -106,23 +135,11 @@ def add_outcomes(txn: WriteTransaction, rows: Sequence[tuple[str, int, int, int,
     )
 
 
-def _from(attention: int) -> str:
-    """Events with the user's own rows: where no event counts by its flags, only those rows are walked. Takes the user."""
-    if attention == 2:
-        return " FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
+def _within(source: _Source, ignored: Sequence[str]) -> str:
+    """What the events have to be. Takes the room, the bounds of the span, and the senders who do not count."""
     return (
-        " FROM events AS e LEFT JOIN push_outcomes AS o"
-        f" ON (e.flags & {EventFlag.OUTCOMES}) <> 0 AND o.user_id = ? AND o.room_nid = e.room_nid"
-        " AND o.position = e.position"
-    )
-
-
-def _where(attention: int) -> str:
-    """Takes the room and the bounds of the span."""
-    table = "o" if attention == 2 else "e"
-    return (
-        f" WHERE {table}.room_nid = ? AND {table}.position > ? AND {table}.position <= ?"
-        f" AND {_FLAGGED} AND e.redacted_by IS NULL"
+        f" WHERE {source.place}.room_nid = ? AND {source.place}.position > ? AND {source.place}.position <= ?"
+        f" AND {source.where} AND e.redacted_by IS NULL AND e.sender NOT IN ({', '.join('?' * len(ignored))})"
     )
 
 
@@ -130,38 +147,33 @@ def _select_counts(
     txn: Transaction, user_id: str, rooms: dict[int, tuple[ReadUpTo, Sequence[Span]]], ignored: list[str]
 ) -> dict[int, list[ThreadCount]]:
     others = [user_id, *ignored[:_MOST_IGNORED]]
-    unheard = f" AND e.sender NOT IN ({', '.join('?' * len(others))})"
     found: dict[int, list[ThreadCount]] = {}
     for room_nid, (read, spans) in rooms.items():
         if not spans:
             found[room_nid] = []
             continue
         own = _select_own_messages(txn, user_id, room_nid, spans[0].after, spans[-1].upto)
-        marks = {
-            thread: max(read.threads.get(thread, 0), own.get(thread, 0))
-            for thread in {*read.threads, *own}
-            if max(read.threads.get(thread, 0), own.get(thread, 0)) > read.everything
-        }
-        bounds = sorted(marks.items(), key=lambda item: item[1], reverse=True)[:_MOST_THREADS] or [("", 0)]
+        marks = {thread: max(read.threads.get(thread, 0), own.get(thread, 0)) for thread in {*read.threads, *own}}
+        further = [(thread, upto) for thread, upto in marks.items() if upto > read.everything]
+        bounds: list[str | int] = []
+        for bound in sorted(further, key=itemgetter(1), reverse=True)[:_MOST_THREADS] or [("", 0)]:
+            bounds += bound
         counts: dict[str, list[int]] = {}
         for span in spans:
-            outcome = f"COALESCE(o.outcome, {_BY_ATTENTION[span.attention]})"
-            rows = txn.query(
-                f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * len(bounds))})"
-                f" SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
-                f" sum(CASE WHEN {outcome} >= {HIGHLIGHTED} THEN 1 ELSE 0 END)"
-                + _from(span.attention)
-                + f" LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
-                + _where(span.attention)
-                + unheard
-                + f" AND {outcome} > 0 AND e.position > COALESCE(marks.upto, 0)"
-                + f" GROUP BY COALESCE(e.thread_root, '{MAIN}')",
-                (*(part for bound in bounds for part in bound), user_id, room_nid, span.after, span.upto, *others),
-            )
-            for thread, notifications, highlights in rows:
-                numbers = counts.setdefault(thread, [0, 0])
-                numbers[0] += int(notifications)
-                numbers[1] += int(highlights)
+            for source in _BY_ATTENTION[span.attention]:
+                rows = txn.query(
+                    f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * (len(bounds) // 2))})"
+                    f" SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
+                    f" sum(CASE WHEN {source.outcome} >= {HIGHLIGHTED} THEN 1 ELSE 0 END)"
+                    f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
+                    f"{_within(source, others)} AND {source.outcome} > 0"
+                    f" AND e.position > COALESCE(marks.upto, 0) GROUP BY COALESCE(e.thread_root, '{MAIN}')",
+                    (*bounds, user_id, room_nid, span.after, span.upto, *others),
+                )
+                for thread, notifications, highlights in rows:
+                    numbers = counts.setdefault(thread, [0, 0])
+                    numbers[0] += int(notifications)
+                    numbers[1] += int(highlights)
         found[room_nid] = [ThreadCount(thread, *numbers) for thread, numbers in counts.items()]
     return found
 
@@ -169,7 +181,7 @@ def _select_counts(
 def _select_own_messages(txn: Transaction, user_id: str, room_nid: int, after: int, upto: int) -> dict[str, int]:
     rows = txn.query(
         f"SELECT COALESCE(e.thread_root, '{MAIN}'), max(e.position) FROM events AS e"
-        f" WHERE e.room_nid = ? AND e.position > ? AND e.position <= ? AND {_FLAGGED}"
+        f" WHERE e.room_nid = ? AND e.position > ? AND e.position <= ? AND {_COUNTED}"
         f" AND (e.flags & {EventFlag.NOTIFIES}) <> 0 AND e.sender = ? GROUP BY COALESCE(e.thread_root, '{MAIN}')",
         (room_nid, after, upto, user_id),
     )
@@ -197,24 +209,18 @@ def _select_notified(
     limit: int,
 ) -> list[Notified]:
     others = [user_id, *ignored[:_MOST_IGNORED]]
-    least = HIGHLIGHTED if highlights_only else NOTIFIES
+    least, sources = (HIGHLIGHTED, _HIGHLIGHTED) if highlights_only else (NOTIFIES, _BY_ATTENTION)
     found: list[Notified] = []
     for room_nid, spans in rooms:
         floor = found[limit - 1].position if len(found) >= limit else 0
-        left = limit
-        for span in reversed(spans):
-            if left <= 0 or span.upto <= floor:
-                break
-            outcome = f"COALESCE(o.outcome, {_BY_ATTENTION[span.attention]})"
-            rows = txn.query(
-                f"SELECT e.position, e.event_nid, e.room_nid, {outcome}"
-                + _from(span.attention)
-                + _where(span.attention)
-                + f" AND e.sender NOT IN ({', '.join('?' * len(others))}) AND {outcome} >= {least}"
-                + f" ORDER BY {'o' if span.attention == 2 else 'e'}.position DESC LIMIT ?",
-                (user_id, room_nid, max(span.after, floor), span.upto, *others, left),
-            )
-            found += [Notified(*row) for row in rows]
-            left -= len(rows)
-        found = sorted(found, key=lambda each: each.position, reverse=True)[:limit]
+        for span in spans:
+            for source in sources[span.attention] if span.upto > floor else ():
+                rows = txn.query(
+                    f"SELECT e.position, e.event_nid, e.room_nid, {source.outcome}{source.tables}"
+                    f"{_within(source, others)} AND {source.outcome} >= {least}"
+                    f" ORDER BY {source.place}.position DESC LIMIT ?",
+                    (user_id, room_nid, max(span.after, floor), span.upto, *others, limit),
+                )
+                found += [Notified(*row) for row in rows]
+        found = sorted(found, key=attrgetter("position"), reverse=True)[:limit]
     return found

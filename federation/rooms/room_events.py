@@ -63,6 +63,8 @@ class StoredEvent:
         """The thread that it stands in, by its root; None for the main timeline."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
+        self.thread_root = row.thread_root
+        """Of the thread that it stands in, as far as it notifies anybody."""
         self.pdu = row.pdu
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, while it is known from memory that a client of ours sent it so."""

@@ -45,6 +45,7 @@ from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
 from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.push.notifications import Notifications
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.related_redactions import RelatedRedactions
@@ -81,6 +82,7 @@ from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
+from storage.room_recency import RoomRecencyStore
 from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
@@ -174,6 +176,20 @@ class RoomParts:
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
         self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
 
+        self.notifications = Notifications(
+            push.outcome_store,
+            RoomRecencyStore(database),
+            room_store,
+            self.memberships,
+            past,
+            self.events,
+            unread,
+            push.rules,
+            self.push_decisions,
+            ignored,
+            client_events,
+            streams,
+        )
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
         )

@@ -9,6 +9,7 @@ UPDATE events SET thread_root = (
 -- The bits of `flags` that say to whom an event is something: 8 whoever has default rules is notified of it, 32 and it is
 -- highlighted for them, 64 it is something else to some of our users (see push_outcomes)
 CREATE INDEX events_counted ON events (room_nid, position, sender, flags, thread_root, redacted_by) WHERE (flags & 72) <> 0;
+CREATE INDEX events_calling ON events (room_nid, position) WHERE (flags & 32) <> 0;
 
 -- What an event is to those of our users to whom it is something else than its flags and their attention say
 CREATE TABLE push_outcomes (
@@ -20,7 +21,6 @@ CREATE TABLE push_outcomes (
     outcome INTEGER NOT NULL,
     PRIMARY KEY (user_id, room_nid, position)
 ) CLUSTERED;
-CREATE INDEX push_outcomes_by_position ON push_outcomes (user_id, position);
 INSERT INTO push_outcomes (user_id, room_nid, position, event_nid, outcome)
     SELECT h.user_id, h.room_nid, h.position, e.event_nid, 3 FROM highlights AS h
     JOIN events AS e ON e.room_nid = h.room_nid AND e.position = h.position;

@@ -3,6 +3,7 @@
 spec: client-server-api#receiving-notifications, client-server-api#marking-notifications-as-read
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
@@ -136,7 +137,7 @@ class History:
     def ignore(self, person: Person, other: Person) -> None:
         if person is not other:
             person.ignored ^= {other.user.user_id}
-            content = {"ignored_users": {user_id: {} for user_id in person.ignored}}
+            content: Json = {"ignored_users": {user_id: {} for user_id in person.ignored}}
             path = f"{V3}/user/{person.user.user_id}/account_data/m.ignored_user_list"
             assert person.user.put(path, content).status == 200
 
@@ -148,6 +149,36 @@ class History:
                 joined = sync(person.user, filter=BY_THREAD)["rooms"]["join"][self.room]
                 found = {root: _pair(each) for root, each in joined.get("unread_thread_notifications", {}).items()}
                 assert {"main": _pair(joined["unread_notifications"]), **found} == self._recount(person)
+                for only in ("", "&only=highlight"):
+                    assert list(self._listed(person, only)) == list(self._notified(person, highlights=bool(only)))
+
+    def _listed(self, person: Person, only: str) -> Iterator[tuple[str, bool, bool]]:
+        """What /notifications says of the messages of the room: (event, read, highlighted), newest first."""
+        known = {each.event_id for each in self.happened}
+        path = f"{V3}/notifications?limit=7{only}"
+        following = path
+        while True:
+            answer = person.user.get(following)
+            assert answer.status == 200, answer.body
+            for each in answer.json["notifications"]:
+                assert "notify" in each["actions"]
+                if each["event"]["event_id"] in known:
+                    yield each["event"]["event_id"], each["read"], is_loud(each["actions"])
+            if "next_token" not in answer.json:
+                return
+            following = f"{path}&from={answer.json['next_token']}"
+
+    def _notified(self, person: Person, *, highlights: bool) -> Iterator[tuple[str, bool, bool]]:
+        assert person.joined_at is not None
+        for index in range(len(self.happened) - 1, person.joined_at - 1, -1):
+            each = self.happened[index]
+            actions = each.actions.get(person.user.user_id, [])
+            if each.redacted or each.event["sender"] in person.ignored or "notify" not in actions or not each.event_id:
+                continue
+            if is_loud(actions) or not highlights:
+                read = max(person.read.get("", 0), person.read.get(each.thread, 0))
+                if each.event["sender"] != person.user.user_id:
+                    yield each.event_id, index < read, is_loud(actions)
 
     def _recount(self, person: Person) -> dict[str, tuple[int, int]]:
         user_id = person.user.user_id
@@ -165,10 +196,8 @@ class History:
                 continue
             actions = each.actions.get(user_id, [])
             if "notify" in actions:
-                tweaks = [action for action in actions if isinstance(action, dict)]
-                highlight = any(each["set_tweak"] == "highlight" and each.get("value", True) for each in tweaks)
                 notifications, highlights = counts.get(each.thread, (0, 0))
-                counts[each.thread] = notifications + 1, highlights + highlight
+                counts[each.thread] = notifications + 1, highlights + is_loud(actions)
         return counts
 
     def _note(self, sender: Person, event_id: str, type: str, content: Json, state_key: str | None) -> None:
@@ -197,6 +226,12 @@ class History:
                 return "main"
             content = related.event["content"]
         return "main"
+
+
+def is_loud(actions: Any) -> bool:
+    """Whether actions highlight."""
+    tweaks = [action for action in actions if isinstance(action, dict)]
+    return any(each["set_tweak"] == "highlight" and each.get("value", True) for each in tweaks)
 
 
 def _pair(unread: Json) -> tuple[int, int]:

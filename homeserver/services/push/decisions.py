@@ -58,7 +58,7 @@ class PushDecisions:
         if not told:
             return {}
         rules = await self._rules.of_users(told)
-        occasion = await self._occasion(stored)
+        occasion = await self.occasion_of(stored)
         named = named_users(event)
         found: dict[UserID, Actions] = {}
         of_sets: dict[RuleSet, Actions] = {}
@@ -74,7 +74,8 @@ class PushDecisions:
                 found[user] = actions
         return found
 
-    async def _occasion(self, stored: StoredEvent) -> Occasion:
+    async def occasion_of(self, stored: StoredEvent) -> Occasion:
+        """The event as rules look at it, in its room of now; no query for a room that is in memory."""
         snapshot = await self._engine.find_snapshot(stored.event.room_id)
         if snapshot is None:
             return Occasion.of_event(stored.event, 0, None)
