@@ -43,6 +43,8 @@ class Topic(Enum):
     """An event is sticky from now on; `detail` is the `StickyRow`."""
     THREAD_SUBSCRIPTION = "thread_subscription"
     """Someone follows a thread from now on, or no longer."""
+    PUSHER = "pusher"
+    """A user's pushers were set or removed."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 

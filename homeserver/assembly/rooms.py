@@ -128,10 +128,10 @@ class RoomParts:
         sizes = CacheSizes(config.memory)
         self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
-        timeline_store = TimelineStore(database)
+        self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.receipt_store = receipt_store = ReceiptStore(database)
-        summary_store = RoomSummaryStore(database)
+        self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
@@ -144,11 +144,11 @@ class RoomParts:
         past = PastMemberships(self.events)
         push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
-        unread = UnreadCounts(
+        self.unread = unread = UnreadCounts(
             push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=sizes.unread_counts
         )
         current_states = CurrentStates(timelines, self.events, trees)
-        ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
+        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock)
 
@@ -320,7 +320,7 @@ class RoomParts:
         self.presence = presence_of(
             config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
         )
-        history = InvitedRooms(self.engine, self.events, self.outside)
+        self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.published_keys = PublishedKeyStore(database)
         self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=sizes.users)
