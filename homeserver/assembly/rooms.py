@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.published_keys import KeysOfPeople
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
@@ -91,6 +92,7 @@ from storage.timelines import TimelineStore
 EVENTS_CACHED = 50_000
 ROOMS_CACHED = 20_000
 USERS_CACHED = 20_000
+DEVICES_CACHED = 10_000
 COUNTS_CACHED = 200_000
 ANSWER_BYTES = 16 << 20
 LAZY_MEMBERS_KEPT = 500_000
@@ -290,8 +292,8 @@ class RoomParts:
         )
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = PublishedKeyStore(database)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=USERS_CACHED)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=USERS_CACHED)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,

@@ -33,10 +33,11 @@ class Bob:
         self._upload({"fallback_keys": fallback})
         self.upload(0)
 
-    def upload(self, half: int) -> None:
-        """One half of the keys; the same may be done again."""
-        names = range(half * KEYS // 2, (half + 1) * KEYS // 2)
-        self._upload({"one_time_keys": {f"{ALGORITHM}:k{number}": {"key": f"k{number}"} for number in names}})
+    def upload(self, *halves: int) -> None:
+        """A half of the keys each; the same may be done again."""
+        for half in halves:
+            names = range(half * KEYS // 2, (half + 1) * KEYS // 2)
+            self._upload({"one_time_keys": {f"{ALGORITHM}:k{number}": {"key": f"k{number}"} for number in names}})
 
     def left(self) -> int:
         return int(self._upload({})["one_time_key_counts"][ALGORITHM])
@@ -66,7 +67,7 @@ def check_claims(servers: tuple[RunningServer, RunningServer]) -> None:
     claimers = list(islice(cycle(tokens), CLAIMERS))
     with ThreadPoolExecutor(CLAIMERS + 1) as threads:
         claims = [threads.submit(claim, server, token, bob) for server, token in claimers[: CLAIMERS // 2]]
-        uploads = threads.submit(lambda: [bob.upload(half) for half in (0, 1, 0)])
+        uploads = threads.submit(bob.upload, 0, 1, 0)
         claims += [threads.submit(claim, server, token, bob) for server, token in claimers[CLAIMERS // 2 :]]
         uploads.result()
         given = [name for each in claims for name in each.result()]
@@ -77,8 +78,7 @@ def check_claims(servers: tuple[RunningServer, RunningServer]) -> None:
     while bob.left():
         (name, *_) = claim(*claimers[0], bob)
         assert name not in once
-    bob.upload(0)
-    bob.upload(1)
+    bob.upload(0, 1)
     assert bob.left() == 0, "what was given out does not come back"
 
 
