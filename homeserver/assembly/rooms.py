@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.published_keys import KeysOfPeople
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
@@ -99,6 +100,7 @@ from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
+DEVICES_CACHED = 10_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -322,8 +324,8 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = PublishedKeyStore(database)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=sizes.users)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
