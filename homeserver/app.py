@@ -160,6 +160,7 @@ class Server:
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
+        self.incoming.completions.start()
         self.start_jobs()
         self.federation_out.sender.start()
         self.pushers.start()
@@ -211,6 +212,7 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.completions.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()

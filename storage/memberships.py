@@ -56,6 +56,10 @@ class MembershipStore:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
 
+    async def get_event_nids(self, room_nid: int) -> Mapping[str, int]:
+        """By user the number of the event that set their membership, of everybody who ever had one."""
+        return await self._database.read("get_membership_events", _select_event_nids, room_nid)
+
     async def get_local_members(self, room_nid: int) -> list[str]:
         """This server's users who are joined."""
         return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
@@ -151,6 +155,10 @@ def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
 def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[MembershipRow]:
     rows = txn.query(_SELECT_BY_KIND, (room_nid, membership))
     return [_row(row) for row in rows]
+
+
+def _select_event_nids(txn: Transaction, room_nid: int) -> dict[str, int]:
+    return dict(txn.query("SELECT user_id, event_nid FROM memberships WHERE room_nid = ?", (room_nid,)))
 
 
 def select_first_members(txn: Transaction, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:

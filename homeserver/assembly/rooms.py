@@ -13,6 +13,7 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
@@ -84,6 +85,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
@@ -163,6 +165,8 @@ class RoomParts:
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
+        self.partial_store = PartialRoomStore(database)
+        self.partial = PartialRooms(self.partial_store, streams, clock)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -173,6 +177,7 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
+            self.partial,
             capacity=sizes.rooms,
         )
         self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
@@ -374,6 +379,7 @@ class RoomParts:
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
             StickyReader(self.sticky_events, self.events, visibility, client_events),
+            self.partial,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
