@@ -166,6 +166,16 @@ def select_first_members(txn: Transaction, room_nid: int, membership: str, limit
     return [_row(row) for row in txn.query(f"{_SELECT_BY_KIND} LIMIT ?", (room_nid, membership, limit))]
 
 
+def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> list[MembershipRow]:
+    """Invites of this server's users that came in that stretch of the sequence and still stand, in order."""
+    rows = txn.query(
+        f"SELECT {_COLUMNS} FROM memberships WHERE membership = 'invite' AND is_local = 1"
+        " AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [_row(row) for row in rows]
+
+
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:
     rows = txn.query(
         "SELECT user_id FROM memberships WHERE room_nid = ? AND membership = 'join' AND is_local = 1", (room_nid,)

@@ -16,6 +16,7 @@ from storage.events import EventRow
 from storage.memberships import MembershipRow
 from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 KEPT: Final = 20_000
@@ -138,7 +139,9 @@ class RecentChanges:
         for change in changes:
             row = change.detail
             user_id = change.user_id
-            if isinstance(row, EventRow):
+            if isinstance(row, StickyRow):
+                entry = _Entry(change.topic, row.room_nid)
+            elif isinstance(row, EventRow):
                 entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION)
             elif isinstance(row, ReceiptRow):
                 reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
@@ -147,7 +150,7 @@ class RecentChanges:
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
             elif isinstance(row, PartialRoom):
                 entry = _Entry(Topic.EVENT, row.room_nid)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT):
+            elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
                 self._forget(change.position)  # another node's: in which room is not known here
                 entry = _Entry(change.topic)
             else:
