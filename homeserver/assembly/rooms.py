@@ -342,6 +342,7 @@ class RoomParts:
             current_states,
             recent,
             self.events,
+            self.partial,
         )
         joined = JoinedRooms(
             self.events,
