@@ -15,6 +15,7 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome, dropped
+from federation.rooms.branches import is_one_too_many
 from federation.rooms.check import Candidate, Verdict, check_on_receipt, check_signed
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outliers import Outliers
@@ -201,11 +202,13 @@ class Receiver:
         has_state = event.event_id in known.states
         if missing_auth or (missing and not has_state):
             return Outcome(event.event_id, None, missing_prev=() if has_state else missing, missing_auth=missing_auth)
+        is_past = past or event.event_id in known.waiting.backward
+        if not is_past and await is_one_too_many(snapshot, event, self._events):
+            return Outcome(event.event_id, None, is_crowded_out=True)
         try:
             before = await self._state_before(snapshot, event, prev, known.states)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
-        is_past = past or event.event_id in known.waiting.backward
         current = None if is_past else StateChange(snapshot.head.state_root)
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored

@@ -117,7 +117,9 @@ def main(arguments: Sequence[str]) -> None:
     python = python_of_synapse()
     costs: dict[str, list[Cost]] = {}
     with tempfile.TemporaryDirectory(prefix="mahalla-bench-") as directory:
-        kinds: dict[str, Callable[[Town], Running]] = {"ours": lambda town: town.start_ours(filter_timeline_limit=1000, presence={"enabled": False})}
+        kinds: dict[str, Callable[[Town], Running]] = {
+            "ours": lambda town: town.start_ours(filter_timeline_limit=1000, presence={"enabled": False})
+        }
         if python is None:
             sys.stderr.write("Synapse is not installed (scripts/synapse): ours alone are measured\n")
         else:
