@@ -29,6 +29,7 @@ class Topic(Enum):
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
+    """`detail` is the type of the entry."""
     RECEIPT = "receipt"
     DEVICE = "device"
     PROFILE = "profile"
@@ -38,6 +39,10 @@ class Topic(Enum):
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
+    STICKY = "sticky"
+    """An event is sticky from now on; `detail` is the `StickyRow`."""
+    THREAD_SUBSCRIPTION = "thread_subscription"
+    """Someone follows a thread from now on, or no longer."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 

@@ -31,7 +31,7 @@ class Sizes:
     rooms: int = 200
     messages_per_room: int = 50
     account_part: int = 1
-    """Accounts have so many times fewer rooms."""
+    """Accounts have so many times fewer rooms, and rooms of many members so many times fewer of them."""
     initial_syncs: int = 10
     syncs: int = 1000
     history: int = 5000
@@ -191,6 +191,10 @@ class World:
             await self.run(create, self.size_of(rooms), at_once=8)
             self._accounts[rooms] = (user, made)
         return self._accounts[rooms]
+
+    def part_of(self, members: int) -> int:
+        """How many members a room for so many has."""
+        return max(members // self.sizes.account_part, 10)
 
     def size_of(self, rooms: int) -> int:
         """How many rooms an account for so many has."""
