@@ -8,10 +8,12 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.published_keys import KeysOfPeople
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
@@ -83,6 +85,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
@@ -99,6 +102,7 @@ from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
+DEVICES_CACHED = 10_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -128,10 +132,10 @@ class RoomParts:
         sizes = CacheSizes(config.memory)
         self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
-        timeline_store = TimelineStore(database)
+        self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.receipt_store = receipt_store = ReceiptStore(database)
-        summary_store = RoomSummaryStore(database)
+        self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
@@ -144,11 +148,11 @@ class RoomParts:
         past = PastMemberships(self.events)
         push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
-        unread = UnreadCounts(
+        self.unread = unread = UnreadCounts(
             push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=sizes.unread_counts
         )
         current_states = CurrentStates(timelines, self.events, trees)
-        ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
+        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock)
 
@@ -161,6 +165,8 @@ class RoomParts:
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
+        self.partial_store = PartialRoomStore(database)
+        self.partial = PartialRooms(self.partial_store, streams, clock)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -171,6 +177,7 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
+            self.partial,
             capacity=sizes.rooms,
         )
         self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
@@ -320,10 +327,10 @@ class RoomParts:
         self.presence = presence_of(
             config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
         )
-        history = InvitedRooms(self.engine, self.events, self.outside)
+        self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = PublishedKeyStore(database)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=sizes.users)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
@@ -372,6 +379,7 @@ class RoomParts:
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
             StickyReader(self.sticky_events, self.events, visibility, client_events),
+            self.partial,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
