@@ -382,6 +382,7 @@ def build(
         *finding.jobs,
         *calls.jobs(),
         *people.jobs(),
+        *incoming.jobs(),
         *federation_out.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,

@@ -12,6 +12,7 @@ from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
+from homeserver.services.sliding_sync.order import RoomOrders
 from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
@@ -59,6 +60,7 @@ def sliding_parts(
         RoomLabels(synced.account_data, streams, capacity=sizes.users),
         RoomTraits(summary_store, streams, capacity=sizes.listed_rooms),
         recency,
+        RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms),
     )
     entries = RoomEntries(
         RoomParts(
