@@ -19,6 +19,7 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_checks import StickyChecks
 from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -133,7 +134,8 @@ class RoomParts:
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
-        self.sticky_events = StickyEvents(StickyEventStore(database), streams, now_ms)
+        sticky_store = StickyEventStore(database)
+        self.sticky_events = StickyEvents(sticky_store, streams, now_ms)
         self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
@@ -166,6 +168,7 @@ class RoomParts:
             self.classify,
             capacity=sizes.rooms,
         )
+        self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
@@ -404,6 +407,9 @@ class RoomParts:
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
+        Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
+            lambda failure: self.log.failure("it is not known which soft-failed events would be sticky", failure)
         )
         Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
             lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
