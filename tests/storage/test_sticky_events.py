@@ -26,9 +26,12 @@ async def test_what_waits_is_told_once_it_is_released(database: Database) -> Non
     for _ in range(2):
         await store.release(ROOM, waiting[:1])
     assert await store.get_who_waits(1000) == set()
-    (released,) = [change.detail for change in heard if change.topic is Topic.STICKY and change.position > 12]
-    assert released == replace(waiting[0], waits=False, position=heard[-1].position)
-    assert await store.get_unexpired(1000) == [told, released]
+    sticky = [change for change in heard if change.topic is Topic.STICKY]
+    assert [change.detail for change in sticky[:3]] == [told, *waiting]
+    (release,) = sticky[3:]
+    released = replace(waiting[0], waits=False, position=release.position)
+    assert release.detail == released
+    assert set(await store.get_unexpired(1000)) == {told, released}
 
 
 async def test_they_go_with_their_content_and_with_time(database: Database) -> None:
