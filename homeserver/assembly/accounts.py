@@ -27,6 +27,7 @@ from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
 from storage.profiles import ProfileStore
+from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
@@ -54,6 +55,7 @@ class AccountParts:
         self.profile_store = ProfileStore(database)
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
+        self.pusher_store = PusherStore(database)
         self.dehydrated_store = DehydratedDeviceStore(database)
         token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
@@ -78,6 +80,7 @@ class AccountParts:
                 self.dehydrated_store,
                 SlidingConnectionStore(database),
                 DeviceSettings(AccountDataStore(database)),
+                self.pusher_store,
             ],
         )
         passwords = config.sessions.password_config
