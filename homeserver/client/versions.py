@@ -22,6 +22,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3814": True,
     "org.matrix.msc3827.stable": True,
     "org.matrix.msc3391": True,
+    "org.matrix.msc3890": True,
     "org.matrix.msc4143": True,
     "org.matrix.msc4155": True,
     "org.matrix.msc4262": True,
@@ -35,6 +36,8 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3874": True,
     "org.matrix.msc3912": True,
     "org.matrix.msc3981": True,
+    "com.beeper.msc4169": True,
+    "uk.timedout.msc4323": True,
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
 }
