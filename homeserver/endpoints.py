@@ -12,7 +12,7 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
-from homeserver.admin import register
+from homeserver.admin import federation_policy, register
 from homeserver.client import (
     account,
     account_data,
@@ -29,6 +29,7 @@ from homeserver.client import (
     logout,
     media,
     mutual_rooms,
+    notifications,
     old_sync,
     openid,
     presence,
@@ -50,6 +51,7 @@ from homeserver.client import (
     sync,
     tags,
     third_party_networks,
+    thread_subscriptions,
     threepids,
     to_device,
     user_directory,
@@ -92,8 +94,10 @@ SOURCES: tuple[ModuleType, ...] = (
     presence,
     probes,
     profiles,
+    notifications,
     push_rules,
     receipts,
+    federation_policy,
     register,
     registration,
     relations,
@@ -109,6 +113,7 @@ SOURCES: tuple[ModuleType, ...] = (
     spaces,
     sync,
     tags,
+    thread_subscriptions,
     threepids,
     third_party_networks,
     to_device,

@@ -4,15 +4,16 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class MembershipRow:
+class MembershipRow(msgspec.Struct, frozen=True, gc=False):
     """The current membership of a user in a room."""
 
     room_nid: int

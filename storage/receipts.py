@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from storage.database import Database
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
@@ -11,8 +13,7 @@ UNTHREADED = ""
 """The `thread_id` of a receipt for a whole room."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptRow:
+class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
     """The latest receipt of a user, of one type, for one thread (or the whole room)."""
 
     room_nid: int

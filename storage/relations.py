@@ -10,6 +10,8 @@ Laws:
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from storage.database import Database
 from storage.timelines import Direction, Place
 from storage.transaction import Transaction, WriteTransaction
@@ -26,8 +28,7 @@ CANDIDATES = 5
 _MOST_IGNORED = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Relation:
+class Relation(msgspec.Struct, frozen=True, gc=False):
     """What an event says of its parent."""
 
     rel_type: str
@@ -38,8 +39,7 @@ class Relation:
     """False for a replacement without anything to put in the place of what it replaces."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelationRow:
+class RelationRow(msgspec.Struct, frozen=True, gc=False):
     """A child, as it is stored."""
 
     relation: Relation
@@ -52,8 +52,7 @@ class RelationRow:
     origin_server_ts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Children:
+class Children(msgspec.Struct, frozen=True, gc=False):
     """The children that an event has of one type of relation."""
 
     rel_type: str

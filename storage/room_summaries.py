@@ -1,7 +1,6 @@
 """What a directory shows of a room, kept as its state changes, and the search in it."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -11,8 +10,7 @@ from storage.memberships import MembershipRow, select_first_members
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class SummaryRow:
+class SummaryRow(msgspec.Struct, frozen=True, gc=False):
     """A room as a directory shows it."""
 
     room_nid: int
@@ -33,8 +31,7 @@ class SummaryRow:
     """The rooms whose members a restricted join rule lets in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Roster:
+class Roster(msgspec.Struct, frozen=True, gc=False):
     """What names a room: its name or alias, or else some of its people."""
 
     name: str | None

@@ -7,13 +7,16 @@ Laws:
   values with the event.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
@@ -22,6 +25,7 @@ from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
 from storage.spaces import remove_child_of_event
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events, remove_sticky_event
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
@@ -61,8 +65,9 @@ class NewEvent:
     redaction: Redaction | None = None
     sent: SentTransaction | None = None
     """The client's request that it comes from."""
-    highlights: Sequence[str] = ()
-    """This server's users whom it calls by name."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """What it is to users of this server to whom it is something else than its flags say."""
+    thread_root: str | None = None
     state_before: "StateChange | None" = None
     """The state before it; None: the state after the event before it in the batch, first the head's."""
     placed_nid: int | None = None
@@ -71,6 +76,8 @@ class NewEvent:
     """Number of the redaction that came before it: its content is not in `pdu`."""
     relation: Relation | None = None
     """What it says of another event."""
+    sticky_ms: int | None = None
+    """For how long it says that it is to be told to everyone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +175,8 @@ class RoomWriter:
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
+        if current is not None:
+            rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
@@ -276,6 +285,7 @@ class RoomWriter:
         if placed:
             txn.execute_many(
                 "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
+                " current_root = ?, thread_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
@@ -285,6 +295,8 @@ class RoomWriter:
                         row.flags,
                         row.state_root,
                         row.replaces,
+                        row.current_root,
+                        row.thread_root,
                         row.pdu,
                         row.redacted_by,
                         row.event_nid,
@@ -296,8 +308,8 @@ class RoomWriter:
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root, thread_root)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -314,6 +326,8 @@ class RoomWriter:
                     row.replaces,
                     row.redacted_by,
                     row.pdu,
+                    row.current_root,
+                    row.thread_root,
                 )
                 for row in rows
                 if row.event_id not in placed
@@ -344,17 +358,24 @@ class RoomWriter:
         ]
         if children:
             add_relations(txn, children)
-        highlights = [
-            (user_id, room.room_nid, row.position)
+        sticky = [
+            StickyRow(row.event_nid, room.room_nid, row.sender, row.position or txn.next_position(), expires_ts)
+            for row, event in zip(rows, events, strict=True)
+            if event.sticky_ms is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
+            # a time in the future counts as now
+            for expires_ts in [min(row.origin_server_ts, now_ms) + min(event.sticky_ms, LONGEST_MS)]
+            if expires_ts > now_ms
+        ]
+        if sticky:
+            add_sticky_events(txn, room.room_id, sticky)
+        outcomes = [
+            (user_id, room.room_nid, row.position, row.event_nid, outcome)
             for row, event in zip(rows, events, strict=True)
             if row.position is not None
-            for user_id in event.highlights
+            for user_id, outcome in event.outcomes.items()
         ]
-        if highlights:
-            txn.execute_many(
-                "INSERT INTO highlights (user_id, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                highlights,
-            )
+        if outcomes:
+            add_outcomes(txn, outcomes)
 
     def _number(
         self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
@@ -375,6 +396,7 @@ class RoomWriter:
         position = row.position if row.position is not None else txn.next_position()
         txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
         remove_relation(txn, redaction.target_nid)
+        remove_sticky_event(txn, redaction.target_nid)
         if redaction.effect is None:
             return
         if redaction.effect.summary:
@@ -411,7 +433,23 @@ def _row(
         replaces,
         event.redacted_by,
         event.pdu,
+        thread_root=event.thread_root,
     )
+
+
+def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: Set[int]) -> list[EventRow]:
+    """The rows, with the newest that is shown telling what the current state is now, if it is not the state after it."""
+    noted = list(rows)
+    shown = [at for at, row in enumerate(rows) if row.position is not None]
+    if shown:
+        last = rows[shown[-1]]
+        own = {rows[at].event_nid for at in shown if rows[at].state_key is not None}
+        noted[shown[-1]] = replace(
+            last,
+            flags=last.flags | (0 if changed == own else EventFlag.RESOLVED),
+            current_root=None if root == last.state_root else root,
+        )
+    return noted
 
 
 def _child(relation: Relation, row: EventRow) -> RelationRow:

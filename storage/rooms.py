@@ -5,7 +5,6 @@ What a room is (its number, id and version) never changes once stored, so what i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -14,8 +13,7 @@ from storage.immutable_cache import ImmutableCache
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class RoomRow:
+class RoomRow(msgspec.Struct, frozen=True, gc=False):
     """What never changes about a room."""
 
     room_nid: int
@@ -24,8 +22,7 @@ class RoomRow:
     creation_ts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True, gc=False):
     """The state of a room as it is now."""
 
     version: int

@@ -7,8 +7,9 @@ Laws:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -17,8 +18,7 @@ MOST_OF_A_DEVICE: Final = 16
 """Connections of one device; the longest unused go first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionKey:
+class ConnectionKey(msgspec.Struct, frozen=True, gc=False):
     """Which connection."""
 
     user_id: str
@@ -26,8 +26,7 @@ class ConnectionKey:
     conn_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionRow:
+class ConnectionRow(msgspec.Struct, frozen=True, gc=False):
     """A stored state."""
 
     used_ts: int

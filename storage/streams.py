@@ -12,9 +12,9 @@ Laws:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
 from twisted.logger import Logger
 
 
@@ -29,6 +29,7 @@ class Topic(Enum):
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
+    """`detail` is the type of the entry."""
     RECEIPT = "receipt"
     DEVICE = "device"
     PROFILE = "profile"
@@ -38,12 +39,15 @@ class Topic(Enum):
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
+    STICKY = "sticky"
+    """An event is sticky from now on; `detail` is the `StickyRow`."""
+    THREAD_SUBSCRIPTION = "thread_subscription"
+    """Someone follows a thread from now on, or no longer."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
 
     position: int

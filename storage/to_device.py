@@ -7,8 +7,9 @@ Where many are to go at once, a floor is set below which nothing is read any mor
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -20,8 +21,7 @@ REMOVED_AT_ONCE: Final = 500
 """More than these wait for the job."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceMessage:
+class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
     """A message that waits for a device."""
 
     position: int

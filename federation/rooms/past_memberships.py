@@ -4,8 +4,9 @@ Every membership event is stored with the number of the one that it took the pla
 events are cached, and no walk of the state.
 """
 
-from dataclasses import replace
 from typing import Final
+
+from msgspec.structs import replace
 
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.memberships import MembershipRow
@@ -40,11 +41,6 @@ class PastMemberships:
                 )
             nid = event.replaces
         return None
-
-    async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
-        """Whether the user was in the room at a position."""
-        then = await self.at(row, position)
-        return then is not None and then.membership == "join"
 
     async def joined_since(self, row: MembershipRow) -> int:
         """Since which position a user who is in the room has been in it: changes of their name are no new joining."""

@@ -4,8 +4,9 @@ spec: client-server-api#forming-relationships-between-events
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from federation.protocol.events import Event
 from federation.protocol.ids import is_event_id

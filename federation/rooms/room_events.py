@@ -22,6 +22,7 @@ from storage.streams import Change, Streams, Topic
 _TIMELINE = int(EventFlag.TIMELINE)
 _REJECTED = int(EventFlag.REJECTED)
 _OUTLIER = int(EventFlag.OUTLIER)
+_RESOLVED = int(EventFlag.RESOLVED)
 
 
 class StoredEvent:
@@ -29,6 +30,7 @@ class StoredEvent:
 
     __slots__ = (
         "_client_prefix",
+        "current_root",
         "depth",
         "event",
         "flags",
@@ -40,6 +42,7 @@ class StoredEvent:
         "room_nid",
         "sent",
         "state_root",
+        "thread_root",
     )
 
     def __init__(self, event: Event, row: EventRow) -> None:
@@ -52,10 +55,14 @@ class StoredEvent:
         """Arrival in the one sequence; None for what is not shown as new."""
         self.flags = row.flags
         self.state_root = row.state_root
+        self.current_root = row.state_root if row.current_root is None else row.current_root
+        """Root of the room's current state once it had arrived."""
         self.replaces = row.replaces
         """Number of the state entry that it took the place of."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
+        self.thread_root = row.thread_root
+        """Of the thread that it stands in, as far as it notifies anybody."""
         self.pdu = row.pdu
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, while it is known from memory that a client of ours sent it so."""
@@ -81,6 +88,11 @@ class StoredEvent:
         return bool(self.flags & _TIMELINE)
 
     @property
+    def resolved(self) -> bool:
+        """Whether the current state changed with its arrival by more than what it sets, since forks were resolved."""
+        return bool(self.flags & _RESOLVED)
+
+    @property
     def rejected(self) -> bool:
         """Refused by authorization."""
         return bool(self.flags & _REJECTED)
@@ -102,6 +114,8 @@ class RoomEvents:
         self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
         self._nids: dict[str, int] = {}
         """Numbers of the events in the cache, by id."""
+        self.hits = 0
+        self.misses = 0
         self._changes_heard = 0
         self._expected: dict[str, Event] = {}
         self._latest_nid = 0
@@ -109,6 +123,10 @@ class RoomEvents:
         self._log = Logger()
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+
+    def __len__(self) -> int:
+        """Events in the cache."""
+        return len(self._cache)
 
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by number; unknown ones are missing from the answer."""
@@ -122,6 +140,8 @@ class RoomEvents:
             else:
                 cache.move_to_end(nid)
                 found[nid] = event
+        self.hits += len(found)
+        self.misses += len(missing)
         while missing:
             heard = self._changes_heard
             rows = await self._store.get_events(missing)

@@ -1,6 +1,6 @@
 """A room as it is at one moment: what never changes about it, its head, and a view of its current state."""
 
-from dataclasses import dataclass
+import msgspec
 
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import RoomID
@@ -12,8 +12,7 @@ CREATE = StateKey("m.room.create", "")
 POWER_LEVELS = StateKey("m.room.power_levels", "")
 
 
-@dataclass(frozen=True, slots=True)
-class RoomSnapshot:
+class RoomSnapshot(msgspec.Struct, frozen=True, gc=False):
     """Immutable; the engine makes a new one when the room moves."""
 
     room: RoomRow

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+import msgspec
+
 from storage.events import EventRow
 from storage.streams import Change, Streams, Topic
 from storage.timelines import Arrival, TimelineStore
@@ -28,8 +30,7 @@ class _Tail:
     """Oldest first."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(msgspec.Struct, frozen=True, gc=False):
     """What arrived in a room between two positions."""
 
     arrivals: Sequence[Arrival]
@@ -47,8 +48,14 @@ class Timelines:
         self._streams = streams
         self._capacity = capacity
         self._tails: OrderedDict[int, _Tail] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+
+    def __len__(self) -> int:
+        """Rooms in the cache."""
+        return len(self._tails)
 
     async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> dict[int, Stretch]:
         """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up to."""
@@ -60,6 +67,8 @@ class Timelines:
                 missing[room_nid] = (after, upto)
             else:
                 found[room_nid] = stretch
+        self.hits += len(found)
+        self.misses += len(missing)
         if missing:
             head = self._streams.current()
             rows = await self._store.get_latest(missing, max(limit, TAIL_LENGTH) + 1)
@@ -70,6 +79,22 @@ class Timelines:
                 if upto >= head and head == self._streams.current():
                     # what is committed and not told of yet will come by the stream
                     self._keep(room_nid, after, [arrival for arrival in arrivals if arrival.position <= head])
+        return found
+
+    async def get_newest(self, positions: Mapping[int, int]) -> dict[int, Arrival]:
+        """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are missing."""
+        found: dict[int, Arrival] = {}
+        missing: dict[int, tuple[int, int]] = {}
+        for room_nid, upto in positions.items():
+            tail = self._tails.get(room_nid)
+            before = bisect_right(tail.arrivals, upto, key=_position) if tail is not None else 0
+            if tail is not None and before:
+                found[room_nid] = tail.arrivals[before - 1]
+            else:
+                missing[room_nid] = (0, upto)
+        if missing:
+            rows = await self._store.get_latest(missing, 1)
+            found.update((room_nid, arrivals[0]) for room_nid, arrivals in rows.items() if arrivals)
         return found
 
     def _from_tail(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:

@@ -53,7 +53,12 @@ class PeopleParts:
             accounts.sessions,
             mail.threepids,
             rooms.room_memberships,
-            kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
+            kept_by_user=[
+                rooms.presence,
+                rooms.thread_subscription_store,
+                DelayedEventStore(database),
+                OpenIDTokenStore(database),
+            ],
         )
         self.accounts = Accounts(
             database,
@@ -94,7 +99,7 @@ class PeopleParts:
         )
         if config.registration.auto_join_rooms:
             accounts.registration.greet_with(self.first_rooms)
-        self.push_rules = PushRules(database, store)
+        self.push_rules = PushRules(database, store, rooms.rule_changes)
         self.filters = Filters(database, FilterStore(database))
 
     def resume_arrivals(self) -> None:

@@ -131,9 +131,8 @@ class MatrixChannel(Connection):
         self._refused = False
         self._thrown_away = 0
         self._uri = b""
-        self._headers: dict[bytes, list[bytes]] = {}
-        self._header_count = 0
-        self._head_size = 0
+        self._lines: list[tuple[bytes, bytes]] = []
+        """The headers of the request that is being read."""
         self._head_bytes = 0
         self._in_head = True
         self._active_at = 0.0
@@ -249,18 +248,13 @@ class MatrixChannel(Connection):
 
     def on_message_begin(self) -> None:
         self._uri = b""
-        self._headers = {}
-        self._header_count = 0
-        self._head_size = 0
+        self._lines = []
 
     def on_url(self, url: bytes) -> None:
         self._uri += url
-        self._head_size += len(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_count += 1
-        self._head_size += len(name) + len(value) + 4
-        self._headers.setdefault(name.lower(), []).append(value)
+        self._lines.append((name, value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -268,12 +262,18 @@ class MatrixChannel(Connection):
             return
         self._in_head = False
         self._head_bytes = 0
-        is_bounded = self._header_count <= MOST_HEADERS and self._head_size <= self._max_header_bytes
-        is_path = self._uri.startswith(b"/") or self._uri == b"*"
-        if not (is_bounded and is_path and self._uri.isascii() and parser.get_http_version() in VERSIONS):
+        uri = self._uri
+        size = len(uri)
+        headers: dict[bytes, list[bytes]] = {}
+        for name, value in self._lines:
+            size += len(name) + len(value) + 4
+            headers.setdefault(name.lower(), []).append(value)
+        is_bounded = len(self._lines) <= MOST_HEADERS and size <= self._max_header_bytes
+        is_path = uri.startswith(b"/") or uri == b"*"
+        if not (is_bounded and is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())
             return
-        head = Head(parser.get_method(), self._uri, parser.should_keep_alive(), self._headers)
+        head = Head(parser.get_method(), uri, parser.should_keep_alive(), headers)
         lengths = head.get(b"content-length")
         length = int(lengths[0]) if lengths else None
         if self._exchange is None and not self._waiting:

@@ -27,6 +27,7 @@ MAX_REMEMBERED: Final = 2048
 REMEMBERED: Final = 512
 _MAX_INT_DIGITS: Final = 16
 _REQUIRED: Final = object()
+_FILLED_IN: Final = (Requester, RequestContext, Peer)
 
 
 class DeclarationError(Exception):
@@ -49,16 +50,13 @@ class _Parameter:
         except ValueError as error:
             raise InvalidParam(f"{self.wire_names[0]}: {error}") from None
 
-    def from_query(self, query: Mapping[str, list[str]]) -> object:
-        for name in self.wire_names:
-            values = query.get(name)
-            if values is not None:
-                if self.repeated:
-                    return [self.from_text(value) for value in values]
-                return self.from_text(values[0])
-        if self.default is _REQUIRED:
-            raise MissingParam(f"The query parameter {self.wire_names[0]} is missing")
-        return self.default
+    def from_query(self, values: list[str], query: Mapping[str, list[str]]) -> object:
+        """From what a query has under one of its names; the first of them that is there counts."""
+        if len(self.wire_names) > 1:
+            values = next(query[name] for name in self.wire_names if name in query)
+        if self.repeated:
+            return [self.from_text(value) for value in values]
+        return self.from_text(values[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,15 @@ class Binding:
 
     positional: tuple[object, ...]
     """Services, and the special types themselves where the request is to be filled in."""
+    filled_in: tuple[tuple[int, object], ...]
+    """Where among them such a type stands, and which."""
     path_parameters: Mapping[str, _Parameter]
-    query_parameters: tuple[_Parameter, ...]
+    query_parameters: Mapping[str, _Parameter]
+    """By each of their names on the wire."""
+    query_defaults: Mapping[str, object]
+    """What the parameters of the query are that a request leaves out."""
+    required: tuple[_Parameter, ...]
+    """Those that it may not leave out."""
     decode_body: Callable[[bytes], object] | None
     takes_file: bool
     optional_in_path: frozenset[str]
@@ -77,25 +82,32 @@ class Binding:
         self, path_names: tuple[str, ...], path_values: list[str], fields: Mapping[str, list[str]]
     ) -> dict[str, object]:
         """The keyword arguments but `body`. Raises `InvalidParam`, `MissingParam`."""
-        arguments: dict[str, object] = {}
+        arguments = dict(self.query_defaults)
         for name, value in zip(path_names, path_values, strict=True):
             arguments[name] = self.path_parameters[name].from_text(value)
-        for parameter in self.query_parameters:
-            arguments[parameter.name] = parameter.from_query(fields)
+        for name, values in fields.items():
+            parameter = self.query_parameters.get(name)
+            if parameter is not None:
+                arguments[parameter.name] = parameter.from_query(values, fields)
+        for parameter in self.required:
+            if parameter.name not in arguments:
+                raise MissingParam(f"The query parameter {parameter.wire_names[0]} is missing")
         return arguments
 
 
 def parse_query(query: bytes) -> dict[str, list[str]]:
     """The fields of a query string. Raises `InvalidParam`."""
-    parts = query.split(b"&")
-    if len(parts) > MAX_QUERY_FIELDS:
-        raise InvalidParam("The query has too many fields")
     fields: dict[str, list[str]] = {}
     try:
+        parts = query.decode().split("&")
+        if len(parts) > MAX_QUERY_FIELDS:
+            raise InvalidParam("The query has too many fields")
         for part in parts:
             if part:
-                name, _, value = part.partition(b"=")
-                fields.setdefault(_unescape(name), []).append(_unescape(value))
+                name, _, value = part.partition("=")
+                if "%" in part or "+" in part:
+                    name, value = _unescape(name), _unescape(value)
+                fields.setdefault(name, []).append(value)
     except UnicodeDecodeError:
         raise InvalidParam("The query is not valid UTF-8") from None
     if b"%00" in query or b"\0" in query:
@@ -103,15 +115,13 @@ def parse_query(query: bytes) -> dict[str, list[str]]:
     return fields
 
 
-def _unescape(text: bytes) -> str:
+def _unescape(text: str) -> str:
     """Raises `UnicodeDecodeError`."""
-    if b"%" not in text and b"+" not in text:
-        return text.decode()
     return _remembered(text) if len(text) <= MAX_REMEMBERED else _unescape_anew(text)
 
 
-def _unescape_anew(text: bytes) -> str:
-    return unquote_to_bytes(text.replace(b"+", b" ")).decode()
+def _unescape_anew(text: str) -> str:
+    return unquote_to_bytes(text.replace("+", " ")).decode()
 
 
 _remembered = lru_cache(REMEMBERED)(_unescape_anew)
@@ -160,8 +170,11 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
     optional = frozenset(name for name, found in path_parameters.items() if found.default is not _REQUIRED)
     return Binding(
         positional=tuple(positional),
+        filled_in=tuple((at, each) for at, each in enumerate(positional) if each in _FILLED_IN),
         path_parameters=path_parameters,
-        query_parameters=tuple(query_parameters),
+        query_parameters={name: each for each in query_parameters for name in each.wire_names},
+        query_defaults={each.name: each.default for each in query_parameters if each.default is not _REQUIRED},
+        required=tuple(each for each in query_parameters if each.default is _REQUIRED),
         decode_body=decode_body,
         takes_file=takes_file,
         optional_in_path=optional,

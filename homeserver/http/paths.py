@@ -41,6 +41,8 @@ class PathTable(Generic[T]):
 
     def __init__(self) -> None:
         self._root: _Node[T] = _Node()
+        self._whole: dict[bytes, _Node[T]] = {}
+        """Paths without parameters, which are found at once as they stand."""
 
     def node(self, path: str, *, may_be_empty: frozenset[str] = frozenset()) -> "_Node[T]":
         """The node of a declared path, made if need be; the caller sets its `leaf`."""
@@ -53,10 +55,15 @@ class PathTable(Generic[T]):
                 node.may_be_empty = node.may_be_empty or segment[1:-1] in may_be_empty
             else:
                 node = node.literals.setdefault(segment, _Node())
+        if "{" not in path:
+            self._whole[path.encode()] = node
         return node
 
     def find(self, path: bytes) -> tuple[T, list[str]] | None:
         """The leaf at this path and the values of its parameters, in order. Raises `InvalidParam`."""
+        whole = self._whole.get(path)
+        if whole is not None and whole.leaf is not None:
+            return whole.leaf, []
         if not path.startswith(b"/"):
             return None
         segments = split_path(path)

@@ -160,10 +160,9 @@ async def _call_handler(
         keywords["body"] = binding.decode_body(incoming.body)
     elif binding.takes_file:
         keywords["body"] = incoming.file
-    positional = [
-        caller if each is Requester else incoming.context if each is RequestContext else peer if each is Peer else each
-        for each in binding.positional
-    ]
+    positional = list(binding.positional)
+    for at, kind in binding.filled_in:
+        positional[at] = caller if kind is Requester else incoming.context if kind is RequestContext else peer
     answer: object = await match.route.declaration.handler(*positional, **keywords)
     return answer
 

@@ -26,3 +26,49 @@ class FederationMetrics:
     def inbox_changed(self, length: int) -> None:
         """So many events wait."""
         self._waiting.set(length)
+
+
+class MemberListMetrics:
+    """Counts refreshes of the list of the federation's members, and says until when it is good."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refreshes = Counter(
+            "mahalla_federation_member_list_refreshes",
+            "Times that it was looked for a newer list of the federation's members, by whether what was found is good",
+            labelnames=("result",),
+            registry=registry,
+        )
+        self._expires = Gauge(
+            "mahalla_federation_member_list_expires_seconds",
+            "When the list of the federation's members that is in force expires (seconds since 1970); 0 without one",
+            registry=registry,
+        )
+
+    def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
+        """It was looked for a newer list."""
+        self._refreshes.labels("good" if is_good else "refused").inc()
+        self._expires.set(expires or 0)
+
+
+class AuditMetrics:
+    """Counts the states of rooms that were computed anew, and those that were not as they are stored."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._checked = Counter(
+            "mahalla_room_states_checked",
+            "States of rooms with other servers that were computed anew from the past and compared",
+            registry=registry,
+        )
+        self._differing = Counter(
+            "mahalla_room_states_differing",
+            "Those of them that are not what is stored; the log names rooms, events and entries",
+            registry=registry,
+        )
+
+    def states_checked(self, count: int) -> None:
+        """So many were compared."""
+        self._checked.inc(count)
+
+    def state_differs(self) -> None:
+        """One is not what is stored."""
+        self._differing.inc()

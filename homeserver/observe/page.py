@@ -2,8 +2,9 @@
 
 from prometheus_client import CollectorRegistry
 
+from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.federation import FederationMetrics
+from homeserver.observe.federation import FederationMetrics, MemberListMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
 from homeserver.observe.sender import SenderMetrics
 
@@ -21,10 +22,12 @@ is in them. This page is written by `python -m homeserver metrics`.
 def write_metrics_page() -> str:
     """The page, in Markdown."""
     registry = CollectorRegistry()
+    CacheMetrics(registry, {})
     HttpMetrics(registry)
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
     FederationMetrics(registry)
+    MemberListMetrics(registry)
     JobMetrics(registry)
     SearchMetrics(registry)
     SenderMetrics(registry, dict)

@@ -7,17 +7,17 @@ more. What there is to look at comes from the latest changes in memory; who was 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sync.invited import InvitedRooms
 from storage.cross_signing import CrossSigningStore
 from storage.devices import DeviceStore
 from storage.memberships import MembershipRow, MembershipStore
@@ -43,7 +43,7 @@ class DeviceLists:
         memberships: Memberships,
         membership_store: MembershipStore,
         encrypted: EncryptedRooms,
-        history: InvitedRooms,
+        states: CurrentStates,
         recent: RecentChanges,
         events: RoomEvents,
     ) -> None:
@@ -54,17 +54,17 @@ class DeviceLists:
         self._memberships = memberships
         self._membership_store = membership_store
         self._encrypted = encrypted
-        self._history = history
+        self._states = states
         self._recent = recent
         self._events = events
 
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
         """`changed` and `left` after `since`, up to `upto`."""
         own = await self._memberships.of_user(user_id)
-        changed = await self._changed_devices(user_id, since, upto)
+        changed = await self._changed_devices(since, upto)
         moves = await self._moves(own, since, upto)
         newly, gone = await self._follow(user_id, own, moves, since)
-        newly |= await self._newly_encrypted(user_id, own, since, upto)
+        newly |= await self._newly_encrypted(own, since, upto)
         signed = await self._signed(user_id, since, upto)
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
@@ -80,7 +80,7 @@ class DeviceLists:
             return set()
         return await self._cross_signing.get_signed_since(user_id, since, upto)
 
-    async def _changed_devices(self, user_id: UserID, since: int, upto: int) -> set[str]:
+    async def _changed_devices(self, since: int, upto: int) -> Set[str]:
         users = self._recent.users_since(Topic.DEVICE, since)
         return await self._devices.get_all_changed_device_lists(since, upto) if users is None else users
 
@@ -103,11 +103,13 @@ class DeviceLists:
         by_room: dict[int, dict[str, MembershipRow]] = {}
         for row in moves:
             by_room.setdefault(row.room_nid, {})[row.user_id] = row
-        for nid in await self._encrypted.among(by_room):
+        encrypted = await self._encrypted.among(by_room)
+        before = await self._states.joined_at((row for nid in encrypted for row in by_room[nid].values()), since)
+        for nid in encrypted:
             rows = by_room[nid]
             came, went = set[str](), set[str]()
             for member, row in rows.items():
-                was_in = await self._history.was_joined_at(row, since)
+                was_in = (nid, member) in before
                 is_in = row.membership == "join"
                 if was_in != is_in:
                     (came if is_in else went).add(member)
@@ -135,13 +137,12 @@ class DeviceLists:
             event = (await self._events.get_events([event.replaces])).get(event.replaces)
         return True
 
-    async def _newly_encrypted(
-        self, user_id: UserID, own: Mapping[int, MembershipRow], since: int, upto: int
-    ) -> set[str]:
+    async def _newly_encrypted(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        changed = self._recent.rooms_since(user_id, since)
-        rooms = set(own) if changed is None else changed.events & set(own)
-        joined = {nid for nid in rooms if own[nid].membership == "join"}
+        turned_on = self._recent.encryption_since(since)
+        joined = {
+            nid for nid in (own if turned_on is None else turned_on) if nid in own and own[nid].membership == "join"
+        }
         members: set[str] = set()
         encrypted = await self._encrypted.among(joined)
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():

@@ -1,28 +1,85 @@
 """Which rooms and users the latest changes concern, from memory: who has seen all up to a recent position learns here
 what to look at, instead of asking each of their rooms. For the reactor thread.
+
+What happened since a position is gathered once, for all who ask before something else happens: the many readers whom one
+message wakes were mostly at the same position.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence, Set
 from typing import Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from storage.events import EventRow
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 KEPT: Final = 20_000
 PRIVATE_RECEIPT: Final = "m.read.private"
+ENCRYPTION: Final = "m.room.encryption"
+NOBODY: Final[frozenset[str]] = frozenset()
+POSITIONS_AT_ONCE: Final = 200
+"""Of so many positions what happened since is kept until something else happens."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChangedRooms:
-    """Numbers of rooms, by what is new in them."""
+class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
+    """Numbers of rooms, by what is new in them. Many readers share the sets: read, don't change."""
 
-    events: set[int] = field(default_factory=set)
-    receipts: set[int] = field(default_factory=set)
+    events: Set[int] = frozenset()
+    receipts: Set[int] = frozenset()
+
+
+class _Entry(msgspec.Struct, frozen=True, gc=False):
+    """One change: in which room something is new, and for whom alone; whom it concerns; who moved."""
+
+    topic: Topic
+    room_nid: int | None = None
+    reader: str | None = None
+    """The only one whom what is new in the room concerns; None for all."""
+    user_id: str | None = None
+    row: MembershipRow | None = None
+    is_encryption: bool = False
+
+
+class _News:
+    """What happened after one position."""
+
+    __slots__ = ("encryption", "everyones", "memberships", "of_readers", "users")
+
+    def __init__(self, entries: Sequence[_Entry]) -> None:
+        events, receipts = set[int](), set[int]()
+        self.everyones = ChangedRooms(events, receipts)
+        self.of_readers: dict[str, tuple[set[int], set[int]]] = {}
+        """Rooms in which something is new for one user alone: changes, and private receipts."""
+        self.users: dict[Topic, set[str]] = {}
+        self.memberships: list[MembershipRow] | None = []
+        self.encryption: set[int] = set()
+        for entry in entries:
+            if entry.room_nid is not None:
+                kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
+                kinds[entry.topic is Topic.RECEIPT].add(entry.room_nid)
+            if entry.user_id is not None:
+                self.users.setdefault(entry.topic, set()).add(entry.user_id)
+            if entry.row is not None and self.memberships is not None:
+                self.memberships.append(entry.row)
+            elif entry.topic is Topic.MEMBERSHIP and entry.user_id is not None:
+                self.memberships = None
+            if entry.is_encryption and entry.room_nid is not None:
+                self.encryption.add(entry.room_nid)
+
+    def _of_reader(self, user_id: str) -> tuple[set[int], set[int]]:
+        return self.of_readers.setdefault(user_id, (set(), set()))
+
+    def rooms_of(self, user_id: str) -> ChangedRooms:
+        """The rooms in which something is new for the user, or for all."""
+        own = self.of_readers.get(user_id)
+        if own is None:
+            return self.everyones
+        return ChangedRooms(self.everyones.events | own[0], self.everyones.receipts | own[1])
 
 
 class RecentChanges:
@@ -31,10 +88,9 @@ class RecentChanges:
     def __init__(self, streams: Streams) -> None:
         self._complete_from = streams.current()
         self._positions: list[int] = []
-        self._rooms: list[tuple[Topic, int, str | None] | None] = []
-        """What is new in which room, and for whom alone."""
-        self._users: list[tuple[Topic, str] | None] = []
-        self._memberships: list[MembershipRow | None] = []
+        self._entries: list[_Entry] = []
+        self._gathered: dict[int, _News] = {}
+        """By position what happened since, until something does."""
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
@@ -43,68 +99,72 @@ class RecentChanges:
 
         None if that reaches further back than is kept.
         """
-        if position < self._complete_from:
-            return None
-        changed = ChangedRooms()
-        for room in self._rooms[bisect_right(self._positions, position) :]:
-            if room is not None and (room[2] is None or room[2] == user_id):
-                (changed.receipts if room[0] is Topic.RECEIPT else changed.events).add(room[1])
-        return changed
+        news = self._since(position)
+        return None if news is None else news.rooms_of(user_id)
 
     def concerns_user(self, user_id: UserID, topic: Topic, position: int) -> bool:
         """Whether there may be changes of that topic for the user after the position."""
-        if position < self._complete_from:
-            return True
-        start = bisect_right(self._positions, position)
-        return (topic, user_id) in self._users[start:]
+        news = self._since(position)
+        return news is None or user_id in news.users.get(topic, NOBODY)
 
-    def users_since(self, topic: Topic, position: int) -> set[str] | None:
+    def users_since(self, topic: Topic, position: int) -> Set[str] | None:
         """The users whom changes of that topic after the position concern; None as for `rooms_since`."""
-        if position < self._complete_from:
-            return None
-        start = bisect_right(self._positions, position)
-        return {user[1] for user in self._users[start:] if user is not None and user[0] is topic}
+        news = self._since(position)
+        return None if news is None else news.users.get(topic, NOBODY)
 
-    def memberships_since(self, position: int) -> list[MembershipRow] | None:
+    def memberships_since(self, position: int) -> Sequence[MembershipRow] | None:
         """The memberships that changed after the position; None as for `rooms_since`, or if some are not known here."""
+        news = self._since(position)
+        return None if news is None else news.memberships
+
+    def encryption_since(self, position: int) -> Set[int] | None:
+        """The rooms whose encryption was set by an event after the position; None as for `rooms_since`."""
+        news = self._since(position)
+        return None if news is None else news.encryption
+
+    def _since(self, position: int) -> _News | None:
         if position < self._complete_from:
             return None
-        start = bisect_right(self._positions, position)
-        rows: list[MembershipRow] = []
-        for user, row in zip(self._users[start:], self._memberships[start:], strict=True):
-            if row is not None:
-                rows.append(row)
-            elif user is not None and user[0] is Topic.MEMBERSHIP:
-                return None
-        return rows
+        news = self._gathered.get(position)
+        if news is None:
+            if len(self._gathered) >= POSITIONS_AT_ONCE:
+                self._gathered.clear()
+            news = _News(self._entries[bisect_right(self._positions, position) :])
+            self._gathered[position] = news
+        return news
 
     def _hear(self, changes: Sequence[Change]) -> None:
+        self._gathered.clear()
         for change in changes:
             row = change.detail
-            room: tuple[Topic, int, str | None] | None = None
-            if isinstance(row, EventRow):
-                room = (Topic.EVENT, row.room_nid, None)
+            user_id = change.user_id
+            if isinstance(row, StickyRow):
+                entry = _Entry(change.topic, row.room_nid)
+            elif isinstance(row, EventRow):
+                entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION)
             elif isinstance(row, ReceiptRow):
-                room = (Topic.RECEIPT, row.room_nid, row.user_id if row.receipt_type == PRIVATE_RECEIPT else None)
+                reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
+                entry = _Entry(Topic.RECEIPT, row.room_nid, reader)
             elif isinstance(row, MembershipRow):
-                room = (Topic.EVENT, row.room_nid, row.user_id)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
+                entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
+            elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
                 self._forget(change.position)  # another node's: in which room is not known here
-            user = None
-            if change.user_id is not None and change.topic not in (Topic.EVENT, Topic.RECEIPT):
-                user = (change.topic, change.user_id)
+                entry = _Entry(change.topic)
+            else:
+                if change.topic is Topic.MEMBERSHIP:
+                    self._forget(change.position)
+                entry = _Entry(change.topic, user_id=user_id)
             self._positions.append(change.position)
-            self._rooms.append(room)
-            self._users.append(user)
-            self._memberships.append(row if isinstance(row, MembershipRow) else None)
+            self._entries.append(entry)
         if len(self._positions) > 2 * KEPT:
             self._forget(self._positions[-KEPT - 1])
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote: what is new up to there is not known here."""
+        self._gathered.clear()
         self._forget(upto)
 
     def _forget(self, upto: int) -> None:
         keep = bisect_right(self._positions, upto)
         self._complete_from = max(self._complete_from, upto)
-        del self._positions[:keep], self._rooms[:keep], self._users[:keep], self._memberships[:keep]
+        del self._positions[:keep], self._entries[:keep]

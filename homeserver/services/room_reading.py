@@ -9,7 +9,6 @@ spec: client-server-api#getting-events-for-a-room
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -47,8 +46,7 @@ END: Final = Place(2**53, 2**53)
 """After all events."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(msgspec.Struct, frozen=True, gc=False):
     """Someone who may look into a room, and how."""
 
     snapshot: RoomSnapshot

@@ -8,8 +8,9 @@ Where a token of the first kind is given to a reader of rooms, it stands for the
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.errors import InvalidParam
 from storage.timelines import Place
@@ -19,8 +20,7 @@ _POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_[0-9]{1,18}", re.ASCII)
 _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class SyncToken:
+class SyncToken(msgspec.Struct, frozen=True, gc=False):
     """What a client has heard of: all durable changes up to one position, all ephemeral ones up to another."""
 
     position: int

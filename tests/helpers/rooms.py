@@ -11,7 +11,7 @@ from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
 from federation.protocol.signing import SigningKey
 from federation.rooms.adopt import Adoptions
-from federation.rooms.build import Classification
+from federation.rooms.build import Circumstances, Classification
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
@@ -41,9 +41,9 @@ ALICE = UserID("@alice:a.test")
 BOB = UserID("@bob:a.test")
 
 
-def classify(event: Event) -> Classification:
+async def classify(event: Event, _around: Circumstances) -> Classification:
     """Messages count as unread."""
-    return Classification(flags=EventFlag.UNREAD if event.type == "m.room.message" else 0)
+    return Classification(flags=EventFlag.NOTIFIES if event.type == "m.room.message" else 0)
 
 
 def write_nothing_else(_txn: WriteTransaction, _room: RoomRow) -> None:

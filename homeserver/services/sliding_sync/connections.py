@@ -11,10 +11,11 @@ after a restart.
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, SlidingRequest
@@ -36,8 +37,7 @@ class UnknownPos(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_POS", 400, "This position is unknown or has expired: begin anew"
 
 
-@dataclass(frozen=True, slots=True)
-class SentRoom:
+class SentRoom(msgspec.Struct, frozen=True, gc=False):
     """How far a room was sent."""
 
     upto: int
@@ -47,20 +47,20 @@ class SentRoom:
     required_state: RequiredState
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionState:
+class ConnectionState(msgspec.Struct, frozen=True, gc=False):
     """What a client has. Rooms by their numbers; those that are missing were never sent."""
 
-    rooms: Mapping[int, SentRoom] = field(default_factory=dict)
-    receipts: Mapping[int, int] = field(default_factory=dict)
-    account_data: Mapping[int, int] = field(default_factory=dict)
+    rooms: Mapping[int, SentRoom] = msgspec.field(default_factory=dict)
+    receipts: Mapping[int, int] = msgspec.field(default_factory=dict)
+    account_data: Mapping[int, int] = msgspec.field(default_factory=dict)
+    profile_fields: frozenset[str] | None = None
+    """The fields of profiles that it has been told of since it asked for them; None: it does not ask."""
 
 
 EMPTY: Final = ConnectionState()
 
 
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(msgspec.Struct, frozen=True, gc=False):
     """A connection as a request finds it."""
 
     key: ConnectionKey
@@ -164,6 +164,7 @@ class StateChanges:
         self._rooms: dict[int, SentRoom] = {}
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
+        self._profile_fields = state.profile_fields
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -184,14 +185,20 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
+    def set_profile_fields(self, fields: frozenset[str] | None) -> None:
+        """These fields of profiles were told."""
+        self._profile_fields = fields
+
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        if not (self._rooms or self._receipts or self._account_data):
+        same_fields = self._profile_fields == self._state.profile_fields
+        if same_fields and not (self._rooms or self._receipts or self._account_data):
             return self._state
         return ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
+            self._profile_fields,
         )
 
 
@@ -203,6 +210,7 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     """By room: up to where, timeline limit, index of the required state."""
     receipts: dict[int, int]
     account_data: dict[int, int]
+    profile_fields: list[str] | None = None
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -219,7 +227,8 @@ def _encode(state: ConnectionState) -> bytes:
         ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
         for each in indexes
     ]
-    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data)))
+    fields = None if state.profile_fields is None else sorted(state.profile_fields)
+    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields))
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -231,4 +240,5 @@ def _decode(blob: bytes) -> ConnectionState:
         for clauses, lazy_members in stored.required
     ]
     rooms = {nid: SentRoom(upto, limit, required[index]) for nid, (upto, limit, index) in stored.rooms.items()}
-    return ConnectionState(rooms, stored.receipts, stored.account_data)
+    fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, fields)

@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -19,8 +18,7 @@ TRAITS: Final = frozenset({"m.room.create", "m.room.encryption", "m.room.name"})
 NO_TAGS: Final[frozenset[str]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(msgspec.Struct, frozen=True, gc=False):
     """What a user says of rooms, by the rooms' ids."""
 
     direct: frozenset[str]

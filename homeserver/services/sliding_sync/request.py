@@ -4,8 +4,9 @@ Proposal: MSC4186.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from federation.protocol.endpoint import Requester
 
@@ -17,8 +18,7 @@ Pattern = tuple[str, str]
 """An event type and a state key; `*` is any."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
+class Clause(msgspec.Struct, frozen=True, gc=False):
     """State that matches one of `include` and none of `exclude`."""
 
     include: frozenset[Pattern]
@@ -35,8 +35,7 @@ class Clause:
         return not excluded and any(type in (MEMBER, ANY) and key == ANY for type, key in self.include)
 
 
-@dataclass(frozen=True, slots=True)
-class RequiredState:
+class RequiredState(msgspec.Struct, frozen=True, gc=False):
     """Which state of a room is wanted: what any clause matches, and the members that its timeline needs."""
 
     clauses: frozenset[Clause] = frozenset()
@@ -74,8 +73,7 @@ def merge_states(states: Iterable[RequiredState]) -> RequiredState:
     return RequiredState(clauses, lazy)
 
 
-@dataclass(frozen=True, slots=True)
-class RoomConfig:
+class RoomConfig(msgspec.Struct, frozen=True, gc=False):
     """How much of a room is wanted."""
 
     timeline_limit: int
@@ -91,8 +89,7 @@ def merge_configs(configs: Sequence[RoomConfig]) -> RoomConfig:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ListFilters:
+class ListFilters(msgspec.Struct, frozen=True, gc=False):
     """Which rooms a list shows. None does not filter."""
 
     is_dm: bool | None = None
@@ -116,8 +113,7 @@ class ListFilters:
 NO_FILTERS: Final = ListFilters()
 
 
-@dataclass(frozen=True, slots=True)
-class ListRequest:
+class ListRequest(msgspec.Struct, frozen=True, gc=False):
     """One list. `ranges` are inclusive; None: every room."""
 
     ranges: Sequence[tuple[int, int]] | None
@@ -125,23 +121,42 @@ class ListRequest:
     filters: ListFilters = NO_FILTERS
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True, gc=False):
     """In which rooms an extension is wanted, by lists and subscriptions. None: all."""
 
     lists: frozenset[str] | None = None
     rooms: frozenset[str] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ToDeviceRequest:
+class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
     since: int
     """0: from the beginning of what is kept."""
     limit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Extensions:
+class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    limit: int
+
+
+class StickyRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    since: int
+    """0: all that are sticky."""
+    limit: int
+
+
+class ProfilesRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    scope: Scope
+    fields: frozenset[str]
+    """`*` is every one."""
+
+
+class Extensions(msgspec.Struct, frozen=True, gc=False):
     """Which extensions are wanted. None or False: not."""
 
     to_device: ToDeviceRequest | None = None
@@ -149,10 +164,12 @@ class Extensions:
     account_data: Scope | None = None
     receipts: Scope | None = None
     typing: Scope | None = None
+    thread_subscriptions: ThreadSubscriptionsRequest | None = None
+    profiles: ProfilesRequest | None = None
+    sticky: StickyRequest | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SlidingRequest:
+class SlidingRequest(msgspec.Struct, frozen=True, gc=False):
     """One request."""
 
     caller: Requester
@@ -161,8 +178,8 @@ class SlidingRequest:
     timeout_ms: int
     stable: bool
     """In the accepted form, not in that of the released clients."""
-    lists: Mapping[str, ListRequest] = field(default_factory=dict)
-    subscriptions: Mapping[str, RoomConfig] = field(default_factory=dict)
+    lists: Mapping[str, ListRequest] = msgspec.field(default_factory=dict)
+    subscriptions: Mapping[str, RoomConfig] = msgspec.field(default_factory=dict)
     extensions: Extensions = Extensions()
 
 

@@ -5,19 +5,19 @@ All rooms of an answer are worked on together. Rooms that the user has left are 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from federation.protocol.ids import DeviceID, RoomID
-from federation.rooms.engine import RoomEngine
+from federation.protocol.ids import DeviceID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.client_events import ClientEvents, present_plainly, present_stripped
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
-from homeserver.services.sliding_sync.lists import OUTSIDE
+from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
 from homeserver.services.stream_tokens import SyncToken, format_place
 from homeserver.services.sync.invited import InvitedRooms
@@ -27,8 +27,6 @@ from homeserver.services.unread import RoomUnread, UnreadCounts
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
-
-LEFT: Final = frozenset({"leave", "ban"})
 
 
 @dataclass(slots=True)
@@ -50,6 +48,8 @@ class RoomWork:
     limited: bool = False
     shown: Sequence[Seen] = ()
     state: StateOfRoom = field(default_factory=lambda: StateOfRoom({}, {}))
+    people: set[str] = field(default_factory=set)
+    """Who comes into view with the entry."""
 
     @property
     def expanded(self) -> bool:
@@ -78,8 +78,8 @@ class RoomWork:
 class RoomParts:
     """What entries are made of."""
 
-    engine: RoomEngine
     events: RoomEvents
+    current_states: CurrentStates
     timelines: Timelines
     visibility: Visibility
     invited: InvitedRooms
@@ -137,6 +137,8 @@ class RoomEntries:
         summaries = await parts.summaries.summarize(
             user_id, [work.room.room_nid for work in joined if work.initial or work.state.members_changed]
         )
+        for work in shown:
+            work.people = _people(work, summaries.get(work.room.room_nid))
         counts: Mapping[int, RoomUnread] = {}
         if not request.stable:
             ignored = await parts.ignored.of_user(user_id)
@@ -190,8 +192,7 @@ class RoomEntries:
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for work in works:
             since = 0 if work.initial or work.expanded else work.since
-            end = upto if work.own.membership == "join" else min(upto, work.own.position)
-            by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, end)
+            by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, _end(work, upto))
         stretches = {
             nid: stretch
             for limit, ranges in by_limit.items()
@@ -213,14 +214,11 @@ class RoomEntries:
     ) -> None:
         parts, states = self._parts, self._parts.states
         changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
-        former = await states.get_former_roots(changing)
-        ends = await parts.events.get_events(work.own.event_nid for work in works if work.own.membership in LEFT)
+        former = await parts.current_states.at(changing)
+        roots = await parts.current_states.at({work.room.room_nid: _end(work, upto) for work in works})
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
-            if work.own.membership in LEFT:
-                root = ends[work.own.event_nid].state_root
-            else:
-                root = (await parts.engine.get_snapshot(RoomID(work.room.room_id))).state.root
+            root = roots[nid]
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:
@@ -251,6 +249,21 @@ class RoomEntries:
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
+
+
+def _people(work: RoomWork, summary: Summary | None) -> set[str]:
+    """Those whose memberships are told, and with a new timeline those who are named in it."""
+    people = {key.state_key for key in work.state.entries if key.type == MEMBER}
+    if work.initial or work.limited or work.expanded:
+        people |= people_in([seen.event for seen in work.shown])
+    if summary is not None:
+        people.update(hero.user_id for hero in summary.heroes)
+    return people
+
+
+def _end(work: RoomWork, upto: int) -> int:
+    """Up to where the user is told of the room."""
+    return upto if work.own.membership == "join" else min(upto, work.own.position)
 
 
 def _make_inside(

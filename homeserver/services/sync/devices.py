@@ -9,7 +9,6 @@ spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensio
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -28,12 +27,11 @@ MESSAGES_AN_ANSWER: Final = 100
 DEVICES_REMEMBERED: Final = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceNews:
+class DeviceNews(msgspec.Struct, frozen=True, gc=False):
     """The parts of an answer that are the device's own."""
 
     messages: Sequence[DeviceMessage] = ()
-    lists: Mapping[str, list[str]] = field(default_factory=lambda: {"changed": [], "left": []})
+    lists: Mapping[str, list[str]] = msgspec.field(default_factory=lambda: {"changed": [], "left": []})
     counts: KeyCounts = NO_KEYS
 
     @property

@@ -1,7 +1,8 @@
 """What a client asks of /sync, as it is worked on."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from federation.protocol.endpoint import Requester
 from homeserver.services.event_filters import Filter
@@ -16,8 +17,7 @@ class StateSection(Enum):
     UNSTABLE_AFTER = "org.matrix.msc4222.state_after"
 
 
-@dataclass(frozen=True, slots=True)
-class SyncRequest:
+class SyncRequest(msgspec.Struct, frozen=True, gc=False):
     """spec: client-server-api#get_matrixclientv3sync"""
 
     caller: Requester
@@ -32,8 +32,7 @@ class SyncRequest:
         return self.state_section is not StateSection.BEFORE
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
+class Range(msgspec.Struct, frozen=True, gc=False):
     """The stretch of the one sequence that an answer covers."""
 
     since: int

@@ -4,8 +4,9 @@ spec: client-server-api#get_matrixclientv3sync_response-200_roomsummary
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from storage.memberships import MembershipRow
@@ -14,8 +15,7 @@ from storage.room_summaries import RoomSummaryStore, Roster
 HEROES: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(msgspec.Struct, frozen=True, gc=False):
     """The summary in its JSON form, and the heroes with their membership events."""
 
     json: dict[str, Any]
