@@ -26,6 +26,8 @@ class Topic(Enum):
     """An event lost its content; `detail` is its number."""
     PLACED = "placed"
     """An event that was an outlier has found its place in the room; `detail` is its number."""
+    COMPLETENESS = "completeness"
+    """A room was entered with a part of its state, or has all of it now; `detail` is the `PartialRoom`."""
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"
@@ -43,6 +45,8 @@ class Topic(Enum):
     """An event is sticky from now on; `detail` is the `StickyRow`."""
     THREAD_SUBSCRIPTION = "thread_subscription"
     """Someone follows a thread from now on, or no longer."""
+    PUSHER = "pusher"
+    """A user's pushers were set or removed."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 

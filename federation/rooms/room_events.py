@@ -59,6 +59,8 @@ class StoredEvent:
         """Root of the room's current state once it had arrived."""
         self.replaces = row.replaces
         """Number of the state entry that it took the place of."""
+        self.thread_root = row.thread_root
+        """The thread that it stands in, by its root; None for the main timeline."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
         self.thread_root = row.thread_root

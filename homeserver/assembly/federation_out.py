@@ -26,6 +26,7 @@ from homeserver.services.told_notices import ToldNotices
 from storage.database import Database
 from storage.destinations import DestinationStore
 from storage.device_list_log import DeviceListLog
+from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
 
 
@@ -72,6 +73,7 @@ class FederationOutParts:
         self.sender = Sender(
             clock,
             database.streams,
+            LeaseStore(database, "federation"),
             store,
             outgoing,
             log,

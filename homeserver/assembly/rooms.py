@@ -13,6 +13,7 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
@@ -84,6 +85,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
@@ -129,10 +131,10 @@ class RoomParts:
         sizes = CacheSizes(config.memory)
         self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
-        timeline_store = TimelineStore(database)
+        self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.receipt_store = receipt_store = ReceiptStore(database)
-        summary_store = RoomSummaryStore(database)
+        self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
@@ -145,11 +147,11 @@ class RoomParts:
         past = PastMemberships(self.events)
         push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
         self.rule_changes = push.changes
-        unread = UnreadCounts(
+        self.unread = unread = UnreadCounts(
             push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=sizes.unread_counts
         )
         current_states = CurrentStates(timelines, self.events, trees)
-        ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
+        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock)
 
@@ -162,6 +164,8 @@ class RoomParts:
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
+        self.partial_store = PartialRoomStore(database)
+        self.partial = PartialRooms(self.partial_store, streams, clock)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -172,6 +176,7 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
+            self.partial,
             capacity=sizes.rooms,
         )
         self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
@@ -321,7 +326,7 @@ class RoomParts:
         self.presence = presence_of(
             config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
         )
-        history = InvitedRooms(self.engine, self.events, self.outside)
+        self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=sizes.devices)
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
@@ -373,6 +378,7 @@ class RoomParts:
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
             StickyReader(self.sticky_events, self.events, visibility, client_events),
+            self.partial,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
