@@ -128,6 +128,7 @@ async def _verify(new: Person, old: Person) -> None:
     asked = Verification(await old.client.get_session_verification_controller())
     await asking.controller.request_device_verification()
     request = await until("the request", lambda: asked.request)
+    assert request is not None
     await asked.controller.acknowledge_verification_request(request.sender_profile.user_id, request.flow_id)
     await asked.controller.accept_verification_request()
     await until("it to be accepted", lambda: "accepted" in asking.steps)
@@ -136,9 +137,8 @@ async def _verify(new: Person, old: Person) -> None:
     assert asking.emoji == asked.emoji
     await asking.controller.approve_verification()
     await asked.controller.approve_verification()
-    for side in (asking, asked):
-        await until("the end of it", lambda side=side: "finished" in side.steps)
-        assert not {"failed", "cancelled"} & set(side.steps)
+    await until("the end of it", lambda: "finished" in asking.steps and "finished" in asked.steps)
+    assert not {"failed", "cancelled"} & {*asking.steps, *asked.steps}
     await until("it to be verified", lambda: encryption.verification_state() == sdk.VerificationState.VERIFIED)
     await until("the secrets", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
 
