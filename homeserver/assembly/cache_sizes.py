@@ -17,6 +17,8 @@ class CacheSizes:
         self.events = max(100, int(memory.event_cache_size * factor))
         self.rooms = scaled(20_000)
         self.users = scaled(20_000)
+        self.devices = scaled(10_000)
+        """Whose keys are kept: about a kilobyte each."""
         self.unread_counts = scaled(200_000)
         self.answer_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)

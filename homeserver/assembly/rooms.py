@@ -103,7 +103,6 @@ from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
-DEVICES_CACHED = 10_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -332,7 +331,7 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=sizes.devices)
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
