@@ -6,19 +6,27 @@ from twisted.internet.interfaces import IReactorTime
 from federation.receiver import Transactions
 from federation.remote.events import RemoteEvents
 from federation.rooms.backfill import Backfill
+from federation.rooms.completion import Completions, RoomTables
 from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
+from federation.rooms.recheck import Recheck
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.remote_times import AskedTimes
+from federation.rooms.resolve import StateResolver
 from federation.rooms.served import ServedRooms, TransactionForm
+from federation.rooms.state_audit import NAME as AUDIT
+from federation.rooms.state_audit import StateAudit
 from federation.rooms.visible_to_servers import ServerVisibility
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
-from homeserver.observe.federation import FederationMetrics
+from homeserver.jobs import Job
+from homeserver.observe.federation import AuditMetrics, FederationMetrics
 from storage.database import Database
 from storage.events import EventStore
 from storage.inbox import InboxStore
+from storage.state_audit import StateAuditStore
+from storage.state_completion import StateCompletion
 from storage.timelines import TimelineStore
 
 
@@ -36,7 +44,7 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = RemoteEvents(federation.requests)
-        self.states = RemoteStates(federation.receiver, store, self.remote)
+        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote)
         self.missing = MissingEvents(
             rooms.engine,
             rooms.events,
@@ -50,6 +58,34 @@ class IncomingParts:
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
         self.inbox = Inbox(InboxStore(database), rooms.store, self.missing, clock, metrics)
+        completion = StateCompletion(rooms.trees, rooms.chains)
+        self.completions = Completions(
+            RoomTables(
+                database,
+                rooms.store,
+                rooms.partial_store,
+                rooms.membership_store,
+                rooms.trees,
+                rooms.writer,
+                completion,
+            ),
+            rooms.engine,
+            rooms.events,
+            rooms.memberships,
+            rooms.servers,
+            rooms.partial,
+            self.states,
+            federation.imports,
+            Recheck(database, rooms.partial_store, rooms.events, federation.resolver, completion, federation.questions),
+            federation.resolver,
+            federation.effects,
+            self.inbox,
+            federation.policy,
+            federation.identity,
+            database.streams,
+            clock,
+            metrics,
+        )
         self.outside = OutsideNews(
             rooms.outside, rooms.memberships, federation.keyring.get_signers, federation.identity
         )
@@ -74,3 +110,15 @@ class IncomingParts:
             federation.access,
             ServerVisibility(rooms.trees, rooms.events, rooms.membership_store, rooms.servers),
         )
+        self.audit = StateAudit(
+            StateAuditStore(database),
+            rooms.store,
+            rooms.engine,
+            rooms.events,
+            StateResolver(database, rooms.trees, rooms.chains, rooms.events, capacity=0),
+            AuditMetrics(registry),
+        )
+
+    def jobs(self) -> list[Job]:
+        """What they do unasked."""
+        return [Job(AUDIT, self.audit.do_step, 600.0)]
