@@ -83,7 +83,7 @@ def _make(room_id: str, sender: str, text: str, prev: Sequence[str], depth: int,
         state_key=None,
         sender=sender,
         origin_server_ts=now_ms,
-        flags=int(EventFlag.TIMELINE | EventFlag.UNREAD),
+        flags=EventFlag.TIMELINE | EventFlag.NOTIFIES,
         prev_events=prev,
         auth_nids=(),
     )

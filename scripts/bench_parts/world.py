@@ -5,6 +5,7 @@ Also how many operations run at once, bounded in number and in time.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from time import perf_counter
 
@@ -252,9 +253,10 @@ class World:
             people, rooms, random = await self.people(self.sizes.senders), await self.busy_rooms(), Random(1)
             syllables = [first + second for first in "bdgklmnqrstxyz" for second in ("a", "e", "i", "o", "u", "oʻ")]
             words = ["".join(random.choices(syllables, k=random.randint(1, 5))) for _ in range(20_000)]
-            often = [1 / place for place in range(1, len(words) + 1)]
+            often = list(accumulate(1 / place for place in range(1, len(words) + 1)))
             texts = [
-                " ".join(random.choices(words, often, k=random.randint(3, 20))) for _ in range(self.sizes.said)
+                " ".join(random.choices(words, cum_weights=often, k=random.randint(3, 20)))
+                for _ in range(self.sizes.said)
             ] + ["oxirgi"]
             if len(texts) > FILLED_DIRECTLY:
                 self._server.stop()
