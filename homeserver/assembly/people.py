@@ -25,6 +25,7 @@ from storage.database import Database
 from storage.delayed_events import DelayedEventStore
 from storage.filters import FilterStore
 from storage.openid_tokens import OpenIDTokenStore
+from storage.push_outcomes import PushOutcomeStore
 
 
 class PeopleParts:
@@ -53,7 +54,12 @@ class PeopleParts:
             accounts.sessions,
             mail.threepids,
             rooms.room_memberships,
-            kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
+            kept_by_user=[
+                rooms.presence,
+                DelayedEventStore(database),
+                OpenIDTokenStore(database),
+                PushOutcomeStore(database),
+            ],
         )
         self.accounts = Accounts(
             database,
