@@ -13,6 +13,7 @@ from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
 from homeserver.admin import federation_policy, register
+from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
     account_data,
@@ -35,6 +36,7 @@ from homeserver.client import (
     presence,
     profiles,
     push_rules,
+    pushers,
     receipts,
     registration,
     relations,
@@ -51,6 +53,7 @@ from homeserver.client import (
     sync,
     tags,
     third_party_networks,
+    thread_subscriptions,
     threepids,
     to_device,
     user_directory,
@@ -59,7 +62,7 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing
+from homeserver.web import confirm_email, landing, unsubscribe
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -71,6 +74,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_pushers,
     account,
     account_data,
     account_moderation,
@@ -95,6 +99,7 @@ SOURCES: tuple[ModuleType, ...] = (
     profiles,
     notifications,
     push_rules,
+    pushers,
     receipts,
     federation_policy,
     register,
@@ -112,9 +117,11 @@ SOURCES: tuple[ModuleType, ...] = (
     spaces,
     sync,
     tags,
+    thread_subscriptions,
     threepids,
     third_party_networks,
     to_device,
+    unsubscribe,
     user_directory,
     versions,
     voip,

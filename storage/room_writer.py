@@ -16,6 +16,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.partial_rooms import add_partial_events
 from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
@@ -25,6 +26,7 @@ from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
 from storage.spaces import remove_child_of_event
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events, remove_sticky_event
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
@@ -75,6 +77,10 @@ class NewEvent:
     """Number of the redaction that came before it: its content is not in `pdu`."""
     relation: Relation | None = None
     """What it says of another event."""
+    sticky_ms: int | None = None
+    """For how long it says that it is to be told to everyone."""
+    has_gap: bool = False
+    """Something that it follows is missing, and `state_before` is assumed: in a room with a part of its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,8 @@ class NewCurrentState:
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
     """Count the members anew: effects of this state were written before the batch."""
+    partial_join: int | None = None
+    """As in `Head`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +177,32 @@ class RoomWriter:
             state_root=root,
             joined_count=joined,
             invited_count=invited,
+            partial_join=head.partial_join if current is None else current.partial_join,
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
         if current is not None:
             rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
+        if new_head.partial_join is not None:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events))
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
 
     def add_aside(
-        self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        events: Sequence[NewEvent],
+        now_ms: int,
+        *,
+        is_partial: bool = False,
+        past: bool = False,
     ) -> list[EventRow]:
         """Add events at their place in the past or beside the timeline: the head stays, and nobody is told of anything new.
 
-        Each has its `state_before`, or goes on from the one before it.
+        Each has its `state_before`, or goes on from the one before it. `is_partial`: that is only a part of the state, of
+        the past or not.
         """
         nids = self._take_numbers(txn, events)
         rows: list[EventRow] = []
@@ -193,6 +212,8 @@ class RoomWriter:
             root = row.state_root
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
+        if is_partial:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events), past=past)
         self._tell(txn, room, events, rows)
         return rows
 
@@ -355,6 +376,16 @@ class RoomWriter:
         ]
         if children:
             add_relations(txn, children)
+        sticky = [
+            StickyRow(row.event_nid, room.room_nid, row.sender, row.position or txn.next_position(), expires_ts)
+            for row, event in zip(rows, events, strict=True)
+            if event.sticky_ms is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
+            # a time in the future counts as now
+            for expires_ts in [min(row.origin_server_ts, now_ms) + min(event.sticky_ms, LONGEST_MS)]
+            if expires_ts > now_ms
+        ]
+        if sticky:
+            add_sticky_events(txn, room.room_id, sticky)
         outcomes = [
             (user_id, room.room_nid, row.position, row.event_nid, outcome)
             for row, event in zip(rows, events, strict=True)
@@ -383,6 +414,7 @@ class RoomWriter:
         position = row.position if row.position is not None else txn.next_position()
         txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
         remove_relation(txn, redaction.target_nid)
+        remove_sticky_event(txn, redaction.target_nid)
         if redaction.effect is None:
             return
         if redaction.effect.summary:
@@ -421,6 +453,10 @@ def _row(
         event.pdu,
         thread_root=event.thread_root,
     )
+
+
+def _gaps(rows: Sequence[EventRow], events: Sequence[NewEvent]) -> list[tuple[int, bool]]:
+    return [(row.event_nid, event.has_gap) for row, event in zip(rows, events, strict=True)]
 
 
 def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: Set[int]) -> list[EventRow]:

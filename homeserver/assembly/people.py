@@ -56,8 +56,10 @@ class PeopleParts:
             rooms.room_memberships,
             kept_by_user=[
                 rooms.presence,
+                rooms.thread_subscription_store,
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
+                accounts.pusher_store,
                 PushOutcomeStore(database),
             ],
         )
@@ -78,6 +80,7 @@ class PeopleParts:
             mail.threepids,
             self.accounts,
             mail.validation,
+            kept_by_address=[accounts.pusher_store],
             changes=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)

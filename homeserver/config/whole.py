@@ -10,7 +10,9 @@ from pathlib import Path
 from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
+from homeserver.config.memory import Memory
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
+from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
@@ -27,9 +29,11 @@ class Config:
     registration: Registration
     sessions: Sessions
     mail: Mail
+    notifications: Notifications
     rooms: Rooms
     people: People
     search: Search
+    memory: Memory
     federation: Federation
     limits: Limits
     previews: URLPreviews
@@ -57,9 +61,11 @@ GROUPS: dict[str, type] = {
     "registration": Registration,
     "sessions": Sessions,
     "mail": Mail,
+    "notifications": Notifications,
     "rooms": Rooms,
     "people": People,
     "search": Search,
+    "memory": Memory,
     "federation": Federation,
     "limits": Limits,
     "previews": URLPreviews,

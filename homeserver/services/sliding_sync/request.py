@@ -60,6 +60,11 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
                     types.add(type)
         return types
 
+    @property
+    def all_members(self) -> bool:
+        """Whether the membership of everybody is asked for."""
+        return any(clause.all_members for clause in self.clauses)
+
     def covers(self, other: "RequiredState") -> bool:
         """Whether who was sent this lacks nothing of the other."""
         return other.clauses <= self.clauses
@@ -134,6 +139,28 @@ class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
     limit: int
 
 
+class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    limit: int
+
+
+class StickyRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    since: int
+    """0: all that are sticky."""
+    limit: int
+
+
+class ProfilesRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    scope: Scope
+    fields: frozenset[str]
+    """`*` is every one."""
+
+
 class Extensions(msgspec.Struct, frozen=True, gc=False):
     """Which extensions are wanted. None or False: not."""
 
@@ -142,6 +169,9 @@ class Extensions(msgspec.Struct, frozen=True, gc=False):
     account_data: Scope | None = None
     receipts: Scope | None = None
     typing: Scope | None = None
+    thread_subscriptions: ThreadSubscriptionsRequest | None = None
+    profiles: ProfilesRequest | None = None
+    sticky: StickyRequest | None = None
 
 
 class SlidingRequest(msgspec.Struct, frozen=True, gc=False):
