@@ -28,6 +28,7 @@ from storage.database import Database
 from storage.delayed_events import DelayedEventStore
 from storage.filters import FilterStore
 from storage.openid_tokens import OpenIDTokenStore
+from storage.push_outcomes import PushOutcomeStore
 
 
 class PeopleParts:
@@ -63,6 +64,7 @@ class PeopleParts:
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
                 accounts.pusher_store,
+                PushOutcomeStore(database),
             ],
         )
         self.accounts = Accounts(

@@ -19,6 +19,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3440.stable": True,
     "org.matrix.msc3715.stable": True,
     "org.matrix.msc3771": True,
+    "org.matrix.msc3773": True,
     "org.matrix.msc3814": True,
     "org.matrix.msc3827.stable": True,
     "org.matrix.msc3391": True,
@@ -38,6 +39,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3981": True,
     "com.beeper.msc4169": True,
     "uk.timedout.msc4323": True,
+    "org.matrix.msc4028": True,
     "uk.half-shot.msc2666.query_mutual_rooms": True,
     "uk.half-shot.msc2666.query_mutual_rooms.stable": True,
 }
