@@ -13,6 +13,7 @@ from bench_parts.connection import Connection
 from bench_parts.measurement import Figures, percentile
 from bench_parts.notify_scenarios import BY_MEMBERS
 from bench_parts.pollers import Pollers
+from bench_parts.push_scenarios import push
 from bench_parts.sync_scenarios import BY_ROOMS
 
 
@@ -294,6 +295,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         send_alone,
         *BY_MEMBERS,
         fan_out,
+        push,
         initial_sync,
         sync_none,
         sync_one,

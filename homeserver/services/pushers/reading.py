@@ -4,7 +4,8 @@ Laws:
 - What is told comes from the stream, never from whoever made the change: an event of another node, or of before a
   restart, is nothing special. Up to the lease's position all is told, or noted with its pusher.
 - One node pushes at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
-- An event costs nothing where nobody in the room has a pusher, and is decided once for all who have.
+- An event that notifies nobody costs nothing (its flags say so), nor does one in a room where nobody has a pusher; any
+  other is decided once for all who have.
 - The stream is read from memory; from the database only after a start, and what other nodes wrote.
 
 spec: client-server-api#push-notifications
@@ -29,7 +30,7 @@ from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
-from homeserver.services.unread import READ_TYPES, REDACTION
+from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
@@ -180,7 +181,7 @@ class PushReading:
                 self._changed_users.add(change.user_id)
                 self._schedule()
             elif isinstance(row, EventRow):
-                if (self._roster.users or self._changed_users) and row.flags & EventFlag.TIMELINE:
+                if (row.flags & COUNTED or row.type == REDACTION) and (self._roster.users or self._changed_users):
                     self._heard.append(
                         NewEvent(
                             change.position,
@@ -296,6 +297,8 @@ class PushReading:
     async def _take_event(self, event: NewEvent) -> None:
         if event.type == REDACTION:
             self._badges.touch_room(event.room_nid)
+        if not event.flags & COUNTED:
+            return
         if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
             await self._take_answer(event)
         users = self._roster.users if event.position > self._floor else self._behind
