@@ -50,7 +50,7 @@ class Circumstances:
     room_nid: int
     """0: a room that is not written yet."""
     member_count: int
-    """How many are joined."""
+    """How many are joined once it has happened."""
     levels: PowerLevels | None
     moved: Mapping[UserID, bool] = field(default_factory=dict)
     """Whose membership is no longer the stored one: whether they are joined."""
@@ -73,7 +73,7 @@ Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
 
 
 class TargetInChain(Exception):
-    """A redaction of an event that is not written yet: it has to wait for the next chain."""
+    """What has to do with an event that is not written yet, or with one that is being redacted, waits for the next chain."""
 
 
 class Chain:
@@ -145,6 +145,11 @@ class Chain:
         if create is None:
             raise NotFound("This room has not been created")
         check_auth(event, state, create=create)
+        if draft.check is not None:
+            for built in self.built:
+                if built.redacts is not None:
+                    raise TargetInChain(built.redacts)  # what it asks after may just be going
+            await draft.check(self.built)
         if self._vouch is not None:
             named = (await self._load([POLICY])).get(POLICY)
             event = await self._vouch(self._snapshot.room.room_nid, event, named)
@@ -178,6 +183,7 @@ class Chain:
             content=draft.content,
             state_key=draft.state_key,
             redacts=draft.redacts,
+            sticky_ms=draft.sticky_ms,
             origin_server_ts=draft.origin_server_ts if draft.origin_server_ts is not None else now_ms,
             prev_events=self._prev,
             auth_events=[event.event_id for event in auth_events],
@@ -228,20 +234,15 @@ class Chain:
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 
-    def _circumstances(self, state: Mapping[StateKey, Event]) -> Circumstances:
+    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> Circumstances:
         create = state.get(CREATE)
         levels = None
         if create is not None:
             levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
-        return Circumstances(self._snapshot.room.room_nid, self._member_count, levels, self._moved)
-
-    def _move_member(self, event: Event, state: Mapping[StateKey, Event]) -> None:
-        """Note what a membership event makes of the members, for the events after it."""
-        before = state.get(event.key)
-        was_joined = before is not None and before.membership == "join"
-        is_joined = event.membership == "join"
-        self._member_count += is_joined - was_joined
-        self._moved = {**self._moved, UserID(event.key.state_key): is_joined}
+        member_count = self._member_count
+        if event.membership is not None and event.state_key is not None:
+            member_count += joins(event, state.get(event.key))
+        return Circumstances(self._snapshot.room.room_nid, member_count, levels, self._moved)
 
     async def _append(
         self,
@@ -251,7 +252,8 @@ class Chain:
         draft: Draft,
         redaction: Redaction | None,
     ) -> None:
-        classification = await self._classify(event, self._circumstances(state))
+        around = self._circumstances(event, state)
+        classification = await self._classify(event, around)
         auth_stored = [self._known[key].nid for key in keys if key in state and key not in self._overlay]
         auth_built = [self._overlay[key].event_id for key in keys if key in self._overlay]
         self.new.append(
@@ -277,6 +279,7 @@ class Chain:
                 outcomes=classification.outcomes,
                 thread_root=classification.thread_root,
                 relation=read_relation(event),
+                sticky_ms=event.sticky_ms,
             )
         )
         self.built.append(event)
@@ -284,9 +287,16 @@ class Chain:
         if event.state_key is not None:
             self._overlay[event.key] = event
             if event.membership is not None:
-                self._move_member(event, state)
+                self._moved = {**self._moved, UserID(event.state_key): event.membership == "join"}
+        self._member_count = around.member_count
         self._prev = [event.event_id]
         self._depth = event.depth
+
+
+def joins(event: Event, before: Event | None) -> int:
+    """By how much a membership event changes the number of those who are joined; `before`: that in whose place it comes."""
+    was_joined = before is not None and before.membership == "join"
+    return (event.membership == "join") - was_joined
 
 
 async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:

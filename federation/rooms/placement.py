@@ -18,7 +18,7 @@ from federation.protocol.events import Event, StateKey, encode_event_json, encod
 from federation.protocol.ids import EventID, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.redaction import may_redact, redact
-from federation.rooms.build import MAX_DEPTH, Circumstances, Classification, Classify, prune
+from federation.rooms.build import MAX_DEPTH, Circumstances, Classification, Classify, joins, prune
 from federation.rooms.check import SHOWN, Checked, Verdict
 from federation.rooms.effects import effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
@@ -134,8 +134,12 @@ class Placements:
         return PowerLevels.of(create.version, None if power is None else power.event, create)
 
     async def _circumstances(self, snapshot: RoomSnapshot, arrival: Arrival) -> Circumstances:
-        levels = await self._levels(snapshot.room, arrival.before)
-        return Circumstances(snapshot.room.room_nid, snapshot.head.joined_count, levels)
+        event, room_nid = arrival.event, snapshot.room.room_nid
+        member_count = snapshot.head.joined_count
+        if event.membership is not None and event.state_key is not None:
+            before = (await self._resolver.load(room_nid, arrival.before, [event.key])).get(event.key)
+            member_count += joins(event, None if before is None else before.event)
+        return Circumstances(room_nid, member_count, await self._levels(snapshot.room, arrival.before))
 
     async def _may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
         levels = await self._levels(room, before)
@@ -300,4 +304,5 @@ def new_event(event: Event, flags: int, auth_nids: Sequence[int], redactions: Se
         redacts=event.redacts,
         redacted_by=redactions[0].nid if redactions else None,
         relation=read_relation(event),
+        sticky_ms=event.sticky_ms,
     )

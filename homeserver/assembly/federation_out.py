@@ -56,6 +56,8 @@ class FederationOutParts:
             store,
             outgoing,
             self.own_devices,
+            rooms.sticky_events,
+            identity,
             now_ms,
         )
         self.deliveries = Deliveries(
@@ -77,6 +79,7 @@ class FederationOutParts:
             log,
             rooms.events,
             rooms.servers,
+            rooms.sticky_events,
             self.deliveries,
             identity,
             federation.policy,
@@ -121,7 +124,6 @@ class FederationOutParts:
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
         return (
-            Job("forget_claimed_keys", self.own_devices.forget_claimed, 3600.0),
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),

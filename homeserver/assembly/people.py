@@ -55,6 +55,7 @@ class PeopleParts:
             rooms.room_memberships,
             kept_by_user=[
                 rooms.presence,
+                rooms.thread_subscription_store,
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
                 accounts.pusher_store,

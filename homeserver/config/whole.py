@@ -10,6 +10,7 @@ from pathlib import Path
 from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
+from homeserver.config.memory import Memory
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
@@ -32,6 +33,7 @@ class Config:
     rooms: Rooms
     people: People
     search: Search
+    memory: Memory
     federation: Federation
     limits: Limits
     previews: URLPreviews
@@ -63,6 +65,7 @@ GROUPS: dict[str, type] = {
     "rooms": Rooms,
     "people": People,
     "search": Search,
+    "memory": Memory,
     "federation": Federation,
     "limits": Limits,
     "previews": URLPreviews,

@@ -43,6 +43,10 @@ class Sizes:
     tree: int = 500
     """Rooms below a space."""
     trees: int = 50
+    questions: int = 2000
+    """For keys, and claims."""
+    devices: int = 1000
+    key_shares: int = 30
     joins: int = 100
     creations: int = 100
     idle: int = 1000
@@ -71,6 +75,9 @@ QUICK = Sizes(
     trees=10,
     big_members=300,
     reads=5,
+    questions=300,
+    devices=200,
+    key_shares=10,
     joins=30,
     creations=20,
     idle=200,

@@ -101,7 +101,8 @@ class History:
 
     def topic(self, person: Person, topic: str) -> None:
         answer = person.user.put(f"{V3}/rooms/{self.room}/state/m.room.topic/", {"topic": topic})
-        if answer.status == 200:
+        known = {each.event_id for each in self.happened}
+        if answer.status == 200 and answer.json["event_id"] not in known:  # it may have been the topic before
             self._note(person, answer.json["event_id"], "m.room.topic", {"topic": topic}, "")
 
     def redact(self, person: Person, target: int) -> None:
@@ -205,13 +206,14 @@ class History:
         if state_key is not None:
             event["state_key"] = state_key
         members = [person for person in self.people if person.joined_at is not None]
+        joined = len(members) + (content.get("membership") == "join")
         level = 100 if sender is self.people[0] else 0
         happened = Happened(event_id, event, {}, False, self._thread_of(content))
         for person in members:
             user_id = person.user.user_id
-            around = Surroundings(user_id, person.name, len(members), level, {})
+            around = Surroundings(user_id, person.name, joined, level, {})
             happened.actions[user_id] = evaluate(person.rules, event, around)
-        default = evaluate(ruleset(NOBODY, None), event, Surroundings(NOBODY, None, len(members), level, {}))
+        default = evaluate(ruleset(NOBODY, None), event, Surroundings(NOBODY, None, joined, level, {}))
         happened.is_news = "notify" in default
         self.happened.append(happened)
 

@@ -123,7 +123,7 @@ contents = st.fixed_dictionaries(
         "b.c": simple,
         "b\\c": simple,
         "m.mentions": st.fixed_dictionaries(
-            {}, optional={"user_ids": st.one_of(st.lists(st.sampled_from([BOB, "@x:y", 1])), texts), "room": simple}
+            {}, optional={"user_ids": st.one_of(st.lists(st.sampled_from([BOB, "@x:y", "", 1])), texts), "room": simple}
         ),
         "m.relates_to": st.fixed_dictionaries({}, optional={"rel_type": st.sampled_from(["m.replace", "m.thread"])}),
     },
@@ -183,6 +183,16 @@ def test_whom_an_event_does_not_name_is_anybody(kept: Any, event: Any, around: S
         return
     occasion = occasion_of(event, around)
     assert rules.find(occasion) is rules.find(occasion, BOB, around.display_name)
+
+
+def test_an_empty_name_names_nobody() -> None:
+    rules = RuleCompiler().default
+    mentions = {"content": {"body": "", "m.mentions": {"user_ids": [""]}}}
+    invite = {"type": "m.room.member", "state_key": "", "content": {"membership": "invite"}}
+    for event in ({"type": "m.room.message", **mentions}, invite):
+        happened = {"sender": "@alice:a.test", "room_id": ROOMS[0], **event}
+        assert not rules.find(occasion_of(happened, Surroundings(BOB, None, 3, 0, {}))).highlight
+    assert not rules.find(occasion_of(happened, Surroundings(BOB, None, 3, 0, {}))).notify
 
 
 def test_equal_rules_are_one_object() -> None:

@@ -21,8 +21,11 @@ _MOST_DIGITS: Final = 15
 _LARGEST_INTEGER: Final = 2**53 - 1
 
 
+NOBODY: Final = ""
+"""Stands for all whom an event does not name."""
 DISPLAY_NAME: Final = "contains_display_name"
 EVENT_MATCH: Final = "event_match"
+PROPERTY_IS: Final = "event_property_is"
 
 
 def compile_condition(condition: Condition) -> Holds:
@@ -36,7 +39,7 @@ def compile_condition(condition: Condition) -> Holds:
         return _never
     if kind == EVENT_MATCH:
         return _event_match(key, condition.get("pattern"))
-    if kind == "event_property_is":
+    if kind == PROPERTY_IS:
         return _property_is(key, condition.get("value", ...))
     if kind == "event_property_contains":
         return _property_contains(key, condition.get("value", ...))
@@ -67,7 +70,8 @@ def _never(_occasion: Occasion, _user: str, _name: str | None) -> bool:
 def _event_match(key: str, pattern: object) -> Holds:
     path = parse_path(key)
     if pattern is TheUser.ID:
-        return lambda occasion, user, _name: occasion.text(path) == user.lower()
+        # whom an event does not name is no empty name in it
+        return lambda occasion, user, _name: user != NOBODY and occasion.text(path) == user.lower()
     if not isinstance(pattern, str):
         return _never
     if path != BODY and "*" not in pattern and "?" not in pattern:
@@ -91,7 +95,7 @@ def _property_is(key: str, value: object) -> Holds:
 def _property_contains(key: str, value: object) -> Holds:
     path = parse_path(key)
     if value is TheUser.ID:
-        return lambda occasion, user, _name: _contains(occasion.value(path), user)
+        return lambda occasion, user, _name: user != NOBODY and _contains(occasion.value(path), user)
     return (lambda occasion, _user, _name: _contains(occasion.value(path), value)) if _is_plain(value) else _never
 
 

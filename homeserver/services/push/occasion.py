@@ -17,6 +17,7 @@ Path = tuple[str, ...]
 MISSING: Final = object()
 """Stands for a property that the event does not have."""
 BODY: Final[Path] = ("content", "body")
+TYPE: Final[Path] = ("type",)
 _ESCAPED = re.compile(r"\\([\\.])|(\.)")
 
 

@@ -53,6 +53,8 @@ class ConnectionState(msgspec.Struct, frozen=True, gc=False):
     rooms: Mapping[int, SentRoom] = msgspec.field(default_factory=dict)
     receipts: Mapping[int, int] = msgspec.field(default_factory=dict)
     account_data: Mapping[int, int] = msgspec.field(default_factory=dict)
+    profile_fields: frozenset[str] | None = None
+    """The fields of profiles that it has been told of since it asked for them; None: it does not ask."""
 
 
 EMPTY: Final = ConnectionState()
@@ -162,6 +164,7 @@ class StateChanges:
         self._rooms: dict[int, SentRoom] = {}
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
+        self._profile_fields = state.profile_fields
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -182,14 +185,20 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
+    def set_profile_fields(self, fields: frozenset[str] | None) -> None:
+        """These fields of profiles were told."""
+        self._profile_fields = fields
+
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        if not (self._rooms or self._receipts or self._account_data):
+        same_fields = self._profile_fields == self._state.profile_fields
+        if same_fields and not (self._rooms or self._receipts or self._account_data):
             return self._state
         return ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
+            self._profile_fields,
         )
 
 
@@ -201,6 +210,7 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     """By room: up to where, timeline limit, index of the required state."""
     receipts: dict[int, int]
     account_data: dict[int, int]
+    profile_fields: list[str] | None = None
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -217,7 +227,8 @@ def _encode(state: ConnectionState) -> bytes:
         ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
         for each in indexes
     ]
-    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data)))
+    fields = None if state.profile_fields is None else sorted(state.profile_fields)
+    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields))
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -229,4 +240,5 @@ def _decode(blob: bytes) -> ConnectionState:
         for clauses, lazy_members in stored.required
     ]
     rooms = {nid: SentRoom(upto, limit, required[index]) for nid, (upto, limit, index) in stored.rooms.items()}
-    return ConnectionState(rooms, stored.receipts, stored.account_data)
+    fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, fields)
