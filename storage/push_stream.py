@@ -8,7 +8,6 @@ from storage.events import EventFlag
 from storage.memberships import MembershipRow, select_new_invites
 from storage.transaction import Transaction
 
-
 _SOMETHING = EventFlag.NOTIFIES | EventFlag.OUTCOMES
 """Events without these flags notify nobody."""
 
