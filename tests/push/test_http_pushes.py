@@ -274,6 +274,28 @@ def test_only_state_that_calls_is_pushed(server: TestServer, gateway: Gateway) -
     assert gateway.asked == []
 
 
+def test_who_is_locked_is_told_nothing(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+
+    def lock(locked: bool) -> None:
+        server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=locked))
+        settle(server)
+
+    gateway.failure = OutboundError("it is down")
+    say(bob, room_id, "waits")
+    settle(server)
+    lock(True)
+    gateway.failure = None
+    say(bob, room_id, "secret")
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.taken == []
+    lock(False)
+    event_id = say(bob, room_id, "hello again")
+    settle(server)
+    assert gateway.events == [event_id]
+
+
 def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:
     alice, bob, room_id = two(server)
     gateway.failure = OutboundError("it is down")

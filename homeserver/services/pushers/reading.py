@@ -31,6 +31,7 @@ from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
 from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
+from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
@@ -103,6 +104,7 @@ class PushReading:
         lease: LeaseStore,
         stream: PushStream,
         store: PusherStore,
+        accounts: AccountStore,
         rooms: RoomStore,
         events: RoomEvents,
         memberships: Memberships,
@@ -123,6 +125,7 @@ class PushReading:
         self._lease = lease
         self._stream = stream
         self._store = store
+        self._accounts = accounts
         self._rooms = rooms
         self._events = events
         self._memberships = memberships
@@ -177,7 +180,7 @@ class PushReading:
             return
         for change in changes:
             row, heard = change.detail, len(self._heard)
-            if change.topic is Topic.PUSHER and change.user_id is not None:
+            if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
                 self._changed_users.add(change.user_id)
                 self._schedule()
             elif isinstance(row, EventRow):
@@ -267,6 +270,7 @@ class PushReading:
     async def _read_database(self) -> None:
         stretch = await self._stream.get_stretch(self._done, self._in_database, AT_ONCE)
         self._changed_users |= await self._store.get_changed_users(self._done, stretch.upto)
+        self._changed_users |= await self._accounts.get_changed_accounts(self._done, stretch.upto)
         if self._changed_users:
             await self._refresh()
         heard: list[Heard] = [*stretch.events, *stretch.receipts, *filter(is_outside, stretch.invites)]
