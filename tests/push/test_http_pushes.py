@@ -245,6 +245,28 @@ def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: Gateway)
     assert gateway.events == [stays]
 
 
+def test_the_badge_is_told_though_the_push_that_would_have_told_it_is_not_made(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob, room_id = two(server)
+    other = create_room(bob)
+    alice.post(f"{V3}/join/{other}")
+    event_id = say(bob, room_id, "x")
+    settle(server)
+    assert gateway.taken[-1].notification["counts"] == {"unread": 1}
+    gateway.failure = OutboundError("it is down")
+    gone = say(bob, other, "oops")
+    settle(server)
+    assert bob.put(f"{V3}/rooms/{other}/redact/{gone}/1", {}).status == 200
+    read(alice, room_id, event_id)
+    gateway.failure = None
+    for _ in range(60):
+        server.clock.advance(10)
+        settle(server)
+    assert gateway.events == [event_id]
+    assert gateway.badges == [0]
+
+
 def test_pushes_wait_by_chance_where_the_operator_wants_it(
     tmp_path: Path, database: Database, gateway: Gateway
 ) -> None:
