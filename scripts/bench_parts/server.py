@@ -106,6 +106,8 @@ class Server:
             "media_store_path": str(self._folder / "media"),
             "enable_registration": True,
             "enable_registration_without_verification": True,
+            "push": {"allow_plain_http": True},
+            "ip_range_whitelist": ["127.0.0.1"],
             **({"bcrypt_rounds": 4} if cheap_passwords else {}),
             **NO_LIMITS,
         }
