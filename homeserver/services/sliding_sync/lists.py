@@ -5,7 +5,7 @@ filters need to know of rooms is read for all of them at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -17,7 +17,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.visible import Visibility
 from homeserver.services.invite_permissions import InvitePermissions
-from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.labels import NO_TAGS, Labels, RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import (
@@ -54,11 +54,25 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     subscribed: Mapping[str, int]
     """Numbers of the subscribed rooms by id."""
     configs: Mapping[int, RoomConfig]
-    """What is wanted of each room."""
+    """What is wanted of each room; of many the same object."""
     rows: Mapping[int, MembershipRow]
+    joined: frozenset[int]
+    """Numbers of the rooms that the user is in."""
     latest: Mapping[int, int]
     """Position of the newest event by room."""
     labels: Labels
+
+    def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
+        """The rooms in which there may be something to tell to who has this.
+
+        `changed`: those in which something is new; None where that is not known.
+        """
+        configs = self.configs
+        if changed is None or not configs:
+            return list(configs)
+        first = next(iter(configs.values()))  # mostly what is wanted of all of them
+        settled = state.settled(first)
+        return [nid for nid, config in configs.items() if nid in changed or nid not in settled or config is not first]
 
     def news_of(self, row: MembershipRow) -> int:
         """The position of the latest thing that the user may hear of in a room."""
@@ -98,20 +112,20 @@ class RoomLists:
         """The rooms in the windows and subscriptions of a request."""
         user_id = request.caller.user_id
         rows = await self._memberships.of_user(user_id)
-        latest = await self._recency.latest([row.room_nid for row in rows.values() if row.membership == "join"])
+        joined = await self._memberships.joined_rooms(user_id)
+        latest = await self._recency.latest(joined)
         labels = await self._labels.of_user(user_id)
         counts: dict[str, int] = {}
         windows: dict[str, Sequence[int]] = {}
         configs = _Configs()
         if request.lists:
-            candidates = await self._candidates(user_id, rows, connection)
-            candidates.sort(
-                key=lambda row: latest.get(row.room_nid, 0) if row.membership == "join" else row.position, reverse=True
-            )
+            others = await self._others(user_id, rows, joined, connection)
+            newest = {nid: latest[nid] for nid in joined} | others if others else latest
+            candidates = sorted([*joined, *others], key=newest.__getitem__, reverse=True)
             for name, wanted in request.lists.items():
                 shown = await self._filter(wanted.filters, rows, candidates, labels)
                 counts[name] = len(shown)
-                windows[name] = [row.room_nid for row in _cut(wanted, shown)]
+                windows[name] = _cut(wanted, shown)
                 configs.add(windows[name], wanted.config)
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
@@ -119,7 +133,7 @@ class RoomLists:
             if row is not None and await self._may_see(row):
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
-        return Selection(counts, windows, subscribed, configs.by_room, rows, latest, labels)
+        return Selection(counts, windows, subscribed, configs.by_room, rows, joined, latest, labels)
 
     async def was_joined(self, row: MembershipRow) -> bool:
         """Whether the user is, or ever was, in the room."""
@@ -137,43 +151,44 @@ class RoomLists:
             return False
         return row.membership in OUTSIDE or await self.was_joined(row)
 
-    async def _candidates(
-        self, user_id: UserID, rows: Mapping[int, MembershipRow], connection: Connection
-    ) -> list[MembershipRow]:
-        """The rooms that a list may show, in no order."""
-        found: list[MembershipRow] = []
+    async def _others(
+        self, user_id: UserID, rows: Mapping[int, MembershipRow], joined: Set[int], connection: Connection
+    ) -> dict[int, int]:
+        """The rooms that a list may show though the user is not in them, with the positions of their memberships."""
+        found: dict[int, int] = {}
         removed: list[MembershipRow] = []
-        for row in rows.values():
-            membership = row.membership
-            if membership == "join":
-                found.append(row)
-            elif row.forgotten:
+        if len(joined) == len(rows):
+            return found
+        for nid in rows.keys() - joined:
+            row = rows[nid]
+            if row.forgotten:
                 continue
-            elif membership in OUTSIDE:
+            if row.membership in OUTSIDE:
                 if not await self._permissions.hides(row):
-                    found.append(row)
+                    found[nid] = row.position
             else:
-                sent = connection.state.rooms.get(row.room_nid)
+                sent = connection.state.rooms.get(nid)
                 if sent is not None and row.position > connection.since(sent.upto):
-                    found.append(row)  # the client has to learn that the user is no longer there
-                elif membership == "ban" or row.sender != user_id:
+                    found[nid] = row.position  # the client has to learn that the user is no longer there
+                elif row.membership == "ban" or row.sender != user_id:
                     removed.append(row)
         unknown = [row.event_nid for row in removed if row.event_nid not in self._was_joined]
         if unknown:
             left = await self._events.get_events(unknown)
             await self._events.get_events(event.replaces for event in left.values() if event.replaces is not None)
-        return found + [row for row in removed if await self.was_joined(row)]
+        found.update([(row.room_nid, row.position) for row in removed if await self.was_joined(row)])
+        return found
 
     async def _filter(
         self,
         filters: ListFilters,
         rows: Mapping[int, MembershipRow],
-        candidates: Sequence[MembershipRow],
+        candidates: Sequence[int],
         labels: Labels,
-    ) -> Sequence[MembershipRow]:
+    ) -> Sequence[int]:
         if filters == NO_FILTERS:
             return candidates
-        shown: Iterable[MembershipRow] = candidates
+        shown = [rows[nid] for nid in candidates]
         if filters.is_invite is not None:
             shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
         if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
@@ -185,7 +200,7 @@ class RoomLists:
         if filters.by_state:
             traits = await self._find_traits(shown)
             shown = [row for row in shown if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])]
-        return list(shown)
+        return [row.room_nid for row in shown]
 
     async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
         """The rooms that the spaces name as theirs; spaces that the user is not in do not count."""
@@ -253,13 +268,10 @@ class _Configs:
         return self._merged[key]
 
 
-def _cut(wanted: ListRequest, rows: Sequence[MembershipRow]) -> list[MembershipRow]:
+def _cut(wanted: ListRequest, room_nids: Sequence[int]) -> Sequence[int]:
     if wanted.ranges is None:
-        return list(rows)
-    within: dict[int, MembershipRow] = {}
-    for first, last in wanted.ranges:
-        within.update((row.room_nid, row) for row in rows[first : last + 1])
-    return list(within.values())
+        return room_nids
+    return list(dict.fromkeys(nid for first, last in wanted.ranges for nid in room_nids[first : last + 1]))
 
 
 def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:

@@ -38,13 +38,13 @@ class RoomRecency:
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
-    async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
+    async def latest(self, room_nids: frozenset[int]) -> Mapping[int, int]:
         """The position of the newest event, for these rooms at least. The mapping is the cache's own: read, don't keep."""
-        while missing := [nid for nid in room_nids if nid not in self._latest]:
+        while missing := room_nids.difference(self._latest):
             if len(self._latest) > self._capacity:
-                self._latest, missing = {}, list(room_nids)
+                self._latest, missing = {}, room_nids
             known = self._latest
-            read = await self._store.get_latest_positions(missing)
+            read = await self._store.get_latest_positions(list(missing))
             if known is self._latest:  # else others wrote meanwhile
                 _merge(known, missing, read)
         return self._latest
@@ -80,6 +80,6 @@ class RoomRecency:
         self._latest, self._bumps = {}, {}
 
 
-def _merge(known: dict[int, int], room_nids: Sequence[int], read: Mapping[int, int]) -> None:
+def _merge(known: dict[int, int], room_nids: Collection[int], read: Mapping[int, int]) -> None:
     for nid in room_nids:  # the stream may have told of something newer than what was read
         known[nid] = max(read.get(nid, 0), known.get(nid, 0))
