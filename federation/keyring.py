@@ -6,6 +6,7 @@ Laws:
 - One fetch serves all who wait for it. A server that failed, or has not the key that was asked for, is asked again
   after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little.
 - A document counts when the server has signed it itself; one that a notary hands us, when the notary has signed it too.
+- Of a server whose keys are pinned no others are believed, and nobody is asked for them.
 - Servers are asked themselves, and then the notaries of the configuration, if there are any. When many are wanted at
   once, as when a large room is joined, the notaries come first: one question instead of hundreds.
 
@@ -83,8 +84,10 @@ class Keyring:
         *,
         notaries: Sequence[Notary] = (),
         old_keys: Mapping[KeyID, VerifyKey] | None = None,
+        pinned_keys: Callable[[ServerName], Mapping[KeyID, bytes]] = lambda _: {},
     ) -> None:
-        """`old_keys`: those that this server itself used to use."""
+        """`old_keys`: those that this server itself used to use. `pinned_keys`: of a server, the only ones to believe."""
+        self._pinned_keys = pinned_keys
         self._remote = remote
         self._store = store
         self._identity = identity
@@ -143,7 +146,7 @@ class Keyring:
 
     async def _find(self, wanted: Wanted) -> Mapping[ServerName, _Known]:
         """What is known of each server once all that could be done is done."""
-        unread = [each for each in wanted if each not in self._known and each != self._identity.server_name]
+        unread = [each for each in wanted if each not in self._known and self._given(each) is None]
         if unread:
             for name, stored in (await self._store.get_keys(unread)).items():
                 keys = {
@@ -160,13 +163,20 @@ class Keyring:
         return {server: self._get(server) for server in wanted}
 
     def _get(self, server: ServerName) -> _Known:
+        return self._given(server) or self._known.get(server, _NOTHING)
+
+    def _given(self, server: ServerName) -> _Known | None:
+        """The keys that nobody has to be asked for: our own, and those that are pinned."""
         if server == self._identity.server_name:
             return self._own
-        return self._known.get(server, _NOTHING)
+        pinned = self._pinned_keys(server)
+        if not pinned:
+            return None
+        return _Known({key_id: VerifyKey(key, 1 << 60) for key_id, key in pinned.items()}, 1 << 60, 1 << 60)
 
     def _lacks(self, server: ServerName, keys: Mapping[KeyID, int]) -> bool:
         """Whether none of the keys can be used as it is: one good signature is enough."""
-        if server == self._identity.server_name:
+        if self._given(server) is not None:
             return False
         return bool(keys) and not valid_keys(self._get(server).keys, keys)
 

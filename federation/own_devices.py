@@ -7,7 +7,7 @@ Laws:
 spec: server-server-api#device-management, server-server-api#end-to-end-encryption
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -16,22 +16,31 @@ from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
+from storage.cross_signing import CrossSigningKey, KeySignature
 from storage.device_keys import DeviceKeyStore, KeyWish
 from storage.device_list_log import DeviceListLog
+from storage.published_keys import PublishedKeyStore
 
 MOST_USERS: Final = 5000
 """In one query or claim."""
+CLAIMED_REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
+"""How long an upload may be repeated without bringing back a key that was given out."""
 
 
 class OwnDevices:
     """Answers what other servers ask of our users' devices, and says what has changed. For the reactor thread."""
 
     def __init__(
-        self, keys: DeviceKeyStore, cross_signing: CrossSigningStore, log: DeviceListLog, identity: ServerIdentity
+        self,
+        keys: DeviceKeyStore,
+        published: PublishedKeyStore,
+        log: DeviceListLog,
+        identity: ServerIdentity,
+        now_ms: Callable[[], int],
     ) -> None:
         self._keys = keys
-        self._cross_signing = cross_signing
+        self._published = published
+        self._now_ms = now_ms
         self._log = log
         self._identity = identity
 
@@ -90,12 +99,16 @@ class OwnDevices:
         ]
         if len(wishes) > MOST_USERS:
             raise InvalidParam(f"At most {MOST_USERS} keys can be claimed at once")
-        claimed = await self._keys.do_claim(wishes) if wishes else {}
+        claimed = await self._keys.do_claim(wishes, self._now_ms()) if wishes else {}
         answer: dict[str, dict[str, dict[str, msgspec.Raw]]] = {}
         for wish, key in claimed.items():
             devices = answer.setdefault(wish.user_id, {})
             devices[wish.device_id] = {f"{wish.algorithm}:{key.key_id}": msgspec.Raw(key.content)}
         return answer
+
+    async def forget_claimed(self, limit: int) -> int:
+        """Forget what was given out so long ago that no upload of it is repeated; how many."""
+        return await self._keys.forget_claimed(self._now_ms() - CLAIMED_REMEMBERED_MS, limit)
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:
         """The EDUs about one user's changes from a number on. Of several changes of a device the last is told.
@@ -133,17 +146,15 @@ class OwnDevices:
         return edus
 
     async def _read(self, user_ids: Sequence[str]) -> "_Published":
-        devices = await self._keys.get_device_keys(user_ids)
-        cross_signing = await self._cross_signing.get_keys(user_ids)
-        signatures = await self._cross_signing.get_signatures(user_ids)
+        stored = await self._published.get_published(user_ids)
         published = _Published()
         for user_id in user_ids:
-            visible = visible_signatures(signatures.get(user_id, ()), {user_id})
+            visible = signatures_by_target(stored.signatures.get(user_id, ()))
             published.devices[user_id] = {
                 row.device_id: with_signatures(row.keys, visible.get(row.device_id, ()))
-                for row in devices.get(user_id, ())
+                for row in stored.devices.get(user_id, ())
             }
-            for usage, key in cross_signing.get(user_id, {}).items():
+            for usage, key in stored.cross_signing.get(user_id, {}).items():
                 if usage in published.cross_signing:
                     published.cross_signing[usage][user_id] = present_key(key, visible.get(key.public_key, ()))
         return published
@@ -162,13 +173,12 @@ def encode_edu(edu_type: str, content: Mapping[str, Any]) -> bytes:
     return b'{"content":%b,"edu_type":%b}' % (encode_canonical(content), encode_canonical(edu_type))
 
 
-def visible_signatures(signatures: Iterable[KeySignature], signers: set[str]) -> dict[str, list[KeySignature]]:
-    """Signatures by what they are on, of those signers."""
-    visible: dict[str, list[KeySignature]] = {}
+def signatures_by_target(signatures: Iterable[KeySignature]) -> dict[str, list[KeySignature]]:
+    """Signatures on one user's keys by what they are on."""
+    found: dict[str, list[KeySignature]] = {}
     for signature in signatures:
-        if signature.signer_user_id in signers:
-            visible.setdefault(signature.target_key, []).append(signature)
-    return visible
+        found.setdefault(signature.target_key, []).append(signature)
+    return found
 
 
 def present_key(key: CrossSigningKey, signatures: Sequence[KeySignature]) -> msgspec.Raw:

@@ -3,23 +3,27 @@
 Laws:
 - What is allowed is matched by the whole server name, port included. What is denied is matched by the host too, so that a
   port more in its name helps nobody. Letters count in either case. What is denied stays denied, whatever allows it.
+- Where the federation has a list of members, nobody else is talked with; without a list in force, with nobody at all.
 - Our own name is always allowed.
 - The rules may be changed while the server runs; nobody keeps an answer.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from twisted.logger import Logger
 
 from federation.protocol.errors import Forbidden
-from federation.protocol.ids import ServerName, host_of
+from federation.protocol.events import Event
+from federation.protocol.ids import KeyID, ServerName, domain_of, host_of
+from federation.protocol.member_list import Member, MemberList, Right, right_of
 
 SECONDS_BETWEEN_LINES: Final = 3600.0
 """In which a server is named once in the log where refusals are only simulated."""
 MAX_NAMED: Final = 10_000
+_NO_KEYS: Final[Mapping[KeyID, bytes]] = {}
 
 
 class BadPattern(ValueError):
@@ -31,8 +35,9 @@ class ServerPatterns:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         """Raises BadPattern."""
+        self.patterns = tuple(patterns)
         names, expressions = set(), []
-        for pattern in patterns:
+        for pattern in self.patterns:
             if len(pattern) > 2 and pattern.startswith("/") and pattern.endswith("/"):
                 expressions.append(_check(pattern[1:-1], pattern))
             elif "*" in pattern or "?" in pattern:
@@ -61,6 +66,8 @@ class PolicyRules:
     """False: no other server at all."""
     is_simulation: bool = False
     """Refuse nothing, and say in the log what would be refused."""
+    has_member_list: bool = False
+    """Talk with members of the federation alone; see `Policy.use_list`."""
 
 
 def make_rules(
@@ -69,6 +76,7 @@ def make_rules(
     *,
     enabled: bool = True,
     is_simulation: bool = False,
+    has_member_list: bool = False,
 ) -> PolicyRules:
     """Rules of patterns as text. Raises BadPattern."""
     return PolicyRules(
@@ -76,6 +84,7 @@ def make_rules(
         ServerPatterns(denied) if denied else None,
         enabled,
         is_simulation,
+        has_member_list,
     )
 
 
@@ -89,49 +98,106 @@ class Policy:
         self._own = own
         self._rules = rules
         self._seconds = seconds
-        self._named: dict[str, float] = {}
+        self._members: MemberList | None = None
+        self._named: dict[tuple[str, Right | None], float] = {}
+
+    @property
+    def rules(self) -> PolicyRules:
+        """What the configuration says."""
+        return self._rules
+
+    @property
+    def members(self) -> MemberList | None:
+        """The list of members that is in force."""
+        members = self._members
+        return None if members is None or members.expires <= self._seconds() else members
 
     def change(self, rules: PolicyRules) -> None:
         """Other rules from now on."""
         self._rules = rules
         self._named.clear()
 
-    def allows(self, server: ServerName) -> bool:
-        """Whether this server talks with that one, and believes what is said in its name, at all."""
-        if self._is_within_rules(server):
-            return True
-        if not self._rules.is_simulation:
+    def use_list(self, members: MemberList | None) -> None:
+        """The list of members from now on, until it expires. It counts where the rules say that there is one."""
+        self._members = members
+        self._named.clear()
+
+    def allows(self, server: ServerName, right: Right | None = None) -> bool:
+        """Whether this server talks with that one, and believes what is said in its name; of `right`, about that."""
+        return self._refusal(server, right) is None
+
+    def allows_event(self, event: Event) -> bool:
+        """Whether an event is taken in, by who sent it."""
+        server = domain_of(event.sender)
+        is_membership = event.type == "m.room.member" and event.state_key is not None
+        if is_membership and event.state_key == event.sender:
+            return self.allows(server)  # whoever may not write may come and go
+        if not self.allows(server, Right.WRITING):
             return False
-        self._name(server)
-        return True
+        is_invite = is_membership and event.content.get("membership") == "invite"
+        is_of_ours = is_invite and str(event.state_key).partition(":")[2] == self._own
+        return not is_of_ours or self.allows(server, Right.INVITES)
 
-    def check_destination(self, server: ServerName) -> None:
-        """Raises Forbidden, with a text for the person who wanted to reach somebody there."""
-        if not self.allows(server):
-            raise Forbidden(f"The policy of this server does not allow federation with {server}")
+    def check_destination(self, server: ServerName, path: str = "") -> None:
+        """Raises Forbidden, with a text for the person who wanted to reach somebody there. `path`: of the request."""
+        refusal = self._refusal(server, right_of(path))
+        if refusal is not None:
+            raise Forbidden(f"The policy of this server does not allow federation with {server}: {refusal}")
 
-    def check_origin(self, server: ServerName) -> None:
-        """Raises Forbidden, with a text for the server that asks."""
-        if not self.allows(server):
-            raise Forbidden("The policy of this server does not allow federation with you")
+    def check_origin(self, server: ServerName, path: str = "") -> None:
+        """Raises Forbidden, with a text for the server that asks. `path`: of the request."""
+        refusal = self._refusal(server, right_of(path))
+        if refusal is not None:
+            raise Forbidden(f"The policy of this server does not allow federation with you: {refusal}")
 
-    def _is_within_rules(self, server: ServerName) -> bool:
+    def pinned_keys(self, server: ServerName) -> Mapping[KeyID, bytes]:
+        """The only keys to believe of a server; empty where it says its keys itself."""
+        member = self._member(server)
+        return _NO_KEYS if member is None else member.keys
+
+    def _member(self, server: ServerName) -> Member | None:
+        members = self.members if self._rules.has_member_list else None
+        return None if members is None else members.members.get(server.lower())
+
+    def _refusal(self, server: ServerName, right: Right | None) -> str | None:
+        """Why not; None where the server is allowed, or the rules are only tried out."""
+        refusal = self.find_refusal(server, right)
+        if refusal is None or not self._rules.is_simulation:
+            return refusal
+        self._name(server, right, refusal)
+        return None
+
+    def find_refusal(self, server: ServerName, right: Right | None = None) -> str | None:
+        """Why the rules do not allow the server, simulated or not; None where they do."""
         rules = self._rules
         if server == self._own:
-            return True
+            return None
         if not rules.enabled:
-            return False
+            return "federation is switched off"
         if rules.denied is not None and (rules.denied.match(server) or rules.denied.match(host_of(server))):
-            return False
-        return rules.allowed is None or rules.allowed.match(server)
+            return "that server is blocked here"
+        if rules.allowed is not None and not rules.allowed.match(server):
+            return "that server is not among those that are allowed here"
+        if not rules.has_member_list:
+            return None
+        if self.members is None:
+            return "the list of the federation's members is missing or out of date"
+        member = self._member(server)
+        if member is None:
+            return "that server is no member of the federation"
+        if right is not None and right in member.denied:
+            return f"the federation does not let that server take part in {right.value}"
+        return None
 
-    def _name(self, server: ServerName) -> None:
-        now = self._seconds()
-        if now < self._named.get(server, now):
+    def _name(self, server: ServerName, right: Right | None, refusal: str) -> None:
+        now, key = self._seconds(), (server, right)
+        if now < self._named.get(key, now):
             return
-        self._log.warn("the policy would refuse {server}, were it not simulated", server=server)
-        self._named.pop(server, None)
-        self._named[server] = now + SECONDS_BETWEEN_LINES
+        self._log.warn(
+            "the policy would refuse {server}, were it not simulated: {refusal}", server=server, refusal=refusal
+        )
+        self._named.pop(key, None)
+        self._named[key] = now + SECONDS_BETWEEN_LINES
         if len(self._named) > MAX_NAMED:
             del self._named[next(iter(self._named))]
 

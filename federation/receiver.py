@@ -22,7 +22,7 @@ from federation.edus import EduReceivers
 from federation.policy import Policy
 from federation.protocol.errors import LimitExceeded, MatrixError, TooLarge
 from federation.protocol.events import Event, parse_event
-from federation.protocol.ids import RoomID, ServerName, domain_of
+from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
@@ -146,7 +146,7 @@ class Transactions:
             except MatrixError:
                 self._observer.pdu_received(Verdict.DROP.value)
                 continue
-            if not self._policy.allows(domain_of(event.sender)):
+            if not self._policy.allows_event(event):
                 self._observer.pdu_received(Verdict.DROP.value)
                 results[event.event_id] = {"error": f"The policy of this server refuses events of {event.sender}"}
                 continue

@@ -104,7 +104,7 @@ class Requests:
         max_bytes: int,
         signed: bool,
     ) -> Any:
-        self._policy.check_destination(destination)
+        self._policy.check_destination(destination, path)
         uri = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
         content = body if body is None or isinstance(body, msgspec.Raw) else msgspec.Raw(encode_canonical(body))
         headers = [("Accept", "application/json")]

@@ -45,7 +45,7 @@ class SignedRequests:
         origin = signatures[0].origin
         if any(each.origin != origin for each in signatures):
             raise Unauthorized("The request is signed by several servers")
-        self._policy.check_origin(origin)
+        self._policy.check_origin(origin, uri)
         try:
             content = _check_json(body) if body else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -198,6 +198,7 @@ def run(paths: tuple[Path, ...]) -> None:
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
+            fetch=outbound.fetch,
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),
@@ -312,7 +313,7 @@ def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
         return
     try:
         server.reload(loaded.config)
-    except (OSError, SSL.Error) as error:
+    except (OSError, ValueError, SSL.Error) as error:
         log.error("a certificate was not read again: {error}", error=error)
         return
     log.info("read the configuration again: the policy for other servers, and certificates")

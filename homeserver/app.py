@@ -4,15 +4,17 @@ The clock, the random source and the threads for passwords are arguments, so a t
 two servers can live in one process.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from itertools import count
+from typing import Any
 
 from prometheus_client import CollectorRegistry
-from twisted.internet.defer import gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.interfaces import IListeningPort, IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
+from federation.member_lists import Fetch
 from federation.protocol.endpoint import BodyLimit
 from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -27,7 +29,7 @@ from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.exploring import ExploringParts
 from homeserver.assembly.federated_rooms import FederatedRoomParts
 from homeserver.assembly.federation import FederationParts
-from homeserver.assembly.federation_edge import rules_of
+from homeserver.assembly.federation_edge import edge_jobs, list_source_of, rules_of
 from homeserver.assembly.federation_in import IncomingParts
 from homeserver.assembly.federation_out import FederationOutParts
 from homeserver.assembly.jobs import jobs_of
@@ -144,6 +146,7 @@ class Server:
             if listener.type == "manhole":
                 continue
             self._ports.extend(self._listen(listener, tcp, tls, unix))
+        self._do(self.federation.edge.member_lists.start())
         self.accounts.last_seen.start()
         self.rooms.start()
         self.people.resume_arrivals()
@@ -181,11 +184,18 @@ class Server:
     def reload(self, config: Config) -> None:
         """Take over what of a new configuration needs no new start: with whom we talk, and certificates.
 
-        Raises `OSError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
+        Raises `OSError`, `ValueError`, `SSL.Error` for a certificate that cannot be read; then the old one stays.
         """
+        source = list_source_of(config.federation)
         self.federation.policy.change(rules_of(config.federation))
+        self._do(self.federation.edge.member_lists.change(source))
         for context in self._tls:
             context.reload()
+
+    def _do(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        Deferred.fromCoroutine(work).addErrback(
+            lambda failure: self.log.failure("the list of the federation's members was not read", failure)
+        )
 
     async def stop(self) -> None:
         """Listen no more, write what waits, and close the database. Connections end with the process."""
@@ -215,12 +225,14 @@ def build(
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
+    fetch: Fetch,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `wire` reaches other servers; `random` gives so many unguessable
+    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `fetch` what is at addresses of the
+    federation; `random` gives so many unguessable
     bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
     files cannot be made."""
     server_name = ServerName(config.server_name)
@@ -234,15 +246,14 @@ def build(
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
-    federation = FederationParts(config, clock, database, wire, identity, rooms)
+    federation = FederationParts(config, clock, database, wire, fetch, identity, rooms, registry)
     encryption = EncryptionParts(
         database,
         identity,
         federation.policy,
-        rooms.now_ms,
         accounts,
         people.accounts,
-        rooms.cross_signing_store,
+        rooms,
     )
     federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
     incoming = IncomingParts(clock, database, federation, rooms, registry)
@@ -277,6 +288,7 @@ def build(
         calls.turn,
         encryption.backups,
         encryption.cross_signing,
+        encryption.dehydrated_devices,
         encryption.to_device,
         exploring.hierarchy,
         exploring.spaces,
@@ -357,7 +369,13 @@ def build(
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
     )
-    all_jobs = [*finding.jobs, *calls.jobs(), *federation_out.jobs(), *standing]
+    all_jobs = [
+        *finding.jobs,
+        *calls.jobs(),
+        *federation_out.jobs(),
+        *edge_jobs(federation.edge.member_lists, config.federation),
+        *standing,
+    ]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))
     return Server(
         config,

@@ -12,12 +12,13 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
-from homeserver.admin import register
+from homeserver.admin import federation_policy, register
 from homeserver.client import (
     account,
     account_data,
     account_moderation,
     capabilities,
+    dehydrated_devices,
     delayed_events,
     devices,
     events_by_time,
@@ -74,6 +75,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_moderation,
     capabilities,
     confirm_email,
+    dehydrated_devices,
     delayed_events,
     devices,
     events_by_time,
@@ -92,6 +94,7 @@ SOURCES: tuple[ModuleType, ...] = (
     profiles,
     push_rules,
     receipts,
+    federation_policy,
     register,
     registration,
     relations,

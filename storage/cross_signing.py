@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from storage.database import Database
 from storage.devices import announce_device_list
+from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -37,41 +38,68 @@ class CrossSigningStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_keys(self, user_ids: Iterable[str]) -> Mapping[str, Mapping[str, CrossSigningKey]]:
-        """By user and usage; one query."""
-        return await self._database.read("get_cross_signing_keys", _select_keys, tuple(user_ids))
+    async def get_signed_since(self, signer: str, since: int, upto: int) -> set[str]:
+        """The users of whom somebody signed a key after `since`, up to `upto`; one query."""
+        return await self._database.read_quickly("get_signed_since", _select_signed, signer, since, upto)
 
-    async def get_signatures(self, target_user_ids: Iterable[str]) -> Mapping[str, list[KeySignature]]:
-        """All that was signed of these users; one query."""
-        return await self._database.read("get_key_signatures", _select_signatures, tuple(target_user_ids))
+    def set_keys(
+        self, txn: WriteTransaction, present: Mapping[str, CrossSigningKey], keys: Sequence[CrossSigningKey]
+    ) -> bool:
+        """Set keys of one user of ours, who has those that are `present`: False where that is no longer so.
 
-    def set_keys(self, txn: WriteTransaction, keys: Sequence[CrossSigningKey]) -> None:
-        """Set keys of one user of ours. Signatures on a key that is replaced go with it."""
-        if keys:
-            put_cross_signing_keys(txn, keys[0].user_id, (), keys)
-            told = any(key.usage != "user_signing" for key in keys)
-            announce_device_list(txn, keys[0].user_id, [None] if told else [])
+        Signatures on a key that is replaced go with it.
+        """
+        user_id = keys[0].user_id
+        if select_keys(txn, (user_id,)).get(user_id, {}) != present:
+            return False
+        put_cross_signing_keys(txn, user_id, (), keys)
+        told = any(key.usage != "user_signing" for key in keys)
+        announce_device_list(txn, user_id, [None] if told else [])
+        return True
 
     def add_signatures(self, txn: WriteTransaction, signatures: Sequence[KeySignature]) -> None:
-        """Add signatures; who signed again replaces their signature. The users concerned are announced."""
+        """Add the signatures of one user of ours; who signed again replaces their signature.
+
+        What one signs of oneself is for everyone who knows one's devices; what one signs of others is seen by oneself alone.
+        """
+        signer = signatures[0].signer_user_id
+        known = {
+            (each.target_user_id, each.target_key, each.signer_key_id): each.signature
+            for of_user in select_visible_signatures(txn, {each.target_user_id for each in signatures}, signer).values()
+            for each in of_user
+            if each.signer_user_id == signer
+        }
+        new = [
+            each
+            for each in signatures
+            if known.get((each.target_user_id, each.target_key, each.signer_key_id)) != each.signature
+        ]
+        if not new:
+            return
         txn.execute_many(
             "INSERT INTO key_signatures (target_user_id, target_key, signer_user_id, signer_key_id, signature)"
             " VALUES (?, ?, ?, ?, ?) ON CONFLICT (target_user_id, target_key, signer_user_id, signer_key_id)"
             " DO UPDATE SET signature = excluded.signature",
             [
                 (each.target_user_id, each.target_key, each.signer_user_id, each.signer_key_id, each.signature)
-                for each in signatures
+                for each in new
             ],
         )
-        # what one signs of others is seen by oneself alone
-        for user_id in sorted(
-            {each.signer_user_id for each in signatures} | {each.target_user_id for each in signatures}
-        ):
-            own = [each for each in signatures if each.target_user_id == each.signer_user_id == user_id]
-            told = {
-                None if has_cross_signing_key(txn, user_id, each.target_key) else each.target_key: None for each in own
-            }
-            announce_device_list(txn, user_id, list(told))
+        own = {each.target_key for each in new if each.target_user_id == signer}
+        if own:
+            public = {key.public_key for key in select_keys(txn, (signer,)).get(signer, {}).values()}
+            announce_device_list(
+                txn, signer, list(dict.fromkeys(None if key in public else key for key in sorted(own)))
+            )
+        others = sorted({each.target_user_id for each in new} - {signer})
+        if others:
+            position = txn.next_position()
+            txn.execute_many(
+                "INSERT INTO user_signature_positions (signer_user_id, target_user_id, position) VALUES (?, ?, ?)"
+                " ON CONFLICT (signer_user_id, target_user_id) DO UPDATE SET position = excluded.position",
+                [(signer, target, position) for target in others],
+            )
+            txn.announce(Change(position, Topic.SIGNATURE, user_id=signer))
 
 
 def put_cross_signing_keys(
@@ -81,7 +109,7 @@ def put_cross_signing_keys(
 
     Signatures on a key that is replaced go with it. Nobody is told.
     """
-    present = _select_keys(txn, (user_id,)).get(user_id, {})
+    present = select_keys(txn, (user_id,)).get(user_id, {})
     new = {key.usage: key for key in keys}
     for usage in {*usages, *new}:
         old, key = present.get(usage), new.get(usage)
@@ -109,7 +137,8 @@ def has_cross_signing_key(txn: Transaction, user_id: str, public_key: str) -> bo
     return txn.query_one(sql, (user_id, public_key)) is not None
 
 
-def _select_keys(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, dict[str, CrossSigningKey]]:
+def select_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, dict[str, CrossSigningKey]]:
+    """By user and usage; one query."""
     rows = txn.query_in(
         "SELECT user_id, usage, public_key, content FROM cross_signing_keys WHERE user_id IN {keys}", user_ids
     )
@@ -119,13 +148,32 @@ def _select_keys(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, dict[
     return found
 
 
-def _select_signatures(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, list[KeySignature]]:
+def select_visible_signatures(
+    txn: Transaction, user_ids: Iterable[str], reader: str | None
+) -> dict[str, list[KeySignature]]:
+    """By user the signatures on their keys that they made themselves, or the reader; two queries."""
+    users = list(user_ids)
+    columns = "target_user_id, target_key, signer_user_id, signer_key_id, signature"
     rows = txn.query_in(
-        "SELECT target_user_id, target_key, signer_user_id, signer_key_id, signature FROM key_signatures"
-        " WHERE target_user_id IN {keys}",
-        user_ids,
+        f"SELECT {columns} FROM key_signatures WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
+        users,
     )
+    if reader is not None:
+        rows += txn.query_in(
+            f"SELECT {columns} FROM key_signatures WHERE signer_user_id = ? AND target_user_id IN {{keys}}",
+            [user_id for user_id in users if user_id != reader],
+            before=(reader,),
+        )
     found: dict[str, list[KeySignature]] = {}
     for row in rows:
         found.setdefault(row[0], []).append(KeySignature(*row))
     return found
+
+
+def _select_signed(txn: Transaction, signer: str, since: int, upto: int) -> set[str]:
+    rows = txn.query(
+        "SELECT target_user_id FROM user_signature_positions WHERE signer_user_id = ? AND position > ?"
+        " AND position <= ?",
+        (signer, since, upto),
+    )
+    return {target for (target,) in rows}

@@ -2,18 +2,25 @@
 
 Laws:
 - A one-time key is given out once: it is taken in one write, and writes run one after another, on all nodes. What was
-  given out is remembered, its number negative, until the device publishes further keys: a client that did not get the
-  answer to an upload sends the same keys again, and they must not be given out again.
+  given out is remembered for a time: a client that did not get the answer to an upload sends the same keys again, maybe
+  after others, and they must not be given out again.
+- Keys are given out in the order in which they came: clients forget the oldest. spec: client-server-api#post_matrixclientv3keysclaim
+- However many keys are asked for, a claim is a fixed number of statements for each few hundred of them.
 - A change of identity keys is a change of the user's list of devices.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
 
 from storage.database import Database
 from storage.devices import announce_device_list
+from storage.engine import LARGEST_CHUNK, Row, SQLValue
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
+
+DIGEST_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class KeyCounts:
 
     one_time: Mapping[str, int]
     unused_fallback: Sequence[str]
+    fallback: int = 0
+    """How many fallback keys it has, used or not."""
 
 
 class KeyExists(Exception):
@@ -65,17 +74,17 @@ class DeviceKeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_device_keys(self, user_ids: Iterable[str]) -> Mapping[str, list[DeviceKeysRow]]:
-        """The keys of all devices of these users that have published any; one query."""
-        return await self._database.read("get_device_keys", _select_keys, tuple(user_ids))
-
     async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
         """What the device has left."""
         return await self._database.read_quickly("get_key_counts", select_counts, user_id, device_id)
 
-    async def do_claim(self, wishes: Sequence[KeyWish]) -> Mapping[KeyWish, ClaimedKey]:
+    async def do_claim(self, wishes: Sequence[KeyWish], now_ms: int) -> Mapping[KeyWish, ClaimedKey]:
         """Take a key for each of the wishes, as far as there are keys."""
-        return await self._database.write("claim_keys", _claim, wishes)
+        return await self._database.write("claim_keys", _claim, wishes, now_ms)
+
+    async def forget_claimed(self, before_ts: int, limit: int) -> int:
+        """Forget the oldest of the keys that were given out before then; how many."""
+        return await self._database.write("forget_claimed_keys", _forget_claimed, before_ts, limit)
 
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> bool:
         """Publish identity keys; False where they are the same as before."""
@@ -94,33 +103,34 @@ class DeviceKeyStore:
         self, txn: WriteTransaction, user_id: str, device_id: str, keys: Mapping[tuple[str, str], bytes]
     ) -> None:
         """Add keys by (algorithm, id). The same one again is no error, nor is it new. Raises KeyExists."""
-        known = {
-            (algorithm, key_id): (key_nid, content)
-            for algorithm, key_id, key_nid, content in txn.query(
-                "SELECT algorithm, key_id, key_nid, content FROM one_time_keys WHERE user_id = ? AND device_id = ?",
-                (user_id, device_id),
+        key_ids = {key_id for _, key_id in keys}
+        present = {
+            (algorithm, key_id): content
+            for algorithm, key_id, content in txn.query_in(
+                "SELECT algorithm, key_id, content FROM one_time_keys WHERE user_id = ? AND device_id = ?"
+                " AND key_id IN {keys}",
+                key_ids,
+                before=(user_id, device_id),
+            )
+        }
+        claimed = {
+            ((algorithm, key_id), bytes(digest))
+            for algorithm, key_id, digest in txn.query_in(
+                "SELECT algorithm, key_id, digest FROM claimed_one_time_keys WHERE user_id = ? AND device_id = ?"
+                " AND key_id IN {keys}",
+                key_ids,
+                before=(user_id, device_id),
             )
         }
         new = []
-        again = set()
         for name, content in keys.items():
-            key_nid, present = known.get(name, (-1, None))
-            if present == content:
-                again.add(name)
-            elif key_nid > 0:
-                raise KeyExists(*name)
-            else:
+            if name in present:
+                if present[name] != content:
+                    raise KeyExists(*name)
+            elif (name, _digest(content)) not in claimed:
                 new.append((name, content))
         if not new:
             return
-        txn.execute_many(
-            "DELETE FROM one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_nid = ?",
-            [
-                (user_id, device_id, name[0], key_nid)
-                for name, (key_nid, _) in known.items()
-                if key_nid < 0 and name not in again
-            ],
-        )
         _announce_count(txn, user_id)
         first = txn.allocate("one_time_key", len(new))
         txn.execute_many(
@@ -149,7 +159,7 @@ class DeviceKeyStore:
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """Remove all keys of devices that go."""
         rows = [(user_id, device_id) for device_id in device_ids]
-        for table in ("device_keys", "one_time_keys", "fallback_keys"):
+        for table in ("device_keys", "one_time_keys", "claimed_one_time_keys", "fallback_keys"):
             txn.execute_many(f"DELETE FROM {table} WHERE user_id = ? AND device_id = ?", rows)
         txn.execute_many("DELETE FROM key_signatures WHERE target_user_id = ? AND target_key = ?", rows)
 
@@ -158,19 +168,19 @@ def select_counts(txn: Transaction, user_id: str, device_id: str) -> KeyCounts:
     """The form of `get_counts` for use inside a transaction."""
     counts: dict[str, int] = dict(
         txn.query(
-            "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = ? AND device_id = ? AND key_nid > 0"
-            " GROUP BY algorithm",
+            "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = ? AND device_id = ? GROUP BY algorithm",
             (user_id, device_id),
         )
     )
-    unused = txn.query(
-        "SELECT algorithm FROM fallback_keys WHERE user_id = ? AND device_id = ? AND used = 0 ORDER BY algorithm",
+    fallback = txn.query(
+        "SELECT algorithm, used FROM fallback_keys WHERE user_id = ? AND device_id = ? ORDER BY algorithm",
         (user_id, device_id),
     )
-    return KeyCounts(counts, [algorithm for (algorithm,) in unused])
+    return KeyCounts(counts, [algorithm for algorithm, used in fallback if not used], len(fallback))
 
 
-def _select_keys(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, list[DeviceKeysRow]]:
+def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
+    """The keys of all devices of these users of ours that have published any; one query."""
     rows = txn.query_in(
         "SELECT k.user_id, k.device_id, k.keys, d.display_name FROM device_keys AS k LEFT JOIN devices AS d"
         " ON d.user_id = k.user_id AND d.device_id = k.device_id WHERE k.user_id IN {keys} ORDER BY k.device_id",
@@ -182,35 +192,84 @@ def _select_keys(txn: Transaction, user_ids: tuple[str, ...]) -> dict[str, list[
     return found
 
 
-def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, ClaimedKey]:
+def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> dict[KeyWish, ClaimedKey]:
     claimed: dict[KeyWish, ClaimedKey] = {}
-    for wish in wishes:
-        key = (wish.user_id, wish.device_id, wish.algorithm)
-        row = txn.query_one(
-            "SELECT key_nid, key_id, content FROM one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ?"
-            " AND key_nid > 0 ORDER BY key_nid LIMIT 1",
-            key,
+    taken = _query_wishes(
+        txn,
+        wishes,
+        "DELETE FROM one_time_keys WHERE (user_id, device_id, algorithm, key_nid) IN"
+        " (SELECT w.user_id, w.device_id, w.algorithm, (SELECT min(k.key_nid) FROM one_time_keys AS k"
+        " WHERE k.user_id = w.user_id AND k.device_id = w.device_id AND k.algorithm = w.algorithm) FROM wishes AS w)"
+        " RETURNING user_id, device_id, algorithm, key_id, content",
+    )
+    for user_id, device_id, algorithm, key_id, content in taken:
+        claimed[KeyWish(user_id, device_id, algorithm)] = ClaimedKey(key_id, content, is_fallback=False)
+    if taken:
+        txn.execute_many(
+            "INSERT INTO claimed_one_time_keys (user_id, device_id, algorithm, key_id, digest, claimed_ts)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [(*row[:4], _digest(row[4]), now_ms) for row in taken],
         )
-        if row is not None:
-            txn.execute(
-                "UPDATE one_time_keys SET key_nid = -key_nid"
-                " WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_nid = ?",
-                (*key, row[0]),
-            )
-            claimed[wish] = ClaimedKey(row[1], row[2], is_fallback=False)
-            continue
-        fallback = txn.query_one(
-            "SELECT key_id, content, used FROM fallback_keys WHERE user_id = ? AND device_id = ? AND algorithm = ?", key
-        )
-        if fallback is not None:
-            if not fallback[2]:
-                txn.execute(
-                    "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?", key
-                )
-            claimed[wish] = ClaimedKey(fallback[0], fallback[1], is_fallback=True)
+    rest = [wish for wish in wishes if wish not in claimed]
+    if rest:
+        claimed |= _use_fallback_keys(txn, rest)
     for user_id in sorted({wish.user_id for wish in claimed}):
         _announce_count(txn, user_id)
     return claimed
+
+
+def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict[KeyWish, ClaimedKey]:
+    claimed: dict[KeyWish, ClaimedKey] = {}
+    unused: list[KeyWish] = []
+    for user_id, device_id, algorithm, key_id, content, used in _query_wishes(
+        txn,
+        wishes,
+        "SELECT f.user_id, f.device_id, f.algorithm, f.key_id, f.content, f.used FROM wishes AS w"
+        " JOIN fallback_keys AS f"
+        " ON f.user_id = w.user_id AND f.device_id = w.device_id AND f.algorithm = w.algorithm",
+    ):
+        wish = KeyWish(user_id, device_id, algorithm)
+        claimed[wish] = ClaimedKey(key_id, content, is_fallback=True)
+        if not used:
+            unused.append(wish)
+    if unused:
+        txn.execute_many(
+            "UPDATE fallback_keys SET used = 1 WHERE user_id = ? AND device_id = ? AND algorithm = ?",
+            [(wish.user_id, wish.device_id, wish.algorithm) for wish in unused],
+        )
+    return claimed
+
+
+def _query_wishes(txn: Transaction, wishes: Sequence[KeyWish], sql: str) -> list[Row]:
+    """Run a statement that reads the table `wishes`; lists are filled up, so that there are few different statements."""
+    rows: list[Row] = []
+    for start in range(0, len(wishes), LARGEST_CHUNK):
+        chunk = wishes[start : start + LARGEST_CHUNK]
+        size = 1 << (len(chunk) - 1).bit_length()
+        args: list[SQLValue] = []
+        for wish in (*chunk, *[chunk[-1]] * (size - len(chunk))):
+            args += (wish.user_id, wish.device_id, wish.algorithm)
+        values = ", ".join(["(?, ?, ?)"] * size)
+        rows += txn.query(f"WITH wishes (user_id, device_id, algorithm) AS (VALUES {values}) {sql}", args)
+    return rows
+
+
+def _digest(content: bytes) -> bytes:
+    return sha256(content).digest()[:DIGEST_BYTES]
+
+
+def _forget_claimed(txn: WriteTransaction, before_ts: int, limit: int) -> int:
+    gone = txn.query(
+        "SELECT user_id, device_id, algorithm, key_id, digest FROM claimed_one_time_keys WHERE claimed_ts < ?"
+        " ORDER BY claimed_ts LIMIT ?",
+        (before_ts, limit),
+    )
+    txn.execute_many(
+        "DELETE FROM claimed_one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_id = ?"
+        " AND digest = ?",
+        gone,
+    )
+    return len(gone)
 
 
 def _announce_count(txn: WriteTransaction, user_id: str) -> None:

@@ -38,6 +38,8 @@ class EventFlag:
     """Stands in a thread: who has read the room has not read it."""
     TO_SEND: Final = 256
     """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
+    RESOLVED: Final = 512
+    """With its arrival the current state changed in more, or in something else, than what it sets: forks were resolved."""
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):
@@ -61,6 +63,8 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     redacted_by: int | None
     pdu: bytes
     """Canonical JSON."""
+    current_root: bytes | None = None
+    """Root of the room's current state once it had arrived; None: it was the state after it."""
 
 
 class StateEntry(msgspec.Struct, frozen=True, gc=False):
@@ -84,7 +88,7 @@ class Waiting:
 
 _COLUMNS = (
     "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
-    " replaces, redacted_by, pdu"
+    " replaces, redacted_by, pdu, current_root"
 )
 
 

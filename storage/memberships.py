@@ -79,6 +79,10 @@ class MembershipStore:
         """Those of the rooms that somebody of this server is joined to."""
         return await self._database.read("get_rooms_of_ours", _select_ours, list(room_nids))
 
+    async def get_users_with_ours(self, user_ids: Iterable[str]) -> set[str]:
+        """Those of the users with whom somebody of this server shares a room."""
+        return await self._database.read_quickly("get_users_with_ours", _select_users_with_ours, list(user_ids))
+
     async def get_rooms_with_server(self, room_nids: Iterable[int], server: str) -> Mapping[int, set[str]]:
         """What the users of a server are to these rooms: `join`, `invite`, `knock`; rooms that have none are missing."""
         return await self._database.read("get_rooms_with_server", _select_with_server, list(room_nids), server)
@@ -200,6 +204,16 @@ def _select_ours(txn: Transaction, room_nids: list[int]) -> set[int]:
         room_nids,
     )
     return {room_nid for (room_nid,) in rows}
+
+
+def _select_users_with_ours(txn: Transaction, user_ids: list[str]) -> set[str]:
+    rows = txn.query_in(
+        "SELECT DISTINCT theirs.user_id FROM memberships AS theirs WHERE theirs.user_id IN {keys}"
+        " AND theirs.membership = 'join' AND EXISTS (SELECT 1 FROM memberships AS ours"
+        " WHERE ours.room_nid = theirs.room_nid AND ours.membership = 'join' AND ours.is_local = 1)",
+        user_ids,
+    )
+    return {user_id for (user_id,) in rows}
 
 
 def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:

@@ -35,10 +35,6 @@ class RemoteDeviceStore:
         """Those of the users whose devices are kept here; one query."""
         return await self._database.read_quickly("get_remote_lists", _select_lists, list(user_ids))
 
-    async def get_devices(self, user_ids: Iterable[str]) -> Mapping[str, list[DeviceKeysRow]]:
-        """The devices that are kept of these users; one query."""
-        return await self._database.read("get_remote_devices", _select_devices, list(user_ids))
-
     async def get_stale(self, after: str, limit: int) -> Sequence[str]:
         """Users with stale lists, in order, after a user."""
         return await self._database.read("get_stale_lists", _select_stale, after, limit)
@@ -73,9 +69,13 @@ class RemoteDeviceStore:
         """Something of a user whose devices are not kept has changed."""
         await self._database.write("announce_remote_list", announce_device_list, user_id)
 
-    async def remove_list(self, user_id: str) -> None:
-        """Keep a user's devices no longer."""
-        await self._database.write("remove_remote_list", _remove_list, user_id)
+    async def remove_lists(self, user_ids: Sequence[str]) -> None:
+        """Keep these users' devices no longer."""
+        await self._database.write("remove_remote_lists", _remove_lists, user_ids)
+
+    async def get_users_in(self, room_nid: int) -> Sequence[str]:
+        """The members of a room whose devices are kept."""
+        return await self._database.read("get_remote_lists_in", _select_in, room_nid)
 
 
 def _select_lists(txn: Transaction, user_ids: list[str]) -> dict[str, TrackedList]:
@@ -85,7 +85,8 @@ def _select_lists(txn: Transaction, user_ids: list[str]) -> dict[str, TrackedLis
     return {row[0]: TrackedList(row[0], row[1], bool(row[2])) for row in rows}
 
 
-def _select_devices(txn: Transaction, user_ids: list[str]) -> dict[str, list[DeviceKeysRow]]:
+def select_remote_devices(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:
+    """The devices that are kept of these users; one query."""
     rows = txn.query_in(
         "SELECT user_id, device_id, keys, display_name FROM remote_devices WHERE user_id IN {keys} ORDER BY device_id",
         user_ids,
@@ -94,6 +95,15 @@ def _select_devices(txn: Transaction, user_ids: list[str]) -> dict[str, list[Dev
     for row in rows:
         found.setdefault(row[0], []).append(DeviceKeysRow(*row))
     return found
+
+
+def _select_in(txn: Transaction, room_nid: int) -> list[str]:
+    rows = txn.query(
+        "SELECT l.user_id FROM memberships AS m JOIN remote_device_lists AS l ON l.user_id = m.user_id"
+        " WHERE m.room_nid = ? AND m.membership = 'join'",
+        (room_nid,),
+    )
+    return [user_id for (user_id,) in rows]
 
 
 def _select_stale(txn: Transaction, after: str, limit: int) -> list[str]:
@@ -115,7 +125,7 @@ def _set_list(
     cross_signing: Sequence[CrossSigningKey],
 ) -> None:
     user_id = tracked.user_id
-    before = {row.device_id: row for row in _select_devices(txn, [user_id]).get(user_id, ())}
+    before = {row.device_id: row for row in select_remote_devices(txn, [user_id]).get(user_id, ())}
     was_tracked = bool(_select_lists(txn, [user_id]))
     txn.execute("DELETE FROM remote_devices WHERE user_id = ?", (user_id,))
     txn.execute_many(
@@ -152,6 +162,6 @@ def _set_cross_signing(txn: WriteTransaction, user_id: str, keys: Sequence[Cross
         announce_device_list(txn, user_id)
 
 
-def _remove_list(txn: WriteTransaction, user_id: str) -> None:
+def _remove_lists(txn: WriteTransaction, user_ids: Sequence[str]) -> None:
     for table in ("remote_devices", "remote_device_lists", "cross_signing_keys"):
-        txn.execute(f"DELETE FROM {table} WHERE user_id = ?", (user_id,))
+        txn.execute_many(f"DELETE FROM {table} WHERE user_id = ?", [(user_id,) for user_id in user_ids])

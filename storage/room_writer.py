@@ -7,7 +7,7 @@ Laws:
   values with the event.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -170,6 +170,8 @@ class RoomWriter:
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
+        if current is not None:
+            rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
@@ -278,6 +280,7 @@ class RoomWriter:
         if placed:
             txn.execute_many(
                 "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
+                " current_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
@@ -287,6 +290,7 @@ class RoomWriter:
                         row.flags,
                         row.state_root,
                         row.replaces,
+                        row.current_root,
                         row.pdu,
                         row.redacted_by,
                         row.event_nid,
@@ -298,8 +302,8 @@ class RoomWriter:
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -316,6 +320,7 @@ class RoomWriter:
                     row.replaces,
                     row.redacted_by,
                     row.pdu,
+                    row.current_root,
                 )
                 for row in rows
                 if row.event_id not in placed
@@ -414,6 +419,21 @@ def _row(
         event.redacted_by,
         event.pdu,
     )
+
+
+def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: Set[int]) -> list[EventRow]:
+    """The rows, with the newest that is shown telling what the current state is now, if it is not the state after it."""
+    noted = list(rows)
+    shown = [at for at, row in enumerate(rows) if row.position is not None]
+    if shown:
+        last = rows[shown[-1]]
+        own = {rows[at].event_nid for at in shown if rows[at].state_key is not None}
+        noted[shown[-1]] = replace(
+            last,
+            flags=last.flags | (0 if changed == own else EventFlag.RESOLVED),
+            current_root=None if root == last.state_root else root,
+        )
+    return noted
 
 
 def _child(relation: Relation, row: EventRow) -> RelationRow:

@@ -31,7 +31,7 @@ _START = """
     ON CONFLICT (room_nid) DO UPDATE SET cycle = excluded.cycle, progress = excluded.progress
 """
 _SELECT_EVENTS = """
-    SELECT depth, event_nid, state_root FROM events
+    SELECT depth, event_nid, state_root, current_root FROM events
     WHERE room_nid = ? AND (depth, event_nid) > (?, ?) ORDER BY depth, event_nid LIMIT ?
 """
 _SELECT_UNMARKED = "SELECT node, content FROM state_nodes WHERE room_nid = ? AND node IN {keys} AND cycle < ?"
@@ -108,8 +108,8 @@ class StateCollector:
         rows = txn.query(_SELECT_EVENTS, (room_nid, progress.depth, progress.event_nid, self._nodes))
         if not rows:
             return replace(progress, events_read=True)
-        depth, event_nid, _ = rows[-1]
-        roots = dict.fromkeys(bytes(root) for _, _, root in rows if root is not None)
+        depth, event_nid, *_ = rows[-1]
+        roots = dict.fromkeys(bytes(root) for _, _, *pair in rows for root in pair if root is not None)
         return replace(progress, depth=depth, event_nid=event_nid, stack=tuple(roots))
 
     def _sweep(self, txn: WriteTransaction, room_nid: int, cycle: int, progress: _Progress) -> bool:

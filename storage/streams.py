@@ -35,6 +35,8 @@ class Topic(Enum):
     TO_DEVICE = "to_device"
     KEY_COUNT = "key_count"
     """A device of the user has more or fewer one-time keys, or a fallback key was set or used."""
+    SIGNATURE = "signature"
+    """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""

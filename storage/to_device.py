@@ -2,6 +2,8 @@
 
 For a device that does not come back, so many are kept; then the oldest go. To refuse new ones instead would punish the
 senders, whose request is for other devices as well, and a device that comes back after so long needs the newest keys most.
+
+Where many are to go at once, a floor is set below which nothing is read any more, and a job removes them in small steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,8 @@ from storage.transaction import Transaction, WriteTransaction
 
 MOST_WAITING: Final = 100_000
 LOOK_EVERY: Final = 256
+REMOVED_AT_ONCE: Final = 500
+"""More than these wait for the job."""
 
 
 class DeviceMessage(msgspec.Struct, frozen=True, gc=False):
@@ -34,9 +38,9 @@ class ToDeviceStore:
         self._most_waiting = most_waiting
 
     async def get_messages(
-        self, user_id: str, device_id: str, after: int, upto: int, limit: int | None
+        self, user_id: str, device_id: str, after: int, upto: int, limit: int
     ) -> Sequence[DeviceMessage]:
-        """The oldest messages with after < position ≤ up to; `limit` None: all of them."""
+        """The oldest messages with after < position ≤ up to."""
         return await self._database.read_quickly("get_to_device", _select, user_id, device_id, after, upto, limit)
 
     async def remove_messages(self, user_id: str, device_id: str, upto: int) -> None:
@@ -67,28 +71,81 @@ class ToDeviceStore:
             if newest_to_go is not None:
                 _delete(txn, user_id, device_id, newest_to_go[0])
 
+    async def postpone(self, user_id: str, device_id: str, after: int) -> None:
+        """Let what comes after that position come after everything that there is now, in the same order."""
+        await self._database.write("postpone_to_device", _postpone, user_id, device_id, after)
+
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """Remove what waits for devices that go."""
-        txn.execute_many(
-            "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ?",
-            [(user_id, device_id) for device_id in device_ids],
-        )
+        for device_id in device_ids:
+            newest = txn.query_one(
+                "SELECT max(position) FROM to_device_messages WHERE user_id = ? AND device_id = ?", (user_id, device_id)
+            )
+            if newest is not None and newest[0] is not None:
+                _delete(txn, user_id, device_id, newest[0])
+
+    async def sweep(self, limit: int) -> int:
+        """Remove some of what nobody gets any more; how many."""
+        return await self._database.write("sweep_to_device", _sweep, limit)
 
 
-def _select(
-    txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int | None
-) -> list[DeviceMessage]:
+def _select(txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int) -> list[DeviceMessage]:
     sql = (
         "SELECT position, content FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position > ?"
-        " AND position <= ? ORDER BY position"
+        " AND position > coalesce((SELECT f.position FROM to_device_floors AS f WHERE f.user_id = ? AND f.device_id = ?), 0)"
+        " AND position <= ? ORDER BY position LIMIT ?"
     )
-    args = (user_id, device_id, after, upto)
-    rows = txn.query(sql, args) if limit is None else txn.query(sql + " LIMIT ?", (*args, limit))
-    return [DeviceMessage(*row) for row in rows]
+    args = (user_id, device_id, after, user_id, device_id, upto, limit)
+    return [DeviceMessage(*row) for row in txn.query(sql, args)]
 
 
 def _delete(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> None:
+    """Remove what is at or below that position, or have it removed."""
+    further = txn.query_one(
+        "SELECT position FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?"
+        " ORDER BY position LIMIT 1 OFFSET ?",
+        (user_id, device_id, upto, REMOVED_AT_ONCE),
+    )
+    if further is None:
+        txn.execute(
+            "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?",
+            (user_id, device_id, upto),
+        )
+        return
     txn.execute(
-        "DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position <= ?",
+        "INSERT INTO to_device_floors (user_id, device_id, position) VALUES (?, ?, ?) ON CONFLICT (user_id, device_id)"
+        " DO UPDATE SET position = excluded.position WHERE to_device_floors.position < excluded.position",
         (user_id, device_id, upto),
     )
+
+
+def _postpone(txn: WriteTransaction, user_id: str, device_id: str, after: int) -> None:
+    rows = txn.query(
+        "SELECT position FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position > ? ORDER BY position",
+        (user_id, device_id, after),
+    )
+    if not rows:
+        return
+    # all move by the same distance: their order stays, and none meets another that has not moved
+    first = txn.next_position(rows[-1][0] - rows[0][0] + 1)
+    distance = first - rows[0][0]
+    txn.execute_many(
+        "UPDATE to_device_messages SET position = position + ? WHERE user_id = ? AND device_id = ? AND position = ?",
+        [(distance, user_id, device_id, position) for (position,) in reversed(rows)],
+    )
+    txn.announce(Change(first + rows[-1][0] - rows[0][0], Topic.TO_DEVICE, user_id=user_id))
+
+
+def _sweep(txn: WriteTransaction, limit: int) -> int:
+    floor = txn.query_one("SELECT user_id, device_id, position FROM to_device_floors LIMIT 1")
+    if floor is None:
+        return 0
+    gone = txn.query(
+        "SELECT user_id, device_id, position FROM to_device_messages WHERE user_id = ? AND device_id = ?"
+        " AND position <= ? ORDER BY position LIMIT ?",
+        (*floor, limit),
+    )
+    txn.execute_many("DELETE FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position = ?", gone)
+    if len(gone) < limit:
+        txn.execute("DELETE FROM to_device_floors WHERE user_id = ? AND device_id = ?", floor[:2])
+    return limit  # whether there are further floors is seen by the next step

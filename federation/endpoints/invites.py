@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Peer, endpoint
-from federation.protocol.ids import EventID, RoomID
-from federation.rooms.invitations import Invitations
+from federation.protocol.endpoint import Auth, Limit, Peer, endpoint
+from federation.protocol.ids import EventID, RoomID, parse_user_id
+from federation.rooms.invitations import BoundAddress, Invitations
 
 MAX_BODY: Final = 2 << 20
 """The invite with the state that goes with it: whole events."""
@@ -68,4 +68,11 @@ async def exchange_third_party_invite(
 ) -> dict[str, Any]:
     """A user of the peer has proved that an address is theirs to which an invite was promised."""
     await invitations.do_exchange(peer.server_name, room_id, body)
+    return {}
+
+
+@endpoint("PUT", "/_matrix/federation/v1/3pid/onbind", auth=Auth.NONE, limit=Limit.THREEPID, resource="federation")
+async def third_party_bound(invitations: Invitations, *, body: BoundAddress) -> dict[str, Any]:
+    """An identity server tells that an address is one of our users'. Anybody may say so: the invites prove themselves."""
+    await invitations.do_bind(parse_user_id(body.mxid), body)
     return {}

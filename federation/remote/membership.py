@@ -124,6 +124,15 @@ class MembershipRequests:
             raise RemoteError(server, "the answer is no object", retryable=False)
         return answer.get("knock_room_state", [])
 
+    async def exchange(self, server: ServerName, room_id: RoomID, event: Mapping[str, Any]) -> None:
+        """Ask for the invite that was promised to an address; `event` is a partial one.
+
+        Raises RemoteError, Forbidden (the policy).
+        """
+        await self._requests.put(
+            server, path_of("/_matrix/federation/v1/exchange_third_party_invite/{}", room_id), event
+        )
+
     async def invite(self, server: ServerName, event: Event, room_state: Iterable[msgspec.Raw]) -> Mapping[str, Any]:
         """Ask the server of who is invited for its signature: the event as it comes back.
 

@@ -4,7 +4,11 @@ spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invite
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+import msgspec
+from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import (
@@ -12,12 +16,13 @@ from federation.protocol.errors import (
     IncompatibleRoomVersion,
     InvalidParam,
     MatrixError,
+    NotFound,
     OtherServerFailed,
     RemoteError,
 )
 from federation.protocol.event_signing import is_event_signed_by, sign_event
 from federation.protocol.events import Event, StateKey, parse_event
-from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID, domain_of, is_user_id
+from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID, domain_of, is_room_id, is_user_id
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.protocol.stripped_state import (
     federation_form,
@@ -37,11 +42,38 @@ from federation.rooms.outside import OutsideMemberships
 from federation.rooms.receive import Receiver
 from federation.rooms.residence import Residence
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import GetSigners
 from federation.rooms.templates import MEMBER
 
 GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
 MAX_SIGNATURES: Final = 20
+MAX_PROMISES: Final = 50
+"""To one address; what is more is not looked at."""
+
+
+class PromisedInvite(msgspec.Struct, frozen=True):
+    """An invite that was promised to an address, as an identity server tells it."""
+
+    mxid: str
+    room_id: str
+    sender: str
+    signed: dict[str, Any]
+
+
+class BoundAddress(msgspec.Struct, frozen=True):
+    """An address that is a user's now, and what was promised to it."""
+
+    mxid: str
+    medium: str = ""
+    address: str = ""
+    invites: tuple[PromisedInvite, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Promise:
+    sender: UserID
+    content: Mapping[str, Any]
 
 
 class InviteGate(Protocol):
@@ -54,6 +86,8 @@ class InviteGate(Protocol):
 
 class Invitations:
     """Sends and receives invites. For the reactor thread."""
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -117,22 +151,67 @@ class Invitations:
         spec: server-server-api#put_matrixfederationv1exchange_third_party_inviteroomid
         """
         snapshot = await self._residence.get_for(origin, room_id)
-        target, content = wanted.get("state_key"), wanted.get("content")
+        target = wanted.get("state_key")
+        if not isinstance(target, str) or not is_user_id(target):
+            raise InvalidParam("The body is no invite of somebody known by an address")
+        if domain_of(target) != origin:
+            raise Forbidden(f"The invite is not for a user of {origin}")
+        promise = await self._redeem(snapshot, wanted.get("content"))
+        await self.do_invite(room_id, promise.sender, UserID(target), promise.content)
+
+    async def do_bind(self, target: UserID, address: BoundAddress) -> None:
+        """One of our users has proved that an address is theirs to which invites were promised: turn them into invites.
+
+        What fails of it is logged: whoever tells us of the address can do nothing about it. Raises NotFound.
+        spec: server-server-api#put_matrixfederationv13pidonbind
+        """
+        if not self._identity.is_local(target):
+            raise NotFound("The user is not one of this server")
+        for invite in address.invites[:MAX_PROMISES]:
+            if invite.mxid != target or not is_user_id(invite.sender) or not is_room_id(invite.room_id):
+                continue
+            try:
+                await self._gate.check_may_be_invited(target, UserID(invite.sender), RoomID(invite.room_id))
+                await self._claim(target, invite)
+            except (MatrixError, RemoteError) as error:
+                self._log.info("an invite promised to an address is lost: {error}", error=error)
+
+    async def _claim(self, target: UserID, invite: PromisedInvite) -> None:
+        """Raises MatrixError, RemoteError."""
+        room_id = RoomID(invite.room_id)
+        content = {
+            "membership": "invite",
+            "third_party_invite": {"display_name": "", "signed": dict(invite.signed)},
+        }
+        if not self._identity.is_local(UserID(invite.sender)):
+            event = {
+                "type": MEMBER,
+                "room_id": room_id,
+                "sender": invite.sender,
+                "state_key": target,
+                "content": content,
+            }
+            await self._remote.exchange(domain_of(invite.sender), room_id, event)
+            return
+        promise = await self._redeem(await self._engine.get_snapshot(room_id), content)
+        await self._engine.send(room_id, [Draft(MEMBER, promise.sender, promise.content, target, unless_same=True)])
+
+    async def _redeem(self, snapshot: RoomSnapshot, content: object) -> "_Promise":
+        """Who promised the invite, and what it is to say. Raises Forbidden, InvalidParam.
+
+        Whether the proof is good the rules of the room tell when the invite is made.
+        """
         invite = content.get("third_party_invite") if isinstance(content, Mapping) else None
         signed = invite.get("signed") if isinstance(invite, Mapping) else None
         token = signed.get("token") if isinstance(signed, Mapping) else None
-        if not isinstance(signed, Mapping) or not isinstance(token, str) or not isinstance(target, str):
+        if not isinstance(signed, Mapping) or not isinstance(token, str):
             raise InvalidParam("The body is no invite of somebody known by an address")
-        if not is_user_id(target) or domain_of(target) != origin:
-            raise Forbidden(f"The invite is not for a user of {origin}")
         promise = await snapshot.state.get(StateKey("m.room.third_party_invite", token))
         if promise is None or not self._identity.is_local(promise.event.sender):
             raise Forbidden("The invite to this address is not, or no longer, open")
         shown = promise.event.content.get("display_name")
         proof = {"display_name": shown if isinstance(shown, str) else "", "signed": dict(signed)}
-        await self.do_invite(
-            room_id, promise.event.sender, UserID(target), {"membership": "invite", "third_party_invite": proof}
-        )
+        return _Promise(promise.event.sender, {"membership": "invite", "third_party_invite": proof})
 
     async def do_receive(
         self,

@@ -42,11 +42,6 @@ class PastMemberships:
             nid = event.replaces
         return None
 
-    async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
-        """Whether the user was in the room at a position."""
-        then = await self.at(row, position)
-        return then is not None and then.membership == "join"
-
     async def joined_since(self, row: MembershipRow) -> int:
         """Since which position a user who is in the room has been in it: changes of their name are no new joining."""
         since = row.position

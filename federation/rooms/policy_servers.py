@@ -18,7 +18,7 @@ from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
-from federation.protocol.ids import ServerName, domain_of
+from federation.protocol.ids import ServerName
 from federation.protocol.policy_server import (
     PolicyServer,
     is_signed_by_policy_server,
@@ -71,9 +71,9 @@ class PolicyServers:
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Whether an event of another server may be shown. `named`: the room's `m.room.policy`, as it is now.
 
-        Nothing is from a server with which we do not talk.
+        Nothing is that the policy of this server does not take in.
         """
-        if not self._policy.allows(domain_of(event.sender)):
+        if not self._policy.allows_event(event):
             return False
         server = await self._find(room_nid, event, named)
         if server is None or is_signed_by_policy_server(event, server):

@@ -22,6 +22,7 @@ from storage.streams import Change, Streams, Topic
 _TIMELINE = int(EventFlag.TIMELINE)
 _REJECTED = int(EventFlag.REJECTED)
 _OUTLIER = int(EventFlag.OUTLIER)
+_RESOLVED = int(EventFlag.RESOLVED)
 
 
 class StoredEvent:
@@ -29,6 +30,7 @@ class StoredEvent:
 
     __slots__ = (
         "_client_prefix",
+        "current_root",
         "depth",
         "event",
         "flags",
@@ -52,6 +54,8 @@ class StoredEvent:
         """Arrival in the one sequence; None for what is not shown as new."""
         self.flags = row.flags
         self.state_root = row.state_root
+        self.current_root = row.state_root if row.current_root is None else row.current_root
+        """Root of the room's current state once it had arrived."""
         self.replaces = row.replaces
         """Number of the state entry that it took the place of."""
         self.redacted_by = row.redacted_by
@@ -79,6 +83,11 @@ class StoredEvent:
     def in_timeline(self) -> bool:
         """Accepted, and neither outlier nor soft-failed: what readers may see."""
         return bool(self.flags & _TIMELINE)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the current state changed with its arrival by more than what it sets, since forks were resolved."""
+        return bool(self.flags & _RESOLVED)
 
     @property
     def rejected(self) -> bool:

@@ -73,6 +73,22 @@ class Timelines:
                     self._keep(room_nid, after, [arrival for arrival in arrivals if arrival.position <= head])
         return found
 
+    async def get_newest(self, positions: Mapping[int, int]) -> dict[int, Arrival]:
+        """For each room (up to): its newest arrival with position ≤ up to; rooms that had none are missing."""
+        found: dict[int, Arrival] = {}
+        missing: dict[int, tuple[int, int]] = {}
+        for room_nid, upto in positions.items():
+            tail = self._tails.get(room_nid)
+            before = bisect_right(tail.arrivals, upto, key=_position) if tail is not None else 0
+            if tail is not None and before:
+                found[room_nid] = tail.arrivals[before - 1]
+            else:
+                missing[room_nid] = (0, upto)
+        if missing:
+            rows = await self._store.get_latest(missing, 1)
+            found.update((room_nid, arrivals[0]) for room_nid, arrivals in rows.items() if arrivals)
+        return found
+
     def _from_tail(self, room_nid: int, after: int, upto: int, limit: int) -> Stretch | None:
         tail = self._tails.get(room_nid)
         if tail is None:

@@ -20,6 +20,7 @@ from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
 from storage.accounts import AccountStore
 from storage.database import Database
+from storage.dehydrated_devices import DehydratedDeviceStore
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
@@ -51,6 +52,7 @@ class AccountParts:
         self.profile_store = ProfileStore(database)
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
+        self.dehydrated_store = DehydratedDeviceStore(database)
         token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
         registration_tokens = RegistrationTokenStore(database)
@@ -68,7 +70,12 @@ class AccountParts:
             token_store,
             self.login_token_store,
             lifetimes=_lifetimes(config),
-            kept_by_device=[self.device_key_store, self.to_device_store, SlidingConnectionStore(database)],
+            kept_by_device=[
+                self.device_key_store,
+                self.to_device_store,
+                self.dehydrated_store,
+                SlidingConnectionStore(database),
+            ],
         )
         passwords = config.sessions.password_config
         self.sign_in = SignIn(

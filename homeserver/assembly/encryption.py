@@ -1,15 +1,14 @@
 """Puts together what has to do with end-to-end encryption."""
 
-from collections.abc import Callable
-
 from federation.identity import ServerIdentity
 from federation.policy import Policy
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.rooms import RoomParts
 from homeserver.services.accounts import Accounts
 from homeserver.services.cross_signing import CrossSigning
+from homeserver.services.dehydrated_devices import DehydratedDevices
 from homeserver.services.key_backups import KeyBackups
 from homeserver.services.to_device import ToDevice
-from storage.cross_signing import CrossSigningStore
 from storage.database import Database
 from storage.key_backups import KeyBackupStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -23,13 +22,21 @@ class EncryptionParts:
         database: Database,
         identity: ServerIdentity,
         policy: Policy,
-        now_ms: Callable[[], int],
         accounts: AccountParts,
         people: Accounts,
-        cross_signing: CrossSigningStore,
+        rooms: RoomParts,
     ) -> None:
         self.cross_signing = CrossSigning(
-            database, cross_signing, accounts.device_key_store, accounts.device_store, people
+            database, rooms.cross_signing_store, rooms.published_keys, accounts.device_store, people
+        )
+        self.dehydrated_devices = DehydratedDevices(
+            database,
+            accounts.dehydrated_store,
+            accounts.device_store,
+            rooms.device_keys,
+            accounts.to_device_store,
+            accounts.sessions,
+            rooms.now_ms,
         )
         self.backups = KeyBackups(KeyBackupStore(database))
         self.outgoing_store = OutgoingToDeviceStore(database)
@@ -40,5 +47,5 @@ class EncryptionParts:
             self.outgoing_store,
             identity,
             policy,
-            now_ms,
+            rooms.now_ms,
         )

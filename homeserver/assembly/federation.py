@@ -1,9 +1,11 @@
 """Puts together what has to do with other servers: requests both ways, keys, and how their events get into rooms."""
 
+from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.edus import EduReceivers
 from federation.identity import ServerIdentity
+from federation.member_lists import Fetch
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
 from federation.rooms.outliers import Outliers
@@ -29,12 +31,23 @@ class FederationParts:
         clock: IReactorTime,
         database: Database,
         wire: Wire,
+        fetch: Fetch,
         identity: ServerIdentity,
         rooms: RoomParts,
+        registry: CollectorRegistry,
     ) -> None:
         self.identity = identity
         self.edge = EdgeParts(
-            config.federation, config.limits.rc_federation, config.keys, clock, database, wire, identity, rooms.now_ms
+            config.federation,
+            config.limits.rc_federation,
+            config.keys,
+            clock,
+            database,
+            wire,
+            fetch,
+            identity,
+            rooms.now_ms,
+            registry,
         )
         self.policy = self.edge.policy
         self.requests = self.edge.requests

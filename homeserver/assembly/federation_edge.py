@@ -1,29 +1,35 @@
 """Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from federation.endpoints.version import Implementation
 from federation.fairness import PeerLimits, Turns
 from federation.identity import ServerIdentity
 from federation.keyring import Keyring, Notary
+from federation.member_lists import Fetch, ListSource, MemberLists
 from federation.notary import KeyNotary
 from federation.own_keys import OwnKeys
 from federation.policy import Policy, PolicyRules, make_rules
 from federation.protocol.ids import KeyID, ServerName
 from federation.protocol.key_documents import VerifyKey
-from federation.protocol.signing import parse_public_key
+from federation.protocol.signing import decode_base64, parse_public_key
 from federation.remote.server_keys import RemoteServerKeys
 from federation.requests import Requests
+from federation.signed_list import ListTrust, read_authorities
 from federation.signed_requests import SignedRequests
 from federation.wire import Wire
 from homeserver.config.limits import FederationLimits
 from homeserver.config.others import Federation
 from homeserver.config.server import Keys
+from homeserver.jobs import Job
+from homeserver.observe.federation import MemberListMetrics
 from storage.database import Database
 from storage.server_keys import ServerKeyStore
+from storage.signed_documents import SignedDocumentStore
 
 
 class EdgeParts:
@@ -37,8 +43,10 @@ class EdgeParts:
         clock: IReactorTime,
         database: Database,
         wire: Wire,
+        fetch: Fetch,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
+        registry: CollectorRegistry,
     ) -> None:
         store = ServerKeyStore(database)
         old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
@@ -46,6 +54,14 @@ class EdgeParts:
             identity, now_ms, {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()}
         )
         self.policy = Policy(identity.server_name, rules_of(federation), clock.seconds)
+        self.member_lists = MemberLists(
+            list_source_of(federation),
+            SignedDocumentStore(database),
+            self.policy,
+            fetch,
+            MemberListMetrics(registry),
+            clock.seconds,
+        )
         self.requests = Requests(wire, identity, self.policy)
         self.keyring = Keyring(
             RemoteServerKeys(self.requests),
@@ -53,6 +69,7 @@ class EdgeParts:
             identity,
             now_ms,
             notaries=notaries_of(federation),
+            pinned_keys=self.policy.pinned_keys,
             old_keys={
                 key_id: VerifyKey(parse_public_key(key_id, old.key), old.expired_ts) for key_id, old in old_keys.items()
             },
@@ -69,7 +86,7 @@ class EdgeParts:
             ),
         )
         self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
-        self.services = (Implementation("Mahalla", program_version()), self.notary, self.own_keys)
+        self.services = (Implementation("Mahalla", program_version()), self.notary, self.own_keys, self.policy)
         """For endpoints of the edge itself."""
 
 
@@ -80,7 +97,34 @@ def rules_of(federation: Federation) -> PolicyRules:
         federation.federation_domain_blacklist,
         enabled=federation.federation.enabled,
         is_simulation=federation.federation_policy_simulation,
+        has_member_list=federation.federation_member_list.is_used,
     )
+
+
+def list_source_of(federation: Federation) -> ListSource | None:
+    """Where the federation's list of members is. Raises OSError, ValueError for certificates that cannot be read."""
+    federation_member_list = federation.federation_member_list
+    if not federation_member_list.is_used:
+        return None
+    keys = tuple(decode_base64(key) for key in federation_member_list.verify_keys)
+    authorities = tuple(each for path in federation_member_list.authorities for each in read_authorities(path))
+    return ListSource(
+        federation_member_list.url,
+        federation_member_list.path,
+        ListTrust(keys, authorities, federation_member_list.signer),
+    )
+
+
+def edge_jobs(member_lists: MemberLists, federation: Federation) -> Sequence[Job]:
+    """What the edge does unasked."""
+
+    async def refresh(_batch: int) -> int:
+        await member_lists.refresh()
+        return 0
+
+    if not federation.federation_member_list.is_used:
+        return ()
+    return (Job("refresh_member_list", refresh, federation.federation_member_list.refresh_interval / 1000),)
 
 
 def notaries_of(federation: Federation) -> list[Notary]:

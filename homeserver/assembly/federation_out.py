@@ -46,7 +46,7 @@ class FederationOutParts:
         identity, now_ms = federation.identity, rooms.now_ms
         store, log = DestinationStore(database), DeviceListLog(database)
         outgoing = encryption.outgoing_store
-        self.own_devices = OwnDevices(accounts.device_key_store, rooms.cross_signing_store, log, identity)
+        self.own_devices = OwnDevices(accounts.device_key_store, rooms.published_keys, log, identity, now_ms)
         contents = Contents(
             rooms.store,
             rooms.engine,
@@ -89,12 +89,11 @@ class FederationOutParts:
             RemoteDeviceStore(database),
             RemoteKeys(federation.requests),
             rooms.memberships,
+            rooms.membership_store,
             self.sender,
             database.streams,
         )
-        self.everyones_keys = EveryonesKeys(
-            self.own_devices, rooms.device_keys, self.remote_devices, rooms.cross_signing_store, identity
-        )
+        self.everyones_keys = EveryonesKeys(self.own_devices, rooms.published_keys, self.remote_devices, identity)
         self._to_device = encryption.to_device
         told = ToldNotices(self.sender, rooms.store)
         rooms.typing.subscribe(told.hear_typing)
@@ -120,6 +119,8 @@ class FederationOutParts:
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
         return (
+            Job("forget_claimed_keys", self.own_devices.forget_claimed, 3600.0),
+            Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),
         )

@@ -1,6 +1,7 @@
 """Puts together the ways out: to other servers, and to whatever else may be asked over HTTP."""
 
 from collections.abc import Callable, Iterable, Mapping
+from http import HTTPStatus
 from typing import cast
 
 from twisted.internet.base import ReactorBase
@@ -11,6 +12,7 @@ from federation.agent import Agent
 from federation.outbound.addresses import AddressPolicy
 from federation.outbound.client import GuardedClient
 from federation.outbound.dialling import Dialler
+from federation.outbound.errors import OutboundError
 from federation.outbound.names import Names, SystemNames
 from federation.outbound.pool import Pool
 from federation.outbound.proxy import Proxy, read_proxy
@@ -19,6 +21,8 @@ from federation.routes import Routes
 from homeserver.config.others import Federation
 from homeserver.config.whole import Config
 from storage.executors import Executor
+
+MAX_DOCUMENT_BYTES = 8 << 20
 
 
 class OutboundParts:
@@ -48,9 +52,17 @@ class OutboundParts:
         addresses = AddressPolicy(federation.ip_range_blacklist, federation.ip_range_whitelist)
         self._proxy = proxy_of(federation, environment)
         dialler = Dialler(cast(IReactorTCP, reactor), self._clock, self._names, addresses, self._proxy)
-        routes = Routes(self._clock, GuardedClient(self._clock, dialler, self._pool, trust), self._names, draw)
+        self._peers = GuardedClient(self._clock, dialler, self._pool, trust)
+        routes = Routes(self._clock, self._peers, self._names, draw)
         self.wire = Agent(self._clock, routes, dialler, self._pool, trust)
         self.client = GuardedClient(self._clock, dialler, self._pool, self._system_trust)
+
+    async def fetch(self, url: str) -> bytes:
+        """What is at an address of the federation, which has the authorities of its servers. Raises OutboundError."""
+        answer = await self._peers.request("GET", url, seconds=60, max_bytes=MAX_DOCUMENT_BYTES, redirects=5)
+        if answer.status != HTTPStatus.OK:
+            raise OutboundError(f"it answers {answer.status}")
+        return answer.body
 
     def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> GuardedClient:
         """A client with ranges of addresses of its own, as previews of links have."""

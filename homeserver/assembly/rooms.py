@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
@@ -75,6 +76,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
@@ -134,6 +136,7 @@ class RoomParts:
         timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
+        current_states = CurrentStates(timelines, self.events, trees)
         unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
         ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
@@ -224,6 +227,7 @@ class RoomParts:
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
+            federates_by_default=config.rooms.rooms_federate_by_default,
         )
         self.related_redactions = RelatedRedactions(
             RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
@@ -289,25 +293,24 @@ class RoomParts:
         )
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.device_keys = DeviceKeys(
-            database, accounts.device_key_store, self.cross_signing_store, capacity=USERS_CACHED
-        )
+        self.published_keys = PublishedKeyStore(database)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=USERS_CACHED)
         self.device_lists = DeviceLists(
             accounts.device_store,
+            self.cross_signing_store,
             self.engine,
             room_store,
             self.memberships,
             membership_store,
             EncryptedRooms(summary_store, streams, capacity=ROOMS_CACHED),
-            history,
+            current_states,
             recent,
             self.events,
         )
         joined = JoinedRooms(
-            self.engine,
             self.events,
             timelines,
-            timeline_store,
+            current_states,
             visibility,
             RoomStates(trees, self.events),
             RoomSummaries(summary_store),
@@ -327,6 +330,7 @@ class RoomParts:
             self.typing,
             recent,
             past,
+            current_states,
             ignored,
             self.permissions,
             DeviceNewsReader(accounts.to_device_store, self.device_keys, self.device_lists, recent),

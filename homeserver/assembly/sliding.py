@@ -59,13 +59,13 @@ def sliding_parts(
     )
     entries = RoomEntries(
         RoomParts(
-            engine,
             events,
+            synced.states,
             timelines,
             visibility,
             synced.invited,
             synced.ignored,
-            RequiredStates(trees, events, timelines),
+            RequiredStates(trees),
             RoomSummaries(summary_store),
             synced.unread,
             recency,
@@ -90,7 +90,7 @@ def sliding_parts(
         entries,
         extensions,
         synced.rooms,
-        synced.invited,
+        synced.states,
         synced.recent,
         synced.typing,
     )

@@ -19,6 +19,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc3440.stable": True,
     "org.matrix.msc3715.stable": True,
     "org.matrix.msc3771": True,
+    "org.matrix.msc3814": True,
     "org.matrix.msc3827.stable": True,
     "org.matrix.msc3391": True,
     "org.matrix.msc4155": True,

@@ -15,8 +15,10 @@ from typing import Any
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.signing import parse_public_key
+from federation.signed_list import read_authorities
 from homeserver.config.mail import sender_of
 from homeserver.config.option import description_of
+from homeserver.config.others import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
 from homeserver.config.whole import GROUPS, Config
 from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
@@ -188,6 +190,7 @@ def _check_together(config: Config) -> list[Problem]:
                 parse_public_key(key_id, key)
             except InvalidParam as error:
                 problems.append(Problem(("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"))
+    problems += _check_member_list(config.federation.federation_member_list)
     registration = config.registration
     if (
         registration.enable_registration
@@ -206,6 +209,32 @@ def _check_together(config: Config) -> list[Problem]:
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
         problems.append(Problem(("database", "args"), f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))
+    return problems
+
+
+def _check_member_list(members: FederationMemberList) -> list[Problem]:
+    problems = []
+    place: Place = ("federation_member_list",)
+    if members.url is not None and members.path is not None:
+        problems.append(Problem(place, "has either `url` or `path`"))
+    if not members.is_used:
+        if members.verify_keys or members.authorities:
+            problems.append(Problem(place, "needs `url` or `path`: where the list is"))
+        return problems
+    if not members.verify_keys and not members.authorities:
+        problems.append(Problem(place, "needs `verify_keys` or `authorities`: whose signature is believed"))
+    for at, key in enumerate(members.verify_keys):
+        try:
+            parse_public_key("ed25519:list", key)
+        except InvalidParam as error:
+            problems.append(Problem((*place, "verify_keys", at), f"is no key: {error}"))
+    if members.authorities and members.signer is None:
+        problems.append(Problem(place, "`authorities` needs `signer`: they sign for others too"))
+    for at, path in enumerate(members.authorities):
+        try:
+            read_authorities(path)
+        except (OSError, ValueError) as error:
+            problems.append(Problem((*place, "authorities", at), f"has no certificates that can be read: {error}"))
     return problems
 
 

@@ -69,6 +69,29 @@ class Peering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FederationMemberList:
+    """The signed list of the servers of a closed federation."""
+
+    url: str | None = option(None, "Its address.", example="https://federation.example/members.jws")
+    path: Path | None = option(None, "Or the file that it is in.")
+    verify_keys: tuple[str, ...] = option(
+        (),
+        "The Ed25519 keys that sign it, in base64: whoever holds one of them may sign.",
+        example='["Noi6WqcDj0QmPxCNQqgezwTlBKrfqehY1u2FyWP9uYw"]',
+    )
+    authorities: tuple[Path, ...] = option(
+        (), "Or the certificate authorities to which the certificate that comes with it (`x5c`) must lead, PEM files."
+    )
+    signer: str | None = option(None, "The name for which that certificate must be.", example="federation.example")
+    refresh_interval: Duration = option(Duration(3_600_000), "How often it is looked for a newer one.", minimum=60_000)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is such a list."""
+        return self.url is not None or self.path is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Federation:
     """Other Matrix servers."""
 
@@ -88,7 +111,12 @@ class Federation:
     )
     federation_policy_simulation: bool = option(
         False,
-        "Whether the lists above refuse nothing, and the log says what they would refuse. Read again on SIGHUP.",
+        "Whether the lists above and below refuse nothing, and the log says what they would refuse. Read again on SIGHUP.",
+    )
+    federation_member_list: FederationMemberList = section(
+        FederationMemberList,
+        "The signed list of the servers of a closed federation, and what each may do: no other is talked with. Read again "
+        "on SIGHUP.",
     )
     federation_verify_certificates: bool = option(
         True, "Whether other servers must have valid certificates. Only for tests: false."

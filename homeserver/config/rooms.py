@@ -32,6 +32,11 @@ class Rooms:
         "Power levels of new rooms, by preset, that differ from the usual ones.",
         example="{public_chat: {events: {m.room.name: 100}}}",
     )
+    rooms_federate_by_default: bool = option(
+        True,
+        "Whether people of other servers can join new rooms; with `false` only those whose makers ask for it "
+        "(`m.federate`) or invite such people at once. It cannot be changed for a room that is there.",
+    )
     allow_public_rooms_without_auth: bool = option(False, "Whether the room directory can be read without an account.")
     allow_public_rooms_over_federation: bool = option(False, "Whether other servers can read the room directory.")
     enable_room_list_search: bool = option(True, "Whether there is a room directory; without, it is shown empty.")

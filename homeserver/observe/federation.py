@@ -26,3 +26,25 @@ class FederationMetrics:
     def inbox_changed(self, length: int) -> None:
         """So many events wait."""
         self._waiting.set(length)
+
+
+class MemberListMetrics:
+    """Counts refreshes of the list of the federation's members, and says until when it is good."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._refreshes = Counter(
+            "mahalla_federation_member_list_refreshes",
+            "Times that it was looked for a newer list of the federation's members, by whether what was found is good",
+            labelnames=("result",),
+            registry=registry,
+        )
+        self._expires = Gauge(
+            "mahalla_federation_member_list_expires_seconds",
+            "When the list of the federation's members that is in force expires (seconds since 1970); 0 without one",
+            registry=registry,
+        )
+
+    def list_refreshed(self, expires: int | None, *, is_good: bool) -> None:
+        """It was looked for a newer list."""
+        self._refreshes.labels("good" if is_good else "refused").inc()
+        self._expires.set(expires or 0)

@@ -3,7 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.federation import FederationMetrics
+from homeserver.observe.federation import FederationMetrics, MemberListMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
 from homeserver.observe.sender import SenderMetrics
 
@@ -25,6 +25,7 @@ def write_metrics_page() -> str:
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)
     FederationMetrics(registry)
+    MemberListMetrics(registry)
     JobMetrics(registry)
     SearchMetrics(registry)
     SenderMetrics(registry, dict)

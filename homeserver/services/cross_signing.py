@@ -18,8 +18,8 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
-from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
+from storage.published_keys import PublishedKeyStore
 
 MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
 MOST_SIGNATURES: Final = 1000
@@ -42,19 +42,19 @@ class CrossSigning:
         self,
         database: Database,
         store: CrossSigningStore,
-        device_keys: DeviceKeyStore,
+        published: PublishedKeyStore,
         devices: DeviceStore,
         accounts: Accounts,
     ) -> None:
         self._database = database
         self._store = store
-        self._device_keys = device_keys
+        self._published = published
         self._devices = devices
         self._accounts = accounts
 
     async def do_upload(self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str) -> None:
-        """Set keys; to replace some has to be confirmed. Raises AuthenticationRequired, InvalidParam, MissingParam,
-        InvalidSignature, Forbidden.
+        """Set keys; the first ones, and the same again, need no confirmation, to add or replace some does. Raises
+        AuthenticationRequired, InvalidParam, MissingParam, InvalidSignature, Forbidden.
 
         spec: client-server-api#post_matrixclientv3keysdevice_signingupload
         """
@@ -69,7 +69,12 @@ class CrossSigning:
         }
         if not given:
             raise MissingParam("No key was given")
-        present = (await self._store.get_keys([caller.user_id])).get(caller.user_id, {})
+        while not await self._set(caller, given, auth, address):
+            pass  # another upload came in between: what is new is to be seen again
+
+    async def _set(self, caller: Requester, given: Keys, auth: AuthData | None, address: str) -> bool:
+        """Set keys; False where others were set meanwhile."""
+        present = (await self._published.get_published([caller.user_id])).cross_signing.get(caller.user_id, {})
         master = given.get(MASTER) or present.get(MASTER)
         if master is None:
             raise MissingParam("There is no master key, and none was given")
@@ -80,16 +85,18 @@ class CrossSigning:
         changed = [key for usage, key in given.items() if usage not in present or present[usage] != key]
         if MASTER in present and any(_is_new(key, present) for key in given.values()) and caller.appservice_id is None:
             await self._accounts.check_confirmed(caller, "POST keys/device_signing/upload", auth, address)
-        if changed:
-            await self._database.write("set_cross_signing_keys", self._store.set_keys, changed)
+        if not changed:
+            return True
+        return await self._database.write("set_cross_signing_keys", self._store.set_keys, present, changed)
 
     async def do_sign(self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""
         if sum(len(keys) for keys in signed.values()) > MOST_SIGNATURES:
             raise InvalidParam(f"At most {MOST_SIGNATURES} keys can be signed at once")
-        keys = await self._store.get_keys({*signed, caller.user_id})
-        devices = await self._device_keys.get_device_keys([caller.user_id])
-        identity_keys = {row.device_id: row.keys for row in devices.get(caller.user_id, ())}
+        others = {user_id for user_id in signed if user_id != caller.user_id}
+        published = await self._published.get_published([caller.user_id, *others])
+        keys = published.cross_signing
+        identity_keys = {row.device_id: row.keys for row in published.devices.get(caller.user_id, ())}
         failures: dict[str, dict[str, Any]] = {}
         signatures: list[KeySignature] = []
         for user_id, objects in signed.items():
@@ -110,7 +117,9 @@ class CrossSigning:
 
 
 def _is_new(key: CrossSigningKey, present: Keys) -> bool:
-    return key.usage not in present or present[key.usage].public_key != key.public_key
+    """Whether anything of it is other than what is there; further signatures make no new key."""
+    old = present.get(key.usage)
+    return old is None or _bare(msgspec.json.decode(old.content)) != _bare(msgspec.json.decode(key.content))
 
 
 def _parse(user_id: str, usage: str, key: dict[str, Any]) -> CrossSigningKey:

@@ -5,31 +5,41 @@ Laws:
 - Keys are stored and given back as canonical JSON, so that signatures on them stay valid; what the server adds stands in
   `unsigned`, and signatures that came later beside the ones that came with the keys.
 - Of signatures a reader sees those of the key's owner and their own.
+- Numbers and sizes are bounded, per upload and per device.
 
 spec: client-server-api#end-to-end-encryption
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.own_devices import present_key, visible_signatures, with_signatures
+from federation.own_devices import present_key, signatures_by_target, with_signatures
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.device_keys import is_key_name, parse_identity_keys
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
-from storage.cross_signing import CrossSigningStore, KeySignature
+from storage.cross_signing import KeySignature
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore, KeyCounts, KeyExists, select_counts
+from storage.published_keys import PublishedKeys
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 MOST_ONE_TIME_KEYS: Final = 1000
 """Of a device, in one upload and in all."""
+MOST_FALLBACK_KEYS: Final = 10
+"""Of a device: one for each algorithm."""
 LONGEST_NAME: Final = 255
+LARGEST_KEY: Final = 4096
+"""In bytes, with its signatures: one-time and fallback keys."""
+LARGEST_IDENTITY: Final = 64 << 10
+"""In bytes: what other servers take."""
+USUAL_ALGORITHM: Final = "signed_curve25519"
 
 Key = str | dict[str, Any]
 
@@ -45,6 +55,38 @@ class KeyUpload(msgspec.Struct, frozen=True):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedKeys:
+    """Keys of one device that may be written: canonical JSON, one-time and fallback keys by (algorithm, id)."""
+
+    identity: bytes | None
+    one_time: Mapping[tuple[str, str], bytes]
+    fallback: Mapping[tuple[str, str], bytes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.identity is None and not self.one_time and not self.fallback
+
+
+def parse_upload(user_id: str, device_id: str, upload: KeyUpload) -> CheckedKeys:
+    """The keys of an upload for that device. Raises InvalidParam, BadJson."""
+    identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
+    if identity is not None and len(identity) > LARGEST_IDENTITY:
+        raise InvalidParam(f"device_keys may have {LARGEST_IDENTITY} bytes")
+    fallback = _named({**upload.unstable_fallback_keys, **upload.fallback_keys})
+    if len({algorithm for algorithm, _ in fallback}) != len(fallback):
+        raise InvalidParam("A device has one fallback key an algorithm")
+    return CheckedKeys(identity, _named(upload.one_time_keys), fallback)
+
+
+def with_zero(counts: KeyCounts) -> KeyCounts:
+    """With the usual algorithm even where nothing is left of it: clients take what is missing for unchanged."""
+    if USUAL_ALGORITHM in counts.one_time:
+        return counts
+    return replace(counts, one_time={**counts.one_time, USUAL_ALGORITHM: 0})
+
+
 class DeviceKeys:
     """Publishes, finds and claims keys."""
 
@@ -52,7 +94,6 @@ class DeviceKeys:
         self,
         database: Database,
         keys: DeviceKeyStore,
-        cross_signing: CrossSigningStore,
         *,
         capacity: int,
     ) -> None:
@@ -64,38 +105,35 @@ class DeviceKeys:
         database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
-        self._cross_signing = cross_signing
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
         """Publish keys of the caller's device; how many one-time keys it has by algorithm. Raises InvalidParam, BadJson."""
         if caller.device_id is None:
             raise InvalidParam("This session has no device to publish keys for")
         user_id, device_id = caller.user_id, caller.device_id
-        identity = None if upload.device_keys is None else parse_identity_keys(upload.device_keys, user_id, device_id)
-        one_time = _named(upload.one_time_keys)
-        fallback = _named({**upload.unstable_fallback_keys, **upload.fallback_keys})
-        if len({algorithm for algorithm, _ in fallback}) != len(fallback):
-            raise InvalidParam("A device has one fallback key an algorithm")
+        keys = parse_upload(user_id, device_id, upload)
+        if keys.is_empty:
+            return (await self.get_counts(user_id, device_id)).one_time
+        counts = await self._database.write("upload_keys", self.put_keys, user_id, device_id, keys)
+        return with_zero(counts).one_time
 
-        def write(txn: WriteTransaction) -> KeyCounts:
-            if identity is not None:
-                self._keys.set_device_keys(txn, user_id, device_id, identity)
-            if one_time:
-                self._keys.add_one_time_keys(txn, user_id, device_id, one_time)
-            if fallback:
-                self._keys.set_fallback_keys(txn, user_id, device_id, fallback)
-            counts = select_counts(txn, user_id, device_id)
-            if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
-                raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
-            return counts
-
-        if identity is None and not one_time and not fallback:
-            return (await self._keys.get_counts(user_id, device_id)).one_time
+    def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: CheckedKeys) -> KeyCounts:
+        """Write what `parse_upload` gave; what the device has then. Raises InvalidParam."""
+        if keys.identity is not None:
+            self._keys.set_device_keys(txn, user_id, device_id, keys.identity)
         try:
-            counts = await self._database.write("upload_keys", write)
+            if keys.one_time:
+                self._keys.add_one_time_keys(txn, user_id, device_id, keys.one_time)
+            if keys.fallback:
+                self._keys.set_fallback_keys(txn, user_id, device_id, keys.fallback)
         except KeyExists as error:
             raise InvalidParam(f"The device has another key named {error}") from None
-        return counts.one_time
+        counts = select_counts(txn, user_id, device_id)
+        if sum(counts.one_time.values()) > MOST_ONE_TIME_KEYS:
+            raise InvalidParam(f"A device has at most {MOST_ONE_TIME_KEYS} one-time keys")
+        if counts.fallback > MOST_FALLBACK_KEYS:
+            raise InvalidParam(f"A device has fallback keys of at most {MOST_FALLBACK_KEYS} algorithms")
+        return counts
 
     async def get_counts(self, user_id: str, device_id: str) -> KeyCounts:
         """What a device has left: on the path of every /sync, so from memory."""
@@ -105,18 +143,13 @@ class DeviceKeys:
             return known
         while True:
             heard = self._counts_heard
-            counts = await self._keys.get_counts(user_id, device_id)
+            counts = with_zero(await self._keys.get_counts(user_id, device_id))
             if heard == self._counts_heard:
                 break
         self._counts.setdefault(user_id, {})[device_id] = counts
         if len(self._counts) > self._capacity:
             self._counts.popitem(last=False)
         return counts
-
-    async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """Keys of our users' devices and of cross-signing. `wanted`: devices by user, none for all of them."""
-        devices = await self._keys.get_device_keys(wanted)
-        return await present_keys(self._cross_signing, caller, wanted, devices)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -130,26 +163,19 @@ class DeviceKeys:
         self._counts.clear()
 
 
-async def present_keys(
-    cross_signing: CrossSigningStore,
-    caller: UserID,
-    wanted: Mapping[str, Sequence[str]],
-    devices: Mapping[str, Sequence[DeviceKeysRow]],
-) -> dict[str, Any]:
-    """What a reader sees of users' keys: of their devices, and by usage their keys of cross-signing."""
-    keys = await cross_signing.get_keys(wanted)
-    signatures = await cross_signing.get_signatures(wanted)
+def present_keys(published: PublishedKeys, reader: UserID, wanted: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What a reader sees of users' keys: of their devices (none named: all of them), and by usage of cross-signing."""
     answer: dict[str, Any] = {"device_keys": {}}
-    for user_id in wanted:
-        visible = visible_signatures(signatures.get(user_id, ()), {user_id, caller})
+    for user_id, devices in wanted.items():
+        signatures = signatures_by_target(published.signatures.get(user_id, ()))
         answer["device_keys"][user_id] = {
-            row.device_id: _present_device(row, visible.get(row.device_id, ()))
-            for row in devices.get(user_id, ())
-            if not wanted[user_id] or row.device_id in wanted[user_id]
+            row.device_id: _present_device(row, signatures.get(row.device_id, ()))
+            for row in published.devices.get(user_id, ())
+            if not devices or row.device_id in devices
         }
-        for usage, key in keys.get(user_id, {}).items():
-            if usage != "user_signing" or user_id == caller:
-                answer.setdefault(f"{usage}_keys", {})[user_id] = present_key(key, visible.get(key.public_key, ()))
+        for usage, key in published.cross_signing.get(user_id, {}).items():
+            if usage != "user_signing" or user_id == reader:
+                answer.setdefault(f"{usage}_keys", {})[user_id] = present_key(key, signatures.get(key.public_key, ()))
     return answer
 
 
@@ -159,7 +185,10 @@ def _named(keys: Mapping[str, Key]) -> dict[tuple[str, str], bytes]:
         algorithm, _, key_id = name.partition(":")
         if not is_key_name(name):
             raise InvalidParam(f"{name[:LONGEST_NAME]!r} is not the name of a key: ALGORITHM:ID")
-        named[algorithm, key_id] = encode_canonical(key)
+        encoded = encode_canonical(key)
+        if len(encoded) > LARGEST_KEY:
+            raise InvalidParam(f"A one-time or fallback key may have {LARGEST_KEY} bytes")
+        named[algorithm, key_id] = encoded
     return named
 
 

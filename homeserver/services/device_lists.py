@@ -7,17 +7,18 @@ more. What there is to look at comes from the latest changes in memory; who was 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sync.invited import InvitedRooms
+from storage.cross_signing import CrossSigningStore
 from storage.devices import DeviceStore
 from storage.memberships import MembershipRow, MembershipStore
 from storage.rooms import RoomStore
@@ -26,6 +27,8 @@ from storage.streams import Topic
 ENCRYPTION: Final = StateKey("m.room.encryption", "")
 MAX_CHANGES_BACK: Final = 50
 """How many changes of a room's encryption are followed back."""
+MOST_LOOKED_UP: Final = 50
+"""People whose rooms are looked up one by one, from memory as a rule; of more they are read together."""
 
 
 class DeviceLists:
@@ -34,22 +37,24 @@ class DeviceLists:
     def __init__(
         self,
         devices: DeviceStore,
+        cross_signing: CrossSigningStore,
         engine: RoomEngine,
         rooms: RoomStore,
         memberships: Memberships,
         membership_store: MembershipStore,
         encrypted: EncryptedRooms,
-        history: InvitedRooms,
+        states: CurrentStates,
         recent: RecentChanges,
         events: RoomEvents,
     ) -> None:
         self._devices = devices
+        self._cross_signing = cross_signing
         self._engine = engine
         self._rooms = rooms
         self._memberships = memberships
         self._membership_store = membership_store
         self._encrypted = encrypted
-        self._history = history
+        self._states = states
         self._recent = recent
         self._events = events
 
@@ -60,13 +65,20 @@ class DeviceLists:
         moves = await self._moves(own, since, upto)
         newly, gone = await self._follow(user_id, own, moves, since)
         newly |= await self._newly_encrypted(own, since, upto)
-        if not (changed or newly or gone):
+        signed = await self._signed(user_id, since, upto)
+        if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
-        shared = await self._sharing(user_id, own, changed | newly | gone)
+        shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
         return {
-            "changed": sorted((changed & shared) | (changed & {user_id}) | (newly & shared)),
+            "changed": sorted((changed & shared) | (changed & {user_id}) | newly & shared | signed),
             "left": sorted(gone - shared - {user_id}),
         }
+
+    async def _signed(self, user_id: UserID, since: int, upto: int) -> set[str]:
+        """Those of whom the user signed a key: nobody else sees that."""
+        if not self._recent.concerns_user(user_id, Topic.SIGNATURE, since):
+            return set()
+        return await self._cross_signing.get_signed_since(user_id, since, upto)
 
     async def _changed_devices(self, since: int, upto: int) -> Set[str]:
         users = self._recent.users_since(Topic.DEVICE, since)
@@ -91,11 +103,13 @@ class DeviceLists:
         by_room: dict[int, dict[str, MembershipRow]] = {}
         for row in moves:
             by_room.setdefault(row.room_nid, {})[row.user_id] = row
-        for nid in await self._encrypted.among(by_room):
+        encrypted = await self._encrypted.among(by_room)
+        before = await self._states.joined_at((row for nid in encrypted for row in by_room[nid].values()), since)
+        for nid in encrypted:
             rows = by_room[nid]
             came, went = set[str](), set[str]()
             for member, row in rows.items():
-                was_in = await self._history.was_joined_at(row, since)
+                was_in = (nid, member) in before
                 is_in = row.membership == "join"
                 if was_in != is_in:
                     (came if is_in else went).add(member)
@@ -138,13 +152,17 @@ class DeviceLists:
                 members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
         return members
 
-    async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Iterable[str]) -> set[str]:
+    async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]) -> set[str]:
         """Those of the others with whom the user shares an encrypted room."""
+        if len(others) > MOST_LOOKED_UP:
+            common = await self._membership_store.get_shared_rooms(user_id, others)
+            rooms = await self._encrypted.among({nid for nids in common.values() for nid in nids})
+            return {other for other, nids in common.items() if other != user_id and not rooms.isdisjoint(nids)}
         joined = {nid for nid, row in own.items() if row.membership == "join"}
         sharing: set[str] = set()
         for other in others:
             theirs = await self._memberships.of_user(UserID(other))
-            common = {nid for nid, row in theirs.items() if row.membership == "join" and nid in joined}
-            if other != user_id and common and await self._encrypted.among(common):
+            in_common = {nid for nid, row in theirs.items() if row.membership == "join" and nid in joined}
+            if other != user_id and in_common and await self._encrypted.among(in_common):
                 sharing.add(other)
         return sharing

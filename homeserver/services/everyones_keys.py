@@ -8,7 +8,6 @@ spec: client-server-api#post_matrixclientv3keysquery, client-server-api#post_mat
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-import msgspec
 from twisted.internet.defer import Deferred, gatherResults
 
 from federation.identity import ServerIdentity
@@ -16,10 +15,11 @@ from federation.own_devices import MOST_USERS, OwnDevices
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, parse_user_id
 from federation.remote.keys import UserKeys
-from homeserver.services.device_keys import DeviceKeys, present_keys
+from homeserver.services.device_keys import present_keys
 from homeserver.services.remote_devices import RemoteDevices
-from storage.cross_signing import CrossSigningStore
+from storage.cross_signing import CrossSigningKey
 from storage.device_keys import DeviceKeysRow
+from storage.published_keys import PublishedKeys, PublishedKeyStore
 
 LONGEST_TIMEOUT_MS: Final = 30_000
 SHORTEST_TIMEOUT_MS: Final = 1_000
@@ -34,24 +34,19 @@ class EveryonesKeys:
     def __init__(
         self,
         own_devices: OwnDevices,
-        device_keys: DeviceKeys,
+        published: PublishedKeyStore,
         remote: RemoteDevices,
-        cross_signing: CrossSigningStore,
         identity: ServerIdentity,
     ) -> None:
         self._own_devices = own_devices
-        self._device_keys = device_keys
+        self._published = published
         self._remote = remote
-        self._cross_signing = cross_signing
         self._identity = identity
 
     async def get_keys(self, caller: UserID, wanted: Mapping[str, Sequence[str]], timeout_ms: int) -> dict[str, Any]:
         """Keys of devices and of cross-signing. `wanted`: devices by user, none for all of them. Raises InvalidParam."""
         local, by_server = self._split(wanted)
-        answer = await self._device_keys.get_keys(caller, local)
-        answer["failures"] = failures = {}
-        if not by_server:
-            return answer
+        failures: dict[str, dict[str, str]] = {}
         seconds = _seconds(timeout_ms)
 
         async def ask(server: ServerName, users: Mapping[str, Sequence[str]]) -> Mapping[str, UserKeys]:
@@ -65,21 +60,19 @@ class EveryonesKeys:
             [Deferred.fromCoroutine(ask(server, users)) for server, users in by_server.items()]
         ):
             asked.update(found)
-        remote = {user_id: devices for users in by_server.values() for user_id, devices in users.items()}
-        kept = await self._remote.get_kept(remote)
-        rows = {user_id: kept.get(user_id) or _rows(user_id, asked.get(user_id)) for user_id in remote}
+        remote = [user_id for users in by_server.values() for user_id in users]
+        stored = await self._published.get_published(local, [each for each in remote if each not in asked], caller)
+        published = PublishedKeys(
+            {**stored.devices, **{user_id: _rows(user_id, keys) for user_id, keys in asked.items()}},
+            {**stored.cross_signing, **{user_id: _cross_signing(user_id, keys) for user_id, keys in asked.items()}},
+            stored.signatures,
+        )
         shown = {
             user_id: devices
-            for user_id, devices in remote.items()
-            if rows[user_id] or user_id in asked or domain_of(user_id) not in failures
+            for user_id, devices in wanted.items()
+            if user_id in local or user_id in published.devices or domain_of(user_id) not in failures
         }
-        presented = await present_keys(self._cross_signing, caller, shown, rows)
-        for name, entries in presented.items():
-            answer.setdefault(name, {}).update(entries)
-        for user_id, keys in asked.items():
-            for usage, key in keys.cross_signing.items():
-                answer.setdefault(f"{usage}_keys", {}).setdefault(user_id, msgspec.Raw(key.content))
-        return answer
+        return {**present_keys(published, caller, shown), "failures": failures}
 
     async def do_claim(self, wanted: Mapping[str, Mapping[str, str]], timeout_ms: int) -> dict[str, Any]:
         """One-time keys (or fallback keys) for conversations with devices. `wanted`: algorithm by user and device.
@@ -125,10 +118,14 @@ def _seconds(timeout_ms: int) -> float:
     return min(max(timeout_ms, SHORTEST_TIMEOUT_MS), LONGEST_TIMEOUT_MS) / 1000
 
 
-def _rows(user_id: str, keys: UserKeys | None) -> list[DeviceKeysRow]:
-    if keys is None:
-        return []
+def _rows(user_id: str, keys: UserKeys) -> list[DeviceKeysRow]:
     return [
         DeviceKeysRow(user_id, device_id, content, keys.names.get(device_id))
         for device_id, content in keys.devices.items()
     ]
+
+
+def _cross_signing(user_id: str, keys: UserKeys) -> dict[str, CrossSigningKey]:
+    return {
+        usage: CrossSigningKey(user_id, usage, key.public_key, key.content) for usage, key in keys.cross_signing.items()
+    }

@@ -2,7 +2,7 @@
 
 Laws:
 - A list is kept of users with whom we share a room: only of these their servers tell us. Whoever comes to share one is
-  taken to have changed, since nothing was told before.
+  taken to have changed, since nothing was told before: they came into a room of ours, or we into one of theirs.
 - A change that does not follow upon the one before it makes the list stale: it is fetched again, at once and if need be
   later; meanwhile what there is is answered, and the failure named.
 - A server speaks for its own users only.
@@ -10,7 +10,7 @@ Laws:
 spec: server-server-api#device-management
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
@@ -35,7 +35,7 @@ from federation.sender.sender import Sender
 from storage.cross_signing import CrossSigningKey
 from storage.database import DatabaseUnavailable
 from storage.device_keys import DeviceKeysRow
-from storage.memberships import MembershipRow
+from storage.memberships import MembershipRow, MembershipStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.streams import Change, Streams
 
@@ -57,6 +57,7 @@ class RemoteDevices:
         store: RemoteDeviceStore,
         remote: RemoteKeys,
         memberships: Memberships,
+        membership_store: MembershipStore,
         sender: Sender,
         streams: Streams,
     ) -> None:
@@ -64,18 +65,16 @@ class RemoteDevices:
         self._store = store
         self._remote = remote
         self._memberships = memberships
+        self._membership_store = membership_store
         self._sender = sender
         self._fetching: dict[str, list[Deferred[None]]] = {}
         self._overtaken: set[str] = set()
         self._slots = DeferredSemaphore(CONCURRENT_RESYNCS)
         self._came: set[str] = set()
+        self._entered: dict[int, set[str]] = {}
         self._scheduled = False
         self._resynced_upto = ""
         streams.subscribe(self._hear)
-
-    async def get_kept(self, user_ids: Iterable[str]) -> Mapping[str, list[DeviceKeysRow]]:
-        """What is kept of these users."""
-        return await self._store.get_devices(user_ids)
 
     async def get_keys(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float
@@ -83,12 +82,18 @@ class RemoteDevices:
         """See to it that what is kept of one server's users is as they are; keys of those of whom nothing is kept, and what
         failed: then some of what is kept may not be as they are."""
         lists = await self._store.get_lists(wanted)
-        missing = [user_id for user_id in wanted if user_id not in lists or lists[user_id].is_stale]
+        shared = await self._membership_store.get_users_with_ours(wanted)
+        untold = [user_id for user_id in lists if user_id not in shared]
+        if untold:
+            await self._store.remove_lists(untold)
+        missing = [
+            user_id for user_id in wanted if user_id in untold or user_id not in lists or lists[user_id].is_stale
+        ]
         if not missing:
             return {}, None
         if self._sender.is_failing(server):
             return {}, _unreachable(server)
-        to_fetch = [user_id for user_id in missing if await self.shares_room(user_id)][:MOST_FETCHED_AT_ONCE]
+        to_fetch = [user_id for user_id in missing if user_id in shared][:MOST_FETCHED_AT_ONCE]
         to_query = {user_id: wanted[user_id] for user_id in missing if user_id not in to_fetch}
         fetches = [Deferred.fromCoroutine(self._fetch(user_id, seconds)) for user_id in to_fetch]
         failure: Exception | None = None
@@ -121,10 +126,10 @@ class RemoteDevices:
         finally:
             self._note(server, failure)
 
-    async def shares_room(self, user_id: str, besides: int | None = None) -> bool:
-        """Whether one of our users is in a room with them, other than the one `besides`."""
+    async def shares_room(self, user_id: str, besides: Set[int] = frozenset()) -> bool:
+        """Whether one of our users is in a room with them, other than those `besides`."""
         rows = await self._memberships.of_user(UserID(user_id))
-        for room_nid in [nid for nid, row in rows.items() if row.membership == "join" and nid != besides]:
+        for room_nid in [nid for nid, row in rows.items() if row.membership == "join" and nid not in besides]:
             if await self._memberships.local_members(room_nid):
                 return True
         return False
@@ -138,7 +143,7 @@ class RemoteDevices:
         tracked = (await self._store.get_lists([user_id])).get(user_id)
         if not await self.shares_room(user_id):
             if tracked is not None:
-                await self._store.remove_list(user_id)
+                await self._store.remove_lists([user_id])
             return
         if user_id in self._fetching:
             self._overtaken.add(user_id)
@@ -237,8 +242,11 @@ class RemoteDevices:
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
-            if isinstance(row, MembershipRow) and row.membership == "join" and not row.is_local:
-                self._came.add(row.user_id)
+            if isinstance(row, MembershipRow) and row.membership == "join":
+                if row.is_local:
+                    self._entered.setdefault(row.room_nid, set()).add(row.user_id)
+                else:
+                    self._came.add(row.user_id)
                 if not self._scheduled:
                     self._scheduled = True
                     self._clock.callLater(0, self._start_turn)
@@ -248,18 +256,26 @@ class RemoteDevices:
 
     async def _turn(self) -> None:
         """Those who came to share a room have not told us of changes before."""
-        came, self._came, self._scheduled = self._came, set(), False
+        came, self._came = self._came, set()
+        entered, self._entered = self._entered, {}
+        self._scheduled = False
         try:
             stale = []
+            # where nobody of ours was, its members have not told us either
+            new = {nid for nid, users in entered.items() if await self._memberships.local_members(nid) <= users}
+            for room_nid in new:
+                came.update(await self._store.get_users_in(room_nid))
             for user_id in await self._store.get_lists(came):
                 rows = await self._memberships.of_user(UserID(user_id))
                 newest = max(rows.values(), key=lambda row: row.position, default=None)
-                if newest is None or not await self.shares_room(user_id, besides=newest.room_nid):
+                if newest is None or not await self.shares_room(user_id, besides={newest.room_nid, *new}):
                     stale.append(user_id)
             if stale:
                 await self._store.set_stale(stale)
         except DatabaseUnavailable:
             self._came |= came  # with the next one who comes
+            for room_nid, users in entered.items():
+                self._entered.setdefault(room_nid, set()).update(users)
         except Exception:  # a bug of ours
             self.log.failure("it is not known who came to share a room")
 

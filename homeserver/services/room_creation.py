@@ -96,9 +96,12 @@ class RoomCreation:
         encrypted_presets: frozenset[str],
         default_levels: Mapping[str, object],
         profile_on_invite: bool,
+        federates_by_default: bool,
     ) -> None:
         """`encrypted_presets`: rooms of these presets are encrypted from the start. `default_levels`: by preset, what of
-        the power levels differs from the usual ones. `profile_on_invite`: invites carry names and avatars."""
+        the power levels differs from the usual ones. `profile_on_invite`: invites carry names and avatars.
+        `federates_by_default`: who says nothing about it gets a room that people of other servers can join; who invites one
+        of them has said it."""
         self._engine = engine
         self._aliases = aliases
         self._profiles = profiles
@@ -110,6 +113,7 @@ class RoomCreation:
         self._encrypted_presets = encrypted_presets
         self._default_levels = default_levels
         self._profile_on_invite = profile_on_invite
+        self._federates_by_default = federates_by_default
 
     async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
         """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden,
@@ -194,8 +198,11 @@ class RoomCreation:
         names = await self._profiles.get_names([creator, *shown])
         by_default = self._default_levels.get(preset)
         overrides = [by_default if isinstance(by_default, Mapping) else {}, wish.power_level_content_override or {}]
+        creation = _create_content(creator, version, wish, trusted)
+        if not self._federates_by_default and all(self._identity.is_local(user) for user in invites):
+            creation.setdefault("m.federate", False)
         drafts = [
-            Draft("m.room.create", creator, _create_content(creator, version, wish, trusted), ""),
+            Draft("m.room.create", creator, creation, ""),
             Draft("m.room.member", creator, member_content("join", names.get(creator)), creator),
             Draft("m.room.power_levels", creator, _power_levels(creator, version, preset, trusted, overrides), ""),
         ]

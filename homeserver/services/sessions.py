@@ -22,6 +22,7 @@ from homeserver.services.secret_text import SecretText, hash_token, is_damaged
 from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
+from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
 from storage.login_tokens import LoginTokenStore
 from storage.tokens import TokenStore
@@ -134,9 +135,13 @@ class Sessions:
 
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
         """Write a prepared session; it takes the place of the one that the device had. Raises `Forbidden` for a device
-        that would be named like a cross-signing key of its user: signatures of one would pass for the other's."""
+        that would be named like a cross-signing key of its user (signatures of one would pass for the other's), or that is
+        the dehydrated one."""
         if has_cross_signing_key(txn, session.user_id, session.device_id):
             raise Forbidden("The device has the name of one of your cross-signing keys")
+        dehydrated = select_dehydrated(txn, session.user_id)
+        if dehydrated is not None and dehydrated.device_id == session.device_id:
+            raise Forbidden("The device has the name of your dehydrated device")
         device = DeviceRow(
             user_id=session.user_id,
             device_id=session.device_id,

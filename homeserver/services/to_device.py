@@ -10,7 +10,7 @@ from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import InvalidParam, UserSuspended
+from federation.protocol.errors import InvalidParam, TooLarge, UserSuspended
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
 from storage.database import Database
 from storage.devices import DeviceStore
@@ -24,6 +24,11 @@ MOST_MESSAGES: Final = 10_000
 """In one request, every device of a wildcard counted."""
 LONGEST_TYPE: Final = 255
 ANSWER: Final = b"{}"
+TOO_LARGE: Final = "A message to a device may have 64 KiB"
+LARGEST_MESSAGE: Final = 64 << 10
+"""Bytes of one message: as much as an event may have."""
+LARGEST_RECEIVED: Final = 256 << 10
+"""Bytes of one message from another server. Others may permit more than we do, and to carry a key is better than to lose it."""
 LARGEST_EDU: Final = 256 << 10
 """Bytes of contents after which a further EDU begins."""
 REMEMBERED_MS: Final = 30 * 24 * 3600 * 1000
@@ -66,8 +71,10 @@ class ToDevice:
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
 
-        Raises InvalidParam; UserSuspended for suspended users who write to others than themselves: they may still verify
-        their own devices. spec: client-server-api#account-suspension
+        Raises InvalidParam; TooLarge for a message of more than `LARGEST_MESSAGE`; UserSuspended for suspended users who
+        write to others than themselves: they may still verify their own devices.
+
+        spec: client-server-api#account-suspension
         """
         if len(type) > LONGEST_TYPE or len(txn_id) > LONGEST_TYPE:
             raise InvalidParam("The type or the transaction id is too long")
@@ -76,12 +83,9 @@ class ToDevice:
         sent = SentTransaction(caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id)
         now = self._now_ms()
         local = [user_id for user_id in messages if self._identity.is_local(user_id)]
-        encoded = {
-            (user_id, device_id): msgspec.json.encode({"type": type, "sender": caller.user_id, "content": content})
-            for user_id in local
-            for device_id, content in messages[user_id].items()
-        }
-
+        encoded = _encode(caller.user_id, type, {user_id: messages[user_id] for user_id in local})
+        if any(len(event) > LARGEST_MESSAGE for event in encoded.values()):
+            raise TooLarge(TOO_LARGE)
         outgoing = self._for_others(caller.user_id, type, messages)
 
         def write(txn: WriteTransaction) -> None:
@@ -96,7 +100,8 @@ class ToDevice:
             return
 
     async def receive(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """Messages of a user of another server: m.direct_to_device, each taken once. Raises InvalidParam.
+        """Messages of a user of another server: m.direct_to_device, each taken once; what is too large is left out. Raises
+        InvalidParam.
 
         spec: server-server-api#send-to-device-messaging
         """
@@ -109,13 +114,8 @@ class ToDevice:
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
         local = [user_id for user_id in message.messages if self._identity.is_local(user_id)]
-        encoded = {
-            (user_id, device_id): msgspec.json.encode(
-                {"type": message.type, "sender": message.sender, "content": of_device}
-            )
-            for user_id in local
-            for device_id, of_device in message.messages[user_id].items()
-        }
+        encoded = _encode(message.sender, message.type, {user_id: message.messages[user_id] for user_id in local})
+        encoded = {to: event for to, event in encoded.items() if len(event) <= LARGEST_RECEIVED}
         now = self._now_ms()
 
         def write(txn: WriteTransaction) -> None:
@@ -123,6 +123,10 @@ class ToDevice:
                 self._deliver(txn, local, encoded)
 
         await self._database.write("receive_to_device", write)
+
+    async def do_sweep(self, limit: int) -> int:
+        """Remove some of the messages that nobody gets any more; how many."""
+        return await self._store.sweep(limit)
 
     async def forget_received(self, limit: int) -> int:
         """Forget what came so long ago that nobody sends it again; how many."""
@@ -155,6 +159,8 @@ class ToDevice:
             parts = by_server.setdefault(server, [{}])
             for device_id, content in devices.items():
                 size = len(msgspec.json.encode(content))
+                if size > LARGEST_MESSAGE:
+                    raise TooLarge(TOO_LARGE)
                 if parts[-1] and sizes.get(server, 0) + size > LARGEST_EDU:
                     parts.append({})
                     sizes[server] = 0
@@ -168,3 +174,12 @@ class ToDevice:
                     rounds.append({})
                 rounds[number][server] = encode_canonical(edu)
         return rounds
+
+
+def _encode(sender: str, type: str, messages: Messages) -> dict[tuple[str, str], bytes]:
+    """The events as devices get them, by user and device."""
+    return {
+        (user_id, device_id): msgspec.json.encode({"type": type, "sender": sender, "content": content})
+        for user_id, devices in messages.items()
+        for device_id, content in devices.items()
+    }

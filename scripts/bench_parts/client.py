@@ -13,6 +13,28 @@ PASSWORD = "correct horse battery staple"
 TEXT = "The quick brown fox jumps over the lazy dog, and then writes a message about it of the usual length."
 LAZY = '{"room":{"timeline":{"limit":20},"state":{"lazy_load_members":true}}}'
 FULL = '{"room":{"timeline":{"limit":20}}}'
+SLIDING = "/_matrix/client/unstable/org.matrix.simplified_msc3575/sync"
+ROOM_LIST = {
+    "conn_id": "room-list",
+    "lists": {
+        "all_rooms": {
+            "ranges": [[0, 19]],
+            "timeline_limit": 1,
+            "required_state": [
+                *([type, ""] for type in ("m.room.name", "m.room.encryption", "m.room.topic", "m.room.avatar")),
+                *([type, ""] for type in ("m.room.canonical_alias", "m.room.power_levels", "m.room.join_rules")),
+                *([type, ""] for type in ("m.room.tombstone", "m.room.create", "m.room.history_visibility")),
+                *(["m.room.member", key] for key in ("$LAZY", "$ME")),
+                *([type, "*"] for type in ("m.space.parent", "m.space.child", "org.matrix.msc3401.call.member")),
+            ],
+        }
+    },
+    "extensions": {
+        "account_data": {"enabled": True},
+        "receipts": {"enabled": True, "rooms": ["*"]},
+        "typing": {"enabled": True},
+    },
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +56,10 @@ class _Room(msgspec.Struct):
 
 class _Sync(msgspec.Struct):
     next_batch: str
+
+
+class _Slid(msgspec.Struct):
+    pos: str
 
 
 class _Found(msgspec.Struct):
@@ -60,6 +86,7 @@ class _Tree(msgspec.Struct):
 _session = msgspec.json.Decoder(_Session)
 _room = msgspec.json.Decoder(_Room)
 _sync = msgspec.json.Decoder(_Sync)
+_slid = msgspec.json.Decoder(_Slid)
 _page = msgspec.json.Decoder(_Page)
 _search = msgspec.json.Decoder(_Search)
 _tree = msgspec.json.Decoder(_Tree)
@@ -104,6 +131,11 @@ class Client:
             query["since"] = since
         answer = await connection.request("GET", f"{V3}/sync?{urlencode(query)}", None, user.token)
         return _sync.decode(answer).next_batch, answer
+
+    async def slide(self, connection: Connection, user: User, pos: str | None = None) -> str:
+        """Sliding sync of the first 20 rooms, as the room list of Element X asks; the next `pos`."""
+        path = SLIDING if pos is None else f"{SLIDING}?pos={pos}"
+        return _slid.decode(await connection.request("POST", path, ROOM_LIST, user.token)).pos
 
     async def messages(self, connection: Connection, user: User, room_id: str, start: str | None) -> str | None:
         """One page of 100, backwards; where the next one starts, or None at the end."""

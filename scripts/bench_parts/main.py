@@ -21,11 +21,12 @@ from twisted.internet.main import installReactor
 from twisted.internet.task import react
 
 from bench_parts import report
+from bench_parts.bench import Bench
 from bench_parts.connection import RequestFailed
 from bench_parts.measurement import Figures, Meter
 from bench_parts.profile import Profiler
 from bench_parts.report import Report
-from bench_parts.scenarios import SCENARIOS, Bench
+from bench_parts.scenarios import SCENARIOS
 from bench_parts.server import Server, running_postgres
 from bench_parts.world import QUICK, Sizes, World
 

@@ -1,36 +1,18 @@
 """What is measured. A scenario makes what it needs (that is not measured), then does one thing many times."""
 
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from secrets import token_hex
 from time import perf_counter
-from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 
 from bench_parts import processes
+from bench_parts.bench import Bench, Scenario
 from bench_parts.client import FULL
 from bench_parts.connection import Connection
-from bench_parts.measurement import Figures, Meter, percentile
+from bench_parts.measurement import Figures, percentile
 from bench_parts.pollers import Pollers
-from bench_parts.server import Server
-from bench_parts.world import World
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What a scenario works with."""
-
-    clock: IReactorTime
-    server: Server
-    meter: Meter
-    world: World
-
-
-Scenario = Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]]
-"""Fills the figures."""
+from bench_parts.sync_scenarios import BY_ROOMS
 
 
 async def send(bench: Bench, figures: Figures) -> None:
@@ -313,6 +295,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         initial_sync,
         sync_none,
         sync_one,
+        *BY_ROOMS,
         messages,
         search,
         user_directory,

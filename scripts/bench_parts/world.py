@@ -30,6 +30,8 @@ class Sizes:
     fan_messages: int = 15
     rooms: int = 200
     messages_per_room: int = 50
+    account_part: int = 1
+    """Accounts have so many times fewer rooms."""
     initial_syncs: int = 10
     syncs: int = 1000
     history: int = 5000
@@ -59,6 +61,7 @@ QUICK = Sizes(
     fan_messages=8,
     rooms=40,
     messages_per_room=20,
+    account_part=10,
     initial_syncs=5,
     syncs=200,
     history=600,
@@ -93,6 +96,7 @@ class World:
         self._said: Sequence[str] | None = None
         self._crowds: dict[int, str] = {}
         self._space: str | None = None
+        self._accounts: dict[int, tuple[User, Sequence[str]]] = {}
 
     async def connections(self, number: int) -> list[Connection]:
         return [await connect(self._reactor, self._port) for _ in range(number)]
@@ -172,6 +176,25 @@ class World:
             await self.run(send, len(rooms) * self.sizes.messages_per_room, at_once=20)
             self._synced = (reader, rooms)
         return self._synced
+
+    async def account(self, rooms: int) -> tuple[User, Sequence[str]]:
+        """A user of their own who is in so many rooms, or in the part of them that the sizes allow."""
+        if rooms not in self._accounts:
+            (connection,) = await self.connections(1)
+            user = await self.client.register(connection, f"in{rooms}")
+            connection.close()
+            made: list[str] = []
+
+            async def create(at: int, link: Connection) -> None:
+                made.append(await self.client.create_room(link, user, name=f"Room {at}"))
+
+            await self.run(create, self.size_of(rooms), at_once=8)
+            self._accounts[rooms] = (user, made)
+        return self._accounts[rooms]
+
+    def size_of(self, rooms: int) -> int:
+        """How many rooms an account for so many has."""
+        return max(rooms // self.sizes.account_part, 20)
 
     async def space(self) -> str:
         """A space with many rooms, a tenth of them in spaces below it."""

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,20 @@ NODE = MODULES / "node_modules" / ".bin" / "node"
 SECONDS = 90
 
 
+@pytest.mark.parametrize("form", ["v3", "sliding"])
 @pytest.mark.parametrize("threads", ["false", "true"])
-def test_two_people_and_a_room(real_server: RealServer, threads: str) -> None:
+def test_two_people_and_a_room(real_server: RealServer, threads: str, form: str) -> None:
     assert NODE.exists(), f"matrix-js-sdk is not in {MODULES}: run scripts/node_packages, which installs it"
-    command = [str(NODE), str(SCRIPT), real_server.url, f"js-{threads}", threads]
+    command = [str(NODE), str(SCRIPT), real_server.url, f"js-{form}-{threads}", threads, form]
     done = subprocess.run(command, cwd=MODULES, capture_output=True, text=True, timeout=SECONDS, check=False)
     requests = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert done.returncode == 0, done.stderr[-4000:] + "\n".join(json.dumps(request) for request in requests[-20:])
+    assert ways_of(requests) == {form}
     unexpected = [request for request in requests if request["status"] >= 500]
     assert unexpected == []
+
+
+def ways_of(requests: list[dict[str, Any]]) -> set[str]:
+    """In which forms a story followed the server."""
+    paths = {request["path"] for request in requests if request["path"].endswith("/sync")}
+    return {"sliding" if "msc3575" in path else "v3" for path in paths}

@@ -1,12 +1,22 @@
 """Keys of devices and of cross-signing as clients make them, and what clients ask of the server with them."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from federation.protocol.ids import KeyID
 from federation.protocol.signing import SigningKey, add_signature, encode_base64, encode_signed_part
 from tests.helpers.server import User
 
 V3 = "/_matrix/client/v3"
+
+
+class Owner(Protocol):
+    """Whose keys they are."""
+
+    @property
+    def user_id(self) -> str: ...
+
+    @property
+    def device_id(self) -> str: ...
 
 
 class PersonalKey:
@@ -17,11 +27,11 @@ class PersonalKey:
         self.public = encode_base64(self._key.public_key)
         self.key_id = KeyID(f"ed25519:{name or self.public}")
 
-    def sign(self, content: dict[str, Any], user: User) -> dict[str, Any]:
+    def sign(self, content: dict[str, Any], user: Owner) -> dict[str, Any]:
         return add_signature(content, user.user_id, self.key_id, self._key.sign(encode_signed_part(content)))
 
 
-def identity_keys(user: User, seed: int = 1) -> tuple[PersonalKey, dict[str, Any]]:
+def identity_keys(user: Owner, seed: int = 1) -> tuple[PersonalKey, dict[str, Any]]:
     key = PersonalKey(seed, user.device_id)
     keys = {
         "user_id": user.user_id,
@@ -36,7 +46,7 @@ def identity_keys(user: User, seed: int = 1) -> tuple[PersonalKey, dict[str, Any
 
 
 def cross_signing_key(
-    user: User, usage: str, seed: int, by: PersonalKey | None = None
+    user: Owner, usage: str, seed: int, by: PersonalKey | None = None
 ) -> tuple[PersonalKey, dict[str, Any]]:
     key = PersonalKey(seed)
     content: dict[str, Any] = {"user_id": user.user_id, "usage": [usage], "keys": {key.key_id: key.public}}

@@ -5,21 +5,24 @@
     network.cut("north.example", "south.example")     # until network.mend(...)
 
 All servers share one clock. A request is carried to the other server's site when it is made, unless the way is cut;
-`network.hold()` keeps requests back, and `network.deliver()` carries them, in an order that the test may choose.
+`network.hold()` keeps requests back, and `network.deliver()` carries them, in an order that the test may choose. What else may
+become of a request on its way is up to `network.weather`.
 """
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.member_lists import Fetch
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
 from storage.database import Database
 from tests.helpers.http import Pending
-from tests.helpers.server import START, TestServer
+from tests.helpers.server import START, TestServer, fetch_nothing
 
 SETTLED_AFTER = 50
 """Turns of the clock in which whatever was set off comes to rest."""
@@ -37,6 +40,7 @@ class Network:
         """(from, to, method, uri) of all requests that were made, in order."""
         self.liars: list[Callable[[ServerName, WireRequest], WireAnswer | None]] = []
         """Each may answer a request in the place of the server to which it goes."""
+        self.weather: Callable[[Letter], Fate] = lambda _: Fate.ARRIVES
         self._folder = folder
         self._open_database = open_database
         self._sends = False
@@ -44,18 +48,18 @@ class Network:
         self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
 
-    def add(self, name: str, further_config: str = "") -> TestServer:
-        """One server more."""
+    def add(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
+        """One server more; `fetch`: how it gets what is at an address."""
         folder = self._folder / name
         folder.mkdir()
-        return self._build(folder, name, self._open_database(), further_config)
+        return self._build(folder, name, self._open_database(), further_config, fetch)
 
-    def rebuild(self, name: str) -> TestServer:
+    def rebuild(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
         """A server again, upon its database: as after a crash, but for what it would still have sent."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
-        return self._build(self._folder / name, name, self.servers[name].app.database, "")
+        return self._build(self._folder / name, name, self.servers[name].app.database, further_config, fetch)
 
-    def _build(self, folder: Path, name: str, database: Database, further_config: str) -> TestServer:
+    def _build(self, folder: Path, name: str, database: Database, further_config: str, fetch: Fetch) -> TestServer:
         server = TestServer(
             folder,
             database,
@@ -64,6 +68,7 @@ class Network:
             server_name=name,
             clock=self.clock,
             wire=Way(self, name),
+            fetch=fetch,
         )
         self.servers[name] = server
         if self._sends:
@@ -97,14 +102,19 @@ class Network:
         """Keep requests back until `deliver`."""
         self._held = []
 
-    def deliver(self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0) -> int:
-        """Carry what is held, the one that `choose` points at next, until none is left; how many there were."""
+    def deliver(self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0, most: int | None = None) -> int:
+        """Carry what is held, the one that `choose` points at next; how many there were.
+
+        Until none is left: then nothing is held any longer. Or as many as `most` says; the others go on waiting, and
+        arrive in the end though nobody may wait for their answer by then.
+        """
         count = 0
-        while self._held:
+        while self._held and (most is None or count < most):
             letter, answered = self._held.pop(choose([each for each, _ in self._held]))
             count += 1
-            self._carry(letter, answered)
-        self._held = None
+            self._send(letter, answered)
+        if most is None:
+            self._held = None
         return count
 
     async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
@@ -119,9 +129,20 @@ class Network:
         if self._held is not None:
             self._held.append((letter, answered))
         else:
-            self._carry(letter, answered)
+            self._send(letter, answered)
         answered.addTimeout(request.seconds, self.clock, lambda _failure, _seconds: _late(destination))
         return await answered
+
+    def _send(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
+        fate = self.weather(letter)
+        if fate is not Fate.IS_LOST:
+            nobody: Deferred[WireAnswer] = Deferred()
+            nobody.addErrback(lambda failure: failure.trap(RemoteError))
+            self._carry(letter, nobody if fate is Fate.ANSWER_IS_LOST else answered)
+            if fate is Fate.ARRIVES_TWICE:
+                self._carry(letter, nobody)
+        if fate in (Fate.IS_LOST, Fate.ANSWER_IS_LOST):
+            answered.errback(RemoteError(letter.destination, "the connection was lost", retryable=True))
 
     def _carry(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
         server = self.servers.get(letter.destination)
@@ -149,6 +170,15 @@ class Network:
 
 Forger = Callable[[WireRequest, WireAnswer], WireAnswer]
 """Makes another answer of one, or raises RemoteError."""
+
+
+class Fate(Enum):
+    """What becomes of a request that is not cut off."""
+
+    ARRIVES = "arrives"
+    ARRIVES_TWICE = "arrives twice"
+    IS_LOST = "is lost"
+    ANSWER_IS_LOST = "its answer is lost"
 
 
 class Letter:

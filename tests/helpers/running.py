@@ -157,7 +157,7 @@ class ServerFiles:
         log = self.folder / f"log.{time.monotonic_ns()}"
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "homeserver", *arguments, "-c", str(self.config)],
+                command_of(self, *arguments),
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=file,
@@ -184,3 +184,8 @@ class ServerFiles:
         for server in self._started:
             if server.process.poll() is None:
                 server.kill()
+
+
+def command_of(files: ServerFiles, *arguments: str) -> list[str]:
+    """How a command of the server's is started with the configuration of these files; in ROOT."""
+    return [sys.executable, "-m", "homeserver", *arguments, "-c", str(files.config)]

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
+from federation.member_lists import Fetch
+from federation.outbound.errors import OutboundError
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
@@ -76,6 +78,11 @@ class CutWire:
         raise RemoteError(destination, "there is no such server", retryable=True)
 
 
+async def fetch_nothing(url: str) -> bytes:
+    """There is nothing at any address."""
+    raise OutboundError(f"there is nothing at {url}")
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -99,10 +106,11 @@ class TestServer:
         server_name: str = "example.org",
         clock: Clock | None = None,
         wire: Wire | None = None,
+        fetch: Fetch = fetch_nothing,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
-        `wire` leads to other servers, by default to none.
+        `wire` leads to other servers, `fetch` to addresses of the federation; by default to none.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -127,6 +135,7 @@ class TestServer:
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),
+            fetch=fetch,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
         )
@@ -151,6 +160,9 @@ class TestServer:
 
     def post(self, path: str, json: Any = None, **options: Any) -> Answer:
         return self.client.request("POST", path, json=json, **options)
+
+    def put(self, path: str, json: Any = None, **options: Any) -> Answer:
+        return self.client.request("PUT", path, json=json, **options)
 
 
 def _open_config(further: str) -> str:

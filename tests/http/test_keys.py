@@ -64,7 +64,9 @@ def test_a_one_time_key_is_given_out_once_then_the_fallback_key(alice: User, bob
     claimed = [next(iter(claim(bob, alice))) for _ in range(4)]
     assert claimed == ["signed_curve25519:" + name for name in ("a", "b", "f", "f")]
     answer = sync(alice, answer["next_batch"])
-    assert answer["device_one_time_keys_count"] == {}
+    assert answer["device_one_time_keys_count"] == {"signed_curve25519": 0}, (
+        "clients take what is missing for unchanged"
+    )
     assert answer["device_unused_fallback_key_types"] == []
 
 
@@ -97,6 +99,50 @@ def test_a_key_that_was_given_out_is_not_published_again_by_an_upload_whose_answ
         "a client that began anew counts from the start"
     )
     assert claim(bob, alice) == anew
+
+
+def test_a_repeated_upload_brings_no_used_key_back_though_others_came_after_it(alice: User, bob: User) -> None:
+    upload(alice, one_time_keys=one_time_keys("a", "b"))
+    assert list(claim(bob, alice)) == ["signed_curve25519:a"]
+    upload(alice, one_time_keys=one_time_keys("c", "d"))
+    assert list(claim(bob, alice)) == ["signed_curve25519:b"]
+    assert upload(alice, one_time_keys=one_time_keys("a", "b")) == {"signed_curve25519": 2}
+    claimed = [claim(bob, alice) for _ in range(3)]
+    assert [None if key is None else list(key) for key in claimed] == [
+        ["signed_curve25519:c"],
+        ["signed_curve25519:d"],
+        None,
+    ]
+
+
+def test_keys_are_given_out_in_the_order_of_their_uploads(alice: User, bob: User) -> None:
+    for name in ("z", "m", "a"):
+        upload(alice, one_time_keys=one_time_keys(name))
+    assert [list(claim(bob, alice)) for _ in range(3)] == [[f"signed_curve25519:{name}"] for name in "zma"]
+
+
+def test_numbers_and_sizes_of_keys_are_bounded(alice: User) -> None:
+    large = {"signed_curve25519:a": {"key": "x" * 5000}}
+    for body in ({"one_time_keys": large}, {"fallback_keys": large}):
+        answer = alice.post(f"{V3}/keys/upload", body)
+        assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    _, identity = identity_keys(alice)
+    answer = alice.post(f"{V3}/keys/upload", {"device_keys": {**identity, "org.example": "x" * 70_000}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    for first in (0, 500):
+        upload(alice, one_time_keys=one_time_keys(*(f"k{number}" for number in range(first, first + 500))))
+    answer = alice.post(f"{V3}/keys/upload", {"one_time_keys": one_time_keys("more")})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    for number in range(10):
+        upload(alice, fallback_keys={f"algorithm{number}:f": "key"})
+    answer = alice.post(f"{V3}/keys/upload", {"fallback_keys": {"algorithm10:f": "key"}})
+    assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
+    assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 1000}
+
+
+def test_a_device_that_has_no_keys_is_told_so(alice: User) -> None:
+    assert upload(alice) == {"signed_curve25519": 0}
+    assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
 def test_device_lists_of_those_who_share_an_encrypted_room(alice: User, bob: User) -> None:
@@ -199,6 +245,59 @@ def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:
     assert numbers == list(range(250))
 
 
+def test_many_messages_come_in_several_answers_from_the_first_sync_on(alice: User, bob: User) -> None:
+    send_numbers(alice, bob, range(250))
+    numbers: list[int] = []
+    since = None
+    for expected in (100, 100, 52, 0):
+        answer = sync(bob, since)
+        assert len(answer["to_device"]["events"]) == expected
+        numbers += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        since = answer["next_batch"]
+        if expected == 100:
+            send_numbers(alice, bob, range(900 + len(numbers), 901 + len(numbers)))
+    assert numbers == [*range(250), 1000, 1100]
+
+
+def test_a_first_sync_whose_answer_was_lost_is_repeated_whole(alice: User, bob: User) -> None:
+    send_numbers(alice, bob, range(250))
+    for _ in range(2):
+        first = sync(bob)
+        assert [event["content"]["n"] for event in first["to_device"]["events"]] == list(range(100))
+    second = sync(bob, first["next_batch"])
+    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 200))
+
+
+def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob: User) -> None:
+    for to in (bob.user_id, "@far:elsewhere.example"):
+        body = {"messages": {to: {bob.device_id: {"text": "x" * 70_000}}, alice.user_id: {alice.device_id: {}}}}
+        answer = alice.put(f"{V3}/sendToDevice/m.test/large-{to[1:4]}", body)
+        assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    assert sync(alice)["to_device"]["events"] == [], "none of a request that is refused is sent"
+
+
+def test_a_wildcard_means_the_devices_there_are(server: TestServer, alice: User, bob: User) -> None:
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+    }
+    second = User(server, server.post(f"{V3}/login", login).json)
+    body = {"messages": {bob.user_id: {"*": {"n": 1}}, alice.user_id: {"*": {"n": 2}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    later = User(server, server.post(f"{V3}/login", login).json)
+    got = [
+        [event["content"]["n"] for event in sync(user)["to_device"]["events"]] for user in (bob, second, later, alice)
+    ]
+    assert got == [[1], [1], [], [2]]
+
+
+def send_numbers(sender: User, to: User, numbers: range) -> None:
+    for number in numbers:
+        body = {"messages": {to.user_id: {to.device_id: {"n": number}}}}
+        assert sender.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+
+
 def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: User, bob: User) -> None:
     login = {
         "type": "m.login.password",
@@ -262,6 +361,83 @@ def test_no_device_is_named_like_a_cross_signing_key(server: TestServer, alice: 
     }
     answer = server.post(f"{V3}/login", login)
     assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+
+
+def test_what_one_signs_of_others_changes_nothing_for_anyone_else(server: TestServer, alice: User, bob: User) -> None:
+    carol = server.register("carol")
+    second = User(
+        server,
+        server.post(
+            f"{V3}/login",
+            {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": alice.user_id},
+                "password": "wonderland",
+            },
+        ).json,
+    )
+    encrypted_room(alice, bob, carol)
+    _, device = identity_keys(alice)
+    upload(alice, device_keys=device)
+    master, master_json = cross_signing_key(alice, "master", 2)
+    self_signing, self_json = cross_signing_key(alice, "self_signing", 3, master)
+    user_signing, user_json = cross_signing_key(alice, "user_signing", 4, master)
+    keys = {"master_key": master_json, "self_signing_key": self_json, "user_signing_key": user_json}
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    _, bobs_master = cross_signing_key(bob, "master", 5)
+    assert bob.post(f"{V3}/keys/device_signing/upload", {"master_key": bobs_master}).status == 200
+    people = (alice, second, bob, carol)
+    since = [sync(user)["next_batch"] for user in people]
+    waiting = second.start("GET", f"{V3}/sync?since={since[1]}&timeout=30000")
+
+    vouched = {bob.user_id: {next(iter(bobs_master["keys"].values())): user_signing.sign(bobs_master, alice)}}
+    assert alice.post(f"{V3}/keys/signatures/upload", vouched).json == {"failures": {}}
+    for _ in range(3):
+        server.clock.advance(0)
+    assert waiting.done, "all devices of who signed are told at once"
+    answers = [sync(user, token) for user, token in zip(people, since, strict=True)]
+    assert [answer["device_lists"]["changed"] for answer in answers] == [[bob.user_id], [bob.user_id], [], []]
+
+    since = [answer["next_batch"] for answer in answers]
+    signed = self_signing.sign({key: value for key, value in device.items() if key != "signatures"}, alice)
+    for expected in ([alice.user_id], []):  # the same signature again is nothing new
+        answer = alice.post(f"{V3}/keys/signatures/upload", {alice.user_id: {alice.device_id: signed}})
+        assert answer.json == {"failures": {}}
+        answers = [sync(user, token) for user, token in zip(people, since, strict=True)]
+        assert [answer["device_lists"]["changed"] for answer in answers] == [expected] * 4
+        since = [answer["next_batch"] for answer in answers]
+
+
+def test_who_was_away_for_long_hears_of_their_own_signatures(
+    tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
+) -> None:
+    master, master_json = cross_signing_key(alice, "master", 2)
+    user_signing, user_json = cross_signing_key(alice, "user_signing", 4, master)
+    keys = {"master_key": master_json, "user_signing_key": user_json}
+    assert alice.post(f"{V3}/keys/device_signing/upload", keys).status == 200
+    _, bobs_master = cross_signing_key(bob, "master", 5)
+    assert bob.post(f"{V3}/keys/device_signing/upload", {"master_key": bobs_master}).status == 200
+    since = sync(alice)["next_batch"]
+    vouched = {bob.user_id: {next(iter(bobs_master["keys"].values())): user_signing.sign(bobs_master, alice)}}
+    assert alice.post(f"{V3}/keys/signatures/upload", vouched).json == {"failures": {}}
+    alice.server = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    assert sync(alice, since)["device_lists"]["changed"] == [bob.user_id]
+
+
+def test_keys_that_were_not_there_or_are_other_than_they_were_have_to_be_confirmed(alice: User) -> None:
+    master, master_json = cross_signing_key(alice, "master", 2)
+    _, self_json = cross_signing_key(alice, "self_signing", 3, master)
+    path = f"{V3}/keys/device_signing/upload"
+    assert alice.post(path, {"master_key": master_json}).status == 200
+    assert alice.post(path, {"master_key": master_json}).status == 200
+    assert alice.post(path, {"self_signing_key": self_json}).status == 401, "a key more"
+    assert alice.post(path, {"master_key": master_json, "self_signing_key": self_json}).status == 401
+    assert alice.post(path, {"master_key": {**master_json, "usage": ["master", "org.example"]}}).status == 401
+    device, _ = identity_keys(alice)
+    signed = device.sign(master_json, alice)
+    assert alice.post(path, {"master_key": signed}).status == 200, "it is the same key, with a signature more"
+    assert query(alice, alice)["master_keys"][alice.user_id] == signed
+    assert "self_signing_keys" not in query(alice, alice)
 
 
 def test_replacing_keys_has_to_be_confirmed(alice: User) -> None:

@@ -125,7 +125,7 @@ class Town:
             for client in self.clients:
                 if client.user is user:
                     client.catch_up()
-                    client.rooms.pop(self.rooms[where], None)  # clients know themselves what they forgot
+                    client.forget(self.rooms[where])
         return answer
 
     def do_invite(self, user: User, where: int, value: int) -> Answer:
@@ -197,8 +197,7 @@ class Town:
         for person in self.people:
             person.server = self.server
         for client in self.clients:
-            for known in client.rooms.values():
-                known.typing.clear()
+            client.forget_typing()
 
     def check(self) -> None:
         for client in self.clients:

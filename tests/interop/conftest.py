@@ -1,4 +1,4 @@
-"""One pair of servers, ours and Synapse, for all tests of a module; each test has rooms of its own."""
+"""One pair of servers, ours and Synapse, for all tests of a worker; each test has people and rooms of its own."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from itertools import count
 
 import pytest
 
-from tests.helpers.interop import Person, Side, Town, python_of_synapse
+from tests.helpers.interop import Person
+from tests.helpers.town import Running, Town, python_of_synapse
 
 NOT_INSTALLED = (
     "NOTHING WAS TRIED WITH SYNAPSE: it is not installed here. scripts/synapse installs it into .cache/synapse"
@@ -18,8 +19,8 @@ _numbers = count(1)
 class Pair:
     """Both servers."""
 
-    ours: Side
-    theirs: Side
+    ours: Running
+    theirs: Running
 
     def people(self) -> tuple[Person, Person]:
         """Somebody new on each: ours, theirs."""
@@ -32,7 +33,7 @@ class Pair:
         return (alice, bob) if we_are_host else (bob, alice)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     python = python_of_synapse()
     if python is None:

@@ -1,4 +1,9 @@
-"""Three whole servers, whose ways are cut, slow and out of order: once all is healed, they have the same room.
+"""Three whole servers, and a network that cuts, delays, loses, repeats and reorders: once all is healed, they have the same
+room.
+
+In the end everybody comes back into the room, as far as its rules let them, and reads it to its beginning: then all three
+servers have the same state and the same events. Those who could not come back, since nobody was left who may let them in, are
+compared as far as they take each other to be in the room.
 
 Some runs are part of the suite; `MAHALLA_CONVERGENCE_RUNS=1000 pytest tests/servers/test_convergence.py` makes as many.
 """
@@ -10,7 +15,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
@@ -20,18 +25,21 @@ from storage.database import Database
 from storage.timelines import Direction, Place, TimelineStore
 from tests.conftest import run_coroutine
 from tests.helpers.databases import copy_sqlite, make_sqlite_template, open_inline
-from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, create_room, texts
 from tests.helpers.http import Pending
-from tests.helpers.network import Network
+from tests.helpers.network import Fate, Letter, Network
 from tests.helpers.server import User
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "50"))
+V3 = "/_matrix/client/v3"
 NAMES = (NORTH, SOUTH, EAST)
 PAIRS = ((NORTH, SOUTH), (NORTH, EAST), (SOUTH, EAST))
 WHO = st.integers(0, 2)
 LEVELS = st.sampled_from([0, 50, 100])
 HEALED_AFTER = 24
 """Hours in which everything that rests is tried again."""
+SEEDS = st.integers(0, 2**16)
+FATES = (Fate.ARRIVES,) * 4 + (Fate.ARRIVES_TWICE, Fate.IS_LOST, Fate.ANSWER_IS_LOST)
 
 
 class Towns(RuleBasedStateMachine):
@@ -65,7 +73,7 @@ class Towns(RuleBasedStateMachine):
         self.room_id = create_room(self.users[0], version)
         self.version = version
         for user in self.users[1:]:
-            answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
+            answer = user.post(f"{V3}/join/{self.room_id}?via={NORTH}")
             assert answer.status == 200, answer.body
         self.settle()
         run_coroutine(self._remember(), None)
@@ -85,7 +93,6 @@ class Towns(RuleBasedStateMachine):
     @rule(who=WHO, levels=st.tuples(LEVELS, LEVELS, LEVELS))
     def set_levels(self, who: int, levels: tuple[int, int, int]) -> None:
         users = {user.user_id: level for user, level in zip(self.users, levels, strict=True)}
-        users[self.users[0].user_id] = 100
         if self.version == "12":
             del users[self.users[0].user_id]
         self.act(who, "PUT", "state/m.room.power_levels/", {"users": users, "users_default": 0, "state_default": 50})
@@ -106,7 +113,7 @@ class Towns(RuleBasedStateMachine):
     @rule(who=WHO, through=WHO)
     def join(self, who: int, through: int) -> None:
         user = self.users[who]
-        self._note(user.start("POST", f"/_matrix/client/v3/join/{self.room_id}?via={NAMES[through]}", {}))
+        self._note(user.start("POST", f"{V3}/join/{self.room_id}?via={NAMES[through]}", {}))
 
     @rule(pair=st.sampled_from(PAIRS))
     def cut(self, pair: tuple[str, str]) -> None:
@@ -122,12 +129,31 @@ class Towns(RuleBasedStateMachine):
             self.network.hold()
             self.holding = True
 
-    @rule(order=st.integers(0, 2**16))
+    @rule(order=SEEDS)
     def deliver(self, order: int) -> None:
         random = Random(order)
         self.network.deliver(lambda letters: random.randrange(len(letters)))
         self.holding = False
         self.settle()
+
+    @rule(order=SEEDS, most=st.integers(1, 3))
+    def deliver_some(self, order: int, most: int) -> None:
+        random = Random(order)
+        self.network.deliver(lambda letters: random.randrange(len(letters)), most)
+        self.settle()
+
+    @rule(seed=SEEDS)
+    def storm(self, seed: int) -> None:
+        random = Random(seed)
+
+        def weather(_: Letter) -> Fate:
+            return random.choice(FATES)
+
+        self.network.weather = weather
+
+    @rule()
+    def calm(self) -> None:
+        self.network.weather = lambda _: Fate.ARRIVES
 
     @rule(seconds=st.sampled_from([1, 15, 100]))
     def wait(self, seconds: int) -> None:
@@ -135,7 +161,7 @@ class Towns(RuleBasedStateMachine):
         self.settle()
 
     def act(self, who: int, method: str, path: str, body: Any) -> None:
-        self._note(self.users[who].start(method, f"/_matrix/client/v3/rooms/{self.room_id}/{path}", body))
+        self._note(self.users[who].start(method, f"{V3}/rooms/{self.room_id}/{path}", body))
 
     def _note(self, pending: Pending) -> None:
         self.network.clock.advance(0.001)  # no two events are of the same moment
@@ -163,14 +189,32 @@ class Towns(RuleBasedStateMachine):
             self.directory.cleanup()
 
     def _heal(self) -> None:
+        self.calm()
         for pair in PAIRS:
             self.network.mend(*pair)
         self.network.deliver()
         self._pass_time()
+        self._come_back()
         for _ in range(3):
             for who in range(3):
                 self.say(who)
                 self._pass_time(1)
+        for user in self.users:
+            if user.get(f"{V3}/rooms/{self.room_id}/state").status == 200:
+                texts(user, self.room_id)
+
+    def _come_back(self) -> None:
+        """Whoever is able to opens the doors; then all come in, through whoever lets them."""
+        for who in range(3):
+            self.act(who, "PUT", "state/m.room.join_rules/", {"join_rule": "public"})
+            for whom in range(3):
+                if whom != who:
+                    self.act(who, "POST", "unban", {"user_id": self.users[whom].user_id})
+        self._pass_time(1)
+        via = "&".join(f"via={name}" for name in NAMES)
+        for user in (*self.users, *self.users):
+            self._note(user.start("POST", f"{V3}/join/{self.room_id}?{via}", {}))
+            self._pass_time(1)
 
     def _pass_time(self, hours: int = HEALED_AFTER) -> None:
         for _ in range(hours):
@@ -186,12 +230,30 @@ class Towns(RuleBasedStateMachine):
         present = [at for at in range(3) if await self._is_in_room(at)]
         states = {at: await self.sides[at].state(self.room_id) for at in present}
         members = {at: {other for other in range(3) if await self._is_joined(states[at], other)} for at in present}
+        if len(present) == 3 and all(len(there) == 3 for there in members.values()):
+            event("all came back")
+            assert states[0] == states[1] == states[2]
+            await self._compare_all_events()
+            return
+        event("some could not come back")
         for one in present:
             for other in present:
                 if one < other and {one, other} <= members[one] & members[other]:
                     assert states[one] == states[other], (NAMES[one], NAMES[other])
                     await self._compare_events(one, other)
                     await self._compare_events(other, one)
+
+    async def _compare_all_events(self) -> None:
+        """Everybody has what anybody has been shown; and shows it, unless somebody took it to come from outside."""
+        shown = [set(await self._timeline(side)) for side in self.sides]
+        for event_id in set.union(*shown):
+            stored = [await side.find(self.room_id, event_id) for side in self.sides]
+            for name, each in zip(NAMES, stored, strict=True):
+                assert each is not None, (name, event_id)
+                assert not each.is_outlier, (name, event_id)
+                assert not each.rejected, (name, event_id)
+            if all(each is not None and each.in_timeline for each in stored):
+                assert all(event_id in there for there in shown)
 
     async def _compare_events(self, one: int, other: int) -> None:
         """What one has shown, the other has too, if it was in the room all the time."""

@@ -257,6 +257,62 @@ async def test_who_comes_back_is_asked_for_anew(network: Network) -> None:
     }
 
 
+async def test_a_list_is_kept_only_while_a_room_is_shared(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
+    network.settle()
+    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    network.settle()
+
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        second.device_id,
+    }
+
+
+async def test_whoever_enters_a_room_knows_the_devices_as_they_are_now(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    answer = room.bob.post(f"{V3}/createRoom", {"preset": "public_chat"})
+    later = answer.json["room_id"]
+    room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
+    network.settle()
+    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    network.settle()
+    answer = room.alice.post(f"{V3}/join/{later}?via={SOUTH}")
+    assert answer.status == 200, answer.body
+    network.settle()
+
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        second.device_id,
+    }
+    assert asked(network, SOUTH, "/user/devices/") == 2
+
+
+async def test_whoever_comes_back_to_a_room_knows_the_devices_as_they_are_now(network: Network) -> None:
+    room = await sending(network)
+    query(room.alice, room.bob)
+    room.alice.post(f"{V3}/rooms/{room.room_id}/leave")
+    network.settle()
+    second = another_device(room.bob)  # nothing is told of this, as no room is shared
+    upload(second, device_keys=identity_keys(second, 3)[1])
+    network.settle()
+    room.bob.post(f"{V3}/rooms/{room.room_id}/invite", {"user_id": room.alice.user_id})
+    network.settle()
+    answer = room.alice.post(f"{V3}/join/{room.room_id}?via={SOUTH}")
+    assert answer.status == 200, answer.body
+    network.settle()
+
+    assert query(room.alice, room.bob)["device_keys"][room.bob.user_id].keys() == {
+        room.bob.device_id,
+        second.device_id,
+    }
+
+
 async def test_whoever_comes_and_goes_has_changed_and_left(network: Network) -> None:
     room = await sending(network)
     carol = room.south.server.register("carol")

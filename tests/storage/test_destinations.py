@@ -9,6 +9,7 @@ from storage.device_keys import DeviceKeysRow, DeviceKeyStore
 from storage.device_list_log import MOST_KEPT, DeviceListLog
 from storage.devices import DeviceRow, DeviceStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
+from storage.published_keys import PublishedKeyStore
 from storage.receipts import NewReceipt, ReceiptStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServer, RoomServerStore, count_servers
@@ -114,7 +115,7 @@ async def test_changes_of_devices_name_the_one_before(database: Database) -> Non
         devices.add_device(txn, DeviceRow(ALICE, "B", None, 1))
         keys.set_device_keys(txn, ALICE, "A", b"{}")
         keys.set_device_keys(txn, ALICE, "B", b"{}")
-        CrossSigningStore(database).set_keys(txn, [CrossSigningKey(ALICE, "master", "K", b"{}")])
+        CrossSigningStore(database).set_keys(txn, {}, [CrossSigningKey(ALICE, "master", "K", b"{}")])
         devices.set_display_name(txn, ALICE, "A", "Phone")
         devices.remove_devices(txn, ALICE, ["A", "B"])
 
@@ -145,20 +146,21 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     device = DeviceKeysRow(BOB, "B1", b"{}", "Phone")
     await store.set_list(BOB, 5, [device], [CrossSigningKey(BOB, "master", "K", b"{}")], is_stale=False)
     assert heard == [], "nobody had heard of them before"
-    assert await store.get_devices([BOB, ALICE]) == {BOB: [device]}
+    published = PublishedKeyStore(database)
+    assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
     await store.set_device(BOB, "B2", 6, DeviceKeysRow(BOB, "B2", b"{}", None))
     await store.set_device(BOB, "B1", 7, None)
-    assert [row.device_id for row in (await store.get_devices([BOB]))[BOB]] == ["B2"]
+    assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == ["B2"]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
     await store.set_stale([BOB, ALICE])
     assert await store.get_stale("", 10) == [BOB]
     assert [(change.topic, change.user_id) for change in heard] == [(Topic.DEVICE, BOB)] * 3
     assert await log.get_changes(BOB, 0) == [], "other servers are not told of others' users"
 
-    await store.remove_list(BOB)
+    await store.remove_lists([BOB])
     assert await store.get_lists([BOB]) == {}
-    assert await CrossSigningStore(database).get_keys([BOB]) == {}
+    assert (await published.get_published([], [BOB])).cross_signing == {}
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])

@@ -33,7 +33,7 @@ async def test_no_key_is_claimed_twice_and_none_is_lost(threaded_database: Datab
     )
     await threaded_database.write("add", add, 0, KEYS // 2)
     wish = KeyWish(ALICE, DEVICE, ALGORITHM)
-    claims: list[Coroutine[Any, Any, Any]] = [keys.do_claim([wish]) for _ in range(CLAIMERS)]
+    claims: list[Coroutine[Any, Any, Any]] = [keys.do_claim([wish], 0) for _ in range(CLAIMERS)]
     claims.insert(10, threaded_database.write("add", add, KEYS // 2, KEYS - KEYS // 2))
     answers = [answer for answer in await at_once(claims) if answer is not None]
     claimed: list[ClaimedKey] = [answer[wish] for answer in answers]

@@ -4,13 +4,12 @@ Changes are those between two states of the room, not the state events among the
 of a fork brought back is told too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from federation.protocol.events import StateKey
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.timelines import Timelines
+from federation.rooms.room_events import StoredEvent
 from homeserver.services.sliding_sync.request import MEMBER, RequiredState
 from storage.state_tree import StateTreeStore
 
@@ -35,23 +34,8 @@ class StateOfRoom:
 class RequiredStates:
     """Reads the state that is asked for."""
 
-    def __init__(self, trees: StateTreeStore, events: RoomEvents, timelines: Timelines) -> None:
+    def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
-        self._events = events
-        self._timelines = timelines
-
-    async def get_former_roots(self, since: Mapping[int, int]) -> Mapping[int, bytes | None]:
-        """The states of rooms right after what had arrived by some position."""
-        if not since:
-            return {}
-        stretches = await self._timelines.get_latest({nid: (0, position) for nid, position in since.items()}, 1)
-        events = await self._events.get_events(
-            stretch.arrivals[-1].event_nid for stretch in stretches.values() if stretch.arrivals
-        )
-        return {
-            nid: events[stretch.arrivals[-1].event_nid].state_root if stretch.arrivals else None
-            for nid, stretch in stretches.items()
-        }
 
     async def get_whole(self, room_nid: int, root: bytes | None, wanted: RequiredState) -> StateOfRoom:
         """All that is asked for of a state."""

@@ -5,10 +5,10 @@ All rooms of an answer are worked on together. Rooms that the user has left are 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from federation.protocol.ids import DeviceID, RoomID
-from federation.rooms.engine import RoomEngine
+from federation.protocol.ids import DeviceID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Seen, Visibility
@@ -27,8 +27,6 @@ from homeserver.services.unread import RoomUnread, UnreadCounts
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
-
-LEFT: Final = frozenset({"leave", "ban"})
 
 
 @dataclass(slots=True)
@@ -78,8 +76,8 @@ class RoomWork:
 class RoomParts:
     """What entries are made of."""
 
-    engine: RoomEngine
     events: RoomEvents
+    current_states: CurrentStates
     timelines: Timelines
     visibility: Visibility
     invited: InvitedRooms
@@ -190,8 +188,7 @@ class RoomEntries:
         by_limit: dict[int, dict[int, tuple[int, int]]] = {}
         for work in works:
             since = 0 if work.initial or work.expanded else work.since
-            end = upto if work.own.membership == "join" else min(upto, work.own.position)
-            by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, end)
+            by_limit.setdefault(work.config.timeline_limit, {})[work.room.room_nid] = (since, _end(work, upto))
         stretches = {
             nid: stretch
             for limit, ranges in by_limit.items()
@@ -213,14 +210,11 @@ class RoomEntries:
     ) -> None:
         parts, states = self._parts, self._parts.states
         changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
-        former = await states.get_former_roots(changing)
-        ends = await parts.events.get_events(work.own.event_nid for work in works if work.own.membership in LEFT)
+        former = await parts.current_states.at(changing)
+        roots = await parts.current_states.at({work.room.room_nid: _end(work, upto) for work in works})
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
-            if work.own.membership in LEFT:
-                root = ends[work.own.event_nid].state_root
-            else:
-                root = (await parts.engine.get_snapshot(RoomID(work.room.room_id))).state.root
+            root = roots[nid]
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:
@@ -251,6 +245,11 @@ class RoomEntries:
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
+
+
+def _end(work: RoomWork, upto: int) -> int:
+    """Up to where the user is told of the room."""
+    return upto if work.own.membership == "join" else min(upto, work.own.position)
 
 
 def _make_inside(

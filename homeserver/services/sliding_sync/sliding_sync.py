@@ -18,6 +18,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
+from federation.rooms.current_states import CurrentStates
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -33,7 +34,6 @@ from homeserver.services.sliding_sync.lists import RoomLists, Selection
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
-from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
 from storage.memberships import MembershipRow
@@ -52,7 +52,7 @@ class SlidingParts:
     entries: RoomEntries
     extensions: ExtensionReader
     rooms: RoomStore
-    invited: InvitedRooms
+    states: CurrentStates
     recent: RecentChanges
     typing: Typing
 
@@ -165,7 +165,7 @@ class SlidingSync:
                     selection.configs[nid],
                     sent,
                     since,
-                    sent is None or (arrived and not await parts.invited.was_joined_at(row, since)),
+                    sent is None or (arrived and not await parts.states.was_joined_at(row, since)),
                     news,
                     await parts.lists.was_joined(row),
                     rooms[nid].room_id in selection.labels.direct,

@@ -1,7 +1,8 @@
 """What /sync tells a device for end-to-end encryption: messages to it, changes of device lists, what keys it has left.
 
 A message to a device is removed when the device comes back with a token of after it: then it has it for sure. Where more
-wait than one answer takes, the answer ends (in all its parts) at the last one that it carries, and the next goes on there.
+wait than one answer takes, the answer ends (in all its parts) at the last one that it carries, and the next goes on there;
+after a first answer, the rest waits at later positions.
 
 spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensions-to-sync
 """
@@ -71,7 +72,7 @@ class DeviceNewsReader:
         if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
             self._note_clean(key, span.upto)  # else the stretch to look at would grow with each answer
             return (), span.upto
-        limit = MESSAGES_AN_ANSWER if request.since is not None else None
+        limit = MESSAGES_AN_ANSWER
         messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
         if messages and messages[0].position <= span.since:
             # the device has these: it came back with a token of after them
@@ -81,8 +82,13 @@ class DeviceNewsReader:
             self._note_clean(key, span.upto)
             return (), span.upto
         self._clean.pop(key, None)
-        full = limit is not None and len(messages) == limit
-        return messages, messages[-1].position if full else span.upto
+        if len(messages) < limit:
+            return messages, span.upto
+        if request.since is not None:
+            return messages, messages[-1].position
+        # a first answer tells of rooms as they are now, so it cannot end earlier: what it does not carry comes after it
+        await self._to_device.postpone(user_id, device_id, messages[-1].position)
+        return messages, span.upto
 
     async def read(self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]) -> DeviceNews:
         """Everything for the device in that range."""

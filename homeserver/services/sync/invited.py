@@ -1,4 +1,4 @@
-"""What a user is told of rooms that they are not in yet, and whether they were in a room at some position."""
+"""What a user is told of rooms that they are not in yet."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,6 @@ from federation.protocol.ids import UserID
 from federation.protocol.stripped_state import StrippedEvent, stripped_state_keys
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outside import OutsideMemberships, is_outside
-from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
@@ -20,7 +19,6 @@ class InvitedRooms:
         self._engine = engine
         self._events = events
         self._outside = outside
-        self._past = PastMemberships(events)
 
     async def get_stripped(self, row: MembershipRow) -> Sequence[Event | StrippedEvent]:
         """The stripped state of a room, as it was when the user was invited or knocked; with their own membership.
@@ -41,7 +39,3 @@ class InvitedRooms:
         if is_outside(row):
             return await self._outside.find_event(room, row)
         return (await self._events.get_events([row.event_nid])).get(row.event_nid)
-
-    async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
-        """Whether the user was in the room at a position before their latest change of membership."""
-        return await self._past.was_joined_at(row, position)

@@ -6,15 +6,14 @@ besides is in memory for a client that is up to date.
 spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomID
-from federation.rooms.engine import RoomEngine
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.timelines import Stretch, Timelines
 from federation.rooms.visible import Seen, Visibility
@@ -31,13 +30,13 @@ from homeserver.services.sync.room_state import (
     RoomStates,
     StatePoint,
     changes_of,
-    point_before,
+    undo,
     without_members,
 )
 from homeserver.services.sync.room_summary import RoomSummaries, Summary
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
-from storage.timelines import Place, TimelineStore
+from storage.timelines import Place
 
 SUMMARIZED: Final = frozenset({MEMBER, "m.room.name", "m.room.canonical_alias"})
 """State events after which the summary of a room may be another."""
@@ -64,16 +63,20 @@ class RoomWork:
     ephemeral: list[Any] = field(default_factory=list)
     account_data: list[Any] = field(default_factory=list)
 
+    @property
+    def resolved(self) -> bool:
+        """Whether the current state changed by more than what the events set that arrived."""
+        return any(event.resolved for event in self.arrived)
+
 
 class JoinedRooms:
     """Makes the parts of rooms: also for those that were left, up to the leaving."""
 
     def __init__(
         self,
-        engine: RoomEngine,
         events: RoomEvents,
         timelines: Timelines,
-        timeline_store: TimelineStore,
+        current_states: CurrentStates,
         visibility: Visibility,
         states: RoomStates,
         summaries: RoomSummaries,
@@ -84,10 +87,9 @@ class JoinedRooms:
         most_events: int,
     ) -> None:
         """`most_events` of a room are in one answer, whatever a filter says; negative: no bound of the operator's."""
-        self._engine = engine
         self._events = events
         self._timelines = timelines
-        self._timeline_store = timeline_store
+        self._current_states = current_states
         self._visibility = visibility
         self._states = states
         self._summaries = summaries
@@ -102,7 +104,18 @@ class JoinedRooms:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
         await self._fill_timelines(request, works, span, ignored)
         await self._fill_summaries(request, works)
-        former = await self._former_roots([work for work in works if work.limited and not work.whole_state])
+        if not request.state_after:
+            await self._cut_what_lost(works)
+        for work in works:
+            _set_prev_batch(work, span)
+        former = await self._current_states.at(
+            {
+                work.room.room_nid: work.since
+                for work in works
+                if (work.limited or work.resolved) and not work.whole_state
+            }
+        )
+        ends = await self._find_ends(works, span)
         lazy = request.filter.room.state.lazy_load_members or request.filter.room.timeline.lazy_load_members
         sent: set[Member] = set()
         if lazy:
@@ -114,8 +127,10 @@ class JoinedRooms:
             if not await self._visibility.was_joined(work.own):
                 work.limited, work.whole_state = False, False  # who was never in the room is told of no state
                 continue
-            root = former.get(work.room.room_nid)
-            found.append((work, await self._find_state(request, work, root, sent if lazy else None, newly_sent)))
+            nid = work.room.room_nid
+            end = work.arrived[-1].current_root if work.arrived else ends[nid]
+            entries = await self._find_state(request, work, former.get(nid), end, sent if lazy else None, newly_sent)
+            found.append((work, entries))
         wanted = request.filter.room.state
         states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
         for (work, _), state in zip(found, states, strict=True):
@@ -180,7 +195,7 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
-            await self._fill_timeline(request, work, stretch, wanted, limit, span, ignored)
+            await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
     async def _fill_timeline(
         self,
@@ -189,7 +204,6 @@ class JoinedRooms:
         stretch: Stretch,
         wanted: RoomEventFilter,
         limit: int,
-        span: Range,
         ignored: Set[str],
     ) -> None:
         seen = await self._visibility.filter(request.caller.user_id, work.own, work.arrived)
@@ -202,12 +216,6 @@ class JoinedRooms:
             seen = without_ignored(seen, ignored)
         work.limited = stretch.limited or len(seen) > limit
         work.shown = seen[-limit:] if limit else []
-        if work.shown:
-            first = work.shown[0].event
-            # what the client asks for from here is what came before the first event, this one left out
-            work.prev_batch = format_place(Place(first.depth, first.nid - 1))
-        else:
-            work.prev_batch = str(SyncToken(span.upto, 0))
 
     async def _fill_summaries(self, request: SyncRequest, works: Sequence[RoomWork]) -> None:
         """The summaries that may be others than the client knows."""
@@ -215,48 +223,57 @@ class JoinedRooms:
             work.room.room_nid
             for work in works
             if work.own.membership == "join"
-            and (work.whole_state or work.limited or any(event.event.type in SUMMARIZED for event in work.arrived))
+            and (
+                work.whole_state
+                or work.limited
+                or work.resolved
+                or any(event.event.type in SUMMARIZED for event in work.arrived)
+            )
         }
         summaries = await self._summaries.summarize(request.caller.user_id, changed)
         for work in works:
             work.summary = summaries.get(work.room.room_nid)
 
-    async def _former_roots(self, works: Sequence[RoomWork]) -> dict[int, bytes | None]:
-        """The state that the client has, of rooms where it lacks some of the events since."""
-        if not works:
-            return {}
-        latest = await self._timeline_store.get_latest({work.room.room_nid: (0, work.since) for work in works}, 1)
-        events = await self._events.get_events(arrivals[0].event_nid for arrivals in latest.values() if arrivals)
-        return {
-            room_nid: events[arrivals[0].event_nid].state_root if arrivals else None
-            for room_nid, arrivals in latest.items()
-        }
+    async def _cut_what_lost(self, works: Sequence[RoomWork]) -> None:
+        """Who makes the state from the timeline would take its last word for true: where the resolution of forks decided
+        otherwise, the timeline begins after that, and the state before it is right again."""
+        for work in works:
+            if not any(seen.event.resolved for seen in work.shown):
+                continue
+            last = {
+                seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None
+            }
+            point = StatePoint(work.room.room_nid, work.arrived[-1].current_root)
+            true = await self._states.get_some(point, last)
+            lost = [at for key, at in last.items() if true.get(key) != work.shown[at].event.nid]
+            if lost:
+                work.shown = work.shown[max(lost) + 1 :]
+                work.limited = True
+
+    async def _find_ends(self, works: Sequence[RoomWork], span: Range) -> Mapping[int, bytes | None]:
+        """The current states at the ends of the stretches, of rooms in which nothing arrived in these."""
+        return await self._current_states.at(
+            {work.room.room_nid: _end(work, span) for work in works if not work.arrived}
+        )
 
     async def _find_state(
         self,
         request: SyncRequest,
         work: RoomWork,
         former: bytes | None,
+        end: bytes | None,
         sent: set[Member] | None,
         newly_sent: set[Member],
     ) -> Entries:
-        if work.arrived:
-            root = work.arrived[-1].state_root
-        else:
-            root = (await self._engine.get_snapshot(RoomID(work.room.room_id))).state.root
-        end = StatePoint(work.room.room_nid, root)
-        start = point_before(work.shown[0].event) if work.shown else end
-        point = end if request.state_after else start
+        undone = {} if request.state_after else undo(seen.event for seen in work.shown)
+        point = StatePoint(work.room.room_nid, end, undone)
         if work.whole_state:
             entries = await self._states.get_all(point)
-        elif work.limited:
+        elif work.limited or work.resolved:
             entries = await self._states.get_changes(former, point)
         else:
-            entries = changes_of(work.arrived) if request.state_after else {}
-        if not request.state_after and len(work.shown) < len(work.arrived):
             # a filter may keep a change of state out of the timeline: that must not keep it from the client
-            shown = {each.event.nid for each in work.shown}
-            entries = entries | changes_of([event for event in work.arrived if event.nid not in shown])
+            entries = {key: nid for key, nid in changes_of(work.arrived).items() if key not in undone}
         if sent is not None:
             entries = await self._load_lazily(request, work, point, entries, sent, newly_sent)
         return entries
@@ -288,6 +305,15 @@ class JoinedRooms:
             entries = entries | await self._states.get_some(point, missing)
         newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
         return entries
+
+
+def _set_prev_batch(work: RoomWork, span: Range) -> None:
+    if work.shown:
+        first = work.shown[0].event
+        # what the client asks for from here is what came before the first event, this one left out
+        work.prev_batch = format_place(Place(first.depth, first.nid - 1))
+    else:
+        work.prev_batch = str(SyncToken(span.upto, 0))
 
 
 def _end(work: RoomWork, span: Range) -> int:

@@ -1,9 +1,11 @@
 """The state that goes with a timeline: all of it, or what changed before it begins (or, if so asked, until it ends).
 
-The state before an event is the state after it, but for the entry that it set, whose former event is stored with it.
+The state that clients are told is the current one as it was at the end of the stretch: where the room's history is forked,
+resolution may have changed it without an event, or against one. The state before a timeline is that, but for the entries
+that the timeline sets, whose former events are stored with it.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import msgspec
 
@@ -19,17 +21,12 @@ Entries = dict[StateKey, int]
 
 
 class StatePoint(msgspec.Struct, frozen=True, gc=False):
-    """A state of a room: the one after some event, or just before it."""
+    """A state of a room: a whole one, or as it was before some of its entries were set."""
 
     room_nid: int
     root: bytes | None
-    before: StoredEvent | None = None
-    """The point is just before this event, whose root is the one here."""
-
-
-def point_before(event: StoredEvent) -> StatePoint:
-    """The state just before an event."""
-    return StatePoint(event.room_nid, event.state_root, event if event.event.state_key is not None else None)
+    undone: Mapping[StateKey, int | None] = msgspec.field(default_factory=dict)
+    """Entries as they were before: numbers of events, None where there was none."""
 
 
 class RoomStates:
@@ -42,26 +39,26 @@ class RoomStates:
     async def get_all(self, point: StatePoint) -> Entries:
         """The whole state."""
         entries = {StateKey(*key): nid for key, nid in (await self._trees.get_all(point.room_nid, point.root)).items()}
-        if point.before is not None:
-            _put_back(entries, point.before.event.key, point.before.replaces)
+        _put_back(entries, point.undone)
         return entries
 
     async def get_some(self, point: StatePoint, keys: Iterable[StateKey]) -> Entries:
         """Some entries of the state."""
-        found = await self._trees.get_entries(point.room_nid, point.root, keys)
+        wanted = set(keys)
+        found = await self._trees.get_entries(point.room_nid, point.root, wanted)
         entries = {StateKey(*key): nid for key, nid in found.items()}
-        if point.before is not None and point.before.event.key in entries:
-            _put_back(entries, point.before.event.key, point.before.replaces)
+        _put_back(entries, {key: nid for key, nid in point.undone.items() if key in wanted})
         return entries
 
     async def get_changes(self, former: bytes | None, point: StatePoint) -> Entries:
         """What differs at the point from a former state of the room. Entries are never unset."""
         diff = await self._trees.get_diff(point.room_nid, former, point.root)
         changes = {StateKey(*key): new for key, (_, new) in diff.items() if new is not None}
-        if point.before is not None:
-            key = point.before.event.key
-            old, _ = diff.get(key, (None, None))
-            _put_back(changes, key, point.before.replaces if point.before.replaces != old else None)
+        # what was there before, and is what the client has, is none
+        _put_back(
+            changes,
+            {key: nid if nid != diff.get(key, (None, None))[0] else None for key, nid in point.undone.items()},
+        )
         return changes
 
     async def load(self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter) -> list[list[StoredEvent]]:
@@ -88,8 +85,18 @@ def changes_of(timeline: Sequence[StoredEvent]) -> Entries:
     return {event.event.key: event.nid for event in timeline if event.event.state_key is not None}
 
 
-def _put_back(entries: Entries, key: StateKey, nid: int | None) -> None:
-    if nid is None:
-        entries.pop(key, None)
-    else:
-        entries[key] = nid
+def undo(timeline: Iterable[StoredEvent]) -> dict[StateKey, int | None]:
+    """The entries that a timeline sets, as they were before it, by the events themselves."""
+    before: dict[StateKey, int | None] = {}
+    for event in timeline:
+        if event.event.state_key is not None:
+            before.setdefault(event.event.key, event.replaces)
+    return before
+
+
+def _put_back(entries: Entries, former: Mapping[StateKey, int | None]) -> None:
+    for key, nid in former.items():
+        if nid is None:
+            entries.pop(key, None)
+        else:
+            entries[key] = nid

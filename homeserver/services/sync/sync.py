@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import RoomID, UserID
+from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import is_outside
 from federation.rooms.past_memberships import PastMemberships
@@ -60,6 +61,7 @@ class SyncParts:
     typing: Typing
     recent: RecentChanges
     past: PastMemberships
+    states: CurrentStates
     ignored: IgnoredUsers
     permissions: InvitePermissions
     devices: DeviceNewsReader
@@ -195,13 +197,13 @@ class Sync:
             if row.membership == "join":
                 whole = request.since is None or request.full_state
                 if moved and not whole:
-                    whole = not await self._parts.past.was_joined_at(row, span.since)
+                    whole = not await self._parts.states.was_joined_at(row, span.since)
                 joined.append(
                     RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole)
                 )
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
-                    whole = request.since is None or not await self._parts.past.was_joined_at(row, span.since)
+                    whole = request.since is None or not await self._parts.states.was_joined_at(row, span.since)
                     left.append(RoomWork(rooms[row.room_nid], row, span.since, whole))
             elif moved and not await self._parts.permissions.hides(row):
                 outside.append(row)

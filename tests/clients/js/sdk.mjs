@@ -1,4 +1,5 @@
 // What the stories share: matrix-js-sdk, requests that are noted, and waiting for what a client hears.
+import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 
 const modules = createRequire(new URL("node_modules/", `file://${process.cwd()}/`));
@@ -8,7 +9,38 @@ export const { RoomHierarchy } = await import(modules.resolve("matrix-js-sdk/lib
 const { logger } = await import(modules.resolve("matrix-js-sdk/lib/logger.js"));
 logger.setLevel?.("warn");
 
+const { SlidingSync } = await import(modules.resolve("matrix-js-sdk/lib/sliding-sync.js"));
+
 const SECONDS = 20;
+const EVERYTHING = { timeline_limit: 8, required_state: [["*", "*"], ["m.room.member", "$LAZY"], ["m.room.member", "$ME"]] };
+
+// Lets a client follow the server in one of two forms: "v3" (/sync) or "sliding".
+export async function follow(client, form, options) {
+    assert.ok(["v3", "sliding"].includes(form), `a form of synchronisation is v3 or sliding, not ${form}`);
+    client.on(sdk.ClientEvent.SyncUnexpectedError, (error) => {
+        console.error(error);
+        process.exit(1);
+    });
+    if (form === "sliding") {
+        const lists = new Map([["all", { ranges: [[0, 20]], ...EVERYTHING }]]);
+        options = { ...options, slidingSync: new SlidingSync(client.baseUrl, lists, EVERYTHING, client, 5000) };
+    }
+    await client.startClient({ lazyLoadMembers: true, pollTimeout: 5000, ...options });
+    await until(client, `${client.getUserId()} to be in sync`, () => client.isInitialSyncComplete());
+}
+
+// A new account, whose client follows the server.
+export async function person(url, name, form, options) {
+    const how = { baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true };
+    const registered = await sdk.createClient(how).registerRequest({
+        username: name, password: "correct horse", auth: { type: "m.login.dummy" },
+    });
+    const client = sdk.createClient({
+        ...how, userId: registered.user_id, accessToken: registered.access_token, deviceId: registered.device_id,
+    });
+    await follow(client, form, options);
+    return client;
+}
 
 let underWay = 0;
 

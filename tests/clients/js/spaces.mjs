@@ -1,32 +1,16 @@
 // Spaces, upgrades and looking around, with matrix-js-sdk: the client under Element Web.
 //
-// usage: node spaces.mjs SERVER_URL PREFIX
+// usage: node spaces.mjs SERVER_URL PREFIX v3|sliding
 //
-// PREFIX begins the names of the two accounts. Ends with 0 when all went well, and prints on stdout, as one JSON object a
-// line, every request that the SDK made: {"method", "path", "status", "errcode"}.
+// PREFIX begins the names of the two accounts, who follow the server in that form. Ends with 0 when all went well, and prints
+// on stdout, as one JSON object a line, every request that the SDK made: {"method", "path", "status", "errcode"}.
 import assert from "node:assert/strict";
-import { RoomHierarchy, fetchAndNote, quiet, sdk, until } from "./sdk.mjs";
+import { RoomHierarchy, person, quiet, until } from "./sdk.mjs";
 
-const [url, prefix] = process.argv.slice(2);
+const [url, prefix, form] = process.argv.slice(2);
 
-async function person(name) {
-    const options = { baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true };
-    const registered = await sdk.createClient(options).registerRequest({
-        username: name, password: "correct horse", auth: { type: "m.login.dummy" },
-    });
-    const client = sdk.createClient({
-        ...options,
-        userId: registered.user_id,
-        accessToken: registered.access_token,
-        deviceId: registered.device_id,
-    });
-    await client.startClient({ lazyLoadMembers: true, initialSyncLimit: 8, pollTimeout: 5000 });
-    await until(client, `${name} to be in sync`, () => client.isInitialSyncComplete());
-    return client;
-}
-
-const alice = await person(`${prefix}-alice`);
-const bob = await person(`${prefix}-bob`);
+const alice = await person(url, `${prefix}-alice`, form, { initialSyncLimit: 8 });
+const bob = await person(url, `${prefix}-bob`, form, { initialSyncLimit: 8 });
 const via = [alice.getDomain()];
 
 // A space with rooms, page by page.

@@ -1,40 +1,19 @@
 // Two people and a room, with matrix-js-sdk: the client under Element Web.
 //
-// usage: node story.mjs SERVER_URL PREFIX true|false
+// usage: node story.mjs SERVER_URL PREFIX true|false v3|sliding
 //
-// PREFIX begins the names of the two accounts; the third argument is threadSupport. Ends with 0 when all went well, and
+// PREFIX begins the names of the two accounts; the third argument is threadSupport, the last how they follow the server. Ends with 0 when all went well, and
 // prints on stdout, as one JSON object a line, every request that the SDK made: {"method", "path", "status", "errcode"}.
 import assert from "node:assert/strict";
 import { fileURLToPath } from "node:url";
-import { fetchAndNote, quiet, sdk, until } from "./sdk.mjs";
+import { fetchAndNote, follow, person, quiet, sdk, until } from "./sdk.mjs";
 
-const [url, prefix, threads] = process.argv.slice(2);
-assert.ok(threads === "true" || threads === "false", `usage: ${fileURLToPath(import.meta.url)} URL PREFIX true|false`);
+const [url, prefix, threads, form] = process.argv.slice(2);
+assert.ok(threads === "true" || threads === "false", `usage: ${fileURLToPath(import.meta.url)} URL PREFIX true|false v3|sliding`);
 
-async function person(name) {
-    const options = { baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true };
-    const registered = await sdk.createClient(options).registerRequest({
-        username: name, password: "correct horse", auth: { type: "m.login.dummy" },
-    });
-    const client = sdk.createClient({
-        ...options,
-        userId: registered.user_id,
-        accessToken: registered.access_token,
-        deviceId: registered.device_id,
-    });
-    client.on(sdk.ClientEvent.SyncUnexpectedError, (error) => {
-        console.error(error);
-        process.exit(1);
-    });
-    await client.startClient({
-        lazyLoadMembers: true, threadSupport: threads === "true", initialSyncLimit: 8, pollTimeout: 5000,
-    });
-    await until(client, `${name} to be in sync`, () => client.isInitialSyncComplete());
-    return client;
-}
-
-const alice = await person(`${prefix}-alice`);
-const bob = await person(`${prefix}-bob`);
+const options = { threadSupport: threads === "true", initialSyncLimit: 8 };
+const alice = await person(url, `${prefix}-alice`, form, options);
+const bob = await person(url, `${prefix}-bob`, form, options);
 
 // Push rules came with the first sync, and are the ones that the SDK knows.
 assert.equal(bob.pushRules.global.override[0].rule_id, ".m.rule.master");
@@ -123,9 +102,8 @@ const session = await late.loginRequest({ type: "m.login.password", password: "c
     identifier: { type: "m.id.user", user: `${prefix}-bob` } });
 const second = sdk.createClient({ baseUrl: url, fetchFn: fetchAndNote, timelineSupport: true,
     userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id });
-await second.startClient({ lazyLoadMembers: true, threadSupport: threads === "true", initialSyncLimit: 4 });
-await until(second, "the second device to be in sync", () => second.isInitialSyncComplete());
-const room = second.getRoom(roomId);
+await follow(second, form, { ...options, initialSyncLimit: 4 });
+const room = await until(second, "the room on the second device", () => second.getRoom(roomId));
 await until(second, "the name of the room on the second device", () => room.name === "Alisa");
 const timeline = new sdk.TimelineWindow(second, room.getUnfilteredTimelineSet());
 await timeline.load(undefined, 4);

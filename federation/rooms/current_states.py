@@ -1,0 +1,58 @@
+"""What the current state of rooms was at some position: the one that clients were told of who synchronised then.
+
+While a room's history is forked, its current state is not the state after its newest event: that one knows only its own
+fork. So whoever asks what differs between then and now asks here.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from federation.protocol.events import StateKey
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.timelines import Timelines
+from storage.memberships import MembershipRow
+from storage.state_tree import StateTreeStore
+
+MEMBER: Final = "m.room.member"
+
+
+class CurrentStates:
+    """Finds the roots of current states. For the reactor thread."""
+
+    def __init__(self, timelines: Timelines, events: RoomEvents, trees: StateTreeStore) -> None:
+        self._timelines = timelines
+        self._events = events
+        self._trees = trees
+
+    async def at(self, positions: Mapping[int, int]) -> Mapping[int, bytes | None]:
+        """For each room the root of its current state at a position; None where there was none yet."""
+        if not positions:
+            return {}
+        newest = await self._timelines.get_newest(positions)
+        events = await self._events.get_events(arrival.event_nid for arrival in newest.values())
+        return {
+            room_nid: events[newest[room_nid].event_nid].current_root if room_nid in newest else None
+            for room_nid in positions
+        }
+
+    async def was_joined_at(self, row: MembershipRow, position: int) -> bool:
+        """Whether the user was in the room at a position."""
+        return bool(await self.joined_at([row], position))
+
+    async def joined_at(self, rows: Iterable[MembershipRow], position: int) -> set[tuple[int, str]]:
+        """Who of the users, by room, was in it at a position. The rows are their present memberships."""
+        joined: set[tuple[int, str]] = set()
+        moved: dict[int, list[StateKey]] = {}
+        for row in rows:
+            if row.position > position:
+                moved.setdefault(row.room_nid, []).append(StateKey(MEMBER, row.user_id))
+            elif row.membership == "join":
+                joined.add((row.room_nid, row.user_id))
+        roots = await self.at(dict.fromkeys(moved, position))
+        found: dict[int, tuple[int, str]] = {}
+        for room_nid, keys in moved.items():
+            entries = await self._trees.get_entries(room_nid, roots[room_nid], keys)
+            found.update((nid, (room_nid, user_id)) for (_, user_id), nid in entries.items())
+        events = await self._events.get_events(found)
+        joined.update(who for nid, who in found.items() if nid in events and events[nid].event.membership == "join")
+        return joined

@@ -1,0 +1,54 @@
+"""With whom this server talks, as it is in force now: for administrators."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from federation.policy import Policy, ServerPatterns
+from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.ids import ServerName
+from federation.protocol.member_list import Member, Right
+
+
+@endpoint("GET", "/_mahalla/admin/v1/federation_policy", auth=Auth.ADMIN)
+async def get_federation_policy(policy: Policy, *, server: ServerName | None = None) -> dict[str, Any]:
+    """The rules of the configuration, and the list of the federation's members where there is one.
+
+    With `server`, also what of it all holds for that server.
+    """
+    rules, members = policy.rules, policy.members
+    answer: dict[str, Any] = {
+        "enabled": rules.enabled,
+        "simulation": rules.is_simulation,
+        "allowed": _patterns(rules.allowed),
+        "denied": _patterns(rules.denied) or [],
+        "member_list": None,
+    }
+    if rules.has_member_list:
+        answer["member_list"] = {
+            "in_force": members is not None,
+            "name": members.name if members is not None else None,
+            "serial": members.serial if members is not None else None,
+            "issued": members.issued if members is not None else None,
+            "expires": members.expires if members is not None else None,
+            "members": [] if members is None else [_member(each) for each in members.members.values()],
+        }
+    if server is not None:
+        answer["server"] = {
+            "server_name": server,
+            "allowed": policy.find_refusal(server) is None,
+            "reason": policy.find_refusal(server),
+            "rights": {right.value: policy.find_refusal(server, right) is None for right in Right},
+        }
+    return answer
+
+
+def _patterns(patterns: ServerPatterns | None) -> list[str] | None:
+    return None if patterns is None else list(patterns.patterns)
+
+
+def _member(member: Member) -> Mapping[str, Any]:
+    return {
+        "server": member.server_name,
+        "verify_keys": sorted(member.keys),
+        "deny": sorted(right.value for right in member.denied),
+    }

@@ -1,0 +1,65 @@
+"""Dehydrated devices. spec: MSC3814
+
+Released clients ask for messages by GET, where the last page has no `next_batch`; older ones by POST, until a page is empty.
+"""
+
+from typing import Any
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.services.dehydrated_devices import DehydratedDevices, NewDehydratedDevice, Page
+
+UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
+PATHS = ("/_matrix/client/v1/dehydrated_device", UNSTABLE)
+EVENTS = "/{device_id}/events"
+
+
+@endpoint("PUT", *PATHS, auth=Auth.USER, max_body=1024 * 1024, while_suspended=True)
+async def put_dehydrated_device(
+    devices: DehydratedDevices, caller: Requester, *, body: NewDehydratedDevice
+) -> dict[str, Any]:
+    """Keep a device in the place of the one before."""
+    await devices.do_set(caller, body)
+    return {"device_id": body.device_id}
+
+
+@endpoint("GET", *PATHS, auth=Auth.USER)
+async def get_dehydrated_device(devices: DehydratedDevices, caller: Requester) -> dict[str, Any]:
+    """What a client needs to wake it."""
+    device = await devices.get_device(caller.user_id)
+    return {"device_id": device.device_id, "device_data": msgspec.Raw(device.device_data)}
+
+
+@endpoint("DELETE", *PATHS, auth=Auth.USER, while_suspended=True)
+async def delete_dehydrated_device(devices: DehydratedDevices, caller: Requester) -> dict[str, Any]:
+    """Remove it."""
+    return {"device_id": await devices.do_remove(caller.user_id)}
+
+
+@endpoint("GET", *(path + EVENTS for path in PATHS), auth=Auth.USER)
+async def get_dehydrated_device_events(
+    devices: DehydratedDevices, caller: Requester, *, device_id: str, from_: str | None = None
+) -> dict[str, Any]:
+    """What was sent to it, a page at a time."""
+    page = await devices.get_messages(caller.user_id, device_id, from_)
+    return {"events": _events(page)} | ({} if page.is_last else {"next_batch": str(page.end)})
+
+
+class EventsBody(msgspec.Struct, frozen=True):
+    """Where the page before ended."""
+
+    next_batch: str | None = None
+
+
+@endpoint("POST", UNSTABLE + EVENTS, auth=Auth.USER)
+async def post_dehydrated_device_events(
+    devices: DehydratedDevices, caller: Requester, *, device_id: str, body: EventsBody = EventsBody()
+) -> dict[str, Any]:
+    """The older form of the same."""
+    page = await devices.get_messages(caller.user_id, device_id, body.next_batch)
+    return {"events": _events(page), "next_batch": str(page.end)}
+
+
+def _events(page: Page) -> list[msgspec.Raw]:
+    return [msgspec.Raw(message.content) for message in page.messages]

@@ -1,0 +1,49 @@
+"""What people have published for encryption, of our users and of others, read at one moment: a fixed number of queries.
+
+Of signatures the owner's own are read, and those of who asks: how many others have signed a key costs nothing.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from storage.cross_signing import CrossSigningKey, KeySignature, select_keys, select_visible_signatures
+from storage.database import Database
+from storage.device_keys import DeviceKeysRow, select_device_keys
+from storage.remote_devices import select_remote_devices
+from storage.transaction import Transaction
+
+FEW_USERS: Final = 4
+"""Of so many the keys are read on the thread that asks, where the database allows that."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedKeys:
+    """By user: devices, keys of cross-signing by usage, and the signatures that may be seen."""
+
+    devices: Mapping[str, Sequence[DeviceKeysRow]] = field(default_factory=dict)
+    cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = field(default_factory=dict)
+    signatures: Mapping[str, Sequence[KeySignature]] = field(default_factory=dict)
+
+
+class PublishedKeyStore:
+    """Reads the tables of keys together."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_published(
+        self, ours: Collection[str], others: Collection[str] = (), reader: str | None = None
+    ) -> PublishedKeys:
+        """Keys of users of ours and of others. `reader`: who asks, if it is one of our users."""
+        read = self._database.read_quickly if len(ours) + len(others) <= FEW_USERS else self._database.read
+        return await read("get_published_keys", _select, tuple(ours), tuple(others), reader)
+
+
+def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...], reader: str | None) -> PublishedKeys:
+    users = (*ours, *others)
+    return PublishedKeys(
+        {**select_device_keys(txn, ours), **select_remote_devices(txn, others)},
+        select_keys(txn, users),
+        select_visible_signatures(txn, users, reader),
+    )

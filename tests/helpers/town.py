@@ -1,0 +1,208 @@
+"""This server and Synapse, as processes that reach each other by TLS with an authority of the tests' own.
+
+    town = Town(tmp_path, python_of_synapse())
+    ours, theirs = town.start_ours(), town.start_synapse()
+    theirs.kill(); theirs.start()         # in the middle of anything
+    ours.gate.cut(); ours.gate.mend()     # the way of others to it
+
+A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes, by their ids.
+"""
+
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from storage.database import SQLiteConfig
+from tests.helpers.certificates import Authority
+from tests.helpers.gate import Gate
+from tests.helpers.interop import Side, until
+from tests.helpers.running import ROOT, ServerFiles, command_of
+
+SECONDS_TO_START = 60.0
+SECONDS_TO_END = 20.0
+_UNLIMITED = {"per_second": 100000, "burst_count": 100000}
+_NO_LIMITS = {
+    "rc_message": _UNLIMITED,
+    "rc_registration": _UNLIMITED,
+    "rc_login": {"address": _UNLIMITED, "account": _UNLIMITED, "failed_attempts": _UNLIMITED},
+    "rc_joins": {"local": _UNLIMITED, "remote": _UNLIMITED},
+    "rc_joins_per_room": _UNLIMITED,
+    "rc_room_creation": _UNLIMITED,
+    "rc_invites": {"per_room": _UNLIMITED, "per_user": _UNLIMITED, "per_issuer": _UNLIMITED},
+    "rc_presence": {"per_user": _UNLIMITED},
+}
+_QUICK_TO_COME_BACK = {
+    "destination_min_retry_interval": "1s",
+    "destination_max_retry_interval": "1s",
+    "destination_retry_multiplier": 1,
+    "max_short_retries": 1,
+    "max_long_retries": 1,
+    "max_short_retry_delay": "1s",
+    "max_long_retry_delay": "1s",
+}
+"""Synapse, as it comes, does not try a server again for ten minutes that it could not reach."""
+
+
+def python_of_synapse() -> Path | None:
+    """The interpreter of the environment that scripts/synapse makes, if it is there."""
+    named = os.environ.get("MAHALLA_SYNAPSE_PYTHON")
+    path = Path(named) if named else ROOT / ".cache" / "synapse" / "bin" / "python"
+    return path if path.exists() else None
+
+
+class Running(Side):
+    """A server that runs, and can be killed and started again on the same data."""
+
+    def __init__(self, gate: Gate, client_port: int, folder: Path, command: Sequence[str]) -> None:
+        super().__init__(f"localhost:{gate.port}", client_port)
+        self.gate = gate
+        self.log = folder / "log"
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self.log.open("ab") as file:
+            self._process = process = subprocess.Popen(
+                self._command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            )
+
+        def answers() -> bool:
+            assert process.poll() is None, self.log.read_text()[-5000:]
+            try:
+                return self.ask("GET", "/_matrix/client/versions").status == 200
+            except OSError:
+                return False
+
+        until(answers, SECONDS_TO_START)
+
+    def kill(self) -> None:
+        """As when the power fails: whatever the process is doing ends here."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        """Let nothing of it outlive the tests."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        self.gate.end()
+
+
+class Town:
+    """Where the servers are."""
+
+    def __init__(self, folder: Path, synapse: Path) -> None:
+        self._folder = folder
+        self._synapse = synapse
+        self._authority = Authority(folder)
+        self._servers: list[Running] = []
+
+    def start_ours(self, **further: Any) -> Running:
+        client_port, port = free_port(), free_port()
+        gate = Gate(to=port)
+        certificate, key = self._authority.issue("localhost")
+        folder = self._folder / f"ours-{gate.port}"
+        files = ServerFiles(
+            folder,
+            SQLiteConfig(str(folder / "homeserver.db")),
+            {
+                "server_name": f"localhost:{gate.port}",
+                "tls_certificate_path": str(certificate),
+                "tls_private_key_path": str(key),
+                "federation_custom_ca_list": [str(self._authority.path)],
+                "ip_range_whitelist": ["127.0.0.1", "::1"],
+                "allow_public_rooms_over_federation": True,
+                **_NO_LIMITS,
+                "listeners": [
+                    {"port": client_port, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client"]}]},
+                    {
+                        "port": port,
+                        "bind_addresses": ["127.0.0.1"],
+                        "tls": True,
+                        "resources": [{"names": ["federation"]}],
+                    },
+                ],
+                **further,
+            },
+        )
+        return self._start(Running(gate, client_port, folder, command_of(files, "run")))
+
+    def start_synapse(self, **further: Any) -> Running:
+        client_port, port = free_port(), free_port()
+        gate = Gate(to=port)
+        certificate, key = self._authority.issue("localhost")
+        folder = self._folder / f"synapse-{gate.port}"
+        folder.mkdir()
+        config = folder / "homeserver.yaml"
+        settings = {
+            "server_name": f"localhost:{gate.port}",
+            "report_stats": False,
+            "pid_file": str(folder / "pid"),
+            "signing_key_path": str(folder / "signing.key"),
+            "media_store_path": str(folder / "media"),
+            "database": {"name": "sqlite3", "args": {"database": str(folder / "homeserver.db")}},
+            "macaroon_secret_key": "m",
+            "form_secret": "f",
+            "tls_certificate_path": str(certificate),
+            "tls_private_key_path": str(key),
+            "federation_custom_ca_list": [str(self._authority.path)],
+            "ip_range_blacklist": [],
+            "trusted_key_servers": [],
+            "suppress_key_server_warning": True,
+            "enable_registration": True,
+            "enable_registration_without_verification": True,
+            "allow_public_rooms_over_federation": True,
+            "room_list_publication_rules": [{"action": "allow"}],
+            "bcrypt_rounds": 4,
+            # else a first /sync that is repeated is answered as it was before
+            "caches": {"sync_response_cache_duration": 0},
+            "federation": _QUICK_TO_COME_BACK,
+            **_NO_LIMITS,
+            "listeners": [
+                {
+                    "port": client_port,
+                    "bind_addresses": ["127.0.0.1"],
+                    "type": "http",
+                    "resources": [{"names": ["client"]}],
+                },
+                {
+                    "port": port,
+                    "bind_addresses": ["127.0.0.1"],
+                    "type": "http",
+                    "tls": True,
+                    "resources": [{"names": ["federation"]}],
+                },
+            ],
+            **further,
+        }
+        config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+        command = [str(self._synapse), "-m", "synapse.app.homeserver", "-c", str(config)]
+        subprocess.run([*command, "--generate-keys"], check=True, capture_output=True, cwd=folder)
+        return self._start(Running(gate, client_port, folder, command))
+
+    def end(self) -> None:
+        """Let no process outlive the tests."""
+        for server in self._servers:
+            server.end()
+
+    def _start(self, server: Running) -> Running:
+        self._servers.append(server)
+        server.start()
+        return server
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

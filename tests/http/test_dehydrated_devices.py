@@ -1,0 +1,232 @@
+"""Dehydrated devices (MSC3814): one a user, found by others as every device is, and read without losing anything."""
+
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from tests.helpers.keys import V3, PersonalKey, claim, cross_signing_key, identity_keys, query, sync, upload
+from tests.helpers.server import TestServer, User
+
+UNSTABLE = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
+PATHS = ("/_matrix/client/v1/dehydrated_device", UNSTABLE)
+PATH = PATHS[0]
+DEVICE = "a/b+Curve25519IdentityKeyInBase64"
+DATA = {"algorithm": "m.dehydration.v2", "device_pickle": "secret", "nonce": "n"}
+
+
+def keys_of(user: User, device_id: str) -> dict[str, Any]:
+    key = PersonalKey(7, device_id)
+    content = {
+        "user_id": user.user_id,
+        "device_id": device_id,
+        "dehydrated": True,
+        "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
+        "keys": {f"curve25519:{device_id}": device_id, key.key_id: key.public},
+    }
+    return key.sign(content, user)
+
+
+def new_device(user: User, device_id: str = DEVICE) -> dict[str, Any]:
+    return {
+        "device_id": device_id,
+        "device_data": DATA,
+        "initial_device_display_name": "Dehydrated",
+        "device_keys": keys_of(user, device_id),
+        "one_time_keys": {"signed_curve25519:a": {"key": "a", "signatures": {}}},
+        "fallback_keys": {"signed_curve25519:f": {"key": "f", "fallback": True, "signatures": {}}},
+    }
+
+
+def put(user: User, device_id: str = DEVICE, path: str = PATH) -> None:
+    answer = user.put(path, new_device(user, device_id))
+    assert (answer.status, answer.json) == (200, {"device_id": device_id}), answer.body
+
+
+def events(device_id: str, path: str = PATH) -> str:
+    return f"{path}/{quote(device_id, safe='')}/events"
+
+
+def send(user: User, to: User, device_id: str, numbers: range) -> None:
+    for number in numbers:
+        body = {"messages": {to.user_id: {device_id: {"n": number}}}}
+        assert user.put(f"{V3}/sendToDevice/org.example/{number}", body).status == 200
+
+
+def numbers(answer: Any) -> list[int]:
+    return [event["content"]["n"] for event in answer["events"]]
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def test_it_is_offered(alice: User) -> None:
+    assert alice.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc3814"] is True
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_what_is_put_is_got_and_deleted(alice: User, bob: User, path: str) -> None:
+    answer = alice.get(path)
+    assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
+    put(alice, path=path)
+    assert alice.get(path).json == {"device_id": DEVICE, "device_data": DATA}
+    assert bob.get(path).status == 404, "it is the user's own"
+    assert alice.delete(path, {}).json == {"device_id": DEVICE}
+    assert alice.get(path).status == 404
+    assert alice.delete(path, {}).errcode == "M_NOT_FOUND"
+    assert query(bob, alice)["device_keys"][alice.user_id] == {}
+
+
+def test_others_find_it_with_all_its_keys(alice: User, bob: User) -> None:
+    put(alice)
+    found = query(bob, alice)["device_keys"][alice.user_id][DEVICE]
+    assert {name: value for name, value in found.items() if name != "unsigned"} == keys_of(alice, DEVICE)
+    assert DEVICE in {device["device_id"] for device in alice.get(f"{V3}/devices").json["devices"]}
+    wish = {alice.user_id: {DEVICE: "signed_curve25519"}}
+    given = [
+        list(bob.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"][alice.user_id][DEVICE])
+        for _ in range(2)
+    ]
+    assert given == [["signed_curve25519:a"], ["signed_curve25519:f"]]
+
+
+def test_those_who_share_an_encrypted_room_are_told(alice: User, bob: User) -> None:
+    encryption = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+    wish = {"preset": "public_chat", "initial_state": [encryption]}
+    room_id = alice.post(f"{V3}/createRoom", wish).json["room_id"]
+    assert bob.post(f"{V3}/join/{room_id}").status == 200
+    since = sync(bob)["next_batch"]
+    for change in (lambda: put(alice), lambda: put(alice, "other"), lambda: alice.delete(PATH, {})):
+        change()
+        answer = sync(bob, since)
+        assert answer["device_lists"]["changed"] == [alice.user_id]
+        since = answer["next_batch"]
+
+
+def test_another_takes_the_place_of_the_one_before(alice: User, bob: User) -> None:
+    put(alice)
+    send(bob, alice, DEVICE, range(1))
+    put(alice, "another")
+    assert alice.get(PATH).json["device_id"] == "another"
+    assert list(query(bob, alice)["device_keys"][alice.user_id]) == ["another"]
+    answer = alice.get(events(DEVICE))
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    put(alice)
+    assert alice.get(events(DEVICE)).json == {"events": []}, "it is a new device, though of the old name"
+
+
+def test_the_same_again_loses_nothing(alice: User, bob: User) -> None:
+    put(alice)
+    send(bob, alice, DEVICE, range(1))
+    put(alice)
+    assert numbers(alice.get(events(DEVICE)).json) == [0]
+
+
+def test_messages_come_in_pages_and_stay(alice: User, bob: User) -> None:
+    put(alice)
+    send(bob, alice, DEVICE, range(250))
+    for _ in range(2):
+        got: list[int] = []
+        after = ""
+        while True:
+            answer = alice.get(events(DEVICE) + (f"?from={after}" if after else "")).json
+            got += numbers(answer)
+            if "next_batch" not in answer:
+                break
+            after = answer["next_batch"]
+        assert got == list(range(250))
+
+
+def test_the_older_form_ends_with_an_empty_page(alice: User, bob: User) -> None:
+    put(alice, path=UNSTABLE)
+    send(bob, alice, DEVICE, range(120))
+    got: list[int] = []
+    body: dict[str, Any] = {}
+    while True:
+        answer = alice.post(events(DEVICE, UNSTABLE), body).json
+        if not answer["events"]:
+            break
+        got += numbers(answer)
+        body = {"next_batch": answer["next_batch"]}
+    assert got == list(range(120))
+
+
+def test_events_are_for_the_owner_of_the_device(alice: User, bob: User) -> None:
+    put(alice)
+    for user, device_id in ((bob, DEVICE), (alice, alice.device_id), (alice, "NONE")):
+        answer = user.get(events(device_id))
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    for malformed in ("x", "-1", "9" * 40, "%C2%B2"):
+        answer = alice.get(f"{events(DEVICE)}?from={malformed}")
+        assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), malformed
+
+
+def test_it_goes_with_all_sessions_and_when_devices_are_removed(server: TestServer, alice: User) -> None:
+    put(alice)
+    answer = alice.delete(f"{V3}/devices/{quote(DEVICE, safe='')}", {})
+    auth = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "wonderland",
+        "session": answer.json["session"],
+    }
+    assert alice.delete(f"{V3}/devices/{quote(DEVICE, safe='')}", {"auth": auth}).status == 200
+    assert alice.get(PATH).status == 404
+    put(alice)
+    assert alice.post(f"{V3}/logout/all").status == 200
+    again = User(server, server.post(f"{V3}/login", {**auth, "session": None}).json)
+    assert again.get(PATH).status == 404
+
+
+def test_nobody_signs_in_on_it_and_it_is_no_device_that_is_signed_in(server: TestServer, alice: User) -> None:
+    answer = alice.put(PATH, new_device(alice, alice.device_id))
+    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    put(alice)
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "wonderland",
+        "device_id": DEVICE,
+    }
+    assert server.post(f"{V3}/login", login).errcode == "M_FORBIDDEN"
+    _, master = cross_signing_key(alice, "master", 2)
+    assert alice.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
+    (public,) = master["keys"].values()
+    assert alice.put(PATH, new_device(alice, public)).errcode == "M_FORBIDDEN"
+    assert alice.get(PATH).json["device_id"] == DEVICE, "what was refused changed nothing"
+
+
+@pytest.mark.parametrize(
+    ("changed", "errcode"),
+    [
+        ({"device_keys": None}, "M_MISSING_PARAM"),
+        ({"device_data": {}}, "M_INVALID_PARAM"),
+        ({"device_data": {"algorithm": "m.dehydration.v2", "device_pickle": "x" * 100_000}}, "M_INVALID_PARAM"),
+        ({"device_id": "other"}, "M_INVALID_PARAM"),
+        ({"device_id": ""}, "M_INVALID_PARAM"),
+        ({"one_time_keys": {"nameless": "x"}}, "M_INVALID_PARAM"),
+        ({"device_data": "text"}, "M_BAD_JSON"),
+    ],
+)
+def test_what_is_malformed_is_refused(alice: User, changed: dict[str, Any], errcode: str) -> None:
+    answer = alice.put(PATH, {**new_device(alice), **changed})
+    assert (answer.status, answer.errcode) == (400, errcode), answer.body
+    assert alice.get(PATH).status == 404
+
+
+def test_a_device_of_the_user_is_signed_in_beside_it(alice: User, bob: User) -> None:
+    put(alice)
+    upload(alice, device_keys=identity_keys(alice)[1], one_time_keys={"signed_curve25519:z": {"key": "z"}})
+    assert query(bob, alice)["device_keys"][alice.user_id].keys() == {DEVICE, alice.device_id}
+    assert list(claim(bob, alice)) == ["signed_curve25519:z"]
+    body = {"messages": {alice.user_id: {"*": {"n": 1}}}}
+    assert bob.put(f"{V3}/sendToDevice/org.example/wild", body).status == 200
+    assert numbers(alice.get(events(DEVICE)).json) == [1]
+    assert numbers(sync(alice)["to_device"]) == [1]

@@ -1,0 +1,79 @@
+"""What questions for keys, and claims, ask of the database: the same however many people and devices are meant."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from storage.sqlite import SQLiteConfig
+from tests.helpers.databases import QueryCounter, open_inline
+from tests.helpers.keys import V3, claim, cross_signing_key, identity_keys, one_time_keys, query, upload
+from tests.helpers.server import TestServer, User
+
+
+@pytest.fixture
+def counter() -> QueryCounter:
+    return QueryCounter()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite: SQLiteConfig, counter: QueryCounter) -> Iterator[TestServer]:
+    database = open_inline(sqlite, counter)
+    yield TestServer(tmp_path, database)
+    Deferred.fromCoroutine(database.close())
+
+
+def people(server: TestServer, number: int) -> list[User]:
+    """Each with a device and its keys, and with cross-signing."""
+    users = [server.register(f"person{each}") for each in range(number)]
+    for seed, user in enumerate(users, 1):
+        upload(user, device_keys=identity_keys(user, seed)[1], one_time_keys=one_time_keys("a", "b", "c"))
+        _, master = cross_signing_key(user, "master", seed)
+        assert user.post(f"{V3}/keys/device_signing/upload", {"master_key": master}).status == 200
+    return users
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_a_question_for_keys_is_one_read_of_four_queries(
+    server: TestServer, counter: QueryCounter, number: int
+) -> None:
+    asking = server.register("asking")
+    users = people(server, number)
+    query(asking, *users)
+    counter.clear()
+    answer = query(asking, *users)
+    assert dict(counter.queries) == {"get_published_keys": 4}
+    assert len(answer["device_keys"]) == len(answer["master_keys"]) == number
+    assert all(answer["device_keys"].values())
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_a_claim_is_one_write_of_two_statements(server: TestServer, counter: QueryCounter, number: int) -> None:
+    asking = server.register("asking")
+    users = people(server, number)
+    claim(asking, users[0])
+    counter.clear()
+    wish = {user.user_id: {user.device_id: "signed_curve25519"} for user in users}
+    claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
+    assert dict(counter.queries) == {"claim_keys": 2}
+    assert len(claimed) == number
+
+
+@pytest.mark.parametrize("number", [1, 40])
+def test_fallback_keys_cost_two_statements_more_the_first_time(
+    server: TestServer, counter: QueryCounter, number: int
+) -> None:
+    asking = server.register("asking")
+    users = people(server, number)
+    wish = {user.user_id: {user.device_id: "other_algorithm"} for user in users}
+    for user in users:
+        upload(user, fallback_keys={"other_algorithm:f": {"key": "f", "fallback": True}})
+    claim(asking, users[0])
+    counts = []
+    for _ in range(2):
+        counter.clear()
+        claimed = asking.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
+        assert len(claimed) == number
+        counts.append(dict(counter.queries))
+    assert counts == [{"claim_keys": 3}, {"claim_keys": 2}]

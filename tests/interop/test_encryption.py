@@ -1,0 +1,118 @@
+"""With Synapse: what encryption needs of servers. Devices are found, their changes are told, their messages arrive once."""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.interop import Person, until
+from tests.helpers.keys import cross_signing_key, identity_keys, one_time_keys
+from tests.interop.conftest import Pair
+from tests.interop.test_living_together import enter
+
+SIDES = pytest.mark.parametrize("we_are_host", [True, False], ids=["our-room", "their-room"])
+ENCRYPTED = {"type": "m.room.encryption", "state_key": "", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+
+
+def publish(person: Person, seed: int, *names: str) -> dict[str, Any]:
+    """Publish the keys of a device; what others must be told of it."""
+    keys = identity_keys(person, seed)[1]
+    person.ok("POST", "/keys/upload", {"device_keys": keys, "one_time_keys": one_time_keys(*names)})
+    return keys
+
+
+def devices(person: Person, other: Person) -> dict[str, Any]:
+    answer = person.ok("POST", "/keys/query", {"device_keys": {other.user_id: []}})
+    found: dict[str, Any] = answer["device_keys"].get(other.user_id, {})
+    return found
+
+
+def keys_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: device["keys"] for name, device in found.items()}
+
+
+def changed(person: Person, since: str) -> list[str]:
+    names: list[str] = person.sync(since).get("device_lists", {}).get("changed", [])
+    return names
+
+
+@SIDES
+def test_devices_are_found_and_their_changes_told(pair: Pair, we_are_host: bool) -> None:
+    host, guest = pair.both_ways(we_are_host)
+    enter(host, guest, initial_state=[ENCRYPTED])
+    keys = publish(host, 1)
+    until(lambda: keys_of(devices(guest, host)) == {host.device_id: keys["keys"]})
+
+    since = guest.sync()["next_batch"]
+    second = host.another_device()
+    more = publish(second, 2)
+    until(lambda: host.user_id in changed(guest, since))
+    until(lambda: keys_of(devices(guest, host)) == {host.device_id: keys["keys"], second.device_id: more["keys"]})
+    since = guest.sync()["next_batch"]
+    second.ok("POST", "/logout")
+    until(lambda: host.user_id in changed(guest, since))
+    until(lambda: list(devices(guest, host)) == [host.device_id])
+
+
+@SIDES
+def test_cross_signing_keys_are_told(pair: Pair, we_are_host: bool) -> None:
+    host, guest = pair.both_ways(we_are_host)
+    enter(host, guest, initial_state=[ENCRYPTED])
+    publish(host, 3)
+    until(lambda: devices(guest, host))
+    since = guest.sync()["next_batch"]
+    master, master_key = cross_signing_key(host, "master", 4)
+    _, signing = cross_signing_key(host, "self_signing", 5, master)
+    _, users = cross_signing_key(host, "user_signing", 6, master)
+
+    body = {"master_key": master_key, "self_signing_key": signing, "user_signing_key": users}
+    path = "/keys/device_signing/upload"
+    said = host.ask("POST", path, body)
+    if said.status == 401:
+        proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": host.user_id}}
+        proof |= {"password": "wonderland", "session": said.json["session"]}
+        host.ok("POST", path, {**body, "auth": proof})
+
+    until(lambda: host.user_id in changed(guest, since))
+
+    def seen() -> Any:
+        return guest.ok("POST", "/keys/query", {"device_keys": {host.user_id: []}})
+
+    until(lambda: seen().get("master_keys", {}).get(host.user_id, {}).get("keys") == master_key["keys"])
+    until(lambda: seen().get("self_signing_keys", {}).get(host.user_id, {}).get("keys") == signing["keys"])
+    assert host.user_id not in seen().get("user_signing_keys", {})
+
+
+@SIDES
+def test_a_one_time_key_is_claimed_once(pair: Pair, we_are_host: bool) -> None:
+    host, guest = pair.both_ways(we_are_host)
+    enter(host, guest, initial_state=[ENCRYPTED])
+    publish(host, 7, "AAAAAQ", "AAAAAg")
+    wish = {"one_time_keys": {host.user_id: {host.device_id: "signed_curve25519"}}}
+
+    claimed = [guest.ok("POST", "/keys/claim", wish)["one_time_keys"] for _ in range(3)]
+
+    names = [list(each.get(host.user_id, {}).get(host.device_id, {})) for each in claimed]
+    assert sorted(names) == [[], ["signed_curve25519:AAAAAQ"], ["signed_curve25519:AAAAAg"]]
+
+
+@SIDES
+def test_messages_to_devices_come_in_order_and_once(pair: Pair, we_are_host: bool) -> None:
+    host, guest = pair.both_ways(we_are_host)
+    enter(host, guest, initial_state=[ENCRYPTED])
+    since = guest.sync()["next_batch"]
+
+    for number in range(30):
+        messages = {guest.user_id: {guest.device_id: {"number": number}}}
+        host.ok("PUT", f"/sendToDevice/org.example.number/{host.device_id}{number}", {"messages": messages})
+
+    came: list[int] = []
+
+    def look() -> bool:
+        nonlocal since
+        answer = guest.sync(since)
+        since = answer["next_batch"]
+        came.extend(event["content"]["number"] for event in answer.get("to_device", {}).get("events", []))
+        return len(came) >= 30
+
+    until(look)
+    assert came == list(range(30))

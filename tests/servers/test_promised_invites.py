@@ -1,0 +1,70 @@
+"""Invites that were promised to an address, which an identity server says is one of our users'."""
+
+from typing import Any
+
+import pytest
+
+from federation.protocol.signing import SigningKey, encode_base64, sign_json
+from tests.helpers.handshakes import NORTH, SOUTH, members, rooms_in_sync
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import create, join, set_state
+
+PATH = "/_matrix/federation/v1/3pid/onbind"
+KEY = SigningKey("0", b"k" * 32)
+PROMISE = {"display_name": "b...@...", "public_key": encode_base64(KEY.public_key), "key_validity_url": "https://id"}
+
+
+def told(room_id: str, sender: User, target: User, *, key: SigningKey = KEY, token: str = "t") -> dict[str, Any]:
+    """What the identity server says."""
+    signed = sign_json({"mxid": target.user_id, "token": token}, "id.example", key)
+    about = {"medium": "email", "address": "b@example.org", "mxid": target.user_id}
+    return {**about, "invites": [{**about, "room_id": room_id, "sender": sender.user_id, "signed": signed}]}
+
+
+@pytest.fixture(params=["the same server", "another server"])
+def people(network: Network, request: pytest.FixtureRequest) -> tuple[User, User]:
+    """Who promised an invite, and to whom the address belongs."""
+    north = network.add(NORTH)
+    theirs = north if request.param == "the same server" else network.add(SOUTH)
+    return north.register("alice"), theirs.register("bob")
+
+
+def test_who_has_the_address_is_invited(people: tuple[User, User], network: Network) -> None:
+    alice, bob = people
+    room_id = create(alice)
+    set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
+
+    answer = network.servers[bob.user_id.partition(":")[2]].put(PATH, told(room_id, alice, bob))
+
+    assert (answer.status, answer.json) == (200, {})
+    assert members(alice, room_id)[bob.user_id] == "invite"
+    assert room_id in rooms_in_sync(bob, "invite")
+    join(bob, room_id)
+
+
+@pytest.mark.parametrize("lie", ["another key", "another token", "for somebody else", "no such room"])
+def test_a_proof_that_is_none_invites_nobody(people: tuple[User, User], network: Network, lie: str) -> None:
+    alice, bob = people
+    room_id = create(alice)
+    set_state(alice, room_id, "m.room.third_party_invite", PROMISE, "t")
+    said = told(
+        "!none:north.example" if lie == "no such room" else room_id,
+        alice,
+        bob,
+        key=SigningKey("0", b"x" * 32) if lie == "another key" else KEY,
+        token="u" if lie == "another token" else "t",
+    )
+    if lie == "for somebody else":
+        said["invites"][0]["signed"]["mxid"] = "@eve:north.example"
+
+    assert network.servers[bob.user_id.partition(":")[2]].put(PATH, said).status == 200
+
+    assert bob.user_id not in members(alice, room_id)
+
+
+def test_of_somebody_elsewhere_nothing_is_heard(people: tuple[User, User], network: Network) -> None:
+    alice, bob = people
+    said = {**told("!a:b", alice, bob), "mxid": "@bob:elsewhere.example"}
+    assert network.servers[NORTH].put(PATH, said).json["errcode"] == "M_NOT_FOUND"
+    assert network.servers[NORTH].put(PATH, {"mxid": 1}).json["errcode"] == "M_BAD_JSON"
