@@ -15,6 +15,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.state_tree import StateTreeStore
 
@@ -43,15 +44,19 @@ class Visibility:
 
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out.
         """
-        shown = [event for event in events if event.in_timeline]
+        shown = [event for event in events if event.flags & EventFlag.TIMELINE]
         if own is None or own.membership != "join":
             return await self._filter_by_state(user_id, own, shown)
         # since the latest change of their membership they have been in the room: they see all, whatever its settings
-        before = [event for event in shown if not _arrived_after(event, own.position)]
+        since = own.position
+        before = [event for event in shown if event.position is None or event.position <= since]
         if not before:
             return [Seen(event, "join") for event in shown]
         seen = {each.event.nid: each for each in await self._filter_by_state(user_id, own, before)}
-        page = [Seen(event, "join") if _arrived_after(event, own.position) else seen.get(event.nid) for event in shown]
+        page = [
+            Seen(event, "join") if event.position is not None and event.position > since else seen.get(event.nid)
+            for event in shown
+        ]
         return [each for each in page if each is not None]
 
     async def _filter_by_state(
@@ -138,7 +143,3 @@ class Visibility:
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:
     return event.event.type == "m.room.member" and event.event.state_key == user_id
-
-
-def _arrived_after(event: StoredEvent, position: int) -> bool:
-    return event.position is not None and event.position > position

@@ -70,14 +70,18 @@ class ClientEvents:
         now = self._now_ms()
         extras = await self._load_extras(user_id, device_id, [each.event for each in seen])
         presented: list[msgspec.Raw] = []
+        memberships: dict[str, bytes] = {}
         for each in seen:
             event = each.event
-            unsigned = b'{"age":%d,"membership":%s' % (now - event.event.origin_server_ts, _encode(each.membership))
-            if event.nid in extras:
-                unsigned += extras[event.nid]
+            membership = memberships.get(each.membership)
+            if membership is None:
+                membership = memberships[each.membership] = _encode(each.membership)
+            further = extras.get(event.nid, b"")
             if event.nid in bundles:
-                unsigned += b',"m.relations":' + bundles[event.nid]
-            presented.append(_splice(event, unsigned + b"}", with_room_id))
+                further += b',"m.relations":' + bundles[event.nid]
+            unsigned = (now - event.event.origin_server_ts, membership, further)
+            told = _head(event, with_room_id) + b',"unsigned":{"age":%d,"membership":%b%b}}' % unsigned
+            presented.append(msgspec.Raw(told))
         return presented
 
     async def _bundle(
@@ -111,10 +115,15 @@ class ClientEvents:
             unknown = [event.nid for event in own if event.sent is None]
             if unknown:
                 sent |= await self._sent.get_txn_ids(user_id, device_id, unknown)
-        others = {nid for event in events for nid in (event.replaces, event.redacted_by) if nid is not None}
+        special = [
+            event
+            for event in events
+            if event.replaces is not None or event.redacted_by is not None or event.nid in sent
+        ]
+        others = {nid for event in special for nid in (event.replaces, event.redacted_by) if nid is not None}
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
-        for event in events:
+        for event in special:
             extra = b""
             if event.nid in sent:
                 of_device, txn_id = sent[event.nid]
@@ -153,7 +162,7 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
 
 def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
     """The client form without anything that is made for a reader: for state."""
-    return _splice(event, None, with_room_id)
+    return msgspec.Raw(_head(event, with_room_id) + b"}")
 
 
 def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, Any]]:
@@ -180,14 +189,11 @@ def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[A
     return kept
 
 
-def _splice(event: StoredEvent, unsigned: bytes | None, with_room_id: bool) -> msgspec.Raw:
-    parts = [event.client_prefix]
+def _head(event: StoredEvent, with_room_id: bool) -> bytes:
+    """All but what is made for a reader."""
     if with_room_id:
-        parts += (b',"room_id":"', event.event.room_id.encode(), b'"')
-    if unsigned is not None:
-        parts += (b',"unsigned":', unsigned)
-    parts.append(b"}")
-    return msgspec.Raw(b"".join(parts))
+        return b'%b,"room_id":"%b"' % (event.client_prefix, event.event.room_id.encode())
+    return event.client_prefix
 
 
 def _split_path(path: str) -> list[str]:
