@@ -372,6 +372,7 @@ def build(
     all_jobs = [
         *finding.jobs,
         *calls.jobs(),
+        *incoming.jobs(),
         *federation_out.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,

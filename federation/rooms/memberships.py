@@ -20,8 +20,6 @@ class Memberships:
         self._store = store
         self._capacity = capacity
         self._by_user: OrderedDict[str, dict[int, MembershipRow]] = OrderedDict()
-        self._joined: dict[str, frozenset[int]] = {}
-        """Of users in `_by_user`, for who asks often."""
         self._local: OrderedDict[int, set[str]] = OrderedDict()
         self._changes_heard = 0
         streams.subscribe(self._hear)
@@ -40,18 +38,8 @@ class Memberships:
                 break
         self._by_user[user_id] = rows
         if len(self._by_user) > self._capacity:
-            self._joined.pop(self._by_user.popitem(last=False)[0], None)
+            self._by_user.popitem(last=False)
         return rows
-
-    async def joined_rooms(self, user_id: UserID) -> frozenset[int]:
-        """The numbers of the rooms that a user is in."""
-        joined = self._joined.get(user_id)
-        if joined is None:
-            rows = await self.of_user(user_id)
-            joined = frozenset(nid for nid, row in rows.items() if row.membership == "join")
-            if user_id in self._by_user:
-                self._joined[user_id] = joined
-        return joined
 
     async def local_members(self, room_nid: int) -> Set[str]:
         """This server's users who are joined. The set is the cache's own: read, don't keep."""
@@ -86,14 +74,12 @@ class Memberships:
 
     def _forget_all(self) -> None:
         self._by_user.clear()
-        self._joined.clear()
         self._local.clear()
 
     def _apply(self, row: MembershipRow) -> None:
         rooms = self._by_user.get(row.user_id)
         if rooms is not None:
             rooms[row.room_nid] = row
-            self._joined.pop(row.user_id, None)
         members = self._local.get(row.room_nid)
         if members is not None and row.is_local:
             if row.membership == "join":

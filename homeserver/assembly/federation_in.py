@@ -11,14 +11,19 @@ from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.remote_times import AskedTimes
+from federation.rooms.resolve import StateResolver
 from federation.rooms.served import ServedRooms, TransactionForm
+from federation.rooms.state_audit import NAME as AUDIT
+from federation.rooms.state_audit import StateAudit
 from federation.rooms.visible_to_servers import ServerVisibility
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
-from homeserver.observe.federation import FederationMetrics
+from homeserver.jobs import Job
+from homeserver.observe.federation import AuditMetrics, FederationMetrics
 from storage.database import Database
 from storage.events import EventStore
 from storage.inbox import InboxStore
+from storage.state_audit import StateAuditStore
 from storage.timelines import TimelineStore
 
 
@@ -74,3 +79,15 @@ class IncomingParts:
             federation.access,
             ServerVisibility(rooms.trees, rooms.events, rooms.membership_store, rooms.servers),
         )
+        self.audit = StateAudit(
+            StateAuditStore(database),
+            rooms.store,
+            rooms.engine,
+            rooms.events,
+            StateResolver(database, rooms.trees, rooms.chains, rooms.events, capacity=0),
+            AuditMetrics(registry),
+        )
+
+    def jobs(self) -> list[Job]:
+        """What they do unasked."""
+        return [Job(AUDIT, self.audit.do_step, 600.0)]

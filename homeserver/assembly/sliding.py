@@ -11,6 +11,7 @@ from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
+from homeserver.services.sliding_sync.order import RoomOrders
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
@@ -28,6 +29,7 @@ ROOMS_CACHED = 200_000
 USERS_CACHED = 20_000
 CONNECTED_ROOMS_CACHED = 400_000
 MEMBERS_CACHED = 500_000
+ORDERED_ROOMS_CACHED = 1_000_000
 
 
 def sliding_parts(
@@ -56,6 +58,7 @@ def sliding_parts(
         RoomLabels(synced.account_data, streams, capacity=USERS_CACHED),
         RoomTraits(summary_store, streams, capacity=ROOMS_CACHED),
         recency,
+        RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=ORDERED_ROOMS_CACHED),
     )
     entries = RoomEntries(
         RoomParts(

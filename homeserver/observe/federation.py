@@ -48,3 +48,27 @@ class MemberListMetrics:
         """It was looked for a newer list."""
         self._refreshes.labels("good" if is_good else "refused").inc()
         self._expires.set(expires or 0)
+
+
+class AuditMetrics:
+    """Counts the states of rooms that were computed anew, and those that were not as they are stored."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._checked = Counter(
+            "mahalla_room_states_checked",
+            "States of rooms with other servers that were computed anew from the past and compared",
+            registry=registry,
+        )
+        self._differing = Counter(
+            "mahalla_room_states_differing",
+            "Those of them that are not what is stored; the log names rooms, events and entries",
+            registry=registry,
+        )
+
+    def states_checked(self, count: int) -> None:
+        """So many were compared."""
+        self._checked.inc(count)
+
+    def state_differs(self) -> None:
+        """One is not what is stored."""
+        self._differing.inc()

@@ -7,7 +7,7 @@ more. What there is to look at comes from the latest changes in memory; who was 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
@@ -64,11 +64,11 @@ class DeviceLists:
         changed = await self._changed_devices(since, upto)
         moves = await self._moves(own, since, upto)
         turned_on = self._recent.encryption_since(since)
-        if not (changed or moves or turned_on is None or turned_on):
+        signed = await self._signed(user_id, since, upto)
+        if not (changed or moves or signed or turned_on is None or turned_on):
             return {"changed": [], "left": []}
         newly, gone = await self._follow(user_id, own, moves, since)
         newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto)
-        signed = await self._signed(user_id, since, upto)
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})

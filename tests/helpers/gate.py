@@ -7,32 +7,29 @@ gate.mend()
 gate.end()
 """
 
-import asyncio
 import socket
+from contextlib import suppress
 from threading import Thread
 
 CHUNK = 65536
 
 
 class Gate:
-    """Listens on a port of its own, and carries bytes to another, in a thread of its own."""
+    """Listens on a port of its own, and carries bytes to another, in threads: the servers are processes of their own."""
 
     def __init__(self, to: int) -> None:
         self._to = to
         self._open = True
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._loop = asyncio.new_event_loop()
-        self._thread = Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._carry, sock=self._socket), self._loop
-        ).result()
+        self._ends: set[socket.socket] = set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
         """Let nothing pass from now on."""
-        asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+        self._open = False
+        for end in tuple(self._ends):
+            _break_off(end)
 
     def mend(self) -> None:
         """Let what is connected from now on pass again."""
@@ -41,39 +38,39 @@ class Gate:
     def end(self) -> None:
         """Close all."""
         self.cut()
-        self._loop.call_soon_threadsafe(self._server.close)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        _break_off(self._listener)
+        self._listener.close()
 
-    async def _cut(self) -> None:
-        self._open = False
-        for writer in tuple(self._writers):
-            writer.transport.abort()
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self._listener.accept()
+            except OSError:  # the listener was closed
+                return
+            Thread(target=self._carry, args=(here,), daemon=True).start()
 
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not self._open:
-            writer.transport.abort()
-            return
-        self._writers.add(writer)
-        try:
-            there, back = await asyncio.open_connection("127.0.0.1", self._to)
-        except OSError:  # the server behind it does not run
-            writer.transport.abort()
-            self._writers.discard(writer)
-            return
-        self._writers.add(back)
-        try:
-            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
-        finally:
-            self._writers -= {writer, back}
+    def _carry(self, here: socket.socket) -> None:
+        with here, socket.socket() as there:
+            with suppress(OSError):  # the server behind it does not run
+                there.connect(("127.0.0.1", self._to))
+                self._ends |= {here, there}
+                if self._open:  # else it was cut just now
+                    back = Thread(target=_pump, args=(there, here), daemon=True)
+                    back.start()
+                    _pump(here, there)
+                    back.join()
+            self._ends -= {here, there}
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while data := await reader.read(CHUNK):
-                writer.write(data)
-                await writer.drain()
-        except OSError:
-            writer.transport.abort()
-        finally:
-            writer.close()
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    """Carry what comes from one to the other; when that ends, end both."""
+    with suppress(OSError):
+        while data := source.recv(CHUNK):
+            target.sendall(data)
+    _break_off(source)
+    _break_off(target)
+
+
+def _break_off(end: socket.socket) -> None:
+    with suppress(OSError):  # it is not connected any more
+        end.shutdown(socket.SHUT_RDWR)

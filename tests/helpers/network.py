@@ -135,6 +135,8 @@ class Network:
 
     def _send(self, letter: "Letter", answered: "Deferred[WireAnswer]") -> None:
         fate = self.weather(letter)
+        if fate is Fate.IS_NOT_ANSWERED:
+            return
         if fate is not Fate.IS_LOST:
             nobody: Deferred[WireAnswer] = Deferred()
             nobody.addErrback(lambda failure: failure.trap(RemoteError))
@@ -179,6 +181,7 @@ class Fate(Enum):
     ARRIVES_TWICE = "arrives twice"
     IS_LOST = "is lost"
     ANSWER_IS_LOST = "its answer is lost"
+    IS_NOT_ANSWERED = "nobody answers, until whoever asks gives up"
 
 
 class Letter:

@@ -18,6 +18,7 @@ from typing import Any
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from twisted.logger import capturedLogs, formatEvent
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
@@ -183,6 +184,7 @@ class Towns(RuleBasedStateMachine):
             if self.room_id != "!none":
                 self._heal()
                 run_coroutine(self._compare(), None)
+                run_coroutine(self._audit(), None)
         finally:
             for database in self.databases:
                 run_coroutine(database.close(), None)
@@ -242,6 +244,16 @@ class Towns(RuleBasedStateMachine):
                     assert states[one] == states[other], (NAMES[one], NAMES[other])
                     await self._compare_events(one, other)
                     await self._compare_events(other, one)
+
+    async def _audit(self) -> None:
+        """Each server's stored states are what the past gives."""
+        with capturedLogs() as logged:
+            for side in self.sides:
+                while await side.server.app.incoming.audit.do_step(100):
+                    pass
+                await side.server.app.incoming.audit.do_step(10_000)
+        differences = [formatEvent(entry) for entry in logged if "the state of" in str(entry.get("log_format"))]
+        assert not differences, differences[0]
 
     async def _compare_all_events(self) -> None:
         """Everybody has what anybody has been shown; and shows it, unless somebody took it to come from outside."""

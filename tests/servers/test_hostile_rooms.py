@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from federation.protocol.errors import RemoteError
+from federation.protocol.event_signing import hash_and_sign_event
+from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
 from tests.helpers.network import Network
@@ -115,6 +117,65 @@ def test_states_that_cannot_be_are_not_believed(network: Network, change: Change
     network.forge(NORTH, lambda _, answer: answer)
     ok(join_via(bob, room_id, NORTH))
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+
+
+@pytest.mark.parametrize("version", ["11", "12"])
+def test_events_of_another_room_are_left_out(network: Network, version: str) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    room_id = create(alice, preset="public_chat", room_version=version)
+    other = create(alice, preset="public_chat", room_version=version, name="poison")
+    answers: list[Any] = []
+
+    def remember(answer: Any) -> Any:
+        answers.append(answer)
+        return answer
+
+    network.forge(NORTH, forging("/send_join/", remember))
+    ok(join_via(network.add(WEST).register("carol"), other, NORTH))
+    names = [event for event in answers[0]["state"] if event["type"] == "m.room.name"]
+    assert len(names) == 1
+    network.forge(NORTH, forging("/send_join/", in_state(lambda events: [*events, *names])))
+
+    ok(join_via(bob, room_id, NORTH))
+
+    assert get_state(bob, room_id, "m.room.name") is None
+    assert "poison" not in str(bob.get(f"/_matrix/client/v3/rooms/{room_id}/state").body)
+
+
+@pytest.mark.parametrize("version", ["6", "11", "12"])
+@pytest.mark.parametrize(
+    "fields",
+    [{"prev_events": ["$" + "a" * 43]}, {"sender": f"@mallory:{WEST}"}, {"content": {"room_version": "1"}}],
+    ids=["with a past", "of another", "of another version"],
+)
+def test_a_create_event_that_cannot_be(network: Network, version: str, fields: dict[str, Any]) -> None:
+    """The server made it and signed it well; it is none all the same."""
+    north = network.add(NORTH)
+    alice, bob = north.register("alice"), network.add(SOUTH).register("bob")
+    room_id = create(alice, preset="public_chat", room_version=version)
+    identity = north.app.federation.identity
+
+    def remake(event: dict[str, Any]) -> dict[str, Any]:
+        bare = {name: value for name, value in event.items() if name not in ("hashes", "signatures")}
+        return hash_and_sign_event(ROOM_VERSIONS[version], {**bare, **fields}, identity.server_name, identity.key)
+
+    def lie(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [remake(event) if event["type"] == "m.room.create" else event for event in events]
+
+    network.forge(NORTH, forging("/send_join/", in_state(lie)))
+
+    assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
+    assert not is_known(bob, room_id)
+
+
+def test_the_join_of_somebody_else_in_the_answer_does_not_count(network: Network) -> None:
+    alice, bob, room_id = pair(network)
+    change = in_event(state_key=alice.user_id, sender=alice.user_id, content={"membership": "ban"})
+    network.forge(NORTH, forging("/send_join/", change))
+
+    ok(join_via(bob, room_id, NORTH))
+
+    assert members(bob, room_id) == members(alice, room_id) == {alice.user_id: "join", bob.user_id: "join"}
 
 
 def test_a_name_that_nobody_signed_is_not_shown(network: Network) -> None:

@@ -86,6 +86,8 @@ class Towns(RuleBasedStateMachine):
         for who in range(4):
             self.join(who, 0)
         self.join(3, 1)
+        members = self.people[0].get(f"{V3}/rooms/{self.rooms[0]}/joined_members").json["joined"]
+        assert len(members) == len(self.people)
 
     @rule(who=WHO, preset=st.sampled_from(["public_chat", "private_chat"]))
     def create(self, who: int, preset: str) -> None:
@@ -119,8 +121,9 @@ class Towns(RuleBasedStateMachine):
 
     @rule(who=WHO, where=ROOM)
     def join(self, who: int, where: int) -> None:
-        via = NORTH if who == 3 else SOUTH
-        self.act(who, where, "POST", "join", {}, f"?server_name={via}")
+        if where < len(self.rooms):
+            uri = f"{V3}/join/{self.rooms[where]}?via={NORTH if who == 3 else SOUTH}"
+            self.note("join", self.people[who].start("POST", uri, {}))
 
     @rule(who=WHO, where=ROOM)
     def leave(self, who: int, where: int) -> None:
@@ -228,8 +231,8 @@ class Towns(RuleBasedStateMachine):
     @rule(
         where=ROOM,
         who=LOCAL,
-        ours=st.sampled_from(["thing", "name", "level", "ban", "leave", "invite"]),
-        theirs=st.sampled_from(["thing", "name", "level", "kick", "say"]),
+        ours=st.sampled_from(["thing", "name", "level", "ban", "leave", "invite", "join", "join"]),
+        theirs=st.sampled_from(["thing", "name", "level", "kick", "say", "close", "close"]),
         meanwhile=st.integers(0, 3),
         order=st.integers(0, 2**16),
         value=NUMBER,
@@ -237,15 +240,20 @@ class Towns(RuleBasedStateMachine):
     def fork(self, where: int, who: int, ours: str, theirs: str, meanwhile: int, order: int, value: int) -> None:
         """Both sides change the same while they do not hear of each other."""
         self.network.hold()
-        for side, what in ((who, ours), (3, theirs), (0, "thing")):
+        for side, what in ((3, theirs), (who, ours), (0, "thing")):
             if what == "level":
                 self.set_levels(side, where, ((0, 50, 100)[value % 3], 100, 50))
             elif what in ("thing", "name"):
-                self.set_state(side, where, value + side, "m.room.name" if what == "name" else "org.example.thing")
+                self.set_state(side, where, 2 * side, "m.room.name" if what == "name" else "org.example.thing")
             elif what == "say":
                 self.say(side, where, 0)
             elif what == "leave":
                 self.leave(side, where)
+            elif what == "join":
+                self.leave(side, where)
+                self.join(side, where)
+            elif what == "close":
+                self.set_state(side, where, 1, "m.room.join_rules")
             else:
                 self.change_membership(side, where, (value + side) % 4, what)
         for _ in range(meanwhile % 2):

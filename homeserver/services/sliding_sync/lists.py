@@ -5,13 +5,14 @@ filters need to know of rooms is read for all of them at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomID, UserID, is_room_id
+from federation.protocol.ids import RoomID, is_room_id
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
@@ -19,6 +20,7 @@ from federation.rooms.visible import Visibility
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.labels import NO_TAGS, Labels, RoomLabels, RoomTraits
+from homeserver.services.sliding_sync.order import OUTSIDE, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import (
     NO_FILTERS,
@@ -32,7 +34,6 @@ from homeserver.services.sync.invited import InvitedRooms
 from storage.memberships import MembershipRow
 from storage.rooms import RoomRow, RoomStore
 
-OUTSIDE: Final = frozenset({"invite", "knock"})
 CREATE: Final = "m.room.create"
 ENCRYPTION: Final = "m.room.encryption"
 SPACE_CHILD: Final = "m.space.child"
@@ -57,9 +58,9 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     """What is wanted of each room; of many the same object."""
     rows: Mapping[int, MembershipRow]
     joined: frozenset[int]
-    """Numbers of the rooms that the user is in."""
+    """Those of the rooms in `configs` that the user is in."""
     latest: Mapping[int, int]
-    """Position of the newest event by room."""
+    """Position of the newest event by room, for the rooms in `configs`."""
     labels: Labels
 
     def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
@@ -74,9 +75,10 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
         settled = state.settled(first)
         return [nid for nid, config in configs.items() if nid in changed or nid not in settled or config is not first]
 
-    def news_of(self, row: MembershipRow) -> int:
-        """The position of the latest thing that the user may hear of in a room."""
-        return max(self.latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
+
+def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
+    """The position of the latest thing that the user may hear of in a room."""
+    return max(latest.get(row.room_nid, 0), row.position) if row.membership == "join" else row.position
 
 
 class RoomLists:
@@ -94,6 +96,7 @@ class RoomLists:
         labels: RoomLabels,
         traits: RoomTraits,
         recency: RoomRecency,
+        orders: RoomOrders,
     ) -> None:
         self._engine = engine
         self._events = events
@@ -105,27 +108,24 @@ class RoomLists:
         self._labels = labels
         self._traits = traits
         self._recency = recency
+        self._orders = orders
         # whether the user had been in the room, by the number of a membership event: that never changes
         self._was_joined: OrderedDict[int, bool] = OrderedDict()
 
     async def select(self, request: SlidingRequest, connection: Connection) -> Selection:
         """The rooms in the windows and subscriptions of a request."""
         user_id = request.caller.user_id
-        rows = await self._memberships.of_user(user_id)
-        joined = await self._memberships.joined_rooms(user_id)
-        latest = await self._recency.latest(joined)
         labels = await self._labels.of_user(user_id)
         counts: dict[str, int] = {}
         windows: dict[str, Sequence[int]] = {}
         configs = _Configs()
+        rows = await self._memberships.of_user(user_id)
         if request.lists:
-            others = await self._others(user_id, rows, joined, connection)
-            newest = {nid: latest[nid] for nid in joined} | others if others else latest
-            candidates = sorted([*joined, *others], key=newest.__getitem__, reverse=True)
+            candidates = await self._candidates(await self._orders.of_user(user_id), connection)
             for name, wanted in request.lists.items():
                 shown = await self._filter(wanted.filters, rows, candidates, labels)
                 counts[name] = len(shown)
-                windows[name] = _cut(wanted, shown)
+                windows[name] = [row.room_nid for row in _cut(wanted, shown)]
                 configs.add(windows[name], wanted.config)
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
@@ -133,7 +133,14 @@ class RoomLists:
             if row is not None and await self._may_see(row):
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
+        rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
+        joined = frozenset([nid for nid in configs.by_room if rows[nid].membership == "join"])
+        latest = await self.latest(joined)
         return Selection(counts, windows, subscribed, configs.by_room, rows, joined, latest, labels)
+
+    async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
+        """The positions of the newest events of rooms that the user is in, of these at least."""
+        return await self._recency.latest(room_nids)
 
     async def was_joined(self, row: MembershipRow) -> bool:
         """Whether the user is, or ever was, in the room."""
@@ -146,49 +153,56 @@ class RoomLists:
                 self._was_joined.popitem(last=False)
         return known
 
+    async def was_reset(self, row: MembershipRow) -> bool:
+        """Whether the user is no longer in the room although no event says so: the resolution of a fork took them out."""
+        event = (await self._events.get_events([row.event_nid])).get(row.event_nid)
+        return event is not None and event.event.membership != row.membership
+
     async def _may_see(self, row: MembershipRow) -> bool:
         if row.forgotten or await self._permissions.hides(row):
             return False
         return row.membership in OUTSIDE or await self.was_joined(row)
 
-    async def _others(
-        self, user_id: UserID, rows: Mapping[int, MembershipRow], joined: Set[int], connection: Connection
-    ) -> dict[int, int]:
-        """The rooms that a list may show though the user is not in them, with the positions of their memberships."""
-        found: dict[int, int] = {}
+    async def _candidates(self, order: RoomOrder, connection: Connection) -> Collection[MembershipRow]:
+        """The rooms that a list may show, in order."""
+        sent_rooms = connection.state.rooms
+        # the client has to learn that the user is no longer there
+        news = [
+            row
+            for row in (order.departed[nid] for nid in order.departed.keys() & sent_rooms.keys())
+            if row.position > connection.since(sent_rooms[row.room_nid].upto)
+        ]
+        hidden: set[int] = set()
         removed: list[MembershipRow] = []
-        if len(joined) == len(rows):
-            return found
-        for nid in rows.keys() - joined:
-            row = rows[nid]
-            if row.forgotten:
-                continue
+        for row in order.unsure:
+            sent = sent_rooms.get(row.room_nid)
             if row.membership in OUTSIDE:
-                if not await self._permissions.hides(row):
-                    found[nid] = row.position
-            else:
-                sent = connection.state.rooms.get(nid)
-                if sent is not None and row.position > connection.since(sent.upto):
-                    found[nid] = row.position  # the client has to learn that the user is no longer there
-                elif row.membership == "ban" or row.sender != user_id:
-                    removed.append(row)
+                if await self._permissions.hides(row):
+                    hidden.add(row.room_nid)
+            elif sent is None or row.position <= connection.since(sent.upto):
+                removed.append(row)
         unknown = [row.event_nid for row in removed if row.event_nid not in self._was_joined]
         if unknown:
             left = await self._events.get_events(unknown)
             await self._events.get_events(event.replaces for event in left.values() if event.replaces is not None)
-        found.update([(row.room_nid, row.position) for row in removed if await self.was_joined(row)])
-        return found
+        hidden |= {row.room_nid for row in removed if not await self.was_joined(row)}
+        if not news and not hidden:
+            return NewestFirst(order.rooms)
+        latest = self._recency.known
+        shown = [row for row in order.rooms.values() if row.room_nid not in hidden] + news
+        shown.sort(key=lambda row: news_of(row, latest), reverse=True)
+        return shown
 
     async def _filter(
         self,
         filters: ListFilters,
         rows: Mapping[int, MembershipRow],
-        candidates: Sequence[int],
+        candidates: Collection[MembershipRow],
         labels: Labels,
-    ) -> Sequence[int]:
+    ) -> Collection[MembershipRow]:
         if filters == NO_FILTERS:
             return candidates
-        shown = [rows[nid] for nid in candidates]
+        shown: Iterable[MembershipRow] = candidates
         if filters.is_invite is not None:
             shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
         if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
@@ -200,7 +214,7 @@ class RoomLists:
         if filters.by_state:
             traits = await self._find_traits(shown)
             shown = [row for row in shown if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])]
-        return [row.room_nid for row in shown]
+        return list(shown)
 
     async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
         """The rooms that the spaces name as theirs; spaces that the user is not in do not count."""
@@ -268,10 +282,13 @@ class _Configs:
         return self._merged[key]
 
 
-def _cut(wanted: ListRequest, room_nids: Sequence[int]) -> Sequence[int]:
+def _cut(wanted: ListRequest, rows: Collection[MembershipRow]) -> list[MembershipRow]:
     if wanted.ranges is None:
-        return room_nids
-    return list(dict.fromkeys(nid for first, last in wanted.ranges for nid in room_nids[first : last + 1]))
+        return list(rows)
+    within: dict[int, MembershipRow] = {}
+    for first, last in wanted.ranges:
+        within.update((row.room_nid, row) for row in islice(rows, first, last + 1))
+    return list(within.values())
 
 
 def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:

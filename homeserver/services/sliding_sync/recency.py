@@ -35,16 +35,24 @@ class RoomRecency:
         self._capacity = capacity
         self._latest: dict[int, int] = {}
         self._bumps: dict[int, int] = {}
+        self.generation = 0
+        """Another one once something of the latest positions was forgotten."""
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
-    async def latest(self, room_nids: frozenset[int]) -> Mapping[int, int]:
+    @property
+    def known(self) -> Mapping[int, int]:
+        """What is known of the latest positions. The mapping is the cache's own: read, don't keep."""
+        return self._latest
+
+    async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The position of the newest event, for these rooms at least. The mapping is the cache's own: read, don't keep."""
-        while missing := room_nids.difference(self._latest):
+        while missing := [nid for nid in room_nids if nid not in self._latest]:
             if len(self._latest) > self._capacity:
-                self._latest, missing = {}, room_nids
+                self._latest, missing = {}, list(room_nids)
+                self.generation += 1
             known = self._latest
-            read = await self._store.get_latest_positions(list(missing))
+            read = await self._store.get_latest_positions(missing)
             if known is self._latest:  # else others wrote meanwhile
                 _merge(known, missing, read)
         return self._latest
@@ -78,8 +86,9 @@ class RoomRecency:
     def _forget_all(self) -> None:
         # whoever holds the mappings goes on with what they knew
         self._latest, self._bumps = {}, {}
+        self.generation += 1
 
 
-def _merge(known: dict[int, int], room_nids: Collection[int], read: Mapping[int, int]) -> None:
+def _merge(known: dict[int, int], room_nids: Sequence[int], read: Mapping[int, int]) -> None:
     for nid in room_nids:  # the stream may have told of something newer than what was read
         known[nid] = max(read.get(nid, 0), known.get(nid, 0))

@@ -63,7 +63,7 @@ class RequiredStates:
         return StateOfRoom(
             {key: nid for key, nid in changes.items() if nid is not None and wanted.matches(*key)},
             {key: changes[key] for key in (NAME, AVATAR) if key in changes},
-            bool(members),
+            any(key.type == MEMBER for key in changes),
             members,
             [key for key, nid in changes.items() if nid is None and wanted.matches(*key)],
         )

@@ -15,7 +15,7 @@ from federation.rooms.visible import Seen, Visibility
 from homeserver.services.client_events import ClientEvents, present_plainly, present_stripped
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
-from homeserver.services.sliding_sync.lists import OUTSIDE
+from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in

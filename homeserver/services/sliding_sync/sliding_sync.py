@@ -30,7 +30,7 @@ from homeserver.services.sliding_sync.connections import (
     UnknownPos,
 )
 from homeserver.services.sliding_sync.extensions import ExtensionReader
-from homeserver.services.sliding_sync.lists import RoomLists, Selection
+from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
 from homeserver.services.sliding_sync.request import SlidingRequest
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomWork
 from homeserver.services.stream_tokens import SyncToken
@@ -126,7 +126,7 @@ class SlidingSync:
         extensions, extension_news = await parts.extensions.read(request, connection, selection, works, token, changes)
         for work in works:
             changes.set_room(work.room.room_nid, work.result())
-        self._end_others(request, connection, selection, {work.room.room_nid for work in works}, changes)
+        await self._end_others(request, connection, selection, {work.room.room_nid for work in works}, changes)
         body: dict[str, Any] = {
             "lists": {name: {"count": count} for name, count in selection.counts.items()},
             "rooms": entries,
@@ -149,7 +149,7 @@ class SlidingSync:
             grown = sent is not None and not sent.covers(selection.configs[nid])
             row = selection.rows[nid]
             since = 0 if sent is None else connection.since(sent.upto)
-            news = selection.news_of(row) > since
+            news = news_of(row, selection.latest) > since
             if sent is None or news or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
@@ -157,7 +157,12 @@ class SlidingSync:
         works: list[RoomWork] = []
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)
-            arrived = row.membership == "join" and row.position > since
+            initial = sent is None
+            if not initial and row.position > since:
+                if row.membership == "join":
+                    initial = not await parts.states.was_joined_at(row, since)
+                else:
+                    initial = await parts.lists.was_reset(row)
             works.append(
                 RoomWork(
                     rooms[nid],
@@ -165,7 +170,7 @@ class SlidingSync:
                     selection.configs[nid],
                     sent,
                     since,
-                    sent is None or (arrived and not await parts.states.was_joined_at(row, since)),
+                    initial,
                     news,
                     await parts.lists.was_joined(row),
                     rooms[nid].room_id in selection.labels.direct,
@@ -174,7 +179,7 @@ class SlidingSync:
             )
         return works
 
-    def _end_others(
+    async def _end_others(
         self,
         request: SlidingRequest,
         connection: Connection,
@@ -187,11 +192,11 @@ class SlidingSync:
             return
         rooms = connection.state.rooms
         recent = self._parts.recent.rooms_since(request.caller.user_id, connection.position)
-        for nid in rooms if recent is None else recent.events & rooms.keys():
-            row = selection.rows.get(nid)
-            if nid in told or row is None or rooms[nid].upto != LIVE:
-                continue
-            if selection.news_of(row) > connection.position:
+        candidates = rooms.keys() if recent is None else recent.events & rooms.keys()
+        live = [nid for nid in candidates if nid not in told and nid in selection.rows and rooms[nid].upto == LIVE]
+        latest = await self._parts.lists.latest([nid for nid in live if selection.rows[nid].membership == "join"])
+        for nid in live:
+            if news_of(selection.rows[nid], latest) > connection.position:
                 changes.end_room(nid, connection.position)
 
 

@@ -1,0 +1,158 @@
+"""The rooms of users in the order of lists, from memory: kept up by what has changed since they were looked at last, so that
+a list costs no more for somebody in thousands of rooms.
+
+A dictionary keeps the order in which its keys were set. So it holds the rooms, the one with the oldest news first: whatever
+the stream tells of a room is the newest of all, and moves it to the end. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.recency import RoomRecency
+from storage.memberships import MembershipRow
+from storage.streams import Change, Streams, Topic
+
+OUTSIDE: Final = frozenset({"invite", "knock"})
+
+
+class NewestFirst(Collection[MembershipRow]):
+    """The rooms of a dictionary that has the oldest ones first."""
+
+    def __init__(self, rooms: dict[int, MembershipRow]) -> None:
+        self._rooms = rooms
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+    def __iter__(self) -> Iterator[MembershipRow]:
+        return reversed(self._rooms.values())
+
+    def __contains__(self, row: object) -> bool:
+        return isinstance(row, MembershipRow) and self._rooms.get(row.room_nid) == row
+
+
+@dataclass(slots=True)
+class RoomOrder:
+    """One user's rooms. Who reads it does so at once: it changes."""
+
+    upto: int
+    """What came after this position is not in it."""
+    generation: int
+    """Of the memory of latest events that it was made from."""
+    rooms: dict[int, MembershipRow] = field(default_factory=dict)
+    """Those that a list may show, by number, the one with the oldest news first."""
+    unsure: list[MembershipRow] = field(default_factory=list)
+    """Those of them that it shows on conditions: the user is invited, knocks, or was removed."""
+    departed: dict[int, MembershipRow] = field(default_factory=dict)
+    """Rooms that the user has left, by number: a list shows them once."""
+
+
+class RoomOrders:
+    """Knows the order of users' rooms."""
+
+    def __init__(
+        self,
+        memberships: Memberships,
+        recency: RoomRecency,
+        recent: RecentChanges,
+        streams: Streams,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: about how many rooms of all users are remembered."""
+        self._memberships = memberships
+        self._recency = recency
+        self._recent = recent
+        self._streams = streams
+        self._capacity = capacity
+        self._known: OrderedDict[str, RoomOrder] = OrderedDict()
+        self._weight = 0
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def of_user(self, user_id: UserID) -> RoomOrder:
+        """The order of now."""
+        known = self._known.get(user_id)
+        if known is not None and known.generation == self._recency.generation:
+            upto = self._streams.current()
+            changed = self._recent.rooms_since(user_id, known.upto)
+            if changed is not None:
+                self._known.move_to_end(user_id)
+                self._move(known, changed.events)
+                known.upto = upto
+                return known
+        self._forget(user_id)
+        while True:
+            heard, upto = self._changes_heard, self._streams.current()
+            rows = (await self._memberships.of_user(user_id)).values()
+            latest = await self._recency.latest([row.room_nid for row in rows if row.membership == "join"])
+            if heard == self._changes_heard:
+                break
+        order = _arrange(user_id, rows, latest, RoomOrder(upto, self._recency.generation))
+        self._remember(user_id, order)
+        return order
+
+    def _move(self, order: RoomOrder, changed: Collection[int]) -> None:
+        latest, rooms = self._recency.known, order.rooms
+        moved = [nid for nid in changed if nid in rooms and rooms[nid].membership == "join"]
+        for nid in sorted(moved, key=lambda nid: latest.get(nid, 0)):
+            rooms[nid] = rooms.pop(nid)
+
+    def _remember(self, user_id: str, order: RoomOrder) -> None:
+        self._forget(user_id)
+        self._known[user_id] = order
+        self._weight += _weigh(order)
+        while self._weight > self._capacity and len(self._known) > 1:
+            self._forget(next(iter(self._known)))
+
+    def _forget(self, user_id: str) -> None:
+        order = self._known.pop(user_id, None)
+        if order is not None:
+            self._weight -= _weigh(order)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.MEMBERSHIP:
+                self._changes_heard += 1
+                if change.user_id is not None:
+                    self._forget(change.user_id)
+                else:
+                    self._forget_all()
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._changes_heard += 1
+        self._forget_all()
+
+    def _forget_all(self) -> None:
+        self._known.clear()
+        self._weight = 0
+
+
+def _weigh(order: RoomOrder) -> int:
+    return 1 + len(order.rooms) + len(order.departed)
+
+
+def _arrange(
+    user_id: UserID, rows: Collection[MembershipRow], latest: Mapping[int, int], order: RoomOrder
+) -> RoomOrder:
+    shown: list[tuple[int, MembershipRow]] = []
+    for row in rows:
+        if row.membership == "join":
+            shown.append((latest.get(row.room_nid, 0), row))
+        elif row.forgotten:
+            continue
+        elif row.membership in OUTSIDE or row.membership == "ban" or row.sender != user_id:
+            shown.append((row.position, row))
+            order.unsure.append(row)
+        else:
+            order.departed[row.room_nid] = row
+    shown.sort(key=lambda each: each[0])
+    order.rooms = {row.room_nid: row for _, row in shown}
+    return order

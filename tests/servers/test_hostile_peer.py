@@ -1,0 +1,322 @@
+"""A server that is in a room and lies: nothing is taken that should not be, and the honest ones do not notice.
+
+What it may say of rooms when somebody joins is in test_hostile_rooms.py, keys are in test_keyring.py, slow answers in
+tests/outbound, pressure in test_fairness.py.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.protocol.event_signing import hash_and_sign_event
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, ServerName, UserID
+from federation.requests import RefusedByRemote
+from federation.rooms.missing import MAX_ROUNDS, MAX_SECONDS
+from federation.wire import WireAnswer, WireRequest
+from homeserver.services.received_notices import MAX_PRESENCES, MAX_RECEIPTS
+from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
+from tests.helpers.keys import identity_keys, query, sync, upload
+from tests.helpers.network import Fate, Letter, Network
+
+V3 = "/_matrix/client/v3"
+FAR = 2**53 - 1
+Lie = Callable[[Shared], Awaitable[Mapping[str, Any]]]
+
+
+async def event(
+    room: Shared, type: str, content: Mapping[str, Any], state_key: str | None = None, **more: Any
+) -> Event:
+    """An event by Bob that the south signs."""
+    sender = more.pop("sender", room.bob.user_id)
+    return await room.south.build_next(room.room_id, UserID(sender), type, content, state_key, **more)
+
+
+async def forged_sender(room: Shared) -> Mapping[str, Any]:
+    return (await event(room, "m.room.message", {"body": "lie"}, sender=room.alice.user_id)).pdu
+
+
+async def borrowed_signature(room: Shared) -> Mapping[str, Any]:
+    pdu = (await event(room, "m.room.message", {"body": "lie"}, sender=room.alice.user_id)).pdu
+    honest = await room.north.pdu(room.room_id, (await room.north.last(room.room_id))[0].event_id)
+    return {**pdu, "signatures": {**pdu["signatures"], NORTH: honest["signatures"].get(NORTH, {"ed25519:a": "A" * 86})}}
+
+
+async def own_power(room: Shared) -> Mapping[str, Any]:
+    users = {room.alice.user_id: 0, room.bob.user_id: 100}
+    return (await event(room, "m.room.power_levels", {"users": users}, "")).pdu
+
+
+async def old_power(room: Shared) -> Mapping[str, Any]:
+    """Bob was powerful once, and says what he would have been allowed to say then, next to what took that from him."""
+    before = await room.north.last(room.room_id)
+    levels = room.alice.get(f"{V3}/rooms/{room.room_id}/state/m.room.power_levels/").json
+    set_state(
+        room.alice, room.room_id, "m.room.power_levels", {**levels, "users": {**levels["users"], room.bob.user_id: 50}}
+    )
+    powerful = await room.south.room(room.room_id)
+    state = {key: stored.event for key, stored in (await powerful.state.load_all()).items()}
+    set_state(room.alice, room.room_id, "m.room.power_levels", levels)
+    return (
+        await room.south.build(
+            powerful.version,
+            room.room_id,
+            before,
+            state,
+            UserID(room.bob.user_id),
+            "m.room.topic",
+            {"topic": "lie"},
+            "",
+        )
+    ).pdu
+
+
+async def kick(room: Shared) -> Mapping[str, Any]:
+    return (await event(room, "m.room.member", {"membership": "leave"}, room.alice.user_id)).pdu
+
+
+async def join_of_another(room: Shared) -> Mapping[str, Any]:
+    return (await event(room, "m.room.member", {"membership": "join"}, f"@carol:{NORTH}")).pdu
+
+
+async def second_create(room: Shared) -> Mapping[str, Any]:
+    return (await event(room, "m.room.create", {"room_version": "11"}, "")).pdu
+
+
+async def create_without_past(room: Shared) -> Mapping[str, Any]:
+    return (await event(room, "m.room.create", {"room_version": "11"}, "", prev=[], auth=[])).pdu
+
+
+async def auth_of_another_room(room: Shared) -> Mapping[str, Any]:
+    other = Side(room.south.server)
+    room_id = create_room(room.bob)
+    auth = list((await other.state(room_id)).values())
+    return (await event(room, "m.room.message", {"body": "lie"}, auth=auth)).pdu
+
+
+async def auth_twice(room: Shared) -> Mapping[str, Any]:
+    state = await room.south.state(room.room_id)
+    names = [state[StateKey("m.room.create", "")], state[StateKey("m.room.member", room.bob.user_id)]]
+    return (await event(room, "m.room.topic", {"topic": "lie"}, "", auth=[*names, *names])).pdu
+
+
+async def no_auth(room: Shared) -> Mapping[str, Any]:
+    return (await event(room, "m.room.topic", {"topic": "lie"}, "", auth=[])).pdu
+
+
+def signed_with(**fields: Any) -> Lie:
+    """A message with fields that cannot be, hashed and signed all the same."""
+
+    async def lie(room: Shared) -> Mapping[str, Any]:
+        honest = await event(room, "m.room.message", {"body": "lie"})
+        pdu = {name: value for name, value in honest.pdu.items() if name not in ("hashes", "signatures")} | fields
+        try:
+            return hash_and_sign_event(honest.version, pdu, ServerName(SOUTH), room.south.federation.identity.key)
+        except Exception:  # what cannot even be signed is sent as it is
+            return {**honest.pdu, **fields}
+
+    return lie
+
+
+def nested(depth: int) -> Any:
+    value: Any = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+LIES: dict[str, Lie] = {
+    "forged sender": forged_sender,
+    "borrowed signature": borrowed_signature,
+    "own power": own_power,
+    "old power": old_power,
+    "kick": kick,
+    "join of another": join_of_another,
+    "second create event": second_create,
+    "create event without a past": create_without_past,
+    "auth events of another room": auth_of_another_room,
+    "auth events twice": auth_twice,
+    "no auth events": no_auth,
+    "depth": signed_with(depth=FAR + 1),
+    "negative depth": signed_with(depth=-1),
+    "a float": signed_with(content={"body": "lie", "n": 1.5}),
+    "a large number": signed_with(content={"body": "lie", "n": 2**60}),
+    "long type": signed_with(type="x" * 256),
+    "long state key": signed_with(type="m.room.topic", state_key="x" * 256),
+    "long sender": signed_with(sender=f"@{'b' * 250}:{SOUTH}"),
+    "large": signed_with(content={"body": "lie", "much": "x" * 65_536}),
+    "many prev events": signed_with(prev_events=["$" + f"{number:043d}" for number in range(21)]),
+    "many auth events": signed_with(auth_events=["$" + f"{number:043d}" for number in range(11)]),
+    "no past": signed_with(prev_events=[]),
+    "nested": signed_with(content={"body": "lie", "x": nested(300)}, type="m.room.message"),
+    "surrogate": signed_with(content={"body": "lie\0"}, sender=f"@b\0b:{SOUTH}"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES.keys())
+async def test_nothing_is_taken_that_should_not_be(network: Network, lie: Lie) -> None:
+    room = await shared(network)
+    network.start_sending()
+    say(room.alice, room.room_id, "hello")
+    network.settle()
+    pdu = await lie(room)
+    before, levels = await room.north.state(room.room_id), room.alice.get(f"{V3}/rooms/{room.room_id}/state").body
+
+    try:
+        answer = await room.south.push(NORTH, [pdu])
+    except RefusedByRemote as refusal:
+        answer = {"pdus": {}}
+        assert refusal.status == 400, refusal  # noqa: PT017 - either answer is good
+    network.clock.advance(3600)
+    network.settle()
+
+    assert await room.north.state(room.room_id) == before
+    assert room.alice.get(f"{V3}/rooms/{room.room_id}/state").body == levels
+    assert "lie" not in texts(room.alice, room.room_id)
+    assert all(result == {} or "error" in result for result in answer["pdus"].values())
+    say(room.bob, room.room_id, "the truth")
+    network.settle()
+    assert texts(room.alice, room.room_id)[0] == "the truth"
+
+
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+async def test_a_deeply_nested_body_is_refused(network: Network, depth: int) -> None:
+    room = await shared(network)
+    body = b'{"pdus":[' + b'{"a":' * depth + b"1" + b"}" * depth + b"]}"
+    answers = []
+
+    async def exchange(request: WireRequest) -> None:
+        answers.append(await network.exchange(SOUTH, ServerName(NORTH), request))
+
+    await exchange(WireRequest("PUT", "/_matrix/federation/v1/send/deep", (), body, seconds=30))
+
+    assert answers[0].status in (400, 401)
+    assert room.alice.get(f"{V3}/sync").status == 200
+
+
+async def test_a_body_that_is_too_long_is_refused_before_it_is_read(network: Network) -> None:
+    room = await shared(network)
+    receipts = {f"@u{number}:{SOUTH}": {"event_ids": ["$x"], "data": {}} for number in range(10**6)}
+    edu = {"edu_type": "m.receipt", "content": {room.room_id: {"m.read": receipts}}}
+
+    with pytest.raises(RefusedByRemote) as refused:
+        await room.south.push(NORTH, [], [edu])
+
+    assert refused.value.status == 413
+
+
+async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template: Path) -> None:
+    counter = QueryCounter()
+    network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
+    room = await shared(network)
+    said = say(room.alice, room.room_id, "hello")
+    users = [f"@u{number}:{SOUTH}" for number in range(60_000)]
+    receipts = {user: {"event_ids": [said], "data": {"ts": 1}} for user in users}
+    rooms = {
+        f"!r{number}:{NORTH}": {"m.read": {users[0]: {"event_ids": [said], "data": {}}}} for number in range(30_000)
+    }
+    people = [{"user_id": user, "presence": "online"} for user in users]
+    edus = [
+        {"edu_type": "m.receipt", "content": {room.room_id: {"m.read": receipts}}},
+        {"edu_type": "m.receipt", "content": rooms},
+        {"edu_type": "m.presence", "content": {"push": people}},
+    ]
+    counter.clear()
+
+    await room.south.push(NORTH, [], edus)
+
+    assert sum(counter.queries.values()) < 3 * (MAX_RECEIPTS + MAX_PRESENCES)
+    assert room.alice.get(f"{V3}/sync").status == 200
+    for side in (room.north, room.south):
+        await side.server.app.database.close()
+
+
+async def test_edus_about_others_are_passed_over(network: Network) -> None:
+    room = await shared(network)
+    network.start_sending()
+    alice, bob = room.alice, room.bob
+    upload(alice, device_keys=identity_keys(alice)[1])
+    said = say(alice, room.room_id, "hello")
+    network.settle()
+    since = sync(alice)["next_batch"]
+    keys = query(alice, alice)["device_keys"]
+    message = {
+        "sender": alice.user_id,
+        "type": "org.example.x",
+        "message_id": "1",
+        "messages": {alice.user_id: {"*": {}}},
+    }
+    device = {"user_id": alice.user_id, "device_id": alice.device_id, "stream_id": 99, "keys": identity_keys(bob, 9)[1]}
+    receipt = {room.room_id: {"m.read": {alice.user_id: {"event_ids": [said], "data": {"ts": 1}}}}}
+    edus = [
+        ("m.typing", {"room_id": room.room_id, "user_id": alice.user_id, "typing": True}),
+        ("m.receipt", receipt),
+        ("m.presence", {"push": [{"user_id": alice.user_id, "presence": "unavailable", "status_msg": "lie"}]}),
+        ("m.direct_to_device", message),
+        ("m.device_list_update", device),
+        ("m.signing_key_update", {"user_id": alice.user_id, "master_key": {"user_id": alice.user_id}}),
+    ]
+
+    await room.south.push(NORTH, [], [{"edu_type": type, "content": content} for type, content in edus])
+    network.settle()
+
+    news = sync(alice, since)
+    assert not news["to_device"]["events"]
+    assert alice.user_id not in str(news.get("device_lists", {}))
+    assert not any(
+        alice.user_id in str(entry.get("ephemeral", {})) for entry in news.get("rooms", {}).get("join", {}).values()
+    )
+    assert "lie" not in str(news)
+    assert query(alice, alice)["device_keys"] == keys
+
+
+async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(network: Network) -> None:
+    """The south refers to what it never gives, and says nothing when it is asked; the east talks on in the same room."""
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    join = await adopt(room.north, east, carol.user_id, room.room_id)
+    await room.north.push(SOUTH, [join.pdu])
+    network.start_sending()
+    before = len(network.log)
+
+    def weather(letter: Letter) -> Fate:
+        return Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+
+    network.weather = weather
+    for number in range(40):
+        unknown: list[Event | EventID] = [EventID("$" + f"{number:043d}")]
+        pdu = (await event(room, "m.room.message", {"body": "lie"}, prev=unknown)).pdu
+        await room.south.push(NORTH, [pdu])
+        said = say(carol, room.room_id, f"honest {number}")
+        network.settle()
+        assert texts(room.alice, room.room_id, limit=1)[0] == f"honest {number}"
+        assert await room.north.find(room.room_id, said) is not None
+        network.clock.advance(1)
+    network.clock.advance(2 * MAX_SECONDS)
+    network.settle()
+
+    asked = [
+        uri for origin, to, _, uri in network.log[before:] if (origin, to) == (NORTH, SOUTH) and "/send/" not in uri
+    ]
+    assert len(asked) <= 4 * MAX_ROUNDS
+    assert "lie" not in texts(room.alice, room.room_id)
+
+
+async def test_an_answer_of_another_kind_is_none(network: Network) -> None:
+    room = await shared(network)
+    network.cut(NORTH, SOUTH)
+    say(room.bob, room.room_id, "missed")
+    said = say(room.bob, room.room_id, "after it")
+    network.mend(NORTH, SOUTH)
+    page = WireAnswer(200, {"content-type": "text/html"}, b"<html>It works!</html>")
+    network.liars.append(lambda to, request: page if to == SOUTH and "/send/" not in request.uri else None)
+
+    await room.south.push(NORTH, [await room.south.pdu(room.room_id, said)])
+    network.liars.clear()
+    network.clock.advance(60)
+
+    assert texts(room.alice, room.room_id)[:2] == ["after it", "missed"]

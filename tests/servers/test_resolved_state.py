@@ -1,0 +1,146 @@
+"""What synchronising tells when the resolution of a fork decides otherwise than the events that arrive."""
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from tests.helpers.federated import NORTH, SOUTH, create_room, say, set_state
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.sliding_follower import EVERYTHING, SlidingFollower
+from tests.helpers.syncing import Json, keys, sync
+
+TOPIC = ("m.room.topic", "")
+
+
+class Town:
+    """Alice, Bob and Carol in the north and Dave in the south, who all but Carol share a public room."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        north, south = network.add(NORTH), network.add(SOUTH)
+        self.alice, self.bob, self.carol = (north.register(name) for name in ("alice", "bob", "carol"))
+        self.dave = south.register("dave")
+        network.start_sending()
+        self.room_id = create_room(self.alice, power_level_content_override={"users_default": 50, "invite": 0})
+        for user in (self.bob, self.dave):
+            answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
+            assert answer.status == 200, answer.body
+        levels = self.alice.get(f"/_matrix/client/v3/rooms/{self.room_id}/state/m.room.power_levels").json
+        people = {self.alice.user_id: 100, self.dave.user_id: 100}
+        set_state(self.alice, self.room_id, "m.room.power_levels", {**levels, "users": people})
+        set_state(self.alice, self.room_id, "m.room.topic", {"topic": "old"})
+        self.pass_time()
+
+    def pass_time(self, seconds: float = 1) -> None:
+        self.network.clock.advance(seconds)
+        self.network.settle()
+
+    def act(self, user: User, verb: str, whom: User | None = None) -> None:
+        body = {} if whom is None else {"user_id": str(whom.user_id)}
+        answer = user.post(f"/_matrix/client/v3/rooms/{self.room_id}/{verb}", body)
+        assert answer.status == 200, answer.body
+
+    def part(self) -> None:
+        """Nothing reaches the other side from now on."""
+        self.network.hold()
+
+    def meet(self) -> None:
+        """All of it arrives."""
+        self.network.deliver()
+        self.pass_time()
+
+
+@pytest.fixture
+def town(network: Network) -> Town:
+    return Town(network)
+
+
+def topic_of(events: list[Json]) -> str:
+    (topic,) = (event["content"]["topic"] for event in events if event["type"] == "m.room.topic")
+    return str(topic)
+
+
+def news(user: User, room_id: RoomID, since: str, *, after: bool = False) -> Json:
+    return dict(sync(user, since, use_state_after=str(after).lower())["rooms"]["join"][room_id])
+
+
+def test_a_change_that_is_taken_back_without_an_event(town: Town) -> None:
+    since = sync(town.alice)["next_batch"]
+    sliding = SlidingFollower(town.alice)
+    sliding.catch_up()
+    town.part()
+    town.act(town.dave, "ban", town.bob)
+    town.pass_time()
+    set_state(town.bob, town.room_id, "m.room.topic", {"topic": "new"})
+    sliding.catch_up()
+    told = sync(town.alice, since)
+    assert topic_of(told["rooms"]["join"][town.room_id]["timeline"]["events"]) == "new"
+    assert sliding.rooms[town.room_id].state[TOPIC]["content"] == {"topic": "new"}
+    town.meet()
+    room = news(town.alice, town.room_id, told["next_batch"])
+    assert keys([event for event in room["timeline"]["events"] if "state_key" in event]) == {
+        ("m.room.member", town.bob.user_id)
+    }
+    assert topic_of(room["state"]["events"]) == "old"
+    room = news(town.alice, town.room_id, told["next_batch"], after=True)
+    assert topic_of(room["state_after"]["events"]) == "old"
+    sliding.sync(EVERYTHING)
+    assert sliding.rooms[town.room_id].state[TOPIC]["content"] == {"topic": "old"}
+    whole = sync(town.alice)["rooms"]["join"][town.room_id]
+    assert topic_of(whole["state"]["events"]) == "old"
+    assert keys([event for event in whole["timeline"]["events"] if "state_key" in event]) == {
+        ("m.room.member", town.bob.user_id)
+    }
+
+
+def test_a_change_that_comes_late_and_does_not_count(town: Town) -> None:
+    """Who makes the state from the timeline gets a timeline that begins after it; all others see it there."""
+    since = sync(town.alice)["next_batch"]
+    town.part()
+    late = set_state(town.dave, town.room_id, "m.room.topic", {"topic": "south"})
+    after = say(town.dave, town.room_id, "and this")
+    town.pass_time()
+    set_state(town.alice, town.room_id, "m.room.topic", {"topic": "north"})
+    told = sync(town.alice, since)["next_batch"]
+    town.meet()
+    current = town.alice.get(f"/_matrix/client/v3/rooms/{town.room_id}/state/m.room.topic").json
+    assert current == {"topic": "north"}
+    room = news(town.alice, town.room_id, told, after=True)
+    assert [event["event_id"] for event in room["timeline"]["events"]] == [late, after]
+    assert room["state_after"]["events"] == []
+    room = news(town.alice, town.room_id, told)
+    assert [event["event_id"] for event in room["timeline"]["events"]] == [after]
+    assert room["timeline"]["limited"] is True
+    assert room["state"]["events"] == []
+    path = f"/_matrix/client/v3/rooms/{town.room_id}/messages?dir=b&limit=1&from={room['timeline']['prev_batch']}"
+    assert town.alice.get(path).json["chunk"][0]["event_id"] == late
+    whole = sync(town.alice)["rooms"]["join"][town.room_id]
+    assert late not in [event["event_id"] for event in whole["timeline"]["events"]]
+    assert topic_of(whole["state"]["events"]) == "north"
+
+
+def test_a_membership_that_is_taken_back_without_an_event(town: Town) -> None:
+    """Carol came while the room was open, and elsewhere it had been closed before: then she never was in it."""
+    since = sync(town.alice)["next_batch"]
+    town.part()
+    set_state(town.dave, town.room_id, "m.room.join_rules", {"join_rule": "invite"})
+    town.pass_time()
+    town.act(town.carol, "join")
+    carols = [SlidingFollower(town.carol), SlidingFollower(town.carol, stable=True, conn_id="other")]
+    alices = SlidingFollower(town.alice, stable=True)
+    for follower in (*carols, alices):
+        follower.catch_up()
+    assert ("m.room.member", town.carol.user_id) in alices.rooms[town.room_id].state
+    hers = sync(town.carol)["next_batch"]
+    theirs = sync(town.alice, since)["next_batch"]
+    town.meet()
+    assert town.room_id in sync(town.carol, hers)["rooms"]["leave"]
+    assert news(town.alice, town.room_id, theirs)["summary"]["m.joined_member_count"] == 3
+    alices.catch_up()
+    assert ("m.room.member", town.carol.user_id) not in alices.rooms[town.room_id].state
+    assert alices.rooms[town.room_id].fields["joined_count"] == 3
+    for follower in carols:
+        entry = follower.ask(EVERYTHING)["rooms"][town.room_id]
+        assert entry["initial"] is True
+        assert ("m.room.member", town.carol.user_id) not in keys(entry["required_state"])
+        follower.catch_up()
