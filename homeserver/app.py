@@ -50,12 +50,14 @@ from homeserver.http.site import Site, SiteOptions
 from homeserver.jobs import Jobs
 from homeserver.nodes import OtherNodes
 from homeserver.observe.access import AccessLog
+from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
+from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
@@ -269,6 +271,7 @@ def build(
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     files = MediaParts(config, clock, database, media_threads, random)
+    rtc = RTCTransports(config.calls.matrix_rtc.transports)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
         *federation.edge.services,
@@ -324,6 +327,7 @@ def build(
         rooms.sending,
         rooms.sliding_sync,
         rooms.sync,
+        rooms.thread_subscriptions,
         rooms.typing,
         rooms.upgrades,
         registry,
@@ -341,7 +345,8 @@ def build(
             longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
         OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
-        ClientDiscovery(name.public_baseurl, name.extra_well_known_client_content),
+        rtc,
+        ClientDiscovery(name.public_baseurl, {**rtc.in_well_known, **name.extra_well_known_client_content}),
         Discovery(
             server_name,
             delegates_to_443=name.serve_server_wellknown,
@@ -369,6 +374,7 @@ def build(
     standing = jobs_of(
         clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
     )
+    CacheMetrics(registry, rooms.caches)
     all_jobs = [
         *finding.jobs,
         *calls.jobs(),

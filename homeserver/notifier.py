@@ -16,9 +16,12 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from storage.events import EventRow
 from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 WAKES_A_TURN = 25
+TOLD_TO_ALL = frozenset({Topic.DEVICE, Topic.PROFILE})
+"""What everyone who shares a room with the user has to hear of."""
 PRIVATE_RECEIPT = "m.read.private"
 
 
@@ -126,9 +129,11 @@ class Notifier:
             return
         for change in changes:
             row = change.detail
-            if isinstance(row, EventRow) or (isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT):
+            if isinstance(row, EventRow | StickyRow) or (
+                isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
+            ):
                 self._rooms[row.room_nid] = None
-            if change.topic is Topic.DEVICE and change.user_id is not None:
+            if change.topic in TOLD_TO_ALL and change.user_id is not None:
                 self._people[change.user_id] = None
                 self._schedule()
             if change.topic is not Topic.EVENT and change.user_id is not None:
@@ -151,7 +156,7 @@ class Notifier:
     async def _turn(self) -> None:
         try:
             people, self._people = self._people, {}
-            for user_id in people:  # everyone who shares a room with them has to hear of their devices
+            for user_id in people:
                 rows = (await self._memberships.of_user(UserID(user_id))).values()
                 self._rooms.update((row.room_nid, None) for row in rows if row.membership == "join")
             rooms, self._rooms = self._rooms, {}

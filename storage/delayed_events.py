@@ -39,11 +39,12 @@ class DelayedEventRow:
     reason: str | None = None
     event_id: str | None = None
     error: bytes | None = None
+    sticky_ms: int | None = None
 
 
 _COLUMNS: Final = (
     "delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content, origin_server_ts, delay_ms,"
-    " running_since, send_ts, leased_until, finalised_ts, outcome, reason, event_id, error"
+    " running_since, send_ts, leased_until, finalised_ts, outcome, reason, event_id, error, sticky_ms"
 )
 _SELECT: Final = f"SELECT {_COLUMNS} FROM delayed_events"
 
@@ -113,7 +114,8 @@ class DelayedEventStore:
         """Schedule one."""
         txn.execute(
             "INSERT INTO delayed_events (delay_id, user_id, device_id, appservice_id, room_id, type, state_key, content,"
-            " origin_server_ts, delay_ms, running_since, send_ts, leased_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+            " origin_server_ts, delay_ms, running_since, send_ts, sticky_ms, leased_until)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             (
                 row.delay_id,
                 row.user_id,
@@ -127,6 +129,7 @@ class DelayedEventStore:
                 row.delay_ms,
                 row.running_since,
                 row.send_ts,
+                row.sticky_ms,
             ),
         )
 

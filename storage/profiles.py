@@ -1,7 +1,8 @@
 """Profiles of our own users: a display name, an avatar and any further fields, each a JSON value kept as bytes.
 
 A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also leaves a note in
-`profile_propagations`, in the same write: the memberships are rewritten afterwards, and after a crash.
+`profile_propagations`, in the same write: the memberships are rewritten afterwards, and after a crash. That a field was
+removed is remembered, of each user the latest `REMOVALS_KEPT`.
 """
 
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from storage.database import Database
 from storage.directory_changes import note_directory_changes
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
+
+REMOVALS_KEPT = 100
 
 
 class ProfileStore:
@@ -30,6 +33,23 @@ class ProfileStore:
             profiles.setdefault(user_id, {})[field] = bytes(value)
         return profiles
 
+    async def get_changes(self, since: int, upto: int) -> dict[str, dict[str, bytes | None]]:
+        """By user, the fields that changed after `since`, up to `upto`; None for what was removed."""
+
+        def read(txn: Transaction) -> dict[str, dict[str, bytes | None]]:
+            bounds = "WHERE position > ? AND position <= ?"
+            rows = txn.query(
+                f"SELECT user_id, field, value FROM profiles {bounds}"
+                f" UNION ALL SELECT user_id, field, NULL FROM profile_removals {bounds}",
+                (since, upto, since, upto),
+            )
+            changes: dict[str, dict[str, bytes | None]] = {}
+            for user_id, field, value in rows:
+                changes.setdefault(user_id, {})[field] = None if value is None else bytes(value)
+            return changes
+
+        return await self._database.read("get_profile_changes", read)
+
     def set_field(self, txn: WriteTransaction, user_id: str, field: str, value: bytes, *, propagate: bool) -> int:
         """Set one field to a JSON value; the position of the change. `propagate`: rooms have to show it."""
         position = txn.next_position()
@@ -38,6 +58,7 @@ class ProfileStore:
             " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value, position = excluded.position",
             (user_id, field, value, position),
         )
+        txn.execute("DELETE FROM profile_removals WHERE user_id = ? AND field = ?", (user_id, field))
         self._announce(txn, user_id, position, propagate)
         return position
 
@@ -46,11 +67,20 @@ class ProfileStore:
         if not txn.execute("DELETE FROM profiles WHERE user_id = ? AND field = ?", (user_id, field)):
             return None
         position = txn.next_position()
+        txn.execute(
+            "INSERT INTO profile_removals (user_id, field, position) VALUES (?, ?, ?)", (user_id, field, position)
+        )
+        txn.execute(
+            "DELETE FROM profile_removals WHERE user_id = ? AND position <= (SELECT position FROM profile_removals"
+            " WHERE user_id = ? ORDER BY position DESC LIMIT 1 OFFSET ?)",
+            (user_id, user_id, REMOVALS_KEPT),
+        )
         self._announce(txn, user_id, position, propagate)
         return position
 
     def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all fields; rooms are not told (an erased account leaves them)."""
+        txn.execute("DELETE FROM profile_removals WHERE user_id = ?", (user_id,))
         if txn.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,)):
             self._announce(txn, user_id, txn.next_position(), propagate=False)
 

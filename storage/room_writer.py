@@ -24,6 +24,7 @@ from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
 from storage.spaces import remove_child_of_event
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events, remove_sticky_event
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
@@ -73,6 +74,8 @@ class NewEvent:
     """Number of the redaction that came before it: its content is not in `pdu`."""
     relation: Relation | None = None
     """What it says of another event."""
+    sticky_ms: int | None = None
+    """For how long it says that it is to be told to everyone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +354,16 @@ class RoomWriter:
         ]
         if children:
             add_relations(txn, children)
+        sticky = [
+            StickyRow(row.event_nid, room.room_nid, row.sender, row.position or txn.next_position(), expires_ts)
+            for row, event in zip(rows, events, strict=True)
+            if event.sticky_ms is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
+            # a time in the future counts as now
+            for expires_ts in [min(row.origin_server_ts, now_ms) + min(event.sticky_ms, LONGEST_MS)]
+            if expires_ts > now_ms
+        ]
+        if sticky:
+            add_sticky_events(txn, room.room_id, sticky)
         highlights = [
             (user_id, room.room_nid, row.position)
             for row, event in zip(rows, events, strict=True)
@@ -382,6 +395,7 @@ class RoomWriter:
         position = row.position if row.position is not None else txn.next_position()
         txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
         remove_relation(txn, redaction.target_nid)
+        remove_sticky_event(txn, redaction.target_nid)
         if redaction.effect is None:
             return
         if redaction.effect.summary:

@@ -38,6 +38,10 @@ class Topic(Enum):
     SIGNATURE = "signature"
     """The user signed keys of others, which they alone see."""
     ACCOUNT = "account"
+    STICKY = "sticky"
+    """An event is sticky from now on; `detail` is the `StickyRow`."""
+    THREAD_SUBSCRIPTION = "thread_subscription"
+    """Someone follows a thread from now on, or no longer."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 

@@ -19,6 +19,7 @@ from federation.protocol.canonical_json import check_strict, encode_canonical, e
 from federation.protocol.errors import BadEvent, EventTooLarge, InvalidParam
 from federation.protocol.events import (
     MAX_PDU_BYTES,
+    STICKY,
     Event,
     check_event_depth,
     check_fields,
@@ -138,6 +139,7 @@ def build_event(
     origin_server_ts: int,
     state_key: str | None = None,
     redacts: EventID | None = None,
+    sticky_ms: int | None = None,
     event_id: EventID | None = None,
     reference_hashes: Mapping[EventID, str] | None = None,
 ) -> Event:
@@ -177,6 +179,8 @@ def build_event(
         pdu["state_key"] = state_key
     if redacts is not None and not version.redacts_in_content:
         pdu["redacts"] = redacts
+    if sticky_ms is not None:
+        pdu[STICKY] = {"duration_ms": sticky_ms}
 
     pdu["hashes"] = {"sha256": b64encode(sha256(encode_checked(pdu)).digest())[:43].decode()}
     pdu["content"] = content
@@ -201,6 +205,7 @@ def build_event(
         content_json,
         content,
         pdu,
+        sticky_ms,
     )
 
 

@@ -33,6 +33,7 @@ MAX_PDU_BYTES: Final = 65536
 """Of a whole PDU as canonical JSON, signatures included. spec: client-server-api#size-limits"""
 MAX_EVENT_DEPTH: Final = 240
 """How deep a PDU may nest: less than what we read, so that it still travels inside a transaction or a response."""
+STICKY: Final = "msc4354_sticky"
 MAX_PREV_EVENTS: Final = 20
 MAX_AUTH_EVENTS: Final = 10
 _MAX_INT64: Final = 2**63 - 1
@@ -65,6 +66,7 @@ class Event:
         "room_id",
         "sender",
         "state_key",
+        "sticky_ms",
         "type",
         "version",
     )
@@ -77,6 +79,8 @@ class Event:
     sender: UserID
     origin_server_ts: int
     depth: int
+    sticky_ms: int | None
+    """For how long it is told to everyone in its room, as its sender wants it (MSC4354)."""
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Event:
         content_json: msgspec.Raw | None,
         content: Mapping[str, Any] | None,
         pdu: Mapping[str, Any] | None,
+        sticky_ms: int | None = None,
     ) -> None:
         """`json` is the PDU as canonical JSON; the last three are parts of it that the maker has at hand."""
         self.version = version
@@ -106,6 +111,7 @@ class Event:
         self._content_json = content_json
         self._content = content
         self._pdu = pdu
+        self.sticky_ms = sticky_ms
 
     def __repr__(self) -> str:
         return f"<Event {self.event_id} {self.type!r} in {self.room_id}>"
@@ -191,6 +197,7 @@ def parse_event(version: RoomVersion, pdu: Mapping[str, Any], *, event_id: Event
         None,
         pdu["content"],
         pdu,
+        read_sticky(pdu.get(STICKY)),
     )
 
 
@@ -203,6 +210,7 @@ class _Stored(msgspec.Struct, gc=False):
     depth: int
     content: msgspec.Raw
     state_key: str | None = None
+    sticky: Any = msgspec.field(default=None, name=STICKY)
 
 
 _decode_stored = msgspec.json.Decoder(_Stored).decode
@@ -224,6 +232,7 @@ def load_event(version: RoomVersion, event_id: EventID, room_id: RoomID, json: b
         stored.content,
         None,
         None,
+        None if stored.sticky is None else read_sticky(stored.sticky),
     )
 
 
@@ -243,6 +252,7 @@ class _ClientForm(msgspec.Struct, gc=False):
     content: msgspec.Raw | Mapping[str, Any]
     state_key: str | msgspec.UnsetType = msgspec.UNSET
     redacts: str | msgspec.UnsetType = msgspec.UNSET
+    sticky: dict[str, int] | msgspec.UnsetType = msgspec.field(default=msgspec.UNSET, name=STICKY)
 
 
 _encode_client_form = msgspec.json.Encoder().encode
@@ -263,6 +273,8 @@ def client_form_prefix(event: Event) -> bytes:
         # spec: client-server-api#mroomredaction asks for both places, for clients older and newer than the room
         form.redacts = target
         form.content = {**event.content, "redacts": target}
+    if event.sticky_ms is not None:
+        form.sticky = {"duration_ms": event.sticky_ms}
     return _encode_client_form(form)[:-1]
 
 
@@ -322,6 +334,12 @@ def compute_event_id(version: RoomVersion, pdu: Mapping[str, Any]) -> EventID:
     if type(event_id) is not str or not is_event_id(event_id) or ":" not in event_id:
         raise BadEvent("`event_id` must be an event ID with a domain")
     return EventID(event_id)
+
+
+def read_sticky(value: object) -> int | None:
+    """What an event says of how long it is sticky; None for what is malformed, as if it said nothing."""
+    duration = value.get("duration_ms") if isinstance(value, Mapping) else None
+    return duration if type(duration) is int and 0 <= duration <= MAX_SAFE_INTEGER else None
 
 
 # ---- the checks of new events, others' and ours

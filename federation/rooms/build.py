@@ -59,7 +59,7 @@ Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
 
 
 class TargetInChain(Exception):
-    """A redaction of an event that is not written yet: it has to wait for the next chain."""
+    """What has to do with an event that is not written yet, or with one that is being redacted, waits for the next chain."""
 
 
 class Chain:
@@ -129,6 +129,11 @@ class Chain:
         if create is None:
             raise NotFound("This room has not been created")
         check_auth(event, state, create=create)
+        if draft.check is not None:
+            for built in self.built:
+                if built.redacts is not None:
+                    raise TargetInChain(built.redacts)  # what it asks after may just be going
+            await draft.check(self.built)
         if self._vouch is not None:
             named = (await self._load([POLICY])).get(POLICY)
             event = await self._vouch(self._snapshot.room.room_nid, event, named)
@@ -162,6 +167,7 @@ class Chain:
             content=draft.content,
             state_key=draft.state_key,
             redacts=draft.redacts,
+            sticky_ms=draft.sticky_ms,
             origin_server_ts=draft.origin_server_ts if draft.origin_server_ts is not None else now_ms,
             prev_events=self._prev,
             auth_events=[event.event_id for event in auth_events],
@@ -256,6 +262,7 @@ class Chain:
                 sent=draft.sent,
                 highlights=classification.highlights,
                 relation=read_relation(event),
+                sticky_ms=event.sticky_ms,
             )
         )
         self.built.append(event)

@@ -1,9 +1,10 @@
 """What someone of this server wants to add to a room, before it is an event."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from federation.protocol.events import Event
 from federation.protocol.ids import EventID, UserID
 from storage.sent_transactions import SentTransaction
 
@@ -21,5 +22,10 @@ class Draft:
     """Only for application services that bring history; None: now."""
     sent: SentTransaction | None = None
     """The client's request that it comes from, which must not act twice."""
+    sticky_ms: int | None = None
+    """For how long it is told to everyone in the room (MSC4354)."""
+    check: Callable[[Sequence[Event]], Awaitable[None]] | None = None
+    """Asked when its turn has come and it is allowed, with the events of its chain that are not written yet: nothing of this
+    node's comes in between. Raises what its sender is told."""
     unless_same: bool = False
     """Make no event when the state entry has this content already; the present event is the answer."""

@@ -96,6 +96,8 @@ class RoomEngine:
         self._vouch: Vouch | None = None
         self._capacity = capacity
         self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
         self._queues: dict[str, _Queue] = {}
         self._last_creation = 0
         # other nodes' writes heard of; and for a room up to which of them its snapshot is known to be right
@@ -115,12 +117,18 @@ class RoomEngine:
         named = await snapshot.state.get(POLICY)
         return await self._vouch(snapshot.room.room_nid, event, None if named is None else named.event)
 
+    def __len__(self) -> int:
+        """Rooms in memory."""
+        return len(self._snapshots)
+
     async def find_snapshot(self, room_id: RoomID) -> RoomSnapshot | None:
         """The room as it is now, or None if this server does not know it."""
         snapshot = self._snapshots.get(room_id)
         if snapshot is not None and self._seen_writes.get(room_id, 0) == self._others_writes:
             self._snapshots.move_to_end(room_id)
+            self.hits += 1
             return snapshot
+        self.misses += 1
         room = await self._rooms.get_room(room_id)
         return None if room is None else await self._read(room)
 

@@ -22,15 +22,23 @@ class Memberships:
         self._by_user: OrderedDict[str, dict[int, MembershipRow]] = OrderedDict()
         self._local: OrderedDict[int, set[str]] = OrderedDict()
         self._changes_heard = 0
+        self.hits = 0
+        self.misses = 0
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+
+    def __len__(self) -> int:
+        """Users and rooms in the cache."""
+        return len(self._by_user) + len(self._local)
 
     async def of_user(self, user_id: UserID) -> Mapping[int, MembershipRow]:
         """All memberships of a user by room number. The mapping is the cache's own: read, don't keep."""
         found = self._by_user.get(user_id)
         if found is not None:
             self._by_user.move_to_end(user_id)
+            self.hits += 1
             return found
+        self.misses += 1
         while True:
             heard = self._changes_heard
             rows = dict(await self._store.get_memberships_of_user(user_id))
@@ -46,7 +54,9 @@ class Memberships:
         found = self._local.get(room_nid)
         if found is not None:
             self._local.move_to_end(room_nid)
+            self.hits += 1
             return found
+        self.misses += 1
         while True:
             heard = self._changes_heard
             members = set(await self._store.get_local_members(room_nid))

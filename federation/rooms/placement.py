@@ -293,4 +293,5 @@ def new_event(event: Event, flags: int, auth_nids: Sequence[int], redactions: Se
         redacts=event.redacts,
         redacted_by=redactions[0].nid if redactions else None,
         relation=read_relation(event),
+        sticky_ms=event.sticky_ms,
     )

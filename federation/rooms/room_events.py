@@ -111,6 +111,8 @@ class RoomEvents:
         self._cache: OrderedDict[int, StoredEvent] = OrderedDict()
         self._nids: dict[str, int] = {}
         """Numbers of the events in the cache, by id."""
+        self.hits = 0
+        self.misses = 0
         self._changes_heard = 0
         self._expected: dict[str, Event] = {}
         self._latest_nid = 0
@@ -118,6 +120,10 @@ class RoomEvents:
         self._log = Logger()
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+
+    def __len__(self) -> int:
+        """Events in the cache."""
+        return len(self._cache)
 
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by number; unknown ones are missing from the answer."""
@@ -131,6 +137,8 @@ class RoomEvents:
             else:
                 cache.move_to_end(nid)
                 found[nid] = event
+        self.hits += len(found)
+        self.misses += len(missing)
         while missing:
             heard = self._changes_heard
             rows = await self._store.get_events(missing)

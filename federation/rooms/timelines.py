@@ -48,8 +48,14 @@ class Timelines:
         self._streams = streams
         self._capacity = capacity
         self._tails: OrderedDict[int, _Tail] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
+
+    def __len__(self) -> int:
+        """Rooms in the cache."""
+        return len(self._tails)
 
     async def get_latest(self, ranges: Mapping[int, tuple[int, int]], limit: int) -> dict[int, Stretch]:
         """For each room (after, up to): its newest `limit` arrivals with after < position ≤ up to."""
@@ -61,6 +67,8 @@ class Timelines:
                 missing[room_nid] = (after, upto)
             else:
                 found[room_nid] = stretch
+        self.hits += len(found)
+        self.misses += len(missing)
         if missing:
             head = self._streams.current()
             rows = await self._store.get_latest(missing, max(limit, TAIL_LENGTH) + 1)

@@ -1,20 +1,22 @@
 """What goes into the next transaction to a server.
 
-A server that is behind gets of each room that it missed something of the newest events that it should have had, at most
-a transaction full, and the room's forward extremities: from these it sees what it lacks, and fetches that
-(server-server-api#post_matrixfederationv1get_missing_eventsroomid). So an outage costs a bounded number of transactions,
-however much was said meanwhile.
+A server that is behind gets of each room that it missed something of the newest events that it should have had (those of
+ours that are sticky before all others), at most a transaction full, and the room's forward extremities: from these it sees
+what it lacks, and fetches that (server-server-api#post_matrixfederationv1get_missing_eventsroomid). So an outage costs a
+bounded number of transactions, however much was said meanwhile.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from federation.identity import ServerIdentity
 from federation.own_devices import OwnDevices, encode_edu
 from federation.protocol.ids import RoomID
 from federation.remote.transactions import MAX_EDUS, MAX_PDUS, Transaction
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_events import StickyEvents
 from federation.sender.destination import Destination, Pending, QueuedEvent
 from storage.destinations import DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
@@ -62,6 +64,8 @@ class Contents:
         destinations: DestinationStore,
         to_device: OutgoingToDeviceStore,
         devices: OwnDevices,
+        sticky: StickyEvents,
+        identity: ServerIdentity,
         now_ms: Callable[[], int],
     ) -> None:
         self._rooms = rooms
@@ -71,6 +75,8 @@ class Contents:
         self._destinations = destinations
         self._to_device = to_device
         self._devices = devices
+        self._sticky = sticky
+        self._identity = identity
         self._now_ms = now_ms
 
     async def take(self, destination: Destination, txn_id: str, upto: int) -> Pending | None:
@@ -133,10 +139,15 @@ class Contents:
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         head = (await self._engine.get_snapshot(RoomID(room.room_id))).head
         extremities = [nid for nid, _ in head.extremities[:MAX_EXTREMITIES]]
+        rows = (await self._sticky.in_rooms({room_nid: (first - 1, upto)})).get(room_nid, [])
+        sticky = [row.event_nid for row in rows if self._identity.is_local(row.sender)]
+        sticky = [nid for nid in sticky if nid not in extremities][len(extremities) - MAX_PDUS :]
         missed = await self._destinations.get_missed_events(
             room_nid, max(first, since) - 1, upto, MAX_PDUS - len(extremities)
         )
-        return [*(nid for nid in missed if nid not in extremities), *extremities]
+        others = [nid for nid in missed if nid not in extremities and nid not in sticky]
+        room_for = MAX_PDUS - len(extremities) - len(sticky)
+        return [*sorted([*sticky, *others[-room_for:]] if room_for else sticky), *extremities]
 
     async def _take_to_device(self, destination: Destination, taken: "_Taken", edus: _Edus) -> int | None:
         if not destination.has_to_device:

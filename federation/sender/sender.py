@@ -28,12 +28,14 @@ from federation.policy import Policy
 from federation.protocol.ids import ServerName, UserID, is_server_name
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, Destination, QueuedEvent
 from storage.database import DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore, EventToSend
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
+from storage.memberships import MembershipRow
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.receipts import ReceiptRow
 from storage.streams import Change, Streams, Topic
@@ -44,7 +46,7 @@ ROUND_SECONDS: Final = 10.0
 AT_ONCE: Final = 500
 """Events, and receipts, that are dispatched at once."""
 PUBLIC_RECEIPT: Final = "m.read"
-TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING})
+TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class Sender:
         device_log: DeviceListLog,
         events: RoomEvents,
         servers: RoomServers,
+        sticky: StickyEvents,
         deliveries: Deliveries,
         identity: ServerIdentity,
         policy: Policy,
@@ -88,6 +91,7 @@ class Sender:
         self._device_log = device_log
         self._events = events
         self._servers = servers
+        self._sticky = sticky
         self._deliveries = deliveries
         self._identity = identity
         self._policy = policy
@@ -99,6 +103,8 @@ class Sender:
         """What the database knows of how far all is told."""
         self._dispatched = 0
         self._heard: set[Topic] = set()
+        self._newcomers: dict[tuple[int, ServerName], int] = {}
+        """Servers that may have come into a room with sticky events, and the position of the join."""
         self._scheduled = False
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
@@ -173,7 +179,7 @@ class Sender:
         if not self._has_lease:
             return
         for change in changes:
-            if change.topic in TOPICS and change.topic not in self._heard and self._concerns_others(change):
+            if change.topic in TOPICS and self._concerns_others(change) and change.topic not in self._heard:
                 self._heard.add(change.topic)
                 self._schedule()
 
@@ -184,6 +190,15 @@ class Sender:
         if isinstance(row, ReceiptRow):
             known = self._servers.peek(row.room_nid)
             return row.receipt_type == PUBLIC_RECEIPT and known != {} and self._identity.is_local(row.user_id)
+        if isinstance(row, MembershipRow):
+            return self._note_newcomer(row)
+        return True
+
+    def _note_newcomer(self, row: MembershipRow) -> bool:
+        """Whether a server may have come into a room where something has to be told to newcomers."""
+        if row.is_local or row.membership != "join" or not self._sticky.may_be_in(row.room_nid):
+            return False
+        self._newcomers[row.room_nid, _server_of(row.user_id)] = row.position
         return True
 
     def _heed_others(self, _after: int, _upto: int) -> None:
@@ -246,12 +261,26 @@ class Sender:
             for destination in self._allowed(map(ServerName, await self._to_device.get_servers(after, upto))):
                 woken[destination.server] = destination
                 destination.has_to_device = True
+        await self._tell_newcomers(woken, backlogs)
         if backlogs:
             await self._note(backlogs, [woken[ServerName(server)] for server in backlogs])
         self._dispatched = upto
         for destination in woken.values():
             self._deliveries.wake(destination)
         return len(events) < AT_ONCE > len(receipts)
+
+    async def _tell_newcomers(self, woken: dict[ServerName, Destination], backlogs: dict[str, Backlog]) -> None:
+        """Our own sticky events from before they came. Proposal: MSC4354"""
+        newcomers, self._newcomers = self._newcomers, {}
+        for (room_nid, server), position in newcomers.items():
+            if (await self._servers.in_room(room_nid)).get(server) != position:
+                continue  # others of its users have been there for longer, or it is not there any more
+            rows = (await self._sticky.in_rooms({room_nid: (0, position - 1)})).get(room_nid, [])
+            for row in rows:
+                if self._identity.is_local(row.sender):
+                    for destination in self._allowed([server]):
+                        woken[destination.server] = destination
+                        _add_event(destination, QueuedEvent(row.position, row.event_nid, room_nid), backlogs)
 
     async def _note(self, backlogs: Mapping[str, Backlog], destinations: Sequence[Destination]) -> None:
         """Write down what servers that are behind have missed besides. Whom that fails for stays unnoted."""

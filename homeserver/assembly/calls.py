@@ -50,6 +50,7 @@ class CallParts:
             accounts.secret_text,
             server_name=identity.server_name,
         )
+        self._sticky_events = rooms.sticky_events
         calls = config.calls
         self.turn = Turn(
             clock,
@@ -67,5 +68,6 @@ class CallParts:
             # those whose time comes have a timer: here the ones are found that another node did not get to
             Job("send_delayed_events", self.delayed_events.do_send_due, 10.0),
             Job("forget_delayed_events", self.delayed_events.do_forget, 3600.0),
+            Job("forget_sticky_events", self._sticky_events.do_forget, 300.0),
             Job("forget_openid_tokens", self.openid.do_forget, 600.0),
         )

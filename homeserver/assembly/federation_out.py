@@ -55,6 +55,8 @@ class FederationOutParts:
             store,
             outgoing,
             self.own_devices,
+            rooms.sticky_events,
+            identity,
             now_ms,
         )
         self.deliveries = Deliveries(
@@ -75,6 +77,7 @@ class FederationOutParts:
             log,
             rooms.events,
             rooms.servers,
+            rooms.sticky_events,
             self.deliveries,
             identity,
             federation.policy,

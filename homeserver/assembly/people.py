@@ -53,7 +53,12 @@ class PeopleParts:
             accounts.sessions,
             mail.threepids,
             rooms.room_memberships,
-            kept_by_user=[rooms.presence, DelayedEventStore(database), OpenIDTokenStore(database)],
+            kept_by_user=[
+                rooms.presence,
+                rooms.thread_subscription_store,
+                DelayedEventStore(database),
+                OpenIDTokenStore(database),
+            ],
         )
         self.accounts = Accounts(
             database,

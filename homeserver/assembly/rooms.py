@@ -1,6 +1,6 @@
 """Puts together what has to do with rooms: the engine and its caches, and the services that use them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -19,14 +19,17 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.presence import presence_of
 from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
+from homeserver.observe.caches import Counted
 from homeserver.services.aggregations import Aggregations
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
@@ -65,7 +68,9 @@ from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.room_state import RoomStates
 from homeserver.services.sync.room_summary import RoomSummaries
+from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import Sync, SyncParts
+from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
 from homeserver.services.unread import UnreadCounts
 from storage.account_data import AccountDataStore
@@ -87,14 +92,10 @@ from storage.rooms import RoomStore
 from storage.sent_transactions import SentTransactionStore
 from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
+from storage.sticky_events import StickyEventStore
+from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
-EVENTS_CACHED = 50_000
-ROOMS_CACHED = 20_000
-USERS_CACHED = 20_000
-COUNTS_CACHED = 200_000
-ANSWER_BYTES = 16 << 20
-LAZY_MEMBERS_KEPT = 500_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -121,6 +122,7 @@ class RoomParts:
     ) -> None:
         self.now_ms = now_ms = _milliseconds(clock)
         streams = database.streams
+        sizes = CacheSizes(config.memory)
         self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
         timeline_store = TimelineStore(database)
@@ -128,18 +130,19 @@ class RoomParts:
         self.receipt_store = receipt_store = ReceiptStore(database)
         summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
-        trees = StateTreeStore(database)
+        trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
-        self.events = RoomEvents(EventStore(database), room_store, streams, capacity=EVENTS_CACHED)
-        self.memberships = Memberships(membership_store, streams, capacity=USERS_CACHED)
-        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=ROOMS_CACHED)
-        timelines = Timelines(timeline_store, streams, capacity=ROOMS_CACHED)
+        self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
+        self.sticky_events = StickyEvents(StickyEventStore(database), streams, now_ms)
+        self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
+        self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
+        self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
         current_states = CurrentStates(timelines, self.events, trees)
-        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=COUNTS_CACHED)
-        ignored = IgnoredUsers(account_data_store, streams, capacity=USERS_CACHED)
-        self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=USERS_CACHED)
+        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=sizes.unread_counts)
+        ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
+        self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock)
 
         self.elsewhere = Elsewhere()
@@ -161,12 +164,14 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
-            capacity=ROOMS_CACHED,
+            capacity=sizes.rooms,
         )
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
-        self.client_events = client_events = ClientEvents(self.events, sent_store, aggregations, now_ms)
+        self.client_events = client_events = ClientEvents(
+            self.events, sent_store, aggregations, self.sticky_events, now_ms
+        )
 
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
@@ -253,9 +258,11 @@ class RoomParts:
             client_events,
             ignored,
             aggregations,
-            RoomAnswers(streams, capacity=ANSWER_BYTES),
+            RoomAnswers(streams, capacity=sizes.answer_bytes),
             self.history,
         )
+        self.thread_subscription_store = ThreadSubscriptionStore(database)
+        self.thread_subscriptions = ThreadSubscriptions(self.thread_subscription_store, self.reading, streams)
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(
             self.engine,
@@ -294,7 +301,7 @@ class RoomParts:
         history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
         self.published_keys = PublishedKeyStore(database)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=USERS_CACHED)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
@@ -302,7 +309,7 @@ class RoomParts:
             room_store,
             self.memberships,
             membership_store,
-            EncryptedRooms(summary_store, streams, capacity=ROOMS_CACHED),
+            EncryptedRooms(summary_store, streams, capacity=sizes.rooms),
             current_states,
             recent,
             self.events,
@@ -315,7 +322,7 @@ class RoomParts:
             RoomStates(trees, self.events),
             RoomSummaries(summary_store),
             client_events,
-            LazyMembers(capacity=LAZY_MEMBERS_KEPT),
+            LazyMembers(capacity=sizes.lazy_members),
             aggregations,
             most_events=config.rooms.filter_timeline_limit,
         )
@@ -342,6 +349,7 @@ class RoomParts:
                 server_name=identity.server_name,
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
+            StickyReader(self.sticky_events, self.events, visibility, client_events),
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
@@ -374,9 +382,22 @@ class RoomParts:
             timelines,
             visibility,
             client_events,
+            self.thread_subscriptions,
+            accounts.profile_store,
+            sizes,
             now_ms,
         )
         self.sliding_sync = SlidingSync(sliding, streams, self.notifier, clock, database.catch_up)
+
+    @property
+    def caches(self) -> Mapping[str, Counted]:
+        """Those of which metrics tell."""
+        return {
+            "events": self.events,
+            "rooms": self.engine,
+            "memberships": self.memberships,
+            "timelines": self.timelines,
+        }
 
     def start(self) -> None:
         """Go on with what was begun before a restart."""

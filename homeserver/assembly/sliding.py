@@ -6,12 +6,14 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
+from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
 from homeserver.services.sliding_sync.order import RoomOrders
+from homeserver.services.sliding_sync.profiles import ProfileNews
 from homeserver.services.sliding_sync.recency import RoomRecency
 from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
@@ -19,16 +21,15 @@ from homeserver.services.sliding_sync.sliding_sync import SlidingParts
 from homeserver.services.sync.lazy_members import LazyMembers
 from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import SyncParts
+from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from storage.database import Database
+from storage.memberships import MembershipStore
+from storage.profiles import ProfileStore
 from storage.room_recency import RoomRecencyStore
 from storage.room_summaries import RoomSummaryStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.state_tree import StateTreeStore
 
-ROOMS_CACHED = 200_000
-USERS_CACHED = 20_000
-CONNECTED_ROOMS_CACHED = 400_000
-MEMBERS_CACHED = 500_000
 ORDERED_ROOMS_CACHED = 1_000_000
 
 
@@ -41,12 +42,15 @@ def sliding_parts(
     timelines: Timelines,
     visibility: Visibility,
     client_events: ClientEvents,
+    threads: ThreadSubscriptions,
+    profiles: ProfileStore,
+    sizes: CacheSizes,
     now_ms: Callable[[], int],
 ) -> SlidingParts:
     """The parts of sliding sync; it shares what /sync is made of, as far as that fits."""
     streams = database.streams
     summary_store = RoomSummaryStore(database)
-    recency = RoomRecency(RoomRecencyStore(database), streams, capacity=ROOMS_CACHED)
+    recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)
     lists = RoomLists(
         engine,
         events,
@@ -55,8 +59,8 @@ def sliding_parts(
         visibility,
         synced.invited,
         synced.permissions,
-        RoomLabels(synced.account_data, streams, capacity=USERS_CACHED),
-        RoomTraits(summary_store, streams, capacity=ROOMS_CACHED),
+        RoomLabels(synced.account_data, streams, capacity=sizes.users),
+        RoomTraits(summary_store, streams, capacity=sizes.listed_rooms),
         recency,
         RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=ORDERED_ROOMS_CACHED),
     )
@@ -73,7 +77,7 @@ def sliding_parts(
             synced.unread,
             recency,
             client_events,
-            LazyMembers(capacity=MEMBERS_CACHED),
+            LazyMembers(capacity=sizes.lazy_members),
         )
     )
     extensions = ExtensionReader(
@@ -85,10 +89,13 @@ def sliding_parts(
             synced.recent,
             synced.rooms,
             synced.ignored,
+            threads,
+            ProfileNews(profiles, synced.memberships, MembershipStore(database), synced.recent),
+            synced.sticky,
         )
     )
     return SlidingParts(
-        Connections(SlidingConnectionStore(database), now_ms, capacity=CONNECTED_ROOMS_CACHED),
+        Connections(SlidingConnectionStore(database), now_ms, capacity=sizes.connected_rooms),
         lists,
         entries,
         extensions,

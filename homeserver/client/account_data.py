@@ -34,7 +34,7 @@ async def put_account_data(
     return EMPTY
 
 
-@endpoint("DELETE", _DELETE + _GLOBAL, auth=Auth.USER, while_suspended=True)
+@endpoint("DELETE", "/_matrix/client/v3" + _GLOBAL, _DELETE + _GLOBAL, auth=Auth.USER, while_suspended=True)
 async def delete_account_data(account_data: AccountData, caller: Requester, *, user_id: UserID, type_: str) -> Empty:
     """Remove one entry."""
     await account_data.do_remove(caller, user_id, None, type_)
@@ -65,7 +65,7 @@ async def put_room_account_data(
     return EMPTY
 
 
-@endpoint("DELETE", _DELETE + _ROOM, auth=Auth.USER, while_suspended=True)
+@endpoint("DELETE", "/_matrix/client/v3" + _ROOM, _DELETE + _ROOM, auth=Auth.USER, while_suspended=True)
 async def delete_room_account_data(
     account_data: AccountData, caller: Requester, *, user_id: UserID, room_id: RoomID, type_: str
 ) -> Empty:

@@ -15,8 +15,8 @@ from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.delayed_events import DelayedEvents, DelayTooLong, TooManyDelayed
 
 _PREFIX = "/_matrix/client/unstable/org.matrix.msc4140"
-_ALL = _PREFIX + "/delayed_events"
-_ONE = _ALL + "/{delay_id}"
+_ALL = ("/_matrix/client/v1/delayed_events", _PREFIX + "/delayed_events")
+_ONE = tuple(path + "/{delay_id}" for path in _ALL)
 
 Action = Literal["send", "cancel", "restart"]
 
@@ -31,6 +31,7 @@ class ScheduleBody(msgspec.Struct, frozen=True):
 
 @endpoint(
     "PUT",
+    "/_matrix/client/v3/rooms/{room_id}/delayed_event/{event_type}/{txn_id}",
     _PREFIX + "/rooms/{room_id}/delayed_event/{event_type}/{txn_id}",
     auth=Auth.GUEST,
     limit=Limit.MESSAGE,
@@ -58,7 +59,7 @@ async def schedule_event(
     return {"delay_id": delay_id}
 
 
-@endpoint("GET", _ALL, auth=Auth.GUEST, limit=Limit.DELAYED_EVENT)
+@endpoint("GET", *_ALL, auth=Auth.GUEST, limit=Limit.DELAYED_EVENT)
 async def get_delayed_events(
     delayed: DelayedEvents,
     caller: Requester,
@@ -81,13 +82,13 @@ async def get_delayed_events(
     return answer
 
 
-@endpoint("GET", _ONE, auth=Auth.GUEST, limit=Limit.DELAYED_EVENT)
+@endpoint("GET", *_ONE, auth=Auth.GUEST, limit=Limit.DELAYED_EVENT)
 async def get_delayed_event(delayed: DelayedEvents, caller: Requester, *, delay_id: str) -> dict[str, Any]:
     """One of the caller's events."""
     return await delayed.get_event(caller, delay_id)
 
 
-@endpoint("POST", _ONE + "/{action}", auth=Auth.NONE)
+@endpoint("POST", *(path + "/{action}" for path in _ONE), auth=Auth.NONE)
 async def manage_delayed_event(delayed: DelayedEvents, *, delay_id: str, action: Action) -> Empty:
     """Send an event now, put it off by its whole delay, or cancel it."""
     return await _manage(delayed, delay_id, action)
@@ -99,7 +100,7 @@ class ManageBody(msgspec.Struct, frozen=True):
     action: Action
 
 
-@endpoint("POST", _ONE, auth=Auth.NONE)
+@endpoint("POST", _PREFIX + "/delayed_events/{delay_id}", auth=Auth.NONE)
 async def manage_delayed_event_by_body(delayed: DelayedEvents, *, delay_id: str, body: ManageBody) -> Empty:
     """The same, as clients asked for it until the end of 2025."""
     return await _manage(delayed, delay_id, body.action)

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
+from federation.protocol.errors import InvalidParam
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from homeserver.services.delayed_events import DelayedEvents
@@ -12,11 +13,14 @@ from homeserver.services.event_filters import RoomEventFilter, parse_room_event_
 from homeserver.services.presence.presence import Presence
 from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.room_sending import RoomSending
+from storage.sticky_events import LONGEST_MS
 from storage.timelines import Direction
 
 Content = dict[str, Any]
 Delay = Annotated[int | None, Names("org.matrix.msc4140.delay")]
 """In so many milliseconds the event is to be sent (MSC4140)."""
+Sticky = Annotated[int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")]
+"""For so many milliseconds everyone in the room is told of the event, newcomers too (MSC4354)."""
 
 
 def _paths(rest: str) -> tuple[str, str]:
@@ -43,12 +47,16 @@ async def send_message(
     body: Content,
     ts: int | None = None,
     delay: Delay = None,
+    sticky: Sticky = None,
 ) -> Any:
     """Send an event that is no state, once for a transaction id. A suspended user may redact what they sent."""
     presence.note_active(caller)
     if delay is not None:
-        return {"delay_id": await delayed.do_schedule(caller, room_id, event_type, None, body, delay, txn_id, ts)}
-    return await sending.do_send(caller, room_id, event_type, body, txn_id, ts)
+        delay_id = await delayed.do_schedule(
+            caller, room_id, event_type, None, body, delay, txn_id, ts, _check_sticky(sticky)
+        )
+        return {"delay_id": delay_id}
+    return await sending.do_send(caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky))
 
 
 RelationTypes = Annotated[
@@ -108,12 +116,19 @@ async def set_room_state(
     body: Content,
     ts: int | None = None,
     delay: Delay = None,
+    sticky: Sticky = None,
 ) -> dict[str, str]:
     """Set a state entry."""
     presence.note_active(caller)
     if delay is not None:
-        return {"delay_id": await delayed.do_schedule(caller, room_id, event_type, state_key, body, delay, None, ts)}
-    return {"event_id": await sending.do_set_state(caller, room_id, event_type, state_key, body, ts)}
+        delay_id = await delayed.do_schedule(
+            caller, room_id, event_type, state_key, body, delay, None, ts, _check_sticky(sticky)
+        )
+        return {"delay_id": delay_id}
+    event_id = await sending.do_set_state(
+        caller, room_id, event_type, state_key, body, ts, sticky_ms=_check_sticky(sticky)
+    )
+    return {"event_id": event_id}
 
 
 @endpoint("GET", *_paths("state/{event_type}/{state_key}"), *_paths("state/{event_type}"), auth=Auth.GUEST)
@@ -192,6 +207,12 @@ async def get_joined_members_by_room(
 ) -> dict[str, msgspec.Raw]:
     """Names and avatars of who is in a room."""
     return {"joined": await reading.get_joined_members(caller, room_id)}
+
+
+def _check_sticky(duration_ms: int | None) -> int | None:
+    if duration_ms is not None and not 0 <= duration_ms <= LONGEST_MS:
+        raise InvalidParam(f"An event is sticky for 0 to {LONGEST_MS} milliseconds")
+    return duration_ms
 
 
 def _filter(text: str | None) -> RoomEventFilter:

@@ -10,6 +10,7 @@ from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID, is_room_id
 from homeserver.services.presence.presence import Presence
+from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
     ANY,
     MEMBER,
@@ -18,13 +19,17 @@ from homeserver.services.sliding_sync.request import (
     ListFilters,
     ListRequest,
     Pattern,
+    ProfilesRequest,
     RequiredState,
     RoomConfig,
     Scope,
     SlidingRequest,
+    StickyRequest,
+    ThreadSubscriptionsRequest,
     ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.sliding_sync import SlidingSync
+from homeserver.services.thread_subscriptions import MOST_CHANGES
 
 MOST_LISTS: Final = 100
 MOST_SUBSCRIPTIONS: Final = 100
@@ -38,6 +43,10 @@ MAX_BODY: Final = 256 * 1024
 LAZY: Final = "$LAZY"
 ME: Final = "$ME"
 FAR: Final = 2**53
+MOST_FIELDS: Final = 100
+UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
+UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
+UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
 
 LONGEST_PATTERN: Final = 255
 """Of a type or state key: no event has a longer one."""
@@ -124,6 +133,12 @@ class RoomsExtension(msgspec.Struct, frozen=True):
     rooms: list[str] | None = None
 
 
+class ProfilesExtension(RoomsExtension, frozen=True):
+    """Profiles of people in some rooms."""
+
+    fields: list[str] | None = None
+
+
 class ExtensionsBody(msgspec.Struct, frozen=True):
     """Those that are known here; others are ignored."""
 
@@ -132,6 +147,12 @@ class ExtensionsBody(msgspec.Struct, frozen=True):
     account_data: RoomsExtension | None = None
     receipts: RoomsExtension | None = None
     typing: RoomsExtension | None = None
+    thread_subscriptions: SinceExtension | None = None
+    unstable_thread_subscriptions: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_THREADS)
+    sticky_events: SinceExtension | None = None
+    unstable_sticky_events: SinceExtension | None = msgspec.field(default=None, name=UNSTABLE_STICKY)
+    profiles: ProfilesExtension | None = None
+    unstable_profiles: ProfilesExtension | None = msgspec.field(default=None, name=UNSTABLE_PROFILES)
     unstable_typing: RoomsExtension | None = msgspec.field(default=None, name="org.matrix.msc4508.typing")
 
 
@@ -342,16 +363,48 @@ def _extensions(body: ExtensionsBody) -> Extensions:
         account_data=_scope(body.account_data),
         receipts=_scope(body.receipts),
         typing=_scope(body.typing) or _scope(body.unstable_typing),
+        thread_subscriptions=_threads("thread_subscriptions", body.thread_subscriptions)
+        or _threads(UNSTABLE_THREADS, body.unstable_thread_subscriptions),
+        profiles=_profiles("profiles", body.profiles) or _profiles(UNSTABLE_PROFILES, body.unstable_profiles),
+        sticky=_sticky("sticky_events", body.sticky_events) or _sticky(UNSTABLE_STICKY, body.unstable_sticky_events),
     )
+
+
+def _sticky(name: str, body: SinceExtension | None) -> StickyRequest | None:
+    if body is None or not body.enabled:
+        return None
+    limit = MOST_MESSAGES if body.limit is None else max(1, min(body.limit, MOST_MESSAGES))
+    return StickyRequest(name, _since(name, body.since), limit)
+
+
+def _since(name: str, since: str | None) -> int:
+    since = since or "0"
+    if not (since.isascii() and since.isdigit() and len(since) <= 18):
+        raise InvalidParam(f"The since of {name} is not one that this server gave out")
+    return int(since)
+
+
+def _profiles(name: str, body: ProfilesExtension | None) -> ProfilesRequest | None:
+    scope = _scope(body)
+    if body is None or scope is None:
+        return None
+    if body.fields is not None and len(body.fields) > MOST_FIELDS:
+        raise InvalidParam(f"At most {MOST_FIELDS} fields of profiles can be asked for by name")
+    return ProfilesRequest(name, scope, EVERY_FIELD if body.fields is None else frozenset(body.fields))
+
+
+def _threads(name: str, body: SinceExtension | None) -> ThreadSubscriptionsRequest | None:
+    if body is None or not body.enabled:
+        return None
+    return ThreadSubscriptionsRequest(name, MOST_CHANGES if body.limit is None else max(1, body.limit))
 
 
 def _to_device(body: SinceExtension | None) -> ToDeviceRequest | None:
     if body is None or not body.enabled:
         return None
-    since = body.since or "0"
-    if not (since.isascii() and since.isdigit() and len(since) <= 18):
-        raise InvalidParam("The since of to_device is not one that this server gave out")
-    return ToDeviceRequest(int(since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES)))
+    return ToDeviceRequest(
+        _since("to_device", body.since), max(1, min(MOST_MESSAGES if body.limit is None else body.limit, MOST_MESSAGES))
+    )
 
 
 def _scope(body: RoomsExtension | None) -> Scope | None:

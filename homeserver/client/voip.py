@@ -1,6 +1,7 @@
-"""What calls need of the server. spec: client-server-api#voice-over-ip"""
+"""What calls need of the server. spec: client-server-api#voice-over-ip; proposal: MSC4143"""
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.turn import Turn
 
 
@@ -8,3 +9,14 @@ from homeserver.services.turn import Turn
 async def get_turn_server(turn: Turn, caller: Requester) -> dict[str, object]:
     """Credentials for TURN servers."""
     return turn.get_credentials(caller)
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/rtc/transports",
+    "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports",
+    auth=Auth.GUEST,
+)
+async def get_rtc_transports(rtc: RTCTransports, _caller: Requester) -> dict[str, object]:
+    """The systems that calls of several people go through."""
+    return {"rtc_transports": rtc.transports}

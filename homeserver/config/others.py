@@ -6,7 +6,7 @@ from pathlib import Path
 
 from federation.outbound.proxy import BadProxy, read_proxy
 from federation.policy import BadPattern, ServerPatterns
-from homeserver.config.option import Duration, Network, Secret, option, required, section
+from homeserver.config.option import JSON, Duration, Network, Secret, option, required, section
 
 PRIVATE_NETWORKS = (
     "127.0.0.0/8",
@@ -169,9 +169,32 @@ class URLPreviews:
     )
 
 
+def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
+    for transport in transports:
+        if not isinstance(transport.get("type"), str):
+            return "must be a list of transports that each say their type"
+        if transport["type"] == "livekit" and not isinstance(transport.get("livekit_service_url"), str):
+            return "must have livekit_service_url for a transport of the type livekit"
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixRTC:
+    """What calls of several people go through."""
+
+    transports: tuple[Mapping[str, JSON], ...] = option(
+        (),
+        "The systems, best first: told to clients as they are, and in `/.well-known/matrix/client` too.",
+        example='[{type: livekit, livekit_service_url: "https://livekit.example.org"}]',
+        check=_check_transports,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
-    """TURN servers, through which calls go that find no direct way."""
+    """Calls: what they go through, for several people, and for two who find no direct way."""
+
+    matrix_rtc: MatrixRTC = section(MatrixRTC, "What calls of several people go through.")
 
     turn_uris: tuple[str, ...] = option((), "The TURN servers.", example='["turn:turn.example.org?transport=udp"]')
     turn_shared_secret: Secret | None = option(None, "The secret that the TURN servers share with this server.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
+from homeserver.config.memory import Memory
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
@@ -30,6 +31,7 @@ class Config:
     rooms: Rooms
     people: People
     search: Search
+    memory: Memory
     federation: Federation
     limits: Limits
     previews: URLPreviews
@@ -60,6 +62,7 @@ GROUPS: dict[str, type] = {
     "rooms": Rooms,
     "people": People,
     "search": Search,
+    "memory": Memory,
     "federation": Federation,
     "limits": Limits,
     "previews": URLPreviews,

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from homeserver.observe.caches import CacheMetrics
 from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.federation import FederationMetrics, MemberListMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
@@ -21,6 +22,7 @@ is in them. This page is written by `python -m homeserver metrics`.
 def write_metrics_page() -> str:
     """The page, in Markdown."""
     registry = CollectorRegistry()
+    CacheMetrics(registry, {})
     HttpMetrics(registry)
     MailMetrics(registry)
     DatabaseMetrics(registry, slow_seconds=1.0)

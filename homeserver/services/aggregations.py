@@ -8,7 +8,7 @@ Laws:
 spec: client-server-api#aggregations-of-child-events
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -64,7 +64,7 @@ class Aggregations:
         children = await self._store.get_children(parents, user_id, ignored)
         if not children:
             return {}
-        seen = await self._see(user_id, [nid for each in children.values() for group in each for nid in group.nids])
+        seen = await self.see(user_id, [nid for each in children.values() for group in each for nid in group.nids])
         found: dict[int, Aggregation] = {}
         for nid, groups in children.items():
             aggregation = _aggregate(user_id, parents[nid], groups, seen)
@@ -81,8 +81,8 @@ class Aggregations:
         )
         return [each for each in seen if each.event.nid in nids]
 
-    async def _see(self, user_id: UserID, nids: Sequence[int]) -> dict[int, Seen]:
-        """The children that the user may see."""
+    async def see(self, user_id: UserID, nids: Collection[int]) -> dict[int, Seen]:
+        """Those of the events, of whatever rooms, that the user may see."""
         own = await self._memberships.of_user(user_id)
         rooms: dict[int, list[StoredEvent]] = {}
         for event in (await self._events.get_events(nids)).values():

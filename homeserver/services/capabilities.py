@@ -24,6 +24,7 @@ class Capabilities:
         login_tokens: bool = False,
         threepid_changes: bool = False,
         longest_delay_ms: int | None = None,
+        url_previews: bool = False,
     ) -> None:
         profile_fields: dict[str, object] = {"enabled": True}
         if fixed_profile_fields:
@@ -40,6 +41,7 @@ class Capabilities:
             "m.set_avatar_url": {"enabled": AVATAR_URL not in fixed_profile_fields},
             "m.3pid_changes": {"enabled": threepid_changes},
             "m.get_login_token": {"enabled": login_tokens},
+            "io.element.msc4452.preview_url": {"enabled": url_previews},
             "m.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
             "org.matrix.msc4267.forget_forced_upon_leave": {"enabled": rooms_forgotten_on_leave},
         }

@@ -16,10 +16,12 @@ from federation.protocol.events import Event
 from federation.protocol.ids import DeviceID, UserID
 from federation.protocol.stripped_state import StrippedEvent
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.visible import Seen
 from homeserver.services.aggregations import Aggregation, Aggregations
 from storage.relations import REFERENCE, REPLACE, THREAD
 from storage.sent_transactions import DELAYED, SentTransactionStore
+from storage.sticky_events import LONGEST_MS
 
 BUNDLE_LEVELS: Final = 2
 """With an event its thread's latest event is told, and of that its own children; of these no more."""
@@ -35,11 +37,13 @@ class ClientEvents:
         events: RoomEvents,
         sent: SentTransactionStore,
         aggregations: Aggregations,
+        sticky: StickyEvents,
         now_ms: Callable[[], int],
     ) -> None:
         self._events = events
         self._aggregations = aggregations
         self._sent = sent
+        self._sticky = sticky
         self._now_ms = now_ms
 
     async def present(
@@ -77,12 +81,21 @@ class ClientEvents:
             if membership is None:
                 membership = memberships[each.membership] = _encode(each.membership)
             further = extras.get(event.nid, b"")
+            if event.event.sticky_ms is not None:
+                further += self._time_to_live(event, now)
             if event.nid in bundles:
                 further += b',"m.relations":' + bundles[event.nid]
             unsigned = (now - event.event.origin_server_ts, membership, further)
             told = _head(event, with_room_id) + b',"unsigned":{"age":%d,"membership":%b%b}}' % unsigned
             presented.append(msgspec.Raw(told))
         return presented
+
+    def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
+        """For how long an event is still sticky, beginning with a comma; nothing once that is over (MSC4354)."""
+        ends = self._sticky.end_of(event.nid)
+        if ends is None:
+            ends = min(event.event.origin_server_ts, now) + min(event.event.sticky_ms or 0, LONGEST_MS)
+        return b',"msc4354_sticky_duration_ttl_ms":%d' % (ends - now) if ends > now else b""
 
     async def _bundle(
         self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent], levels: int
@@ -120,7 +133,10 @@ class ClientEvents:
             for event in events
             if event.replaces is not None or event.redacted_by is not None or event.nid in sent
         ]
-        others = {nid for event in special for nid in (event.replaces, event.redacted_by) if nid is not None}
+        others = {event.replaces for event in special if event.replaces is not None}
+        redactions = {event.redacted_by for event in special if event.redacted_by is not None}
+        # who has left may see what was redacted later, and not why
+        because = await self._aggregations.see(user_id, redactions) if redactions else {}
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
         for event in special:
@@ -138,8 +154,9 @@ class ClientEvents:
                     _encode(former.sender),
                     _encode(former.content),
                 )
-            if event.redacted_by is not None and event.redacted_by in loaded:
-                extra += b',"redacted_because":' + bytes(present_plainly(loaded[event.redacted_by], with_room_id=True))
+            if event.redacted_by is not None and event.redacted_by in because:
+                redaction = because[event.redacted_by].event
+                extra += b',"redacted_because":' + bytes(present_plainly(redaction, with_room_id=True))
             if extra:
                 extras[event.nid] = extra
         return extras

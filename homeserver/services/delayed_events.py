@@ -121,6 +121,7 @@ class DelayedEvents:
         delay_ms: int,
         txn_id: str | None,
         origin_server_ts: int | None = None,
+        sticky_ms: int | None = None,
     ) -> str:
         """Schedule an event, once for a transaction id; its `delay_id`.
 
@@ -157,6 +158,7 @@ class DelayedEvents:
             delay_ms=delay_ms,
             running_since=now,
             send_ts=now + delay_ms,
+            sticky_ms=sticky_ms,
         )
         request = None if txn_id is None else name_request(caller, f"delay/{room_id}/{type_}", txn_id)
 
@@ -290,11 +292,13 @@ class DelayedEvents:
         room_id, ts = RoomID(row.room_id), row.origin_server_ts
         try:
             if row.state_key is None:
-                answer = await self._sending.do_send(caller, room_id, row.type, content, row.delay_id, ts, sent=sent)
+                answer = await self._sending.do_send(
+                    caller, room_id, row.type, content, row.delay_id, ts, sticky_ms=row.sticky_ms, sent=sent
+                )
                 event_id = str(msgspec.json.decode(answer)["event_id"])
             else:
                 event_id = await self._sending.do_set_state(
-                    caller, room_id, row.type, row.state_key, content, ts, sent=sent
+                    caller, room_id, row.type, row.state_key, content, ts, sticky_ms=row.sticky_ms, sent=sent
                 )
         except AlreadySent as earlier:  # before a crash that kept it from being noted
             event_id = str(msgspec.json.decode(earlier.response)["event_id"])

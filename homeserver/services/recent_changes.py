@@ -15,6 +15,7 @@ from federation.protocol.ids import UserID
 from storage.events import EventRow
 from storage.memberships import MembershipRow
 from storage.receipts import ReceiptRow
+from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
 
 KEPT: Final = 20_000
@@ -137,14 +138,16 @@ class RecentChanges:
         for change in changes:
             row = change.detail
             user_id = change.user_id
-            if isinstance(row, EventRow):
+            if isinstance(row, StickyRow):
+                entry = _Entry(change.topic, row.room_nid)
+            elif isinstance(row, EventRow):
                 entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION)
             elif isinstance(row, ReceiptRow):
                 reader = row.user_id if row.receipt_type == PRIVATE_RECEIPT else None
                 entry = _Entry(Topic.RECEIPT, row.room_nid, reader)
             elif isinstance(row, MembershipRow):
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT):
+            elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
                 self._forget(change.position)  # another node's: in which room is not known here
                 entry = _Entry(change.topic)
             else:

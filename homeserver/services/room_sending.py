@@ -3,7 +3,7 @@
 spec: client-server-api#sending-events-to-a-room
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -18,7 +18,7 @@ from federation.protocol.errors import (
     MatrixError,
     UserSuspended,
 )
-from federation.protocol.events import StateKey
+from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id, is_room_alias
 from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
@@ -68,6 +68,7 @@ class RoomSending:
         txn_id: str,
         origin_server_ts: int | None,
         *,
+        sticky_ms: int | None = None,
         sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
         """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound,
@@ -86,10 +87,20 @@ class RoomSending:
             # where the version has it beside the content it does not belong into it
             content = {name: value for name, value in content.items() if name != "redacts"}
         sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
-        draft = Draft(type, caller.user_id, content, None, redacts, check_timestamp(caller, origin_server_ts), sent)
         relation = relation_in(content)
-        if relation is not None:
-            refusal = await self._refuse_relation(caller, room_id, type, relation)
+        draft = Draft(
+            type,
+            caller.user_id,
+            content,
+            None,
+            redacts,
+            check_timestamp(caller, origin_server_ts),
+            sent,
+            sticky_ms,
+            self._check_annotation(caller.user_id, room_id, type, relation),
+        )
+        if relation is not None and relation.rel_type == THREAD:
+            refusal = await self._refuse_thread(caller, room_id, relation)
             if refusal is not None:
                 earlier = await self._sent.get_response(sent)  # a repeated request is answered as it was
                 if earlier is None:
@@ -127,6 +138,7 @@ class RoomSending:
         content: Mapping[str, Any],
         origin_server_ts: int | None,
         *,
+        sticky_ms: int | None = None,
         sent: SentTransaction | None = None,
     ) -> EventID:
         """Set a state entry; the event that it has, an older one where nothing changes. Raises Forbidden, NotFound; with
@@ -146,7 +158,8 @@ class RoomSending:
             state_key,
             origin_server_ts=check_timestamp(caller, origin_server_ts),
             sent=sent,
-            unless_same=True,
+            sticky_ms=sticky_ms,
+            unless_same=sticky_ms is None,
         )
         event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
@@ -164,29 +177,42 @@ class RoomSending:
             return msgspec.Raw(earlier.response)
         return msgspec.Raw(b'{"event_id":"%s"}' % event.event.event_id.encode())
 
-    async def _refuse_relation(
-        self, caller: Requester, room_id: RoomID, type: str, relation: Relation
-    ) -> MatrixError | None:
-        """Why an event with that relation may not be sent.
+    async def _refuse_thread(self, caller: Requester, room_id: RoomID, relation: Relation) -> MatrixError | None:
+        """Why an event may not be sent into that thread.
 
-        spec: client-server-api#avoiding-duplicate-annotations, client-server-api#validation-of-mthread-relationships
+        spec: client-server-api#validation-of-mthread-relationships
         """
-        if relation.rel_type not in (ANNOTATION, THREAD):
-            return None
         snapshot = await self._engine.get_snapshot(room_id)
         member = await snapshot.state.get(StateKey("m.room.member", caller.user_id))
         if member is None or member.event.membership != "join":
             return None  # authorization says no, and nothing is said of the room's events
-        room_nid = snapshot.room.room_nid
-        if relation.rel_type == THREAD:
-            root = await self._events.get_event(room_nid, EventID(relation.target))
-            if root is not None and read_relation(root.event) is not None:
-                return MatrixError("A thread cannot begin at an event that itself relates to another")
-        elif relation.annotation is not None and await self._relations.has_annotation(
-            room_nid, relation.target, type, caller.user_id, relation.annotation
-        ):
-            return DuplicateAnnotation()
+        root = await self._events.get_event(snapshot.room.room_nid, EventID(relation.target))
+        if root is not None and read_relation(root.event) is not None:
+            return MatrixError("A thread cannot begin at an event that itself relates to another")
         return None
+
+    def _check_annotation(
+        self, user_id: UserID, room_id: RoomID, type: str, relation: Relation | None
+    ) -> Callable[[Sequence[Event]], Awaitable[None]] | None:
+        """The check that the user has not said just that of the event already, even in this moment.
+
+        spec: client-server-api#avoiding-duplicate-annotations
+        """
+        if relation is None or relation.rel_type != ANNOTATION or relation.annotation is None:
+            return None
+        target, annotation = relation.target, relation.annotation
+
+        async def check(unwritten: Sequence[Event]) -> None:
+            if any(
+                event.sender == user_id and event.type == type and read_relation(event) == relation
+                for event in unwritten
+            ):
+                raise DuplicateAnnotation
+            room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
+            if await self._relations.has_annotation(room_nid, target, type, user_id, annotation):
+                raise DuplicateAnnotation
+
+        return check
 
     async def _check_suspended_redacts_own(self, caller: Requester, room_id: RoomID, target: EventID) -> None:
         if not caller.is_suspended:

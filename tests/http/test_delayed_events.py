@@ -137,6 +137,16 @@ def test_forms_of_managing(server: TestServer, alice: User, room_id: str) -> Non
     assert ok(server.post(path, {"action": "cancel"})) == {}
 
 
+def test_the_paths_that_the_proposal_wants_in_the_end(server: TestServer, alice: User, room_id: str) -> None:
+    body = {"delay_ms": 1000, "content": {"msgtype": "m.text", "body": "hello"}}
+    one = scheduled(alice.put(f"/_matrix/client/v3/rooms/{room_id}/delayed_event/m.room.message/t", body))
+    every = "/_matrix/client/v1/delayed_events"
+    assert [event["delay_id"] for event in ok(alice.get(every))["scheduled"]] == [one]
+    assert ok(alice.get(f"{every}/{one}"))["delay_id"] == one
+    assert ok(server.post(f"{every}/{one}/cancel", {})) == {}
+    assert ok(alice.get(every))["scheduled"] == []
+
+
 def test_what_is_listed(server: TestServer, alice: User, room_id: str) -> None:
     bob = server.register("bob")
     late = scheduled(later(alice, room_id, 20_000, "1"))

@@ -8,7 +8,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from twisted.internet.defer import Deferred
 
+from federation.protocol.ids import RoomID
 from tests.helpers.server import TestServer, User
 from tests.helpers.syncing import sync
 from tests.helpers.talk import create, invite, join, leave, messages, ok, put_event, redact, refused, room_path, say
@@ -274,6 +276,26 @@ def test_the_same_reaction_twice_is_refused(alice: User, bob: User, room: str) -
     react(alice, room, parent)
     ok(redact(bob, room, first["event_id"]))
     react(bob, room, parent)
+
+
+@pytest.mark.parametrize("redacted", [False, True])
+def test_the_same_reaction_twice_in_the_same_moment(
+    server: TestServer, alice: User, bob: User, room: str, redacted: bool
+) -> None:
+    parent = say(alice, room, "parent")
+    first = react(bob, room, parent) if redacted else None
+    gate: Deferred[None] = Deferred()
+    Deferred.fromCoroutine(server.app.rooms.engine.in_turn(RoomID(room), lambda: gate))
+    waiting = []
+    if first is not None:  # with it gone, it may be given anew
+        waiting.append(bob.start("PUT", room_path(room, "redact", first, "r"), {}))
+    for txn in ("one", "two"):
+        waiting.append(bob.start("PUT", room_path(room, "send", "m.reaction", txn), reaction(parent)))
+    waiting.append(alice.start("PUT", room_path(room, "send", "m.reaction", "one"), reaction(parent)))
+    gate.callback(None)
+    server.clock.advance(0)
+    refusals = [each.answer.errcode for each in waiting if each.answer.status != 200]
+    assert refusals == ["M_DUPLICATE_ANNOTATION"]
 
 
 @pytest.mark.parametrize(

@@ -55,17 +55,20 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "account_data", "receipts", "rooms")
+    __slots__ = ("_settled", "account_data", "profile_fields", "receipts", "rooms")
 
     def __init__(
         self,
         rooms: Mapping[int, SentRoom] = NOTHING,
         receipts: Mapping[int, int] = NOTHING,
         account_data: Mapping[int, int] = NOTHING,
+        profile_fields: frozenset[str] | None = None,
     ) -> None:
+        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask."""
         self.rooms = rooms
         self.receipts = receipts
         self.account_data = account_data
+        self.profile_fields = profile_fields
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
 
     def settled(self, config: RoomConfig) -> frozenset[int]:
@@ -195,6 +198,7 @@ class StateChanges:
         self._rooms: dict[int, SentRoom] = {}
         self._receipts: dict[int, int] = {}
         self._account_data: dict[int, int] = {}
+        self._profile_fields = state.profile_fields
 
     def set_room(self, room_nid: int, sent: SentRoom) -> None:
         """A room was sent so far."""
@@ -215,14 +219,20 @@ class StateChanges:
         if self._state.account_data.get(room_nid) != upto:
             self._account_data[room_nid] = upto
 
+    def set_profile_fields(self, fields: frozenset[str] | None) -> None:
+        """These fields of profiles were told."""
+        self._profile_fields = fields
+
     def result(self) -> ConnectionState:
         """The state afterwards."""
-        if not (self._rooms or self._receipts or self._account_data):
+        same_fields = self._profile_fields == self._state.profile_fields
+        if same_fields and not (self._rooms or self._receipts or self._account_data):
             return self._state
         return ConnectionState(
             {**self._state.rooms, **self._rooms},
             {**self._state.receipts, **self._receipts},
             {**self._state.account_data, **self._account_data},
+            self._profile_fields,
         )
 
 
@@ -234,6 +244,7 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     """By room: up to where, timeline limit, index of the required state."""
     receipts: dict[int, int]
     account_data: dict[int, int]
+    profile_fields: list[str] | None = None
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -250,7 +261,8 @@ def _encode(state: ConnectionState) -> bytes:
         ([(sorted(clause.include), sorted(clause.exclude)) for clause in each.clauses], each.lazy_members)
         for each in indexes
     ]
-    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data)))
+    fields = None if state.profile_fields is None else sorted(state.profile_fields)
+    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields))
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -262,4 +274,5 @@ def _decode(blob: bytes) -> ConnectionState:
         for clauses, lazy_members in stored.required
     ]
     rooms = {nid: SentRoom(upto, limit, required[index]) for nid, (upto, limit, index) in stored.rooms.items()}
-    return ConnectionState(rooms, stored.receipts, stored.account_data)
+    fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
+    return ConnectionState(rooms, stored.receipts, stored.account_data, fields)

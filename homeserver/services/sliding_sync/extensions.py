@@ -1,6 +1,7 @@
 """What goes beside the rooms: messages to the device, its keys, account data, receipts, typing.
 
-Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing).
+Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 (receipts), MSC3961 (typing),
+MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,12 +17,21 @@ from homeserver.services.push_rules import account_data_events
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import LIVE, Connection, StateChanges
 from homeserver.services.sliding_sync.lists import Selection
-from homeserver.services.sliding_sync.request import Scope, SlidingRequest, ToDeviceRequest
+from homeserver.services.sliding_sync.profiles import ProfileNews
+from homeserver.services.sliding_sync.request import (
+    Scope,
+    SlidingRequest,
+    StickyRequest,
+    ThreadSubscriptionsRequest,
+    ToDeviceRequest,
+)
 from homeserver.services.sliding_sync.rooms import RoomWork
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
+from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.sync.sync import receipt_events, typing_event, visible_receipts
+from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from homeserver.services.typing import Typing
 from storage.account_data import AccountData, AccountDataStore
 from storage.receipts import ReceiptRow, ReceiptStore
@@ -43,6 +53,9 @@ class ExtensionParts:
     recent: RecentChanges
     rooms: RoomStore
     ignored: IgnoredUsers
+    threads: ThreadSubscriptions
+    profiles: ProfileNews
+    sticky: StickyReader
 
 
 class ExtensionReader:
@@ -90,6 +103,23 @@ class ExtensionReader:
             typing = await self._typing(connection, scope)
             answer["typing"] = {"rooms": typing}
             is_news = is_news or bool(typing)
+        if wanted.thread_subscriptions is not None:
+            threads = await self._threads(request, connection, wanted.thread_subscriptions, token.position)
+            answer[wanted.thread_subscriptions.name] = threads
+            is_news = is_news or bool(threads)
+        if wanted.profiles is None:
+            changes.set_profile_fields(None)
+        else:
+            scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
+            fields, user_id = wanted.profiles.fields, request.caller.user_id
+            users = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
+            changes.set_profile_fields(fields)
+            answer[wanted.profiles.name] = {"users": users} if users else {}
+            is_news = is_news or bool(users)
+        if wanted.sticky is not None:
+            sticky = await self._sticky(request, wanted.sticky, selection, works, token.position)
+            answer[wanted.sticky.name] = sticky
+            is_news = is_news or bool(sticky)
         return answer, is_news
 
     async def _to_device(self, request: SlidingRequest, wanted: ToDeviceRequest, upto: int) -> dict[str, Any]:
@@ -230,6 +260,49 @@ class ExtensionReader:
         rooms = await self._parts.rooms.get_rooms_by_nid(found)
         ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id)) if found else frozenset[str]()
         return {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.items()}
+
+    async def _threads(
+        self, request: SlidingRequest, connection: Connection, wanted: ThreadSubscriptionsRequest, upto: int
+    ) -> dict[str, Any]:
+        """The threads that the user follows from now on, and no longer."""
+        user_id, since = request.caller.user_id, connection.position
+        if not self._parts.recent.concerns_user(user_id, Topic.THREAD_SUBSCRIPTION, since):
+            return {}
+        return await self._parts.threads.read(user_id, since, upto, wanted.limit, further="prev_batch")
+
+    async def _sticky(
+        self, request: SlidingRequest, wanted: StickyRequest, selection: Selection, works: Sequence[RoomWork], upto: int
+    ) -> dict[str, Any]:
+        """Sticky events of the rooms that a list shows, in its window or not, since a token of their own.
+
+        The oldest first, as many as are wanted; of rooms that were joined since then all of them.
+        """
+        sticky, since = self._parts.sticky, wanted.since
+        some = await sticky.rooms() & selection.rows.keys()
+        if not some:
+            return {}
+        rows = [row for listed in selection.listed.values() for row in listed if row.room_nid in some]
+        rows += [selection.rows[nid] for nid in selection.subscribed.values() if nid in some]
+        joined = {row.room_nid: row for row in rows if row.membership == "join"}
+        new = {nid for nid, row in joined.items() if row.position > since}
+        ignored = await self._parts.ignored.of_user(request.caller.user_id)
+        shown = {seen.event.nid for work in works for seen in work.shown}
+        ranges = {nid: (0 if nid in new else since, upto) for nid in joined}
+        found = await sticky.find(ranges, shown, ignored)
+        news = sorted(row.position for rows in found.values() for row in rows if row.position > since)
+        reached = news[wanted.limit - 1] if len(news) > wanted.limit else upto
+        for nid in list(found):
+            found[nid] = [row for row in found[nid] if row.position <= reached]
+            if not found[nid]:
+                del found[nid]
+        if not found:
+            return {}
+        events = await sticky.present(request.caller, joined, found)
+        rooms = await self._parts.rooms.get_rooms_by_nid(events)
+        return {
+            "next_batch": str(reached),
+            "rooms": {rooms[nid].room_id: {"events": each} for nid, each in events.items()},
+        }
 
 
 def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:

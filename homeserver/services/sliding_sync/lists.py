@@ -52,6 +52,8 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     counts: Mapping[str, int]
     windows: Mapping[str, Sequence[int]]
     """By list the numbers of the rooms in its ranges, in order."""
+    listed: Mapping[str, Collection[MembershipRow]]
+    """By list all rooms that it shows, in its ranges or not."""
     subscribed: Mapping[str, int]
     """Numbers of the subscribed rooms by id."""
     configs: Mapping[int, RoomConfig]
@@ -118,6 +120,7 @@ class RoomLists:
         labels = await self._labels.of_user(user_id)
         counts: dict[str, int] = {}
         windows: dict[str, Sequence[int]] = {}
+        listed: dict[str, Collection[MembershipRow]] = {}
         configs = _Configs()
         rows = await self._memberships.of_user(user_id)
         if request.lists:
@@ -125,6 +128,7 @@ class RoomLists:
             for name, wanted in request.lists.items():
                 shown = await self._filter(wanted.filters, rows, candidates, labels)
                 counts[name] = len(shown)
+                listed[name] = shown
                 windows[name] = [row.room_nid for row in _cut(wanted, shown)]
                 configs.add(windows[name], wanted.config)
         subscribed = {}
@@ -136,7 +140,7 @@ class RoomLists:
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
         joined = frozenset([nid for nid in configs.by_room if rows[nid].membership == "join"])
         latest = await self.latest(joined)
-        return Selection(counts, windows, subscribed, configs.by_room, rows, joined, latest, labels)
+        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels)
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The positions of the newest events of rooms that the user is in, of these at least."""

@@ -134,6 +134,28 @@ class ToDeviceRequest(msgspec.Struct, frozen=True, gc=False):
     limit: int
 
 
+class ThreadSubscriptionsRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    limit: int
+
+
+class StickyRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    since: int
+    """0: all that are sticky."""
+    limit: int
+
+
+class ProfilesRequest(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    """As the client calls the extension."""
+    scope: Scope
+    fields: frozenset[str]
+    """`*` is every one."""
+
+
 class Extensions(msgspec.Struct, frozen=True, gc=False):
     """Which extensions are wanted. None or False: not."""
 
@@ -142,6 +164,9 @@ class Extensions(msgspec.Struct, frozen=True, gc=False):
     account_data: Scope | None = None
     receipts: Scope | None = None
     typing: Scope | None = None
+    thread_subscriptions: ThreadSubscriptionsRequest | None = None
+    profiles: ProfilesRequest | None = None
+    sticky: StickyRequest | None = None
 
 
 class SlidingRequest(msgspec.Struct, frozen=True, gc=False):

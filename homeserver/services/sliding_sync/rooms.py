@@ -17,7 +17,7 @@ from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.sliding_sync.connections import LIVE, Connection, SentRoom
 from homeserver.services.sliding_sync.order import OUTSIDE
 from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import RoomConfig, SlidingRequest
+from homeserver.services.sliding_sync.request import MEMBER, RoomConfig, SlidingRequest
 from homeserver.services.sliding_sync.required_state import AVATAR, NAME, RequiredStates, StateOfRoom, people_in
 from homeserver.services.stream_tokens import SyncToken, format_place
 from homeserver.services.sync.invited import InvitedRooms
@@ -48,6 +48,8 @@ class RoomWork:
     limited: bool = False
     shown: Sequence[Seen] = ()
     state: StateOfRoom = field(default_factory=lambda: StateOfRoom({}, {}))
+    people: set[str] = field(default_factory=set)
+    """Who comes into view with the entry."""
 
     @property
     def expanded(self) -> bool:
@@ -135,6 +137,8 @@ class RoomEntries:
         summaries = await parts.summaries.summarize(
             user_id, [work.room.room_nid for work in joined if work.initial or work.state.members_changed]
         )
+        for work in shown:
+            work.people = _people(work, summaries.get(work.room.room_nid))
         counts: Mapping[int, RoomUnread] = {}
         if not request.stable:
             ignored = await parts.ignored.of_user(user_id)
@@ -245,6 +249,16 @@ class RoomEntries:
         if missing:
             state.entries |= await self._parts.states.get_members(nid, root, missing)
             newly_sent.update((nid, user_id) for user_id in missing)
+
+
+def _people(work: RoomWork, summary: Summary | None) -> set[str]:
+    """Those whose memberships are told, and with a new timeline those who are named in it."""
+    people = {key.state_key for key in work.state.entries if key.type == MEMBER}
+    if work.initial or work.limited or work.expanded:
+        people |= people_in([seen.event for seen in work.shown])
+    if summary is not None:
+        people.update(hero.user_id for hero in summary.heroes)
+    return people
 
 
 def _end(work: RoomWork, upto: int) -> int:

@@ -61,6 +61,7 @@ class RoomWork:
     state: Sequence[StoredEvent] = ()
     summary: Summary | None = None
     ephemeral: list[Any] = field(default_factory=list)
+    sticky: Sequence[msgspec.Raw] = ()
     account_data: list[Any] = field(default_factory=list)
 
     @property
@@ -162,6 +163,8 @@ class JoinedRooms:
             }
             if work.own.membership == "join":
                 room["ephemeral"] = {"events": work.ephemeral}
+                if work.sticky:
+                    room["msc4354_sticky"] = {"events": work.sticky}
                 room["summary"] = work.summary.json if work.summary is not None else {}
             rooms[work.room.room_id] = room
         return rooms

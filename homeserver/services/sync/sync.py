@@ -34,6 +34,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.typing import Typing
 from homeserver.services.unread import Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
@@ -66,6 +67,7 @@ class SyncParts:
     permissions: InvitePermissions
     devices: DeviceNewsReader
     presence: PresenceReader
+    sticky: StickyReader
 
 
 class Sync:
@@ -210,8 +212,9 @@ class Sync:
         await self._parts.joined.fill(request, [*joined, *left], span, token, ignored)
         await self._fill_departures(left)
         await self._fill_beside(request, span, joined, left, data, ignored)
+        await self._fill_sticky(request, span, joined, ignored)
         if request.since is not None and not request.full_state:
-            joined = [work for work in joined if _has_news(work)]
+            joined = [work for work in joined if _has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
@@ -245,6 +248,19 @@ class Sync:
             if is_outside(work.own):
                 event = await self._parts.invited.find_own(work.room, work.own)
                 work.shown = [] if event is None else [Seen(event, work.own.membership)]
+
+    async def _fill_sticky(
+        self, request: SyncRequest, span: Range, joined: Sequence[RoomWork], ignored: Set[str]
+    ) -> None:
+        """The sticky events that the timelines do not show. No filter applies to them."""
+        ranges = {work.room.room_nid: (work.since, span.upto) for work in joined}
+        shown = {seen.event.nid for work in joined for seen in work.shown}
+        found = await self._parts.sticky.find(ranges, shown, ignored)
+        if found:
+            own = {work.room.room_nid: work.own for work in joined}
+            events = await self._parts.sticky.present(request.caller, own, found)
+            for work in joined:
+                work.sticky = events.get(work.room.room_nid, ())
 
     async def _fill_beside(
         self,
@@ -354,15 +370,17 @@ def _by_ephemeral(request: SyncRequest, works: Sequence[RoomWork]) -> list[tuple
     return [(None, new), (request.since.ephemeral, known)]
 
 
-def _has_news(work: RoomWork) -> bool:
+def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
     return bool(
         work.whole_state
         or work.shown
         or work.limited
         or work.state
         or work.ephemeral
+        or work.sticky
         or work.account_data
-        or any(event.flags & EventFlag.UNREAD for event in work.arrived)  # the counts may have changed
+        # the counts may have changed
+        or any(event.flags & EventFlag.UNREAD and event.event.sender not in ignored for event in work.arrived)
     )
 
 

@@ -1,0 +1,99 @@
+"""Following threads. Proposals: MSC4306, MSC4308.
+
+The paths without a prefix are those that the proposals want in the end; errors have the prefix that released clients know
+wherever the path has it.
+"""
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.protocol.ids import EventID, RoomID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.thread_subscriptions import (
+    MOST_CHANGES,
+    ConflictingUnsubscription,
+    NotInThread,
+    ThreadSubscriptions,
+)
+
+_THREAD: Final = "/rooms/{room_id}/thread/{root}/subscription"
+_UNSTABLE: Final = "/_matrix/client/unstable/io.element.msc4306"
+PATHS: Final = ("/_matrix/client/v1" + _THREAD, _UNSTABLE + _THREAD)
+
+
+class UnstableNotInThread(NotInThread):
+    errcode = "IO.ELEMENT.MSC4306.M_NOT_IN_THREAD"
+
+
+class UnstableConflictingUnsubscription(ConflictingUnsubscription):
+    errcode = "IO.ELEMENT.MSC4306.M_CONFLICTING_UNSUBSCRIPTION"
+
+
+_UNSTABLE_ERRORS: Final = {
+    NotInThread: UnstableNotInThread,
+    ConflictingUnsubscription: UnstableConflictingUnsubscription,
+}
+
+
+class Subscription(msgspec.Struct, frozen=True):
+    """How a thread is subscribed to."""
+
+    automatic: str | None = None
+    """The event for which a client does it of its own accord."""
+
+
+@endpoint("GET", *PATHS, auth=Auth.USER)
+async def get_thread_subscription(
+    subscriptions: ThreadSubscriptions, caller: Requester, *, room_id: RoomID, root: EventID
+) -> dict[str, bool]:
+    """The subscription to a thread."""
+    return await subscriptions.get(caller, room_id, root)
+
+
+@endpoint("PUT", *PATHS, auth=Auth.USER, max_body=4096, while_suspended=True)
+async def put_thread_subscription(
+    subscriptions: ThreadSubscriptions,
+    caller: Requester,
+    context: RequestContext,
+    *,
+    room_id: RoomID,
+    root: EventID,
+    body: Subscription,
+) -> Empty:
+    """Subscribe to a thread."""
+    cause = None if body.automatic is None else EventID(body.automatic)
+    try:
+        await subscriptions.do_subscribe(caller, room_id, root, cause)
+    except (NotInThread, ConflictingUnsubscription) as error:
+        raise _UNSTABLE_ERRORS[type(error)] if context.path.startswith(_UNSTABLE) else error from None
+    return EMPTY
+
+
+@endpoint("DELETE", *PATHS, auth=Auth.USER, while_suspended=True)
+async def delete_thread_subscription(
+    subscriptions: ThreadSubscriptions, caller: Requester, *, room_id: RoomID, root: EventID
+) -> Empty:
+    """Unsubscribe from a thread."""
+    await subscriptions.do_unsubscribe(caller, room_id, root)
+    return EMPTY
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/thread_subscriptions",
+    "/_matrix/client/unstable/io.element.msc4308/thread_subscriptions",
+    auth=Auth.USER,
+)
+async def get_thread_subscriptions(
+    subscriptions: ThreadSubscriptions,
+    caller: Requester,
+    *,
+    dir: Literal["b"],
+    from_: str | None = None,
+    to: str | None = None,
+    limit: int = MOST_CHANGES,
+) -> dict[str, Any]:
+    """What sliding sync had no room for: changes of subscriptions, going back."""
+    return await subscriptions.get_page(caller, from_, to, limit)

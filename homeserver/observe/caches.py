@@ -1,0 +1,42 @@
+"""Metrics of caches: how often what was looked for was there."""
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+class Counted(Protocol):
+    """A cache that counts."""
+
+    hits: int
+    """Things that were there."""
+    misses: int
+    """Things that had to be read."""
+
+    def __len__(self) -> int:
+        """Things that are there now."""
+        ...
+
+
+class CacheMetrics(Collector):
+    """Tells of caches in /metrics."""
+
+    def __init__(self, registry: CollectorRegistry, caches: Mapping[str, Counted]) -> None:
+        self._caches = caches
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads."""
+        lookups = CounterMetricFamily(
+            "mahalla_cache_lookups", "Things looked for in a cache: hit, or miss", labels=("cache", "outcome")
+        )
+        entries = GaugeMetricFamily("mahalla_cache_entries", "Things that a cache holds", labels=("cache",))
+        for name, cache in self._caches.items():
+            lookups.add_metric((name, "hit"), cache.hits)
+            lookups.add_metric((name, "miss"), cache.misses)
+            entries.add_metric((name,), len(cache))
+        yield lookups
+        yield entries

@@ -1,0 +1,122 @@
+"""The profiles of people in the rooms that a client looks at, and what changes in them.
+
+Told are the profiles of this server's own users: of those of others it keeps none. A profile comes whole when its owner comes
+into view (with the events or memberships that the client gets anyway); later changes are told of everyone with whom the user
+shares a room, in view or not.
+
+Proposal: MSC4262.
+"""
+
+from collections.abc import Collection, Mapping, Sequence, Set
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.rooms import RoomWork
+from storage.memberships import MembershipRow, MembershipStore
+from storage.profiles import ProfileStore
+from storage.streams import Topic
+
+EVERY_FIELD: Final = frozenset({"*"})
+MOST_WHOLE: Final = 500
+"""How many whole profiles are in one answer."""
+LEFT: Final = frozenset({"leave", "ban"})
+
+
+class ProfileNews:
+    """Reads what of profiles is new to a connection."""
+
+    def __init__(
+        self,
+        profiles: ProfileStore,
+        memberships: Memberships,
+        membership_store: MembershipStore,
+        recent: RecentChanges,
+    ) -> None:
+        self._profiles = profiles
+        self._memberships = memberships
+        self._membership_store = membership_store
+        self._recent = recent
+
+    async def read(
+        self,
+        user_id: UserID,
+        fields: Set[str],
+        connection: Connection,
+        scope: Set[int],
+        works: Sequence[RoomWork],
+        upto: int,
+    ) -> dict[str, Any]:
+        """By user: fields that are set, fields that are set no longer; None for who shares no room any more."""
+        followed = connection.state.profile_fields
+        users: dict[str, Any] = {}
+        if followed is not None and connection.position < upto:
+            users = await self._changes(user_id, fields, connection.position, upto)
+        whole = await self._in_view(works, scope)
+        covered = followed is not None and (followed >= EVERY_FIELD or followed >= fields)
+        if connection.token is not None and not covered:
+            for room_nid in scope:
+                whole.update(await self._memberships.local_members(room_nid))
+        for owner, profile in (await self._profiles.get_profiles(sorted(whole)[:MOST_WHOLE])).items():
+            shown = _wanted(fields, profile)
+            if shown and users.get(owner, {}) is not None:
+                users.setdefault(owner, {})["updated"] = shown
+        return users
+
+    async def _in_view(self, works: Sequence[RoomWork], scope: Set[int]) -> set[str]:
+        """Who comes into view with these rooms."""
+        people: set[str] = set()
+        for work in works:
+            if work.room.room_nid in scope:
+                people |= work.people
+                if work.initial and not work.config.required_state.lazy_members:
+                    people |= await self._memberships.local_members(work.room.room_nid)
+        return people
+
+    async def _changes(self, user_id: UserID, fields: Set[str], since: int, upto: int) -> dict[str, Any]:
+        changed: Mapping[str, Mapping[str, bytes | None]] = {}
+        if self._recent.users_since(Topic.PROFILE, since) != set():
+            changed = await self._profiles.get_changes(since, upto)
+        gone = await self._who_left(user_id, since, upto)
+        others = {*changed, *gone} - {user_id}
+        if not others and not changed:
+            return {}
+        shared = await self._membership_store.get_shared_rooms(user_id, others)
+        users: dict[str, Any] = {owner: None for owner in gone if owner not in shared}
+        for owner, values in changed.items():
+            if owner != user_id and owner not in shared:
+                continue
+            entry: dict[str, Any] = {}
+            updated = _wanted(fields, {field: value for field, value in values.items() if value is not None})
+            removed = [field for field, value in values.items() if value is None and _is_wanted(fields, field)]
+            if updated:
+                entry["updated"] = updated
+            if removed:
+                entry["removed"] = removed
+            if entry:
+                users[owner] = entry
+        return users
+
+    async def _who_left(self, user_id: UserID, since: int, upto: int) -> Collection[str]:
+        """Those of this server's users who left a room of the user's, or whom the user left behind there."""
+        own = await self._memberships.of_user(user_id)
+        rows: Sequence[MembershipRow] | None = self._recent.memberships_since(since)
+        if rows is None:
+            rows = await self._membership_store.get_changed_members(own, since, upto)
+        gone: set[str] = set()
+        for row in rows:
+            if row.room_nid in own and row.membership in LEFT and row.is_local and row.position <= upto:
+                gone |= {row.user_id} if row.user_id != user_id else await self._memberships.local_members(row.room_nid)
+        return gone - {user_id}
+
+
+def _wanted(fields: Set[str], profile: Mapping[str, bytes]) -> dict[str, msgspec.Raw]:
+    return {field: msgspec.Raw(value) for field, value in profile.items() if _is_wanted(fields, field)}
+
+
+def _is_wanted(fields: Set[str], field: str) -> bool:
+    return field in fields or fields >= EVERY_FIELD

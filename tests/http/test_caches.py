@@ -1,0 +1,52 @@
+"""How much is kept in memory, and what metrics tell of it."""
+
+from pathlib import Path
+
+from homeserver.assembly.cache_sizes import CacheSizes
+from homeserver.config.memory import Caches, Memory
+from homeserver.config.option import Size
+from storage.database import Database
+from tests.helpers.server import TestServer
+from tests.helpers.talk import create, messages, say
+
+LISTENER = """
+enable_metrics: true
+listeners: [{port: 8008, type: http, resources: [{names: [client, metrics]}]}]
+"""
+
+
+def test_one_factor_counts_for_all() -> None:
+    usual, twice = CacheSizes(Memory()), CacheSizes(Memory(caches=Caches(global_factor=1.0)))
+    assert (usual.events, usual.rooms) == (51_200, 20_000)
+    assert {name: getattr(twice, name) for name in vars(usual)} == {
+        name: size * 2 for name, size in vars(usual).items()
+    }
+    assert CacheSizes(Memory(event_cache_size=Size(10 << 10))).events == 5120
+    assert CacheSizes(Memory(caches=Caches(global_factor=0.01))).rooms == 400
+
+
+def test_the_configuration_bounds_the_events_in_memory(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "event_cache_size: 100\n")
+    alice = server.register("alice")
+    room_id = create(alice)
+    for number in range(150):
+        say(alice, room_id, str(number))
+    assert len(messages(alice, room_id, "b", limit=200)["chunk"]) > 150
+    assert len(server.app.rooms.events) == 100
+
+
+def test_metrics_tell_of_hits_and_misses(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, LISTENER)
+    alice = server.register("alice")
+    say(alice, create(alice), "hello")
+    text = server.get("/metrics").body.decode()
+    for cache in ("events", "rooms", "memberships", "timelines"):
+        for line in (
+            f'mahalla_cache_lookups_total{{cache="{cache}",outcome="hit"}}',
+            f'mahalla_cache_lookups_total{{cache="{cache}",outcome="miss"}}',
+            f'mahalla_cache_entries{{cache="{cache}"}}',
+        ):
+            assert line in text
+    assert 'mahalla_cache_entries{cache="rooms"} 1.0' in text
+    hits = text.partition('mahalla_cache_lookups_total{cache="rooms",outcome="hit"} ')[2].partition("\n")[0]
+    assert float(hits) > 0

@@ -1,0 +1,125 @@
+"""Sliding sync: profiles of people in view. Proposal: MSC4262"""
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.server import TestServer, User
+from tests.http.sliding import SlidingClient, a_list, act, create, say
+from tests.http.test_sliding_sync_extensions import ended
+
+NAME = "org.matrix.msc4262.profiles"
+LAZY = [["m.room.member", "$LAZY"]]
+
+
+def set_field(user: User, field: str, value: object) -> None:
+    answer = user.put(f"/_matrix/client/v3/profile/{user.user_id}/{field}", {field: value})
+    assert answer.status == 200, answer.body
+
+
+def remove_field(user: User, field: str) -> None:
+    assert user.delete(f"/_matrix/client/v3/profile/{user.user_id}/{field}").status == 200
+
+
+def client_of(user: User, **more: Any) -> SlidingClient:
+    return SlidingClient(user, lists={"all": a_list([0, 0], state=LAZY)}, extensions={NAME: {"enabled": True, **more}})
+
+
+def users_in(answer: dict[str, Any]) -> dict[str, Any]:
+    users: dict[str, Any] = answer["extensions"][NAME].get("users", {})
+    return users
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def test_profiles_of_those_in_view(server: TestServer, alice: User, bob: User) -> None:
+    carol = server.register("carol")
+    set_field(bob, "m.tz", "Asia/Tashkent")
+    set_field(carol, "m.tz", "Asia/Nukus")
+    room_id = create(alice, preset="public_chat", name="Tea")
+    for user in (carol, bob):
+        act(user, room_id, "join")
+    say(bob, room_id, "hello")
+    client = client_of(alice)
+    told = users_in(client.sync())
+    assert told[bob.user_id] == {"updated": {"displayname": "bob", "m.tz": "Asia/Tashkent"}}
+    assert carol.user_id not in told  # nothing of what is shown comes from her
+    assert users_in(client.sync()) == {}
+    say(carol, room_id, "here")
+    assert users_in(client.sync())[carol.user_id]["updated"]["m.tz"] == "Asia/Nukus"
+
+
+def test_only_the_fields_that_are_asked_for(alice: User, bob: User) -> None:
+    for field in ("m.tz", "org.example.status"):
+        set_field(bob, field, field)
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    say(bob, room_id, "hello")
+    client = client_of(alice, fields=["m.tz"])
+    assert users_in(client.sync()) == {bob.user_id: {"updated": {"m.tz": "m.tz"}}}
+    set_field(bob, "org.example.status", "busy")
+    assert users_in(client.sync()) == {}
+    client.body["extensions"][NAME]["fields"] = ["m.tz", "org.example.status"]
+    assert users_in(client.sync())[bob.user_id]["updated"]["org.example.status"] == "busy"
+
+
+def test_changes_are_told_of_all_with_whom_one_shares_a_room(server: TestServer, alice: User, bob: User) -> None:
+    stranger = server.register("stranger")
+    far = create(alice, preset="public_chat")
+    act(bob, far, "join")
+    create(alice)  # the only one in view
+    client = client_of(alice)
+    client.sync()
+    pending = client.wait()
+    set_field(stranger, "m.tz", "Asia/Nukus")
+    set_field(bob, "m.tz", "Asia/Tashkent")
+    answer = ended(server, pending)
+    assert users_in(answer) == {bob.user_id: {"updated": {"m.tz": "Asia/Tashkent"}}}
+    assert users_in(client.sync()) == users_in(answer)  # not acknowledged: it comes again
+    remove_field(bob, "m.tz")
+    set_field(alice, "m.tz", "UTC")
+    told = users_in(client.sync())
+    assert told == {bob.user_id: {"removed": ["m.tz"]}, alice.user_id: {"updated": {"m.tz": "UTC"}}}
+    set_field(bob, "org.example.status", None)
+    assert users_in(client.sync()) == {bob.user_id: {"updated": {"org.example.status": None}}}
+
+
+def test_who_shares_no_room_any_more(alice: User, bob: User) -> None:
+    rooms = [create(alice, preset="public_chat") for _ in range(2)]
+    for room_id in rooms:
+        act(bob, room_id, "join")
+    client = client_of(alice)
+    client.sync()
+    act(bob, rooms[0], "leave")
+    assert users_in(client.sync()).get(bob.user_id, {}) is not None
+    act(alice, rooms[1], "leave")
+    assert users_in(client.sync()) == {bob.user_id: None}
+    set_field(bob, "m.tz", "Asia/Tashkent")
+    assert users_in(client.sync()) == {}
+
+
+def test_what_was_not_asked_for_meanwhile_is_told_anew(alice: User, bob: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    client = client_of(alice)
+    client.sync()
+    wanted = client.body.pop("extensions")
+    set_field(bob, "m.tz", "Asia/Tashkent")
+    client.sync()
+    client.sync()
+    client.body["extensions"] = wanted
+    assert users_in(client.sync())[bob.user_id]["updated"]["m.tz"] == "Asia/Tashkent"
+    client.body["extensions"] = {NAME: {"enabled": True, "fields": ["m.a"] * 101}}
+    assert alice.post(client.path(), client.body).errcode == "M_INVALID_PARAM"
+
+
+def test_the_feature_is_announced(server: TestServer) -> None:
+    assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4262"] is True

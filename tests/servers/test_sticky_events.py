@@ -1,0 +1,85 @@
+"""Sticky events between servers. Proposal: MSC4354"""
+
+from pathlib import Path
+
+from storage.database import Database
+from tests.helpers.federated import create_room, say, shared
+from tests.helpers.network import Network
+from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import ok
+
+PEER = "peer.example"
+
+
+def stick(user: User, room_id: str, key: str) -> str:
+    path = f"/_matrix/client/v3/rooms/{room_id}/send/org.example.member/{key}?sticky_duration_ms=600000"
+    return str(ok(user.put(path, {"key": key}))["event_id"])
+
+
+def sticky_in(user: User, room_id: str) -> list[str]:
+    filter_ = '{"room":{"timeline":{"limit":1}}}'
+    room = ok(user.get(f"/_matrix/client/v3/sync?filter={filter_}"))["rooms"]["join"][room_id]
+    return [event["event_id"] for event in room.get("msc4354_sticky", {}).get("events", [])]
+
+
+async def test_it_is_sticky_on_the_other_server_too(network: Network) -> None:
+    room = await shared(network)
+    network.start_sending()
+    network.settle()
+    event_id = stick(room.alice, room.room_id, "laptop")
+    say(room.alice, room.room_id, "later")
+    network.settle()
+    assert sticky_in(room.bob, room.room_id) == [event_id]
+    network.clock.advance(600)
+    assert sticky_in(room.bob, room.room_id) == []
+
+
+def keys(wire: RecordingWire) -> list[str]:
+    return [
+        pdu["content"]["key"]
+        for _, body in wire.transactions(PEER)
+        for pdu in body["pdus"]
+        if pdu["type"] == "org.example.member"
+    ]
+
+
+async def test_a_server_that_comes_in_is_told(tmp_path: Path, sqlite_database: Database) -> None:
+    wire = RecordingWire()
+    server = TestServer(tmp_path, sqlite_database, wire=wire)
+    server.app.federation_out.sender.start()
+    alice = server.register("alice")
+    room_id = create_room(alice)
+    for key in ("laptop", "phone"):
+        stick(alice, room_id, key)
+    settle(server)
+    await pretend_member(server, room_id, f"@bob:{PEER}")
+    settle(server)
+    assert keys(wire) == ["laptop", "phone"]
+    await pretend_member(server, room_id, f"@carol:{PEER}")
+    settle(server)
+    assert keys(wire) == ["laptop", "phone"]
+
+
+async def test_an_outage_with_much_talk_loses_none(tmp_path: Path, sqlite_database: Database) -> None:
+    wire = RecordingWire()
+    server = TestServer(tmp_path, sqlite_database, wire=wire)
+    server.app.federation_out.sender.start()
+    alice = server.register("alice")
+    room_id = create_room(alice)
+    await pretend_member(server, room_id, f"@bob:{PEER}")
+    wire.down.add(PEER)
+    say(alice, room_id, "lost")
+    settle(server)
+    stick(alice, room_id, "laptop")
+    for number in range(80):
+        say(alice, room_id, f"m{number}")
+    settle(server)
+    wire.down.clear()
+    wire.requests.clear()
+    for _ in range(3):
+        server.clock.advance(60)
+        settle(server)
+    assert keys(wire) == ["laptop"]
+    assert wire.texts(PEER)[-1] == "m79"
+    assert all(len(body["pdus"]) <= 50 for _, body in wire.transactions(PEER))

@@ -1,0 +1,28 @@
+"""What changed in profiles, removed fields too."""
+
+from storage.database import Database
+from storage.profiles import REMOVALS_KEPT, ProfileStore
+
+ALICE = "@alice:example.org"
+
+
+async def test_changes_by_position(database: Database) -> None:
+    store = ProfileStore(database)
+    first = await database.write("t", store.set_field, ALICE, "m.tz", b'"UTC"', propagate=False)
+    second = await database.write("t", store.set_field, ALICE, "m.x", b"1", propagate=False)
+    assert await store.get_changes(0, second) == {ALICE: {"m.tz": b'"UTC"', "m.x": b"1"}}
+    assert await store.get_changes(first, second) == {ALICE: {"m.x": b"1"}}
+    third = await database.write("t", store.remove_field, ALICE, "m.tz", propagate=False)
+    assert third is not None
+    assert await store.get_changes(second, third) == {ALICE: {"m.tz": None}}
+    fourth = await database.write("t", store.set_field, ALICE, "m.tz", b"null", propagate=False)
+    assert await store.get_changes(second, fourth) == {ALICE: {"m.tz": b"null"}}
+
+
+async def test_removals_are_bounded(database: Database) -> None:
+    store = ProfileStore(database)
+    for number in range(REMOVALS_KEPT + 5):
+        await database.write("t", store.set_field, ALICE, f"m.f{number}", b"1", propagate=False)
+        await database.write("t", store.remove_field, ALICE, f"m.f{number}", propagate=False)
+    changes = await store.get_changes(0, database.streams.current())
+    assert set(changes[ALICE]) == {f"m.f{number}" for number in range(5, REMOVALS_KEPT + 5)}

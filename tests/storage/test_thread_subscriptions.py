@@ -1,0 +1,62 @@
+"""Subscriptions to threads by position, and which of two wishes counts."""
+
+from storage.database import Database
+from storage.streams import Change, Topic
+from storage.thread_subscriptions import ThreadSubscriptionRow, ThreadSubscriptionStore
+
+ALICE = "@alice:example.org"
+ROOM = "!room:example.org"
+
+
+async def test_the_latest_of_a_thread_is_told_once(database: Database) -> None:
+    store = ThreadSubscriptionStore(database)
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend)
+    start = database.streams.current()
+    await store.subscribe(ALICE, ROOM, "$a")
+    await store.subscribe(ALICE, ROOM, "$a")
+    await store.subscribe(ALICE, ROOM, "$b")
+    await store.subscribe("@bob:example.org", ROOM, "$a")
+    await store.unsubscribe(ALICE, ROOM, "$a")
+    await store.unsubscribe(ALICE, ROOM, "$a")
+    await store.unsubscribe(ALICE, ROOM, "$never")
+    assert [(change.topic, change.user_id) for change in heard] == [
+        (Topic.THREAD_SUBSCRIPTION, ALICE),
+        (Topic.THREAD_SUBSCRIPTION, ALICE),
+        (Topic.THREAD_SUBSCRIPTION, "@bob:example.org"),
+        (Topic.THREAD_SUBSCRIPTION, ALICE),
+    ]
+    head = database.streams.current()
+    rows = await store.get_changes(ALICE, start, head, 10)
+    assert rows == [
+        ThreadSubscriptionRow(ROOM, "$a", False, False, heard[3].position),
+        ThreadSubscriptionRow(ROOM, "$b", True, False, heard[1].position),
+    ]
+    assert await store.get_changes(ALICE, start, head, 1) == rows[:1]
+    assert await store.get_changes(ALICE, start, heard[1].position, 10) == rows[1:]
+    assert await store.get_changes(ALICE, heard[1].position, head, 10) == rows[:1]
+    await database.write("t", store.remove_user, ALICE)
+    assert await store.get_changes(ALICE, 0, head, 10) == []
+    assert await store.get_subscription("@bob:example.org", ROOM, "$a") is not None
+
+
+async def test_an_old_call_does_not_undo_a_wish(database: Database) -> None:
+    store = ThreadSubscriptionStore(database)
+
+    async def now() -> tuple[bool, bool]:
+        row = await store.get_subscription(ALICE, ROOM, "$a")
+        assert row is not None
+        return row.subscribed, row.automatic
+
+    assert await store.subscribe_automatically(ALICE, ROOM, "$a", None)
+    assert await now() == (True, True)
+    await store.subscribe(ALICE, ROOM, "$a")
+    assert await store.subscribe_automatically(ALICE, ROOM, "$a", 10**9)
+    assert await now() == (True, False)
+    await store.unsubscribe(ALICE, ROOM, "$a")
+    ended = database.streams.current()
+    assert not await store.subscribe_automatically(ALICE, ROOM, "$a", ended)
+    assert not await store.subscribe_automatically(ALICE, ROOM, "$a", None)
+    assert await now() == (False, False)
+    assert await store.subscribe_automatically(ALICE, ROOM, "$a", ended + 1)
+    assert await now() == (True, True)
