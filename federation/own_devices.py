@@ -16,15 +16,13 @@ from federation.identity import ServerIdentity
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
+from federation.published_keys import KeysOfPeople
 from storage.cross_signing import CrossSigningKey, KeySignature
 from storage.device_keys import DeviceKeyStore, KeyWish
 from storage.device_list_log import DeviceListLog
-from storage.published_keys import PublishedKeyStore
 
 MOST_USERS: Final = 5000
 """In one query or claim."""
-CLAIMED_REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
-"""How long an upload may be repeated without bringing back a key that was given out."""
 
 
 class OwnDevices:
@@ -33,7 +31,7 @@ class OwnDevices:
     def __init__(
         self,
         keys: DeviceKeyStore,
-        published: PublishedKeyStore,
+        published: KeysOfPeople,
         log: DeviceListLog,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
@@ -105,10 +103,6 @@ class OwnDevices:
             devices = answer.setdefault(wish.user_id, {})
             devices[wish.device_id] = {f"{wish.algorithm}:{key.key_id}": msgspec.Raw(key.content)}
         return answer
-
-    async def forget_claimed(self, limit: int) -> int:
-        """Forget what was given out so long ago that no upload of it is repeated; how many."""
-        return await self._keys.forget_claimed(self._now_ms() - CLAIMED_REMEMBERED_MS, limit)
 
     async def get_updates(self, user_id: str, since: int) -> list[bytes]:
         """The EDUs about one user's changes from a number on. Of several changes of a device the last is told.

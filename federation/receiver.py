@@ -43,6 +43,8 @@ MAX_SERVERS: Final = 5000
 MAX_ANSWERS: Final = 10
 """Answers that are remembered for a server."""
 
+TO_DEVICE: Final = "m.direct_to_device"
+
 Results = dict[str, dict[str, str]]
 """By the id of the event: nothing, or `error` with a text."""
 
@@ -126,11 +128,13 @@ class Transactions:
         async def take_in(room_id: RoomID) -> Results:
             return await self._take_in_room(origin, room_id, by_room[room_id])
 
+        # keys come before what they open: else a client would show for a moment that it cannot read that
+        await self._edus.receive(origin, [edu for edu in edus if _is_to_device(edu)])
         results: Results = {}
         if by_room:
             for part in await map_at_once(take_in, by_room, ROOMS_AT_ONCE):
                 results.update(part)
-        await self._edus.receive(origin, edus)
+        await self._edus.receive(origin, [edu for edu in edus if not _is_to_device(edu)])
         return results
 
     async def _take_in_room(self, origin: ServerName, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> Results:
@@ -171,3 +175,7 @@ class Transactions:
             except InboxFull:  # not acknowledged; and no reason to refuse the rest of what the server sends
                 results.update((event.event_id, {"error": "Too many of your events wait already"}) for event in waiting)
         return results
+
+
+def _is_to_device(edu: object) -> bool:
+    return isinstance(edu, dict) and edu.get("edu_type") == TO_DEVICE

@@ -198,6 +198,7 @@ def run(paths: tuple[Path, ...]) -> None:
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
+            web=outbound.client,
             fetch=outbound.fetch,
             random=os.urandom,
             registry=registry,

@@ -37,6 +37,7 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
+from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
 from homeserver.config.server import Listener
@@ -57,6 +58,7 @@ from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
+from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
 from homeserver.web.landing import LandingPage
@@ -88,6 +90,7 @@ class Server:
         federation: FederationParts,
         incoming: IncomingParts,
         federation_out: FederationOutParts,
+        pushers: PusherParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -106,6 +109,7 @@ class Server:
         self.federation = federation
         self.incoming = incoming
         self.federation_out = federation_out
+        self.pushers = pushers
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -156,8 +160,10 @@ class Server:
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
+        self.incoming.completions.start()
         self.start_jobs()
         self.federation_out.sender.start()
+        self.pushers.start()
         if self.other_nodes is not None:
             self.other_nodes.start()
         for port in self._ports:
@@ -206,10 +212,12 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.completions.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
         await self.federation_out.sender.stop()
+        await self.pushers.stop()
         await self.accounts.last_seen.stop()
         await self.rooms.presence.stop()
         await self.media.stop()
@@ -227,14 +235,15 @@ def build(
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
+    web: Web,
     fetch: Fetch,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `fetch` what is at addresses of the
-    federation; `random` gives so many unguessable
+    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `web` push gateways, `fetch` what is at
+    addresses of the federation; `random` gives so many unguessable
     bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
     files cannot be made."""
     server_name = ServerName(config.server_name)
@@ -270,6 +279,7 @@ def build(
         remote_times=incoming.times,
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
+    pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     pages = Pages(mail.languages, server_name)
@@ -286,6 +296,8 @@ def build(
         people.moderation,
         people.filters,
         people.push_rules,
+        pushers.pushers,
+        pushers.unsubscribing,
         calls.delayed_events,
         calls.openid,
         calls.turn,
@@ -317,6 +329,7 @@ def build(
         rooms.device_lists,
         rooms.directory,
         rooms.markers,
+        rooms.notifications,
         rooms.old_sync,
         rooms.presence,
         rooms.profile_access,
@@ -380,6 +393,7 @@ def build(
         *calls.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
+        *pushers.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]
@@ -399,6 +413,7 @@ def build(
         federation,
         incoming,
         federation_out,
+        pushers,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -13,6 +13,7 @@ from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
 from homeserver.admin import federation_policy, register
+from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
     account_data,
@@ -29,11 +30,13 @@ from homeserver.client import (
     logout,
     media,
     mutual_rooms,
+    notifications,
     old_sync,
     openid,
     presence,
     profiles,
     push_rules,
+    pushers,
     receipts,
     registration,
     relations,
@@ -59,7 +62,7 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing
+from homeserver.web import confirm_email, landing, unsubscribe
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -71,6 +74,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_pushers,
     account,
     account_data,
     account_moderation,
@@ -93,7 +97,9 @@ SOURCES: tuple[ModuleType, ...] = (
     presence,
     probes,
     profiles,
+    notifications,
     push_rules,
+    pushers,
     receipts,
     federation_policy,
     register,
@@ -115,6 +121,7 @@ SOURCES: tuple[ModuleType, ...] = (
     threepids,
     third_party_networks,
     to_device,
+    unsubscribe,
     user_directory,
     versions,
     voip,

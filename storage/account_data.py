@@ -7,7 +7,7 @@ Laws:
 - A deleted entry stays as `{}`, for incremental readers; it is absent for all others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -73,6 +73,22 @@ class AccountDataStore:
 
         return await self._database.read_quickly("get_account_data_entries", read)
 
+    async def get_entries_of_users(self, user_ids: Iterable[str], types: Sequence[str]) -> dict[str, dict[str, bytes]]:
+        """Contents of global entries by user and type, in one query; what was never set, or is deleted, is absent."""
+
+        def read(txn: Transaction) -> dict[str, dict[str, bytes]]:
+            places = ", ".join("?" * len(types))
+            sql = (
+                f"SELECT user_id, type, content FROM account_data WHERE room_id = ? AND type IN ({places})"
+                " AND deleted = 0 AND user_id IN {keys}"
+            )
+            found: dict[str, dict[str, bytes]] = {}
+            for user_id, type_, content in txn.query_in(sql, list(user_ids), before=(GLOBAL, *types)):
+                found.setdefault(user_id, {})[type_] = bytes(content)
+            return found
+
+        return await self._database.read_quickly("get_account_data_of_users", read)
+
     async def get_entry(self, user_id: str, room_id: str | None, type_: str) -> bytes | None:
         """One entry's content; None where it was never set, or is deleted. `room_id` None: global."""
         return await self._database.read_quickly("get_account_data_entry", self.get_entry_in, user_id, room_id, type_)
@@ -103,7 +119,7 @@ class AccountDataStore:
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
-        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id))
+        txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_))
         return position
 
     def remove_entry(self, txn: WriteTransaction, user_id: str, room_id: str | None, type_: str) -> int | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from storage.database import Database
 from storage.devices import announce_device_list
+from storage.engine import Row
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -30,6 +31,9 @@ class KeySignature:
     signer_user_id: str
     signer_key_id: str
     signature: str
+
+
+_SIGNATURE = "target_user_id, target_key, signer_user_id, signer_key_id, signature"
 
 
 class CrossSigningStore:
@@ -63,11 +67,14 @@ class CrossSigningStore:
         What one signs of oneself is for everyone who knows one's devices; what one signs of others is seen by oneself alone.
         """
         signer = signatures[0].signer_user_id
+        targets = {each.target_user_id for each in signatures}
+        present = select_own_signatures(txn, [signer] if signer in targets else [])
+        if targets != {signer}:
+            present |= select_signed_by(txn, signer)
         known = {
             (each.target_user_id, each.target_key, each.signer_key_id): each.signature
-            for of_user in select_visible_signatures(txn, {each.target_user_id for each in signatures}, signer).values()
+            for of_user in present.values()
             for each in of_user
-            if each.signer_user_id == signer
         }
         new = [
             each
@@ -148,22 +155,23 @@ def select_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, dict[str
     return found
 
 
-def select_visible_signatures(
-    txn: Transaction, user_ids: Iterable[str], reader: str | None
-) -> dict[str, list[KeySignature]]:
-    """By user the signatures on their keys that they made themselves, or the reader; two queries."""
-    users = list(user_ids)
-    columns = "target_user_id, target_key, signer_user_id, signer_key_id, signature"
-    rows = txn.query_in(
-        f"SELECT {columns} FROM key_signatures WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
-        users,
-    )
-    if reader is not None:
-        rows += txn.query_in(
-            f"SELECT {columns} FROM key_signatures WHERE signer_user_id = ? AND target_user_id IN {{keys}}",
-            [user_id for user_id in users if user_id != reader],
-            before=(reader,),
+def select_own_signatures(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[KeySignature]]:
+    """By user the signatures on their keys that they made themselves; one query."""
+    return _by_target(
+        txn.query_in(
+            f"SELECT {_SIGNATURE} FROM key_signatures WHERE target_user_id IN {{keys}} AND signer_user_id = target_user_id",
+            user_ids,
         )
+    )
+
+
+def select_signed_by(txn: Transaction, signer: str) -> dict[str, list[KeySignature]]:
+    """By user what somebody has signed of others; one query."""
+    sql = f"SELECT {_SIGNATURE} FROM key_signatures WHERE signer_user_id = ? AND target_user_id <> ?"
+    return _by_target(txn.query(sql, (signer, signer)))
+
+
+def _by_target(rows: Iterable[Row]) -> dict[str, list[KeySignature]]:
     found: dict[str, list[KeySignature]] = {}
     for row in rows:
         found.setdefault(row[0], []).append(KeySignature(*row))

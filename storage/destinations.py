@@ -1,9 +1,9 @@
-"""Other servers that this one sends to: who does the sending, which of them cannot be reached, and what these have missed.
+"""Other servers that this one sends to: which of them cannot be reached, and what these have missed.
 
 Laws:
 - There is no row for a message: a server that can be reached needs no row at all, and one that cannot has a row for each
   room of which it has missed something.
-- Up to the position of the lease nothing is left to tell but what these tables say.
+- Up to the position of the lease "federation" (`leases.py`) nothing is left to tell but what these tables say.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,16 +13,7 @@ from storage.database import Database
 from storage.events import EventFlag
 from storage.transaction import Transaction, WriteTransaction
 
-_LEASE = "federation"
 _TO_SEND = int(EventFlag.TO_SEND)
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to send, as it was taken."""
-
-    run: int
-    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +65,6 @@ class DestinationStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def take_lease(self, holder: str, now_ms: int, expires_ts: int, *, by_force: bool) -> Lease | None:
-        """Take the right to send, where nobody has it; None where somebody has. `by_force`: whoever has it is gone."""
-        return await self._database.write("take_sender_lease", _take, holder, now_ms, expires_ts, by_force)
-
-    async def renew_lease(self, holder: str, expires_ts: int, position: int) -> bool:
-        """Note how far all is told, and go on; False: the lease is lost."""
-        return await self._database.write("renew_sender_lease", _renew, holder, expires_ts, position)
 
     async def get_destinations(self) -> Mapping[str, DestinationRow]:
         """All servers that cannot be reached, or once could not."""
@@ -142,28 +125,6 @@ class DestinationStore:
             "UPDATE destinations SET failing_since_ts = NULL, tried_ts = ?, pause_ms = 0 WHERE server = ?",
             (now_ms, server),
         )
-
-
-def _take(txn: WriteTransaction, holder: str, now_ms: int, expires_ts: int, by_force: bool) -> Lease | None:
-    row = txn.query_one("SELECT holder, expires_ts, run, position FROM sender_lease WHERE name = ?", (_LEASE,))
-    if row is None:
-        position = txn.next_position()
-        txn.execute(
-            "INSERT INTO sender_lease (name, holder, expires_ts, run, position) VALUES (?, ?, ?, 1, ?)",
-            (_LEASE, holder, expires_ts, position),
-        )
-        return Lease(1, position)
-    if not by_force and row[0] != holder and row[1] > now_ms:
-        return None
-    txn.execute(
-        "UPDATE sender_lease SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?", (holder, expires_ts, _LEASE)
-    )
-    return Lease(row[2] + 1, row[3])
-
-
-def _renew(txn: WriteTransaction, holder: str, expires_ts: int, position: int) -> bool:
-    sql = "UPDATE sender_lease SET expires_ts = ?, position = ? WHERE name = ? AND holder = ?"
-    return txn.execute(sql, (expires_ts, position, _LEASE, holder)) == 1
 
 
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:

@@ -82,10 +82,6 @@ class DeviceKeyStore:
         """Take a key for each of the wishes, as far as there are keys."""
         return await self._database.write("claim_keys", _claim, wishes, now_ms)
 
-    async def forget_claimed(self, before_ts: int, limit: int) -> int:
-        """Forget the oldest of the keys that were given out before then; how many."""
-        return await self._database.write("forget_claimed_keys", _forget_claimed, before_ts, limit)
-
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> bool:
         """Publish identity keys; False where they are the same as before."""
         before = txn.query_one("SELECT keys FROM device_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))
@@ -100,9 +96,17 @@ class DeviceKeyStore:
         return True
 
     def add_one_time_keys(
-        self, txn: WriteTransaction, user_id: str, device_id: str, keys: Mapping[tuple[str, str], bytes]
+        self,
+        txn: WriteTransaction,
+        user_id: str,
+        device_id: str,
+        keys: Mapping[tuple[str, str], bytes],
+        remembered_from_ts: int,
     ) -> None:
-        """Add keys by (algorithm, id). The same one again is no error, nor is it new. Raises KeyExists."""
+        """Add keys by (algorithm, id). The same one again is no error, nor is it new. Raises KeyExists.
+
+        `remembered_from_ts`: what was given out before then is forgotten.
+        """
         key_ids = {key_id for _, key_id in keys}
         present = {
             (algorithm, key_id): content
@@ -131,6 +135,10 @@ class DeviceKeyStore:
                 new.append((name, content))
         if not new:
             return
+        txn.execute(
+            "DELETE FROM claimed_one_time_keys WHERE user_id = ? AND device_id = ? AND claimed_ts < ?",
+            (user_id, device_id, remembered_from_ts),
+        )
         _announce_count(txn, user_id)
         first = txn.allocate("one_time_key", len(new))
         txn.execute_many(
@@ -256,20 +264,6 @@ def _query_wishes(txn: Transaction, wishes: Sequence[KeyWish], sql: str) -> list
 
 def _digest(content: bytes) -> bytes:
     return sha256(content).digest()[:DIGEST_BYTES]
-
-
-def _forget_claimed(txn: WriteTransaction, before_ts: int, limit: int) -> int:
-    gone = txn.query(
-        "SELECT user_id, device_id, algorithm, key_id, digest FROM claimed_one_time_keys WHERE claimed_ts < ?"
-        " ORDER BY claimed_ts LIMIT ?",
-        (before_ts, limit),
-    )
-    txn.execute_many(
-        "DELETE FROM claimed_one_time_keys WHERE user_id = ? AND device_id = ? AND algorithm = ? AND key_id = ?"
-        " AND digest = ?",
-        gone,
-    )
-    return len(gone)
 
 
 def _announce_count(txn: WriteTransaction, user_id: str) -> None:

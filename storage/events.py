@@ -26,16 +26,14 @@ class EventFlag:
     """Refused by authorization; its successors may refer to it, nobody sees it."""
     SOFT_FAILED: Final = 4
     """Valid where it stands, refused by the present state: not shown, not built upon."""
-    UNREAD: Final = 8
-    """Counts as an unread message for those who have not read up to it."""
+    NOTIFIES: Final = 8
+    """Notifies whoever has default push rules."""
     TIMELINE: Final = 16
     """Stands in the timeline of the room: accepted, and neither outlier nor soft-failed."""
-    MENTIONS_ROOM: Final = 32
-    """Calls everyone in the room."""
-    HIGHLIGHTS: Final = 64
-    """Calls users of this server by name: the table `highlights` says whom."""
-    THREAD = 128
-    """Stands in a thread: who has read the room has not read it."""
+    CALLS_ROOM: Final = 32
+    """Is highlighted for whoever has default push rules."""
+    OUTCOMES: Final = 64
+    """Is something else to some users of this server: the table `push_outcomes` says what."""
     TO_SEND: Final = 256
     """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
     RESOLVED: Final = 512
@@ -65,6 +63,8 @@ class EventRow(msgspec.Struct, frozen=True, gc=False):
     """Canonical JSON."""
     current_root: bytes | None = None
     """Root of the room's current state once it had arrived; None: it was the state after it."""
+    thread_root: str | None = None
+    """The event at the root of the thread that it stands in, as far as it notifies anybody."""
 
 
 class StateEntry(msgspec.Struct, frozen=True, gc=False):
@@ -88,7 +88,7 @@ class Waiting:
 
 _COLUMNS = (
     "event_nid, event_id, room_nid, position, depth, type, state_key, sender, origin_server_ts, flags, state_root,"
-    " replaces, redacted_by, pdu, current_root"
+    " replaces, redacted_by, pdu, current_root, thread_root"
 )
 
 

@@ -56,6 +56,10 @@ class MembershipStore:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
 
+    async def get_event_nids(self, room_nid: int) -> Mapping[str, int]:
+        """By user the number of the event that set their membership, of everybody who ever had one."""
+        return await self._database.read("get_membership_events", _select_event_nids, room_nid)
+
     async def get_local_members(self, room_nid: int) -> list[str]:
         """This server's users who are joined."""
         return await self._database.read_quickly("get_local_members", _select_local_joined, room_nid)
@@ -165,6 +169,20 @@ def select_first_members(
     for (room_nid, _, _), rows in zip(asked, txn.query_each(f"{_SELECT_BY_KIND} LIMIT ?", asked), strict=True):
         first.setdefault(room_nid, []).extend(map(_row, rows))
     return first
+
+
+def _select_event_nids(txn: Transaction, room_nid: int) -> dict[str, int]:
+    return dict(txn.query("SELECT user_id, event_nid FROM memberships WHERE room_nid = ?", (room_nid,)))
+
+
+def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> list[MembershipRow]:
+    """Invites of this server's users that came in that stretch of the sequence and still stand, in order."""
+    rows = txn.query(
+        f"SELECT {_COLUMNS} FROM memberships WHERE membership = 'invite' AND is_local = 1"
+        " AND position > ? AND position <= ? ORDER BY position LIMIT ?",
+        (after, upto, limit),
+    )
+    return [_row(row) for row in rows]
 
 
 def _select_local_joined(txn: Transaction, room_nid: int) -> list[str]:

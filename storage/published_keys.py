@@ -1,13 +1,13 @@
 """What people have published for encryption, of our users and of others, read at one moment: a fixed number of queries.
 
-Of signatures the owner's own are read, and those of who asks: how many others have signed a key costs nothing.
+Of signatures the owner's own are read with them: how many others have signed a key costs nothing.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from storage.cross_signing import CrossSigningKey, KeySignature, select_keys, select_visible_signatures
+from storage.cross_signing import CrossSigningKey, KeySignature, select_keys, select_own_signatures, select_signed_by
 from storage.database import Database
 from storage.device_keys import DeviceKeysRow, select_device_keys
 from storage.remote_devices import select_remote_devices
@@ -32,18 +32,20 @@ class PublishedKeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_published(
-        self, ours: Collection[str], others: Collection[str] = (), reader: str | None = None
-    ) -> PublishedKeys:
-        """Keys of users of ours and of others. `reader`: who asks, if it is one of our users."""
+    async def get_published(self, ours: Collection[str], others: Collection[str]) -> PublishedKeys:
+        """Keys of users of ours and of others, with what they signed of themselves."""
         read = self._database.read_quickly if len(ours) + len(others) <= FEW_USERS else self._database.read
-        return await read("get_published_keys", _select, tuple(ours), tuple(others), reader)
+        return await read("get_published_keys", _select, tuple(ours), tuple(others))
+
+    async def get_signed_by(self, signer: str) -> Mapping[str, Sequence[KeySignature]]:
+        """By user what somebody has signed of others; one query."""
+        return await self._database.read_quickly("get_signed_by", select_signed_by, signer)
 
 
-def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...], reader: str | None) -> PublishedKeys:
+def _select(txn: Transaction, ours: tuple[str, ...], others: tuple[str, ...]) -> PublishedKeys:
     users = (*ours, *others)
     return PublishedKeys(
         {**select_device_keys(txn, ours), **select_remote_devices(txn, others)},
         select_keys(txn, users),
-        select_visible_signatures(txn, users, reader),
+        select_own_signatures(txn, users),
     )

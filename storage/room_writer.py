@@ -16,6 +16,8 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.partial_rooms import add_partial_events
+from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
 from storage.room_summaries import set_summary_fields
@@ -64,8 +66,9 @@ class NewEvent:
     redaction: Redaction | None = None
     sent: SentTransaction | None = None
     """The client's request that it comes from."""
-    highlights: Sequence[str] = ()
-    """This server's users whom it calls by name."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """What it is to users of this server to whom it is something else than its flags say."""
+    thread_root: str | None = None
     state_before: "StateChange | None" = None
     """The state before it; None: the state after the event before it in the batch, first the head's."""
     placed_nid: int | None = None
@@ -76,6 +79,8 @@ class NewEvent:
     """What it says of another event."""
     sticky_ms: int | None = None
     """For how long it says that it is to be told to everyone."""
+    has_gap: bool = False
+    """Something that it follows is missing, and `state_before` is assumed: in a room with a part of its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,8 @@ class NewCurrentState:
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
     """Count the members anew: effects of this state were written before the batch."""
+    partial_join: int | None = None
+    """As in `Head`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,21 +177,32 @@ class RoomWriter:
             state_root=root,
             joined_count=joined,
             invited_count=invited,
+            partial_join=head.partial_join if current is None else current.partial_join,
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
         if current is not None:
             rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
+        if new_head.partial_join is not None:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events))
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
 
     def add_aside(
-        self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        events: Sequence[NewEvent],
+        now_ms: int,
+        *,
+        is_partial: bool = False,
+        past: bool = False,
     ) -> list[EventRow]:
         """Add events at their place in the past or beside the timeline: the head stays, and nobody is told of anything new.
 
-        Each has its `state_before`, or goes on from the one before it.
+        Each has its `state_before`, or goes on from the one before it. `is_partial`: that is only a part of the state, of
+        the past or not.
         """
         nids = self._take_numbers(txn, events)
         rows: list[EventRow] = []
@@ -194,6 +212,8 @@ class RoomWriter:
             root = row.state_root
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
+        if is_partial:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events), past=past)
         self._tell(txn, room, events, rows)
         return rows
 
@@ -283,7 +303,7 @@ class RoomWriter:
         if placed:
             txn.execute_many(
                 "UPDATE events SET position = ?, depth = ?, flags = ?, state_root = ?, replaces = ?,"
-                " current_root = ?,"
+                " current_root = ?, thread_root = ?,"
                 " pdu = CASE WHEN redacted_by IS NULL THEN ? ELSE pdu END, redacted_by = COALESCE(redacted_by, ?)"
                 " WHERE event_nid = ?",
                 [
@@ -294,6 +314,7 @@ class RoomWriter:
                         row.state_root,
                         row.replaces,
                         row.current_root,
+                        row.thread_root,
                         row.pdu,
                         row.redacted_by,
                         row.event_nid,
@@ -305,8 +326,8 @@ class RoomWriter:
             note_placed(txn, [row.event_nid for row in rows if row.event_id in placed])
         txn.execute_many(
             "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, state_key, sender,"
-            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " origin_server_ts, flags, state_root, replaces, redacted_by, pdu, current_root, thread_root)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 (
                     row.event_nid,
@@ -324,6 +345,7 @@ class RoomWriter:
                     row.redacted_by,
                     row.pdu,
                     row.current_root,
+                    row.thread_root,
                 )
                 for row in rows
                 if row.event_id not in placed
@@ -364,17 +386,14 @@ class RoomWriter:
         ]
         if sticky:
             add_sticky_events(txn, room.room_id, sticky)
-        highlights = [
-            (user_id, room.room_nid, row.position)
+        outcomes = [
+            (user_id, room.room_nid, row.position, row.event_nid, outcome)
             for row, event in zip(rows, events, strict=True)
             if row.position is not None
-            for user_id in event.highlights
+            for user_id, outcome in event.outcomes.items()
         ]
-        if highlights:
-            txn.execute_many(
-                "INSERT INTO highlights (user_id, room_nid, position) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                highlights,
-            )
+        if outcomes:
+            add_outcomes(txn, outcomes)
 
     def _number(
         self, txn: WriteTransaction, extremities: Sequence[str], nids: Mapping[str, int], head: Head
@@ -432,7 +451,12 @@ def _row(
         replaces,
         event.redacted_by,
         event.pdu,
+        thread_root=event.thread_root,
     )
+
+
+def _gaps(rows: Sequence[EventRow], events: Sequence[NewEvent]) -> list[tuple[int, bool]]:
+    return [(row.event_nid, event.has_gap) for row, event in zip(rows, events, strict=True)]
 
 
 def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: Set[int]) -> list[EventRow]:

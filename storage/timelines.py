@@ -4,7 +4,7 @@ Arrival is the position in the one sequence; what was fetched from the past has 
 depth is (depth, event_nid), over everything that stands in the timeline.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,11 +15,6 @@ from storage.events import EventFlag
 from storage.transaction import Transaction, WriteTransaction
 
 _TIMELINE = int(EventFlag.TIMELINE)
-_UNREAD = int(EventFlag.UNREAD)
-_MENTIONS_ROOM = int(EventFlag.MENTIONS_ROOM)
-_LOOKED_AT = int(EventFlag.THREAD | EventFlag.HIGHLIGHTS)
-_MOST_LOOKED_AT = 1000
-_MOST_IGNORED = 500
 
 
 class Direction(Enum):
@@ -46,33 +41,6 @@ class Arrival(msgspec.Struct, frozen=True, gc=False):
 
     position: int
     event_nid: int
-
-
-class Flagged(msgspec.Struct, frozen=True, gc=False):
-    """A message that counts as unread."""
-
-    event_nid: int
-    position: int
-    sender: str
-    flags: int
-
-
-class ReadUpTo(msgspec.Struct, frozen=True, gc=False):
-    """Up to which positions a user has read a room: threads and all, and at least its main timeline."""
-
-    everything: int
-    main: int
-
-
-class UnreadRow(msgspec.Struct, frozen=True, gc=False):
-    """What a user has not read of a room."""
-
-    unread: int
-    """Messages of the main timeline that call nobody by name."""
-    calls: int
-    """Those of them that call the whole room."""
-    to_look_at: Sequence[Flagged]
-    """The newest of those that call somebody by name or stand in a thread: from `everything` on."""
 
 
 class TimelineStore:
@@ -121,12 +89,6 @@ class TimelineStore:
     async def get_first_after(self, room_nid: int, position: int) -> int | None:
         """The number of the first event that arrived after the position."""
         return await self._database.read_quickly("get_first_after", _select_first_after, room_nid, position)
-
-    async def get_unread(
-        self, user_id: str, marks: Mapping[int, ReadUpTo], upto: int, ignored: Iterable[str]
-    ) -> Mapping[int, UnreadRow]:
-        """For each room, since the positions up to which the user has read: what others than `ignored` sent."""
-        return await self._database.read("get_unread", _count_unread, user_id, dict(marks), upto, list(ignored))
 
     async def get_backward_extremities(self, room_nid: int) -> Mapping[str, int]:
         """Ids of events that stored events name as previous and that we do not have, with the depth at which they stand."""
@@ -222,37 +184,6 @@ def _select_first_after(txn: Transaction, room_nid: int, position: int) -> int |
         (room_nid, position),
     )
     return row[0] if row is not None else None
-
-
-def _count_unread(
-    txn: Transaction, user_id: str, marks: dict[int, ReadUpTo], upto: int, ignored: list[str]
-) -> dict[int, UnreadRow]:
-    others = [user_id, *ignored[:_MOST_IGNORED]]
-    where = (
-        " FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
-        f" AND (flags & {_UNREAD}) <> 0 AND redacted_by IS NULL AND sender NOT IN ({', '.join('?' * len(others))})"
-    )
-    plain = f"position > ? AND (flags & {_LOOKED_AT}) = 0"
-    sums = (
-        f"SELECT sum(CASE WHEN {plain} THEN 1 ELSE 0 END),"
-        f" sum(CASE WHEN {plain} AND (flags & {_MENTIONS_ROOM}) <> 0 THEN 1 ELSE 0 END),"
-        f" sum(CASE WHEN (flags & {_LOOKED_AT}) <> 0 THEN 1 ELSE 0 END)"
-    )
-    found: dict[int, UnreadRow] = {}
-    for room_nid, mark in marks.items():
-        since = (room_nid, mark.everything, upto)
-        ((unread, calls, more),) = txn.query(sums + where, (mark.main, mark.main, *since, *others))
-        events: list[Flagged] = []
-        if more:
-            rows = txn.query(
-                "SELECT event_nid, position, sender, flags"
-                + where
-                + f" AND (flags & {_LOOKED_AT}) <> 0 ORDER BY position DESC LIMIT ?",
-                (*since, *others, _MOST_LOOKED_AT),
-            )
-            events = [Flagged(*row) for row in rows]
-        found[room_nid] = UnreadRow(int(unread or 0), int(calls or 0), events)
-    return found
 
 
 def _select_backward(txn: Transaction, room_nid: int) -> dict[str, int]:

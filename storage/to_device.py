@@ -84,9 +84,19 @@ class ToDeviceStore:
             if newest is not None and newest[0] is not None:
                 _delete(txn, user_id, device_id, newest[0])
 
+    async def count_messages(self) -> int:
+        """How many messages wait; looks at all of them."""
+        return await self._database.read("count_to_device", _count)
+
     async def sweep(self, limit: int) -> int:
         """Remove some of what nobody gets any more; how many."""
         return await self._database.write("sweep_to_device", _sweep, limit)
+
+
+def _count(txn: Transaction) -> int:
+    row = txn.query_one("SELECT COUNT(*) FROM to_device_messages")
+    assert row is not None
+    return int(row[0])
 
 
 def _select(txn: Transaction, user_id: str, device_id: str, after: int, upto: int, limit: int) -> list[DeviceMessage]:

@@ -24,6 +24,54 @@ class Globs:
 _STARS = re.compile(r"\*+")
 
 
+class Glob:
+    """One glob: matched against a whole text, or within it from word to word. Texts are in lower case.
+
+    Each part between the `*` has one length, and is found as early as can be: no backtracking, so a hostile glob takes at
+    most the product of the two lengths, inside the library of regular expressions.
+    """
+
+    __slots__ = ("_at_words", "_last_length", "_parts")
+
+    def __init__(self, glob: str) -> None:
+        texts = _STARS.sub("*", glob.lower()).split("*")
+        parts = ["".join("." if letter == "?" else re.escape(letter) for letter in text) for text in texts]
+        self._last_length = len(texts[-1])
+        self._parts = [re.compile(part, re.DOTALL) for part in parts]
+        parts[0] = f"(?<!{_IN_WORDS}){parts[0]}"
+        parts[-1] = f"{parts[-1]}(?!{_IN_WORDS})"
+        self._at_words = [re.compile(part, re.DOTALL) for part in parts]
+
+    def match(self, text: str) -> bool:
+        """Whether it matches the whole text."""
+        if len(self._parts) == 1:
+            return self._parts[0].fullmatch(text) is not None
+        first, *middle, last = self._parts
+        end = len(text) - self._last_length
+        found = first.match(text, 0, max(end, 0))
+        for part in middle:
+            if found is None:
+                return False
+            found = part.search(text, found.end(), end)
+        return found is not None and found.end() <= end and last.fullmatch(text, end) is not None
+
+    def match_words(self, text: str) -> bool:
+        """Whether it matches a part of the text that begins and ends at the bound of a word.
+
+        spec: client-server-api#conditions-1
+        """
+        position = 0
+        for part in self._at_words:
+            found = part.search(text, position)
+            if found is None:
+                return False
+            position = found.end()
+        return True
+
+
+_IN_WORDS = "[A-Za-z0-9_]"
+
+
 def _matches_parts(parts: tuple[str, ...], text: str) -> bool:
     """Whether a glob matches. Its parts are found from left to right, each as early as can be: no backtracking.
 

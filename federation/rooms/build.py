@@ -10,7 +10,7 @@ Laws:
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from secrets import token_urlsafe
 
 from federation.identity import ServerIdentity
@@ -44,16 +44,30 @@ MAX_PREV_EVENTS = 20
 
 
 @dataclass(frozen=True, slots=True)
+class Circumstances:
+    """A room right before an event."""
+
+    room_nid: int
+    """0: a room that is not written yet."""
+    member_count: int
+    """How many are joined once it has happened."""
+    levels: PowerLevels | None
+    moved: Mapping[UserID, bool] = field(default_factory=dict)
+    """Whose membership is no longer the stored one: whether they are joined."""
+
+
+@dataclass(frozen=True, slots=True)
 class Classification:
     """What our own users have to do with an event, said by the layer that knows them."""
 
     flags: int = 0
-    """UNREAD and MENTIONS_ROOM, where they hold."""
-    highlights: Sequence[UserID] = ()
-    """This server's users whom it calls by name."""
+    """NOTIFIES and CALLS_ROOM, where they hold."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """This server's users to whom it is something else than that."""
+    thread_root: EventID | None = None
 
 
-Classify = Callable[[Event], Classification]
+Classify = Callable[[Event, Circumstances], Awaitable[Classification]]
 Vouch = Callable[[int, Event, Event | None], Awaitable[Event]]
 """An event of ours with the signature of its room's policy server, if there is one (the event that says so)."""
 
@@ -86,6 +100,8 @@ class Chain:
             :MAX_PREV_EVENTS
         ]
         self._depth = snapshot.head.depth
+        self._member_count = snapshot.head.joined_count
+        self._moved: Mapping[UserID, bool] = {}
         self._known: dict[StateKey, StoredEvent] = {}
         self._room_id = snapshot.room_id
         self.built: list[Event] = []
@@ -107,11 +123,11 @@ class Chain:
 
         Raises Forbidden and what else authorization raises, with the chain as before; TargetInChain.
         """
-        mark = (dict(self._overlay), self._prev, self._depth, len(self.built))
+        mark = (dict(self._overlay), self._prev, self._depth, self._member_count, self._moved, len(self.built))
         try:
             return [await self._build(draft, now_ms) for draft in drafts]
         except BaseException:
-            self._overlay, self._prev, self._depth, length = mark
+            self._overlay, self._prev, self._depth, self._member_count, self._moved, length = mark
             del self.built[length:], self.new[length:]
             raise
 
@@ -138,7 +154,7 @@ class Chain:
             named = (await self._load([POLICY])).get(POLICY)
             event = await self._vouch(self._snapshot.room.room_nid, event, named)
         redaction = await self._redaction(event, state, create)
-        self._append(event, state, keys, draft, redaction)
+        await self._append(event, state, keys, draft, redaction)
         return event
 
     async def _load(self, keys: Collection[StateKey]) -> dict[StateKey, Event]:
@@ -218,15 +234,17 @@ class Chain:
             return self._further_flags | EventFlag.TO_SEND
         return self._further_flags
 
-    def _may_call_room(self, event: Event, state: Mapping[StateKey, Event]) -> bool:
-        """spec: client-server-api#mroompower_levels, `notifications`"""
+    def _circumstances(self, event: Event, state: Mapping[StateKey, Event]) -> Circumstances:
         create = state.get(CREATE)
-        if create is None:
-            return False
-        levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
-        return levels.user_level(event.sender) >= levels.notifications("room")
+        levels = None
+        if create is not None:
+            levels = PowerLevels.of(self._snapshot.version, state.get(POWER_LEVELS), create)
+        member_count = self._member_count
+        if event.membership is not None and event.state_key is not None:
+            member_count += joins(event, state.get(event.key))
+        return Circumstances(self._snapshot.room.room_nid, member_count, levels, self._moved)
 
-    def _append(
+    async def _append(
         self,
         event: Event,
         state: Mapping[StateKey, Event],
@@ -234,10 +252,8 @@ class Chain:
         draft: Draft,
         redaction: Redaction | None,
     ) -> None:
-        classification = self._classify(event)
-        flags = classification.flags
-        if flags & EventFlag.MENTIONS_ROOM and not self._may_call_room(event, state):
-            flags &= ~EventFlag.MENTIONS_ROOM
+        around = self._circumstances(event, state)
+        classification = await self._classify(event, around)
         auth_stored = [self._known[key].nid for key in keys if key in state and key not in self._overlay]
         auth_built = [self._overlay[key].event_id for key in keys if key in self._overlay]
         self.new.append(
@@ -251,8 +267,8 @@ class Chain:
                 origin_server_ts=event.origin_server_ts,
                 flags=EventFlag.TIMELINE
                 | self._flags_of(event)
-                | flags
-                | (EventFlag.HIGHLIGHTS if classification.highlights else 0),
+                | classification.flags
+                | (EventFlag.OUTCOMES if classification.outcomes else 0),
                 prev_events=self._prev,
                 auth_nids=auth_stored,
                 auth_ids=auth_built,
@@ -260,7 +276,8 @@ class Chain:
                 redacts=event.redacts,
                 redaction=redaction,
                 sent=draft.sent,
-                highlights=classification.highlights,
+                outcomes=classification.outcomes,
+                thread_root=classification.thread_root,
                 relation=read_relation(event),
                 sticky_ms=event.sticky_ms,
             )
@@ -269,8 +286,17 @@ class Chain:
         self._room_id = event.room_id  # a create event may only now have given the room its name
         if event.state_key is not None:
             self._overlay[event.key] = event
+            if event.membership is not None:
+                self._moved = {**self._moved, UserID(event.state_key): event.membership == "join"}
+        self._member_count = around.member_count
         self._prev = [event.event_id]
         self._depth = event.depth
+
+
+def joins(event: Event, before: Event | None) -> int:
+    """By how much a membership event changes the number of those who are joined; `before`: that in whose place it comes."""
+    was_joined = before is not None and before.membership == "join"
+    return (event.membership == "join") - was_joined
 
 
 async def prune(snapshot: RoomSnapshot, target: StoredEvent, identity: ServerIdentity) -> Redaction:

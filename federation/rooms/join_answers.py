@@ -24,6 +24,8 @@ from storage.state_tree import StateTreeStore
 
 EVENTS_AT_ONCE: Final = 500
 HEROES: Final = 5
+FEW_MEMBERS: Final = 20
+"""Up to so many memberships are told even to who would do without: to ask for them once more would cost more."""
 NAMES: Final = (StateKey("m.room.name", ""), StateKey("m.room.canonical_alias", ""))
 _encode = msgspec.json.encode
 
@@ -56,6 +58,7 @@ class JoinAnswers:
         else:
             entries[join.event.key] = join.replaces
         kept = entries
+        omit_members = omit_members and sum(key[0] == MEMBER for key in entries) > FEW_MEMBERS
         if omit_members:
             needed = await self._heroes(snapshot, join) if not any(key in entries for key in NAMES) else frozenset()
             kept = {key: nid for key, nid in entries.items() if key[0] != MEMBER or nid in needed}

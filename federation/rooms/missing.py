@@ -195,14 +195,15 @@ class MissingEvents:
                 return
             outcome = pool.outcomes[name]
             await self._states.fetch_auth_chain(server, snapshot, pool.open[name], outcome.missing_auth)
-        edges = await self._find_edges(snapshot, pool)
-        if len(edges) > MAX_STATES:
-            pool.forget_fetched()
-            edges = await self._find_edges(snapshot, pool)
         states: dict[EventID, Collection[EventID]] = {}
-        for name in edges[:MAX_STATES]:
-            if not self._is_late(pool):
-                states[name] = await self._states.fetch_state(server, snapshot, name)
+        if snapshot.head.partial_join is None:  # else the whole state is on its way, and they wait for it
+            edges = await self._find_edges(snapshot, pool)
+            if len(edges) > MAX_STATES:
+                pool.forget_fetched()
+                edges = await self._find_edges(snapshot, pool)
+            for name in edges[:MAX_STATES]:
+                if not self._is_late(pool):
+                    states[name] = await self._states.fetch_state(server, snapshot, name)
         if lacking or states:
             await self._take(pool, snapshot.room_id, past, states)
 
@@ -210,6 +211,9 @@ class MissingEvents:
         """Ask for what lies between the pool and what is known."""
         head = (await self._engine.get_snapshot(snapshot.room_id)).head
         earliest = [EventID(event_id) for _, event_id in head.extremities]
+        if head.partial_join is not None:  # what was before our join is of no use now
+            join = (await self._events.get_events([head.partial_join]))[head.partial_join]
+            earliest += join.event.prev_events[:MAX_LATEST]
         for _ in range(MAX_ROUNDS):
             missing = await self._find_missing(snapshot, pool)
             edges = [name for name, event in pool.open.items() if not missing.isdisjoint(event.prev_events)]

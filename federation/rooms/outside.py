@@ -85,6 +85,7 @@ class OutsideMemberships:
                 None,
                 None,
                 told.pdu,
+                None,
             ),
         )
 

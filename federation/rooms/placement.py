@@ -18,7 +18,7 @@ from federation.protocol.events import Event, StateKey, encode_event_json, encod
 from federation.protocol.ids import EventID, UserID
 from federation.protocol.power_levels import PowerLevels
 from federation.protocol.redaction import may_redact, redact
-from federation.rooms.build import MAX_DEPTH, Classification, Classify, prune
+from federation.rooms.build import MAX_DEPTH, Circumstances, Classification, Classify, joins, prune
 from federation.rooms.check import SHOWN, Checked, Verdict
 from federation.rooms.effects import effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
@@ -57,6 +57,8 @@ class Arrival:
     """It belongs to what is known already: it is no news and no forward extremity."""
     send_on: bool = False
     """It falls to us to tell the other servers in the room."""
+    has_gap: bool = False
+    """The state before it is assumed: in a room with a part of its state."""
 
 
 class Placements:
@@ -90,7 +92,7 @@ class Placements:
             return self._events.keep(snapshot.room, row)
         remaining = await self._remaining(snapshot, arrival)
         if remaining and new.state_key is not None and new.placed_nid is None:
-            outlier = replace(new, flags=int(EventFlag.OUTLIER), redaction=None, highlights=())
+            outlier = replace(new, flags=int(EventFlag.OUTLIER), redaction=None, outcomes={})
             await self._database.write(
                 "add_outliers", self._writer.add_outliers, snapshot.room, [outlier], self._now_ms()
             )
@@ -126,13 +128,24 @@ class Placements:
                     effective.append(redaction)
         return effective
 
-    async def _may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
+    async def _levels(self, room: RoomRow, before: StateChange) -> PowerLevels | None:
         state = await self._resolver.load(room.room_nid, before, [CREATE, POWER_LEVELS])
         if CREATE not in state:
-            return False
-        power = state.get(POWER_LEVELS)
-        levels = PowerLevels.of(redaction.version, None if power is None else power.event, state[CREATE].event)
-        return may_redact(
+            return None
+        power, create = state.get(POWER_LEVELS), state[CREATE].event
+        return PowerLevels.of(create.version, None if power is None else power.event, create)
+
+    async def _circumstances(self, snapshot: RoomSnapshot, arrival: Arrival) -> Circumstances:
+        event, room_nid = arrival.event, snapshot.room.room_nid
+        member_count = snapshot.head.joined_count
+        if event.membership is not None and event.state_key is not None:
+            before = (await self._resolver.load(room_nid, arrival.before, [event.key])).get(event.key)
+            member_count += joins(event, None if before is None else before.event)
+        return Circumstances(room_nid, member_count, await self._levels(snapshot.room, arrival.before))
+
+    async def _may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
+        levels = await self._levels(room, before)
+        return levels is not None and may_redact(
             redaction.version,
             redacter=redaction.sender,
             target_sender=target_sender,
@@ -142,7 +155,7 @@ class Placements:
 
     async def _new_event(self, snapshot: RoomSnapshot, arrival: Arrival) -> NewEvent:
         event, verdict = arrival.event, arrival.checked.verdict
-        flags, highlights = 0, Classification().highlights
+        flags, classification = 0, Classification()
         redaction: Redaction | None = None
         if verdict is Verdict.REJECT:
             flags = EventFlag.REJECTED
@@ -151,18 +164,19 @@ class Placements:
         elif await self._may_take_effect(snapshot, arrival):
             flags = EventFlag.TIMELINE | (EventFlag.TO_SEND if arrival.send_on else 0)
             redaction = await self._redaction(snapshot, arrival)
-            if not arrival.is_past:
-                classification = self._classify(event)
-                highlights = classification.highlights
-                flags |= classification.flags | (EventFlag.HIGHLIGHTS if highlights else 0)
+            if not arrival.is_past and not arrival.redactions:
+                classification = await self._classify(event, await self._circumstances(snapshot, arrival))
+                flags |= classification.flags | (EventFlag.OUTCOMES if classification.outcomes else 0)
         return replace(
             new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
             depth=_depth(arrival),
             effect=state_effect(event, self._identity) if flags & EventFlag.TIMELINE else NO_EFFECT,
             redaction=redaction,
-            highlights=highlights,
+            outcomes=classification.outcomes,
+            thread_root=classification.thread_root,
             state_before=arrival.before,
             placed_nid=arrival.outlier.nid if arrival.outlier is not None else None,
+            has_gap=arrival.has_gap,
         )
 
     async def _may_take_effect(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
@@ -233,7 +247,7 @@ class Placements:
             batch_entries[(new.type, new.state_key)] = new.event_id
             changes[StateKey(new.type, new.state_key)] = None  # the event itself, once it has been written
             effects.append((new.event_id, new.effect))
-        return NewCurrentState(state, batch_entries, effects), changes
+        return NewCurrentState(state, batch_entries, effects, partial_join=snapshot.head.partial_join), changes
 
     def _append(
         self,
@@ -251,12 +265,16 @@ class Placements:
 
     def _add_aside(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> EventRow:
         self._check_unchanged(txn, snapshot, arrival, new)
-        if (
-            new.flags & EventFlag.SOFT_FAILED
-            and select_head(txn, snapshot.room.room_nid).version != snapshot.head.version
-        ):
-            raise HeadMoved(snapshot.room.room_id)  # it was refused by a state that is no longer the present one
-        return self._writer.add_aside(txn, snapshot.room, [new], self._now_ms())[0]
+        is_partial = snapshot.head.partial_join is not None
+        if new.flags & EventFlag.SOFT_FAILED or is_partial:
+            head = select_head(txn, snapshot.room.room_nid)
+            if head.partial_join != snapshot.head.partial_join or (
+                new.flags & EventFlag.SOFT_FAILED and head.version != snapshot.head.version
+            ):
+                raise HeadMoved(snapshot.room.room_id)  # it was judged by a state that is no longer the present one
+        return self._writer.add_aside(
+            txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
+        )[0]
 
     def _check_unchanged(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> None:
         """Another node may have received the same event meanwhile."""

@@ -42,6 +42,7 @@ class StoredEvent:
         "room_nid",
         "sent",
         "state_root",
+        "thread_root",
     )
 
     def __init__(self, event: Event, row: EventRow) -> None:
@@ -58,8 +59,12 @@ class StoredEvent:
         """Root of the room's current state once it had arrived."""
         self.replaces = row.replaces
         """Number of the state entry that it took the place of."""
+        self.thread_root = row.thread_root
+        """The thread that it stands in, by its root; None for the main timeline."""
         self.redacted_by = row.redacted_by
         """Number of the redaction that took the content away."""
+        self.thread_root = row.thread_root
+        """Of the thread that it stands in, as far as it notifies anybody."""
         self.pdu = row.pdu
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, while it is known from memory that a client of ours sent it so."""

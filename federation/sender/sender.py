@@ -35,6 +35,7 @@ from storage.database import DatabaseUnavailable
 from storage.destinations import Backlog, DestinationRow, DestinationStore, EventToSend
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
+from storage.leases import LeaseStore
 from storage.memberships import MembershipRow
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.receipts import ReceiptRow
@@ -69,6 +70,7 @@ class Sender:
         self,
         clock: IReactorTime,
         streams: Streams,
+        lease: LeaseStore,
         store: DestinationStore,
         to_device: OutgoingToDeviceStore,
         device_log: DeviceListLog,
@@ -86,6 +88,7 @@ class Sender:
         """`holder` names this process among all on the database; `is_alone`: there can be no other."""
         self._clock = clock
         self._streams = streams
+        self._lease = lease
         self._store = store
         self._to_device = to_device
         self._device_log = device_log
@@ -121,7 +124,7 @@ class Sender:
             self._round.stop()
         if self._has_lease:
             self._deliveries.stop()
-            await self._store.renew_lease(self._holder, 0, self._position())
+            await self._lease.renew(self._holder, 0, self._position())
             self._has_lease = False
 
     def heard_from(self, server: ServerName) -> None:
@@ -327,7 +330,7 @@ class Sender:
 
     async def _take(self) -> None:
         now = self._now_ms()
-        lease = await self._store.take_lease(self._holder, now, now + LEASE_MS, by_force=self._is_alone)
+        lease = await self._lease.take(self._holder, now, now + LEASE_MS, by_force=self._is_alone)
         if lease is None:
             return
         rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
@@ -344,7 +347,7 @@ class Sender:
         position = self._position()
         if self._is_alone and position == self._told:
             return
-        if await self._store.renew_lease(self._holder, self._now_ms() + LEASE_MS, position):
+        if await self._lease.renew(self._holder, self._now_ms() + LEASE_MS, position):
             self._told = position
         else:
             self.log.warn("another node sends to other servers now")

@@ -25,6 +25,7 @@ from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
 from storage.profiles import ProfileStore
+from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
@@ -52,6 +53,7 @@ class AccountParts:
         self.profile_store = ProfileStore(database)
         self.device_key_store = DeviceKeyStore(database)
         self.to_device_store = ToDeviceStore(database)
+        self.pusher_store = PusherStore(database)
         self.dehydrated_store = DehydratedDeviceStore(database)
         token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
@@ -75,6 +77,7 @@ class AccountParts:
                 self.to_device_store,
                 self.dehydrated_store,
                 SlidingConnectionStore(database),
+                self.pusher_store,
             ],
         )
         passwords = config.sessions.password_config

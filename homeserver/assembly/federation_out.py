@@ -26,6 +26,7 @@ from homeserver.services.told_notices import ToldNotices
 from storage.database import Database
 from storage.destinations import DestinationStore
 from storage.device_list_log import DeviceListLog
+from storage.leases import LeaseStore
 from storage.remote_devices import RemoteDeviceStore
 
 
@@ -72,6 +73,7 @@ class FederationOutParts:
         self.sender = Sender(
             clock,
             database.streams,
+            LeaseStore(database, "federation"),
             store,
             outgoing,
             log,
@@ -122,7 +124,6 @@ class FederationOutParts:
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
         return (
-            Job("forget_claimed_keys", self.own_devices.forget_claimed, 3600.0),
             Job("sweep_to_device", self._to_device.do_sweep, 60.0),
             Job("forget_received_to_device", self._to_device.forget_received, 3600.0),
             Job("fetch_stale_device_lists", self.remote_devices.do_resync, 60.0),

@@ -58,6 +58,7 @@ class PeopleParts:
                 rooms.thread_subscription_store,
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
+                accounts.pusher_store,
             ],
         )
         self.accounts = Accounts(
@@ -77,6 +78,7 @@ class PeopleParts:
             mail.threepids,
             self.accounts,
             mail.validation,
+            kept_by_address=[accounts.pusher_store],
             changes=config.mail.enable_3pid_changes,
         )
         self.moderation = AccountModeration(self.accounts, accounts.device_store, accounts.last_seen, identity)
@@ -99,7 +101,7 @@ class PeopleParts:
         )
         if config.registration.auto_join_rooms:
             accounts.registration.greet_with(self.first_rooms)
-        self.push_rules = PushRules(database, store)
+        self.push_rules = PushRules(database, store, rooms.rule_changes)
         self.filters = Filters(database, FilterStore(database))
 
     def resume_arrivals(self) -> None:

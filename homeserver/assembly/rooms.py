@@ -8,10 +8,12 @@ from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.published_keys import KeysOfPeople
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
@@ -25,6 +27,7 @@ from federation.rooms.visible import Visibility
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.presence import presence_of
+from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -41,12 +44,13 @@ from homeserver.services.guest_access import GuestAccess
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.invite_policy import InvitePolicy
-from homeserver.services.mentions import Mentions
 from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
 from homeserver.services.profiles import Profiles
+from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.push.notifications import Notifications
 from homeserver.services.read_markers import ReadMarkers
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.related_redactions import RelatedRedactions
@@ -81,10 +85,12 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
 from storage.relations import RelationStore
+from storage.room_recency import RoomRecencyStore
 from storage.room_servers import RoomServerStore
 from storage.room_summaries import RoomSummaryStore
 from storage.room_writer import RoomWriter
@@ -96,6 +102,7 @@ from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
+DEVICES_CACHED = 10_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -125,10 +132,10 @@ class RoomParts:
         sizes = CacheSizes(config.memory)
         self.room_store = room_store = RoomStore(database)
         membership_store = MembershipStore(database)
-        timeline_store = TimelineStore(database)
+        self.timeline_store = timeline_store = TimelineStore(database)
         alias_store = AliasStore(database)
         self.receipt_store = receipt_store = ReceiptStore(database)
-        summary_store = RoomSummaryStore(database)
+        self.summary_store = summary_store = RoomSummaryStore(database)
         account_data_store = AccountDataStore(database)
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
@@ -139,9 +146,13 @@ class RoomParts:
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
         recent = RecentChanges(streams)
         past = PastMemberships(self.events)
+        push = PushParts(database, identity, account_data_store, self.memberships, membership_store, self.events)
+        self.rule_changes = push.changes
+        self.unread = unread = UnreadCounts(
+            push.outcome_store, receipt_store, room_store, past, push.rules, streams, capacity=sizes.unread_counts
+        )
         current_states = CurrentStates(timelines, self.events, trees)
-        unread = UnreadCounts(timeline_store, receipt_store, self.events, past, streams, capacity=sizes.unread_counts)
-        ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
+        self.ignored = ignored = IgnoredUsers(account_data_store, streams, capacity=sizes.users)
         self.permissions = InvitePermissions(account_data_store, ignored, streams, capacity=sizes.users)
         self.notifier = Notifier(streams, self.memberships, clock)
 
@@ -153,7 +164,9 @@ class RoomParts:
         self.visibility = visibility = Visibility(trees, self.events)
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
-        self.classify = Mentions(identity).classify
+        self.classify = push.outcomes.classify
+        self.partial_store = PartialRoomStore(database)
+        self.partial = PartialRooms(self.partial_store, streams, clock)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -164,8 +177,10 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
+            self.partial,
             capacity=sizes.rooms,
         )
+        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
@@ -173,6 +188,20 @@ class RoomParts:
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )
 
+        self.notifications = Notifications(
+            push.outcome_store,
+            RoomRecencyStore(database),
+            room_store,
+            self.memberships,
+            past,
+            self.events,
+            unread,
+            push.rules,
+            self.push_decisions,
+            ignored,
+            client_events,
+            streams,
+        )
         self.propagation = ProfilePropagation(
             database, accounts.profile_store, room_store, self.engine, self.memberships
         )
@@ -190,7 +219,7 @@ class RoomParts:
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
         )
-        personal_settings = PersonalSettings(database, account_data_store, self.engine)
+        personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
         self.access = ServerAccess(self.engine, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
@@ -298,10 +327,10 @@ class RoomParts:
         self.presence = presence_of(
             config, clock, database, self.memberships, self.notifier, ephemeral, limiter, identity
         )
-        history = InvitedRooms(self.engine, self.events, self.outside)
+        self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = PublishedKeyStore(database)
-        self.device_keys = DeviceKeys(database, accounts.device_key_store, capacity=sizes.users)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
             self.cross_signing_store,
@@ -350,6 +379,7 @@ class RoomParts:
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
             StickyReader(self.sticky_events, self.events, visibility, client_events),
+            self.partial,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(

@@ -103,4 +103,5 @@ def sliding_parts(
         synced.states,
         synced.recent,
         synced.typing,
+        synced.partial,
     )

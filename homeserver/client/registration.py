@@ -57,6 +57,7 @@ async def post_register(
             device_name=device_name,
             inhibit_login=body.inhibit_login,
             refreshable=body.refresh_token,
+            languages=context.languages,
         )
         registered = await registration.do_register(wish, body.auth, context.client_ip)
     return session_answer(registered.user_id, registered.session)

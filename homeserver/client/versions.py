@@ -31,6 +31,7 @@ UNSTABLE_FEATURES: Final = {
     "org.matrix.msc4380.stable": True,
     "org.matrix.simplified_msc3575": True,
     "org.matrix.msc3856.stable": True,
+    "org.matrix.msc3881": True,
     "org.matrix.msc3874": True,
     "org.matrix.msc3912": True,
     "org.matrix.msc3981": True,

@@ -7,9 +7,15 @@ from federation.protocol.ids import host_of
 from homeserver.config.option import Duration, Secret, option, section
 
 
+def _check_base_url(url: str) -> str | None:
+    if not url.startswith(("https://", "http://")) or not url.isprintable() or " " in url:
+        return "must be an address of the web"
+    return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Email:
-    """Letters to people: to confirm an address, to set a new password."""
+    """Letters to people: to confirm an address, to set a new password, of what they missed."""
 
     smtp_host: str | None = option(
         None, "The mail server that takes our letters; `null`: this server sends none.", example="mail.example.org"
@@ -29,6 +35,23 @@ class Email:
         example='"%(app)s <noreply@example.org>"',
     )
     app_name: str = option("Matrix", "What the service is called in letters.")
+    enable_notifs: bool = option(
+        False,
+        "Whether people get letters about what they have not read, where they want them. Needs `public_baseurl`, for the "
+        "link that ends them.",
+    )
+    notif_for_new_users: bool = option(
+        True, "With `enable_notifs`: whether who makes an account with an e-mail address gets them from the start."
+    )
+    notif_delay_before_mail: Duration = option(
+        Duration(600_000), "How long somebody may take to read a message before a letter tells of it.", minimum=0
+    )
+    client_base_url: str = option(
+        "https://matrix.to",
+        "The client to which the links in letters lead: matrix.to, or the address of an Element Web.",
+        example="https://chat.example.org",
+        check=_check_base_url,
+    )
     validation_token_lifetime: Duration = option(
         Duration(3_600_000), "How long the link in a letter works.", minimum=60_000, example="1h"
     )

@@ -12,6 +12,7 @@ from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
 from homeserver.config.memory import Memory
 from homeserver.config.others import Calls, Federation, Others, URLPreviews
+from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
@@ -28,6 +29,7 @@ class Config:
     registration: Registration
     sessions: Sessions
     mail: Mail
+    notifications: Notifications
     rooms: Rooms
     people: People
     search: Search
@@ -59,6 +61,7 @@ GROUPS: dict[str, type] = {
     "registration": Registration,
     "sessions": Sessions,
     "mail": Mail,
+    "notifications": Notifications,
     "rooms": Rooms,
     "people": People,
     "search": Search,

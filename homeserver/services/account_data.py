@@ -12,7 +12,8 @@ from federation.protocol.canonical_json import decode_object
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import BadJson, Forbidden, InvalidParam, NotFound, TooLarge
 from federation.protocol.ids import RoomID, UserID
-from homeserver.services.push_rules import PUSH_RULES, push_rules_content
+from homeserver.services.push.kept_rules import PUSH_RULES
+from homeserver.services.push_rules import push_rules_content
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.transaction import WriteTransaction

@@ -14,12 +14,12 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, InvalidSignature, MatrixError, MissingParam, NotFound
 from federation.protocol.ids import KeyID
 from federation.protocol.signing import is_signed_by
+from federation.published_keys import KeysOfPeople
 from homeserver.services.accounts import Accounts
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
 from storage.devices import DeviceStore
-from storage.published_keys import PublishedKeyStore
 
 MASTER, SELF_SIGNING, USER_SIGNING = "master", "self_signing", "user_signing"
 MOST_SIGNATURES: Final = 1000
@@ -42,7 +42,7 @@ class CrossSigning:
         self,
         database: Database,
         store: CrossSigningStore,
-        published: PublishedKeyStore,
+        published: KeysOfPeople,
         devices: DeviceStore,
         accounts: Accounts,
     ) -> None:

@@ -4,6 +4,7 @@ spec: client-server-api#predefined-rules
 """
 
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,12 @@ MASTER: Final = ".m.rule.master"
 """The one default rule that comes before a user's own."""
 
 
+class TheUser(Enum):
+    """Stands in the default rules for the id of whoever's rules they are, where they are one set for everybody."""
+
+    ID = "the user"
+
+
 class PushRule(msgspec.Struct, frozen=True, omit_defaults=True):
     """A rule, in the form in which it is kept (its defaults left out)."""
 
@@ -28,7 +35,7 @@ class PushRule(msgspec.Struct, frozen=True, omit_defaults=True):
     pattern: str | None = None
 
 
-def _match(key: str, pattern: str) -> Condition:
+def _match(key: str, pattern: str | TheUser) -> Condition:
     return {"kind": "event_match", "key": key, "pattern": pattern}
 
 
@@ -37,6 +44,7 @@ def _is(key: str, value: str | bool) -> Condition:
 
 
 _OF_TWO: Final[Condition] = {"kind": "room_member_count", "is": "2"}
+_POLL: Final = "org.matrix.msc3381.poll"
 _HIGHLIGHT: Final[Action] = {"set_tweak": "highlight"}
 
 
@@ -44,7 +52,17 @@ def _sound(name: str) -> Action:
     return {"set_tweak": "sound", "value": name}
 
 
-def default_rules(user_id: str) -> Mapping[str, tuple[PushRule, ...]]:
+def _poll_rules(what: str) -> tuple[PushRule, PushRule]:
+    """MSC3930, with the event types that clients send (MSC3381)."""
+    is_poll = _is("type", f"{_POLL}.{what}")
+    rule_id = f".org.matrix.msc3930.rule.poll_{what}"
+    return (
+        PushRule(f"{rule_id}_one_to_one", ["notify", _sound("default")], conditions=[_OF_TWO, is_poll]),
+        PushRule(rule_id, ["notify"], conditions=[is_poll]),
+    )
+
+
+def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
     """The default rules of a user by kind; kinds without any are not in it."""
     mentioned = {"kind": "event_property_contains", "key": r"content.m\.mentions.user_ids", "value": user_id}
     may_call_room = {"kind": "sender_notification_permission", "key": "room"}
@@ -52,6 +70,13 @@ def default_rules(user_id: str) -> Mapping[str, tuple[PushRule, ...]]:
     return {
         "override": (
             PushRule(MASTER, [], enabled=False, conditions=[]),
+            # MSC4028: wakes clients for every encrypted event, once they have switched it on
+            PushRule(
+                ".org.matrix.msc4028.encrypted_event",
+                ["notify", {"set_tweak": "org.matrix.msc4062.dont_email"}],
+                enabled=False,
+                conditions=[_is("type", "m.room.encrypted")],
+            ),
             PushRule(".m.rule.suppress_notices", [], conditions=[_match("content.msgtype", "m.notice")]),
             PushRule(".m.rule.invite_for_me", ["notify", _sound("default")], conditions=invited),
             PushRule(".m.rule.member_event", [], conditions=[_match("type", "m.room.member")]),
@@ -72,6 +97,7 @@ def default_rules(user_id: str) -> Mapping[str, tuple[PushRule, ...]]:
                 [],
                 conditions=[_match("type", "m.room.server_acl"), _match("state_key", "")],
             ),
+            PushRule(".org.matrix.msc3930.rule.poll_response", [], conditions=[_is("type", f"{_POLL}.response")]),
             PushRule(".m.rule.suppress_edits", [], conditions=[_is(r"content.m\.relates_to.rel_type", "m.replace")]),
         ),
         "underride": (
@@ -88,5 +114,7 @@ def default_rules(user_id: str) -> Mapping[str, tuple[PushRule, ...]]:
             ),
             PushRule(".m.rule.message", ["notify"], conditions=[_match("type", "m.room.message")]),
             PushRule(".m.rule.encrypted", ["notify"], conditions=[_match("type", "m.room.encrypted")]),
+            *_poll_rules("start"),
+            *_poll_rules("end"),
         ),
     }

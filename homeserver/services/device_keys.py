@@ -11,7 +11,7 @@ spec: client-server-api#end-to-end-encryption
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
@@ -39,6 +39,8 @@ LARGEST_KEY: Final = 4096
 """In bytes, with its signatures: one-time and fallback keys."""
 LARGEST_IDENTITY: Final = 64 << 10
 """In bytes: what other servers take."""
+REMEMBERED_MS: Final = 7 * 24 * 3600 * 1000
+"""How long an upload may be repeated without bringing back a key that was given out."""
 USUAL_ALGORITHM: Final = "signed_curve25519"
 
 Key = str | dict[str, Any]
@@ -94,6 +96,7 @@ class DeviceKeys:
         self,
         database: Database,
         keys: DeviceKeyStore,
+        now_ms: Callable[[], int],
         *,
         capacity: int,
     ) -> None:
@@ -105,6 +108,7 @@ class DeviceKeys:
         database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys
+        self._now_ms = now_ms
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
         """Publish keys of the caller's device; how many one-time keys it has by algorithm. Raises InvalidParam, BadJson."""
@@ -123,7 +127,7 @@ class DeviceKeys:
             self._keys.set_device_keys(txn, user_id, device_id, keys.identity)
         try:
             if keys.one_time:
-                self._keys.add_one_time_keys(txn, user_id, device_id, keys.one_time)
+                self._keys.add_one_time_keys(txn, user_id, device_id, keys.one_time, self._now_ms() - REMEMBERED_MS)
             if keys.fallback:
                 self._keys.set_fallback_keys(txn, user_id, device_id, keys.fallback)
         except KeyExists as error:

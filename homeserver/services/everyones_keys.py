@@ -14,12 +14,13 @@ from federation.identity import ServerIdentity
 from federation.own_devices import MOST_USERS, OwnDevices
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, parse_user_id
+from federation.published_keys import KeysOfPeople
 from federation.remote.keys import UserKeys
 from homeserver.services.device_keys import present_keys
 from homeserver.services.remote_devices import RemoteDevices
 from storage.cross_signing import CrossSigningKey
 from storage.device_keys import DeviceKeysRow
-from storage.published_keys import PublishedKeys, PublishedKeyStore
+from storage.published_keys import PublishedKeys
 
 LONGEST_TIMEOUT_MS: Final = 30_000
 SHORTEST_TIMEOUT_MS: Final = 1_000
@@ -34,7 +35,7 @@ class EveryonesKeys:
     def __init__(
         self,
         own_devices: OwnDevices,
-        published: PublishedKeyStore,
+        published: KeysOfPeople,
         remote: RemoteDevices,
         identity: ServerIdentity,
     ) -> None:

@@ -28,6 +28,10 @@ class IgnoredUsers:
         """Whom the user ignores."""
         return await self._lists.of_user(user_id)
 
+    async def of_users(self, user_ids: Iterable[UserID]) -> Mapping[UserID, Set[str]]:
+        """Whom each of these users ignores; one query at most."""
+        return await self._lists.of_users(user_ids)
+
 
 def without_ignored(seen: Iterable[Seen], ignored: Set[str]) -> list[Seen]:
     """The events without those that ignored users sent; their state events are shown."""

@@ -3,7 +3,7 @@ forgotten when the stream says that they have changed. For the reactor thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from federation.protocol.ids import UserID
@@ -37,24 +37,39 @@ class ParsedAccountData(Generic[T]):
 
     async def of_user(self, user_id: UserID) -> T:
         """What the user has set."""
-        known = self._parsed.get(user_id)
-        if known is not None:
-            self._parsed.move_to_end(user_id)
-            return known
-        while True:
+        return (await self.of_users([user_id]))[user_id]
+
+    async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
+        """What these users have set: one query for all that is not known."""
+        found: dict[UserID, T] = {}
+        missing: list[UserID] = []
+        for user_id in user_ids:
+            known = self._parsed.get(user_id)
+            if known is None:
+                missing.append(user_id)
+            else:
+                self._parsed.move_to_end(user_id)
+                found[user_id] = known
+        while missing:
             heard = self._changes_heard
-            contents = await self._account_data.get_entries(user_id, self._types)
-            if heard == self._changes_heard:
-                break
-        parsed = self._parse(contents, user_id)
-        self._parsed[user_id] = parsed
-        if len(self._parsed) > self._capacity:
-            self._parsed.popitem(last=False)
-        return parsed
+            contents = await self._account_data.get_entries_of_users(missing, self._types)
+            if heard != self._changes_heard:
+                continue
+            for user_id in missing:
+                parsed = found[user_id] = self._parse(contents.get(user_id, {}), user_id)
+                self._parsed[user_id] = parsed
+                if len(self._parsed) > self._capacity:
+                    self._parsed.popitem(last=False)
+            break
+        return found
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.ACCOUNT_DATA and change.room_id is None:
+            if (
+                change.topic is Topic.ACCOUNT_DATA
+                and change.room_id is None
+                and (change.detail is None or change.detail in self._types)
+            ):
                 self._changes_heard += 1
                 if change.user_id is not None:
                     self._parsed.pop(change.user_id, None)

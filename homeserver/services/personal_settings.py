@@ -6,15 +6,18 @@ room already stays.
 spec: client-server-api#room-upgrades
 """
 
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
+from federation.protocol.errors import TooLarge
 from federation.protocol.events import StateKey
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.engine import RoomEngine
 from federation.rooms.snapshots import RoomSnapshot
 from homeserver.services.account_data import TAGS
+from homeserver.services.push.rule_changes import RuleChanges
 from homeserver.services.push_rules import copy_rules_of_room
 from homeserver.services.successors import TOMBSTONE, predecessor_of
 from storage.account_data import AccountDataStore
@@ -27,9 +30,12 @@ DIRECT: Final = "m.direct"
 class PersonalSettings:
     """Copies what people keep of rooms."""
 
-    def __init__(self, database: Database, account_data: AccountDataStore, engine: RoomEngine) -> None:
+    def __init__(
+        self, database: Database, account_data: AccountDataStore, rule_changes: RuleChanges, engine: RoomEngine
+    ) -> None:
         self._database = database
         self._account_data = account_data
+        self._rule_changes = rule_changes
         self._engine = engine
 
     async def do_copy(self, user_id: UserID, room: RoomSnapshot) -> None:
@@ -54,7 +60,9 @@ class PersonalSettings:
             chats = msgspec.json.decode(direct)
             if _add_beside(chats, old_id, new_id):
                 store.set_entry(txn, user_id, None, DIRECT, msgspec.json.encode(chats))
-        copy_rules_of_room(store, txn, user_id, old_id, new_id)
+        # who keeps so many rules that no more fit in goes without
+        with suppress(TooLarge):
+            self._rule_changes.change(txn, user_id, lambda kept: copy_rules_of_room(kept, old_id, new_id))
 
 
 def _add_beside(chats: Any, old_id: str, new_id: str) -> bool:

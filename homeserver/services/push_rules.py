@@ -14,50 +14,26 @@ from typing import Any, Final
 
 import msgspec
 
-from federation.protocol.errors import InvalidParam, NotFound, TooLarge
+from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from homeserver.services.default_push_rules import KINDS, MASTER, Action, Condition, PushRule, default_rules
+from homeserver.services.default_push_rules import KINDS, Action, Condition, PushRule, default_rules
+from homeserver.services.push.kept_rules import PUSH_RULES, DefaultChange, KeptRules, decode_kept
+from homeserver.services.push.rule_changes import RuleChanges
 from storage.account_data import AccountDataStore
 from storage.database import Database
-from storage.transaction import Transaction, WriteTransaction
-
-PUSH_RULES: Final = "m.push_rules"
 
 _LONGEST_RULE_ID: Final = 255
-_LARGEST: Final = 1024 * 1024
-"""In bytes, of all that one user keeps."""
 _HISTORICAL_ACTIONS: Final = frozenset({"dont_notify", "coalesce"})
 _WITH_CONDITIONS: Final = frozenset({"override", "underride"})
-
-
-class DefaultChange(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a user made of a default rule."""
-
-    enabled: bool | None = None
-    actions: list[Action] | None = None
-
-
-class KeptRules(msgspec.Struct, omit_defaults=True):
-    """What differs from the default: own rules by kind, the most important first, and changes by rule id."""
-
-    own: dict[str, list[PushRule]] = {}
-    changed: dict[str, DefaultChange] = {}
-
-    def rules(self, user_id: str, kind: str) -> list[PushRule]:
-        """All of one kind, in order of importance."""
-        own = self.own.get(kind, [])
-        defaults = [_changed(rule, self.changed.get(rule.rule_id)) for rule in default_rules(user_id).get(kind, ())]
-        if defaults and defaults[0].rule_id == MASTER:
-            return [defaults[0], *own, *defaults[1:]]
-        return [*own, *defaults]
 
 
 class PushRules:
     """Reads and changes push rules. All methods raise `InvalidParam` for a kind that there is not."""
 
-    def __init__(self, database: Database, account_data: AccountDataStore) -> None:
+    def __init__(self, database: Database, account_data: AccountDataStore, changes: RuleChanges) -> None:
         self._database = database
         self._account_data = account_data
+        self._changes = changes
 
     async def get(self, user_id: UserID) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """All rules by kind, as clients see them."""
@@ -155,28 +131,11 @@ class PushRules:
         await self._change(user_id, change)
 
     async def _change(self, user_id: UserID, change: Callable[[KeptRules], None]) -> None:
-        def write(txn: WriteTransaction) -> None:
-            before = self._kept_in(txn, user_id)
-            kept = _decode(before)
-            change(kept)
-            content = msgspec.json.encode(kept)
-            if len(content) > _LARGEST:
-                raise TooLarge("Push rules may have at most 1 MiB in all")
-            if content != before:
-                self._account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
-
-        await self._database.write("set_push_rules", write)
-
-    def _kept_in(self, txn: Transaction, user_id: UserID) -> bytes | None:
-        return self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
+        await self._database.write("set_push_rules", self._changes.change, user_id, change)
 
 
-def copy_rules_of_room(
-    account_data: AccountDataStore, txn: WriteTransaction, user_id: str, old_room: str, new_room: str
-) -> None:
+def copy_rules_of_room(kept: KeptRules, old_room: str, new_room: str) -> None:
     """Let a user's own rules about one room hold for another too, where they have none about that."""
-    kept = _decode(account_data.get_entry_in(txn, user_id, None, PUSH_RULES))
-    copied = False
     for kind in ("room", "override", "underride"):
         rules = kept.own.get(kind, [])
         at = _find(rules, old_room)
@@ -191,10 +150,6 @@ def copy_rules_of_room(
                 for condition in conditions
             ]
         rules.insert(at, msgspec.structs.replace(rules[at], rule_id=new_room, conditions=conditions))
-        copied = True
-    content = msgspec.json.encode(kept)
-    if copied and len(content) <= _LARGEST:
-        account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
 
 
 def push_rules_content(user_id: str, kept: bytes | None) -> Mapping[str, Any]:
@@ -214,12 +169,8 @@ def account_data_events(user_id: str, entries: Mapping[str, bytes], *, first: bo
 
 def ruleset(user_id: str, kept: bytes | None) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """A user's rules by kind, as clients see them, from what is kept."""
-    rules = _decode(kept)
+    rules = decode_kept(kept)
     return {kind: [_shown(rule) for rule in rules.rules(user_id, kind)] for kind in KINDS}
-
-
-def _decode(kept: bytes | None) -> KeptRules:
-    return KeptRules() if kept is None else msgspec.json.decode(kept, type=KeptRules)
 
 
 def _shown(rule: PushRule) -> Mapping[str, Any]:
@@ -234,16 +185,6 @@ def _shown(rule: PushRule) -> Mapping[str, Any]:
     if rule.pattern is not None:
         shown["pattern"] = rule.pattern
     return shown
-
-
-def _changed(rule: PushRule, change: DefaultChange | None) -> PushRule:
-    if change is None:
-        return rule
-    return msgspec.structs.replace(
-        rule,
-        enabled=rule.enabled if change.enabled is None else change.enabled,
-        actions=rule.actions if change.actions is None else change.actions,
-    )
 
 
 def _find(rules: Sequence[PushRule], rule_id: str) -> int | None:

@@ -14,6 +14,7 @@ import msgspec
 from federation.protocol.ids import UserID
 from storage.events import EventRow
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow
 from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
@@ -147,6 +148,8 @@ class RecentChanges:
                 entry = _Entry(Topic.RECEIPT, row.room_nid, reader)
             elif isinstance(row, MembershipRow):
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
+            elif isinstance(row, PartialRoom):
+                entry = _Entry(Topic.EVENT, row.room_nid)
             elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
                 self._forget(change.position)  # another node's: in which room is not known here
                 entry = _Entry(change.topic)

@@ -73,6 +73,14 @@ class Newcomers(Protocol):
         ...
 
 
+class Addresses(Protocol):
+    """What is done with the e-mail address that somebody gives for a new account."""
+
+    def note_address(self, txn: WriteTransaction, user_id: UserID, address: str, languages: str) -> None:
+        """In the write that makes the account. `languages`: as in `Accept-Language`."""
+        ...
+
+
 class NoNewcomers:
     """Nothing is done."""
 
@@ -111,6 +119,8 @@ class Wish:
     refreshable: bool = False
     is_admin: bool = False
     user_type: str | None = None
+    languages: str = ""
+    """What its owner wants to read, as in `Accept-Language`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +166,17 @@ class Registration:
         self._rules = rules
         self._reserved = reserved
         self._newcomers: Newcomers = NoNewcomers()
+        self._addresses: Addresses | None = None
         self.server_name = server_name
         self._flows = _flows(rules)
 
     def greet_with(self, newcomers: Newcomers) -> None:
         """From now on let this be done for new accounts; guests are none."""
         self._newcomers = newcomers
+
+    def tell_addresses(self, addresses: Addresses) -> None:
+        """From now on let this be done with the addresses of new accounts."""
+        self._addresses = addresses
 
     def check_open(self) -> None:
         """Raises `Forbidden` unless people may register themselves."""
@@ -252,7 +267,7 @@ class Registration:
                 user_type=wish.user_type,
             )
             registered = Registered(user_id, None if wish.inhibit_login else self._session(wish, user_id))
-            if await self._database.write("register", self._write, account, registered.session, confirmation):
+            if await self._database.write("register", self._write, account, registered.session, confirmation, wish):
                 if not is_guest:
                     await self._newcomers.welcome(user_id)
                 return registered
@@ -264,6 +279,7 @@ class Registration:
         account: AccountRow,
         session: NewSession | None,
         confirmation: Confirmation | None,
+        wish: Wish,
     ) -> bool:
         if not self._accounts.add_account(txn, account):
             return False
@@ -284,6 +300,8 @@ class Registration:
                 row = ThreepidRow(EMAIL, proof.address, account.user_id, proof.validated_ts, account.created_ts)
                 if not self._threepids.add_threepid(txn, row):
                     raise ThreepidInUse
+                if self._addresses is not None:
+                    self._addresses.note_address(txn, UserID(account.user_id), proof.address, wish.languages)
             self._uia.set_result(txn, confirmation, account.user_id)
         return True
 

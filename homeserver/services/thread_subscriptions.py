@@ -9,10 +9,11 @@ from typing import Any, Final
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, NotFound
 from federation.protocol.ids import EventID, RoomID, UserID, is_event_id
+from federation.rooms.relations import read_relation
 from federation.rooms.visible import Seen
-from homeserver.services.mentions import thread_of
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.stream_tokens import SyncToken, parse_room_token
+from storage.relations import THREAD
 from storage.streams import Streams
 from storage.thread_subscriptions import ThreadSubscriptionStore
 
@@ -61,7 +62,8 @@ class ThreadSubscriptions:
             event = (await self._see(caller, room_id, cause)).event
         except NotFound:
             raise NotInThread from None
-        if thread_of(event.event) != root:
+        relation = read_relation(event.event)
+        if relation is None or relation.rel_type != THREAD or relation.target != root:
             raise NotInThread
         if not await self._store.subscribe_automatically(caller.user_id, room_id, root, event.position):
             raise ConflictingUnsubscription

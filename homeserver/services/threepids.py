@@ -4,7 +4,7 @@ spec: client-server-api#adding-account-administrative-contact-information
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, ThreepidInUse
@@ -20,6 +20,14 @@ MOST_ADDRESSES: Final = 20
 """Of one account."""
 
 
+class KeepsByAddress(Protocol):
+    """A store that keeps something for an address of an account."""
+
+    def remove_address(self, txn: WriteTransaction, user_id: str, address: str) -> None:
+        """Remove what is kept for this address of the user."""
+        ...
+
+
 class Threepids:
     """Keeps addresses. `changes`: people may change theirs."""
 
@@ -30,14 +38,17 @@ class Threepids:
         store: ThreepidStore,
         accounts: Accounts,
         validation: EmailValidation,
+        kept_by_address: Sequence[KeepsByAddress] = (),
         *,
         changes: bool,
     ) -> None:
+        """`kept_by_address`: what an address that goes takes with it."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
         self._accounts = accounts
         self._validation = validation
+        self._kept_by_address = tuple(kept_by_address)
         self._changes = changes
 
     async def get_threepids(self, user_id: UserID) -> Sequence[ThreepidRow]:
@@ -67,9 +78,12 @@ class Threepids:
         self.check_changes()
         if "\0" in address or "\0" in medium:
             return
-        await self._database.write(
-            "remove_threepid", self._store.remove_threepid, caller.user_id, medium, address.strip().lower()
-        )
+        await self._database.write("remove_threepid", self._remove, caller.user_id, medium, address.strip().lower())
+
+    def _remove(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
+        if self._store.remove_threepid(txn, user_id, medium, address):
+            for store in self._kept_by_address:
+                store.remove_address(txn, user_id, address)
 
     def check_changes(self) -> None:
         """Raises `Forbidden` where people may not change their addresses."""

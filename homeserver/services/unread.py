@@ -1,15 +1,15 @@
 """How many unread messages and highlights a user has in a room, and in each of its threads.
 
-Nothing is written per member when a message comes (law: pay for what happened): events are flagged, and counts are those
-of flagged events after the read marker. A count that was taken once is carried on by the events that arrive since, so an
-open client costs no query a message. For the reactor thread.
+Nothing is written per member when a message comes (law: pay for what happened): events are flagged, users to whom an event is
+something else have a row, and counts are taken from both after the read marker (docs/push.md). A count that was taken once is
+carried on by the events that arrive since, so an open client costs no query a message. For the reactor thread.
 
 spec: client-server-api#receiving-notifications, client-server-api#threading
 """
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
@@ -18,22 +18,22 @@ import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.past_memberships import PastMemberships
-from federation.rooms.room_events import RoomEvents, StoredEvent
-from homeserver.services.mentions import called_users, thread_of
+from homeserver.services.push.own_rules import OwnRules
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow
+from storage.push_attention import AttentionHistory
+from storage.push_outcomes import HIGHLIGHTED, MAIN, PushOutcomeStore, ReadUpTo, flags_outcome
 from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
+from storage.rooms import RoomStore
 from storage.streams import Change, Streams, Topic
-from storage.timelines import Flagged, ReadUpTo, TimelineStore
 
+COUNTED: Final = int(EventFlag.NOTIFIES | EventFlag.OUTCOMES)
+"""Events with one of these flags may count."""
 COUNTED_EVENTS: Final = 64
 """Newest counted events of a room kept for carrying counts on."""
 ROOMS_REMEMBERED: Final = 20_000
 """Of how many rooms those are kept."""
-MAIN_THREAD: Final = "main"
 REDACTION: Final = "m.room.redaction"
-_LOOKED_AT: Final = int(EventFlag.THREAD | EventFlag.HIGHLIGHTS)
-"""Of events with these flags one has to know more than the flags, to count them."""
 _position = attrgetter("position")
 READ_TYPES: Final = frozenset({"m.read", "m.read.private"})
 
@@ -63,37 +63,46 @@ class _Numbers:
     notifications: int = 0
     highlights: int = 0
 
-    def add(self, is_highlight: bool) -> None:
-        self.notifications += 1
-        self.highlights += is_highlight
-
 
 @dataclass(slots=True)
 class _Count:
     upto: int
     ignored: Set[str]
-    main: _Numbers
     threads: dict[str, _Numbers] = field(default_factory=dict)
 
-    def add(self, thread: str | None, is_highlight: bool) -> None:
-        numbers = self.main if thread is None else self.threads.setdefault(thread, _Numbers())
-        numbers.add(is_highlight)
+    def add(self, thread: str, outcome: int) -> None:
+        numbers = self.threads.setdefault(thread, _Numbers())
+        numbers.notifications += 1
+        numbers.highlights += outcome >= HIGHLIGHTED
 
     def freeze(self) -> RoomUnread:
-        threads = {root: Unread(each.notifications, each.highlights) for root, each in self.threads.items()}
-        return RoomUnread(Unread(self.main.notifications, self.main.highlights), threads)
+        numbers = {thread: Unread(each.notifications, each.highlights) for thread, each in self.threads.items()}
+        main = numbers.pop(MAIN, Unread(0, 0))
+        return RoomUnread(main, numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    position: int
+    sender: str
+    flags: int
+    thread: str
 
 
 @dataclass(slots=True)
 class _Recent:
     complete_from: int
     """Every counted event after this position is in the list."""
-    events: list[Flagged] = field(default_factory=list)
+    events: list[_Counted] = field(default_factory=list)
     """Oldest first."""
 
-    def after(self, position: int) -> Sequence[Flagged]:
-        """Those that came after the position."""
-        return self.events[bisect_right(self.events, position, key=_position) :]
+    def after(self, position: int, upto: int) -> list[_Counted]:
+        news = self.events[bisect_right(self.events, position, key=_position) :]
+        return [event for event in news if event.position <= upto]
+
+    def has_outcomes(self, position: int, upto: int) -> bool:
+        """Whether one of those is something else to some users."""
+        return any(event.flags & EventFlag.OUTCOMES for event in self.after(position, upto))
 
 
 class UnreadCounts:
@@ -101,19 +110,21 @@ class UnreadCounts:
 
     def __init__(
         self,
-        timelines: TimelineStore,
+        outcomes: PushOutcomeStore,
         receipts: ReceiptStore,
-        events: RoomEvents,
+        rooms: RoomStore,
         past: PastMemberships,
+        rules: OwnRules,
         streams: Streams,
         *,
         capacity: int,
     ) -> None:
         """`capacity`: how many counts are kept."""
-        self._timelines = timelines
+        self._outcomes = outcomes
         self._receipts = receipts
-        self._events = events
+        self._rooms = rooms
         self._past = past
+        self._rules = rules
         self._streams = streams
         self._capacity = capacity
         self._counts: OrderedDict[tuple[str, int], _Count] = OrderedDict()
@@ -128,85 +139,119 @@ class UnreadCounts:
     ) -> Mapping[int, RoomUnread]:
         """The counts of now in rooms that the user is joined to. What `ignored` users send does not count."""
         upto = self._streams.current()
-        known = await self._events.get_events(self._to_look_at(user_id, rooms))
+        attention = (await self._rules.of_user(user_id)).attention
+        room_ids = await self._room_ids(rooms) if attention.changes else {}
+        known_after = self._with_own_outcomes(user_id, rooms, upto)
+        outcomes = await self._outcomes.get_outcomes(user_id, known_after) if known_after else {}
         found: dict[int, RoomUnread] = {}
         missing: list[MembershipRow] = []
         for row in rooms:
-            count = self._carry_on((user_id, row.room_nid), upto, ignored, known)
-            if count is None:
+            key = (user_id, row.room_nid)
+            count = self._counts.get(key)
+            if count is None or not self._may_carry_on(row.room_nid, count, upto, ignored, known_after):
                 missing.append(row)
-            else:
-                found[row.room_nid] = count.freeze()
+                continue
+            self._counts.move_to_end(key)
+            self._carry_on(key, count, upto, attention, room_ids.get(row.room_nid, ""), outcomes)
+            found[row.room_nid] = count.freeze()
         if missing:
             heard = self._changes_heard
-            for room_nid, count in (await self._count(user_id, missing, upto, ignored)).items():
+            for room_nid, count in (await self._count(user_id, missing, upto, attention, room_ids, ignored)).items():
                 found[room_nid] = count.freeze()
                 if heard == self._changes_heard:  # else it may be of before a receipt or redaction that came meanwhile
                     self._keep((user_id, room_nid), count)
         return found
 
-    async def _count(
-        self, user_id: UserID, rooms: Sequence[MembershipRow], upto: int, ignored: Set[str]
-    ) -> dict[int, _Count]:
-        marks = await self._read_marks(user_id, rooms)
-        rows = await self._timelines.get_unread(
-            user_id, {nid: ReadUpTo(mark.everything, mark.main) for nid, mark in marks.items()}, upto, ignored
-        )
-        known = await self._events.get_events(event.event_nid for row in rows.values() for event in row.to_look_at)
-        counts: dict[int, _Count] = {}
-        for room_nid, row in rows.items():
-            count = counts[room_nid] = _Count(upto, ignored, _Numbers(row.unread, row.calls))
-            mark = marks[room_nid]
-            for event in row.to_look_at:
-                stored = known.get(event.event_nid)
-                thread = thread_of(stored.event) if stored is not None and event.flags & EventFlag.THREAD else None
-                if stored is not None and event.position > mark.of_thread(thread):
-                    count.add(thread, _is_highlight(event.flags, stored, user_id))
-        return counts
-
-    async def _read_marks(self, user_id: UserID, rooms: Sequence[MembershipRow]) -> "dict[int, _Mark]":
+    async def read_marks(self, user_id: UserID, rooms: Collection[MembershipRow]) -> Mapping[int, ReadUpTo]:
         """Up to which positions the user has read each room: as far as receipts say, at least to their joining."""
         receipts = await self._receipts.get_receipts_of_user(user_id, [row.room_nid for row in rooms])
-        marks: dict[int, _Mark] = {}
+        marks: dict[int, ReadUpTo] = {}
         for row in rooms:
-            mark = marks[row.room_nid] = _Mark(await self._past.joined_since(row))
+            everything = await self._past.joined_since(row)
+            threads: dict[str, int] = {}
             for receipt in receipts.get(row.room_nid, []):
-                if receipt.receipt_type in READ_TYPES and receipt.event_position is not None:
-                    mark.move(receipt.thread_id, receipt.event_position)
+                if receipt.receipt_type not in READ_TYPES or receipt.event_position is None:
+                    continue
+                if receipt.thread_id == UNTHREADED:
+                    everything = max(everything, receipt.event_position)
+                else:
+                    threads[receipt.thread_id] = max(threads.get(receipt.thread_id, 0), receipt.event_position)
+            marks[row.room_nid] = ReadUpTo(everything, threads)
         return marks
 
-    def _to_look_at(self, user_id: UserID, rooms: Iterable[MembershipRow]) -> list[int]:
-        """The new events that one has to look at to carry the counts on."""
-        nids: list[int] = []
+    async def _count(
+        self,
+        user_id: UserID,
+        rooms: Sequence[MembershipRow],
+        upto: int,
+        attention: AttentionHistory,
+        room_ids: Mapping[int, str],
+        ignored: Set[str],
+    ) -> dict[int, _Count]:
+        marks = await self.read_marks(user_id, rooms)
+        wanted = {
+            room_nid: (mark, attention.spans(room_ids.get(room_nid, ""), mark.everything, upto))
+            for room_nid, mark in marks.items()
+            if mark.everything < upto
+        }
+        counted = await self._outcomes.get_counts(user_id, wanted, ignored)
+        counts: dict[int, _Count] = {}
+        for room_nid in marks:
+            count = counts[room_nid] = _Count(upto, ignored)
+            for thread in counted.get(room_nid, ()):
+                count.threads[thread.thread] = _Numbers(thread.notifications, thread.highlights)
+        return counts
+
+    async def _room_ids(self, rooms: Collection[MembershipRow]) -> Mapping[int, str]:
+        """In lower case, as attention is kept."""
+        found = await self._rooms.get_rooms_by_nid({row.room_nid for row in rooms})
+        return {nid: room.room_id.lower() for nid, room in found.items()}
+
+    def _with_own_outcomes(self, user_id: UserID, rooms: Collection[MembershipRow], upto: int) -> dict[int, int]:
+        """The rooms in which some event that carries the count on may be something else to the user, with after what."""
+        after: dict[int, int] = {}
         for row in rooms:
-            count = self._counts.get((user_id, row.room_nid))
-            recent = self._recent.get(row.room_nid)
-            if count is not None and recent is not None and count.upto >= recent.complete_from:
-                nids += [event.event_nid for event in recent.after(count.upto) if event.flags & _LOOKED_AT]
-        return nids
+            count, recent = self._counts.get((user_id, row.room_nid)), self._recent.get(row.room_nid)
+            if count is not None and recent is not None and recent.has_outcomes(count.upto, upto):
+                after[row.room_nid] = count.upto
+        return after
+
+    def _may_carry_on(
+        self, room_nid: int, count: _Count, upto: int, ignored: Set[str], known_after: Mapping[int, int]
+    ) -> bool:
+        """Whether all that has come since the count was taken is known."""
+        recent = self._recent.get(room_nid)
+        if count.ignored != ignored:
+            return False
+        if recent is None:
+            return count.upto >= self._dropped_upto
+        if recent.has_outcomes(count.upto, upto) and known_after.get(room_nid, upto) > count.upto:
+            return False  # the count came between
+        return count.upto >= recent.complete_from
 
     def _carry_on(
-        self, key: tuple[str, int], upto: int, ignored: Set[str], known: Mapping[int, StoredEvent]
-    ) -> _Count | None:
-        """The count, brought up to the position; None where it has to be taken anew."""
-        count = self._counts.get(key)
-        if count is None or count.ignored != ignored:
-            return None
+        self,
+        key: tuple[str, int],
+        count: _Count,
+        upto: int,
+        attention: AttentionHistory,
+        room_id: str,
+        outcomes: Mapping[int, int],
+    ) -> None:
+        """Bring the count up to the position."""
         user_id, room_nid = key
         recent = self._recent.get(room_nid)
-        if count.upto < (self._dropped_upto if recent is None else recent.complete_from):
-            return None
-        self._counts.move_to_end(key)
-        news = [] if recent is None else [event for event in recent.after(count.upto) if event.position <= upto]
-        if any(event.flags & _LOOKED_AT and event.event_nid not in known for event in news):
-            return None
-        for event in news:
-            if event.sender != user_id and event.sender not in ignored:
-                stored = known.get(event.event_nid)
-                thread = thread_of(stored.event) if stored is not None and event.flags & EventFlag.THREAD else None
-                count.add(thread, _is_highlight(event.flags, stored, user_id))
+        for event in () if recent is None else recent.after(count.upto, upto):
+            if event.sender == user_id:
+                if event.flags & EventFlag.NOTIFIES:  # who writes has read
+                    count.threads.pop(event.thread, None)
+            elif event.sender not in count.ignored:
+                outcome = outcomes.get(event.position)
+                if outcome is None:
+                    outcome = flags_outcome(event.flags, attention.at(room_id, event.position))
+                if outcome:
+                    count.add(event.thread, outcome)
         count.upto = max(count.upto, upto)
-        return count
 
     def _keep(self, key: tuple[str, int], count: _Count) -> None:
         self._counts[key] = count
@@ -215,17 +260,21 @@ class UnreadCounts:
             self._counts.popitem(last=False)
 
     def _hear(self, changes: Sequence[Change]) -> None:
+        redactions: set[int] = set()
         for change in changes:
             row = change.detail
             if isinstance(row, EventRow):
                 self._remember(row, change.position)
+                if row.type == REDACTION:
+                    redactions.add(change.position)
             elif isinstance(row, ReceiptRow | MembershipRow):
                 self._changes_heard += 1
                 self._counts.pop((row.user_id, row.room_nid), None)
-            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP) or (
-                change.topic is Topic.REDACTED and row is None
-            ):
+            elif change.topic in (Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP):
                 self._heed_others(change.position, change.position)
+        if any(change.topic is Topic.REDACTED and change.position not in redactions for change in changes):
+            # by another node, or by a redaction that is no news: in which room is not known here
+            self._heed_others(0, 0)
 
     def _heed_others(self, _after: int, _upto: int) -> None:
         """Another node wrote: in which room is not known here."""
@@ -237,12 +286,12 @@ class UnreadCounts:
             # what it took away may have been counted
             self._changes_heard += 1
             self._forget_before(row.room_nid, position)
-        elif row.flags & EventFlag.UNREAD:
+        elif row.flags & COUNTED:
             recent = self._recent.get(row.room_nid)
             if recent is None:
                 recent = self._forget_before(row.room_nid, self._dropped_upto)
             self._recent.move_to_end(row.room_nid)
-            recent.events.append(Flagged(row.event_nid, position, row.sender, row.flags))
+            recent.events.append(_Counted(position, row.sender, row.flags, row.thread_root or MAIN))
             if len(recent.events) > COUNTED_EVENTS:
                 recent.complete_from = recent.events.pop(0).position
 
@@ -254,33 +303,3 @@ class UnreadCounts:
             last = dropped.events[-1].position if dropped.events else dropped.complete_from
             self._dropped_upto = max(self._dropped_upto, last)
         return recent
-
-
-@dataclass(slots=True)
-class _Mark:
-    """Up to which positions a room is read."""
-
-    everything: int
-    main_only: int = 0
-    threads: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def main(self) -> int:
-        return max(self.everything, self.main_only)
-
-    def of_thread(self, root: str | None) -> int:
-        return self.main if root is None else max(self.everything, self.threads.get(root, 0))
-
-    def move(self, thread_id: str, position: int) -> None:
-        if thread_id == UNTHREADED:
-            self.everything = max(self.everything, position)
-        elif thread_id == MAIN_THREAD:
-            self.main_only = max(self.main_only, position)
-        else:
-            self.threads[thread_id] = max(self.threads.get(thread_id, 0), position)
-
-
-def _is_highlight(flags: int, stored: StoredEvent | None, user_id: str) -> bool:
-    if flags & EventFlag.MENTIONS_ROOM:
-        return True
-    return bool(flags & EventFlag.HIGHLIGHTS) and stored is not None and user_id in called_users(stored.event)

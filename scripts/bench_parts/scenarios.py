@@ -11,6 +11,7 @@ from bench_parts.bench import Bench, Scenario
 from bench_parts.client import FULL
 from bench_parts.connection import Connection
 from bench_parts.measurement import Figures, percentile
+from bench_parts.notify_scenarios import BY_MEMBERS
 from bench_parts.pollers import Pollers
 from bench_parts.sync_scenarios import BY_ROOMS
 
@@ -291,6 +292,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     for scenario in (
         send,
         send_alone,
+        *BY_MEMBERS,
         fan_out,
         initial_sync,
         sync_none,

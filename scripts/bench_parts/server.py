@@ -29,6 +29,7 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_joins_per_room": PLENTY,
     "rc_room_creation": PLENTY,
     "rc_search": PLENTY,
+    "rc_key_requests": PLENTY,
     "rc_user_directory": PLENTY,
 }
 

@@ -38,7 +38,7 @@ def first_sliding(number: int) -> Scenario:
             run.notes["rooms"] = world.size_of(number)
             await world.run(lambda _, link: world.client.slide(link, user), world.sizes.reads * 10, at_once=1, run=run)
 
-    return _named(scenario, f"sliding_{number}", f"The first sliding sync of 20 rooms, of an account with {number:,}.")
+    return named(scenario, f"sliding_{number}", f"The first sliding sync of 20 rooms, of an account with {number:,}.")
 
 
 def sliding_none(number: int) -> Scenario:
@@ -54,9 +54,7 @@ def sliding_none(number: int) -> Scenario:
         async with bench.meter.measure(scenario.__name__, figures) as run:
             await world.run(lambda _, link: world.client.slide(link, user, pos), world.sizes.syncs, at_once=1, run=run)
 
-    return _named(
-        scenario, f"sliding_none_{number}", f"Sliding sync without news, of an account with {number:,} rooms."
-    )
+    return named(scenario, f"sliding_none_{number}", f"Sliding sync without news, of an account with {number:,} rooms.")
 
 
 def sliding_one(number: int) -> Scenario:
@@ -72,12 +70,13 @@ def sliding_one(number: int) -> Scenario:
         async with bench.meter.measure(scenario.__name__, figures) as run:
             await world.run(lambda _, link: world.client.slide(link, user, pos), world.sizes.syncs, at_once=1, run=run)
 
-    return _named(
+    return named(
         scenario, f"sliding_one_{number}", f"Sliding sync with one message, of an account with {number:,} rooms."
     )
 
 
-def _named(scenario: Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]], name: str, doc: str) -> Scenario:
+def named(scenario: Callable[[Bench, Figures], Coroutine[Deferred[Any], Any, None]], name: str, doc: str) -> Scenario:
+    """The scenario, called so."""
     scenario.__name__, scenario.__doc__ = name, doc
     return scenario
 

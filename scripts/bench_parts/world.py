@@ -31,7 +31,7 @@ class Sizes:
     rooms: int = 200
     messages_per_room: int = 50
     account_part: int = 1
-    """Accounts have so many times fewer rooms."""
+    """Accounts have so many times fewer rooms, and rooms of many members so many times fewer of them."""
     initial_syncs: int = 10
     syncs: int = 1000
     history: int = 5000
@@ -43,6 +43,10 @@ class Sizes:
     tree: int = 500
     """Rooms below a space."""
     trees: int = 50
+    questions: int = 2000
+    """For keys, and claims."""
+    devices: int = 1000
+    key_shares: int = 30
     joins: int = 100
     creations: int = 100
     idle: int = 1000
@@ -71,6 +75,9 @@ QUICK = Sizes(
     trees=10,
     big_members=300,
     reads=5,
+    questions=300,
+    devices=200,
+    key_shares=10,
     joins=30,
     creations=20,
     idle=200,
@@ -191,6 +198,10 @@ class World:
             await self.run(create, self.size_of(rooms), at_once=8)
             self._accounts[rooms] = (user, made)
         return self._accounts[rooms]
+
+    def part_of(self, members: int) -> int:
+        """How many members a room for so many has."""
+        return max(members // self.sizes.account_part, 10)
 
     def size_of(self, rooms: int) -> int:
         """How many rooms an account for so many has."""

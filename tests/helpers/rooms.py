@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet.task import Clock
+
 from federation.identity import ServerIdentity
 from federation.protocol.event_signing import missing_signers, required_signers
 from federation.protocol.events import Event
@@ -11,11 +13,13 @@ from federation.protocol.ids import EventID, KeyID, RoomID, ServerName, UserID
 from federation.protocol.room_versions import DEFAULT_ROOM_VERSION, RoomVersion
 from federation.protocol.signing import SigningKey
 from federation.rooms.adopt import Adoptions
-from federation.rooms.build import Classification
+from federation.rooms.build import Circumstances, Classification
 from federation.rooms.drafts import Draft
+from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outliers import Outliers
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
@@ -23,12 +27,14 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
 from federation.rooms.sources import Questions
+from federation.rooms.state_imports import StateImports
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from storage.auth_chains import AuthChainStore
 from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.memberships import MembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.room_servers import RoomServerStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomRow, RoomStore
@@ -41,9 +47,9 @@ ALICE = UserID("@alice:a.test")
 BOB = UserID("@bob:a.test")
 
 
-def classify(event: Event) -> Classification:
+async def classify(event: Event, _around: Circumstances) -> Classification:
     """Messages count as unread."""
-    return Classification(flags=EventFlag.UNREAD if event.type == "m.room.message" else 0)
+    return Classification(flags=EventFlag.NOTIFIES if event.type == "m.room.message" else 0)
 
 
 def write_nothing_else(_txn: WriteTransaction, _room: RoomRow) -> None:
@@ -84,6 +90,7 @@ class RoomParts:
             self.identity,
             self.tick,
             classify,
+            PartialRooms(PartialRoomStore(database), streams, Clock()),
             capacity=100,
         )
         store = EventStore(database)
@@ -104,7 +111,9 @@ class RoomParts:
             self.events,
             self.trees,
             MembershipStore(database),
-            outliers,
+            StateImports(outliers, store),
+            StoredEffects(store, self.identity),
+            PartialRoomStore(database),
             writer,
             self.identity,
             questions,

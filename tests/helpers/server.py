@@ -8,7 +8,7 @@ moves only by `server.clock.advance`.
 `TestServer(tmp_path, sqlite_database)` makes one; its third argument is further configuration.
 """
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -16,10 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.member_lists import Fetch
+from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
@@ -30,6 +32,7 @@ from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
 from homeserver.observe.access import SilentAccessLog
 from homeserver.services.mail.relay import CannotDeliver
+from homeserver.services.pushers.gateways import Web
 from storage.database import Database
 from storage.executors import InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
@@ -71,6 +74,24 @@ class MemoryRelay:
         self.letters.append((recipient, letter))
 
 
+class CutWeb:
+    """Leads nowhere."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        raise OutboundError("there is no such place")
+
+
 class CutWire:
     """Leads nowhere."""
 
@@ -107,10 +128,11 @@ class TestServer:
         clock: Clock | None = None,
         wire: Wire | None = None,
         fetch: Fetch = fetch_nothing,
+        web: Web | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
-        `wire` leads to other servers, `fetch` to addresses of the federation; by default to none.
+        `wire` leads to other servers, `fetch` to addresses of the federation, `web` to push gateways; by default to none.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -123,6 +145,7 @@ class TestServer:
             self.clock.advance(now)
         self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
+        self.registry = CollectorRegistry()
         self.app: Server = build(
             self.config,
             self.clock,
@@ -135,9 +158,11 @@ class TestServer:
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),
+            web=web if web is not None else CutWeb(),
             fetch=fetch,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
+            registry=self.registry,
         )
         site = self.app.site(self.config.network.listeners[0])
         self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())

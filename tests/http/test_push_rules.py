@@ -34,6 +34,7 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
     assert set(rules["global"]) == {"override", "content", "room", "sender", "underride"}
     assert ids(alice, "override") == [
         ".m.rule.master",
+        ".org.matrix.msc4028.encrypted_event",
         ".m.rule.suppress_notices",
         ".m.rule.invite_for_me",
         ".m.rule.member_event",
@@ -42,6 +43,7 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
         ".m.rule.tombstone",
         ".m.rule.reaction",
         ".m.rule.room.server_acl",
+        ".org.matrix.msc3930.rule.poll_response",
         ".m.rule.suppress_edits",
     ]
     assert ids(alice, "underride") == [
@@ -50,6 +52,10 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
         ".m.rule.room_one_to_one",
         ".m.rule.message",
         ".m.rule.encrypted",
+        ".org.matrix.msc3930.rule.poll_start_one_to_one",
+        ".org.matrix.msc3930.rule.poll_start",
+        ".org.matrix.msc3930.rule.poll_end_one_to_one",
+        ".org.matrix.msc3930.rule.poll_end",
     ]
     assert alice.get(GLOBAL + "override/.m.rule.is_user_mention").json == {
         "rule_id": ".m.rule.is_user_mention",
@@ -86,8 +92,8 @@ def test_the_order_of_rules(alice: User) -> None:
     def own() -> list[str]:
         found = ids(alice, "override")
         assert found[0] == ".m.rule.master"
-        assert found[-9:] == [rule_id for rule_id in found if rule_id.startswith(".")][1:]
-        return found[1:-9]
+        assert found[-11:] == [rule_id for rule_id in found if rule_id.startswith(".")][1:]
+        return found[1:-11]
 
     for rule_id in ("c", "b", "a"):
         assert put(rule_id) == 200

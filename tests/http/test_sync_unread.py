@@ -55,10 +55,11 @@ def bobs(bob: User, room: str) -> Following:
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])
 def test_messages_count_until_they_are_read(alice: User, bob: User, room: str, bobs: Following, kind: str) -> None:
     assert bobs.counted() == (0, 0)
+    rooms.say(bob, room)
+    assert bobs.counted() == (0, 0), "one's own do not count"
     first = rooms.say(alice, room)
     rooms.say(alice, room)
-    rooms.say(bob, room)
-    assert bobs.counted() == (2, 0), "one's own do not count"
+    assert bobs.counted() == (2, 0)
     rooms.read(bob, room, first, kind)
     assert bobs.counted() == (1, 0)
     rooms.say(alice, room)
@@ -94,7 +95,22 @@ def test_mentions_by_name(server: TestServer, alice: User, bob: User, room: str,
     assert bobs.counted() == (1, 1)
     assert carols.counted() == (1, 0)
     rooms.say(bob, room, more={"m.mentions": {"user_ids": [bob.user_id]}})
-    assert bobs.counted() == (1, 1)
+    assert bobs.counted() == (0, 0)
+
+
+def test_who_writes_has_read(alice: User, bob: User, room: str, bobs: Following) -> None:
+    root = rooms.say(alice, room)
+    thread = {"m.relates_to": {"rel_type": "m.thread", "event_id": root}}
+    rooms.say(alice, room, more=thread)
+    assert bobs.counted() == (2, 0)
+    rooms.send(bob, room, "m.reaction", {"m.relates_to": {"rel_type": "m.annotation", "event_id": root, "key": "x"}})
+    rooms.state(bob, room, "m.room.member", {"membership": "join", "displayname": "B"}, bob.user_id)
+    assert bobs.counted() == (2, 0), "only what is news to others tells that one has read"
+    rooms.say(bob, room)
+    assert bobs.counted() == (1, 0), "but not what stands in a thread"
+    rooms.say(alice, room)
+    rooms.say(bob, room, more=thread)
+    assert bobs.counted() == (1, 0), "and who writes in a thread has read the thread"
 
 
 def test_only_who_may_can_call_the_whole_room(alice: User, bob: User, room: str, bobs: Following) -> None:

@@ -163,3 +163,34 @@ def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
     assert here.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
     nodes.wait()
     assert sync(bob)["device_one_time_keys_count"] == {}
+
+
+def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes) -> None:
+    alice, _ = nodes.here_and_there("alice")
+    bob, bob_there = nodes.here_and_there("bob")
+    room_id = create(alice)
+    assert bob.post(f"{V3}/join/{room_id}").status == 200
+    alice_there = User(
+        nodes.second, {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    )
+    nodes.wait()
+
+    def counts() -> list[int]:
+        nodes.wait()
+        joined = [sync(user)["rooms"]["join"][room_id]["unread_notifications"] for user in (bob, bob_there)]
+        assert joined[0] == joined[1]
+        return [joined[0]["notification_count"], joined[0]["highlight_count"]]
+
+    say(alice_there, room_id, "one")
+    assert counts() == [1, 0]
+    tea = {"pattern": "tea", "actions": ["notify", {"set_tweak": "highlight"}]}
+    assert bob.put(f"{V3}/pushrules/global/content/tea", tea).status == 200
+    assert bob.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
+    nodes.wait()
+    say(alice_there, room_id, "nothing")
+    say(alice_there, room_id, "tea")
+    assert counts() == [2, 1]
+    assert bob_there.delete(f"{V3}/pushrules/global/room/{room_id}").status == 200
+    nodes.wait()
+    say(alice, room_id, "two")
+    assert counts() == [3, 1]

@@ -8,14 +8,19 @@ from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.timelines import TAIL_LENGTH, Timelines
+from homeserver.services.push.own_rules import OwnRules
+from homeserver.services.push.rule_sets import RuleCompiler
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.unread import Unread, UnreadCounts
+from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.events import EventFlag, EventRow
 from storage.memberships import MembershipRow, MembershipStore
+from storage.push_attention import PushAttentionStore
+from storage.push_outcomes import PushOutcomeStore, ThreadCount
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.streams import Change, Streams, Topic
-from storage.timelines import Arrival, TimelineStore, UnreadRow
+from storage.timelines import Arrival, TimelineStore
 from tests.helpers.rooms import RoomParts
 
 T = TypeVar("T")
@@ -46,14 +51,14 @@ class SlowTimelines(TimelineStore):
         return await deferred
 
 
-class SlowCounts(TimelineStore):
+class SlowCounts(PushOutcomeStore):
     """Counts when it is told to; the receipts are none."""
 
     def __init__(self) -> None:
-        self.asked: list[Deferred[dict[int, UnreadRow]]] = []
+        self.asked: list[Deferred[dict[int, list[ThreadCount]]]] = []
 
-    async def get_unread(self, user_id: str, marks: object, upto: int, ignored: object) -> dict[int, UnreadRow]:
-        deferred: Deferred[dict[int, UnreadRow]] = Deferred()
+    async def get_counts(self, user_id: str, rooms: object, ignored: object) -> dict[int, list[ThreadCount]]:
+        deferred: Deferred[dict[int, list[ThreadCount]]] = Deferred()
         self.asked.append(deferred)
         return await deferred
 
@@ -81,7 +86,9 @@ def membership(position: int, value: str = "join") -> MembershipRow:
 
 def event(position: int) -> Change:
     flags = int(EventFlag.TIMELINE)
-    row = EventRow(position, f"${position}", 1, position, 1, "a.b", None, ALICE, 0, flags, None, None, None, b"{}")
+    row = EventRow(
+        position, f"${position}", 1, position, 1, "a.b", None, ALICE, 0, flags, None, None, None, b"{}", None
+    )
     return Change(position, Topic.EVENT, "!r:a.test", ALICE, row)
 
 
@@ -165,7 +172,9 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     streams, store = Streams(10), SlowCounts()
     parts = RoomParts(sqlite_database)
     past = PastMemberships(parts.events)
-    counts = UnreadCounts(store, NoReceipts(), parts.events, past, streams, capacity=10)
+    attention = PushAttentionStore(sqlite_database)
+    rules = OwnRules(AccountDataStore(sqlite_database), attention, RuleCompiler(), streams, capacity=10)
+    counts = UnreadCounts(store, NoReceipts(), parts.rooms, past, rules, streams, capacity=10)
 
     def count() -> "Deferred[Unread]":
         deferred = Deferred.fromCoroutine(counts.get_counts(ALICE, [membership(5)]))
@@ -174,10 +183,10 @@ def test_a_count_that_a_receipt_overtakes_is_not_kept(sqlite_database: Database)
     first = count()
     receipt = ReceiptRow(1, ALICE, "m.read", "", "$10", 10, 0, 11)
     streams.publish([Change(11, Topic.RECEIPT, "!r:a.test", ALICE, receipt)], 11)
-    store.asked[0].callback({1: UnreadRow(3, 0, [])})
+    store.asked[0].callback({1: [ThreadCount("main", 3, 0)]})
     assert done(first) == Unread(3, 0)
     second = count()
-    store.asked[1].callback({1: UnreadRow(0, 0, [])})
+    store.asked[1].callback({1: []})
     assert done(second) == Unread(0, 0)
     assert done(count()) == Unread(0, 0)
     assert len(store.asked) == 2, "this one was kept"

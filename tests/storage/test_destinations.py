@@ -21,24 +21,6 @@ ALICE, BOB = "@alice:example.org", "@bob:peer.example"
 ROOM_NID = 7
 
 
-async def test_the_lease_has_one_holder(database: Database) -> None:
-    store = DestinationStore(database)
-    first = await store.take_lease("a", 1000, 31_000, by_force=False)
-    assert first is not None
-
-    assert await store.take_lease("b", 2000, 32_000, by_force=False) is None
-    assert await store.renew_lease("a", 33_000, first.position + 5)
-    assert await store.take_lease("b", 32_000, 62_000, by_force=False) is None
-
-    second = await store.take_lease("b", 33_000, 63_000, by_force=False)
-    assert second is not None
-    assert (second.run, second.position) == (first.run + 1, first.position + 5)
-    assert not await store.renew_lease("a", 64_000, 99)
-    third = await store.take_lease("c", 34_000, 64_000, by_force=True)
-    assert third is not None
-    assert third.position == first.position + 5
-
-
 async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database) -> None:
     store = DestinationStore(database)
     row = DestinationRow(PEER, 10, 20, 5000, "down")

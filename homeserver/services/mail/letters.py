@@ -3,6 +3,7 @@
 A letter names the server that it comes from, says why it was sent, and what to do if one did not ask for it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
@@ -27,6 +28,41 @@ class Letter:
     link: str | None = None
     link_text: str = ""
     remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DigestMessage:
+    """A message that somebody missed."""
+
+    sender: str
+    time: str
+    text: str
+    link: str
+
+
+@dataclass(frozen=True, slots=True)
+class DigestRoom:
+    """A room in which somebody missed something."""
+
+    name: str | None
+    is_invite: bool
+    link: str
+    link_text: str
+    messages: Sequence[DigestMessage]
+    further: str
+    """How many messages there are besides, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """A letter about what somebody missed, in the reader's language."""
+
+    subject: str
+    greeting: str
+    rooms: Sequence[DigestRoom]
+    remark: str
+    unsubscribe_link: str
+    unsubscribe_text: str
 
 
 class Letters:
@@ -86,18 +122,33 @@ class Letters:
 
     def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
         """The letter as it goes over the wire. Raises ValueError for a recipient that is no address."""
+        message = self._begin(letter.subject, recipient, now)
+        self._set_text(message, language, "letter", {"letter": letter})
+        return message.as_bytes()
+
+    def write_digest(self, language: Language, digest: Digest, recipient: str, now: float) -> bytes:
+        """As `write`, with what lets mail clients offer to end such letters (RFC 2369, RFC 8058)."""
+        message = self._begin(digest.subject, recipient, now)
+        message["List-Unsubscribe"] = f"<{digest.unsubscribe_link}>"
+        message["List-Unsubscribe-Post"] = "List-Unsubscribe=One-Click"
+        self._set_text(message, language, "digest", {"digest": digest})
+        return message.as_bytes()
+
+    def _begin(self, subject: str, recipient: str, now: float) -> EmailMessage:
         message = EmailMessage(policy=LINES)
-        message["Subject"] = letter.subject
+        message["Subject"] = subject
         message["From"] = self.sender
         message["To"] = Address(addr_spec=recipient)
         message["Date"] = format_datetime(datetime.fromtimestamp(now, UTC))
         message["Message-ID"] = make_msgid(domain=Address(addr_spec=address_of(self.sender)).domain)
         message["Auto-Submitted"] = "auto-generated"
-        fields = {"letter": letter, "language": language, "app_name": self._app_name, "server": self._server_name}
-        message.set_content(self._environment.get_template("letter.txt").render(fields))
-        message.add_alternative(self._environment.get_template("letter.html").render(fields), subtype="html")
+        return message
+
+    def _set_text(self, message: EmailMessage, language: Language, template: str, fields: Mapping[str, object]) -> None:
+        further = {"language": language, "app_name": self._app_name, "server": self._server_name, **fields}
+        message.set_content(self._environment.get_template(f"{template}.txt").render(further))
+        message.add_alternative(self._environment.get_template(f"{template}.html").render(further), subtype="html")
         message["Content-Language"] = language.tag
-        return message.as_bytes()
 
 
 def address_of(sender: str) -> str:

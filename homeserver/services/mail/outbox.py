@@ -60,6 +60,10 @@ class Outbox:
     def add(self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str) -> None:
         """Queue a letter, in a write of the caller's. Raises ValueError for a recipient that is no address."""
         message = self.letters.write(language, letter, recipient, self._clock.seconds())
+        self.add_written(txn, message, recipient)
+
+    def add_written(self, txn: WriteTransaction, message: bytes, recipient: str) -> None:
+        """Queue a letter that is written already, in a write of the caller's."""
         self._store.add_mail(txn, recipient, message, self._now())
         txn.after_commit(self.wake)
 

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.partial_rooms import PartialRooms
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -37,6 +38,7 @@ from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.rooms import RoomStore
 from storage.streams import Streams
 
@@ -55,6 +57,7 @@ class SlidingParts:
     states: CurrentStates
     recent: RecentChanges
     typing: Typing
+    partial: PartialRooms
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -144,12 +147,17 @@ class SlidingSync:
         recent = None
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
+        partial = await parts.partial.get_all()
         for nid in selection.to_look_at(connection.state, None if recent is None else recent.events):
+            config = selection.configs[nid]
             sent = sent_rooms.get(nid)
-            grown = sent is not None and not sent.covers(selection.configs[nid])
+            grown = sent is not None and not sent.covers(config)
             row = selection.rows[nid]
             since = 0 if sent is None else connection.since(sent.upto)
-            news = news_of(row, selection.latest) > since
+            completed = _completion(partial, row)
+            if completed is None and config.required_state.all_members:
+                continue  # who wants all members is told of the room when they are here
+            news = max(news_of(row, selection.latest), completed or 0) > since
             if sent is None or news or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
@@ -157,7 +165,7 @@ class SlidingSync:
         works: list[RoomWork] = []
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)
-            initial = sent is None
+            initial = sent is None or (_completion(partial, row) or 0) > since
             if not initial and row.position > since:
                 if row.membership == "join":
                     initial = not await parts.states.was_joined_at(row, since)
@@ -208,3 +216,9 @@ def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, l
             if nid in wanted:
                 named.setdefault(nid, []).append(name)
     return named
+
+
+def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int | None:
+    """The position from which on all of the room's state is here; None: it is not. Who is not in the room does not wait."""
+    room = partial.get(row.room_nid)
+    return 0 if room is None or row.membership != "join" else room.completed

@@ -3,6 +3,8 @@
 Laws:
 - An answer covers a stretch of the one sequence, up to its head when work on it began: what comes later is in the next.
 - Who wants to wait listens before looking.
+- A room of which only a part of the state is here is told to those who load members lazily. The others are told all of it when
+  all is here; then the first ones get its state again, since something of it may be otherwise.
 - The cost is that of what has changed. For a client that is up to date the rooms to look at are known from memory.
 
 spec: client-server-api#syncing
@@ -20,6 +22,7 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import is_outside
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
@@ -36,10 +39,10 @@ from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.typing import Typing
-from homeserver.services.unread import Unread, UnreadCounts
+from homeserver.services.unread import COUNTED, Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
-from storage.events import EventFlag
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Streams, Topic
@@ -68,6 +71,7 @@ class SyncParts:
     devices: DeviceNewsReader
     presence: PresenceReader
     sticky: StickyReader
+    partial: PartialRooms
 
 
 class Sync:
@@ -139,6 +143,9 @@ class Sync:
         if any(row.position > span.upto for row in candidates):
             then = [await parts.past.at(row, span.upto) for row in candidates]
             candidates = [row for row in then if row is not None]
+        partial = await parts.partial.get_all()
+        if partial and not request.loads_lazily:
+            candidates = [row for row in candidates if not _is_held_back(row, partial, span)]
         rooms = await parts.rooms.get_rooms_by_nid(row.room_nid for row in candidates)
         candidates = [
             row
@@ -191,6 +198,7 @@ class Sync:
         data: AccountData,
         ignored: Set[str],
     ) -> dict[str, Any]:
+        partial = await self._parts.partial.get_all()
         joined: list[RoomWork] = []
         left: list[RoomWork] = []
         outside: list[MembershipRow] = []
@@ -200,9 +208,13 @@ class Sync:
                 whole = request.since is None or request.full_state
                 if moved and not whole:
                     whole = not await self._parts.states.was_joined_at(row, span.since)
-                joined.append(
-                    RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole)
-                )
+                since = 0 if whole and not request.full_state else span.since
+                part = partial.get(row.room_nid)
+                if part is not None and part.completed is not None and span.since < part.completed <= span.upto:
+                    whole = True
+                    since = since if request.loads_lazily else 0
+                in_part = part is not None and part.completed is None
+                joined.append(RoomWork(rooms[row.room_nid], row, since, whole, in_part))
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
                     whole = request.since is None or not await self._parts.states.was_joined_at(row, span.since)
@@ -304,6 +316,12 @@ class Sync:
                 ]
 
 
+def _is_held_back(row: MembershipRow, partial: Mapping[int, PartialRoom], span: Range) -> bool:
+    """Whether the user is in a room of which a part of the state is lacking, at the end of the stretch."""
+    room = partial.get(row.room_nid)
+    return room is not None and row.membership == "join" and (room.completed is None or room.completed > span.upto)
+
+
 def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
     """Whether the room is forgotten, and that it was left is not news: the other devices have to hear of that."""
     return row.forgotten and (request.since is None or row.position <= request.since.position)
@@ -380,7 +398,7 @@ def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
         or work.sticky
         or work.account_data
         # the counts may have changed
-        or any(event.flags & EventFlag.UNREAD and event.event.sender not in ignored for event in work.arrived)
+        or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
     )
 
 

@@ -1,0 +1,132 @@
+"""What people have published for encryption, that of our users from memory: a question for their keys costs no query.
+
+Read once, then forgotten when the stream tells that a user's devices or keys changed. What a change overtakes while it is read
+is not kept. Keys of other servers' users are read each time. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from storage.cross_signing import CrossSigningKey, KeySignature
+from storage.device_keys import DeviceKeysRow
+from storage.published_keys import PublishedKeys, PublishedKeyStore
+from storage.streams import Change, Streams, Topic
+
+V = TypeVar("V")
+
+
+class KeysOfPeople:
+    """A cache of keys of our users, and of what each of them has signed of others."""
+
+    def __init__(self, store: PublishedKeyStore, streams: Streams, *, capacity: int) -> None:
+        """`capacity`: devices, and users who sign, of which something is kept."""
+        self._store = store
+        self._keys: _Recent[PublishedKeys] = _Recent(capacity)
+        self._signed: _Recent[Mapping[str, Sequence[KeySignature]]] = _Recent(capacity)
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def get_published(
+        self, ours: Collection[str], others: Collection[str] = (), reader: str | None = None
+    ) -> PublishedKeys:
+        """Keys of users of ours and of others. `reader`: who asks, if it is one of our users; they see what they signed."""
+        devices: dict[str, Sequence[DeviceKeysRow]] = {}
+        cross_signing: dict[str, Mapping[str, CrossSigningKey]] = {}
+        signatures: dict[str, Sequence[KeySignature]] = {}
+        for keys in await self._known(ours, others):
+            devices.update(keys.devices)
+            cross_signing.update(keys.cross_signing)
+            signatures.update(keys.signatures)
+        if reader is not None:
+            signed = await self._signed_by(reader)
+            for user_id in signed.keys() & {*ours, *others}:
+                signatures[user_id] = (*signatures.get(user_id, ()), *signed[user_id])
+        return PublishedKeys(devices, cross_signing, signatures)
+
+    async def _known(self, ours: Collection[str], others: Collection[str]) -> Sequence[PublishedKeys]:
+        """What is published, in parts."""
+        parts: list[PublishedKeys] = []
+        missing: list[str] = []
+        for user_id in ours:
+            known = self._keys.get(user_id)
+            if known is None:
+                missing.append(user_id)
+            else:
+                parts.append(known)
+        if missing or others:
+            heard = self._changes_heard
+            read = await self._store.get_published(missing, others)
+            parts.append(read)
+            if heard == self._changes_heard:
+                for user_id in missing:
+                    self._keys.put(user_id, _of_user(read, user_id), 1 + len(read.devices.get(user_id, ())))
+        return parts
+
+    async def _signed_by(self, reader: str) -> Mapping[str, Sequence[KeySignature]]:
+        known = self._signed.get(reader)
+        if known is not None:
+            return known
+        heard = self._changes_heard
+        signed = await self._store.get_signed_by(reader)
+        if heard == self._changes_heard:
+            self._signed.put(reader, signed, 1 + len(signed))
+        return signed
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.user_id is None:
+                continue
+            if change.topic is Topic.DEVICE:
+                self._changes_heard += 1
+                self._keys.drop(change.user_id)
+            elif change.topic is Topic.SIGNATURE:
+                self._changes_heard += 1
+                self._signed.drop(change.user_id)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._changes_heard += 1
+        self._keys.clear()
+        self._signed.clear()
+
+
+def _of_user(keys: PublishedKeys, user_id: str) -> PublishedKeys:
+    return PublishedKeys(
+        {user_id: keys.devices.get(user_id, ())},
+        {user_id: keys.cross_signing.get(user_id, {})},
+        {user_id: keys.signatures.get(user_id, ())},
+    )
+
+
+class _Recent(Generic[V]):
+    """Values by user, those least used forgotten where they weigh too much together."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._weight = 0
+        self._values: OrderedDict[str, tuple[V, int]] = OrderedDict()
+
+    def get(self, user_id: str) -> V | None:
+        entry = self._values.get(user_id)
+        if entry is None:
+            return None
+        self._values.move_to_end(user_id)
+        return entry[0]
+
+    def put(self, user_id: str, value: V, weight: int) -> None:
+        self.drop(user_id)
+        self._values[user_id] = (value, weight)
+        self._weight += weight
+        while self._weight > self._capacity:
+            self.drop(next(iter(self._values)))
+
+    def drop(self, user_id: str) -> None:
+        entry = self._values.pop(user_id, None)
+        if entry is not None:
+            self._weight -= entry[1]
+
+    def clear(self) -> None:
+        self._values.clear()
+        self._weight = 0

@@ -1,0 +1,22 @@
+"""What users were notified of. spec: client-server-api#listing-notifications"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from federation.protocol.endpoint import Auth, Requester, endpoint
+from homeserver.services.push.notifications import Notifications
+
+DEFAULT_LIMIT: Final = 20
+
+
+@endpoint("GET", "/_matrix/client/v3/notifications", "/_matrix/client/r0/notifications", auth=Auth.USER)
+async def get_notifications(
+    notifications: Notifications,
+    caller: Requester,
+    *,
+    from_: str | None = None,
+    limit: int = DEFAULT_LIMIT,
+    only: str | None = None,
+) -> Mapping[str, Any]:
+    """The newest first, a page at a time."""
+    return await notifications.get(caller, from_, limit, only)

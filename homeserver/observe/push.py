@@ -1,0 +1,101 @@
+"""Metrics of notifications. A gateway's name is a label once it has taken a push, of so many gateways: people choose them."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+MOST_GATEWAYS: Final = 30
+"""That are told apart; the rest are `other`."""
+OTHER: Final = "other"
+_BUCKETS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_BOUNDS: Final = (*map(str, _BUCKETS), "+Inf")
+QUEUES: Final[Mapping[str, str]] = {
+    "waiting": "Pushes that wait for their turn, or for a gateway that cannot be reached",
+    "pushers_waiting": "Pushers for which something waits",
+    "pushers_failing": "Pushers whose last push was not taken",
+    "gateways_failing": "Push gateways that could not be reached when last tried",
+}
+
+
+class PushMetrics(Collector):
+    """Counts pushes by gateway and outcome, how long they took, and what waits."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._gateways: set[str] = set()
+        self._pushes: dict[tuple[str, str], int] = {}
+        self._seconds = 0.0
+        self._times = [0] * len(_BOUNDS)
+        self._read: Callable[[], Mapping[str, int]] = dict
+        registry.register(self)
+
+    def read_from(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """`read` gives what waits, by the names above."""
+        self._read = read
+
+    def sent(self, gateway: str, *, rejected: bool, seconds: float) -> None:
+        """A gateway has answered; `rejected`: that nobody wants the push any more."""
+        if len(self._gateways) < MOST_GATEWAYS:
+            self._gateways.add(gateway)
+        self._count(gateway, "rejected" if rejected else "sent")
+        self._seconds += seconds
+        self._times[bisect_left(_BUCKETS, seconds)] += 1
+
+    def failed(self, gateway: str) -> None:
+        """A gateway could not be reached, or has refused to answer."""
+        self._count(gateway, "failed")
+
+    def _count(self, gateway: str, outcome: str) -> None:
+        key = (gateway if gateway in self._gateways else OTHER, outcome)
+        self._pushes[key] = self._pushes.get(key, 0) + 1
+
+    def collect(self) -> Iterator[Metric]:
+        """What Prometheus reads."""
+        pushes = CounterMetricFamily(
+            "mahalla_pushes",
+            "Requests to push gateways, by gateway and outcome: sent, rejected (the pusher is removed), failed",
+            labels=("gateway", "outcome"),
+        )
+        for key, count in self._pushes.items():
+            pushes.add_metric(key, count)
+        yield pushes
+        upto = [(bound, float(count)) for bound, count in zip(_BOUNDS, accumulate(self._times), strict=True)]
+        yield HistogramMetricFamily(
+            "mahalla_push_seconds", "Time until a push gateway answered", buckets=upto, sum_value=self._seconds
+        )
+        figures = self._read()
+        for name, text in QUEUES.items():
+            yield GaugeMetricFamily(f"mahalla_push_{name}", text, value=figures.get(name, 0))
+
+
+class WaitingMetrics:
+    """Tells of what is counted in the database now and then: pushers, and messages to devices that were not fetched yet."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._pushers = Gauge(
+            "mahalla_pushers",
+            "Pushers that are enabled, as last counted, by kind (http, email) and by how they stand (well, failing)",
+            labelnames=("kind", "state"),
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "mahalla_to_device_waiting",
+            "Messages to devices that were not fetched yet, as last counted: of our users (local), or of others (remote)",
+            labelnames=("where",),
+            registry=registry,
+        )
+
+    def counted_pushers(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """So many there are, by kind and state."""
+        for kind in ("http", "email"):
+            for state in ("well", "failing"):
+                self._pushers.labels(kind, state).set(counts.get((kind, state), 0))
+
+    def counted_messages(self, local: int, remote: int) -> None:
+        """So many wait."""
+        self._waiting.labels("local").set(local)
+        self._waiting.labels("remote").set(remote)

@@ -1,0 +1,1 @@
+"""Push rules at work: compiled, evaluated on events, counted."""

@@ -1,0 +1,35 @@
+"""What is to happen when an event matches a push rule. spec: client-server-api#actions"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from homeserver.services.default_push_rules import Action
+
+
+class Actions:
+    """The actions of one rule, read once. Immutable, and shared by all users with the same rule."""
+
+    __slots__ = ("highlight", "notify", "raw", "sound", "tweaks")
+
+    def __init__(self, raw: Sequence[Action]) -> None:
+        self.raw: Final = tuple(raw)
+        """As the rule says them; for answers to clients."""
+        self.notify: Final = "notify" in self.raw
+        tweaks: dict[str, Any] = {}
+        for action in self.raw:
+            if isinstance(action, dict) and isinstance(action.get("set_tweak"), str):
+                # without a value, `highlight` is true; others are passed on as they are
+                is_highlight = action["set_tweak"] == "highlight"
+                tweaks[action["set_tweak"]] = action.get("value", True if is_highlight else None)
+        self.tweaks: Final[Mapping[str, Any]] = tweaks
+        """By name; for push gateways."""
+        self.highlight: Final = self.notify and tweaks.get("highlight") is True
+        sound = tweaks.get("sound")
+        self.sound: Final = sound if isinstance(sound, str) else None
+
+    def __repr__(self) -> str:
+        return f"<Actions {list(self.raw)}>"
+
+
+NOTHING: Final = Actions(())
+"""What happens when no rule matches."""

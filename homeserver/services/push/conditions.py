@@ -1,0 +1,142 @@
+"""The conditions of push rules, each compiled to a function that is asked of an event and a user.
+
+Total: whatever a user has stored as a condition, it compiles, to one that never matches where it is none that is known.
+
+spec: client-server-api#conditions-1
+"""
+
+import re
+from collections.abc import Callable
+from typing import Final
+
+from federation.protocol.globs import Glob
+from homeserver.services.default_push_rules import Condition, TheUser
+from homeserver.services.push.occasion import BODY, Occasion, parse_path
+
+Holds = Callable[[Occasion, str, str | None], bool]
+"""Whether a condition holds of an event for a user (id, and display name in the room)."""
+
+_COUNT: Final = re.compile(r"(==|<=|>=|<|>)?0*([0-9]+)")
+_MOST_DIGITS: Final = 15
+_LARGEST_INTEGER: Final = 2**53 - 1
+
+
+NOBODY: Final = ""
+"""Stands for all whom an event does not name."""
+DISPLAY_NAME: Final = "contains_display_name"
+EVENT_MATCH: Final = "event_match"
+PROPERTY_IS: Final = "event_property_is"
+
+
+def compile_condition(condition: Condition) -> Holds:
+    """The function of a condition."""
+    kind, key = condition.get("kind"), condition.get("key")
+    if kind == DISPLAY_NAME:
+        return _contains_display_name
+    if kind == "room_member_count":
+        return _member_count(condition.get("is"))
+    if not isinstance(key, str):
+        return _never
+    if kind == EVENT_MATCH:
+        return _event_match(key, condition.get("pattern"))
+    if kind == PROPERTY_IS:
+        return _property_is(key, condition.get("value", ...))
+    if kind == "event_property_contains":
+        return _property_contains(key, condition.get("value", ...))
+    if kind == "sender_notification_permission":
+        return _permission(key)
+    return _never
+
+
+def body_matches(pattern: str) -> Holds:
+    """The one condition of a content rule."""
+    return _event_match("content.body", pattern)
+
+
+def in_room(room_id: str) -> Holds:
+    """The one condition of a room rule."""
+    return lambda occasion, _user, _name: occasion.room_id == room_id
+
+
+def sent_by(user_id: str) -> Holds:
+    """The one condition of a sender rule."""
+    return lambda occasion, _user, _name: occasion.sender == user_id
+
+
+def _never(_occasion: Occasion, _user: str, _name: str | None) -> bool:
+    return False
+
+
+def _event_match(key: str, pattern: object) -> Holds:
+    path = parse_path(key)
+    if pattern is TheUser.ID:
+        # whom an event does not name is no empty name in it
+        return lambda occasion, user, _name: user != NOBODY and occasion.text(path) == user.lower()
+    if not isinstance(pattern, str):
+        return _never
+    if path != BODY and "*" not in pattern and "?" not in pattern:
+        plain = pattern.lower()
+        return lambda occasion, _user, _name: occasion.text(path) == plain
+    glob = Glob(pattern)
+    matches = glob.match_words if path == BODY else glob.match
+
+    def holds(occasion: Occasion, _user: str, _name: str | None) -> bool:
+        text = occasion.text(path)
+        return text is not None and matches(text)
+
+    return holds
+
+
+def _property_is(key: str, value: object) -> Holds:
+    path = parse_path(key)
+    return (lambda occasion, _user, _name: _same(occasion.value(path), value)) if _is_plain(value) else _never
+
+
+def _property_contains(key: str, value: object) -> Holds:
+    path = parse_path(key)
+    if value is TheUser.ID:
+        return lambda occasion, user, _name: user != NOBODY and _contains(occasion.value(path), user)
+    return (lambda occasion, _user, _name: _contains(occasion.value(path), value)) if _is_plain(value) else _never
+
+
+def _contains(values: object, wanted: object) -> bool:
+    return isinstance(values, list | tuple) and any(_same(value, wanted) for value in values)
+
+
+def _same(found: object, wanted: object) -> bool:
+    """As JSON values: 1 and true are two things."""
+    return type(found) is type(wanted) and found == wanted
+
+
+def _is_plain(value: object) -> bool:
+    if type(value) is int:
+        return -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER
+    return value is None or isinstance(value, str | bool)
+
+
+def _contains_display_name(occasion: Occasion, _user: str, name: str | None) -> bool:
+    text = occasion.text(BODY) if name else None
+    if text is None or not name:
+        return False
+    return re.search(rf"(?<![a-z0-9_]){re.escape(name.lower())}(?![a-z0-9_])", text) is not None
+
+
+def _member_count(wanted: object) -> Holds:
+    found = _COUNT.fullmatch(wanted) if isinstance(wanted, str) else None
+    if found is None:
+        return _never
+    digits = found[2]
+    number = int(digits) if len(digits) <= _MOST_DIGITS else 10**_MOST_DIGITS
+    if found[1] == "<":
+        return lambda occasion, _user, _name: occasion.member_count < number
+    if found[1] == ">":
+        return lambda occasion, _user, _name: occasion.member_count > number
+    if found[1] == "<=":
+        return lambda occasion, _user, _name: occasion.member_count <= number
+    if found[1] == ">=":
+        return lambda occasion, _user, _name: occasion.member_count >= number
+    return lambda occasion, _user, _name: occasion.member_count == number
+
+
+def _permission(group: str) -> Holds:
+    return lambda occasion, _user, _name: occasion.sender_may_notify(group)

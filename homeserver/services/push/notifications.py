@@ -1,0 +1,168 @@
+"""The list of what a user was notified of, made of flags and rows as counts are: nothing is kept for it.
+
+Laws:
+- Newest first. A page looks at the user's rooms in the order of their newest events, and at no more of them once all the others
+  are older than what it has found.
+- What is no longer theirs to see is not in it: rooms that they have left, what came before they (last) joined, redacted events,
+  and what users whom they ignore sent.
+- Whether an event notified, and was highlighted, is what was decided when it came. Its further actions (a sound) are those
+  of the user's rules of today.
+
+spec: client-server-api#listing-notifications
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from federation.rooms.outside import is_outside
+from federation.rooms.past_memberships import PastMemberships
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.visible import Seen
+from homeserver.services.client_events import ClientEvents
+from homeserver.services.default_push_rules import Action
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.push.decisions import PushDecisions
+from homeserver.services.push.own_rules import OwnRules, UserRules
+from homeserver.services.unread import UnreadCounts
+from storage.memberships import MembershipRow
+from storage.push_attention import Span
+from storage.push_outcomes import HIGHLIGHTED, MAIN, Notified, PushOutcomeStore, ReadUpTo
+from storage.room_recency import RoomRecencyStore
+from storage.rooms import RoomStore
+from storage.streams import Streams
+
+MOST: Final = 100
+"""Of one page."""
+ROOMS_AT_ONCE: Final = 50
+"""How many rooms are looked at with one query."""
+HIGHLIGHT: Final = "highlight"
+_TOKEN: Final = re.compile(r"n([0-9]{1,18})", re.ASCII)
+
+
+class Notifications:
+    """Lists them. For the reactor thread."""
+
+    def __init__(
+        self,
+        outcomes: PushOutcomeStore,
+        recency: RoomRecencyStore,
+        rooms: RoomStore,
+        memberships: Memberships,
+        past: PastMemberships,
+        events: RoomEvents,
+        unread: UnreadCounts,
+        rules: OwnRules,
+        decisions: PushDecisions,
+        ignored: IgnoredUsers,
+        client_events: ClientEvents,
+        streams: Streams,
+    ) -> None:
+        self._outcomes = outcomes
+        self._recency = recency
+        self._rooms = rooms
+        self._memberships = memberships
+        self._past = past
+        self._events = events
+        self._unread = unread
+        self._rules = rules
+        self._decisions = decisions
+        self._ignored = ignored
+        self._client_events = client_events
+        self._streams = streams
+
+    async def get(self, caller: Requester, from_: str | None, limit: int, only: str | None) -> Mapping[str, Any]:
+        """A page. Raises InvalidParam."""
+        if only not in (None, HIGHLIGHT):
+            raise InvalidParam("`only` can be `highlight`")
+        before = self._streams.current() if from_ is None else _parse_token(from_)
+        limit = max(1, min(limit, MOST))
+        own = {
+            nid: row
+            for nid, row in (await self._memberships.of_user(caller.user_id)).items()
+            if row.membership == "join" or (row.membership == "invite" and not is_outside(row))
+        }
+        found = await self._find(caller.user_id, own, before, limit, highlights_only=only == HIGHLIGHT)
+        answer: dict[str, Any] = {"notifications": await self._present(caller, own, found)}
+        if len(found) == limit:
+            answer["next_token"] = f"n{found[-1].position - 1}"
+        return answer
+
+    async def _find(
+        self, user_id: UserID, own: Mapping[int, MembershipRow], before: int, limit: int, *, highlights_only: bool
+    ) -> Sequence[Notified]:
+        rules = await self._rules.of_user(user_id)
+        ignored = await self._ignored.of_user(user_id)
+        latest = await self._recency.get_latest_positions(own)
+        order = sorted(latest, key=lambda nid: latest[nid], reverse=True)
+        found: list[Notified] = []
+        for start in range(0, len(order), ROOMS_AT_ONCE):
+            chunk = order[start : start + ROOMS_AT_ONCE]
+            if len(found) == limit and latest[chunk[0]] < found[-1].position:
+                break
+            spans = [(nid, await self._spans(rules, own[nid], min(before, latest[nid]))) for nid in chunk]
+            found += await self._outcomes.get_notified(
+                user_id, spans, ignored, highlights_only=highlights_only, limit=limit
+            )
+            found = sorted(found, key=lambda each: each.position, reverse=True)[:limit]
+        return found
+
+    async def _spans(self, rules: UserRules, row: MembershipRow, upto: int) -> Sequence[Span]:
+        """The part of a room that concerns the user: since they joined, or the event that invited them."""
+        after = await self._past.joined_since(row) if row.membership == "join" else row.position - 1
+        if row.membership == "invite":
+            upto = min(upto, row.position)
+        if after >= upto:
+            return []
+        room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
+        return rules.attention.spans(room.room_id.lower(), after, upto)
+
+    async def _present(
+        self, caller: Requester, own: Mapping[int, MembershipRow], found: Sequence[Notified]
+    ) -> list[Mapping[str, Any]]:
+        rules = await self._rules.of_user(caller.user_id)
+        stored = await self._events.get_events(each.event_nid for each in found)
+        shown = [(each, stored[each.event_nid]) for each in found if each.event_nid in stored]
+        joined = {each.room_nid: own[each.room_nid] for each in found if own[each.room_nid].membership == "join"}
+        marks = await self._unread.read_marks(caller.user_id, joined.values())
+        forms = await self._client_events.present(
+            caller.user_id,
+            caller.device_id,
+            [Seen(event, own[each.room_nid].membership) for each, event in shown],
+            with_room_id=True,
+        )
+        return [
+            {
+                "room_id": event.event.room_id,
+                "event": form,
+                "ts": event.event.origin_server_ts,
+                "read": _is_read(marks.get(each.room_nid), event),
+                "actions": await self._actions(caller.user_id, rules, own[each.room_nid], each, event),
+            }
+            for (each, event), form in zip(shown, forms, strict=True)
+        ]
+
+    async def _actions(
+        self, user_id: UserID, rules: UserRules, row: MembershipRow, each: Notified, event: StoredEvent
+    ) -> Sequence[Action]:
+        today = rules.rule_set.find(await self._decisions.occasion_of(event), user_id, row.display_name)
+        is_highlight = each.outcome >= HIGHLIGHTED
+        if today.notify and today.highlight == is_highlight:
+            return today.raw
+        return ["notify", {"set_tweak": HIGHLIGHT}] if is_highlight else ["notify"]
+
+
+def _is_read(mark: ReadUpTo | None, event: StoredEvent) -> bool:
+    position = event.position or 0
+    return mark is not None and position <= max(mark.everything, mark.threads.get(event.thread_root or MAIN, 0))
+
+
+def _parse_token(text: str) -> int:
+    match = _TOKEN.fullmatch(text)
+    if match is None:
+        raise InvalidParam("`from` is not a token that this endpoint gave out")
+    return int(match[1])

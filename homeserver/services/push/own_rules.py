@@ -1,0 +1,96 @@
+"""Users' push rules as the server applies them: compiled, with what they have made of ordinary messages over time.
+
+Read once, then forgotten when the stream says that they have changed. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from federation.protocol.ids import UserID
+from homeserver.services.push.kept_rules import PUSH_RULES
+from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
+from storage.account_data import AccountDataStore
+from storage.push_attention import AttentionHistory, PushAttentionStore
+from storage.streams import Change, Streams, Topic
+
+
+@dataclass(frozen=True, slots=True)
+class UserRules:
+    """Of one user; one object for all who have changed nothing."""
+
+    rule_set: RuleSet
+    attention: AttentionHistory
+
+
+class OwnRules:
+    """By user."""
+
+    def __init__(
+        self,
+        account_data: AccountDataStore,
+        attention: PushAttentionStore,
+        compiler: RuleCompiler,
+        streams: Streams,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: how many users' are kept."""
+        self._account_data = account_data
+        self._attention = attention
+        self._compiler = compiler
+        self._capacity = capacity
+        self._default: Final = UserRules(compiler.default, AttentionHistory())
+        self._known: OrderedDict[str, UserRules] = OrderedDict()
+        self._changes_heard = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def of_user(self, user_id: UserID) -> UserRules:
+        """One user's."""
+        return (await self.of_users([user_id]))[user_id]
+
+    async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
+        """These users': two queries for all that is not known."""
+        found: dict[UserID, UserRules] = {}
+        missing: list[UserID] = []
+        for user_id in user_ids:
+            known = self._known.get(user_id)
+            if known is None:
+                missing.append(user_id)
+            else:
+                self._known.move_to_end(user_id)
+                found[user_id] = known
+        while missing:
+            heard = self._changes_heard
+            kept = await self._account_data.get_entries_of_users(missing, [PUSH_RULES])
+            histories = await self._attention.get_histories(missing)
+            if heard != self._changes_heard:
+                continue
+            for user_id in missing:
+                rules = self._default
+                if user_id in kept or user_id in histories:
+                    rule_set = self._compiler.compile(kept.get(user_id, {}).get(PUSH_RULES))
+                    rules = UserRules(rule_set, histories.get(user_id, self._default.attention))
+                found[user_id] = self._known[user_id] = rules
+            while len(self._known) > self._capacity:
+                self._known.popitem(last=False)
+            break
+        return found
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if concerns_rules(change):
+                self._changes_heard += 1
+                self._known.pop(change.user_id or "", None)
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._changes_heard += 1
+        self._known.clear()
+
+
+def concerns_rules(change: Change) -> bool:
+    """Whether the push rules of the change's user have changed."""
+    return change.topic is Topic.ACCOUNT_DATA and change.detail == PUSH_RULES

@@ -1,0 +1,148 @@
+"""Whose push rules say something else in a room than the default ones: the members of it by what their rules come to there.
+
+Most people's rules come to the default ones in most rooms. Those whose do not are kept in memory by room, as classes of
+equal rules, so an event is judged once for each class and not for each member. Kept up by the stream: a change of rules or of
+membership is looked at when the room's next event comes. For the reactor thread.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from federation.protocol.ids import RoomID, UserID
+from federation.rooms.memberships import Memberships
+from homeserver.services.push.own_rules import OwnRules, UserRules, concerns_rules
+from homeserver.services.push.rule_sets import RuleCompiler, RuleSet
+from storage.memberships import MembershipRow
+from storage.push_attention import ALL, PushAttentionStore
+from storage.streams import Change, Streams, Topic
+
+CHANGES_KEPT: Final = 5000
+"""How many changes of rules and memberships are remembered; a room that missed more is read anew."""
+
+
+class RuleClass(NamedTuple):
+    """What the rules of some members come to in a room."""
+
+    rules: RuleSet
+    attention: int
+    """What the ordinary messages of the room are to them: the outcome that needs no row."""
+
+
+@dataclass(slots=True)
+class RoomClasses:
+    """The members of one room whose rules are not the default ones there."""
+
+    heard: int
+    """Up to which change they are known."""
+    of_user: dict[UserID, RuleClass] = field(default_factory=dict)
+    members: dict[RuleClass, set[UserID]] = field(default_factory=dict)
+
+    def move(self, user_id: UserID, into: RuleClass | None) -> None:
+        """Put a user into a class; None: into none."""
+        before = self.of_user.pop(user_id, None)
+        if before is not None:
+            self.members[before].discard(user_id)
+            if not self.members[before]:
+                del self.members[before]
+        if into is not None:
+            self.of_user[user_id] = into
+            self.members.setdefault(into, set()).add(user_id)
+
+
+class _Happened(NamedTuple):
+    number: int
+    user_id: UserID
+    room_nid: int | None
+    """None: of the user's rules."""
+
+
+class RoomRules:
+    """Classes by room."""
+
+    def __init__(
+        self,
+        store: PushAttentionStore,
+        memberships: Memberships,
+        rules: OwnRules,
+        compiler: RuleCompiler,
+        streams: Streams,
+        *,
+        capacity: int,
+    ) -> None:
+        """`capacity`: how many rooms are kept."""
+        self._store = store
+        self._memberships = memberships
+        self._rules = rules
+        self._compiler = compiler
+        self._capacity = capacity
+        self._rooms: OrderedDict[int, RoomClasses] = OrderedDict()
+        self._happened: deque[_Happened] = deque(maxlen=CHANGES_KEPT)
+        self._last = 0
+        streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
+
+    async def of_room(self, room_nid: int, room_id: RoomID) -> RoomClasses:
+        """The classes of now: no query for a room that is known and whose members and their rules have not changed.
+
+        What is returned is the cache's own: read it before waiting for anything else.
+        """
+        while True:
+            last = self._last
+            room = self._rooms.get(room_nid)
+            if room is None or (self._happened and room.heard < self._happened[0].number - 1):
+                users = [UserID(user) for user in await self._store.get_members_with_rules(room_nid)]
+                room = RoomClasses(last)
+            else:
+                users = self._changed(room, room_nid)
+            if users:
+                members = await self._memberships.local_members(room_nid)
+                joined = {user for user in users if user in members}
+                rules = await self._rules.of_users(joined)
+                for user in users:
+                    room.move(user, self.classify(rules[user], room_id) if user in joined else None)
+            room.heard = last
+            self._rooms[room_nid] = room
+            self._rooms.move_to_end(room_nid)
+            if len(self._rooms) > self._capacity:
+                self._rooms.popitem(last=False)
+            if last == self._last:
+                return room
+
+    def classify(self, rules: UserRules, room_id: RoomID) -> RuleClass | None:
+        """The class of these rules in a room; None: they come to the default ones."""
+        narrowed = self._compiler.narrow(rules.rule_set, room_id)
+        attention = rules.attention.now(room_id.lower())
+        if narrowed is self._compiler.default and attention == ALL:
+            return None
+        return RuleClass(narrowed, attention)
+
+    def _changed(self, room: RoomClasses, room_nid: int) -> list[UserID]:
+        users: set[UserID] = set()
+        for happened in reversed(self._happened):
+            if happened.number <= room.heard:
+                break
+            if happened.room_nid is None or happened.room_nid == room_nid:
+                users.add(happened.user_id)
+        return list(users)
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            row = change.detail
+            if isinstance(row, MembershipRow):
+                if row.is_local:
+                    self._note(row.user_id, row.room_nid)
+            elif change.topic is Topic.MEMBERSHIP:
+                self._heed_others(change.position, change.position)
+            elif concerns_rules(change):
+                self._note(change.user_id or "", None)
+
+    def _note(self, user_id: str, room_nid: int | None) -> None:
+        self._last += 1
+        self._happened.append(_Happened(self._last, UserID(user_id), room_nid))
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        """Another node wrote: of whom is not known here."""
+        self._last += 1
+        self._rooms.clear()

@@ -1,0 +1,53 @@
+"""Writes push rules, with what they make of the user's attention to ordinary messages, in one transaction.
+
+Counts rest on that: what an event is to a user is decided by the rules that held when it came (docs/push.md). For the
+writer's thread.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from federation.protocol.errors import TooLarge
+from homeserver.services.push.kept_rules import PUSH_RULES, KeptRules, decode_kept
+from homeserver.services.push.rule_sets import RuleCompiler
+from storage.account_data import AccountDataStore
+from storage.push_attention import ELSEWHERE, PushAttentionStore
+from storage.transaction import WriteTransaction
+
+_LARGEST: Final = 1024 * 1024
+"""In bytes, of all that one user keeps."""
+
+
+class RuleChanges:
+    """Changes the rules of users."""
+
+    def __init__(self, account_data: AccountDataStore, attention: PushAttentionStore) -> None:
+        self._account_data = account_data
+        self._attention = attention
+        self._compiler = RuleCompiler()
+
+    def change(self, txn: WriteTransaction, user_id: str, change: Callable[[KeptRules], None]) -> None:
+        """Let `change` alter what is kept of a user's rules. Raises what it raises, and `TooLarge`."""
+        before = self._account_data.get_entry_in(txn, user_id, None, PUSH_RULES)
+        kept = decode_kept(before)
+        unchanged = msgspec.json.encode(kept)
+        change(kept)
+        content = msgspec.json.encode(kept)
+        if len(content) > _LARGEST:
+            raise TooLarge("Push rules may have at most 1 MiB in all")
+        if content == unchanged:
+            return
+        position = self._account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
+        self._attention.set_attention(txn, user_id, position, self._wanted(content))
+
+    def _wanted(self, content: bytes) -> Mapping[str, int]:
+        rule_set = self._compiler.compile(content)
+        general = self._compiler.narrow(rule_set, ELSEWHERE).attention
+        wanted: dict[str, int] = {ELSEWHERE: general}
+        for room in rule_set.rooms:
+            attention = self._compiler.narrow(rule_set, room).attention
+            if attention != general:
+                wanted[room] = attention
+        return wanted

@@ -1,0 +1,218 @@
+"""Push rules compiled: what a user's rules say of an event.
+
+Laws:
+- Pure but for its caches: rules in, actions out.
+- A rule that many users have is compiled once, and users with the same rules share one `RuleSet`: the default rules are one
+  object for everybody. So who evaluates an event for many users does it once for each different set.
+- What is asked of a set for nobody in particular (`NOBODY`) holds for all users whom the event does not name
+  (`named_users`), unless the set asks for display names (`asks_for_names`).
+
+spec: client-server-api#push-rules
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import IntEnum
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from federation.protocol.events import Event
+from federation.protocol.ids import UserID, is_user_id
+from homeserver.services.default_push_rules import KINDS, Condition, PushRule, TheUser
+from homeserver.services.push.actions import NOTHING, Actions
+from homeserver.services.push.conditions import (
+    DISPLAY_NAME,
+    EVENT_MATCH,
+    NOBODY,
+    PROPERTY_IS,
+    Holds,
+    body_matches,
+    compile_condition,
+    in_room,
+    sent_by,
+)
+from homeserver.services.push.kept_rules import decode_kept
+from homeserver.services.push.occasion import TYPE, Occasion
+
+_MEMBER: Final = "m.room.member"
+_ORDINARY: Final = ("m.room.message", "m.room.encrypted")
+_SOMEBODY: Final = "@somebody:elsewhere.invalid"
+_MANY: Final = 100
+
+
+class Attention(IntEnum):
+    """What an ordinary message of a room is to a user: where counting starts from, before what is special to an event."""
+
+    ALL = 0
+    """As the default rules have it: the flags of the event hold."""
+    CALLS = 1
+    """Only what calls the whole room."""
+    NOTHING = 2
+    """Nothing, but for what the user's own rules pick out."""
+
+
+class CompiledRule:
+    """One enabled rule."""
+
+    __slots__ = ("__weakref__", "actions", "asks_for_names", "conditions", "room", "room_id", "rule_id", "type")
+
+    def __init__(self, kind: str, rule: PushRule) -> None:
+        self.rule_id: Final = rule.rule_id
+        self.actions: Final = Actions(rule.actions) if rule.actions else NOTHING
+        self.conditions: Final = _conditions_of(kind, rule)
+        self.room_id: Final = _room_of(kind, rule)
+        self.room: Final = None if self.room_id is None else self.room_id.lower()
+        """The room that it is about; None: it may match anywhere."""
+        self.type: Final = next(filter(None, map(_named_type, rule.conditions or ())), None)
+        """The only type of events that it may match, in lower case; None: any."""
+        self.asks_for_names: Final = any(condition.get("kind") == DISPLAY_NAME for condition in rule.conditions or ())
+
+    def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
+        """Whether all its conditions hold."""
+        for holds in self.conditions:  # noqa: SIM110  # a generator costs more than the conditions
+            if not holds(occasion, user_id, display_name):
+                return False
+        return True
+
+
+class RuleSet:
+    """All enabled rules of a user, the most important first; of a user in one room, where it was narrowed."""
+
+    __slots__ = ("__weakref__", "_attention", "_by_type", "_of_any_type", "asks_for_names", "rules")
+
+    def __init__(self, rules: Sequence[CompiledRule]) -> None:
+        self.rules: Final = tuple(rules)
+        self.asks_for_names: Final = any(rule.asks_for_names for rule in rules)
+        self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
+        self._by_type: Final = {
+            type: tuple(rule for rule in rules if rule.type in (None, type)) for type in {rule.type for rule in rules}
+        }
+        self._attention: Attention | None = None
+
+    def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
+        """The actions of the most important rule that matches. That nobody is told of their own events is not looked at."""
+        for rule in self._by_type.get(occasion.text(TYPE), self._of_any_type):
+            if rule.matches(occasion, user_id, display_name):
+                return rule.actions
+        return NOTHING
+
+    @property
+    def attention(self) -> Attention:
+        """Of a narrowed set: what ordinary messages of that room are to the user."""
+        if self._attention is None:
+            room_id = next((rule.room_id for rule in self.rules if rule.room_id is not None), "")
+            self._attention = self._find_attention(room_id)
+        return self._attention
+
+    def _find_attention(self, room_id: str) -> Attention:
+        if any(self.find(_probe(room_id, type, {})).notify for type in _ORDINARY):
+            return Attention.ALL
+        call = self.find(_probe(room_id, _ORDINARY[0], {"m.mentions": {"room": True}}))
+        return Attention.CALLS if call.highlight else Attention.NOTHING
+
+    @property
+    def rooms(self) -> frozenset[str]:
+        """The rooms, in lower case, that some rule is about."""
+        return frozenset(rule.room for rule in self.rules if rule.room is not None)
+
+
+class RuleCompiler:
+    """Compiles rules; equal ones once, as long as somebody has them."""
+
+    def __init__(self) -> None:
+        self._rules: WeakValueDictionary[tuple[str, bytes], CompiledRule] = WeakValueDictionary()
+        self._sets: WeakValueDictionary[tuple[int, ...], RuleSet] = WeakValueDictionary()
+        self.default: Final = self.compile(None)
+        """The set of everybody who has changed nothing."""
+
+    def compile(self, kept: bytes | None) -> RuleSet:
+        """The set of a user, of what is kept as their `m.push_rules`."""
+        rules = decode_kept(kept)
+        return self._intern(
+            self._compile_rule(kind, rule) for kind in KINDS for rule in rules.rules(TheUser.ID, kind) if rule.enabled
+        )
+
+    def narrow(self, rule_set: RuleSet, room_id: str) -> RuleSet:
+        """The same for one room: without the rules that are about other rooms."""
+        room = room_id.lower()
+        if all(rule.room is None for rule in rule_set.rules):
+            return rule_set
+        return self._intern(rule for rule in rule_set.rules if rule.room is None or rule.room == room)
+
+    def _compile_rule(self, kind: str, rule: PushRule) -> CompiledRule:
+        key = (kind, msgspec.json.encode(rule))
+        compiled = self._rules.get(key)
+        if compiled is None:
+            compiled = self._rules[key] = CompiledRule(kind, rule)
+        return compiled
+
+    def _intern(self, rules: Iterable[CompiledRule]) -> RuleSet:
+        chosen = tuple(rules)
+        key = tuple(map(id, chosen))  # a set keeps its rules alive, so their ids are theirs as long as it is here
+        known = self._sets.get(key)
+        if known is None:
+            known = self._sets[key] = RuleSet(chosen)
+        return known
+
+
+def named_users(event: Event) -> frozenset[UserID]:
+    """Whom an event names, so that the default rules may say something else to them than to the others."""
+    named: set[str] = set()
+    mentions = event.content.get("m.mentions")
+    listed = mentions.get("user_ids") if isinstance(mentions, Mapping) else None
+    if isinstance(listed, list | tuple):
+        named.update(user for user in listed if isinstance(user, str))
+    if event.type == _MEMBER and event.state_key is not None:
+        named.update((event.state_key, event.state_key.lower()))
+    return frozenset(UserID(user) for user in named if is_user_id(user))
+
+
+def _conditions_of(kind: str, rule: PushRule) -> tuple[Holds, ...]:
+    if kind == "content":
+        return (body_matches(rule.pattern or ""),)
+    if kind == "room":
+        return (in_room(rule.rule_id),)
+    if kind == "sender":
+        return (sent_by(rule.rule_id),)
+    return tuple(compile_condition(condition) for condition in rule.conditions or ())
+
+
+def _room_of(kind: str, rule: PushRule) -> str | None:
+    if kind == "room":
+        return rule.rule_id
+    if kind in ("override", "underride"):
+        return next(filter(None, map(_named_room, rule.conditions or ())), None)
+    return None
+
+
+def _named_room(condition: Condition) -> str | None:
+    return _named(condition, "room_id")
+
+
+def _named_type(condition: Condition) -> str | None:
+    value = condition.get("value")
+    if condition.get("kind") == PROPERTY_IS and condition.get("key") == "type" and isinstance(value, str):
+        return value.lower()
+    pattern = _named(condition, "type")
+    return None if pattern is None else pattern.lower()
+
+
+def _named(condition: Condition, key: str) -> str | None:
+    """The one value that a condition asks of a property, if it does."""
+    pattern = condition.get("pattern")
+    if condition.get("kind") != EVENT_MATCH or condition.get("key") != key:
+        return None
+    return pattern if isinstance(pattern, str) and not re.search(r"[*?]", pattern) else None
+
+
+def _probe(room_id: str, type: str, content: Mapping[str, Any]) -> Occasion:
+    """A message of no particular content from somebody who may call the room."""
+    return Occasion(
+        {"type": type, "content": content, "room_id": room_id, "sender": _SOMEBODY},
+        room_id=room_id,
+        sender=_SOMEBODY,
+        member_count=_MANY,
+        may_notify=lambda _group: True,
+    )

@@ -1,0 +1,92 @@
+"""The number on an app's icon: how much a user has not read, over all rooms.
+
+A user's rooms are counted once, and after that only those in which something has happened that concerns the user. Who
+reads the stream says which (`touch`, `forget`). For the reactor thread.
+
+spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.unread import UnreadCounts
+from storage.memberships import MembershipRow
+
+USERS_REMEMBERED: Final = 20_000
+
+
+@dataclass(slots=True)
+class _Rooms:
+    unread: dict[int, int] = field(default_factory=dict)
+    """Only those with something unread."""
+    touched: set[int] = field(default_factory=set)
+
+
+class Badges:
+    """Numbers by user."""
+
+    def __init__(self, memberships: Memberships, unread: UnreadCounts, ignored: IgnoredUsers, *, by_room: bool) -> None:
+        """`by_room`: rooms are counted, not the messages in them."""
+        self._memberships = memberships
+        self._unread = unread
+        self._ignored = ignored
+        self._by_room = by_room
+        self._users: OrderedDict[str, _Rooms] = OrderedDict()
+
+    def touch(self, user_id: str, room_nid: int) -> None:
+        """What the user has not read of the room may have changed."""
+        rooms = self._users.get(user_id)
+        if rooms is not None:
+            rooms.touched.add(room_nid)
+
+    def touch_room(self, room_nid: int) -> None:
+        """It may have changed for anybody: something in the room was taken away."""
+        for rooms in self._users.values():
+            if room_nid in rooms.unread:
+                rooms.touched.add(room_nid)
+
+    def forget(self, user_id: str) -> None:
+        """It may have changed everywhere."""
+        self._users.pop(user_id, None)
+
+    def forget_all(self) -> None:
+        """Nothing is known any more."""
+        self._users.clear()
+
+    async def get(self, user_id: UserID) -> int:
+        """The number for now."""
+        memberships = await self._memberships.of_user(user_id)
+        rooms = self._users.get(user_id)
+        if rooms is None:
+            rooms = self._users[user_id] = _Rooms(touched=set(memberships))
+            if len(self._users) > USERS_REMEMBERED:
+                self._users.popitem(last=False)
+        else:
+            self._users.move_to_end(user_id)
+        touched, rooms.touched = rooms.touched, set()
+        try:
+            await self._count(user_id, rooms, touched, memberships)
+        except BaseException:
+            rooms.touched |= touched
+            raise
+        invites = sum(1 for row in memberships.values() if row.membership == "invite")
+        return invites + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
+
+    async def _count(
+        self, user_id: UserID, rooms: _Rooms, touched: set[int], memberships: Mapping[int, MembershipRow]
+    ) -> None:
+        if not touched:
+            return
+        joined = [memberships[nid] for nid in touched if nid in memberships and memberships[nid].membership == "join"]
+        counts = await self._unread.get_counts(user_id, joined, await self._ignored.of_user(user_id))
+        for room_nid in touched:
+            number = counts[room_nid].total.notifications if room_nid in counts else 0
+            if number:
+                rooms.unread[room_nid] = number
+            else:
+                rooms.unread.pop(room_nid, None)

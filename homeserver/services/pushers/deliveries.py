@@ -1,0 +1,444 @@
+"""What waits for each pusher, and its way to the gateway.
+
+Laws:
+- Of a pusher one push is under way at a time, in the order of the stream.
+- Nobody is told of what they have read meanwhile, of what was taken back, nor after a day.
+- A pusher whose push is not taken is tried again after a pause that grows to an hour; the pusher stays, unless its gateway says
+  that nobody wants it (`rejected`).
+- What waits behind a failure is noted with the pusher, as a position: it holds up nobody's lease, and a message writes no row.
+
+spec: push-gateway-api#homeserver-behaviour
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import msgspec
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.ids import UserID
+from federation.rooms.room_events import RoomEvents
+from homeserver.services.push.actions import Actions
+from homeserver.services.pushers.badges import Badges
+from homeserver.services.pushers.details import NamesOfEvents, Told
+from homeserver.services.pushers.gateways import Gateways, PushFailed
+from homeserver.services.pushers.notification import encode_badge, encode_event
+from storage.pushers import PusherRow, PusherStore, Standing
+
+MOST_WAITING: Final = 50
+"""Events for one pusher: the oldest are given up first."""
+KEPT_MS: Final = 24 * 3600_000
+"""For so long a push is tried."""
+FIRST_PAUSE_MS: Final = 5_000
+LONGEST_PAUSE_MS: Final = 3600_000
+GROWTH: Final = 3
+BADGE_SECONDS: Final = 2.0
+"""For so long a change of the badge waits for further ones: who reads sends several receipts."""
+BADGES_REMEMBERED: Final = 100_000
+MAX_ERROR_CHARS: Final = 300
+
+
+class Draws(Protocol):
+    """Gives numbers by chance."""
+
+    def __call__(self) -> float:
+        """In [0, 1)."""
+        ...
+
+
+class _Data(msgspec.Struct):
+    url: str = ""
+
+
+@dataclass(slots=True)
+class Push:
+    """An event that one pusher is to tell."""
+
+    told: Told
+    actions: Actions
+    is_read: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Line:
+    """What waits for one pusher. Exists while something does, or while the pusher fails."""
+
+    row: PusherRow
+    url: str
+    waiting: deque[Push] = field(default_factory=deque)
+    under_way: Push | None = None
+    last_position: int = 0
+    """Of the last event that was added."""
+    badge_is_due: bool = False
+    is_queued: bool = False
+    """It waits for its turn at the gateway, or something is under way."""
+    turn: int = 0
+    """Which one; an older one means nothing any more."""
+    failing_since_ts: int | None = None
+    pause_ms: int = 0
+    tried_ts: int = 0
+    error: str | None = None
+    is_noted: bool = False
+    """The database knows up to which position it is done."""
+    timer: IDelayedCall | None = None
+    waits_for_badge: bool = False
+    """The timer is that of the badge alone: an event need not wait for it."""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first event that is not told yet."""
+        first = self.under_way or (self.waiting[0] if self.waiting else None)
+        return None if first is None else first.told.position
+
+
+@dataclass(frozen=True, slots=True)
+class LineJob:
+    """A line whose turn at the gateway comes."""
+
+    deliveries: "Deliveries"
+    line: Line
+    turn: int
+
+    async def send(self) -> None:
+        if self.turn == self.line.turn:
+            await self.deliveries.send(self.line)
+
+
+class Deliveries:
+    """All lines. For the reactor thread."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        store: PusherStore,
+        events: RoomEvents,
+        names: NamesOfEvents,
+        badges: Badges,
+        gateways: Gateways,
+        now_ms: Callable[[], int],
+        draw: Draws,
+        *,
+        with_content: bool,
+        jitter_seconds: float,
+    ) -> None:
+        """`with_content`: gateways are told what people write. `jitter_seconds`: a push waits up to so long, by chance."""
+        self._clock = clock
+        self._store = store
+        self._events = events
+        self._names = names
+        self._badges = badges
+        self._gateways = gateways
+        self._now_ms = now_ms
+        self._draw = draw
+        self._with_content = with_content
+        self._jitter_seconds = jitter_seconds
+        self._lines: dict[int, Line] = {}
+        self._by_user: dict[str, dict[int, Line]] = {}
+        self._told_badges: OrderedDict[int, int] = OrderedDict()
+        self._standings: dict[int, Standing] = {}
+        self._urgent: set[int] = set()
+        """Those of the standings that are not to wait: of pushers that have begun or ceased to fail."""
+        self._touched: dict[int, Line] = {}
+        self._active = False
+
+    def get_figures(self) -> Mapping[str, int]:
+        """What waits, for metrics."""
+        lines = self._lines.values()
+        return {
+            "waiting": sum(len(line.waiting) + (line.under_way is not None) for line in lines),
+            "pushers_waiting": sum(1 for line in lines if line.first is not None),
+            "pushers_failing": sum(1 for line in lines if line.failing_since_ts is not None),
+            "gateways_failing": self._gateways.count_failing(),
+        }
+
+    # ------------------------------------------------------------------------------------------- what is to be told
+
+    def start(self, failing: Iterable[PusherRow]) -> None:
+        """Push from now on; these pushers failed when last tried."""
+        self._active = True
+        for row in failing:
+            line = self._find(row)
+            line.failing_since_ts, line.pause_ms, line.error = row.failing_since_ts, row.pause_ms, row.error
+            line.tried_ts, line.is_noted = row.tried_ts, True
+            self._pause(line, max(0, row.tried_ts + row.pause_ms - self._now_ms()))
+
+    def stop(self) -> None:
+        """Push nothing more; forget what waits."""
+        self._active = False
+        self._gateways.stop()
+        for line in self._lines.values():
+            _cancel(line)
+        self._lines.clear()
+        self._by_user.clear()
+        self._standings.clear()
+        self._urgent.clear()
+        self._touched.clear()
+
+    def add(self, row: PusherRow, told: Told, actions: Actions) -> None:
+        """Tell an event, once `wake_touched` is called: when it is known what has been read meanwhile."""
+        line = self._touched[row.pusher_nid] = self._find(row)
+        if told.position <= line.last_position:
+            return  # this stretch of the stream is read a second time, since something failed
+        line.last_position = told.position
+        line.waiting.append(Push(told, actions))
+        if len(line.waiting) > MOST_WAITING:
+            line.waiting.popleft()
+
+    def set_badge_due(self, row: PusherRow) -> None:
+        """What the user has not read may have become another number."""
+        if not row.no_counts:
+            line = self._touched[row.pusher_nid] = self._find(row)
+            line.badge_is_due = True
+
+    def mark_read(self, user_id: str, room_nid: int, thread: str | None, position: int, *, everything: bool) -> None:
+        """The user has read a room up to a position: all of it, or one thread (None: the main timeline)."""
+        for line in self._by_user.get(user_id, {}).values():
+            for push in (*line.waiting, *([line.under_way] if line.under_way is not None else [])):
+                told = push.told
+                if told.room_nid == room_nid and told.position <= position and (everything or told.thread == thread):
+                    push.is_read = True
+
+    def change(self, user_id: str, rows: Sequence[PusherRow]) -> None:
+        """These are the user's pushers now."""
+        by_nid = {row.pusher_nid: row for row in rows}
+        for nid, line in list(self._by_user.get(user_id, {}).items()):
+            row = by_nid.get(nid)
+            if row is None:
+                self._drop(line)
+                continue
+            was_changed = row.data != line.row.data
+            line.row, line.url = row, _url_of(row)
+            if was_changed and line.under_way is None:  # it is tried at once, perhaps elsewhere
+                line.pause_ms, line.is_queued = 0, False
+                line.turn += 1
+                _cancel(line)
+                self._touched[nid] = line
+                if line.is_noted:
+                    self._set_standing(line)
+
+    def wake_touched(self) -> None:
+        """Let those lines send to which something was added."""
+        touched, self._touched = self._touched, {}
+        for line in touched.values():
+            if self._lines.get(line.row.pusher_nid) is line:
+                self._wake(line)
+
+    # --------------------------------------------------------------------------------------------------- the lease
+
+    def lowest(self) -> int | None:
+        """The first position of which something is not told, where the database does not know that."""
+        firsts = (line.first for line in self._lines.values() if not line.is_noted)
+        return min((first for first in firsts if first is not None), default=None)
+
+    async def note(self, *, all_standings: bool) -> None:
+        """Write down how pushers stand: those that have begun or ceased to fail, or all that pushed."""
+        for line in self._lines.values():
+            if not line.is_noted and line.first is not None and self._gateways.is_failing(line.url):
+                # it waits for its gateway, perhaps for long
+                line.failing_since_ts = line.failing_since_ts or self._now_ms()
+                line.error = line.error or "its gateway cannot be reached"
+                self._set_standing(line)
+        noted = {nid: each for nid, each in self._standings.items() if all_standings or nid in self._urgent}
+        if not noted:
+            return
+        urgent, self._urgent = self._urgent, set()
+        for nid in noted:
+            del self._standings[nid]
+        try:
+            await self._store.set_standings(noted)
+        except BaseException:
+            self._standings = {**noted, **self._standings}
+            self._urgent |= urgent
+            raise
+        for nid, standing in noted.items():
+            noted_line = self._lines.get(nid)
+            if noted_line is not None and noted_line.failing_since_ts is not None:
+                noted_line.is_noted = standing.failing_since_ts is not None
+
+    # ------------------------------------------------------------------------------------------------------ sending
+
+    async def send(self, line: Line) -> None:
+        """The line's turn at its gateway. Raises nothing."""
+        try:
+            await self._send_next(line)
+        except Exception:  # a bug of ours: the push is given up, the next one is tried
+            self.log.failure("a push could not be made")
+            line.under_way = None
+        line.is_queued = False
+        if self._lines.get(line.row.pusher_nid) is line:
+            self._wake(line)
+
+    async def _send_next(self, line: Line) -> None:
+        row = line.row
+        push = line.under_way = self._take(line)
+        badge_is_due, line.badge_is_due = line.badge_is_due, False
+        body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
+        if body is None or (push is not None and push.is_read):
+            line.under_way = None
+            return
+        try:
+            accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)
+        except PushFailed as error:
+            self._fail(line, push, error, badge_is_due)
+            return
+        line.under_way = None
+        if not accepted:
+            self.log.info("the gateway of a pusher of {user} wants it no more", user=row.user_id)
+            self._drop(line)
+            await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
+            return
+        if body.unread is not None:
+            self._told_badges[row.pusher_nid] = body.unread
+            self._told_badges.move_to_end(row.pusher_nid)
+            if len(self._told_badges) > BADGES_REMEMBERED:
+                self._told_badges.popitem(last=False)
+        self._succeed(line, row.position if push is None else push.told.position)
+
+    def _take(self, line: Line) -> Push | None:
+        """The next push that is still to be told."""
+        while line.waiting:
+            push = line.waiting.popleft()
+            if not push.is_read and push.told.queued_ms > self._now_ms() - KEPT_MS:
+                return push
+        return None
+
+    async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
+        told = push.told
+        if told.outside is None:
+            stored = (await self._events.get_events([told.stored.nid])).get(told.stored.nid)
+            if stored is None or stored.redacted_by is not None:
+                return None
+            told.stored = stored
+        names = await self._names.get(told)
+        unread = None if row.no_counts else await self._badges.get(UserID(row.user_id))
+        tweaks: Mapping[str, Any] = push.actions.tweaks
+        encoded = encode_event(row, told.stored.event, names, tweaks, unread, with_content=self._with_content)
+        return _Body(encoded, unread)
+
+    async def _badge_of(self, row: PusherRow, is_due: bool) -> "_Body | None":
+        if not is_due or row.no_counts:
+            return None
+        unread = await self._badges.get(UserID(row.user_id))
+        # one that was never told anything shows nothing
+        told = self._told_badges.get(row.pusher_nid, 0 if row.success_ts is None else None)
+        if told == unread:
+            return None
+        return _Body(encode_badge(row, unread), unread)
+
+    def _succeed(self, line: Line, position: int) -> None:
+        if line.failing_since_ts is not None:
+            self._urgent.add(line.row.pusher_nid)
+        if not (line.is_noted and line.waiting):  # else what waits is known by this pusher's position alone
+            line.failing_since_ts, line.is_noted = None, False
+        line.pause_ms, line.error = 0, None
+        now = self._now_ms()
+        self._standings[line.row.pusher_nid] = Standing(position, line.failing_since_ts, now, 0, now, None)
+
+    def _fail(self, line: Line, push: Push | None, error: PushFailed, badge_is_due: bool) -> None:
+        now = self._now_ms()
+        line.under_way = None
+        if push is not None and not push.is_read and not error.for_good:
+            line.waiting.appendleft(push)
+        line.badge_is_due = line.badge_is_due or (badge_is_due and not error.for_good)
+        line.failing_since_ts = line.failing_since_ts or now
+        line.tried_ts = now
+        line.error = str(error)[:MAX_ERROR_CHARS]
+        if self._lines.get(line.row.pusher_nid) is not line:
+            return
+        if not error.unreachable and not error.for_good:  # for the rest the gateway has its own pause
+            line.pause_ms = min(max(FIRST_PAUSE_MS, line.pause_ms * GROWTH), LONGEST_PAUSE_MS)
+            self._pause(line, line.pause_ms)
+        self._set_standing(line)
+
+    def _set_standing(self, line: Line) -> None:
+        first, nid = line.first, line.row.pusher_nid
+        last = self._standings.get(nid)
+        success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
+        position = line.row.position if first is None else first - 1
+        self._standings[nid] = Standing(
+            position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
+        )
+        self._urgent.add(nid)
+
+    # -------------------------------------------------------------------------------------------------------- lines
+
+    def _find(self, row: PusherRow) -> Line:
+        line = self._lines.get(row.pusher_nid)
+        if line is None:
+            line = self._lines[row.pusher_nid] = Line(row, _url_of(row))
+            self._by_user.setdefault(row.user_id, {})[row.pusher_nid] = line
+        return line
+
+    def _wake(self, line: Line) -> None:
+        while line.waiting and line.waiting[0].is_read:
+            line.waiting.popleft()
+        if not self._active or line.is_queued or self._is_held_back(line):
+            return
+        if line.waiting:
+            self._after(line, self._draw() * self._jitter_seconds if self._jitter_seconds else 0.0)
+        elif line.badge_is_due:
+            line.waits_for_badge = True
+            self._after(line, BADGE_SECONDS)
+        elif line.failing_since_ts is None or line.error is None:
+            if line.failing_since_ts is not None:  # it was behind, and the rest was read elsewhere
+                line.failing_since_ts = None
+                self._set_standing(line)
+            self._drop(line)
+
+    def _is_held_back(self, line: Line) -> bool:
+        """Whether a timer of the line is to be waited for."""
+        if line.timer is None or not line.timer.active():
+            return False
+        if line.waits_for_badge and line.waiting:
+            line.timer.cancel()
+            return False
+        return True
+
+    def _after(self, line: Line, seconds: float) -> None:
+        if seconds:
+            line.timer = self._clock.callLater(seconds, self._queue, line)
+        else:
+            self._queue(line)
+
+    def _queue(self, line: Line) -> None:
+        line.is_queued, line.waits_for_badge = True, False
+        line.turn += 1
+        self._gateways.add(line.url, LineJob(self, line, line.turn))
+
+    def _pause(self, line: Line, milliseconds: int) -> None:
+        _cancel(line)
+        line.timer = self._clock.callLater(milliseconds / 1000, self._resume, line)
+
+    def _resume(self, line: Line) -> None:
+        if line.waiting or line.badge_is_due:
+            self._queue(line)
+
+    def _drop(self, line: Line) -> None:
+        _cancel(line)
+        line.waiting.clear()
+        line.badge_is_due = False
+        self._lines.pop(line.row.pusher_nid, None)
+        of_user = self._by_user.get(line.row.user_id, {})
+        of_user.pop(line.row.pusher_nid, None)
+        if not of_user:
+            self._by_user.pop(line.row.user_id, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Body:
+    encoded: bytes
+    unread: int | None
+
+
+def _url_of(row: PusherRow) -> str:
+    return msgspec.json.decode(row.data, type=_Data).url
+
+
+def _cancel(line: Line) -> None:
+    if line.timer is not None and line.timer.active():
+        line.timer.cancel()

@@ -1,0 +1,184 @@
+"""What a letter about what somebody missed says: names, texts and links, in the reader's language.
+
+Of an encrypted message it says that there is one. Where the operator wants no content told, it says how many there are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
+from typing import Final
+from urllib.parse import quote
+
+from federation.protocol.ids import UserID
+from federation.rooms.outside import is_outside
+from federation.rooms.room_events import StoredEvent
+from homeserver.services.languages import Language
+from homeserver.services.mail.letters import Digest, DigestMessage, DigestRoom
+from homeserver.services.pushers.missed import Missed, MissedRoom
+from homeserver.services.pushers.notification import ENCRYPTED
+from homeserver.services.sync.invited import InvitedRooms
+from storage.memberships import MembershipRow, MembershipStore
+from storage.room_summaries import RoomSummaryStore, Roster
+
+HEROES: Final = 3
+LONGEST_BODY: Final = 500
+LONGEST_NAME: Final = 100
+MATRIX_TO: Final = "https://matrix.to"
+
+
+class DigestTexts:
+    """Writes them. For the reactor thread."""
+
+    def __init__(
+        self,
+        memberships: MembershipStore,
+        summaries: RoomSummaryStore,
+        invited: InvitedRooms,
+        *,
+        server_name: str,
+        client_url: str,
+        with_content: bool,
+    ) -> None:
+        """`client_url`: where the links lead. `with_content`: whether letters quote messages."""
+        self._memberships = memberships
+        self._summaries = summaries
+        self._invited = invited
+        self._server_name = server_name
+        self._client_url = client_url.rstrip("/")
+        self._with_content = with_content
+
+    async def write(
+        self, user_id: UserID, missed: Missed, language: Language, app_name: str, unsubscribe_link: str, zone: tzinfo
+    ) -> Digest:
+        """The letter. Two queries, and one a room for the names in it."""
+        inside = [room.membership.room_nid for room in missed.rooms if not is_outside(room.membership)]
+        rosters = await self._summaries.get_rosters(user_id, inside, HEROES)
+        rooms = [
+            await self._room(room, rosters.get(room.membership.room_nid), language.gettext, zone)
+            for room in missed.rooms
+        ]
+        _ = language.gettext
+        return Digest(
+            subject=f"[{app_name}] {_subject(rooms, _)}",
+            greeting=_("You have not read this yet on %(server)s:") % {"server": self._server_name},
+            rooms=rooms,
+            remark=_("This letter came since your account has notifications by e-mail switched on."),
+            unsubscribe_link=unsubscribe_link,
+            unsubscribe_text=_("No more such letters"),
+        )
+
+    async def _room(self, room: MissedRoom, roster: Roster | None, _: Callable[[str], str], zone: tzinfo) -> DigestRoom:
+        row = room.membership
+        names: Mapping[str, MembershipRow] = {}
+        if not is_outside(row):
+            senders = {event.event.sender for event in room.events}
+            names = await self._memberships.get_memberships(row.room_nid, senders)
+        name = _name_of(roster) or await self._told_name(row)
+        messages = [
+            DigestMessage(
+                sender=_sender(event, names),
+                time=_time(event, zone),
+                text=self._text(event, _, is_invite=row.membership == "invite"),
+                link=self._link(room.room_id, None if row.membership == "invite" else event.event.event_id),
+            )
+            for event in room.events
+        ]
+        return DigestRoom(
+            name=name,
+            is_invite=row.membership == "invite",
+            link=self._link(room.room_id, None),
+            link_text=_("Open the room"),
+            messages=messages,
+            further=_("Further messages: %(count)s") % {"count": room.further} if room.further else "",
+        )
+
+    async def _told_name(self, row: MembershipRow) -> str | None:
+        """The name of a room that the user is not in, as they were told it."""
+        if row.membership != "invite":
+            return None
+        for event in await self._invited.get_stripped(row):
+            if event.key == ("m.room.name", ""):
+                name = event.content.get("name")
+                return name[:LONGEST_NAME] if isinstance(name, str) and name else None
+        return None
+
+    def _text(self, event: StoredEvent, _: Callable[[str], str], *, is_invite: bool) -> str:
+        content, type = event.event.content, event.event.type
+        if is_invite:
+            return _("You are invited to this room.")
+        if type == ENCRYPTED:
+            return _("Encrypted message")
+        if type in ("m.call.invite", "m.rtc.notification", "org.matrix.msc4075.rtc.notification"):
+            return _("Call")
+        body = content.get("body")
+        if type not in ("m.room.message", "m.sticker") or not self._with_content or not isinstance(body, str):
+            return _("New message")
+        shown = body if len(body) <= LONGEST_BODY else body[:LONGEST_BODY] + " …"
+        kind = _kind_of(content.get("msgtype"), _)
+        return shown if kind is None else f"{kind}: {shown}"
+
+    def _link(self, room_id: str, event_id: str | None) -> str:
+        path = quote(room_id, safe="!:") + ("" if event_id is None else "/" + quote(event_id, safe="$:"))
+        return f"{self._client_url}/#/{path}" if self._client_url == MATRIX_TO else f"{self._client_url}/#/room/{path}"
+
+
+def _kind_of(msgtype: object, _: Callable[[str], str]) -> str | None:
+    """What a message is, if it is more than its text."""
+    match msgtype:
+        case "m.image":
+            return _("Picture")
+        case "m.video":
+            return _("Video")
+        case "m.audio":
+            return _("Audio")
+        case "m.file":
+            return _("File")
+        case "m.location":
+            return _("Location")
+        case _other:
+            return None
+
+
+def _subject(rooms: Sequence[DigestRoom], _: Callable[[str], str]) -> str:
+    first = rooms[0]
+    fields = {"person": first.messages[-1].sender, "room": first.name or ""}
+    if len(rooms) > 1:
+        fields["place"] = first.name or fields["person"]
+        return _one_line(_("New in %(place)s and elsewhere") % fields)
+    if first.is_invite:
+        return _one_line(
+            (_("%(person)s invites you to %(room)s") if first.name else _("%(person)s invites you to a room")) % fields
+        )
+    people = {message.sender for message in first.messages}
+    if len(people) == 1 and not first.further:
+        return _one_line(
+            (_("Message from %(person)s in %(room)s") if first.name else _("Message from %(person)s")) % fields
+        )
+    return _one_line(_("New messages in %(room)s") % fields if first.name else _("Message from %(person)s") % fields)
+
+
+def _one_line(text: str) -> str:
+    """Names are what people chose: a header is one line."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _name_of(roster: Roster | None) -> str | None:
+    if roster is None:
+        return None
+    name = roster.name or roster.canonical_alias
+    if not name:
+        names = [hero.display_name or hero.user_id for hero in roster.heroes]
+        name = ", ".join(names)
+    return name[:LONGEST_NAME] or None
+
+
+def _sender(event: StoredEvent, names: Mapping[str, MembershipRow]) -> str:
+    row = names.get(event.event.sender)
+    return (row.display_name if row is not None else None) or event.event.sender
+
+
+def _time(event: StoredEvent, zone: tzinfo) -> str:
+    try:
+        when = datetime.fromtimestamp(event.event.origin_server_ts / 1000, UTC).astimezone(zone)
+    except (OverflowError, ValueError, OSError):
+        return ""  # its sender made the time up
+    return f"{when:%Y-%m-%d %H:%M} {when.tzname() or ''}".rstrip()

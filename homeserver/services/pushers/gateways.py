@@ -1,0 +1,212 @@
+"""Push gateways: asked with a time limit, and with a pause where they cannot be reached.
+
+Laws:
+- A gateway is not trusted: its address is asked of the address policy, redirects are not followed, its answer is bounded.
+- So many requests to one gateway at the same time, and so many in all: one that hangs holds up no other.
+- A gateway that cannot be reached is tried with one request at a time, after a pause that grows; all that goes there
+  waits for that one. What a gateway answers concerns the one pusher it was asked for.
+
+spec: push-gateway-api#homeserver-behaviour
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from homeserver.observe.push import PushMetrics
+from homeserver.services.pushers.pushers import place_of
+
+AT_ONCE: Final = 8
+"""Requests to one gateway."""
+AT_ONCE_IN_ALL: Final = 200
+SECONDS: Final = 20.0
+MAX_ANSWER_BYTES: Final = 64 * 1024
+FIRST_PAUSE_MS: Final = 5_000
+LONGEST_PAUSE_MS: Final = 10 * 60_000
+GROWTH: Final = 2
+_HEADERS: Final = (("Content-Type", "application/json"),)
+
+
+class Web(Protocol):
+    """A way to what is no Matrix server."""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        """As `GuardedClient.request`. Raises OutboundError."""
+        ...
+
+
+class Job(Protocol):
+    """Somebody who has something to send to a gateway."""
+
+    async def send(self) -> None:
+        """Send it. Raises nothing."""
+        ...
+
+
+class PushFailed(Exception):
+    """A push was not taken. `for_good`: it never will be. `unreachable`: no answer came at all."""
+
+    def __init__(self, text: str, *, for_good: bool = False, unreachable: bool = False) -> None:
+        super().__init__(text)
+        self.for_good = for_good
+        self.unreachable = unreachable
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    rejected: list[str] = []
+
+
+@dataclass(slots=True)
+class Gateway:
+    """One gateway, while something is to be sent there or it cannot be reached."""
+
+    place: str
+    """Scheme, host and port."""
+    waiting: deque[Job] = field(default_factory=deque)
+    busy: int = 0
+    pause_ms: int = 0
+    """0 while it can be reached."""
+    timer: IDelayedCall | None = None
+    in_line: bool = False
+    pumping: bool = False
+
+    @property
+    def is_failing(self) -> bool:
+        return self.pause_ms > 0
+
+
+class Gateways:
+    """All of them. For the reactor thread."""
+
+    log = Logger()
+
+    def __init__(self, clock: IReactorTime, web: Web, metrics: PushMetrics) -> None:
+        self._clock = clock
+        self._web = web
+        self._metrics = metrics
+        self._gateways: dict[str, Gateway] = {}
+        self._line: deque[Gateway] = deque()
+        self._busy = 0
+
+    def add(self, url: str, job: Job) -> None:
+        """Let it send when its turn comes."""
+        place = place_of(url)
+        gateway = self._gateways.get(place)
+        if gateway is None:
+            gateway = self._gateways[place] = Gateway(place)
+        gateway.waiting.append(job)
+        self._pump(gateway)
+
+    def count_failing(self) -> int:
+        """How many cannot be reached."""
+        return sum(1 for gateway in self._gateways.values() if gateway.is_failing)
+
+    def is_failing(self, url: str) -> bool:
+        """Whether the gateway of that address cannot be reached."""
+        gateway = self._gateways.get(place_of(url))
+        return gateway is not None and gateway.is_failing
+
+    def stop(self) -> None:
+        """Let nobody send any more; forget who waits."""
+        for gateway in self._gateways.values():
+            gateway.waiting.clear()
+            if gateway.timer is not None and gateway.timer.active():
+                gateway.timer.cancel()
+        self._gateways.clear()
+        self._line.clear()
+
+    async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
+        """Bring a notification; False where the gateway says that nobody wants it there. Raises `PushFailed`."""
+        place = place_of(url)
+        started = self._clock.seconds()
+        try:
+            accepted = await self._ask(url, pushkey, body)
+        except PushFailed as error:
+            self._metrics.failed(place)
+            if error.unreachable:
+                self._note_silence(place)
+            else:
+                self._note_answer(place)
+            raise
+        self._note_answer(place)
+        self._metrics.sent(place, rejected=not accepted, seconds=self._clock.seconds() - started)
+        return accepted
+
+    async def _ask(self, url: str, pushkey: str, body: bytes) -> bool:
+        try:
+            answer = await self._web.request(
+                "POST", url, _HEADERS, body, seconds=SECONDS, max_bytes=MAX_ANSWER_BYTES, redirects=0
+            )
+        except OutboundError as error:
+            raise PushFailed(str(error), for_good=not error.retryable, unreachable=error.retryable) from error
+        if not 200 <= answer.status < 300:
+            raise PushFailed(f"it answered {answer.status}")
+        try:
+            rejected = msgspec.json.decode(answer.body, type=_Answer).rejected if answer.body else []
+        except msgspec.MsgspecError as error:
+            raise PushFailed("its answer is none of a push gateway") from error
+        return pushkey not in rejected
+
+    def _note_silence(self, place: str) -> None:
+        gateway = self._gateways.get(place)
+        if gateway is not None and (gateway.timer is None or not gateway.timer.active()):
+            gateway.pause_ms = min(max(FIRST_PAUSE_MS, gateway.pause_ms * GROWTH), LONGEST_PAUSE_MS)
+            gateway.timer = self._clock.callLater(gateway.pause_ms / 1000, self._pump, gateway)
+
+    def _note_answer(self, place: str) -> None:
+        gateway = self._gateways.get(place)
+        if gateway is not None:
+            gateway.pause_ms = 0
+            if gateway.timer is not None and gateway.timer.active():
+                gateway.timer.cancel()
+
+    def _pump(self, gateway: Gateway) -> None:
+        """Let those send whose turn it is."""
+        if gateway.pumping or (gateway.timer is not None and gateway.timer.active()):
+            return
+        gateway.pumping = True  # what is sent at once must not pump again: the loop sees that a place is free
+        while gateway.waiting and gateway.busy < (1 if gateway.is_failing else AT_ONCE):
+            if self._busy >= AT_ONCE_IN_ALL:
+                if not gateway.in_line:
+                    gateway.in_line = True
+                    self._line.append(gateway)
+                break
+            gateway.busy += 1
+            self._busy += 1
+            work = Deferred.fromCoroutine(gateway.waiting.popleft().send())
+            work.addErrback(lambda failure: self.log.failure("a push could not be sent", failure))
+            work.addBoth(lambda _: self._done(gateway))
+            if gateway.timer is not None and gateway.timer.active():
+                break
+        gateway.pumping = False
+        rests = not gateway.waiting and not gateway.busy and (gateway.timer is None or not gateway.timer.active())
+        if rests and self._gateways.get(gateway.place) is gateway:
+            del self._gateways[gateway.place]
+
+    def _done(self, gateway: Gateway) -> None:
+        gateway.busy -= 1
+        self._busy -= 1
+        self._pump(gateway)
+        while self._line and self._busy < AT_ONCE_IN_ALL:
+            other = self._line.popleft()
+            other.in_line = False
+            self._pump(other)

@@ -1,0 +1,283 @@
+"""Pushers as their users set them.
+
+Laws:
+- A pusher over HTTP belongs to the device that set it, and ends with it; one by e-mail ends with the address.
+- What is set is checked once, here: a gateway is only ever asked at an address that could be set.
+
+spec: client-server-api#post_matrixclientv3pushersset; MSC3881 (switching the pusher of another device), MSC4076
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import Forbidden, InvalidParam, MissingParam
+from federation.protocol.ids import UserID
+from homeserver.services.email_validation import parse_email_address
+from storage.database import Database
+from storage.pushers import GatewayRow, PusherRow, PusherStore
+from storage.threepids import ThreepidStore
+from storage.transaction import Transaction, WriteTransaction
+
+HTTP: Final = "http"
+EMAIL: Final = "email"
+EMAIL_APP: Final = "m.email"
+NOTIFY_PATH: Final = "/_matrix/push/v1/notify"
+EVENT_ID_ONLY: Final = "event_id_only"
+NO_COUNTS: Final = "org.matrix.msc4076.disable_badge_count"
+MOST_PUSHERS: Final = 100
+"""Of one account."""
+MOST_GATEWAYS_SHOWN: Final = 1000
+_LONGEST_APP_ID: Final = 64
+_LONGEST_PUSHKEY: Final = 512
+"""In bytes."""
+_LONGEST_TEXT: Final = 512
+_LARGEST_DATA: Final = 16 * 1024
+_EMAIL_MEDIUM: Final = "email"
+
+
+@dataclass(frozen=True, slots=True)
+class PusherWish:
+    """A pusher as a client asks for it; None: it did not say."""
+
+    kind: str
+    app_id: str
+    pushkey: str
+    app_display_name: str | None
+    device_display_name: str | None
+    profile_tag: str | None
+    lang: str | None
+    data: Mapping[str, Any] | None
+    enabled: bool | None
+    no_counts: bool
+    append: bool
+
+
+class Pushers:
+    """Keeps them."""
+
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        database: Database,
+        store: PusherStore,
+        threepids: ThreepidStore,
+        *,
+        by_email: bool,
+        plain_http: bool,
+    ) -> None:
+        """`by_email`: the server writes letters about what people missed. `plain_http`: gateways may be addressed so."""
+        self._now_ms = now_ms
+        self._database = database
+        self._store = store
+        self._threepids = threepids
+        self._by_email = by_email
+        self._plain_http = plain_http
+
+    async def get(self, user_id: UserID) -> Sequence[Mapping[str, Any]]:
+        """All pushers of a user, as clients see them."""
+        return [_shown(row) for row in (await self._store.get_pushers([user_id])).get(user_id, [])]
+
+    async def get_rows(self, user_id: UserID) -> Sequence[PusherRow]:
+        """All pushers of a user, with how they stand; for operators."""
+        return (await self._store.get_pushers([user_id])).get(user_id, [])
+
+    async def get_gateways(self) -> Sequence[GatewayRow]:
+        """How the pushers of each gateway stand; for operators."""
+        return await self._store.get_gateways(MOST_GATEWAYS_SHOWN)
+
+    async def do_set(self, caller: Requester, wish: PusherWish) -> None:
+        """Add a pusher, or change the one with that app id and pushkey.
+
+        Raises `InvalidParam`, `MissingParam`, and `Forbidden` for a session without a device and for too many pushers.
+        """
+        row = self._checked(caller, wish)
+        await self._database.write("set_pusher", self._set, row, wish)
+
+    async def do_remove(self, user_id: UserID, app_id: str, pushkey: str) -> None:
+        """Remove one; one that there is not is no error."""
+        if app_id == EMAIL_APP:
+            pushkey = pushkey.strip().lower()
+        await self._database.write("remove_pusher", self._store.remove_pusher, user_id, app_id, pushkey)
+
+    def note_address(self, txn: WriteTransaction, user_id: UserID, address: str, languages: str) -> None:
+        """In the write that makes an account: let it hear by e-mail of what it misses. `languages`: those of its owner,
+        as in `Accept-Language`."""
+        position = txn.next_position()
+        data = b"{}"
+        row = PusherRow(
+            pusher_nid=txn.allocate("pusher"),
+            user_id=user_id,
+            app_id=EMAIL_APP,
+            pushkey=address,
+            kind=EMAIL,
+            app_display_name="Email Notifications",
+            device_display_name=address,
+            profile_tag=None,
+            lang=languages[:_LONGEST_TEXT],
+            data=data,
+            gateway="",
+            device_id=None,
+            enabled=True,
+            no_counts=False,
+            set_ts=self._now_ms(),
+            position=position,
+        )
+        self._store.set_pusher(txn, row)
+
+    def _checked(self, caller: Requester, wish: PusherWish) -> PusherRow:
+        given = {
+            "app_display_name": wish.app_display_name,
+            "device_display_name": wish.device_display_name,
+            "lang": wish.lang,
+            "data": wish.data,
+        }
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise MissingParam("Missing parameters: " + ", ".join(missing))
+        assert wish.data is not None
+        check_key(wish.app_id, wish.pushkey)
+        texts = (wish.app_display_name or "", wish.device_display_name or "", wish.lang or "", wish.profile_tag or "")
+        if any(len(text) > _LONGEST_TEXT for text in texts):
+            raise InvalidParam(f"Names, lang and profile_tag have at most {_LONGEST_TEXT} characters")
+        data = msgspec.json.encode(wish.data)
+        if len(data) > _LARGEST_DATA:
+            raise InvalidParam(f"data has at most {_LARGEST_DATA} bytes")
+        pushkey, device_id = wish.pushkey, caller.device_id
+        if wish.kind == HTTP:
+            check_http_data(wish.data, plain_http=self._plain_http)
+            if device_id is None:
+                raise Forbidden("A pusher belongs to a device, and this session has none")
+        elif wish.kind == EMAIL:
+            pushkey, device_id = self._checked_address(wish), None
+        else:
+            raise InvalidParam("The kinds of pushers are http and email")
+        return PusherRow(
+            pusher_nid=0,
+            user_id=caller.user_id,
+            app_id=wish.app_id,
+            pushkey=pushkey,
+            kind=wish.kind,
+            app_display_name=wish.app_display_name or "",
+            device_display_name=wish.device_display_name or "",
+            profile_tag=wish.profile_tag,
+            lang=wish.lang or "",
+            data=data,
+            gateway=place_of(wish.data["url"]) if wish.kind == HTTP else "",
+            device_id=device_id,
+            enabled=wish.enabled is not False,
+            no_counts=wish.no_counts or wish.data.get(NO_COUNTS) is True,
+            set_ts=self._now_ms(),
+            position=0,
+        )
+
+    def _checked_address(self, wish: PusherWish) -> str:
+        if not self._by_email:
+            raise InvalidParam("This server sends no notifications by e-mail")
+        if wish.app_id != EMAIL_APP:
+            raise InvalidParam(f"The app_id of a pusher by e-mail is {EMAIL_APP}")
+        brand = None if wish.data is None else wish.data.get("brand")
+        if brand is not None and (not isinstance(brand, str) or len(brand) > 100 or not brand.isprintable()):
+            raise InvalidParam("data.brand is a name of at most 100 characters")
+        return parse_email_address(wish.pushkey)
+
+    def _set(self, txn: WriteTransaction, row: PusherRow, wish: PusherWish) -> None:
+        if row.kind == EMAIL and self._threepids.get_owner_in(txn, _EMAIL_MEDIUM, row.pushkey) != row.user_id:
+            raise InvalidParam("This e-mail address is not one of your account; add it first")
+        same = self._store.get_by_key(txn, row.app_id, row.pushkey)
+        if not wish.append:
+            for user_id in same:
+                if user_id != row.user_id:
+                    self._store.remove_pusher(txn, user_id, row.app_id, row.pushkey)
+        old = same.get(row.user_id)
+        if old is None:
+            self._check_number(txn, row.user_id)
+            self._store.set_pusher(txn, _begun(txn, replace(row, pusher_nid=txn.allocate("pusher"))))
+            return
+        if wish.enabled is not None and old.kind == row.kind:
+            # a session that switches the pusher of another one does not make it its own
+            row = replace(row, device_id=old.device_id)
+        row = replace(row, pusher_nid=old.pusher_nid)
+        if (old.kind, old.enabled) != (row.kind, row.enabled):
+            self._store.set_pusher(txn, _begun(txn, row))
+        elif old.data != row.data:
+            self._store.set_pusher(txn, replace(row, position=old.position, due_ts=old.due_ts))
+        else:
+            self._store.set_pusher(
+                txn,
+                replace(
+                    row,
+                    position=old.position,
+                    failing_since_ts=old.failing_since_ts,
+                    tried_ts=old.tried_ts,
+                    pause_ms=old.pause_ms,
+                    success_ts=old.success_ts,
+                    due_ts=old.due_ts,
+                    error=old.error,
+                ),
+            )
+
+    def _check_number(self, txn: Transaction, user_id: str) -> None:
+        if len(self._store.get_pushers_in(txn, [user_id]).get(user_id, ())) >= MOST_PUSHERS:
+            raise Forbidden(f"An account has at most {MOST_PUSHERS} pushers")
+
+
+def place_of(url: str) -> str:
+    """The part of an address that says where the gateway is: scheme, host and port."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def check_key(app_id: str, pushkey: str) -> None:
+    """Raises `InvalidParam` for what names no pusher."""
+    if not 1 <= len(app_id) <= _LONGEST_APP_ID:
+        raise InvalidParam(f"app_id has 1 to {_LONGEST_APP_ID} characters")
+    if not 1 <= len(pushkey.encode("utf-8", "surrogatepass")) <= _LONGEST_PUSHKEY:
+        raise InvalidParam(f"pushkey has 1 to {_LONGEST_PUSHKEY} bytes")
+
+
+def check_http_data(data: Mapping[str, Any], *, plain_http: bool) -> None:
+    """Raises `InvalidParam` where no gateway could be asked with this, `MissingParam` where the address is missing."""
+    url = data.get("url")
+    if url is None:
+        raise MissingParam("data.url is the address of the push gateway")
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else urlsplit("")
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or not url.isascii() or not url.isprintable() or " " in url or parts.username is not None:
+        raise InvalidParam("data.url must be the address of a push gateway")
+    if parts.scheme not in (("https", "http") if plain_http else ("https",)):
+        raise InvalidParam("data.url must begin with https://")
+    if parts.path != NOTIFY_PATH or parts.fragment:
+        raise InvalidParam(f"data.url must have the path {NOTIFY_PATH}")
+    if data.get("format") not in (None, EVENT_ID_ONLY):
+        raise InvalidParam(f"data.format is {EVENT_ID_ONLY}, or is left out")
+
+
+def _begun(txn: WriteTransaction, row: PusherRow) -> PusherRow:
+    """As one that pushes from now on."""
+    return replace(row, position=txn.next_position())
+
+
+def _shown(row: PusherRow) -> Mapping[str, Any]:
+    shown: dict[str, Any] = {
+        "pushkey": row.pushkey,
+        "kind": row.kind,
+        "app_id": row.app_id,
+        "app_display_name": row.app_display_name,
+        "device_display_name": row.device_display_name,
+        "lang": row.lang,
+        "data": msgspec.Raw(row.data),
+        "org.matrix.msc3881.enabled": row.enabled,
+    }
+    if row.profile_tag is not None:
+        shown["profile_tag"] = row.profile_tag
+    if row.device_id is not None:
+        shown["org.matrix.msc3881.device_id"] = row.device_id
+    return shown

@@ -1,0 +1,62 @@
+"""The page behind the link that ends letters about what somebody missed."""
+
+from http import HTTPStatus
+from typing import Final
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from homeserver.http.answers import Response
+from homeserver.services.pushers.unsubscribing import UNSUBSCRIBE_PATH, Unsubscribing
+from homeserver.web.pages import Pages
+
+TEMPLATE: Final = "unsubscribe.html"
+
+
+@endpoint("GET", UNSUBSCRIBE_PATH, auth=Auth.NONE)
+async def get_unsubscribe(
+    unsubscribing: Unsubscribing, pages: Pages, context: RequestContext, *, pusher: int = 0, signature: str = ""
+) -> Response:
+    """What it is about, and the button."""
+    if not unsubscribing.is_signed(pusher, signature):
+        return _page(pages, context, "wrong", HTTPStatus.BAD_REQUEST)
+    row = await unsubscribing.find(pusher)
+    if row is None:
+        return _page(pages, context, "done")
+    return _page(pages, context, "ask", address=row.pushkey, pusher=pusher, signature=signature)
+
+
+@endpoint("POST", UNSUBSCRIBE_PATH, auth=Auth.NONE, max_body=4096)
+async def post_unsubscribe(
+    unsubscribing: Unsubscribing,
+    pages: Pages,
+    context: RequestContext,
+    *,
+    body: bytes,
+    pusher: int = 0,
+    signature: str = "",
+) -> Response:
+    """A button was pressed: that of the page, or that of a mail client (RFC 8058), whose body says no more than that."""
+    del body
+    if not unsubscribing.is_signed(pusher, signature):
+        return _page(pages, context, "wrong", HTTPStatus.BAD_REQUEST)
+    await unsubscribing.do_end(pusher)
+    return _page(pages, context, "done")
+
+
+def _page(
+    pages: Pages,
+    context: RequestContext,
+    state: str,
+    status: int = HTTPStatus.OK,
+    *,
+    address: str = "",
+    pusher: int = 0,
+    signature: str = "",
+) -> Response:
+    fields: dict[str, object] = {
+        "state": state,
+        "address": address,
+        "path": UNSUBSCRIBE_PATH,
+        "pusher": pusher,
+        "signature": signature,
+    }
+    return pages.make(TEMPLATE, pages.choose(context.languages), fields, status)

@@ -1,0 +1,131 @@
+"""What is measured of end-to-end encryption: keys asked for and claimed, messages to devices."""
+
+from collections.abc import Mapping
+from itertools import count
+from typing import Any, Final
+from urllib.parse import quote
+
+import msgspec
+
+from bench_parts.client import V3, User
+from bench_parts.connection import Connection
+from bench_parts.measurement import Figures
+from bench_parts.scenarios import Bench, Scenario
+
+ALGORITHM: Final = "signed_curve25519"
+KEY: Final = "x" * 43
+SIGNATURE: Final = "s" * 86
+KEYS_A_DEVICE: Final = 50
+ASKED_AT_ONCE: Final = 20
+"""People in one question for keys."""
+ENCRYPTED: Final = {
+    "algorithm": "m.olm.v1.curve25519-aes-sha2",
+    "sender_key": KEY,
+    "ciphertext": {KEY: {"type": 0, "body": "b" * 1000}},
+}
+
+
+class _WhoAmI(msgspec.Struct):
+    device_id: str
+
+
+_who = msgspec.json.Decoder(_WhoAmI)
+
+
+class Devices:
+    """People who have published keys: the first so many of the world."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._world = bench.world
+        self._transactions = count(1)
+        self.people: list[tuple[User, str]] = []
+
+    async def publish(self, number: int) -> None:
+        """Identity keys, one-time keys and a fallback key of each; a second time, what is used up is made anew."""
+        users = await self._world.people(number)
+        made: dict[int, tuple[User, str]] = {}
+        tag = next(self._transactions)
+
+        async def upload(at: int, link: Connection) -> None:
+            user = users[at]
+            device = _who.decode(await link.request("GET", f"{V3}/account/whoami", None, user.token)).device_id
+            await link.request("POST", f"{V3}/keys/upload", _upload(user.user_id, device, tag), user.token)
+            made[at] = (user, device)
+
+        await self._world.run(upload, len(users), at_once=8)
+        self.people = [entry for _, entry in sorted(made.items())]
+
+    async def query(self, link: Connection, asking: User, whom: list[tuple[User, str]]) -> bytes:
+        wish: dict[str, list[str]] = {user.user_id: [] for user, _ in whom}
+        return await link.request("POST", f"{V3}/keys/query", {"device_keys": wish}, asking.token)
+
+    async def claim(self, link: Connection, asking: User, whom: tuple[User, str]) -> bytes:
+        wish = {whom[0].user_id: {whom[1]: ALGORITHM}}
+        return await link.request("POST", f"{V3}/keys/claim", {"one_time_keys": wish}, asking.token)
+
+    async def send(self, link: Connection, sender: User, whom: list[tuple[User, str]]) -> bytes:
+        path = f"{V3}/sendToDevice/m.room.encrypted/{quote(str(next(self._transactions)))}"
+        messages = {user.user_id: {device: ENCRYPTED} for user, device in whom}
+        return await link.request("PUT", path, {"messages": messages}, sender.token)
+
+
+def _upload(user_id: str, device_id: str, tag: int) -> dict[str, Any]:
+    signatures = {user_id: {f"ed25519:{device_id}": SIGNATURE}}
+    return {
+        "device_keys": {
+            "user_id": user_id,
+            "device_id": device_id,
+            "algorithms": ["m.olm.v1.curve25519-aes-sha2", "m.megolm.v1.aes-sha2"],
+            "keys": {f"curve25519:{device_id}": KEY, f"ed25519:{device_id}": KEY},
+            "signatures": signatures,
+        },
+        "one_time_keys": {
+            f"{ALGORITHM}:{tag}-{number}": {"key": KEY, "signatures": signatures} for number in range(KEYS_A_DEVICE)
+        },
+        "fallback_keys": {f"{ALGORITHM}:{tag}-f": {"key": KEY, "fallback": True, "signatures": signatures}},
+    }
+
+
+async def keys_query(bench: Bench, figures: Figures) -> None:
+    """The keys of 20 people, each with one device; 50 ask at once."""
+    sizes, devices = bench.world.sizes, Devices(bench)
+    await devices.publish(sizes.senders)
+    people = devices.people
+    async with bench.meter.measure("keys_query", figures) as run:
+        await bench.world.run(
+            lambda at, link: devices.query(
+                link, people[at % len(people)][0], [people[(at + step) % len(people)] for step in range(ASKED_AT_ONCE)]
+            ),
+            sizes.questions,
+            at_once=len(people),
+            run=run,
+        )
+
+
+async def keys_claim(bench: Bench, figures: Figures) -> None:
+    """One one-time key; 50 people claim at once, each of another device, and no device runs out."""
+    sizes, devices = bench.world.sizes, Devices(bench)
+    await devices.publish(sizes.senders)
+    people = devices.people
+    async with bench.meter.measure("keys_claim", figures) as run:
+        await bench.world.run(
+            lambda at, link: devices.claim(link, people[at % len(people)][0], people[(at + 1) % len(people)]),
+            min(sizes.questions, len(people) * KEYS_A_DEVICE),
+            at_once=len(people),
+            run=run,
+        )
+
+
+async def to_device(bench: Bench, figures: Figures) -> None:
+    """One request with a message to each of 1,000 devices: the keys of a new session for a large room."""
+    sizes, devices = bench.world.sizes, Devices(bench)
+    await devices.publish(sizes.devices)
+    sender = devices.people[0][0]
+    async with bench.meter.measure("to_device", figures) as run:
+        await bench.world.run(
+            lambda _, link: devices.send(link, sender, devices.people), sizes.key_shares, at_once=2, run=run
+        )
+        run.notes["devices in each request"] = len(devices.people)
+
+
+ENCRYPTION: Mapping[str, Scenario] = {scenario.__name__: scenario for scenario in (keys_query, keys_claim, to_device)}

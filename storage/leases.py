@@ -1,0 +1,60 @@
+"""Work on the stream that one node does at a time, such as sending to other servers: who does it, until when, and how far.
+
+Up to the position of a lease nothing is left to do but what tables of that work say.
+"""
+
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to do the work, as it was taken."""
+
+    run: int
+    """Rises each time that it is taken."""
+    position: int
+
+
+class LeaseStore:
+    """The lease of one kind of work."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        """`name` of the work."""
+        self._database = database
+        self._name = name
+
+    async def take(self, holder: str, now_ms: int, expires_ts: int, *, by_force: bool) -> Lease | None:
+        """Take it, where nobody has it; None where somebody has. `by_force`: whoever has it is gone.
+
+        Taken for the first time it stands at the end of the sequence.
+        """
+        return await self._database.write("take_lease", _take, self._name, holder, now_ms, expires_ts, by_force)
+
+    async def renew(self, holder: str, expires_ts: int, position: int) -> bool:
+        """Note how far all is done, and go on; False: the lease is lost."""
+        return await self._database.write("renew_lease", _renew, self._name, holder, expires_ts, position)
+
+
+def _take(txn: WriteTransaction, name: str, holder: str, now_ms: int, expires_ts: int, by_force: bool) -> Lease | None:
+    row = txn.query_one("SELECT holder, expires_ts, run, position FROM leases WHERE name = ?", (name,))
+    if row is None:
+        position = txn.next_position()
+        txn.execute(
+            "INSERT INTO leases (name, holder, expires_ts, run, position) VALUES (?, ?, ?, 1, ?)",
+            (name, holder, expires_ts, position),
+        )
+        return Lease(1, position)
+    if not by_force and row[0] != holder and row[1] > now_ms:
+        return None
+    txn.execute(
+        "UPDATE leases SET holder = ?, expires_ts = ?, run = run + 1 WHERE name = ?", (holder, expires_ts, name)
+    )
+    return Lease(row[2] + 1, row[3])
+
+
+def _renew(txn: WriteTransaction, name: str, holder: str, expires_ts: int, position: int) -> bool:
+    sql = "UPDATE leases SET expires_ts = ?, position = ? WHERE name = ? AND holder = ?"
+    return txn.execute(sql, (expires_ts, position, name, holder)) == 1

@@ -1,0 +1,226 @@
+"""What events are to users: counted from the flags of events, from the few rows for whom they are something else, and from
+how far the user has read.
+
+An outcome is 0 (nothing), 1 (notifies) or 3 (notifies and is highlighted).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
+
+from storage.database import Database
+from storage.events import EventFlag
+from storage.push_attention import Span
+from storage.transaction import Transaction, WriteTransaction
+
+NOTIFIES = 1
+HIGHLIGHTED = 2
+MAIN = "main"
+"""Stands for the main timeline where a thread's root would."""
+
+_MOST_IGNORED = 500
+_MOST_THREADS = 5000
+"""How many threads of a room that are read further than the room are told apart."""
+
+_COUNTED = f"(e.flags & {EventFlag.NOTIFIES | EventFlag.OUTCOMES}) <> 0"
+_CALLS = f"(e.flags & {EventFlag.CALLS_ROOM}) <> 0"
+_EVENTS = (
+    f" FROM events AS e LEFT JOIN push_outcomes AS o ON (e.flags & {EventFlag.OUTCOMES}) <> 0 AND o.user_id = ?"
+    " AND o.room_nid = e.room_nid AND o.position = e.position"
+)
+_ROWS = " FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where events that may be something to a user are found: in a span of a room, each in one source at most."""
+
+    tables: str
+    """Takes the user."""
+    where: str
+    place: str
+    """Whose `room_nid` and `position` lead to them."""
+    outcome: str
+
+
+_ALL = _Source(
+    _EVENTS,
+    _COUNTED,
+    "e",
+    f"COALESCE(o.outcome, CASE WHEN {_CALLS} THEN 3 ELSE (e.flags & {EventFlag.NOTIFIES}) / 8 END)",
+)
+_CALLING = _Source(_EVENTS, _CALLS, "e", "COALESCE(o.outcome, 3)")
+_OWN = _Source(_ROWS, f"(e.flags & {EventFlag.CALLS_ROOM}) = 0", "o", "o.outcome")
+_OWN_ONLY = _Source(_ROWS, "1 = 1", "o", "o.outcome")
+_BY_ATTENTION = {0: (_ALL,), 1: (_CALLING, _OWN), 2: (_OWN_ONLY,)}
+_HIGHLIGHTED = {0: (_CALLING, _OWN), 1: (_CALLING, _OWN), 2: (_OWN_ONLY,)}
+"""Where highlighted ones are found."""
+
+
+def flags_outcome(flags: int, attention: int) -> int:
+    """What an event with these flags is to a user without an own row."""
+    if flags & EventFlag.CALLS_ROOM and attention < 2:
+        return NOTIFIES | HIGHLIGHTED
+    return NOTIFIES if flags & EventFlag.NOTIFIES and attention == 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReadUpTo:
+    """Up to which positions a user has read a room: all of it, and single threads (MAIN is one) further."""
+
+    everything: int
+    threads: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadCount:
+    """What is unread in one thread."""
+
+    thread: str
+    notifications: int
+    highlights: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notified:
+    """An event that a user was notified of."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+    outcome: int
+
+
+class PushOutcomeStore:
+    """Readers of what events are to users."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_counts(
+        self,
+        user_id: str,
+        rooms: Mapping[int, tuple[ReadUpTo, Sequence[Span]]],
+        ignored: Iterable[str],
+    ) -> Mapping[int, list[ThreadCount]]:
+        """For each room what is unread by thread: of the spans (none of them before `everything`), by what held in each.
+
+        Sending is reading too: what came in a thread before the user's own last message in it is read.
+        """
+        return await self._database.read("get_push_counts", _select_counts, user_id, dict(rooms), list(ignored))
+
+    async def get_outcomes(self, user_id: str, rooms: Mapping[int, int]) -> Mapping[int, int]:
+        """The user's own rows in these rooms after these positions: outcomes by position."""
+        return await self._database.read_quickly("get_push_outcomes", _select_outcomes, user_id, dict(rooms))
+
+    async def get_notified(
+        self,
+        user_id: str,
+        rooms: Sequence[tuple[int, Sequence[Span]]],
+        ignored: Iterable[str],
+        *,
+        highlights_only: bool,
+        limit: int,
+    ) -> list[Notified]:
+        """The newest events of these rooms, in the spans given for each, that notified the user: newest first."""
+        return await self._database.read(
+            "get_notified", _select_notified, user_id, list(rooms), list(ignored), highlights_only, limit
+        )
+
+
+def add_outcomes(txn: WriteTransaction, rows: Sequence[tuple[str, int, int, int, int]]) -> None:
+    """Write (user, room, position, event, outcome)."""
+    txn.execute_many(
+        "INSERT INTO push_outcomes (user_id, room_nid, position, event_nid, outcome) VALUES (?, ?, ?, ?, ?)", rows
+    )
+
+
+def _within(source: _Source, ignored: Sequence[str]) -> str:
+    """What the events have to be. Takes the room, the bounds of the span, and the senders who do not count."""
+    return (
+        f" WHERE {source.place}.room_nid = ? AND {source.place}.position > ? AND {source.place}.position <= ?"
+        f" AND {source.where} AND e.redacted_by IS NULL AND e.sender NOT IN ({', '.join('?' * len(ignored))})"
+    )
+
+
+def _select_counts(
+    txn: Transaction, user_id: str, rooms: dict[int, tuple[ReadUpTo, Sequence[Span]]], ignored: list[str]
+) -> dict[int, list[ThreadCount]]:
+    others = [user_id, *ignored[:_MOST_IGNORED]]
+    found: dict[int, list[ThreadCount]] = {}
+    for room_nid, (read, spans) in rooms.items():
+        if not spans:
+            found[room_nid] = []
+            continue
+        own = _select_own_messages(txn, user_id, room_nid, spans[0].after, spans[-1].upto)
+        marks = {thread: max(read.threads.get(thread, 0), own.get(thread, 0)) for thread in {*read.threads, *own}}
+        further = [(thread, upto) for thread, upto in marks.items() if upto > read.everything]
+        bounds: list[str | int] = []
+        for bound in sorted(further, key=itemgetter(1), reverse=True)[:_MOST_THREADS] or [("", 0)]:
+            bounds += bound
+        counts: dict[str, list[int]] = {}
+        for span in spans:
+            for source in _BY_ATTENTION[span.attention]:
+                rows = txn.query(
+                    f"WITH marks (thread, upto) AS (VALUES {', '.join(['(?, ?)'] * (len(bounds) // 2))})"
+                    f" SELECT COALESCE(e.thread_root, '{MAIN}'), count(*),"
+                    f" sum(CASE WHEN {source.outcome} >= {HIGHLIGHTED} THEN 1 ELSE 0 END)"
+                    f"{source.tables} LEFT JOIN marks ON marks.thread = COALESCE(e.thread_root, '{MAIN}')"
+                    f"{_within(source, others)} AND {source.outcome} > 0"
+                    f" AND e.position > COALESCE(marks.upto, 0) GROUP BY COALESCE(e.thread_root, '{MAIN}')",
+                    (*bounds, user_id, room_nid, span.after, span.upto, *others),
+                )
+                for thread, notifications, highlights in rows:
+                    numbers = counts.setdefault(thread, [0, 0])
+                    numbers[0] += int(notifications)
+                    numbers[1] += int(highlights)
+        found[room_nid] = [ThreadCount(thread, *numbers) for thread, numbers in counts.items()]
+    return found
+
+
+def _select_own_messages(txn: Transaction, user_id: str, room_nid: int, after: int, upto: int) -> dict[str, int]:
+    rows = txn.query(
+        f"SELECT COALESCE(e.thread_root, '{MAIN}'), max(e.position) FROM events AS e"
+        f" WHERE e.room_nid = ? AND e.position > ? AND e.position <= ? AND {_COUNTED}"
+        f" AND (e.flags & {EventFlag.NOTIFIES}) <> 0 AND e.sender = ? GROUP BY COALESCE(e.thread_root, '{MAIN}')",
+        (room_nid, after, upto, user_id),
+    )
+    return dict(rows)
+
+
+def _select_outcomes(txn: Transaction, user_id: str, rooms: dict[int, int]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for room_nid, after in rooms.items():
+        found.update(
+            txn.query(
+                "SELECT position, outcome FROM push_outcomes WHERE user_id = ? AND room_nid = ? AND position > ?",
+                (user_id, room_nid, after),
+            )
+        )
+    return found
+
+
+def _select_notified(
+    txn: Transaction,
+    user_id: str,
+    rooms: list[tuple[int, Sequence[Span]]],
+    ignored: list[str],
+    highlights_only: bool,
+    limit: int,
+) -> list[Notified]:
+    others = [user_id, *ignored[:_MOST_IGNORED]]
+    least, sources = (HIGHLIGHTED, _HIGHLIGHTED) if highlights_only else (NOTIFIES, _BY_ATTENTION)
+    found: list[Notified] = []
+    for room_nid, spans in rooms:
+        floor = found[limit - 1].position if len(found) >= limit else 0
+        for span in spans:
+            for source in sources[span.attention] if span.upto > floor else ():
+                rows = txn.query(
+                    f"SELECT e.position, e.event_nid, e.room_nid, {source.outcome}{source.tables}"
+                    f"{_within(source, others)} AND {source.outcome} >= {least}"
+                    f" ORDER BY {source.place}.position DESC LIMIT ?",
+                    (user_id, room_nid, max(span.after, floor), span.upto, *others, limit),
+                )
+                found += [Notified(*row) for row in rows]
+        found = sorted(found, key=attrgetter("position"), reverse=True)[:limit]
+    return found

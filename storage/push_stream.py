@@ -1,0 +1,89 @@
+"""The stream as it is read for pushing, where memory does not have it: after a start, and what other nodes wrote."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.memberships import MembershipRow, select_new_invites
+from storage.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class NewEvent:
+    """An event that arrived."""
+
+    position: int
+    event_nid: int
+    room_nid: int
+    type: str
+    sender: str
+    state_key: str | None
+    flags: int
+    thread_root: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewReceipt:
+    """Somebody has read a room, or a thread of it, up to an event."""
+
+    position: int
+    room_nid: int
+    user_id: str
+    thread_id: str
+    event_position: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What happened, up to a position."""
+
+    upto: int
+    events: Sequence[NewEvent]
+    receipts: Sequence[NewReceipt]
+    invites: Sequence[MembershipRow]
+    """Of users of this server who have not answered them yet."""
+
+
+class PushStream:
+    """Reads the stream in stretches."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_stretch(self, after: int, upto: int, limit: int) -> Stretch:
+        """The next stretch after a position, with at most so many events, receipts and invites."""
+        return await self._database.read("get_stretch_to_push", _select, after, upto, limit)
+
+
+_RECEIPTS = (
+    "SELECT position, room_nid, user_id, thread_id, event_position FROM receipts"
+    " WHERE receipt_type = ? AND position > ? AND position <= ? ORDER BY position LIMIT ?"
+)
+
+
+def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
+    events = [
+        NewEvent(*row)
+        for row in txn.query(
+            "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
+            " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+            (after, upto, limit),
+        )
+    ]
+    if len(events) == limit:
+        upto = events[-1].position
+    receipts: list[NewReceipt] = []
+    for kind in ("m.read", "m.read.private"):
+        found = [NewReceipt(*row) for row in txn.query(_RECEIPTS, (kind, after, upto, limit))]
+        if len(found) == limit:
+            upto = found[-1].position
+        receipts += found
+    invites = select_new_invites(txn, after, upto, limit)
+    if len(invites) == limit:
+        upto = invites[-1].position
+    return Stretch(
+        upto,
+        [event for event in events if event.position <= upto],
+        [receipt for receipt in receipts if receipt.position <= upto],
+        invites,
+    )

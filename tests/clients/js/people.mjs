@@ -1,0 +1,216 @@
+// People with matrix-js-sdk and its Rust crypto, for the stories about encryption: their devices, what they say, whom they verify.
+//
+// A story prints every request as story.mjs does. A line {"ask": "kill" | "stop" | "start", "server": NUMBER} is for who runs
+// it, who answers by a line on stdin once it is done: the server was killed and is starting again, is gone, or is starting.
+import assert from "node:assert/strict";
+import { createInterface } from "node:readline";
+import { cryptoApi, fetchAndNote, sdk, until } from "./sdk.mjs";
+
+const PASSWORD = "correct horse";
+const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
+const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+export const undecryptable = [];
+export const clients = new Set();
+export const ENCRYPTION = { type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } };
+
+// The SDK waits for a random part of ten seconds before it fills a backup: here a hundredth of that.
+const random = Math.random;
+Math.random = () => random() / 100;
+
+const started = Date.now();
+export const step = (what) => console.error(`${((Date.now() - started) / 1000).toFixed(1)} s: ${what}`);
+
+async function ask(what, server) {
+    console.log(JSON.stringify({ ask: what, server }));
+    await lines.next();
+}
+export const killServer = (server = 0) => ask("kill", server);
+export const stopServer = (server) => ask("stop", server);
+export const startServer = (server) => ask("start", server);
+
+// As a client on a bad network: what got no answer is sent again, and answers to /sync can be held up.
+function patient(line) {
+    return async (resource, options) => {
+        for (let left = 400; ; left--) {
+            try {
+                const answer = await fetchAndNote(resource, options);
+                if (new URL(resource).pathname.endsWith("/sync")) await line.open;
+                return answer;
+            } catch (error) {
+                if (options?.signal?.aborted || left === 0 || line.cut) throw error;
+                await sleep(50);
+            }
+        }
+    };
+}
+
+// A new device of that account, with a store of its own.
+export async function device(url, name, recoveryKey) {
+    const line = { open: Promise.resolve(), cut: false };
+    const options = { baseUrl: url, fetchFn: patient(line), timelineSupport: true };
+    const session = await sdk.createClient(options).loginRequest({
+        type: "m.login.password", password: PASSWORD, identifier: { type: "m.id.user", user: name },
+    });
+    let secret = recoveryKey;
+    const client = sdk.createClient({
+        ...options,
+        userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id,
+        cryptoCallbacks: {
+            getSecretStorageKey: async ({ keys }) => secret && [Object.keys(keys)[0], secret],
+            cacheSecretStorageKey: (_, __, key) => { secret = key; },
+        },
+        verificationMethods: ["m.sas.v1", "m.qr_code.show.v1", "m.qr_code.scan.v1", "m.reciprocate.v1"],
+    });
+    client.line = line;
+    await client.initRustCrypto({ useIndexedDB: false });
+    client.on(sdk.MatrixEventEvent.Decrypted, (event) => {
+        const historical = event.decryptionFailureReason?.startsWith("HISTORICAL_MESSAGE");
+        if (event.isDecryptionFailure() && !historical) {
+            undecryptable.push(`${name} ${event.getId()}: ${event.decryptionFailureReason}`);
+            step(`not readable: ${undecryptable.at(-1)}`);
+        }
+    });
+    await client.startClient({ lazyLoadMembers: true, initialSyncLimit: 20, pollTimeout: 2000 });
+    await until(client, `${name} to be in sync`, () => client.isInitialSyncComplete());
+    clients.add(client);
+    return client;
+}
+
+export async function account(url, name) {
+    await sdk.createClient({ baseUrl: url, fetchFn: fetchAndNote }).registerRequest({
+        username: name, password: PASSWORD, auth: { type: "m.login.dummy" }, inhibit_login: true,
+    });
+    return device(url, name);
+}
+
+// A device that is used no longer: it asks for nothing more.
+export function lay(client) {
+    client.stopClient();
+    clients.delete(client);
+    client.line.cut = true;
+}
+
+export const passwordOf = (client) => (makeRequest) => makeRequest(null).catch((error) => {
+    if (error.httpStatus !== 401) throw error;
+    return makeRequest(confirmation(client, error.data.session));
+});
+const confirmation = (client, session) => ({
+    type: "m.login.password", session, password: PASSWORD, identifier: { type: "m.id.user", user: client.getUserId() },
+});
+
+// Cross-signing, secret storage and a backup; the recovery key.
+export async function bootstrap(client) {
+    const crypto = client.getCrypto();
+    let key;
+    await crypto.bootstrapCrossSigning({ authUploadDeviceSigningKeys: passwordOf(client) });
+    await crypto.bootstrapSecretStorage({
+        setupNewSecretStorage: true, setupNewKeyBackup: true,
+        createSecretStorageKey: async () => (key = await crypto.createRecoveryKeyFromPassphrase()),
+    });
+    assert.ok(await crypto.isCrossSigningReady());
+    assert.ok(await crypto.isSecretStorageReady());
+    assert.ok((await crypto.checkKeyBackupAndEnable()).trustInfo.trusted);
+    return key;
+}
+
+// A device that was given the recovery key signs itself with what it finds in secret storage.
+export async function recover(client) {
+    assert.ok(await client.getCrypto().userHasCrossSigningKeys(client.getUserId(), true));
+    await client.getCrypto().bootstrapCrossSigning({});
+    await eventually("it to have signed itself", async () => (await statusFor(client, client))?.crossSigningVerified);
+}
+
+export const decrypted = (client, roomId, eventId) => {
+    const event = client.getRoom(roomId)?.findEventById(eventId);
+    return event && !event.isEncrypted() ? assert.fail("it was sent in the clear")
+        : event && event.isDecryptionFailure() === false && event.getType() === "m.room.message" && event;
+};
+
+// Waits until all of the readers can read a message.
+export async function read(readers, roomId, id, body) {
+    for (const reader of readers) {
+        const event = await until(reader, `${reader.getUserId()} ${reader.getDeviceId()} to read: ${body}`,
+            () => decrypted(reader, roomId, id));
+        assert.equal(event.getContent().body, body);
+    }
+}
+
+// Sends a message, which all of the readers must be able to read; the session with which it was encrypted.
+export async function say(client, roomId, body, readers) {
+    const { event_id: id } = await client.sendTextMessage(roomId, body);
+    await read(readers, roomId, id, body);
+    const { content } = await client.fetchRoomEvent(roomId, id);
+    assert.equal(content.algorithm, "m.megolm.v1.aes-sha2");
+    return content.session_id;
+}
+
+export async function enter(client, roomId) {
+    await until(client, "the invitation", () => client.getRoom(roomId)?.getMyMembership() === "invite");
+    await client.joinRoom(roomId);
+    await until(client, "the room", () => client.getRoom(roomId)?.getMyMembership() === "join");
+}
+
+export async function devicesOf(client, user) {
+    return [...(await client.getCrypto().getUserDeviceInfo([user.getUserId()])).get(user.getUserId()).keys()];
+}
+
+// What depends on a later /sync, without an event of its own.
+export async function eventually(what, condition) {
+    for (let left = 400; !(await condition()); left--) {
+        assert.ok(left, `waited in vain for: ${what}`);
+        await sleep(50);
+    }
+}
+
+export const statusFor = (client, whose) =>
+    client.getCrypto().getDeviceVerificationStatus(whose.getUserId(), whose.getDeviceId());
+
+// A request to verify that both have accepted: [the one who asked, the one who was asked].
+async function agreed(asked, request) {
+    const incoming = new Promise((resolve) => asked.once(cryptoApi.CryptoEvent.VerificationRequestReceived, resolve));
+    const outgoing = await request();
+    const theirs = await incoming;
+    await theirs.accept();
+    await eventually("the request to be accepted", () => outgoing.phase === cryptoApi.VerificationPhase.Ready);
+    await eventually("the acceptance to be known", () => theirs.phase === cryptoApi.VerificationPhase.Ready);
+    return [outgoing, theirs];
+}
+
+const shown = (verifier, event) => new Promise((resolve, reject) => {
+    verifier.on(event, resolve);
+    verifier.on(cryptoApi.VerifierEvent.Cancel, reject);
+});
+
+export async function verifyByEmoji(asked, request) {
+    const [outgoing, theirs] = await agreed(asked, request);
+    const first = await outgoing.startVerification("m.sas.v1");
+    await eventually("the verification to begin", () => theirs.verifier);
+    const second = theirs.verifier;
+    const emoji = [first, second].map((verifier) => shown(verifier, cryptoApi.VerifierEvent.ShowSas));
+    const verified = [first.verify(), second.verify()];
+    const [one, other] = await Promise.all(emoji);
+    assert.deepEqual(one.sas.emoji, other.sas.emoji);
+    await Promise.all([one.confirm(), other.confirm()]);
+    await Promise.all(verified);
+}
+
+// The one who was asked shows a code, the one who asked scans it.
+export async function verifyByCode(asked, request) {
+    const [outgoing, theirs] = await agreed(asked, request);
+    const code = await theirs.generateQRCode();
+    assert.ok(code, "there is a code to show");
+    const scanner = await outgoing.scanQRCode(code);
+    await eventually("the scan to be known", () => theirs.verifier);
+    const shows = theirs.verifier;
+    const scanned = shows.getReciprocateQrCodeCallbacks() ?? shown(shows, cryptoApi.VerifierEvent.ShowReciprocateQr);
+    const verified = [scanner.verify(), shows.verify()];
+    (await scanned).confirm();
+    await Promise.all(verified);
+}
+
+export function end() {
+    assert.deepEqual(undecryptable, []);
+    for (const client of clients) client.stopClient();
+    step("all went well");
+    process.exit(0);
+}

@@ -1,0 +1,112 @@
+"""A push gateway in memory: it keeps what it is told, and answers as the test says."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer, User
+
+URL = "https://push.example.com/_matrix/push/v1/notify"
+
+
+@dataclass(frozen=True)
+class Notified:
+    """A request, as it came."""
+
+    url: str
+    notification: dict[str, Any]
+
+    @property
+    def pushkey(self) -> str:
+        return str(self.notification["devices"][0]["pushkey"])
+
+
+class Gateway:
+    """All gateways there are. `failure` is raised, or is the status that is answered; `rejected` are pushkeys."""
+
+    def __init__(self) -> None:
+        self.asked: list[Notified] = []
+        """All requests, those too that failed."""
+        self.taken: list[Notified] = []
+        self.failure: OutboundError | int | None = None
+        self.failing_hosts: set[str] = set()
+        self.rejected: set[str] = set()
+        self.held: list[Deferred[None]] | None = None
+        self.answer: Callable[[Notified], bytes] = lambda _: b""
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        assert (method, dict(headers)["Content-Type"], redirects) == ("POST", "application/json", 0)
+        notified = Notified(url, msgspec.json.decode(body)["notification"])
+        self.asked.append(notified)
+        if self.held is not None:
+            gate: Deferred[None] = Deferred()
+            self.held.append(gate)
+            await gate
+        if any(host in url for host in self.failing_hosts):
+            raise OutboundError("it is down")
+        if isinstance(self.failure, OutboundError):
+            raise self.failure
+        if isinstance(self.failure, int):
+            return WebAnswer(url, self.failure, {}, b"")
+        self.taken.append(notified)
+        given = self.answer(notified)
+        rejected = [key for key in (notified.pushkey,) if key in self.rejected]
+        return WebAnswer(url, 200, {}, given or msgspec.json.encode({"rejected": rejected}))
+
+    def release(self) -> None:
+        """Answer what was held, and hold nothing more."""
+        held, self.held = self.held or [], None
+        for gate in held:
+            gate.callback(None)
+
+    @property
+    def events(self) -> list[str]:
+        """The ids of the events that were taken, in their order."""
+        return [each.notification["event_id"] for each in self.taken if "event_id" in each.notification]
+
+    @property
+    def badges(self) -> list[int]:
+        """The numbers of the pushes that only set the badge."""
+        return [each.notification["counts"]["unread"] for each in self.taken if "event_id" not in each.notification]
+
+
+def pusher(pushkey: str = "key", **further: Any) -> dict[str, Any]:
+    """The body that sets a pusher."""
+    return {
+        "kind": "http",
+        "app_id": "org.example.app",
+        "pushkey": pushkey,
+        "app_display_name": "App",
+        "device_display_name": "Telephone",
+        "lang": "en",
+        "data": {"url": URL},
+        **further,
+    }
+
+
+def set_pusher(user: User, pushkey: str = "key", /, **further: Any) -> Answer:
+    """Set one."""
+    return user.post("/_matrix/client/v3/pushers/set", {**pusher(pushkey), **further})
+
+
+def settle(server: TestServer) -> None:
+    """Let happen what is to happen at once."""
+    for _ in range(20):
+        server.clock.advance(0)

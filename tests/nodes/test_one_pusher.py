@@ -1,0 +1,119 @@
+"""Of several processes on one database one pushes, whoever writes; another takes over when it is gone."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage.database import PostgresConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import open_inline
+from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.server import TestServer, User
+
+V3 = "/_matrix/client/v3"
+
+
+class PushingNodes:
+    """Two nodes, each with gateways of its own, a room, and Alice, who has a pusher."""
+
+    def __init__(self, folder: Path, config: PostgresConfig) -> None:
+        self.gateways = [Gateway(), Gateway()]
+        self.databases = [open_inline(config) for _ in range(2)]
+        self.servers: list[TestServer] = []
+        for number in range(2):
+            of_node = folder / str(number)
+            of_node.mkdir()
+            text = "database: {name: psycopg2, args: {}}\n"
+            server = TestServer(of_node, self.databases[number], text, seed=number + 1, web=self.gateways[number])
+            assert server.app.other_nodes is not None
+            server.app.other_nodes.start()
+            server.app.pushers.start()
+            self.servers.append(server)
+        self.alice, self.bob = self.servers[0].register("alice"), self.servers[0].register("bob")
+        self.room_id = str(self.bob.post(f"{V3}/createRoom", {"preset": "public_chat"}).json["room_id"])
+        assert self.alice.post(f"{V3}/join/{self.room_id}").status == 200
+
+    def on(self, node: int, user: User) -> User:
+        session = {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id}
+        return User(self.servers[node], session)
+
+    def say(self, node: int, text: str) -> str:
+        path = f"{V3}/rooms/{self.room_id}/send/m.room.message/{text}"
+        answer = self.on(node, self.bob).put(path, {"msgtype": "m.text", "body": text})
+        assert answer.status == 200, answer.body
+        return str(answer.json["event_id"])
+
+    def wait(self, seconds: int = 1, nodes: tuple[int, ...] = (0, 1)) -> None:
+        for _ in range(seconds):
+            for number in nodes:
+                self.servers[number].clock.advance(1)
+                settle(self.servers[number])
+
+    def texts(self) -> list[list[str]]:
+        return [
+            [each.notification["content"]["body"] for each in gateway.taken if "content" in each.notification]
+            for gateway in self.gateways
+        ]
+
+    def close(self) -> None:
+        for server, database in zip(self.servers, self.databases, strict=True):
+            assert server.app.other_nodes is not None
+            server.app.other_nodes.stop()
+            run_coroutine(database.close(), None)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, postgresql: PostgresConfig) -> Iterator[PushingNodes]:
+    made = PushingNodes(tmp_path, postgresql)
+    yield made
+    made.close()
+
+
+async def test_the_first_pushes_what_both_write_and_the_second_takes_over(nodes: PushingNodes) -> None:
+    assert set_pusher(nodes.on(1, nodes.alice)).status == 200, "set on the node that does not push"
+    nodes.wait()
+    nodes.say(0, "one")
+    nodes.say(1, "two")
+    nodes.wait()
+    assert nodes.texts() == [["one", "two"], []]
+
+    await nodes.servers[0].app.pushers.stop()
+    nodes.say(0, "three")
+    nodes.wait(12)
+    nodes.say(0, "four")
+    nodes.wait()
+    assert nodes.texts() == [["one", "two"], ["three", "four"]]
+
+
+async def test_what_is_read_on_the_other_node_sets_the_badge(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    event_id = nodes.say(1, "one")
+    nodes.wait()
+    alice = nodes.on(1, nodes.alice)
+    assert alice.post(f"{V3}/rooms/{nodes.room_id}/receipt/m.read.private/{event_id}").status == 200
+    nodes.wait(5)
+    assert nodes.gateways[0].badges == [0]
+
+
+async def test_a_pusher_that_ends_on_the_other_node_is_pushed_to_no_more(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait()
+    nodes.say(0, "one")
+    nodes.wait()
+    assert nodes.on(1, nodes.alice).post(f"{V3}/logout").status == 200
+    nodes.wait()
+    nodes.say(0, "two")
+    nodes.wait()
+    assert nodes.texts() == [["one"], []]
+
+
+async def test_one_that_vanishes_is_replaced_when_its_lease_ends(nodes: PushingNodes) -> None:
+    set_pusher(nodes.alice)
+    nodes.wait(12)
+    nodes.gateways[0].held = []
+    nodes.say(0, "one")
+    nodes.wait()
+    nodes.wait(45, nodes=(1,))
+    assert nodes.texts() == [[], ["one"]]

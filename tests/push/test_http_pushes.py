@@ -1,0 +1,307 @@
+"""What push gateways are told, of what, and how often."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.outbound.errors import OutboundError
+from federation.protocol.ids import RoomID
+from storage.database import Database
+from tests.helpers.federated import create_room, say, set_state
+from tests.helpers.gateway import URL, Gateway, set_pusher, settle
+from tests.helpers.server import TestServer, User
+
+V3 = "/_matrix/client/v3"
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+    return started(TestServer(tmp_path, database, web=gateway))
+
+
+def started(server: TestServer) -> TestServer:
+    server.app.pushers.start()
+    settle(server)
+    return server
+
+
+def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
+    """Alice, who has a pusher, and Bob, in a room of his; and Carol, so that it is no talk of two."""
+    alice, bob, carol = server.register("alice"), server.register("bob"), server.register("carol")
+    room_id = create_room(bob, **options)
+    for user in (alice, carol):
+        assert user.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    settle(server)
+    return alice, bob, room_id
+
+
+def read(user: User, room_id: str, event_id: str, kind: str = "m.read", thread: str | None = None) -> None:
+    body = {} if thread is None else {"thread_id": thread}
+    assert user.post(f"{V3}/rooms/{room_id}/receipt/{kind}/{event_id}", body).status == 200
+
+
+def test_a_message_is_pushed_with_all_that_belongs_to_it(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server, name="Tea", room_alias_name="tea")
+    assert bob.put(f"{V3}/profile/{bob.user_id}/displayname", {"displayname": "Bob B."}).status == 200
+    settle(server)
+    event_id = say(bob, room_id, "hello")
+    settle(server)
+    [push] = gateway.taken
+    assert push.url == URL
+    assert push.notification == {
+        "event_id": event_id,
+        "room_id": room_id,
+        "type": "m.room.message",
+        "sender": bob.user_id,
+        "sender_display_name": "Bob B.",
+        "room_name": "Tea",
+        "room_alias": "#tea:example.org",
+        "user_is_target": False,
+        "prio": "low",
+        "content": {"msgtype": "m.text", "body": "hello"},
+        "counts": {"unread": 1},
+        "devices": [
+            {
+                "app_id": "org.example.app",
+                "pushkey": "key",
+                "pushkey_ts": int(server.clock.seconds()),
+                "data": {},
+                "tweaks": {},
+            }
+        ],
+    }
+
+
+def test_nobody_is_told_of_their_own_messages_nor_of_rooms_that_they_are_not_in(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob, room_id = two(server)
+    say(alice, room_id, "mine")
+    say(bob, create_room(bob), "elsewhere")
+    alice.post(f"{V3}/rooms/{room_id}/leave")
+    say(bob, room_id, "gone")
+    settle(server)
+    assert gateway.asked == []
+
+
+def test_the_format_event_id_only_tells_no_content(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    data = {"url": URL, "format": "event_id_only", "default_payload": {"aps": {"mutable-content": 1}}}
+    set_pusher(alice, data=data)
+    event_id = say(bob, room_id, "secret")
+    settle(server)
+    [push] = gateway.taken
+    [device] = push.notification.pop("devices")
+    assert push.notification == {
+        "event_id": event_id,
+        "room_id": room_id,
+        "prio": "low",
+        "counts": {"unread": 1},
+    }
+    assert device["data"] == {"format": "event_id_only", "default_payload": {"aps": {"mutable-content": 1}}}
+
+
+def test_who_is_called_by_name_is_told_loudly(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    content = {"msgtype": "m.text", "body": "Alice!", "m.mentions": {"user_ids": [alice.user_id]}}
+    bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", content)
+    settle(server)
+    [push] = gateway.taken
+    assert push.notification["prio"] == "high"
+    assert push.notification["devices"][0]["tweaks"] == {"highlight": True, "sound": "default"}
+
+
+def test_an_encrypted_message_is_urgent_and_its_cipher_text_stays_here(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s", "sender_key": "k"}
+    bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
+    settle(server)
+    [push] = gateway.taken
+    assert push.notification["prio"] == "high"
+    assert push.notification["type"] == "m.room.encrypted"
+    assert "content" not in push.notification
+
+
+def test_content_stays_here_where_the_operator_wants_it(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+    server = started(TestServer(tmp_path, database, "push: {include_content: false}", web=gateway))
+    _, bob, room_id = two(server)
+    say(bob, room_id, "secret")
+    settle(server)
+    assert "content" not in gateway.taken[0].notification
+
+
+def test_an_invite_is_pushed_to_the_invited(server: TestServer, gateway: Gateway) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    set_pusher(alice)
+    room_id = create_room(bob, name="Tea", preset="private_chat")
+    assert bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id}).status == 200
+    settle(server)
+    [push] = gateway.taken
+    assert (push.notification["type"], push.notification["user_is_target"]) == ("m.room.member", True)
+    assert push.notification["content"]["membership"] == "invite"
+    assert push.notification["counts"] == {"unread": 1}
+
+
+def test_the_badge_counts_rooms(gateway: Gateway, server: TestServer) -> None:
+    alice, bob, room_id = two(server)
+    other = create_room(bob)
+    alice.post(f"{V3}/join/{other}")
+    for room in (room_id, room_id, other):
+        say(bob, room, "x")
+        settle(server)
+    assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 1, 2]
+
+
+def test_the_badge_counts_messages(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+    server = started(TestServer(tmp_path, database, "push: {group_unread_count_by_room: false}", web=gateway))
+    _, bob, room_id = two(server)
+    for _ in range(3):
+        say(bob, room_id, "x")
+        settle(server)
+    assert [push.notification["counts"]["unread"] for push in gateway.taken] == [1, 2, 3]
+
+
+def test_who_reads_elsewhere_sees_the_badge_go(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    event_id = say(bob, room_id, "x")
+    settle(server)
+    read(alice, room_id, event_id)
+    settle(server)
+    server.clock.advance(3)
+    settle(server)
+    assert gateway.badges == [0]
+    assert set(gateway.taken[-1].notification) == {"prio", "counts", "devices"}
+    read(alice, room_id, event_id, "m.read.private")
+    settle(server)
+    server.clock.advance(3)
+    settle(server)
+    assert gateway.badges == [0], "a badge that stays is told once"
+
+
+def test_a_client_that_counts_itself_is_told_no_numbers(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    set_pusher(alice, **{"org.matrix.msc4076.disable_badge_count": True})
+    event_id = say(bob, room_id, "x")
+    settle(server)
+    assert "counts" not in gateway.taken[0].notification
+    read(alice, room_id, event_id)
+    settle(server)
+    server.clock.advance(3)
+    settle(server)
+    assert gateway.badges == []
+
+
+def test_what_is_read_meanwhile_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = OutboundError("it is down")
+    first, second = say(bob, room_id, "1"), say(bob, room_id, "2")
+    settle(server)
+    read(alice, room_id, first)
+    settle(server)
+    gateway.failure = None
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.events == [second]
+
+
+def test_reading_a_thread_leaves_the_others_to_be_pushed(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    root = say(bob, room_id, "root")
+    settle(server)
+    gateway.failure = OutboundError("it is down")
+    in_thread = []
+    for number in range(2):
+        relation = {"rel_type": "m.thread", "event_id": root}
+        content = {"msgtype": "m.text", "body": "x", "m.relates_to": relation}
+        answer = bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/t{number}", content)
+        in_thread.append(answer.json["event_id"])
+    outside = say(bob, room_id, "outside")
+    settle(server)
+    read(alice, room_id, in_thread[0], thread=root)
+    settle(server)
+    gateway.failure = None
+    gateway.taken.clear()
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.events == [in_thread[1], outside]
+
+
+def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = OutboundError("it is down")
+    gone, stays = say(bob, room_id, "oops"), say(bob, room_id, "fine")
+    settle(server)
+    assert bob.put(f"{V3}/rooms/{room_id}/redact/{gone}/1", {}).status == 200
+    gateway.failure = None
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.events == [stays]
+
+
+def test_pushes_wait_by_chance_where_the_operator_wants_it(
+    tmp_path: Path, database: Database, gateway: Gateway
+) -> None:
+    server = started(TestServer(tmp_path, database, "push: {jitter_delay: 10s}", web=gateway))
+    _, bob, room_id = two(server)
+    say(bob, room_id, "x")
+    settle(server)
+    assert gateway.asked == []
+    server.clock.advance(10)
+    settle(server)
+    assert len(gateway.taken) == 1
+
+
+def test_nothing_is_pushed_where_pushing_is_off(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+    server = started(TestServer(tmp_path, database, "push: {enabled: false}", web=gateway))
+    _, bob, room_id = two(server)
+    say(bob, room_id, "x")
+    server.clock.advance(60)
+    settle(server)
+    assert gateway.asked == []
+
+
+def test_only_state_that_calls_is_pushed(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
+    settle(server)
+    assert gateway.asked == []
+
+
+def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = OutboundError("it is down")
+    say(bob, room_id, "question")
+    settle(server)
+    say(alice, room_id, "answer")
+    later = say(bob, room_id, "thanks")
+    settle(server)
+    gateway.failure = None
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.events == [later]
+
+
+def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    carol_room = create_room(bob)
+    alice.post(f"{V3}/join/{carol_room}")
+    say(bob, room_id, "x")
+    settle(server)
+    assert gateway.taken[-1].notification["counts"] == {"unread": 1}
+    assert alice.put(f"{V3}/pushrules/global/room/{room_id}", {"actions": []}).status == 200
+    say(bob, room_id, "muted")
+    say(bob, carol_room, "y")
+    settle(server)
+    assert len(gateway.events) == 2
+    ignored: dict[str, Any] = {"ignored_users": {bob.user_id: {}}}
+    alice.put(f"{V3}/user/{alice.user_id}/account_data/m.ignored_user_list", ignored)
+    say(bob, carol_room, "ignored")
+    settle(server)
+    assert len(gateway.events) == 2

@@ -1,0 +1,336 @@
+"""Letters about what people missed: when they come, what they say, and how they end."""
+
+import re
+from email.message import EmailMessage
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from storage.database import Database
+from tests.helpers.federated import create_room, say
+from tests.helpers.gateway import settle
+from tests.helpers.server import TestServer, User
+from tests.http.test_threepids import SECRET, add, by_email, press, request_token
+
+V3 = "/_matrix/client/v3"
+MAIL = """
+public_baseurl: https://matrix.example.org/
+email: {smtp_host: mail.example.org, notif_from: "%(app)s <noreply@example.org>", app_name: Example, enable_notifs: true}
+rc_3pid_validation: *unlimited
+"""
+MINUTE, HOUR = 60, 3600
+
+
+def start(folder: Path, database: Database, config: str = MAIL, **options: Any) -> TestServer:
+    server = TestServer(folder, database, config, **options)
+    server.app.pushers.start()
+    settle(server)
+    return server
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return start(tmp_path, database)
+
+
+def email_pusher(user: User, address: str = "alice@example.com", **further: Any) -> Any:
+    body = {
+        "kind": "email",
+        "app_id": "m.email",
+        "pushkey": address,
+        "app_display_name": "Email Notifications",
+        "device_display_name": address,
+        "lang": "en",
+        "data": {},
+        **further,
+    }
+    return user.post(f"{V3}/pushers/set", body)
+
+
+def reader(server: TestServer, **further: Any) -> User:
+    """Alice, who has letters switched on; the letter that confirmed her address is put away."""
+    alice = server.register("alice")
+    add(server, alice)
+    assert email_pusher(alice, **further).status == 200
+    server.relay.letters.clear()
+    settle(server)
+    return alice
+
+
+def room_of(alice: User, bob: User, **options: Any) -> RoomID:
+    room_id = create_room(bob, **options)
+    assert alice.post(f"{V3}/join/{room_id}").status == 200
+    return room_id
+
+
+def pass_time(server: TestServer, seconds: float, step: float = MINUTE) -> None:
+    for _ in range(int(seconds / step)):
+        server.clock.advance(step)
+        settle(server)
+
+
+def texts(letter: EmailMessage) -> tuple[str, str]:
+    plain, html = letter.get_body(("plain",)), letter.get_body(("html",))
+    assert plain is not None
+    assert html is not None
+    return plain.get_content(), html.get_content()
+
+
+def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name="Tea & cake")
+    event_id = say(bob, room_id, "hello <b>")
+    settle(server)
+    pass_time(server, 9 * MINUTE)
+    assert server.relay.letters == []
+    pass_time(server, 2 * MINUTE)
+    [(recipient, letter)] = server.relay.letters
+    assert recipient == "alice@example.com"
+    assert letter["Subject"] == "[Example] Message from bob in Tea & cake"
+    plain, html = texts(letter)
+    assert "hello <b>" in plain
+    assert f"https://matrix.to/#/{room_id}" in plain
+    assert "hello &lt;b&gt;" in html
+    assert "Tea &amp; cake" in html
+    assert event_id in html
+    pass_time(server, 24 * HOUR, HOUR)
+    assert len(server.relay.letters) == 1, "nothing is told twice"
+
+
+def test_what_was_read_needs_no_letter(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    event_id = say(bob, room_id, "hello")
+    pass_time(server, 5 * MINUTE)
+    alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
+    pass_time(server, 4 * MINUTE)
+    say(bob, room_id, "later")
+    pass_time(server, 8 * MINUTE)
+    assert server.relay.letters == [], "the later one has waited for eight minutes"
+    pass_time(server, 4 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    plain, _ = texts(letter)
+    assert "later" in plain
+    assert "hello" not in plain
+
+
+def test_letters_about_one_room_come_ever_more_seldom_until_it_is_read(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    event_id = say(bob, room_id, "0")
+    for number in range(36):
+        pass_time(server, 20 * MINUTE)
+        event_id = say(bob, room_id, str(number + 1))
+    assert 3 <= len(server.relay.letters) <= 5  # in twelve hours
+    alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
+    server.relay.letters.clear()
+    pass_time(server, 20 * MINUTE)
+    say(bob, room_id, "after")
+    pass_time(server, 12 * MINUTE)
+    assert len(server.relay.letters) == 1, "who reads is written to as at first"
+
+
+def test_another_room_need_not_wait_for_a_noisy_one(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    noisy, other = room_of(alice, bob, name="Noisy"), room_of(alice, bob, name="Other")
+    for _ in range(6):
+        say(bob, noisy, "x")
+        pass_time(server, 30 * MINUTE)
+    server.relay.letters.clear()
+    say(bob, other, "y")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "Other" in texts(letter)[0]
+
+
+def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    first, second = room_of(alice, bob, name="First"), room_of(alice, bob, name="Second")
+    for number in range(8):
+        say(bob, first, f"number {number}")
+    say(bob, second, "x")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert letter["Subject"] == "[Example] New in Second and elsewhere"
+    plain, _ = texts(letter)
+    assert "== First" in plain
+    assert "== Second" in plain
+    assert "number 7" in plain
+    assert "number 2" not in plain
+    assert "Further messages: 3" in plain
+
+
+def test_an_invite_is_told(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = create_room(bob, name="Tea", preset="private_chat")
+    bob.post(f"{V3}/rooms/{room_id}/invite", {"user_id": alice.user_id})
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert letter["Subject"] == "[Example] bob invites you to Tea"
+    assert "You are invited to this room." in texts(letter)[0]
+
+
+def test_of_an_encrypted_message_only_that_there_is_one(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    content = {"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "AwgA", "session_id": "s", "body": "clear"}
+    bob.put(f"{V3}/rooms/{room_id}/send/m.room.encrypted/1", content)
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    plain, html = texts(letter)
+    assert "Encrypted message" in plain
+    assert not {"AwgA", "clear"} & set(re.findall(r"\w+", plain + html))
+
+
+def test_no_content_where_the_operator_wants_none(tmp_path: Path, sqlite_database: Database) -> None:
+    server = start(tmp_path, sqlite_database, MAIL + "push: {include_content: false}\n")
+    alice, bob = reader(server), server.register("bob")
+    say(bob, room_of(alice, bob), "secret")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "secret" not in "".join(texts(letter))
+
+
+def test_links_lead_to_the_client_of_the_configuration(tmp_path: Path, sqlite_database: Database) -> None:
+    config = MAIL.replace("enable_notifs: true", "enable_notifs: true, client_base_url: 'https://chat.example.org/'")
+    server = start(tmp_path, sqlite_database, config)
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    say(bob, room_id, "x")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert f"https://chat.example.org/#/room/{room_id}" in texts(letter)[0]
+
+
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [
+        ("uz", "Bunday xatlar kerak emas"),
+        ("uz-Cyrl", "Бундай хатлар керак эмас"),
+        ("kaa", "Bunday xatlar kerek emes"),
+        ("ru-RU", "Больше не присылать таких писем"),
+        ("fr", "No more such letters"),
+    ],
+)
+def test_the_letter_is_in_the_language_of_the_pusher(
+    tmp_path: Path, sqlite_database: Database, lang: str, text: str
+) -> None:
+    server = start(tmp_path, sqlite_database)
+    alice, bob = reader(server, lang=lang, data={"brand": "Chat"}), server.register("bob")
+    say(bob, room_of(alice, bob), "x")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert text in texts(letter)[0]
+    assert str(letter["Subject"]).startswith("[Chat] ")
+
+
+def test_times_are_those_of_the_reader(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    assert alice.put(f"{V3}/profile/{alice.user_id}/m.tz", {"m.tz": "Asia/Tashkent"}).status == 200
+    say(bob, room_of(alice, bob), "x")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert "2023-11-15 03:13" in texts(letter)[0]
+
+
+def link_in(letter: EmailMessage) -> str:
+    header = str(letter["List-Unsubscribe"])
+    assert letter["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+    link = header.strip("<>").replace("\n", "").replace(" ", "")
+    assert link in texts(letter)[0]
+    parts = urlsplit(link)
+    assert (parts.scheme, parts.netloc) == ("https", "matrix.example.org")
+    return f"{parts.path}?{parts.query}"
+
+
+def test_the_link_ends_the_letters(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    say(bob, room_id, "x")
+    pass_time(server, 11 * MINUTE)
+    link = link_in(server.relay.letters[0][1])
+    page = server.get(link)
+    assert page.status == 200
+    assert "alice@example.com" in page.body.decode()
+    assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1, "opening the page ends nothing"
+    answer = server.client.request("POST", link, body=b"List-Unsubscribe=One-Click")
+    assert answer.status == 200
+    assert "You get no more such letters" in answer.body.decode()
+    assert alice.get(f"{V3}/pushers").json["pushers"] == []
+    assert "You get no more such letters" in server.get(link).body.decode()
+    say(bob, room_id, "y")
+    pass_time(server, 24 * HOUR, HOUR)
+    assert len(server.relay.letters) == 1
+
+
+@pytest.mark.parametrize("change", [("signature=", "signature=A"), ("pusher=1", "pusher=2"), ("pusher=1&", "")])
+def test_nobody_ends_the_letters_of_another(server: TestServer, change: tuple[str, str]) -> None:
+    alice, bob = reader(server), server.register("bob")
+    say(bob, room_of(alice, bob), "x")
+    pass_time(server, 11 * MINUTE)
+    link = link_in(server.relay.letters[0][1]).replace(*change)
+    assert server.get(link).status == 400
+    assert server.client.request("POST", link, body=b"List-Unsubscribe=One-Click").status == 400
+    assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
+
+
+def test_letters_go_to_addresses_of_the_account_alone(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    assert email_pusher(bob).errcode == "M_INVALID_PARAM"
+    assert email_pusher(alice, "other@example.com").errcode == "M_INVALID_PARAM"
+    assert email_pusher(alice, "no address").errcode == "M_INVALID_PARAM"
+    assert email_pusher(alice, app_id="other").errcode == "M_INVALID_PARAM"
+    assert email_pusher(alice, data={"brand": "a\nb"}).errcode == "M_INVALID_PARAM"
+    assert email_pusher(alice, " Alice@EXAMPLE.com").status == 200
+    assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
+
+
+def test_they_end_with_the_address_and_not_with_the_session(server: TestServer) -> None:
+    alice = reader(server)
+    identifier = {"type": "m.id.user", "user": "alice"}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    other = User(server, server.post(f"{V3}/login", body).json)
+    alice.post(f"{V3}/logout")
+    assert len(other.get(f"{V3}/pushers").json["pushers"]) == 1
+    other.post(f"{V3}/account/3pid/delete", {"medium": "email", "address": "alice@example.com"})
+    assert other.get(f"{V3}/pushers").json["pushers"] == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_new_account_with_an_address_gets_letters(tmp_path: Path, sqlite_database: Database, wanted: bool) -> None:
+    config = MAIL if wanted else MAIL.replace("enable_notifs: true", "enable_notifs: true, notif_for_new_users: false")
+    server = start(tmp_path, sqlite_database, config)
+    sid = request_token(server, "register").json["sid"]
+    _, letter = server.relay.letters[-1]
+    plain, _ = texts(letter)
+    [link] = re.findall(r"https://matrix\.example\.org(/\S+)", plain)
+    assert press(server, link).status == 200
+    auth = by_email({"sid": sid, "client_secret": SECRET})
+    body = {"username": "alice", "password": "wonderland", "auth": auth}
+    answer = server.client.request("POST", f"{V3}/register", json=body, headers={"Accept-Language": "ru, en;q=0.5"})
+    alice = User(server, answer.json)
+    pushers = alice.get(f"{V3}/pushers").json["pushers"]
+    assert [each["pushkey"] for each in pushers] == (["alice@example.com"] if wanted else [])
+    if wanted:
+        server.relay.letters.clear()
+        bob = server.register("bob")
+        say(bob, room_of(alice, bob), "x")
+        pass_time(server, 11 * MINUTE)
+        assert "Больше не присылать" in texts(server.relay.letters[0][1])[0]
+
+
+def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Database) -> None:
+    server = start(tmp_path, database)
+    alice, bob = reader(server), server.register("bob")
+    say(bob, room_of(alice, bob), "x")
+    settle(server)
+    server.app.pushers.reading._round.stop()
+    later = start(tmp_path, database, seed=2, now=server.clock.seconds() + 31)
+    pass_time(later, 12 * MINUTE)
+    assert len(later.relay.letters) == 1
+    again = start(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
+    pass_time(again, 60 * MINUTE)
+    assert again.relay.letters == []

@@ -1,0 +1,153 @@
+"""Real pushes, from the server as an operator runs it, through a gateway that others wrote: ntfy, from Debian.
+
+A device that ntfy serves has an address there as its pushkey; what comes for it can be fetched at that address.
+"""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+
+from storage.database import SQLiteConfig
+from tests.helpers.running import OPEN, RunningServer, ServerFiles
+
+NOT_INSTALLED = "NOTHING WAS PUSHED TO A REAL GATEWAY: ntfy is not installed here. scripts/push_gateway installs it"
+SECONDS = 60.0
+V3 = "/_matrix/client/v3"
+
+T = TypeVar("T")
+
+
+class Ntfy:
+    """The gateway, a process of its own."""
+
+    def __init__(self, command: str, folder: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        settings = folder / "server.yml"
+        settings.write_text("", encoding="utf-8")
+        self._log = (folder / "ntfy.log").open("wb")
+        self._process = subprocess.Popen(
+            [command, "serve", "--config", settings, "--listen-http", f"127.0.0.1:{port}", "--base-url", self.url],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def pushkey(self, topic: str) -> str:
+        return f"{self.url}/up{topic}?up=1"
+
+    def pushes(self, topic: str) -> list[dict[str, Any]]:
+        """What came for a device, in order."""
+        with urlopen(f"{self.url}/up{topic}/json?poll=1", timeout=10) as answer:
+            messages = [json.loads(line) for line in answer.read().splitlines() if line]
+        return [json.loads(message["message"])["notification"] for message in messages]
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait(20)
+        self._log.close()
+
+
+def until(look: Callable[[], T | None]) -> T:
+    """What is looked for, once it is there."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        try:
+            found = look()
+        except (URLError, OSError):
+            found = None
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def ntfy(tmp_path: Path) -> Iterator[Ntfy]:
+    command = shutil.which("ntfy")
+    if command is None:
+        pytest.skip(NOT_INSTALLED)
+    made = Ntfy(command, tmp_path, free_port())
+    try:
+        until(lambda: urlopen(made.url + "/v1/health", timeout=5).read())
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[ServerFiles]:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    further = {**OPEN, "push": {"allow_plain_http": True}, "ip_range_whitelist": ["127.0.0.1"]}
+    made = ServerFiles(folder, SQLiteConfig(str(folder / "homeserver.db")), further)
+    yield made
+    made.end()
+
+
+def set_pusher(server: RunningServer, token: str, pushkey: str, url: str, **data: str) -> None:
+    body = {
+        "kind": "http",
+        "app_id": "org.example.app",
+        "pushkey": pushkey,
+        "app_display_name": "App",
+        "device_display_name": "Telephone",
+        "lang": "uz",
+        "data": {"url": f"{url}/_matrix/push/v1/notify", **data},
+    }
+    answer = server.request("POST", f"{V3}/pushers/set", body, token=token)
+    assert answer.status == 200, answer.body
+
+
+def test_pushes_arrive_and_go_on_after_a_crash_and_a_rejected_pusher_goes(ntfy: Ntfy, files: ServerFiles) -> None:
+    server = files.start()
+    alice, bob = server.register("alice"), server.register("bob")
+    answer = server.request("POST", f"{V3}/createRoom", {"preset": "public_chat", "name": "Choyxona"}, token=bob)
+    room_id = answer.json["room_id"]
+    assert server.request("POST", f"{V3}/join/{room_id}", {}, token=alice).status == 200
+    set_pusher(server, alice, ntfy.pushkey("Full"), ntfy.url)
+    set_pusher(server, alice, ntfy.pushkey("Ids"), ntfy.url, format="event_id_only")
+    set_pusher(server, alice, "http://elsewhere.example/upOther", ntfy.url)
+
+    def say(text: str) -> str:
+        path = f"{V3}/rooms/{room_id}/send/m.room.message/{text}"
+        sent = server.request("PUT", path, {"msgtype": "m.text", "body": text}, token=bob)
+        return str(sent.json["event_id"])
+
+    first = say("salom")
+    [full] = until(lambda: ntfy.pushes("Full"))
+    assert (full["event_id"], full["room_name"], full["sender_display_name"]) == (first, "Choyxona", "bob")
+    assert full["content"]["body"] == "salom"
+    assert full["counts"] == {"unread": 1}
+    [ids] = until(lambda: ntfy.pushes("Ids"))
+    assert set(ids) == {"event_id", "room_id", "prio", "counts", "devices"}
+
+    def keys() -> list[str]:
+        pushers = server.request("GET", f"{V3}/pushers", token=alice).json["pushers"]
+        return [each["pushkey"] for each in pushers]
+
+    rejecting = until(lambda: len(keys()) == 2 and keys())
+    assert rejecting == [ntfy.pushkey("Full"), ntfy.pushkey("Ids")]
+
+    server.kill()
+    server = files.start()
+    second = say("yana")
+    until(lambda: second in [each.get("event_id") for each in ntfy.pushes("Full")])
+    receipt = server.request("POST", f"{V3}/rooms/{room_id}/receipt/m.read/{second}", {}, token=alice)
+    assert receipt.status == 200
+    badge = until(lambda: [each for each in ntfy.pushes("Full") if "event_id" not in each])
+    assert badge[-1]["counts"] == {"unread": 0}
+    assert server.stop() == 0

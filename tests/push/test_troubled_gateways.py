@@ -1,0 +1,273 @@
+"""Gateways that refuse, hang, are away, or want a pusher no more; and restarts meanwhile."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.outbound.errors import OutboundError
+from federation.protocol.ids import RoomID
+from storage.database import Database
+from tests.helpers.federated import create_room, say
+from tests.helpers.gateway import Gateway, set_pusher, settle
+from tests.helpers.server import START, TestServer, User
+
+V3 = "/_matrix/client/v3"
+OTHER_URL = "https://other.example.com/_matrix/push/v1/notify"
+DOWN = OutboundError("it is down")
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, gateway: Gateway) -> TestServer:
+    return start(tmp_path, database, gateway)
+
+
+def start(folder: Path, database: Database, gateway: Gateway, seed: int = 1, now: float = START) -> TestServer:
+    server = TestServer(folder, database, seed=seed, now=now, web=gateway)
+    server.app.pushers.start()
+    settle(server)
+    return server
+
+
+def crash(server: TestServer, folder: Path, gateway: Gateway, seconds: float = 0) -> TestServer:
+    """The server anew, so much later, upon the database as it stands; the old one does nothing any more."""
+    old = server.app
+    old.pushers.reading._round.stop()
+    old.pushers.deliveries.stop()
+    return start(folder, old.database, gateway, seed=2, now=server.clock.seconds() + seconds + 31)
+
+
+def two(server: TestServer, **options: Any) -> tuple[User, User, RoomID]:
+    """Alice, who has a pusher, and Bob, in a room of his."""
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id = create_room(bob, **options)
+    assert alice.post(f"{V3}/join/{room_id}").status == 200
+    assert set_pusher(alice).status == 200
+    settle(server)
+    return alice, bob, room_id
+
+
+def again(server: TestServer, user: User) -> User:
+    """The same person in a session with another server."""
+    return User(server, {"user_id": user.user_id, "access_token": user.token, "device_id": user.device_id})
+
+
+def pass_time(server: TestServer, seconds: float, step: float = 10) -> None:
+    for _ in range(int(seconds / step)):
+        server.clock.advance(step)
+        settle(server)
+
+
+@pytest.mark.parametrize("failure", [DOWN, 500, 404, 429])
+def test_a_push_that_fails_is_tried_again_ever_more_seldom(
+    server: TestServer, gateway: Gateway, failure: OutboundError | int
+) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = failure
+    events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
+    settle(server)
+    assert len(gateway.asked) == 1
+    pass_time(server, 60)
+    in_a_minute = len(gateway.asked)
+    assert 3 <= in_a_minute <= 5
+    pass_time(server, 7200, 60)
+    assert len(gateway.asked) - in_a_minute <= 20
+    gateway.failure = None
+    pass_time(server, 3600, 60)
+    assert gateway.events == events
+    assert server.run(server.app.accounts.pusher_store.get_failing()) == []
+
+
+def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = 502
+    say(bob, room_id, "old")
+    pass_time(server, 25 * 3600, 600)
+    gateway.failure = None
+    new = say(bob, room_id, "new")
+    pass_time(server, 2 * 3600, 600)
+    assert gateway.events == [new]
+    assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
+
+
+def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    set_pusher(alice, "second")
+    gateway.rejected = {"key", "of somebody else"}
+    say(bob, room_id, "x")
+    settle(server)
+    assert [each["pushkey"] for each in alice.get(f"{V3}/pushers").json["pushers"]] == ["second"]
+    gateway.asked.clear()
+    say(bob, room_id, "y")
+    settle(server)
+    assert [push.pushkey for push in gateway.asked] == ["second"]
+
+
+@pytest.mark.parametrize("answer", [b"not json", b"[]", b'{"rejected": 1}', b'{"rejected": [1]}'])
+def test_an_answer_that_is_none_is_a_failure(server: TestServer, gateway: Gateway, answer: bytes) -> None:
+    alice, bob, room_id = two(server)
+    gateway.answer = lambda _: answer
+    say(bob, room_id, "x")
+    settle(server)
+    assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 1
+    assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
+
+
+def test_an_address_that_is_not_contacted_is_not_tried_again(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = OutboundError("its address is one that this server does not contact", retryable=False)
+    say(bob, room_id, "x")
+    pass_time(server, 7200, 60)
+    assert len(gateway.asked) == 1
+    [row] = server.run(server.app.accounts.pusher_store.get_failing())
+    assert row.error == "its address is one that this server does not contact"
+
+
+def test_one_gateway_that_is_away_holds_up_no_other_and_is_tried_with_one_push(
+    server: TestServer, gateway: Gateway
+) -> None:
+    bob = server.register("bob")
+    room_id = create_room(bob)
+    people = [server.register(f"user{number}") for number in range(12)]
+    for number, user in enumerate(people):
+        user.post(f"{V3}/join/{room_id}")
+        set_pusher(user, f"key{number}", **({"data": {"url": OTHER_URL}} if number % 2 else {}))
+    settle(server)
+    gateway.failing_hosts = {"other.example.com"}
+    say(bob, room_id, "x")
+    settle(server)
+    assert {push.pushkey for push in gateway.taken} == {f"key{number}" for number in range(0, 12, 2)}
+    server.clock.advance(6)
+    settle(server)
+    at_first = [push.url for push in gateway.asked].count(OTHER_URL)
+    assert at_first <= 2, "whoever waits for that gateway waits for the one that tries it"
+    gateway.failing_hosts = set()
+    pass_time(server, 60)
+    assert len(gateway.taken) == 12
+
+
+def test_no_more_than_so_many_are_asked_at_once(server: TestServer, gateway: Gateway) -> None:
+    bob = server.register("bob")
+    room_id = create_room(bob)
+    for number in range(20):
+        user = server.register(f"user{number}")
+        user.post(f"{V3}/join/{room_id}")
+        set_pusher(user, f"key{number}")
+    settle(server)
+    gateway.held = []
+    say(bob, room_id, "x")
+    settle(server)
+    assert len(gateway.asked) == 8
+    gateway.release()
+    settle(server)
+    assert len(gateway.taken) == 20
+
+
+def test_of_one_pusher_one_push_is_under_way_at_a_time_in_order(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    gateway.held = []
+    events = [say(bob, room_id, str(number)) for number in range(4)]
+    settle(server)
+    assert len(gateway.asked) == 1
+    gateway.release()
+    settle(server)
+    assert gateway.events == events
+
+
+def test_what_was_not_pushed_before_a_crash_is_pushed_after_it(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    _, bob, room_id = two(server)
+    pass_time(server, 60)
+    done = say(bob, room_id, "done")
+    pass_time(server, 60)
+    gateway.held = []
+    events = [say(bob, room_id, str(number)) for number in range(3)]
+    settle(server)
+    gateway.held = None
+    gateway.taken.clear()
+    later = crash(server, tmp_path, gateway)
+    settle(later)
+    assert gateway.events == events
+    assert done not in gateway.events
+
+
+def test_a_failing_pusher_is_behind_after_a_crash_and_the_others_are_told_nothing_twice(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    alice, bob, room_id = two(server)
+    carol = server.register("carol")
+    carol.post(f"{V3}/join/{room_id}")
+    set_pusher(carol, "carol", data={"url": OTHER_URL})
+    settle(server)
+    gateway.failing_hosts = {"push.example.com"}
+    events = [say(bob, room_id, str(number)) for number in range(3)]
+    pass_time(server, 60)
+    assert gateway.events == events  # Carol's
+    gateway.failing_hosts = set()
+    gateway.taken.clear()
+    later = crash(server, tmp_path, gateway)
+    pass_time(later, 600)
+    assert [(push.pushkey, push.notification["event_id"]) for push in gateway.taken] == [
+        ("key", event_id) for event_id in events
+    ]
+    gateway.taken.clear()
+    once_more = crash(later, tmp_path, gateway)
+    pass_time(once_more, 600)
+    assert gateway.taken == []
+    assert again(once_more, alice).get(f"{V3}/pushers").status == 200
+
+
+def test_a_pusher_that_was_off_is_told_nothing_of_that_time(
+    server: TestServer, gateway: Gateway, tmp_path: Path
+) -> None:
+    alice, bob, room_id = two(server)
+    set_pusher(alice, **{"org.matrix.msc3881.enabled": False})
+    say(bob, room_id, "off")
+    settle(server)
+    set_pusher(alice, **{"org.matrix.msc3881.enabled": True})
+    event_id = say(bob, room_id, "on")
+    settle(server)
+    later = crash(server, tmp_path, gateway)
+    settle(later)
+    assert set(gateway.events) == {event_id}
+
+
+def test_what_waits_ends_with_the_pusher(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = 500
+    say(bob, room_id, "x")
+    settle(server)
+    assert alice.post(f"{V3}/logout").status == 200
+    settle(server)
+    gateway.failure = None
+    pass_time(server, 3600, 60)
+    assert gateway.taken == []
+    assert set(server.app.pushers.deliveries.get_figures().values()) == {0}
+
+
+def test_a_pusher_that_is_set_anew_with_another_address_is_tried_at_once(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failing_hosts = {"push.example.com"}
+    event_id = say(bob, room_id, "x")
+    pass_time(server, 3600, 60)
+    set_pusher(alice, data={"url": OTHER_URL})
+    say(bob, room_id, "y")
+    pass_time(server, 60)
+    assert gateway.events[0] == event_id
+
+
+def test_of_many_that_wait_the_newest_are_kept(server: TestServer, gateway: Gateway) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = 500
+    events = [say(bob, room_id, str(number)) for number in range(60)]
+    settle(server)
+    gateway.failure = None
+    pass_time(server, 3600, 60)
+    assert gateway.events[-50:] == events[-50:]
+    assert len(gateway.events) <= 51

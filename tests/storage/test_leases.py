@@ -1,0 +1,25 @@
+"""Who does what one node does at a time, on both databases."""
+
+from storage.database import Database
+from storage.leases import LeaseStore
+
+
+async def test_the_lease_has_one_holder(database: Database) -> None:
+    lease = LeaseStore(database, "federation")
+    first = await lease.take("a", 1000, 31_000, by_force=False)
+    assert first is not None
+
+    assert await lease.take("b", 2000, 32_000, by_force=False) is None
+    assert await lease.renew("a", 33_000, first.position + 5)
+    assert await lease.take("b", 32_000, 62_000, by_force=False) is None
+
+    second = await lease.take("b", 33_000, 63_000, by_force=False)
+    assert second is not None
+    assert (second.run, second.position) == (first.run + 1, first.position + 5)
+    assert not await lease.renew("a", 64_000, 99)
+    third = await lease.take("c", 34_000, 64_000, by_force=True)
+    assert third is not None
+    assert third.position == first.position + 5
+    other = await LeaseStore(database, "push").take("a", 1000, 31_000, by_force=False)
+    assert other is not None
+    assert other.run == 1
