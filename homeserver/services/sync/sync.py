@@ -297,7 +297,8 @@ class Sync:
                 shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
-        if wanted.ephemeral.allows("m.typing", None):
+        is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
+        if not is_quiet and wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
                     if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
