@@ -26,4 +26,5 @@ class CacheSizes:
         self.state_keys = scaled(400_000)
         self.listed_rooms = scaled(200_000)
         """Rooms of which is known when something last happened in them, and what lists filter by: small."""
+        self.ordered_rooms = scaled(1_000_000)
         self.connected_rooms = scaled(400_000)

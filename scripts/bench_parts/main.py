@@ -82,7 +82,7 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
         ending.callback(server.stop)
         await server.start(cheap_passwords=True)
         meter = Meter(reactor, server, postgres_pid, Profiler(options.profile))
-        bench = Bench(reactor, server, meter, World(reactor, server.port, sizes))
+        bench = Bench(reactor, server, meter, World(reactor, server, sizes))
         for name, scenario in SCENARIOS.items():
             if name not in options.only:
                 continue

@@ -14,6 +14,7 @@ from bench_parts.encryption import keys_claim, keys_query, to_device
 from bench_parts.measurement import Figures, percentile
 from bench_parts.notify_scenarios import BY_MEMBERS
 from bench_parts.pollers import Pollers
+from bench_parts.push_scenarios import push
 from bench_parts.sync_scenarios import BY_ROOMS
 
 
@@ -295,6 +296,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         send_alone,
         *BY_MEMBERS,
         fan_out,
+        push,
         initial_sync,
         sync_none,
         sync_one,
