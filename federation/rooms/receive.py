@@ -18,6 +18,7 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome, dropped
+from federation.rooms.branches import is_one_too_many
 from federation.rooms.check import Candidate, Verdict, check_on_receipt, check_signed
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outliers import Outliers
@@ -210,13 +211,15 @@ class Receiver:
             return Outcome(
                 event.event_id, None, missing_prev=() if has_state or has_gap else missing, missing_auth=missing_auth
             )
+        is_past = past or event.event_id in known.waiting.backward
+        if not is_past and await is_one_too_many(snapshot, event, self._events):
+            return Outcome(event.event_id, None, is_crowded_out=True)
         try:
             before = await self._state_before(snapshot, event, prev, known.states, join if has_gap else None)
             if join is not None:
                 before = await self._with_cited(snapshot, before, auth)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
-        is_past = past or event.event_id in known.waiting.backward
         current = None if is_past else StateChange(snapshot.head.state_root)
         if join is not None and current is not None:
             current = await self._with_cited(snapshot, current, auth)
