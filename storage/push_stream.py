@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from storage.database import Database
+from storage.events import EventFlag
 from storage.memberships import MembershipRow, select_new_invites
 from storage.transaction import Transaction
+
+_SOMETHING = EventFlag.NOTIFIES | EventFlag.OUTCOMES
+"""Events without these flags notify nobody."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """An event that arrived."""
+    """An event that arrived, and that is something to some user."""
 
     position: int
     event_nid: int
@@ -66,7 +70,7 @@ def _select(txn: Transaction, after: int, upto: int, limit: int) -> Stretch:
         NewEvent(*row)
         for row in txn.query(
             "SELECT position, event_nid, room_nid, type, sender, state_key, flags, thread_root FROM events"
-            " WHERE position > ? AND position <= ? ORDER BY position LIMIT ?",
+            f" WHERE position > ? AND position <= ? AND (flags & {_SOMETHING}) <> 0 ORDER BY position LIMIT ?",
             (after, upto, limit),
         )
     ]

@@ -3,6 +3,7 @@
 Laws:
 - Setting and removing pushers takes a position (`Topic.PUSHER`), one a user is kept: so other nodes hear whose changed.
 - How a pusher stands is written in batches, takes no position, and may be a minute old; a failure is written at once.
+- A locked account is told nothing: for who pushes (`get_users`, `get_active`, `get_failing`, `get_due`) it has no pushers.
 - A push writes no row: up to the position of the lease (`leases.py`), or of the pusher where it fails, all is done.
 """
 
@@ -84,6 +85,9 @@ _COLUMNS = (
 )
 
 
+_ACTIVE = "enabled = 1 AND NOT EXISTS (SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND a.locked = 1)"
+
+
 class PusherStore:
     """The table of pushers."""
 
@@ -101,6 +105,10 @@ class PusherStore:
         for row in map(_row, txn.query_in(sql, user_ids)):
             found.setdefault(row.user_id, []).append(row)
         return found
+
+    async def get_active(self, user_ids: Iterable[str]) -> Mapping[str, list[PusherRow]]:
+        """The pushers of these users that are to be pushed to; who has none is missing from the answer."""
+        return await self._database.read_quickly("get_active_pushers", _select_active, list(user_ids))
 
     async def get_pusher(self, pusher_nid: int) -> PusherRow | None:
         """One pusher by its number."""
@@ -274,12 +282,20 @@ def _select_one(txn: Transaction, pusher_nid: int) -> PusherRow | None:
     return None if row is None else _row(row)
 
 
+def _select_active(txn: Transaction, user_ids: list[str]) -> dict[str, list[PusherRow]]:
+    found: dict[str, list[PusherRow]] = {}
+    sql = f"SELECT {_COLUMNS} FROM pushers WHERE user_id IN {{keys}} AND {_ACTIVE} ORDER BY pusher_nid"
+    for row in map(_row, txn.query_in(sql, user_ids)):
+        found.setdefault(row.user_id, []).append(row)
+    return found
+
+
 def _select_users(txn: Transaction) -> set[str]:
-    return {user_id for (user_id,) in txn.query("SELECT DISTINCT user_id FROM pushers WHERE enabled = 1")}
+    return {user_id for (user_id,) in txn.query(f"SELECT DISTINCT user_id FROM pushers WHERE {_ACTIVE}")}
 
 
 def _select_failing(txn: Transaction) -> list[PusherRow]:
-    sql = f"SELECT {_COLUMNS} FROM pushers WHERE failing_since_ts IS NOT NULL AND enabled = 1"
+    sql = f"SELECT {_COLUMNS} FROM pushers WHERE failing_since_ts IS NOT NULL AND {_ACTIVE}"
     return list(map(_row, txn.query(sql)))
 
 
@@ -307,12 +323,14 @@ def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
 
 
 def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
-    sql = f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? ORDER BY due_ts LIMIT ?"
+    sql = (
+        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE} ORDER BY due_ts LIMIT ?"
+    )
     return list(map(_row, txn.query(sql, (now_ms, limit))))
 
 
 def _select_next_due(txn: Transaction) -> int | None:
-    row = txn.query_one("SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL")
+    row = txn.query_one(f"SELECT MIN(due_ts) FROM pushers WHERE due_ts IS NOT NULL AND {_ACTIVE}")
     return None if row is None else row[0]
 
 

@@ -30,6 +30,8 @@ from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events, remo
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
+MAY_STICK = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
+
 
 class HeadMoved(Exception):
     """The room's head is no longer the one that the batch was built upon."""
@@ -377,9 +379,16 @@ class RoomWriter:
         if children:
             add_relations(txn, children)
         sticky = [
-            StickyRow(row.event_nid, room.room_nid, row.sender, row.position or txn.next_position(), expires_ts)
+            StickyRow(
+                row.event_nid,
+                room.room_nid,
+                row.sender,
+                row.position or txn.next_position(),
+                expires_ts,
+                waits=not row.flags & EventFlag.TIMELINE,
+            )
             for row, event in zip(rows, events, strict=True)
-            if event.sticky_ms is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
+            if event.sticky_ms is not None and row.flags & MAY_STICK and row.redacted_by is None
             # a time in the future counts as now
             for expires_ts in [min(row.origin_server_ts, now_ms) + min(event.sticky_ms, LONGEST_MS)]
             if expires_ts > now_ms

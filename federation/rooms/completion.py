@@ -164,10 +164,12 @@ class Completions:
     async def _resume(self, *, take_over: bool = False) -> None:
         try:
             now = int(self._clock.seconds() * 1000)
-            for room in (await self._partial.get_all()).values():
-                if room.completed is None and room.room_nid not in self._working and room.room_nid not in self._resting:
-                    if take_over or await self._tables.partial.is_free(room.room_nid, now):
-                        self._begin(room.room_nid)
+            for room in list((await self._partial.get_all()).values()):
+                nid = room.room_nid
+                if room.completed is not None or nid in self._working or nid in self._resting:
+                    continue
+                if take_over or await self._tables.partial.is_free(nid, now):
+                    self._begin(nid)
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
         finally:
             if self._started:

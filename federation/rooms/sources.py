@@ -53,8 +53,8 @@ class StoredSources:
         signers: Collection[ServerName] | None,
         create_id: EventID | None = None,
     ) -> None:
-        """`before` is None where it is not known well enough. `current` is None where the present state has no say. `signers`: whose signatures it has, where that is known.
-        `create_id`: the event that the room began with."""
+        """`before` is None where it is not known well enough; `current` is None where the present state has no say. `signers`:
+        whose signatures it has, where that is known. `create_id`: the event that the room began with."""
         self._questions = questions
         self._room = room
         self._auth = auth

@@ -73,7 +73,7 @@ class FederatedRoomParts:
             rooms.outside,
             identity,
             rooms.now_ms,
-            in_part=federation.peering.partial_state_joins,
+            in_part=federation.joins_in_part,
         )
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.outside = rooms.outside

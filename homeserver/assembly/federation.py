@@ -39,7 +39,7 @@ class FederationParts:
         registry: CollectorRegistry,
     ) -> None:
         self.identity = identity
-        self.peering = config.federation.federation
+        self.joins_in_part = config.federation.federation.partial_state_joins
         self.edge = EdgeParts(
             config.federation,
             config.limits.rc_federation,

@@ -88,6 +88,7 @@ class PusherParts:
             LeaseStore(database, "push"),
             PushStream(database),
             store,
+            accounts.store,
             rooms.store,
             rooms.events,
             rooms.memberships,

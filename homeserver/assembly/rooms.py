@@ -21,6 +21,7 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_checks import StickyChecks
 from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -102,7 +103,6 @@ from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
-DEVICES_CACHED = 10_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -140,7 +140,8 @@ class RoomParts:
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
-        self.sticky_events = StickyEvents(StickyEventStore(database), streams, now_ms)
+        sticky_store = StickyEventStore(database)
+        self.sticky_events = StickyEvents(sticky_store, streams, now_ms)
         self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
@@ -180,6 +181,7 @@ class RoomParts:
             self.partial,
             capacity=sizes.rooms,
         )
+        self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
         self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
@@ -329,7 +331,7 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=sizes.devices)
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
@@ -434,6 +436,9 @@ class RoomParts:
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
+        Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
+            lambda failure: self.log.failure("it is not known which soft-failed events would be sticky", failure)
         )
         Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
             lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)

@@ -7,7 +7,7 @@ more. What there is to look at comes from the latest changes in memory; who was 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
@@ -63,9 +63,12 @@ class DeviceLists:
         own = await self._memberships.of_user(user_id)
         changed = await self._changed_devices(since, upto)
         moves = await self._moves(own, since, upto)
-        newly, gone = await self._follow(user_id, own, moves, since)
-        newly |= await self._newly_encrypted(own, since, upto)
+        turned_on = self._recent.encryption_since(since)
         signed = await self._signed(user_id, since, upto)
+        if not (changed or moves or signed or turned_on is None or turned_on):
+            return {"changed": [], "left": []}
+        newly, gone = await self._follow(user_id, own, moves, since)
+        newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto)
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
@@ -137,12 +140,11 @@ class DeviceLists:
             event = (await self._events.get_events([event.replaces])).get(event.replaces)
         return True
 
-    async def _newly_encrypted(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
+    async def _newly_encrypted(
+        self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
+    ) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        turned_on = self._recent.encryption_since(since)
-        joined = {
-            nid for nid in (own if turned_on is None else turned_on) if nid in own and own[nid].membership == "join"
-        }
+        joined = {nid for nid in turned_on if nid in own and own[nid].membership == "join"}
         members: set[str] = set()
         encrypted = await self._encrypted.among(joined)
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():

@@ -23,6 +23,8 @@ KEPT: Final = 20_000
 PRIVATE_RECEIPT: Final = "m.read.private"
 ENCRYPTION: Final = "m.room.encryption"
 NOBODY: Final[frozenset[str]] = frozenset()
+BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
+"""What is new in a room beside its timeline."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -32,6 +34,7 @@ class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
 
     events: Set[int] = frozenset()
     receipts: Set[int] = frozenset()
+    """Also sticky events, which are told beside the timeline."""
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
@@ -62,7 +65,7 @@ class _News:
         for entry in entries:
             if entry.room_nid is not None:
                 kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
-                kinds[entry.topic is Topic.RECEIPT].add(entry.room_nid)
+                kinds[entry.topic in BESIDE].add(entry.room_nid)
             if entry.user_id is not None:
                 self.users.setdefault(entry.topic, set()).add(entry.user_id)
             if entry.row is not None and self.memberships is not None:

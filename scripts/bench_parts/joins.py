@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from twisted.internet.defer import Deferred
-
 from bench_parts.processes import cpu_seconds, peak_memory_kb
 from tests.helpers.own_town import OwnTown, free_port, make_large_room
 from tests.helpers.running import RunningServer
@@ -70,12 +68,9 @@ def measure(town: OwnTown, members: int, *, in_part: bool) -> Figures:
     north_port, south_port = free_port(), free_port()
     north_files = town.add(north_port)
     south_files = town.add(south_port, {"federation": {"partial_state_joins": in_part}})
-    made: list[str] = []
-    Deferred.fromCoroutine(make_large_room(north_files, north_port, members)).addCallbacks(
-        made.append, lambda failure: failure.raiseException()
-    )
+    room_id = quote(make_large_room(north_files, north_port, members))
     north, south = north_files.start(listeners=2), south_files.start(listeners=2)
-    token, room_id = south.register("bob"), quote(made[0])
+    token = south.register("bob")
     servers = (south, north)
     cpu = [cpu_seconds(server.process.pid) for server in servers]
     began = time.monotonic()

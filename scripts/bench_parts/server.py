@@ -16,6 +16,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 
 from bench_parts.connection import RequestFailed, connect
+from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers import postgres
 
 READY_WITHIN = 60
@@ -74,6 +75,14 @@ class Server:
         self._run_command("init", "bench.example", "--folder", str(folder))
 
     @property
+    def storage(self) -> SQLiteConfig | PostgresConfig:
+        """How to open its database while it does not run."""
+        arguments = dict(self._database["args"]) if isinstance(self._database["args"], Mapping) else {}
+        if self._database["name"] == "sqlite3":
+            return SQLiteConfig(str(arguments["database"]))
+        return PostgresConfig(arguments)
+
+    @property
     def pid(self) -> int:
         """Raises ServerFailed when it does not run."""
         if self._process is None or self._process.poll() is not None:
@@ -97,6 +106,8 @@ class Server:
             "media_store_path": str(self._folder / "media"),
             "enable_registration": True,
             "enable_registration_without_verification": True,
+            "push": {"allow_plain_http": True},
+            "ip_range_whitelist": ["127.0.0.1"],
             **({"bcrypt_rounds": 4} if cheap_passwords else {}),
             **NO_LIMITS,
         }

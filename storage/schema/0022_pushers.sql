@@ -60,7 +60,8 @@ CREATE TABLE email_pauses (
     PRIMARY KEY (pusher_nid, room_nid)
 ) CLUSTERED;
 
--- The stream as it is read for pushing: events, receipts of our users that others do not see, invites
-CREATE INDEX events_in_order ON events (position) WHERE position IS NOT NULL;
+-- The stream as it is read for pushing: events that are something to somebody (see push_outcomes), receipts that others do not see,
+-- invites of our users
+CREATE INDEX events_to_push ON events (position) WHERE (flags & 72) <> 0;
 CREATE INDEX private_receipts ON receipts (position) WHERE receipt_type = 'm.read.private';
 CREATE INDEX memberships_invited ON memberships (position) WHERE membership = 'invite' AND is_local = 1;

@@ -20,6 +20,7 @@ from federation.member_lists import Fetch
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
 from federation.wire import WireAnswer, WireRequest
+from homeserver.services.pushers.gateways import Web
 from storage.database import Database
 from tests.helpers.http import Pending
 from tests.helpers.server import START, TestServer, fetch_nothing
@@ -49,11 +50,13 @@ class Network:
         self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
 
-    def add(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
-        """One server more; `fetch`: how it gets what is at an address."""
+    def add(
+        self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing, web: Web | None = None
+    ) -> TestServer:
+        """One server more; `fetch`: how it gets what is at an address; `web`: its way to push gateways."""
         folder = self._folder / name
         folder.mkdir()
-        return self._build(folder, name, self._open_database(), further_config, fetch)
+        return self._build(folder, name, self._open_database(), further_config, fetch, web)
 
     def rebuild(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
         """A server again, upon its database: as after a crash, but for what it would still have sent."""
@@ -61,7 +64,15 @@ class Network:
         self.servers[name].app.incoming.completions.stop()
         return self._build(self._folder / name, name, self.servers[name].app.database, further_config, fetch)
 
-    def _build(self, folder: Path, name: str, database: Database, further_config: str, fetch: Fetch) -> TestServer:
+    def _build(
+        self,
+        folder: Path,
+        name: str,
+        database: Database,
+        further_config: str,
+        fetch: Fetch,
+        web: Web | None = None,
+    ) -> TestServer:
         server = TestServer(
             folder,
             database,
@@ -71,6 +82,7 @@ class Network:
             clock=self.clock,
             wire=Way(self, name),
             fetch=fetch,
+            web=web,
         )
         self.servers[name] = server
         if self._sends:

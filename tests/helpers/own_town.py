@@ -6,6 +6,7 @@ import time
 from os import urandom
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.protocol.ids import RoomID, UserID
@@ -84,8 +85,16 @@ class OwnTown:
             files.end()
 
 
-async def make_large_room(files: ServerFiles, port: int, members: int) -> str:
+def make_large_room(files: ServerFiles, port: int, members: int) -> str:
     """A public room with so many members on the SQLite database of a server that does not run; its id."""
+    made: list[str] = []
+    Deferred.fromCoroutine(_make_large_room(files, port, members)).addCallbacks(
+        made.append, lambda failure: failure.raiseException()
+    )
+    return made[0]
+
+
+async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
     config = load_config([files.config], {}).config
     database_config = SQLiteConfig(str(files.folder / "homeserver.db"))
     migrate(make_engine(database_config))

@@ -245,6 +245,28 @@ def test_what_was_taken_back_is_not_pushed(server: TestServer, gateway: Gateway)
     assert gateway.events == [stays]
 
 
+def test_the_badge_is_told_though_the_push_that_would_have_told_it_is_not_made(
+    server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob, room_id = two(server)
+    other = create_room(bob)
+    alice.post(f"{V3}/join/{other}")
+    event_id = say(bob, room_id, "x")
+    settle(server)
+    assert gateway.taken[-1].notification["counts"] == {"unread": 1}
+    gateway.failure = OutboundError("it is down")
+    gone = say(bob, other, "oops")
+    settle(server)
+    assert bob.put(f"{V3}/rooms/{other}/redact/{gone}/1", {}).status == 200
+    read(alice, room_id, event_id)
+    gateway.failure = None
+    for _ in range(60):
+        server.clock.advance(10)
+        settle(server)
+    assert gateway.events == [event_id]
+    assert gateway.badges == [0]
+
+
 def test_pushes_wait_by_chance_where_the_operator_wants_it(
     tmp_path: Path, database: Database, gateway: Gateway
 ) -> None:
@@ -272,6 +294,28 @@ def test_only_state_that_calls_is_pushed(server: TestServer, gateway: Gateway) -
     set_state(bob, room_id, "m.room.topic", {"topic": "tea"})
     settle(server)
     assert gateway.asked == []
+
+
+def test_who_is_locked_is_told_nothing(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+
+    def lock(locked: bool) -> None:
+        server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=locked))
+        settle(server)
+
+    gateway.failure = OutboundError("it is down")
+    say(bob, room_id, "waits")
+    settle(server)
+    lock(True)
+    gateway.failure = None
+    say(bob, room_id, "secret")
+    server.clock.advance(3600)
+    settle(server)
+    assert gateway.taken == []
+    lock(False)
+    event_id = say(bob, room_id, "hello again")
+    settle(server)
+    assert gateway.events == [event_id]
 
 
 def test_who_answers_has_read(server: TestServer, gateway: Gateway) -> None:

@@ -280,6 +280,8 @@ class Deliveries:
         body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
         if body is None or (push is not None and push.is_read):
             line.under_way = None
+            # a push would have told the number too
+            line.badge_is_due = line.badge_is_due or (badge_is_due and push is not None)
             return
         try:
             accepted = await self._gateways.notify(line.url, row.pushkey, body.encoded)

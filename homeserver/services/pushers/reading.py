@@ -4,7 +4,8 @@ Laws:
 - What is told comes from the stream, never from whoever made the change: an event of another node, or of before a
   restart, is nothing special. Up to the lease's position all is told, or noted with its pusher.
 - One node pushes at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
-- An event costs nothing where nobody in the room has a pusher, and is decided once for all who have.
+- An event that notifies nobody costs nothing (its flags say so), nor does one in a room where nobody has a pusher; any
+  other is decided once for all who have.
 - The stream is read from memory; from the database only after a start, and what other nodes wrote.
 
 spec: client-server-api#push-notifications
@@ -29,7 +30,8 @@ from homeserver.services.pushers.deliveries import Deliveries
 from homeserver.services.pushers.details import Told
 from homeserver.services.pushers.pushers import HTTP
 from homeserver.services.pushers.roster import Roster
-from homeserver.services.unread import READ_TYPES, REDACTION
+from homeserver.services.unread import COUNTED, READ_TYPES, REDACTION
+from storage.accounts import AccountStore
 from storage.database import DatabaseUnavailable
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
@@ -102,6 +104,7 @@ class PushReading:
         lease: LeaseStore,
         stream: PushStream,
         store: PusherStore,
+        accounts: AccountStore,
         rooms: RoomStore,
         events: RoomEvents,
         memberships: Memberships,
@@ -122,6 +125,7 @@ class PushReading:
         self._lease = lease
         self._stream = stream
         self._store = store
+        self._accounts = accounts
         self._rooms = rooms
         self._events = events
         self._memberships = memberships
@@ -176,11 +180,11 @@ class PushReading:
             return
         for change in changes:
             row, heard = change.detail, len(self._heard)
-            if change.topic is Topic.PUSHER and change.user_id is not None:
+            if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
                 self._changed_users.add(change.user_id)
                 self._schedule()
             elif isinstance(row, EventRow):
-                if (self._roster.users or self._changed_users) and row.flags & EventFlag.TIMELINE:
+                if (row.flags & COUNTED or row.type == REDACTION) and (self._roster.users or self._changed_users):
                     self._heard.append(
                         NewEvent(
                             change.position,
@@ -266,6 +270,7 @@ class PushReading:
     async def _read_database(self) -> None:
         stretch = await self._stream.get_stretch(self._done, self._in_database, AT_ONCE)
         self._changed_users |= await self._store.get_changed_users(self._done, stretch.upto)
+        self._changed_users |= await self._accounts.get_changed_accounts(self._done, stretch.upto)
         if self._changed_users:
             await self._refresh()
         heard: list[Heard] = [*stretch.events, *stretch.receipts, *filter(is_outside, stretch.invites)]
@@ -296,6 +301,8 @@ class PushReading:
     async def _take_event(self, event: NewEvent) -> None:
         if event.type == REDACTION:
             self._badges.touch_room(event.room_nid)
+        if not event.flags & COUNTED:
+            return
         if event.sender in self._roster.users and event.flags & EventFlag.NOTIFIES:
             await self._take_answer(event)
         users = self._roster.users if event.position > self._floor else self._behind

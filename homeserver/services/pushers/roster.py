@@ -7,7 +7,7 @@ from storage.pushers import PusherRow, PusherStore
 
 
 class Roster:
-    """Users with pushers that are enabled."""
+    """Users with pushers that are to be pushed to."""
 
     def __init__(self, store: PusherStore, *, capacity: int) -> None:
         """`capacity`: of how many users pushers are kept in memory."""
@@ -30,8 +30,8 @@ class Roster:
         """The pushers of these users were changed; the enabled ones as they are now, of all of them."""
         for user_id in user_ids:
             self._rows.pop(user_id, None)
-        found = await self._store.get_pushers(user_ids)
-        rows = {user_id: [row for row in found.get(user_id, ()) if row.enabled] for user_id in user_ids}
+        found = await self._store.get_active(user_ids)
+        rows = {user_id: found.get(user_id, ()) for user_id in user_ids}
         for user_id, of_user in rows.items():
             if of_user:
                 self._users.add(user_id)
@@ -52,9 +52,9 @@ class Roster:
                 self._rows.move_to_end(user_id)
                 found[user_id] = rows
         if missing:
-            read = await self._store.get_pushers(missing)
+            read = await self._store.get_active(missing)
             for user_id in missing:
-                found[user_id] = rows = [row for row in read.get(user_id, ()) if row.enabled]
+                found[user_id] = rows = read.get(user_id, ())
                 self._keep(user_id, rows)
         return found
 

@@ -122,7 +122,7 @@ class SlidingSync:
         upto = self._streams.current()
         token = SyncToken(upto, parts.typing.position)
         selection = await parts.lists.select(request, connection)
-        works = await self._find_works(connection, selection)
+        works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
         entries = await parts.entries.make(request, connection, works, upto, members, newly_sent)
         changes = StateChanges(connection.state)
@@ -137,7 +137,9 @@ class SlidingSync:
         }
         return _Answer(body, bool(entries) or extension_news, token, changes.result(), newly_sent)
 
-    async def _find_works(self, connection: Connection, selection: Selection) -> list[RoomWork]:
+    async def _find_works(
+        self, request: SlidingRequest, connection: Connection, selection: Selection
+    ) -> list[RoomWork]:
         """The rooms of the windows and subscriptions in which there may be something to tell."""
         parts = self._parts
         wanted: dict[int, tuple[MembershipRow, int, bool]] = {}
@@ -146,20 +148,10 @@ class SlidingSync:
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
         partial = await parts.partial.get_all()
-        covered: dict[tuple[int, int, int], bool] = {}
-        for nid, config in selection.configs.items():
+        for nid in selection.to_look_at(connection.state, None if recent is None else recent.events):
+            config = selection.configs[nid]
             sent = sent_rooms.get(nid)
-            grown = False
-            if sent is not None:
-                # of many rooms the same is wanted and was sent: these are compared once
-                key = (id(config), sent.timeline_limit, id(sent.required_state))
-                if key not in covered:
-                    covered[key] = config.timeline_limit <= sent.timeline_limit and sent.required_state.covers(
-                        config.required_state
-                    )
-                grown = not covered[key]
-                if not grown and sent.upto == LIVE and recent is not None and nid not in recent.events:
-                    continue
+            grown = sent is not None and not sent.covers(config)
             row = selection.rows[nid]
             since = 0 if sent is None else connection.since(sent.upto)
             completed = _completion(partial, row)
@@ -169,7 +161,7 @@ class SlidingSync:
             if sent is None or news or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
-        named = _lists_of(selection, wanted)
+        named = _lists_of(selection, wanted) if request.stable else {}
         works: list[RoomWork] = []
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)

@@ -27,6 +27,7 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
+from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push_rules import account_data_events
@@ -228,18 +229,17 @@ class Sync:
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if _has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
+        thread_keys = _thread_keys(request.filter.room.timeline)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
         if joined:
             sections["join"] = {work.room.room_id: json[work.room.room_id] for work in joined}
             for work in joined:
                 count, room = counts[work.room.room_nid], json[work.room.room_id]
-                by_thread = request.filter.room.timeline.unread_thread_notifications
-                room["unread_notifications"] = _unread_json(count.main if by_thread else count.total)
-                if by_thread and count.threads:
-                    room["unread_thread_notifications"] = {
-                        root: _unread_json(each) for root, each in count.threads.items()
-                    }
+                room["unread_notifications"] = _unread_json(count.main if thread_keys else count.total)
+                if count.threads:
+                    by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
+                    room.update(dict.fromkeys(thread_keys, by_thread))
         if left:
             sections["leave"] = {work.room.room_id: json[work.room.room_id] for work in left}
         for membership in ("invite", "knock"):
@@ -297,7 +297,8 @@ class Sync:
                 shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
-        if wanted.ephemeral.allows("m.typing", None):
+        is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
+        if not is_quiet and wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
                     if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
@@ -399,6 +400,15 @@ def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
         # the counts may have changed
         or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
     )
+
+
+def _thread_keys(filter: RoomEventFilter) -> list[str]:
+    """Under which names the client wants the counts of threads, if it wants them (MSC3773)."""
+    asked = {
+        "unread_thread_notifications": filter.unread_thread_notifications,
+        "org.matrix.msc3773.unread_thread_notifications": filter.unstable_thread_notifications,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
 
 
 def _unread_json(count: Unread) -> dict[str, int]:

@@ -1,0 +1,39 @@
+"""What other servers' users do is pushed as what our own do; an invite too, into a room that this server is not in."""
+
+from tests.helpers.gateway import Gateway, set_pusher
+from tests.helpers.network import Network
+from tests.helpers.talk import V3, create, invite, join, ok
+
+NORTH, SOUTH = "north.example", "south.example"
+
+
+def test_an_invite_and_messages_from_elsewhere_are_pushed(network: Network) -> None:
+    gateway = Gateway()
+    alice = network.add(NORTH).register("alice")
+    south = network.add(SOUTH, web=gateway)
+    bob = south.register("bob")
+    south.app.pushers.start()
+    network.start_sending()
+    ok(set_pusher(bob))
+    ok(alice.put(f"{V3}/profile/{alice.user_id}/displayname", {"displayname": "Alice"}))
+    room_id = create(alice, name="tea")
+    network.settle()
+
+    invite(alice, room_id, bob)
+    network.settle()
+    [push] = gateway.taken
+    assert push.notification["type"] == "m.room.member"
+    assert push.notification["user_is_target"] is True
+    assert push.notification["room_name"] == "tea"
+    assert push.notification["sender_display_name"] == "Alice"
+    assert push.notification["counts"] == {"unread": 1}
+
+    join(bob, room_id)
+    network.settle()
+    gateway.taken.clear()
+    sent = ok(alice.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", {"msgtype": "m.text", "body": "hello"}))
+    network.settle()
+    [push] = gateway.taken
+    assert push.notification["event_id"] == sent["event_id"]
+    assert push.notification["content"]["body"] == "hello"
+    assert push.notification["room_name"] == "tea"
