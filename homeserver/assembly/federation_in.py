@@ -54,6 +54,7 @@ class IncomingParts:
             rooms.servers,
             federation.policy,
             federation.identity,
+            TimelineStore(database),
             clock.seconds,
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
