@@ -8,7 +8,7 @@ spec: server-server-api#request-authentication
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -26,6 +26,7 @@ JSON_BYTES = 10 << 20
 MAX_ERROR_CHARS = 500
 
 Query = Sequence[tuple[str, str]]
+T = TypeVar("T")
 
 
 class RefusedByRemote(RemoteError):
@@ -72,12 +73,13 @@ class Requests:
         *,
         seconds: float = 60,
         max_bytes: int = JSON_BYTES,
+        form: Any = Any,
     ) -> Any:
         """The JSON that a PUT answers: an object, but for version 1 of some calls. Raises RemoteError, Forbidden.
 
-        A body that is `msgspec.Raw` is canonical JSON.
+        A body that is `msgspec.Raw` is canonical JSON. `form`: the type as which the answer is read.
         """
-        return await self._send("PUT", destination, path, query, body, seconds, max_bytes, True)
+        return await self._send("PUT", destination, path, query, body, seconds, max_bytes, True, form)
 
     async def post(
         self,
@@ -93,6 +95,20 @@ class Requests:
         """The JSON that a POST answers. Raises RemoteError, Forbidden (the policy)."""
         return await self._send("POST", destination, path, query, body, seconds, max_bytes, signed)
 
+    async def get_as(
+        self,
+        form: type[T],
+        destination: ServerName,
+        path: str,
+        query: Query = (),
+        *,
+        seconds: float = 30,
+        max_bytes: int = JSON_BYTES,
+    ) -> T:
+        """What a GET answers, read as a type of msgspec: for long answers. Raises RemoteError, Forbidden."""
+        answer: T = await self._send("GET", destination, path, query, None, seconds, max_bytes, True, form)
+        return answer
+
     async def _send(
         self,
         method: str,
@@ -103,6 +119,7 @@ class Requests:
         seconds: float,
         max_bytes: int,
         signed: bool,
+        form: Any = Any,
     ) -> Any:
         self._policy.check_destination(destination, path)
         uri = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
@@ -123,7 +140,7 @@ class Requests:
         request = WireRequest(
             method, uri, tuple(headers), b"" if content is None else bytes(content), seconds, max_bytes
         )
-        return _read(destination, await self._wire.exchange(destination, request))
+        return _read(destination, await self._wire.exchange(destination, request), form)
 
 
 def path_of(template: str, *values: str) -> str:
@@ -131,15 +148,20 @@ def path_of(template: str, *values: str) -> str:
     return template.format(*(quote(value, safe="") for value in values))
 
 
-def _read(destination: ServerName, answer: WireAnswer) -> Any:
+def _read(destination: ServerName, answer: WireAnswer, form: Any) -> Any:
+    is_good = answer.status == 200
     try:
-        value = msgspec.json.decode(answer.body)
+        value = msgspec.json.decode(answer.body, type=form if is_good else Any)
+    except msgspec.ValidationError as error:
+        raise RemoteError(
+            destination, f"the answer has another form: {error}"[:MAX_ERROR_CHARS], retryable=False
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        if answer.status == 200:
+        if is_good:
             raise RemoteError(destination, "the answer is no JSON", retryable=False) from error
         value = {}
-    if answer.status == 200:
-        if not isinstance(value, dict | list):
+    if is_good:
+        if form is Any and not isinstance(value, dict | list):
             raise RemoteError(destination, "the answer is no JSON object", retryable=False)
         return value
     if not isinstance(value, dict):

@@ -38,7 +38,7 @@ from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
-from homeserver.assembly.rooms import RoomParts, fixed_profile_fields
+from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
@@ -160,6 +160,7 @@ class Server:
         self.mail.start()
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
+        self.incoming.completions.start()
         self.start_jobs()
         self.federation_out.sender.start()
         self.pushers.start()
@@ -211,6 +212,7 @@ class Server:
         await gatherResults([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
         if self.other_nodes is not None:
             self.other_nodes.stop()
+        self.incoming.completions.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
@@ -355,7 +357,10 @@ def build(
             login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
         ),
-        OfferedFeatures({"org.matrix.msc4140": True} if config.rooms.max_event_delay_duration is not None else {}),
+        OfferedFeatures(
+            delayed_events=config.rooms.max_event_delay_duration is not None,
+            encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
+        ),
         rtc,
         ClientDiscovery(name.public_baseurl, {**rtc.in_well_known, **name.extra_well_known_client_content}),
         Discovery(
@@ -389,6 +394,7 @@ def build(
     all_jobs = [
         *finding.jobs,
         *calls.jobs(),
+        *people.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
         *pushers.jobs(),

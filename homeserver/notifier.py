@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from storage.events import EventRow
+from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow
 from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
@@ -132,6 +133,8 @@ class Notifier:
             if isinstance(row, EventRow | StickyRow) or (
                 isinstance(row, ReceiptRow) and row.receipt_type != PRIVATE_RECEIPT
             ):
+                self._rooms[row.room_nid] = None
+            if isinstance(row, PartialRoom):
                 self._rooms[row.room_nid] = None
             if change.topic in TOLD_TO_ALL and change.user_id is not None:
                 self._people[change.user_id] = None

@@ -44,6 +44,9 @@ class Connection(Protocol):
     ) -> list[Row]:
         """`keys` is not empty and not longer than LARGEST_CHUNK."""
 
+    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+        """`rows` is not empty and not longer than LARGEST_CHUNK."""
+
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
     def execute_script(self, sql: str) -> None:

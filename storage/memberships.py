@@ -3,7 +3,7 @@
 Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -55,6 +55,10 @@ class MembershipStore:
     async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
+
+    async def get_event_nids(self, room_nid: int) -> Mapping[str, int]:
+        """By user the number of the event that set their membership, of everybody who ever had one."""
+        return await self._database.read("get_membership_events", _select_event_nids, room_nid)
 
     async def get_local_members(self, room_nid: int) -> list[str]:
         """This server's users who are joined."""
@@ -153,9 +157,22 @@ def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[Me
     return [_row(row) for row in rows]
 
 
-def select_first_members(txn: Transaction, room_nid: int, membership: str, limit: int) -> list[MembershipRow]:
-    """The first few with that membership, by the age of their membership event; for use inside a transaction."""
-    return [_row(row) for row in txn.query(f"{_SELECT_BY_KIND} LIMIT ?", (room_nid, membership, limit))]
+def select_first_members(
+    txn: Transaction, room_nids: Iterable[int], memberships: Sequence[str], limit: int
+) -> dict[int, list[MembershipRow]]:
+    """Of each room the first few with each of these memberships, by the age of their membership events.
+
+    For use inside a transaction.
+    """
+    asked = [(room_nid, membership, limit) for room_nid in room_nids for membership in memberships]
+    first: dict[int, list[MembershipRow]] = {}
+    for (room_nid, _, _), rows in zip(asked, txn.query_each(f"{_SELECT_BY_KIND} LIMIT ?", asked), strict=True):
+        first.setdefault(room_nid, []).extend(map(_row, rows))
+    return first
+
+
+def _select_event_nids(txn: Transaction, room_nid: int) -> dict[str, int]:
+    return dict(txn.query("SELECT user_id, event_nid FROM memberships WHERE room_nid = ?", (room_nid,)))
 
 
 def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> list[MembershipRow]:

@@ -88,6 +88,18 @@ def _translate_in(sql: str) -> str:
 
 
 @lru_cache(maxsize=1024)
+def _translate_each(sql: str, count: int) -> str:
+    """One statement for many rows of arguments; the first column of what it finds is the number of the row."""
+    first, *rest = sql.split("?")
+    each = first + "".join(f"wanted.a{at}{part}" for at, part in enumerate(rest))
+    names = ", ".join(f"a{at}" for at in range(len(rest)))
+    values = ", ".join([f"({', '.join(['?'] * (len(rest) + 1))})"] * count)
+    return _translate(
+        f"SELECT wanted.nr, found.* FROM (VALUES {values}) AS wanted (nr, {names}) CROSS JOIN LATERAL ({each}) AS found"
+    )
+
+
+@lru_cache(maxsize=1024)
 def _translate_many(sql: str) -> tuple[str, str | None]:
     """The statement for `execute_values` and the template of a row; no template where it has to be run row by row.
 
@@ -140,6 +152,14 @@ class PostgresConnection:
     ) -> list[Row]:
         self._run(_translate_in(sql), (*_adapt(before), list(_adapt(keys)), *_adapt(after)))
         return self._cursor.fetchall()
+
+    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+        numbered = [value for at, args in enumerate(rows) for value in (at, *_adapt(args))]
+        self._run(_translate_each(sql, len(rows)), numbered)
+        found: list[list[Row]] = [[] for _ in rows]
+        for at, *row in self._cursor.fetchall():
+            found[at].append(tuple(row))
+        return found
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         self._run(_translate(sql), _adapt(args))

@@ -80,6 +80,11 @@ class PushAttentionStore:
         """This server's users who are joined to a room and have push rules of their own."""
         return await self._database.read("get_members_with_rules", _select_members, room_nid)
 
+    async def get_changed_members(self, room_nid: int, since: int) -> Mapping[str, bool]:
+        """This server's users whose membership of a room, or whose rules, have changed after a position: whether they
+        are joined. Users who never had a membership of the room may be missing."""
+        return await self._database.read_quickly("get_changed_rules", _select_changed, room_nid, since)
+
     def set_attention(self, txn: WriteTransaction, user_id: str, position: int, wanted: Mapping[str, int]) -> None:
         """Let this hold from after a position on; what is not named is as elsewhere."""
         history = select_histories(txn, [user_id]).get(user_id, AttentionHistory())
@@ -123,3 +128,16 @@ def _select_members(txn: Transaction, room_nid: int) -> list[str]:
         (room_nid,),
     )
     return [user_id for (user_id,) in rows]
+
+
+def _select_changed(txn: Transaction, room_nid: int, since: int) -> dict[str, bool]:
+    rows = txn.query(
+        "SELECT user_id, membership FROM memberships WHERE room_nid = ? AND is_local = 1 AND position > ?",
+        (room_nid, since),
+    )
+    rows += txn.query(
+        "SELECT m.user_id, m.membership FROM account_data AS a JOIN memberships AS m ON m.user_id = a.user_id"
+        f" AND m.room_nid = ? WHERE a.type = 'm.push_rules' AND a.room_id = '{GLOBAL}' AND a.position > ?",
+        (room_nid, since),
+    )
+    return {user_id: membership == "join" for user_id, membership in rows}

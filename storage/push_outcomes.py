@@ -127,6 +127,11 @@ class PushOutcomeStore:
             "get_notified", _select_notified, user_id, list(rooms), list(ignored), highlights_only, limit
         )
 
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove what is kept of what events were to a user, for an account that ends."""
+        txn.execute("DELETE FROM push_outcomes WHERE user_id = ?", (user_id,))
+        txn.execute("DELETE FROM push_attention WHERE user_id = ?", (user_id,))
+
 
 def add_outcomes(txn: WriteTransaction, rows: Sequence[tuple[str, int, int, int, int]]) -> None:
     """Write (user, room, position, event, outcome)."""

@@ -85,9 +85,7 @@ _COLUMNS = (
 )
 
 
-_ACTIVE = (
-    "enabled = 1 AND NOT EXISTS (SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND a.locked = 1)"
-)
+_ACTIVE = "enabled = 1 AND NOT EXISTS (SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND a.locked = 1)"
 
 
 class PusherStore:
@@ -325,7 +323,9 @@ def _select_changed(txn: Transaction, after: int, upto: int) -> set[str]:
 
 
 def _select_due(txn: Transaction, now_ms: int, limit: int) -> list[PusherRow]:
-    sql = f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE} ORDER BY due_ts LIMIT ?"
+    sql = (
+        f"SELECT {_COLUMNS} FROM pushers WHERE due_ts IS NOT NULL AND due_ts <= ? AND {_ACTIVE} ORDER BY due_ts LIMIT ?"
+    )
     return list(map(_row, txn.query(sql, (now_ms, limit))))
 
 

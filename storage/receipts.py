@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import msgspec
 
@@ -83,10 +84,13 @@ class ReceiptStore:
 
 
 def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> dict[int, list[ReceiptRow]]:
-    sql = f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? AND position > ? AND position <= ? ORDER BY position"
+    rows = txn.query_each(
+        f"SELECT {_COLUMNS} FROM receipts WHERE room_nid = ? AND position > ? AND position <= ?",
+        [(room_nid, after, upto) for room_nid, (after, upto) in ranges.items()],
+    )
     return {
-        room_nid: [ReceiptRow(*row) for row in txn.query(sql, (room_nid, after, upto))]
-        for room_nid, (after, upto) in ranges.items()
+        room_nid: sorted((ReceiptRow(*row) for row in found), key=attrgetter("position"))
+        for room_nid, found in zip(ranges, rows, strict=True)
     }
 
 

@@ -1,4 +1,6 @@
-"""The other servers that are in a room: counted as their users join and leave, so that nobody has to look at members."""
+"""The other servers that are in a room: counted as their users join and leave, so that nobody has to look at members.
+
+As long as the members are not known (see `partial_rooms.py`), those count too of which we were told that they are there."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -51,7 +53,10 @@ def count_servers(
 
 def _select(txn: Transaction, room_nids: list[int]) -> dict[int, list[RoomServer]]:
     rows = txn.query_in(
-        "SELECT room_nid, server, since FROM room_servers WHERE room_nid IN {keys} ORDER BY room_nid, server",
+        "SELECT room_nid, server, MIN(since) FROM (SELECT room_nid, server, since FROM room_servers"
+        " UNION ALL SELECT s.room_nid, s.server, r.position FROM partial_servers AS s"
+        " JOIN partial_rooms AS r ON r.room_nid = s.room_nid) AS together"
+        " WHERE room_nid IN {keys} GROUP BY room_nid, server ORDER BY room_nid, server",
         room_nids,
     )
     found: dict[int, list[RoomServer]] = {}

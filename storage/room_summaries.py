@@ -197,24 +197,21 @@ def _select_rosters(txn: Transaction, user_id: str, room_nids: list[int], limit:
         " FROM rooms AS r JOIN room_summaries AS s ON s.room_nid = r.room_nid WHERE r.room_nid IN {keys}",
         room_nids,
     )
-    found: dict[int, Roster] = {}
-    for room_nid, name, alias, joined, invited in rows:
-        heroes: list[MembershipRow] = []
-        if not name and not alias:
-            heroes = _select_heroes(txn, user_id, room_nid, ("join", "invite"), limit) or _select_heroes(
-                txn, user_id, room_nid, ("leave", "ban"), limit
-            )
-        found[room_nid] = Roster(name, alias, joined, invited, heroes)
-    return found
+    nameless = [room_nid for room_nid, name, alias, _, _ in rows if not name and not alias]
+    heroes = _select_heroes(txn, user_id, nameless, ("join", "invite"), limit)
+    deserted = [room_nid for room_nid in nameless if not heroes[room_nid]]
+    heroes |= _select_heroes(txn, user_id, deserted, ("leave", "ban"), limit)
+    return {
+        room_nid: Roster(name, alias, joined, invited, heroes.get(room_nid, ()))
+        for room_nid, name, alias, joined, invited in rows
+    }
 
 
 def _select_heroes(
-    txn: Transaction, user_id: str, room_nid: int, memberships: tuple[str, str], limit: int
-) -> list[MembershipRow]:
-    rows = [
-        row
-        for membership in memberships
-        for row in select_first_members(txn, room_nid, membership, limit + 1)
-        if row.user_id != user_id
-    ]
-    return sorted(rows, key=lambda row: row.event_nid)[:limit]
+    txn: Transaction, user_id: str, room_nids: list[int], memberships: tuple[str, str], limit: int
+) -> dict[int, list[MembershipRow]]:
+    first = select_first_members(txn, room_nids, memberships, limit + 1)
+    return {
+        room_nid: sorted((row for row in rows if row.user_id != user_id), key=lambda row: row.event_nid)[:limit]
+        for room_nid, rows in first.items()
+    }

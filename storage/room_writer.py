@@ -16,6 +16,7 @@ from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
 from storage.memberships import count_members, put_memberships, select_memberships
+from storage.partial_rooms import add_partial_events
 from storage.push_outcomes import add_outcomes
 from storage.relations import Relation, RelationRow, add_relations, remove_relation
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
@@ -28,6 +29,8 @@ from storage.state_tree import StateTreeStore
 from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events, remove_sticky_event
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
+
+MAY_STICK = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
 
 
 class HeadMoved(Exception):
@@ -78,6 +81,8 @@ class NewEvent:
     """What it says of another event."""
     sticky_ms: int | None = None
     """For how long it says that it is to be told to everyone."""
+    has_gap: bool = False
+    """Something that it follows is missing, and `state_before` is assumed: in a room with a part of its state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,8 @@ class NewCurrentState:
     effects: Sequence[tuple[int | str, StateEffect]]
     recount: bool = False
     """Count the members anew: effects of this state were written before the batch."""
+    partial_join: int | None = None
+    """As in `Head`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,21 +179,32 @@ class RoomWriter:
             state_root=root,
             joined_count=joined,
             invited_count=invited,
+            partial_join=head.partial_join if current is None else current.partial_join,
         )
         if not move_head(txn, room.room_nid, head.version, new_head):
             raise HeadMoved(room.room_id)
         if current is not None:
             rows = _note_current_state(rows, root, {nid for nid, _, _ in effects})
         self._insert(txn, room, events, rows, nids, now_ms)
+        if new_head.partial_join is not None:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events))
         self._tell(txn, room, events, rows)
         return Appended(new_head, rows)
 
     def add_aside(
-        self, txn: WriteTransaction, room: RoomRow, events: Sequence[NewEvent], now_ms: int
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        events: Sequence[NewEvent],
+        now_ms: int,
+        *,
+        is_partial: bool = False,
+        past: bool = False,
     ) -> list[EventRow]:
         """Add events at their place in the past or beside the timeline: the head stays, and nobody is told of anything new.
 
-        Each has its `state_before`, or goes on from the one before it.
+        Each has its `state_before`, or goes on from the one before it. `is_partial`: that is only a part of the state, of
+        the past or not.
         """
         nids = self._take_numbers(txn, events)
         rows: list[EventRow] = []
@@ -196,6 +214,8 @@ class RoomWriter:
             root = row.state_root
             rows.append(row)
         self._insert(txn, room, events, rows, nids, now_ms)
+        if is_partial:
+            add_partial_events(txn, room.room_nid, _gaps(rows, events), past=past)
         self._tell(txn, room, events, rows)
         return rows
 
@@ -359,9 +379,16 @@ class RoomWriter:
         if children:
             add_relations(txn, children)
         sticky = [
-            StickyRow(row.event_nid, room.room_nid, row.sender, row.position or txn.next_position(), expires_ts)
+            StickyRow(
+                row.event_nid,
+                room.room_nid,
+                row.sender,
+                row.position or txn.next_position(),
+                expires_ts,
+                waits=not row.flags & EventFlag.TIMELINE,
+            )
             for row, event in zip(rows, events, strict=True)
-            if event.sticky_ms is not None and row.flags & EventFlag.TIMELINE and row.redacted_by is None
+            if event.sticky_ms is not None and row.flags & MAY_STICK and row.redacted_by is None
             # a time in the future counts as now
             for expires_ts in [min(row.origin_server_ts, now_ms) + min(event.sticky_ms, LONGEST_MS)]
             if expires_ts > now_ms
@@ -435,6 +462,10 @@ def _row(
         event.pdu,
         thread_root=event.thread_root,
     )
+
+
+def _gaps(rows: Sequence[EventRow], events: Sequence[NewEvent]) -> list[tuple[int, bool]]:
+    return [(row.event_nid, event.has_gap) for row, event in zip(rows, events, strict=True)]
 
 
 def _note_current_state(rows: Sequence[EventRow], root: bytes | None, changed: Set[int]) -> list[EventRow]:

@@ -34,10 +34,12 @@ class Head(msgspec.Struct, frozen=True, gc=False):
     state_root: bytes | None
     joined_count: int
     invited_count: int
+    partial_join: int | None = None
+    """The join since which only a part of the state is known; None: all of it is."""
 
 
 _ROOM_COLUMNS = "room_nid, room_id, version, creation_ts"
-_HEAD_COLUMNS = "head_version, extremities, depth, state_root, joined_count, invited_count"
+_HEAD_COLUMNS = "head_version, extremities, depth, state_root, joined_count, invited_count, partial_join"
 _EMPTY_HEAD = Head(version=0, extremities=(), depth=0, state_root=None, joined_count=0, invited_count=0)
 
 
@@ -132,14 +134,14 @@ def select_head(txn: Transaction, room_nid: int) -> Head:
     if row is None:
         raise LookupError(f"no room with number {room_nid}")
     extremities = tuple((nid, event_id) for nid, event_id in msgspec.json.decode(row[1]))
-    return Head(row[0], extremities, row[2], row[3], row[4], row[5])
+    return Head(row[0], extremities, *row[2:])
 
 
 def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head: Head) -> bool:
     """Replace the head if it still has the expected version; whether it had."""
     changed = txn.execute(
         "UPDATE rooms SET head_version = ?, extremities = ?, depth = ?, state_root = ?, joined_count = ?,"
-        " invited_count = ? WHERE room_nid = ? AND head_version = ?",
+        " invited_count = ?, partial_join = ? WHERE room_nid = ? AND head_version = ?",
         (
             head.version,
             msgspec.json.encode(head.extremities).decode(),
@@ -147,6 +149,7 @@ def move_head(txn: WriteTransaction, room_nid: int, expected_version: int, head:
             head.state_root,
             head.joined_count,
             head.invited_count,
+            head.partial_join,
             room_nid,
             expected_version,
         ),

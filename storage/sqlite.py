@@ -76,6 +76,10 @@ class SQLiteConnection:
         padding = [keys[-1]] * (size - len(keys))
         return self._execute(_with_keys(sql, size), (*before, *keys, *padding, *after)).fetchall()
 
+    def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
+        execute = self._execute
+        return [execute(sql, args).fetchall() for args in rows]
+
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         return self._execute(sql, args).rowcount
 

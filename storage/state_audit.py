@@ -29,6 +29,8 @@ _SELECT_ARRIVED = f"""
     SELECT {_COLUMNS}, pdu FROM events
     WHERE event_nid > ? AND event_nid <= ? AND position IS NOT NULL
     AND room_nid IN (SELECT room_nid FROM room_servers)
+    AND room_nid NOT IN (SELECT room_nid FROM partial_rooms WHERE completed IS NULL)
+    AND room_nid NOT IN (SELECT room_nid FROM partial_events)
 """
 
 
@@ -39,7 +41,8 @@ class StateAuditStore:
         self._database = database
 
     async def get_arrived(self, after: int, upto: int) -> list[tuple[Placed, bytes]]:
-        """The events with such numbers that arrived in rooms with other servers, and their PDUs."""
+        """The events with such numbers that arrived in rooms with other servers, and their PDUs; not of rooms of whose state
+        a part is lacking."""
         return await self._database.read("get_events_to_audit", _select_arrived, after, upto)
 
     async def get_placed(self, event_ids: Iterable[str]) -> Mapping[str, Placed]:

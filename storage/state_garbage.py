@@ -23,6 +23,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from storage.partial_rooms import select_partial_roots
 from storage.radix_tree import get_child_ids
 from storage.transaction import WriteTransaction
 
@@ -86,7 +87,9 @@ class StateCollector:
             progress = self._mark(txn, room_nid, cycle, progress)
         elif not progress.head_read:
             head = txn.query_one("SELECT state_root FROM rooms WHERE room_nid = ?", (room_nid,))
-            roots = {bytes(head[0])} if head is not None and head[0] is not None else set[bytes]()
+            roots = select_partial_roots(txn, room_nid)
+            if head is not None and head[0] is not None:
+                roots.add(bytes(head[0]))
             progress = replace(progress, head_read=True, stack=tuple(roots))
         elif not progress.events_read:
             progress = self._read_events(txn, room_nid, progress)

@@ -26,6 +26,8 @@ class Topic(Enum):
     """An event lost its content; `detail` is its number."""
     PLACED = "placed"
     """An event that was an outlier has found its place in the room; `detail` is its number."""
+    COMPLETENESS = "completeness"
+    """A room was entered with a part of its state, or has all of it now; `detail` is the `PartialRoom`."""
     MEMBERSHIP = "membership"
     """Someone's membership of a room; `detail` is the `MembershipRow`."""
     ACCOUNT_DATA = "account_data"

@@ -100,10 +100,7 @@ def _select_latest(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: 
         "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position DESC LIMIT ?"
     )
-    return {
-        room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]
-        for room_nid, (after, upto) in ranges.items()
-    }
+    return _select_ranges(txn, sql, ranges, limit)
 
 
 def _select_next(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: int) -> dict[int, list[Arrival]]:
@@ -111,10 +108,14 @@ def _select_next(txn: Transaction, ranges: dict[int, tuple[int, int]], limit: in
         "SELECT position, event_nid FROM events WHERE room_nid = ? AND position > ? AND position <= ?"
         " ORDER BY position LIMIT ?"
     )
-    return {
-        room_nid: [Arrival(*row) for row in txn.query(sql, (room_nid, after, upto, limit))]
-        for room_nid, (after, upto) in ranges.items()
-    }
+    return _select_ranges(txn, sql, ranges, limit)
+
+
+def _select_ranges(
+    txn: Transaction, sql: str, ranges: dict[int, tuple[int, int]], limit: int
+) -> dict[int, list[Arrival]]:
+    rows = txn.query_each(sql, [(room_nid, after, upto, limit) for room_nid, (after, upto) in ranges.items()])
+    return {nid: [Arrival(*row) for row in found] for nid, found in zip(ranges, rows, strict=True)}
 
 
 def _select_places(txn: Transaction, event_nids: list[int]) -> dict[int, Place]:

@@ -225,6 +225,16 @@ class WrongRoomKeysVersion(MatrixError):
     errcode, status, default_text = "M_WRONG_ROOM_KEYS_VERSION", 403, "This is not the current version of the backup"
 
 
+class StateIncomplete(MatrixError):
+    """What is asked needs all of the state of a room that was entered with a part of it."""
+
+    errcode, status, default_text = (
+        "M_UNKNOWN",
+        504,
+        "The members of this room are still being fetched from other servers: try again in a while",
+    )
+
+
 class OtherServerFailed(MatrixError):
     """What was asked for needs another server, and none was of use: nobody's fault here."""
 

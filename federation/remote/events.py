@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName, is_event_id
 from federation.requests import Requests, path_of
@@ -21,11 +23,11 @@ MAX_STATE_EVENTS: Final = 500_000
 MAX_AUTH_CHAIN: Final = 20_000
 """Of the auth chain of one event."""
 MAX_PAGE_BYTES: Final = 16 << 20
-MAX_STATE_BYTES: Final = 128 << 20
+MAX_STATE_BYTES: Final = 256 << 20
 MAX_IDS_BYTES: Final = 64 << 20
 MAX_EVENT_BYTES: Final = 256 << 10
 SECONDS: Final = 20
-STATE_SECONDS: Final = 120
+STATE_SECONDS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,11 @@ class StateIDs:
     auth_chain: Sequence[EventID]
 
 
-@dataclass(frozen=True, slots=True)
-class StatePDUs:
-    """A state, and its auth chain."""
+class StatePDUs(msgspec.Struct, frozen=True):
+    """A state, and its auth chain; the events are taken apart only when their turn comes."""
 
-    state: Sequence[Pdu]
-    auth_chain: Sequence[Pdu]
+    state: Sequence[msgspec.Raw] = msgspec.field(name="pdus")
+    auth_chain: Sequence[msgspec.Raw]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +104,12 @@ class RemoteEvents:
     async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StatePDUs:
         """The state before an event, in full."""
         path = path_of("/_matrix/federation/v1/state/{}", room_id)
-        answer = await self._requests.get(
-            server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_STATE_BYTES
+        answer = await self._requests.get_as(
+            StatePDUs, server, path, [("event_id", event_id)], seconds=STATE_SECONDS, max_bytes=MAX_STATE_BYTES
         )
-        return StatePDUs(
-            _pdus(server, answer, "pdus", MAX_STATE_EVENTS), _pdus(server, answer, "auth_chain", MAX_STATE_EVENTS)
-        )
+        if len(answer.state) + len(answer.auth_chain) > MAX_STATE_EVENTS:
+            raise RemoteError(server, "the state is longer than any that is read", retryable=False)
+        return answer
 
     async def get_event(self, server: ServerName, event_id: EventID) -> Pdu:
         """One event."""

@@ -8,7 +8,7 @@ server-server-api#knocking-rooms
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeGuard
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -44,13 +44,18 @@ class Template:
     event: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class JoinedState:
-    """The state before a join, its auth chain, and the join as the other server has it."""
+class JoinedState(msgspec.Struct, frozen=True):
+    """The state before a join, its auth chain, and the join as the other server has it.
 
-    state: Sequence[Mapping[str, Any]]
-    auth_chain: Sequence[Mapping[str, Any]]
-    event: Mapping[str, Any] | None
+    The events are taken apart only when their turn comes: there may be a hundred thousand.
+    """
+
+    state: Sequence[msgspec.Raw]
+    auth_chain: Sequence[msgspec.Raw]
+    event: dict[str, Any] | None = None
+    members_omitted: bool = False
+    """Most memberships are not in the state."""
+    servers_in_room: Sequence[str] = ()
 
 
 class MembershipRequests:
@@ -83,27 +88,28 @@ class MembershipRequests:
             raise RemoteError(server, "the template is for something else", retryable=False)
         return Template(version, event)
 
-    async def send_join(self, server: ServerName, event: Event) -> JoinedState:
-        """Enter the room by a signed join. Raises RemoteError, Forbidden (the policy)."""
+    async def send_join(self, server: ServerName, event: Event, *, omit_members: bool) -> JoinedState:
+        """Enter the room by a signed join. Raises RemoteError, Forbidden (the policy).
+
+        `omit_members`: the server may leave out most memberships.
+        """
         arguments = (event.room_id, event.event_id)
         body = msgspec.Raw(encode_pdu(event))
         try:
             path = path_of("/_matrix/federation/v2/send_join/{}/{}", *arguments)
-            answer = await self._requests.put(server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES)
+            query = [("omit_members", "true")] if omit_members else []
+            answer: JoinedState = await self._requests.put(
+                server, path, body, query, seconds=STATE_SECONDS, max_bytes=STATE_BYTES, form=JoinedState
+            )
+            return answer
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
             path = path_of("/_matrix/federation/v1/send_join/{}/{}", *arguments)
-            answer = _second(
-                server,
-                await self._requests.put(server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES),
+            pair: tuple[int, JoinedState] = await self._requests.put(
+                server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES, form=tuple[int, JoinedState]
             )
-        if not isinstance(answer, dict):
-            raise RemoteError(server, "the answer is no object", retryable=False)
-        state, chain, own = answer.get("state"), answer.get("auth_chain"), answer.get("event")
-        if not _are_objects(state) or not _are_objects(chain):
-            raise RemoteError(server, "the answer holds no state of a room", retryable=False)
-        return JoinedState(state, chain, own if isinstance(own, dict) else None)
+            return pair[1]
 
     async def send_leave(self, server: ServerName, event: Event) -> None:
         """Leave the room, or decline an invite. Raises RemoteError, Forbidden (the policy)."""
@@ -174,7 +180,3 @@ def _second(server: ServerName, answer: object) -> Any:
     if not isinstance(answer, list) or len(answer) != 2:
         raise RemoteError(server, "the answer is no pair", retryable=False)
     return answer[1]
-
-
-def _are_objects(value: object) -> TypeGuard[list[dict[str, Any]]]:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

@@ -4,34 +4,39 @@
   memberships of other servers' users. Then one small write gives the join its place and moves the head: until then
   nobody here is in the room, and nothing of it is shown.
 - Done again after a restart, each step finds what is there already.
+- Of a large room a part of the state is told first, without most memberships: with that the room is entered, and its head
+  says so. `completion.py` fetches the rest.
 
 spec: server-server-api#joining-rooms
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, TooLarge
 from federation.protocol.event_signing import required_signers
-from federation.protocol.ids import EventID, RoomID
+from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
-from federation.rooms.effects import effect_of_absence, state_effect
+from federation.rooms.effects import StoredEffects, effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
-from federation.rooms.outliers import Outliers
 from federation.rooms.placement import new_event
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
+from federation.rooms.state_imports import Pdu, StateImports, kept_ids
+from federation.rooms.templates import MEMBER
 from storage.database import Database
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
+from storage.partial_rooms import PartialRoomStore, begin_partial, forget_partial
 from storage.room_effects import NO_EFFECT, StateEffect
 from storage.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
 from storage.rooms import RoomRow, RoomStore, add_room, select_room
 from storage.state_tree import StateTreeStore
+from storage.streams import Change, Topic
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction
 
@@ -41,6 +46,17 @@ CHUNK = 500
 """Entries written at once."""
 
 Entries = Mapping[tuple[str, str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What was told of a room beside its state."""
+
+    resident: ServerName
+    servers: Collection[ServerName]
+    """The servers in the room."""
+    members_omitted: bool
+    """Most memberships are not in the state."""
 
 
 class Adoptions:
@@ -54,7 +70,9 @@ class Adoptions:
         events: RoomEvents,
         trees: StateTreeStore,
         memberships: MembershipStore,
-        outliers: Outliers,
+        imports: StateImports,
+        effects: StoredEffects,
+        partial: PartialRoomStore,
         writer: RoomWriter,
         identity: ServerIdentity,
         questions: Questions,
@@ -66,7 +84,9 @@ class Adoptions:
         self._events = events
         self._trees = trees
         self._memberships = memberships
-        self._outliers = outliers
+        self._imports = imports
+        self._effects = effects
+        self._partial = partial
         self._writer = writer
         self._identity = identity
         self._questions = questions
@@ -76,9 +96,10 @@ class Adoptions:
         self,
         version: RoomVersion,
         room_id: RoomID,
-        state: Sequence[Mapping[str, Any]],
-        auth_chain: Sequence[Mapping[str, Any]],
+        state: Sequence[Pdu],
+        auth_chain: Sequence[Pdu],
         join: Mapping[str, Any],
+        part: Part | None = None,
     ) -> StoredEvent:
         """Enter a room that nobody of this server is in, by PDUs; the join as it is stored.
 
@@ -91,20 +112,29 @@ class Adoptions:
         room = await self._find_room(version, room_id)
         if await self._memberships.get_local_members(room.room_nid):
             raise BadState("This server is in the room already")
-        candidates = [Candidate(version, pdu) for pdu in (*auth_chain, *state, join)]
-        own = candidates[-1].read()
-        outcomes = await self._outliers.add(room, candidates)
-        if outcomes[-1].is_waiting:
+        own = Candidate(version, join).read()
+        outcomes = await self._imports.keep(room, [*auth_chain, *state])
+        (outcome,) = await self._imports.keep(room, [join])
+        if outcome.is_waiting:
             raise BadState("The auth chain of the join is not complete")
-        if outcomes[-1].verdict in (Verdict.DROP, Verdict.REJECT):
-            raise outcomes[-1].error or Forbidden("The join is not allowed")
-        kept = [outcome.event_id for outcome in outcomes[len(auth_chain) : -1] if outcome.event_id is not None]
-        entries = await self._gather(room, [event_id for event_id in kept if event_id != own.event_id])
+        if outcome.verdict in (Verdict.DROP, Verdict.REJECT):
+            raise outcome.error or Forbidden("The join is not allowed")
+        kept = kept_ids(outcomes[len(auth_chain) :])
+        entries = await self._imports.gather(room, [event_id for event_id in kept if event_id != own.event_id])
+        await self._check_version(version, entries)
+        if part is not None and not part.members_omitted and not await self._partial.has_events(room.room_nid):
+            part = None  # else there is something to complete all the same
 
         async def work() -> StoredEvent:
-            return await self._enter(room, version, own.event_id, entries)
+            return await self._enter(room, version, own.event_id, entries, part)
 
         return await self._engine.in_turn(room_id, work)
+
+    async def _check_version(self, version: RoomVersion, entries: Entries) -> None:
+        """Raises BadState where the room was made in another version than the one that the template named."""
+        create = (await self._events.get_events([entries[CREATE]]))[entries[CREATE]]
+        if create.event.content.get("room_version", "1") != version.identifier:
+            raise BadState("The room was made in another version than the server said")
 
     async def _find_room(self, version: RoomVersion, room_id: RoomID) -> RoomRow:
         room = await self._rooms.get_room(room_id)
@@ -118,25 +148,16 @@ class Adoptions:
         known = select_room(txn, room_id)
         return known if known is not None else add_room(txn, room_id, version.identifier, self._now_ms())[0]
 
-    async def _gather(self, room: RoomRow, event_ids: Sequence[EventID]) -> Entries:
-        """The entries of the state. Raises BadState."""
-        entries: dict[tuple[str, str], int] = {}
-        for start in range(0, len(event_ids), CHUNK):
-            found = await self._events.get_by_id(room.room_nid, set(event_ids[start : start + CHUNK]))
-            for stored in found.values():
-                if stored.rejected:
-                    continue
-                if stored.event.state_key is None or entries.setdefault(stored.event.key, stored.nid) != stored.nid:
-                    raise BadState("The state of the room has no single event for each of its entries")
-        if CREATE not in entries:
-            raise BadState("The state of the room lacks its create event")
-        return entries
-
-    async def _enter(self, room: RoomRow, version: RoomVersion, join_id: EventID, entries: Entries) -> StoredEvent:
+    async def _enter(
+        self, room: RoomRow, version: RoomVersion, join_id: EventID, entries: Entries, part: Part | None
+    ) -> StoredEvent:
         join = (await self._events.get_by_id(room.room_nid, [join_id]))[join_id]
         if not join.is_outlier:
             return join  # done before
         auth = await self._events.get_by_id(room.room_nid, join.event.auth_events)
+        if part is not None:  # the memberships that the join rests on: an invite, who vouches for it
+            members = [stored for stored in auth.values() if stored.event.type == MEMBER and not stored.rejected]
+            entries = {stored.event.key: stored.nid for stored in members} | dict(entries)
         before = StateChange(None, entries)
         signers = required_signers(join.event)  # they were checked when it was stored
         sources = StoredSources(self._questions, room, list(auth.values()), before, None, signers)
@@ -146,18 +167,25 @@ class Adoptions:
         root = await self._grow(room, join, entries)
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         effects = await self._write_members(room, entries)
-        effects += await self._effects_of_absence(snapshot, entries)
+        effects += await self._effects_of_absence(snapshot, entries, part)
         effects.append((join_id, state_effect(join.event, self._identity)))
         new = replace(
             new_event(join.event, int(EventFlag.TIMELINE), [], ()),
             effect=state_effect(join.event, self._identity),
             state_before=StateChange(root),
             placed_nid=join.nid,
+            has_gap=True,
         )
-        current = NewCurrentState(StateChange(root), {join.event.key: join_id}, effects, recount=True)
+        current = NewCurrentState(
+            StateChange(root),
+            {join.event.key: join_id},
+            effects,
+            recount=True,
+            partial_join=None if part is None else join.nid,
+        )
         known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
         missing = [name for name in join.event.prev_events if name not in known or known[name].is_outlier]
-        appended = await self._database.write("enter_room", self._append, snapshot, new, current, missing)
+        appended = await self._database.write("enter_room", self._append, snapshot, new, current, missing, part)
         # nothing that was read of an earlier state counts any more
         fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
         return self._engine.advance(fresh, appended)[0]
@@ -181,10 +209,9 @@ class Adoptions:
         remaining: list[tuple[int | str, StateEffect]] = []
         nids = list(entries.values())
         for start in range(0, len(nids), CHUNK):
-            loaded = await self._events.get_events(nids[start : start + CHUNK])
+            effects = await self._effects.of(room, nids[start : start + CHUNK])
             now: list[tuple[int, StateEffect]] = []
-            for nid, stored in loaded.items():
-                effect = state_effect(stored.event, self._identity)
+            for nid, effect in effects.items():
                 if effect.membership is not None and not effect.membership.is_local:
                     now.append((nid, effect))
                 elif effect != NO_EFFECT:
@@ -194,11 +221,15 @@ class Adoptions:
         return remaining
 
     async def _effects_of_absence(
-        self, snapshot: RoomSnapshot, entries: Entries
+        self, snapshot: RoomSnapshot, entries: Entries, part: Part | None
     ) -> list[tuple[int | str, StateEffect]]:
         """What it means that entries of the state in which we last left the room are gone."""
         old = await snapshot.state.load_nids()
-        gone: Collection[int] = [nid for key, nid in old.items() if key not in entries]
+        gone: Collection[int] = [
+            nid
+            for key, nid in old.items()
+            if key not in entries and (part is None or not part.members_omitted or key[0] != MEMBER)
+        ]
         loaded = await self._events.get_events(gone)
         return [(nid, effect_of_absence(stored.event, self._identity)) for nid, stored in loaded.items()]
 
@@ -209,8 +240,17 @@ class Adoptions:
         new: NewEvent,
         current: NewCurrentState,
         missing: Sequence[EventID],
+        part: Part | None,
     ) -> Appended:
-        move_backward_extremities(txn, snapshot.room.room_nid, [new.event_id], missing, new.depth)
-        return self._writer.append(
+        room_nid = snapshot.room.room_nid
+        forget_partial(txn, room_nid)
+        move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)
+        appended = self._writer.append(
             txn, snapshot.room, snapshot.head, [new], [new.event_id], current=current, now_ms=self._now_ms()
         )
+        (row,) = appended.rows
+        partial = None
+        if part is not None and row.position is not None:
+            partial = begin_partial(txn, room_nid, row.event_nid, row.position, part.resident, part.servers)
+        txn.announce(Change(row.position or 0, Topic.COMPLETENESS, snapshot.room.room_id, detail=partial))
+        return appended

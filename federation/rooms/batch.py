@@ -30,11 +30,13 @@ class Outcome:
     missing_prev: Sequence[EventID] = ()
     """Without these, or else the state before it, the event has no place."""
     missing_auth: Sequence[EventID] = ()
+    is_crowded_out: bool = False
+    """Nothing is missing, but the room's history has too many ends already; see `branches.py`."""
 
     @property
     def is_waiting(self) -> bool:
         """It has to be given again once what is missing is there."""
-        return bool(self.missing_prev or self.missing_auth)
+        return bool(self.missing_prev or self.missing_auth or self.is_crowded_out)
 
 
 def dropped(event: Event, text: str) -> Outcome:

@@ -3,19 +3,22 @@
 Content comes from anyone, so what is not of the right form counts as absent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
 
 from federation.identity import ServerIdentity
-from federation.protocol.events import Event
-from federation.protocol.ids import UserID, is_room_id
+from federation.protocol.events import Event, load_event
+from federation.protocol.ids import EventID, RoomID, UserID, is_room_id
 from federation.protocol.join_rules import read_allowed_rooms
+from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.space_hierarchy import CHILD, is_link, is_suggested, read_order
 from storage.engine import SQLValue
+from storage.events import EventStore
 from storage.room_effects import NewMembership, StateEffect
+from storage.rooms import RoomRow
 from storage.spaces import NewChild
 
 MAX_TEXT: Final = 4096
@@ -34,6 +37,22 @@ _SUMMARY: Final[Mapping[str, tuple[str, str]]] = {
     "m.room.guest_access": ("guest_access", "guest_access"),
     "m.room.encryption": ("encryption", "algorithm"),
 }
+
+
+class StoredEffects:
+    """Effects of stored events: of many at once, past the cache, since few of them are needed again."""
+
+    def __init__(self, store: EventStore, identity: ServerIdentity) -> None:
+        self._store = store
+        self._identity = identity
+
+    async def of(self, room: RoomRow, event_nids: Collection[int]) -> Mapping[int, StateEffect]:
+        """What state events of a room mean, by their numbers."""
+        version, room_id = ROOM_VERSIONS[room.version], RoomID(room.room_id)
+        return {
+            nid: state_effect(load_event(version, EventID(row.event_id), room_id, row.pdu), self._identity)
+            for nid, row in (await self._store.get_events(event_nids)).items()
+        }
 
 
 def state_effect(event: Event, identity: ServerIdentity) -> StateEffect:

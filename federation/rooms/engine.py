@@ -24,6 +24,7 @@ from federation.protocol.policy_server import POLICY
 from federation.protocol.room_versions import ROOM_VERSIONS, RoomVersion
 from federation.rooms.build import Chain, Classify, TargetInChain, Vouch
 from federation.rooms.drafts import Draft
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
@@ -38,6 +39,7 @@ from storage.transaction import WriteTransaction
 
 T = TypeVar("T")
 
+MEMBER = "m.room.member"
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 20
 
@@ -80,6 +82,7 @@ class RoomEngine:
         identity: ServerIdentity,
         now_ms: Callable[[], int],
         classify: Classify,
+        partial: PartialRooms,
         *,
         capacity: int,
     ) -> None:
@@ -93,6 +96,7 @@ class RoomEngine:
         self._identity = identity
         self._now_ms = now_ms
         self._classify = classify
+        self._partial = partial
         self._vouch: Vouch | None = None
         self._capacity = capacity
         self._snapshots: OrderedDict[str, RoomSnapshot] = OrderedDict()
@@ -146,11 +150,28 @@ class RoomEngine:
     async def send(self, room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
         """Add the events of one request to a room, all or none of them; returns them once they are durable.
 
-        Raises NotFound, Forbidden (and other MatrixErrors of authorization and size), AlreadySent.
+        Raises NotFound, Forbidden (and other MatrixErrors of authorization and size), AlreadySent, StateIncomplete.
         """
+        snapshot = await self.get_snapshot(room_id)
+        if snapshot.head.partial_join is not None:
+            await self._wait_for_members(snapshot, drafts)
         request = _Request(drafts, Deferred())
         self._enqueue(room_id, request)
         return await request.done
+
+    async def get_whole(self, room_id: RoomID) -> RoomSnapshot:
+        """The room, once all of its state is here. Raises NotFound, StateIncomplete."""
+        snapshot = await self.get_snapshot(room_id)
+        if snapshot.head.partial_join is None:
+            return snapshot
+        await self._partial.wait(snapshot.room.room_nid)
+        return await self.get_snapshot(room_id)
+
+    async def _wait_for_members(self, snapshot: RoomSnapshot, drafts: Sequence[Draft]) -> None:
+        """Whether somebody's membership may be changed depends on what it is: return when it is known."""
+        targets = {StateKey(MEMBER, draft.state_key) for draft in drafts if draft.type == MEMBER and draft.state_key}
+        if targets - (await snapshot.state.load(targets)).keys():
+            await self._partial.wait(snapshot.room.room_nid)
 
     async def in_turn(self, room_id: RoomID, work: Callable[[], Awaitable[T]]) -> T:
         """Do something while no other work of this node moves the room: for events that were made elsewhere.

@@ -120,9 +120,9 @@ class Invitations:
     async def do_invite(self, room_id: RoomID, sender: UserID, target: UserID, content: Mapping[str, Any]) -> EventID:
         """Invite a user of another server into a room that we are in; the invite, or the one that is there already.
 
-        Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed.
+        Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
-        snapshot = await self._engine.get_snapshot(room_id)
+        snapshot = await self._engine.get_whole(room_id)
         chain = Chain(snapshot, self._events, self._identity, self._classify)
         draft = Draft(MEMBER, sender, content, target, unless_same=True)
         (built,) = await chain.add([draft], self._now_ms())

@@ -33,6 +33,7 @@ from federation.rooms.remote_states import RemoteStates
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
+from storage.timelines import TimelineStore
 
 MAX_ROUNDS: Final = 10
 """How often one server is asked for what lies still further back."""
@@ -129,9 +130,11 @@ class MissingEvents:
         servers: RoomServers,
         policy: Policy,
         identity: ServerIdentity,
+        timelines: TimelineStore,
         seconds: Callable[[], float],
     ) -> None:
         """`seconds` is a clock."""
+        self._timelines = timelines
         self._engine = engine
         self._events = events
         self._receiver = receiver
@@ -195,14 +198,15 @@ class MissingEvents:
                 return
             outcome = pool.outcomes[name]
             await self._states.fetch_auth_chain(server, snapshot, pool.open[name], outcome.missing_auth)
-        edges = await self._find_edges(snapshot, pool)
-        if len(edges) > MAX_STATES:
-            pool.forget_fetched()
-            edges = await self._find_edges(snapshot, pool)
         states: dict[EventID, Collection[EventID]] = {}
-        for name in edges[:MAX_STATES]:
-            if not self._is_late(pool):
-                states[name] = await self._states.fetch_state(server, snapshot, name)
+        if snapshot.head.partial_join is None:  # else the whole state is on its way, and they wait for it
+            edges = await self._find_edges(snapshot, pool)
+            if len(edges) > MAX_STATES:
+                pool.forget_fetched()
+                edges = await self._find_edges(snapshot, pool)
+            for name in edges[:MAX_STATES]:
+                if not self._is_late(pool):
+                    states[name] = await self._states.fetch_state(server, snapshot, name)
         if lacking or states:
             await self._take(pool, snapshot.room_id, past, states)
 
@@ -210,6 +214,12 @@ class MissingEvents:
         """Ask for what lies between the pool and what is known."""
         head = (await self._engine.get_snapshot(snapshot.room_id)).head
         earliest = [EventID(event_id) for _, event_id in head.extremities]
+        # what is before the oldest that is here (our join, say) is the past: no news, and read back when somebody wants it
+        ends = await self._timelines.get_backward_extremities(snapshot.room.room_nid)
+        floor = min(ends.values(), default=0)
+        if head.partial_join is not None:  # what was before our join is of no use now
+            join = (await self._events.get_events([head.partial_join]))[head.partial_join]
+            earliest += join.event.prev_events[:MAX_LATEST]
         for _ in range(MAX_ROUNDS):
             missing = await self._find_missing(snapshot, pool)
             edges = [name for name, event in pool.open.items() if not missing.isdisjoint(event.prev_events)]
@@ -221,8 +231,10 @@ class MissingEvents:
                 earliest=earliest[-MAX_LATEST:],
                 latest=edges[-MAX_LATEST:],
                 limit=min(PAGE, MAX_POOL - len(pool)),
+                min_depth=floor,
             )
-            if not pool.add(await self._without_placed(snapshot, pool.parse(pdus)), missing):
+            found = {name: event for name, event in pool.parse(pdus).items() if event.depth >= floor}
+            if not pool.add(await self._without_placed(snapshot, found), missing):
                 return
 
     async def _without_placed(self, snapshot: RoomSnapshot, found: Mapping[EventID, Event]) -> Mapping[EventID, Event]:

@@ -57,6 +57,8 @@ class Arrival:
     """It belongs to what is known already: it is no news and no forward extremity."""
     send_on: bool = False
     """It falls to us to tell the other servers in the room."""
+    has_gap: bool = False
+    """The state before it is assumed: in a room with a part of its state."""
 
 
 class Placements:
@@ -174,6 +176,7 @@ class Placements:
             thread_root=classification.thread_root,
             state_before=arrival.before,
             placed_nid=arrival.outlier.nid if arrival.outlier is not None else None,
+            has_gap=arrival.has_gap,
         )
 
     async def _may_take_effect(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
@@ -244,7 +247,7 @@ class Placements:
             batch_entries[(new.type, new.state_key)] = new.event_id
             changes[StateKey(new.type, new.state_key)] = None  # the event itself, once it has been written
             effects.append((new.event_id, new.effect))
-        return NewCurrentState(state, batch_entries, effects), changes
+        return NewCurrentState(state, batch_entries, effects, partial_join=snapshot.head.partial_join), changes
 
     def _append(
         self,
@@ -262,12 +265,16 @@ class Placements:
 
     def _add_aside(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> EventRow:
         self._check_unchanged(txn, snapshot, arrival, new)
-        if (
-            new.flags & EventFlag.SOFT_FAILED
-            and select_head(txn, snapshot.room.room_nid).version != snapshot.head.version
-        ):
-            raise HeadMoved(snapshot.room.room_id)  # it was refused by a state that is no longer the present one
-        return self._writer.add_aside(txn, snapshot.room, [new], self._now_ms())[0]
+        is_partial = snapshot.head.partial_join is not None
+        if new.flags & EventFlag.SOFT_FAILED or is_partial:
+            head = select_head(txn, snapshot.room.room_nid)
+            if head.partial_join != snapshot.head.partial_join or (
+                new.flags & EventFlag.SOFT_FAILED and head.version != snapshot.head.version
+            ):
+                raise HeadMoved(snapshot.room.room_id)  # it was judged by a state that is no longer the present one
+        return self._writer.add_aside(
+            txn, snapshot.room, [new], self._now_ms(), is_partial=is_partial, past=arrival.is_past
+        )[0]
 
     def _check_unchanged(self, txn: WriteTransaction, snapshot: RoomSnapshot, arrival: Arrival, new: NewEvent) -> None:
         """Another node may have received the same event meanwhile."""

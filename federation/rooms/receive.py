@@ -4,6 +4,9 @@ Laws:
 - Events are taken in through the queue of their room, like those of our own users: heads never conflict on one node.
 - Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms no other.
 - What is missing is said, never fetched: that is for whoever holds the wire.
+- In a room of which only a part of the state is here, an event is judged by that part and by the memberships that it cites; what
+  follows the events before our join is taken to come upon the state that we joined upon. All of it is looked at again when the
+  rest has come (`completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -15,6 +18,7 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome, dropped
+from federation.rooms.branches import is_one_too_many
 from federation.rooms.check import Candidate, Verdict, check_on_receipt, check_signed
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outliers import Outliers
@@ -24,6 +28,7 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
+from federation.rooms.templates import MEMBER
 from storage.events import EventFlag, EventStore, Waiting
 from storage.room_writer import HeadMoved, StateChange
 
@@ -194,23 +199,38 @@ class Receiver:
                 check_signed(event, signers)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
+        join = await self._partial_join(snapshot)
         prev, missing = _split(event.prev_events, known.events, placed=True)
         if any(other.room_nid != snapshot.room.room_nid for other in prev):
             return dropped(event, "The event follows one of another room")
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
-        if missing_auth or (missing and not has_state):
-            return Outcome(event.event_id, None, missing_prev=() if has_state else missing, missing_auth=missing_auth)
+        # while a part of the state is lacking, nothing is known of what was before our join
+        has_gap = join is not None and not has_state and bool(missing) and (past or _follows(missing, join))
+        is_past = past or event.event_id in known.waiting.backward
+        if is_past and not past and missing and not has_state and not has_gap:
+            return Outcome(event.event_id, None, was_known=True)  # it is fetched when somebody reads back so far
+        if missing_auth or (missing and not has_state and not has_gap):
+            return Outcome(
+                event.event_id, None, missing_prev=() if has_state or has_gap else missing, missing_auth=missing_auth
+            )
+        if not is_past and await is_one_too_many(snapshot, event, self._events):
+            return Outcome(event.event_id, None, is_crowded_out=True)
         try:
-            before = await self._state_before(snapshot, event, prev, known.states)
+            before = await self._state_before(snapshot, event, prev, known.states, join if has_gap else None)
+            if join is not None:
+                before = await self._with_cited(snapshot, before, auth)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
-        is_past = past or event.event_id in known.waiting.backward
         current = None if is_past else StateChange(snapshot.head.state_root)
+        if join is not None and current is not None:
+            current = await self._with_cited(snapshot, current, auth)
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
-        sources = StoredSources(self._questions, snapshot.room, auth, before, current, signers, create.event_id)
+        # the past of a room that we know in part cannot be judged by what is known of the present
+        judged = None if join is not None and is_past else before
+        sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id)
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
@@ -225,6 +245,7 @@ class Receiver:
             await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
             is_past,
             send_on,
+            has_gap,
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
@@ -242,8 +263,10 @@ class Receiver:
         event: Event,
         prev: Sequence[StoredEvent],
         states: Mapping[EventID, Collection[EventID]],
+        join: StoredEvent | None,
     ) -> StateChange:
-        known = [StateChange(stored.state_root) for stored in prev]
+        """`join`: the one whose state stands for that before events which are missing."""
+        known = [StateChange(stored.state_root) for stored in (*prev, *(() if join is None else (join,)))]
         if event.event_id in states:
             known.append(StateChange(None, await self._gather_state(snapshot, states[event.event_id])))
         if not known:
@@ -251,6 +274,18 @@ class Receiver:
         return await self._resolver.resolve(
             snapshot.room.room_nid, snapshot.version, await snapshot.create_event(), known
         )
+
+    async def _partial_join(self, snapshot: RoomSnapshot) -> StoredEvent | None:
+        """The join since which only a part of the state is known."""
+        nid = snapshot.head.partial_join
+        return None if nid is None else (await self._events.get_events([nid]))[nid]
+
+    async def _with_cited(self, snapshot: RoomSnapshot, state: StateChange, auth: Sequence[StoredEvent]) -> StateChange:
+        """A part of a state with the memberships that an event cites, as far as they are not in it."""
+        cited = {stored.event.key: stored.nid for stored in auth if stored.event.type == MEMBER and not stored.rejected}
+        known = await self._resolver.load(snapshot.room.room_nid, state, cited)
+        new: dict[tuple[str, str], int] = {key: nid for key, nid in cited.items() if key not in known}
+        return StateChange(state.root, {**state.entries, **new}) if new else state
 
     async def _gather_state(self, snapshot: RoomSnapshot, event_ids: Collection[EventID]) -> dict[tuple[str, str], int]:
         """A state that was given by its events, all of which must be stored. Raises BadState."""
@@ -264,6 +299,11 @@ class Receiver:
             if not stored.flags & EventFlag.REJECTED:
                 entries[(stored.type, stored.state_key)] = stored.event_nid
         return entries
+
+
+def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:
+    """Whether what an event follows and is missing is what the join follows."""
+    return set(missing) <= set(join.event.prev_events)
 
 
 def _split(

@@ -8,29 +8,31 @@ Laws:
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
+from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, RemoteError
 from federation.protocol.events import Event
-from federation.protocol.ids import EventID, RoomID, ServerName, UserID, domain_of, is_user_id
+from federation.protocol.ids import RoomID, ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.stripped_state import parse_stripped_state, strip_event
 from federation.remote.membership import Action, JoinedState, MembershipRequests
-from federation.rooms.adopt import Adoptions
+from federation.rooms.adopt import Adoptions, Part
 from federation.rooms.candidates import Candidates
 from federation.rooms.check import SHOWN
 from federation.rooms.outside import OutsideMemberships
-from federation.rooms.receive import MAX_PDUS, Receiver
+from federation.rooms.receive import Receiver
 from federation.rooms.residence import Residence
+from federation.rooms.state_imports import StateImports, kept_ids
 from federation.rooms.templates import AUTHORISER, fill_template, lonely_leave, with_signature_of
 from storage.rooms import RoomStore
 
-CREATE: Final = "m.room.create"
+MAX_SERVERS: Final = 20_000
+"""Servers of a room that we are told of."""
 MOST_ASKED_TO_LEAVE: Final = 3
 
 
@@ -47,19 +49,25 @@ class RemoteMemberships:
         rooms: RoomStore,
         adoptions: Adoptions,
         receiver: Receiver,
+        imports: StateImports,
         outside: OutsideMemberships,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
+        *,
+        in_part: bool,
     ) -> None:
+        """`in_part`: large rooms are entered with a part of their state, and the rest is fetched afterwards."""
         self._remote = remote
         self._candidates = candidates
         self._residence = residence
         self._rooms = rooms
         self._adoptions = adoptions
         self._receiver = receiver
+        self._imports = imports
         self._outside = outside
         self._identity = identity
         self._now_ms = now_ms
+        self._in_part = in_part
         self._joining: dict[RoomID, list[Deferred[None]]] = {}
 
     async def join(self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]) -> bool:
@@ -95,7 +103,7 @@ class RemoteMemberships:
         """
 
         async def ask(server: ServerName) -> None:
-            event, answer = await self._shake_hands(server, room_id, user_id, content)
+            event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=False)
             await self._receive(server, event, answer)
 
         await self._candidates.ask(servers, ask)
@@ -143,20 +151,27 @@ class RemoteMemberships:
         )
 
     async def _shake_hands(
-        self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]
+        self,
+        server: ServerName,
+        room_id: RoomID,
+        user_id: UserID,
+        content: Mapping[str, Any],
+        *,
+        omit_members: bool,
     ) -> tuple[Event, JoinedState]:
         event = await self._make(server, "join", room_id, user_id, content)
-        answer = await self._remote.send_join(server, event)
+        answer = await self._remote.send_join(server, event, omit_members=omit_members)
         authoriser = event.content.get(AUTHORISER)
         if answer.event is not None and isinstance(authoriser, str) and is_user_id(authoriser):
             event = with_signature_of(event, domain_of(authoriser), answer.event)
         return event, answer
 
     async def _enter(self, server: ServerName, room_id: RoomID, user_id: UserID, content: Mapping[str, Any]) -> None:
-        event, answer = await self._shake_hands(server, room_id, user_id, content)
+        event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=self._in_part)
         try:
-            _check_version(event, answer.state)
-            await self._adoptions.adopt(event.version, room_id, answer.state, answer.auth_chain, event.pdu)
+            servers = _servers(server, answer, self._identity.server_name)
+            part = Part(server, servers, answer.members_omitted)
+            await self._adoptions.adopt(event.version, room_id, answer.state, answer.auth_chain, event.pdu, part)
         except MatrixError:
             if await self._residence.find(room_id) is not None:
                 await self._receive(server, event, answer)  # another node of this server was faster
@@ -169,20 +184,14 @@ class RemoteMemberships:
         room_id = event.room_id
         (outcome,) = await self._receiver.receive(room_id, [event.pdu])
         if outcome.is_waiting:
-            state = await self._keep_outliers(room_id, answer.state)
-            await self._keep_outliers(room_id, answer.auth_chain)
+            room = (await self._rooms.get_rooms([room_id]))[room_id]
+            outcomes = await self._imports.keep(room, [*answer.auth_chain, *answer.state])
+            state = kept_ids(outcomes[len(answer.auth_chain) :])
             (outcome,) = await self._receiver.receive(room_id, [event.pdu], states={event.event_id: state})
         if outcome.was_known:
             return
         if outcome.verdict not in SHOWN:
             raise outcome.error or Forbidden(f"The join that {server} let pass is not allowed")
-
-    async def _keep_outliers(self, room_id: RoomID, pdus: Sequence[Mapping[str, Any]]) -> list[EventID]:
-        kept: list[EventID] = []
-        for start in range(0, len(pdus), MAX_PDUS):
-            outcomes = await self._receiver.receive_outliers(room_id, pdus[start : start + MAX_PDUS])
-            kept += [outcome.event_id for outcome in outcomes if outcome.event_id is not None]
-        return kept
 
     async def _take_back(self, server: ServerName, room_id: RoomID, user_id: UserID) -> None:
         """The others think that our user is in the room: let them leave again, if that can be done."""
@@ -193,11 +202,7 @@ class RemoteMemberships:
             self._log.info("{server} still has {user} in a room: {error}", server=server, user=user_id, error=error)
 
 
-def _check_version(event: Event, state: Sequence[Mapping[str, Any]]) -> None:
-    """Raises BadState where the room was made in another version than the one that the template named."""
-    for other in state:
-        if other.get("type") == CREATE and other.get("state_key") == "":
-            content = other.get("content")
-            version = content.get("room_version", "1") if isinstance(content, Mapping) else None
-            if version != event.version.identifier:
-                raise BadState("The room was made in another version than the server said")
+def _servers(resident: ServerName, answer: JoinedState, own: ServerName) -> list[ServerName]:
+    """The other servers in the room, as we are told: the one that let us in is among them whatever it says."""
+    named = dict.fromkeys([resident, *(ServerName(name) for name in answer.servers_in_room if is_server_name(name))])
+    return [server for server in named if server != own][:MAX_SERVERS]

@@ -15,6 +15,7 @@ from federation.rooms.batch import sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
 from federation.rooms.snapshots import CREATE, RoomSnapshot
+from federation.rooms.state_imports import StateImports
 from storage.events import EventFlag, EventStore, StateEntry
 
 FEW: Final = 30
@@ -28,27 +29,30 @@ MAX_NEW: Final = 50_000
 class RemoteStates:
     """Fetches states and auth chains. For the reactor thread."""
 
-    def __init__(self, receiver: Receiver, store: EventStore, remote: RemoteEvents) -> None:
+    def __init__(self, receiver: Receiver, imports: StateImports, store: EventStore, remote: RemoteEvents) -> None:
         self._receiver = receiver
+        self._imports = imports
         self._store = store
         self._remote = remote
 
-    async def fetch_state(self, server: ServerName, snapshot: RoomSnapshot, event_id: EventID) -> list[EventID]:
+    async def fetch_state(
+        self, server: ServerName, snapshot: RoomSnapshot, event_id: EventID, most_new: int = MAX_NEW
+    ) -> list[EventID]:
         """The state before an event as a server tells it, by ids of events that now are stored.
 
-        What is not valid in it is left out. Raises RemoteError.
+        What is not valid in it is left out. `most_new` events are taken in for its sake. Raises RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
         told = await self._remote.get_state_ids(server, room_id, event_id)
         wanted = {*told.state, *told.auth_chain}
         missing = wanted - (await self._store.get_entries(room_nid, wanted)).keys()
-        if len(missing) > MAX_NEW:
+        if len(missing) > most_new:
             raise RemoteError(server, f"{len(missing)} events would be new in the state", retryable=False)
         if len(missing) <= FEW:
             await self._keep(snapshot, await self._fetch(server, missing), missing)
         else:
             state = await self._remote.get_state(server, room_id, event_id)
-            await self._keep(snapshot, [*state.auth_chain, *state.state], missing)
+            await self._imports.keep(snapshot.room, [*state.auth_chain, *state.state])
         entries = await self._store.get_entries(room_nid, told.state)
         _check_is_state(server, entries.values())
         return [EventID(name) for name in entries]

@@ -38,5 +38,7 @@ class Residence:
         snapshot = await self.find(room_id)
         if snapshot is None:
             raise NotFound("This server is not in the room")
+        if snapshot.head.partial_join is not None:
+            raise NotFound("This server does not know all of the room's state yet")
         await self._access.check(snapshot, origin)
         return snapshot

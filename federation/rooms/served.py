@@ -5,6 +5,7 @@ Laws:
   in the room itself, since another knows neither who is in it nor the ACL.
 - An event that nobody of the server may see, by the history visibility, is given without its content. What was rejected is
   not given at all. What was soft-failed is given to who asks for it, or for something that stands upon it.
+- Of a room of which only a part of the state is here, no state and nothing of the past is told: others know more.
 - Bytes are given as they are stored. The number of queries does not grow with the size of the room.
 
 spec: server-server-api#retrieving-events, server-server-api#backfilling-and-retrieving-missing-events,
@@ -19,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.protocol.answers import Response
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.events import encode_event_json
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -26,6 +28,7 @@ from federation.protocol.redaction import redact
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.spliced import Part, spliced
 from federation.rooms.visible_to_servers import ServerVisibility
 from storage.auth_chains import AuthChainStore
 from storage.events import EventStore
@@ -40,14 +43,6 @@ MAX_LOOKED_AT: Final = 20
 """Events next to a time that are looked at until one is found that the server may see."""
 
 Pdus = list[msgspec.Raw]
-
-
-@dataclass(frozen=True, slots=True)
-class ServedState:
-    """A state and its auth chain, as PDUs."""
-
-    state: Pdus
-    auth_chain: Pdus
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +96,18 @@ class ServedRooms:
             raise NotFound("This server does not know the event")
         return await self._show(server, snapshot, [stored])
 
-    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedState:
-        """The state before an event. Raises NotFound, Forbidden."""
+    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Response:
+        """The state before an event, and its auth chain, as JSON. Raises NotFound, Forbidden."""
         state, chain = await self._state_before(server, room_id, event_id)
-        return ServedState(await self._load_raw(state), await self._load_raw(chain))
+        sizes = await self._store.get_sizes({*state, *chain})
+        parts: list[Part] = [
+            b'{"pdus":[',
+            [(nid, sizes[nid]) for nid in sorted(state)],
+            b'],"auth_chain":[',
+            [(nid, sizes[nid]) for nid in sorted(chain)],
+            b"]}",
+        ]
+        return spliced(self._store, parts, "state")
 
     async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedStateIDs:
         """As `get_state`, by the ids of the events."""
@@ -113,7 +116,7 @@ class ServedRooms:
 
     async def get_auth_chain(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Pdus:
         """The auth chain of an event. Raises NotFound, Forbidden."""
-        snapshot = await self._access.get_room(server, room_id)
+        snapshot = await self._get_whole(server, room_id)
         stored = await self._find(snapshot, event_id)
         cited = await self._events.get_by_id(snapshot.room.room_nid, stored.event.auth_events)
         nids = {other.nid for other in cited.values() if not other.rejected}
@@ -124,7 +127,7 @@ class ServedRooms:
 
     async def get_before(self, server: ServerName, room_id: RoomID, from_: Sequence[EventID], limit: int) -> Pdus:
         """Events of the room and what precedes them, the latest first. Raises NotFound, Forbidden, InvalidParam."""
-        snapshot = await self._access.get_room(server, room_id)
+        snapshot = await self._get_whole(server, room_id)
         start = await self._starts(snapshot, from_)
         events = await self._walk(snapshot, start, (), min(max(limit, 1), MAX_PAGE))
         return await self._show(server, snapshot, events)
@@ -167,6 +170,12 @@ class ServedRooms:
                 return stored.event.event_id, stored.event.origin_server_ts
         raise NotFound("There is no event on that side of the time")
 
+    async def _get_whole(self, server: ServerName, room_id: RoomID) -> RoomSnapshot:
+        snapshot = await self._access.get_room(server, room_id)
+        if snapshot.head.partial_join is not None:
+            raise NotFound("This server does not know all of the room's state yet")
+        return snapshot
+
     async def _find(self, snapshot: RoomSnapshot, event_id: EventID) -> StoredEvent:
         stored = await self._events.get_event(snapshot.room.room_nid, event_id)
         if stored is None or stored.rejected:
@@ -177,7 +186,7 @@ class ServedRooms:
         self, server: ServerName, room_id: RoomID, event_id: EventID
     ) -> tuple[Collection[int], Collection[int]]:
         """The numbers of the events of the state before an event, and of their auth chain."""
-        snapshot = await self._access.get_room(server, room_id)
+        snapshot = await self._get_whole(server, room_id)
         stored = await self._find(snapshot, event_id)
         if stored.is_outlier:
             raise NotFound("This server does not know the state at the event")

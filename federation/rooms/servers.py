@@ -71,7 +71,10 @@ class RoomServers:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.MEMBERSHIP:
+            if change.topic is Topic.COMPLETENESS:
+                self._changes_heard += 1
+                self._known.clear()
+            elif change.topic is Topic.MEMBERSHIP:
                 row = change.detail
                 if not isinstance(row, MembershipRow):
                     self._changes_heard += 1

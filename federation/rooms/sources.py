@@ -48,13 +48,13 @@ class StoredSources:
         questions: Questions,
         room: RoomRow,
         auth: Sequence[StoredEvent],
-        before: StateChange,
+        before: StateChange | None,
         current: StateChange | None,
         signers: Collection[ServerName] | None,
         create_id: EventID | None = None,
     ) -> None:
-        """`current` is None where the present state has no say. `signers`: whose signatures it has, where that is known.
-        `create_id`: the event that the room began with."""
+        """`before` is None where it is not known well enough; `current` is None where the present state has no say. `signers`:
+        whose signatures it has, where that is known. `create_id`: the event that the room began with."""
         self._questions = questions
         self._room = room
         self._auth = auth
@@ -75,8 +75,8 @@ class StoredSources:
             create,
         )
 
-    async def get_state_before(self, event: Event, keys: Collection[StateKey]) -> Mapping[StateKey, Event]:
-        return await self._load(self._before, keys)
+    async def get_state_before(self, event: Event, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
+        return None if self._before is None else await self._load(self._before, keys)
 
     async def get_current_state(self, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         return None if self._current is None else await self._load(self._current, keys)

@@ -10,7 +10,7 @@ Laws:
 - Each event is looked at once, some minutes after it has come; a message in a line costs a comparison of two hashes.
 - It needs no memory of the resolver's: nothing is compared with itself.
 - Only what can be proved is: events that were placed by a state which another server told (at a join, or at a gap) are passed
-  over, and so is what is no news.
+  over, and so is what is no news, and what is in a room of whose state a part is lacking.
 """
 
 from collections.abc import Mapping, Sequence

@@ -92,7 +92,7 @@ class StickyEvents:
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
-            if change.topic is Topic.STICKY and isinstance(change.detail, StickyRow):
+            if change.topic is Topic.STICKY and isinstance(change.detail, StickyRow) and not change.detail.waits:
                 self._add(change.detail)
             elif change.topic is Topic.REDACTED and isinstance(change.detail, int):
                 self._losses_heard += 1

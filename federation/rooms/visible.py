@@ -15,6 +15,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import UserID
 from federation.protocol.visibility import HISTORY_VISIBILITY, is_visible, membership_after, read_visibility
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.state_tree import StateTreeStore
 
@@ -43,11 +44,20 @@ class Visibility:
 
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out.
         """
-        shown = [event for event in events if event.in_timeline]
-        if own is not None and own.membership == "join" and all(_arrived_after(event, own.position) for event in shown):
-            # since the latest change of their membership they have been in the room: they see all, whatever its settings
+        shown = [event for event in events if event.flags & EventFlag.TIMELINE]
+        if own is None or own.membership != "join":
+            return await self._filter_by_state(user_id, own, shown)
+        # since the latest change of their membership they have been in the room: they see all, whatever its settings
+        since = own.position
+        before = [event for event in shown if event.position is None or event.position <= since]
+        if not before:
             return [Seen(event, "join") for event in shown]
-        return await self._filter_by_state(user_id, own, shown)
+        seen = {each.event.nid: each for each in await self._filter_by_state(user_id, own, before)}
+        page = [
+            Seen(event, "join") if event.position is not None and event.position > since else seen.get(event.nid)
+            for event in shown
+        ]
+        return [each for each in page if each is not None]
 
     async def _filter_by_state(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]
@@ -60,26 +70,43 @@ class Visibility:
         entries: list[tuple[StoredEvent, int | None, int | None]] = []
         for event in events:
             found = after[event.state_root]
-            before = {key: found.get(key) for key in keys}
-            if event.event.state_key is not None and event.event.key in before:
-                before[event.event.key] = event.replaces
-            entries.append((event, before[HISTORY_VISIBILITY], before[member]))
-        loaded = await self._events.get_events({nid for _, *nids in entries for nid in nids if nid is not None})
+            visibility_nid, member_nid = found.get(HISTORY_VISIBILITY), found.get(member)
+            if event.event.state_key is not None:
+                if event.event.key == HISTORY_VISIBILITY:
+                    visibility_nid = event.replaces
+                elif event.event.key == member:
+                    member_nid = event.replaces
+            entries.append((event, visibility_nid, member_nid))
+        wanted = {nid for _, visibility_nid, member_nid in entries for nid in (visibility_nid, member_nid)}
+        loaded = await self._events.get_events(nid for nid in wanted if nid is not None)
         last_join = await self._last_join(own)
         seen: list[Seen] = []
+        decided: dict[tuple[int | None, int | None, bool], str | None] = {}
         for event, visibility_nid, member_nid in entries:
+            joined_later = last_join is not None and event.event.depth <= last_join
+            # for events that are no state, it is the same for long runs of them
+            case = (visibility_nid, member_nid, joined_later)
+            is_state = event.event.state_key is not None
+            if not is_state and case in decided:
+                if (known := decided[case]) is not None:
+                    seen.append(Seen(event, known))
+                continue
             visibility = loaded.get(visibility_nid) if visibility_nid is not None else None
             membership_event = loaded.get(member_nid) if member_nid is not None else None
             membership = membership_event.event.membership if membership_event is not None else None
             # one's own leaving is shown even to who was only invited: else the room would not go from their list
-            if _is_own_membership(event, user_id) or is_visible(
+            shows = _is_own_membership(event, user_id) or is_visible(
                 event.event,
                 user_id,
                 visibility=read_visibility(visibility.event if visibility is not None else None),
                 membership=membership,
-                joined_later=last_join is not None and event.event.depth <= last_join,
-            ):
-                seen.append(Seen(event, membership_after(event.event, user_id, membership)))
+                joined_later=joined_later,
+            )
+            afterwards = membership_after(event.event, user_id, membership)
+            if shows:
+                seen.append(Seen(event, afterwards))
+            if not is_state:
+                decided[case] = afterwards if shows else None
         return seen
 
     async def was_joined(self, own: MembershipRow | None) -> bool:
@@ -116,7 +143,3 @@ class Visibility:
 
 def _is_own_membership(event: StoredEvent, user_id: UserID) -> bool:
     return event.event.type == "m.room.member" and event.event.state_key == user_id
-
-
-def _arrived_after(event: StoredEvent, position: int) -> bool:
-    return event.position is not None and event.position > position

@@ -136,14 +136,11 @@ class Deliveries:
     def heard_from(self, server: ServerName) -> None:
         """The server has spoken to us: if it could not be reached, it may be now."""
         destination = self._destinations.get(server)
-        if (
-            destination is not None
-            and destination.failing_since_ts is not None
-            and self._now_ms() - destination.tried_ts >= SOONEST_RETRY_MS
-        ):
-            destination.tried_ts = 0
-            _cancel_retry(destination)
-            self.wake(destination)
+        if destination is None:
+            return
+        destination.heard_ts = now = self._now_ms()
+        if destination.failing_since_ts is not None and not destination.is_running:
+            self._try_in(destination, destination.tried_ts + SOONEST_RETRY_MS - now)
 
     def note_silence(self, server: ServerName) -> None:
         """The server has not answered something else that we asked."""
@@ -236,7 +233,10 @@ class Deliveries:
         # before anything is waited for: what comes from now on goes to the backlog
         backlog = Backlog() if destination.is_behind and destination.is_noted else destination.fall_behind()
         row = DestinationRow(destination.server, destination.failing_since_ts, now, pause_ms, destination.error)
+        was_heard = destination.heard_ts >= destination.tried_ts
         self._pause(destination, pause_ms)
+        if was_heard:  # it came back while it was tried in vain, and may have no more to say for long
+            self._try_in(destination, SOONEST_RETRY_MS)
         await self._store.add_failure(row, backlog)
         destination.is_noted = True
         if pause_ms >= KEPT_TRANSACTION_PAUSE_MS:
@@ -247,11 +247,12 @@ class Deliveries:
         self._try_later(destination)
 
     def _try_later(self, destination: Destination) -> None:
-        if not self._active:
-            return
-        _cancel_retry(destination)
-        seconds = (destination.tried_ts + destination.pause_ms - self._now_ms()) / 1000
-        destination.retry = self._clock.callLater(max(0.0, seconds), self._retry, destination)
+        self._try_in(destination, destination.tried_ts + destination.pause_ms - self._now_ms())
+
+    def _try_in(self, destination: Destination, milliseconds: int) -> None:
+        if self._active:
+            _cancel_retry(destination)
+            destination.retry = self._clock.callLater(max(0, milliseconds) / 1000, self._retry, destination)
 
     def _retry(self, destination: Destination) -> None:
         destination.retry = None

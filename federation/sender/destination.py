@@ -74,6 +74,8 @@ class Destination:
     retry: IDelayedCall | None = None
     failing_since_ts: int | None = None
     tried_ts: int = 0
+    heard_ts: int = -1
+    """When it last spoke to us."""
     pause_ms: int = 0
     error: str | None = None
 
@@ -102,8 +104,10 @@ class Destination:
         )
 
     def is_failing_at(self, now_ms: int) -> bool:
-        """It could not be reached a moment ago."""
-        return self.failing_since_ts is not None and now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS)
+        """It could not be reached a moment ago, and has not spoken to us since."""
+        if self.failing_since_ts is None or self.heard_ts > self.tried_ts:
+            return False
+        return now_ms < self.tried_ts + min(self.pause_ms, LONGEST_SILENCE_MS)
 
     def lowest(self) -> int | None:
         """The lowest position of what only memory knows; None if there is nothing."""

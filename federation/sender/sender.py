@@ -295,8 +295,9 @@ class Sender:
             destination.is_noted = True
 
     async def _servers_for(self, event: EventToSend) -> set[ServerName]:
-        """The servers in the room, and that of whoever has just been put out of it."""
-        servers = set(await self._servers.in_room(event.room_nid))
+        """The servers that were in the room by then, and that of whoever has just been put out of it."""
+        in_room = await self._servers.in_room(event.room_nid)
+        servers = {server for server, since in in_room.items() if since <= event.position}
         if event.is_member:
             stored = (await self._events.get_events([event.event_nid]))[event.event_nid].event
             if stored.membership in ("leave", "ban") and stored.state_key is not None:

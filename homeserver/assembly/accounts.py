@@ -9,6 +9,7 @@ from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
@@ -18,6 +19,7 @@ from homeserver.services.shared_secret_registration import SharedSecretRegistrat
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
+from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.dehydrated_devices import DehydratedDeviceStore
@@ -77,6 +79,7 @@ class AccountParts:
                 self.to_device_store,
                 self.dehydrated_store,
                 SlidingConnectionStore(database),
+                DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
         )

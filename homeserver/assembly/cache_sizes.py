@@ -17,6 +17,8 @@ class CacheSizes:
         self.events = max(100, int(memory.event_cache_size * factor))
         self.rooms = scaled(20_000)
         self.users = scaled(20_000)
+        self.devices = scaled(10_000)
+        """Whose keys are kept: about a kilobyte each."""
         self.unread_counts = scaled(200_000)
         self.answer_bytes = scaled(16 << 20)
         self.lazy_members = scaled(500_000)
@@ -24,4 +26,5 @@ class CacheSizes:
         self.state_keys = scaled(400_000)
         self.listed_rooms = scaled(200_000)
         """Rooms of which is known when something last happened in them, and what lists filter by: small."""
+        self.ordered_rooms = scaled(1_000_000)
         self.connected_rooms = scaled(400_000)

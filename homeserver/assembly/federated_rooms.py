@@ -69,9 +69,11 @@ class FederatedRoomParts:
             rooms.store,
             federation.adoptions,
             federation.receiver,
+            federation.imports,
             rooms.outside,
             identity,
             rooms.now_ms,
+            in_part=federation.joins_in_part,
         )
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.outside = rooms.outside

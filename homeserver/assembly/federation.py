@@ -8,12 +8,14 @@ from federation.identity import ServerIdentity
 from federation.member_lists import Fetch
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.rooms.adopt import Adoptions
+from federation.rooms.effects import StoredEffects
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Placements
 from federation.rooms.policy_servers import PolicyServers
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.sources import Questions
+from federation.rooms.state_imports import StateImports
 from federation.wire import Wire
 from homeserver.assembly.federation_edge import EdgeParts
 from homeserver.assembly.rooms import RoomParts
@@ -37,6 +39,7 @@ class FederationParts:
         registry: CollectorRegistry,
     ) -> None:
         self.identity = identity
+        self.joins_in_part = config.federation.federation.partial_state_joins
         self.edge = EdgeParts(
             config.federation,
             config.limits.rc_federation,
@@ -69,7 +72,10 @@ class FederationParts:
             policy_servers.is_approved,
             self.keyring.prepare,
         )
+        self.questions = questions
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)
+        self.imports = StateImports(outliers, store)
+        self.effects = StoredEffects(store, identity)
         self.access = rooms.access
         self.edus = EduReceivers(self.access)
         self.receiver = Receiver(
@@ -82,7 +88,9 @@ class FederationParts:
             rooms.events,
             rooms.trees,
             rooms.membership_store,
-            outliers,
+            self.imports,
+            self.effects,
+            rooms.partial_store,
             rooms.writer,
             identity,
             questions,

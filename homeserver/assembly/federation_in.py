@@ -6,9 +6,11 @@ from twisted.internet.interfaces import IReactorTime
 from federation.receiver import Transactions
 from federation.remote.events import RemoteEvents
 from federation.rooms.backfill import Backfill
+from federation.rooms.completion import Completions, RoomTables
 from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
+from federation.rooms.recheck import Recheck
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.remote_times import AskedTimes
 from federation.rooms.resolve import StateResolver
@@ -24,6 +26,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.inbox import InboxStore
 from storage.state_audit import StateAuditStore
+from storage.state_completion import StateCompletion
 from storage.timelines import TimelineStore
 
 
@@ -41,7 +44,7 @@ class IncomingParts:
         store = EventStore(database)
         metrics = FederationMetrics(registry)
         self.remote = RemoteEvents(federation.requests)
-        self.states = RemoteStates(federation.receiver, store, self.remote)
+        self.states = RemoteStates(federation.receiver, federation.imports, store, self.remote)
         self.missing = MissingEvents(
             rooms.engine,
             rooms.events,
@@ -51,10 +54,39 @@ class IncomingParts:
             rooms.servers,
             federation.policy,
             federation.identity,
+            TimelineStore(database),
             clock.seconds,
         )
         self.times = AskedTimes(rooms.events, self.missing, self.remote, clock.seconds)
         self.inbox = Inbox(InboxStore(database), rooms.store, self.missing, clock, metrics)
+        completion = StateCompletion(rooms.trees, rooms.chains)
+        self.completions = Completions(
+            RoomTables(
+                database,
+                rooms.store,
+                rooms.partial_store,
+                rooms.membership_store,
+                rooms.trees,
+                rooms.writer,
+                completion,
+            ),
+            rooms.engine,
+            rooms.events,
+            rooms.memberships,
+            rooms.servers,
+            rooms.partial,
+            self.states,
+            federation.imports,
+            Recheck(database, rooms.partial_store, rooms.events, federation.resolver, completion, federation.questions),
+            federation.resolver,
+            federation.effects,
+            self.inbox,
+            federation.policy,
+            federation.identity,
+            database.streams,
+            clock,
+            metrics,
+        )
         self.outside = OutsideNews(
             rooms.outside, rooms.memberships, federation.keyring.get_signers, federation.identity
         )

@@ -1,5 +1,7 @@
 """Puts together what of accounts needs their rooms: the end of an account, and what people keep with the server."""
 
+from collections.abc import Sequence
+
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -10,6 +12,7 @@ from homeserver.assembly.mail import MailParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.jobs import Job
 from homeserver.services.account_data import AccountData
 from homeserver.services.account_moderation import AccountModeration
 from homeserver.services.accounts import Accounts
@@ -25,6 +28,7 @@ from storage.database import Database
 from storage.delayed_events import DelayedEventStore
 from storage.filters import FilterStore
 from storage.openid_tokens import OpenIDTokenStore
+from storage.push_outcomes import PushOutcomeStore
 
 
 class PeopleParts:
@@ -43,6 +47,7 @@ class PeopleParts:
         rooms: RoomParts,
         mail: MailParts,
     ) -> None:
+        self._propagation = rooms.propagation
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
             clock,
@@ -59,6 +64,7 @@ class PeopleParts:
                 DelayedEventStore(database),
                 OpenIDTokenStore(database),
                 accounts.pusher_store,
+                PushOutcomeStore(database),
             ],
         )
         self.accounts = Accounts(
@@ -103,6 +109,10 @@ class PeopleParts:
             accounts.registration.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, rooms.rule_changes)
         self.filters = Filters(database, FilterStore(database))
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (Job("carry_profiles", self._propagation.do_resume, 60.0),)
 
     def resume_arrivals(self) -> None:
         """Let accounts that were made before a restart come into their first rooms."""

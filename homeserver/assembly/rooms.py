@@ -13,6 +13,7 @@ from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import OutsideMemberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.replace import Replacements
 from federation.rooms.residence import Residence
@@ -20,6 +21,7 @@ from federation.rooms.restricted_joins import RestrictedJoins
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
+from federation.rooms.sticky_checks import StickyChecks
 from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
@@ -84,6 +86,7 @@ from storage.database import Database
 from storage.events import EventStore
 from storage.memberships import MembershipStore
 from storage.outside_memberships import OutsideMembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.published_keys import PublishedKeyStore
 from storage.receipts import ReceiptStore
 from storage.related_redactions import RelatedRedactionStore
@@ -100,7 +103,6 @@ from storage.sticky_events import StickyEventStore
 from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
-DEVICES_CACHED = 10_000
 ENCRYPTED_PRESETS = {
     "off": frozenset[str](),
     "invite": frozenset({"private_chat", "trusted_private_chat"}),
@@ -138,7 +140,8 @@ class RoomParts:
         trees = StateTreeStore(database, sizes.state_bytes, sizes.state_keys)
 
         self.events = RoomEvents(EventStore(database), room_store, streams, capacity=sizes.events)
-        self.sticky_events = StickyEvents(StickyEventStore(database), streams, now_ms)
+        sticky_store = StickyEventStore(database)
+        self.sticky_events = StickyEvents(sticky_store, streams, now_ms)
         self.memberships = Memberships(membership_store, streams, capacity=sizes.users)
         self.servers = RoomServers(RoomServerStore(database), self.memberships, streams, capacity=sizes.rooms)
         self.timelines = timelines = Timelines(timeline_store, streams, capacity=sizes.rooms)
@@ -163,6 +166,8 @@ class RoomParts:
         self.chains = AuthChainStore(database)
         self.writer = RoomWriter(trees, self.chains)
         self.classify = push.outcomes.classify
+        self.partial_store = PartialRoomStore(database)
+        self.partial = PartialRooms(self.partial_store, streams, clock)
         self.engine = RoomEngine(
             database,
             room_store,
@@ -173,8 +178,10 @@ class RoomParts:
             identity,
             now_ms,
             self.classify,
+            self.partial,
             capacity=sizes.rooms,
         )
+        self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
         self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
@@ -324,7 +331,7 @@ class RoomParts:
         )
         self.invited = history = InvitedRooms(self.engine, self.events, self.outside)
         self.cross_signing_store = CrossSigningStore(database)
-        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=DEVICES_CACHED)
+        self.published_keys = KeysOfPeople(PublishedKeyStore(database), streams, capacity=sizes.devices)
         self.device_keys = DeviceKeys(database, accounts.device_key_store, now_ms, capacity=sizes.users)
         self.device_lists = DeviceLists(
             accounts.device_store,
@@ -337,6 +344,7 @@ class RoomParts:
             current_states,
             recent,
             self.events,
+            self.partial,
         )
         joined = JoinedRooms(
             self.events,
@@ -374,6 +382,7 @@ class RoomParts:
                 tells_offline=config.people.presence.include_offline_users_on_sync,
             ),
             StickyReader(self.sticky_events, self.events, visibility, client_events),
+            self.partial,
         )
         self.sync = Sync(parts, streams, self.notifier, clock, database.catch_up)
         self.old_sync = OldSync(
@@ -428,6 +437,9 @@ class RoomParts:
         self.propagation.wake()
         Deferred.fromCoroutine(self.presence.start()).addErrback(
             lambda failure: self.log.failure("it is not known who was there before the start", failure)
+        )
+        Deferred.fromCoroutine(self.sticky_checks.start()).addErrback(
+            lambda failure: self.log.failure("it is not known which soft-failed events would be sticky", failure)
         )
         Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
             lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)

@@ -30,8 +30,6 @@ from storage.room_summaries import RoomSummaryStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.state_tree import StateTreeStore
 
-ORDERED_ROOMS_CACHED = 1_000_000
-
 
 def sliding_parts(
     database: Database,
@@ -62,7 +60,7 @@ def sliding_parts(
         RoomLabels(synced.account_data, streams, capacity=sizes.users),
         RoomTraits(summary_store, streams, capacity=sizes.listed_rooms),
         recency,
-        RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=ORDERED_ROOMS_CACHED),
+        RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms),
     )
     entries = RoomEntries(
         RoomParts(
@@ -103,4 +101,5 @@ def sliding_parts(
         synced.states,
         synced.recent,
         synced.typing,
+        synced.partial,
     )

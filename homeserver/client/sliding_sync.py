@@ -1,13 +1,14 @@
 """Sliding sync in its two forms: that of the released clients, and the accepted one. Proposal: MSC4186."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
-from federation.protocol.ids import is_room_id
+from federation.protocol.ids import UserID, is_room_id
 from homeserver.services.presence.presence import Presence
 from homeserver.services.sliding_sync.profiles import EVERY_FIELD
 from homeserver.services.sliding_sync.request import (
@@ -47,6 +48,12 @@ UNSTABLE_PROFILES: Final = "org.matrix.msc4262.profiles"
 UNSTABLE_STICKY: Final = "org.matrix.msc4354.sticky_events"
 UNSTABLE_THREADS: Final = "io.element.msc4308.thread_subscriptions"
 
+LONGEST_PATTERN: Final = 255
+"""Of a type or state key: no event has a longer one."""
+REMEMBERED: Final = 512
+MOST_REMEMBERED_PATTERNS: Final = 50
+
+Text = Annotated[str, msgspec.Meta(max_length=LONGEST_PATTERN)]
 Natural = Annotated[int, msgspec.Meta(ge=0)]
 PresenceState = Literal["offline", "online", "unavailable"]
 
@@ -69,15 +76,15 @@ class FiltersBody(msgspec.Struct, frozen=True):
 class PatternBody(msgspec.Struct, frozen=True):
     """Entries of the state. What is absent matches anything."""
 
-    type: str | None = None
-    state_key: str | None = None
+    type: Text | None = None
+    state_key: Text | None = None
 
 
 class RequiredBody(msgspec.Struct, frozen=True):
     """Which state is wanted, in the accepted form."""
 
-    include: list[PatternBody] | None = None
-    exclude: list[PatternBody] | None = None
+    include: tuple[PatternBody, ...] | None = None
+    exclude: tuple[PatternBody, ...] | None = None
     lazy_members: bool | None = None
 
 
@@ -85,7 +92,7 @@ class UnstableRoom(msgspec.Struct, frozen=True):
     """How much of a room is wanted."""
 
     timeline_limit: Natural | None = None
-    required_state: list[tuple[str, str]] | None = None
+    required_state: tuple[tuple[Text, Text], ...] | None = None
 
 
 class UnstableList(UnstableRoom, frozen=True):
@@ -257,10 +264,15 @@ def _unstable_list(wanted: UnstableList, caller: Requester) -> ListRequest:
 
 def _unstable_config(wanted: UnstableRoom, caller: Requester) -> RoomConfig:
     patterns = wanted.required_state or ()
+    make = _remembered_unstable if len(patterns) <= MOST_REMEMBERED_PATTERNS else _make_unstable
+    return make(wanted.timeline_limit, patterns, caller.user_id)
+
+
+def _make_unstable(timeline_limit: int | None, patterns: Sequence[Pattern], user_id: UserID) -> RoomConfig:
     _check_patterns(patterns)
     lazy = (MEMBER, LAZY) in patterns
     include = frozenset(
-        (type, str(caller.user_id) if key == ME else key) for type, key in patterns if (type, key) != (MEMBER, LAZY)
+        (type, str(user_id) if key == ME else key) for type, key in patterns if (type, key) != (MEMBER, LAZY)
     )
     # all state and lazy members: the members are those that are needed, not all
     exclude = frozenset({(MEMBER, ANY)}) if lazy and (ANY, ANY) in include else frozenset[Pattern]()
@@ -268,7 +280,11 @@ def _unstable_config(wanted: UnstableRoom, caller: Requester) -> RoomConfig:
     if exclude:
         own = frozenset(pattern for pattern in include if pattern[0] == MEMBER)
         clauses |= {Clause(own)} if own else set()
-    return RoomConfig(_timeline_limit(wanted.timeline_limit), RequiredState(frozenset(clauses), lazy))
+    return RoomConfig(_timeline_limit(timeline_limit), RequiredState(frozenset(clauses), lazy))
+
+
+_remembered_unstable = lru_cache(REMEMBERED)(_make_unstable)
+"""A client asks for the same each time; it then is the same object, which spares comparing it with what was sent."""
 
 
 def _stable_list(wanted: StableList) -> ListRequest:
@@ -278,10 +294,19 @@ def _stable_list(wanted: StableList) -> ListRequest:
 
 def _stable_config(wanted: StableRoom) -> RoomConfig:
     required = wanted.required_state or RequiredBody()
+    patterns = len(required.include or ()) + len(required.exclude or ())
+    make = _remembered_stable if patterns <= MOST_REMEMBERED_PATTERNS else _make_stable
+    return make(wanted.timeline_limit, required)
+
+
+def _make_stable(timeline_limit: int, required: RequiredBody) -> RoomConfig:
     include, exclude = _patterns(required.include or ()), _patterns(required.exclude or ())
     _check_patterns([*include, *exclude])
     clauses = frozenset({Clause(include, exclude)}) if include else frozenset[Clause]()
-    return RoomConfig(_timeline_limit(wanted.timeline_limit), RequiredState(clauses, bool(required.lazy_members)))
+    return RoomConfig(_timeline_limit(timeline_limit), RequiredState(clauses, bool(required.lazy_members)))
+
+
+_remembered_stable = lru_cache(REMEMBERED)(_make_stable)
 
 
 def _patterns(bodies: Iterable[PatternBody]) -> frozenset[Pattern]:

@@ -66,6 +66,11 @@ class Peering:
     """How this server talks with others."""
 
     enabled: bool = option(True, "Whether it talks with other servers at all.")
+    partial_state_joins: bool = option(
+        True,
+        "Whether a large room is entered before all of its members are known: people can read and write in it at once, and "
+        "the rest is fetched in the background.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

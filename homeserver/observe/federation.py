@@ -19,6 +19,12 @@ class FederationMetrics:
             registry=registry,
         )
 
+        self._partial = Gauge(
+            "mahalla_federation_partial_rooms",
+            "Rooms that were entered and of whose state a part is still being fetched",
+            registry=registry,
+        )
+
     def pdu_received(self, verdict: str) -> None:
         """An event got its verdict."""
         self._pdus.labels(verdict).inc()
@@ -26,6 +32,10 @@ class FederationMetrics:
     def inbox_changed(self, length: int) -> None:
         """So many events wait."""
         self._waiting.set(length)
+
+    def partial_rooms_changed(self, count: int) -> None:
+        """So many rooms lack a part of their state."""
+        self._partial.set(count)
 
 
 class MemberListMetrics:

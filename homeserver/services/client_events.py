@@ -74,16 +74,20 @@ class ClientEvents:
         now = self._now_ms()
         extras = await self._load_extras(user_id, device_id, [each.event for each in seen])
         presented: list[msgspec.Raw] = []
+        memberships: dict[str, bytes] = {}
         for each in seen:
             event = each.event
-            unsigned = b'{"age":%d,"membership":%s' % (now - event.event.origin_server_ts, _encode(each.membership))
+            membership = memberships.get(each.membership)
+            if membership is None:
+                membership = memberships[each.membership] = _encode(each.membership)
+            further = extras.get(event.nid, b"")
             if event.event.sticky_ms is not None:
-                unsigned += self._time_to_live(event, now)
-            if event.nid in extras:
-                unsigned += extras[event.nid]
+                further += self._time_to_live(event, now)
             if event.nid in bundles:
-                unsigned += b',"m.relations":' + bundles[event.nid]
-            presented.append(_splice(event, unsigned + b"}", with_room_id))
+                further += b',"m.relations":' + bundles[event.nid]
+            unsigned = (now - event.event.origin_server_ts, membership, further)
+            told = _head(event, with_room_id) + b',"unsigned":{"age":%d,"membership":%b%b}}' % unsigned
+            presented.append(msgspec.Raw(told))
         return presented
 
     def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
@@ -124,13 +128,18 @@ class ClientEvents:
             unknown = [event.nid for event in own if event.sent is None]
             if unknown:
                 sent |= await self._sent.get_txn_ids(user_id, device_id, unknown)
-        others = {event.replaces for event in events if event.replaces is not None}
-        redactions = {event.redacted_by for event in events if event.redacted_by is not None}
+        special = [
+            event
+            for event in events
+            if event.replaces is not None or event.redacted_by is not None or event.nid in sent
+        ]
+        others = {event.replaces for event in special if event.replaces is not None}
+        redactions = {event.redacted_by for event in special if event.redacted_by is not None}
         # who has left may see what was redacted later, and not why
         because = await self._aggregations.see(user_id, redactions) if redactions else {}
         loaded = await self._events.get_events(others) if others else {}
         extras: dict[int, bytes] = {}
-        for event in events:
+        for event in special:
             extra = b""
             if event.nid in sent:
                 of_device, txn_id = sent[event.nid]
@@ -170,7 +179,7 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
 
 def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
     """The client form without anything that is made for a reader: for state."""
-    return _splice(event, None, with_room_id)
+    return msgspec.Raw(_head(event, with_room_id) + b"}")
 
 
 def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, Any]]:
@@ -197,14 +206,11 @@ def keep_fields(events: Iterable[msgspec.Raw], paths: Collection[str]) -> list[A
     return kept
 
 
-def _splice(event: StoredEvent, unsigned: bytes | None, with_room_id: bool) -> msgspec.Raw:
-    parts = [event.client_prefix]
+def _head(event: StoredEvent, with_room_id: bool) -> bytes:
+    """All but what is made for a reader."""
     if with_room_id:
-        parts += (b',"room_id":"', event.event.room_id.encode(), b'"')
-    if unsigned is not None:
-        parts += (b',"unsigned":', unsigned)
-    parts.append(b"}")
-    return msgspec.Raw(b"".join(parts))
+        return b'%b,"room_id":"%b"' % (event.client_prefix, event.event.room_id.encode())
+    return event.client_prefix
 
 
 def _split_path(path: str) -> list[str]:

@@ -7,7 +7,7 @@ more. What there is to look at comes from the latest changes in memory; who was 
 spec: client-server-api#tracking-the-device-list-for-a-user
 """
 
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Final
 
 from federation.protocol.events import StateKey
@@ -15,6 +15,7 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
@@ -46,6 +47,7 @@ class DeviceLists:
         states: CurrentStates,
         recent: RecentChanges,
         events: RoomEvents,
+        partial: PartialRooms,
     ) -> None:
         self._devices = devices
         self._cross_signing = cross_signing
@@ -57,15 +59,20 @@ class DeviceLists:
         self._states = states
         self._recent = recent
         self._events = events
+        self._partial = partial
 
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
         """`changed` and `left` after `since`, up to `upto`."""
         own = await self._memberships.of_user(user_id)
         changed = await self._changed_devices(since, upto)
         moves = await self._moves(own, since, upto)
-        newly, gone = await self._follow(user_id, own, moves, since)
-        newly |= await self._newly_encrypted(own, since, upto)
+        turned_on = self._recent.encryption_since(since)
         signed = await self._signed(user_id, since, upto)
+        known = await self._newly_known(own, since, upto)
+        if not (changed or moves or signed or turned_on is None or turned_on or known):
+            return {"changed": [], "left": []}
+        newly, gone = await self._follow(user_id, own, moves, since)
+        newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto) | known
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
@@ -137,12 +144,11 @@ class DeviceLists:
             event = (await self._events.get_events([event.replaces])).get(event.replaces)
         return True
 
-    async def _newly_encrypted(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
+    async def _newly_encrypted(
+        self, turned_on: Iterable[int], own: Mapping[int, MembershipRow], since: int, upto: int
+    ) -> set[str]:
         """The members of rooms where encryption was turned on."""
-        turned_on = self._recent.encryption_since(since)
-        joined = {
-            nid for nid in (own if turned_on is None else turned_on) if nid in own and own[nid].membership == "join"
-        }
+        joined = {nid for nid in turned_on if nid in own and own[nid].membership == "join"}
         members: set[str] = set()
         encrypted = await self._encrypted.among(joined)
         for nid, room in (await self._rooms.get_rooms_by_nid(encrypted)).items():
@@ -150,6 +156,19 @@ class DeviceLists:
             event = await snapshot.state.get(ENCRYPTION)
             if event is not None and event.position is not None and since < event.position <= upto:
                 members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+        return members
+
+    async def _newly_known(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
+        """The members of rooms that were entered with a part of their state, and are known whole now."""
+        completed = [
+            nid
+            for nid, room in (await self._partial.get_all()).items()
+            if room.completed is not None and since < room.completed <= upto
+        ]
+        joined = [nid for nid in completed if nid in own and own[nid].membership == "join"]
+        members: set[str] = set()
+        for nid in await self._encrypted.among(joined) if joined else ():
+            members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
         return members
 
     async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]) -> set[str]:

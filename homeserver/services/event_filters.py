@@ -57,6 +57,9 @@ class RoomEventFilter(EventFilter, frozen=True):
     lazy_load_members: bool = False
     include_redundant_members: bool = False
     unread_thread_notifications: bool = False
+    unstable_thread_notifications: bool = msgspec.field(
+        default=False, name="org.matrix.msc3773.unread_thread_notifications"
+    )
     related_by_senders: Names | None = None
     related_by_rel_types: Names | None = None
     rel_types: Names | None = msgspec.field(default=None, name="org.matrix.msc3874.rel_types")

@@ -35,6 +35,8 @@ class IgnoredUsers:
 
 def without_ignored(seen: Iterable[Seen], ignored: Set[str]) -> list[Seen]:
     """The events without those that ignored users sent; their state events are shown."""
+    if not ignored:
+        return list(seen)
     return [each for each in seen if each.event.event.sender not in ignored or each.event.event.state_key is not None]
 
 

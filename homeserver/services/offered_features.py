@@ -1,11 +1,20 @@
 """The unstable features that this server offers, as far as that is not the same for every server."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Set
+from typing import Final
+
+ENCRYPTED: Final = {
+    "public_chat": "io.element.e2ee_forced.public",
+    "private_chat": "io.element.e2ee_forced.private",
+    "trusted_private_chat": "io.element.e2ee_forced.trusted_private",
+}
+"""What tells clients that rooms of a preset are encrypted whatever they ask for."""
 
 
-@dataclass(frozen=True, slots=True)
 class OfferedFeatures:
     """Names as in `unstable_features` of /versions; only what is offered stands there."""
 
-    features: Mapping[str, bool]
+    def __init__(self, *, delayed_events: bool, encrypted_presets: Set[str] = frozenset()) -> None:
+        self.features = {name: True for preset, name in ENCRYPTED.items() if preset in encrypted_presets}
+        if delayed_events:
+            self.features["org.matrix.msc4140"] = True

@@ -1,7 +1,8 @@
 """Carries a changed name or avatar into the rooms that show it.
 
 The change and a note to carry it on are one write (`storage.profiles`); the note goes when all rooms show the profile as
-of that change. So a restart in between loses nothing, and a room that has it already makes no event.
+of that change. So a restart in between loses nothing, and a room that has it already makes no event. What could not be
+carried on is tried again (`do_resume`), and keeps nobody else's from it.
 
 spec: client-server-api#server-behaviour-1 (profiles)
 """
@@ -59,11 +60,26 @@ class ProfilePropagation:
             self._again = False
             self.wake()
 
+    async def do_resume(self, _limit: int) -> int:
+        """Work off what an earlier try has left; nothing is waited for."""
+        if await self._profiles.get_propagations(1):
+            self.wake()
+        return 0
+
     async def _work(self) -> None:
-        while notes := await self._profiles.get_propagations(NOTES_AT_ONCE):
-            for user, position in notes.items():
-                await self._carry(UserID(user))
-                await self._database.write("remove_propagation", self._profiles.remove_propagation, user, position)
+        failed: set[tuple[str, int]] = set()
+        while True:
+            notes = (await self._profiles.get_propagations(NOTES_AT_ONCE + len(failed))).items()
+            new = [note for note in notes if note not in failed]
+            if not new:
+                break
+            for user, position in new:
+                try:
+                    await self._carry(UserID(user))
+                    await self._database.write("remove_propagation", self._profiles.remove_propagation, user, position)
+                except Exception:
+                    failed.add((user, position))
+                    self._log.failure("the profile of {user_id} is carried into rooms later", user_id=user)
 
     async def _carry(self, user_id: UserID) -> None:
         fields = (await self._profiles.get_profiles([user_id])).get(user_id, {})

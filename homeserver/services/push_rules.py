@@ -23,6 +23,9 @@ from storage.account_data import AccountDataStore
 from storage.database import Database
 
 _LONGEST_RULE_ID: Final = 255
+_LONGEST_TEXT: Final = 1024
+"""Of a pattern, or of another text in a condition, in characters."""
+_MOST_CONDITIONS: Final = 20
 _HISTORICAL_ACTIONS: Final = frozenset({"dont_notify", "coalesce"})
 _WITH_CONDITIONS: Final = frozenset({"override", "underride"})
 
@@ -67,6 +70,8 @@ class PushRules:
         _check_own_id(rule_id)
         if (pattern is None) == (kind == "content"):
             raise InvalidParam("A content rule has a pattern, and no other has one")
+        if pattern is not None and len(pattern) > _LONGEST_TEXT:
+            raise InvalidParam(f"A pattern has at most {_LONGEST_TEXT} characters")
         if kind not in _WITH_CONDITIONS and conditions:
             raise InvalidParam("Only override and underride rules have conditions")
         checked = _checked_actions(actions)
@@ -220,9 +225,13 @@ def _checked_actions(actions: list[Action]) -> list[Action]:
 
 def _checked_conditions(conditions: list[Condition]) -> list[Condition]:
     """Of unknown kinds too: they are kept, and match nothing."""
+    if len(conditions) > _MOST_CONDITIONS:
+        raise InvalidParam(f"A rule has at most {_MOST_CONDITIONS} conditions")
     for condition in conditions:
         if not isinstance(condition.get("kind"), str):
             raise InvalidParam("A condition has a kind, a string")
         if any(not isinstance(condition.get(key, ""), str) for key in ("key", "pattern", "is")):
             raise InvalidParam("key, pattern and is of a condition are strings")
+        if any(isinstance(text, str) and len(text) > _LONGEST_TEXT for text in condition.values()):
+            raise InvalidParam(f"Texts of a condition have at most {_LONGEST_TEXT} characters")
     return conditions

@@ -14,6 +14,7 @@ import msgspec
 from federation.protocol.ids import UserID
 from storage.events import EventRow
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow
 from storage.sticky_events import StickyRow
 from storage.streams import Change, Streams, Topic
@@ -22,6 +23,8 @@ KEPT: Final = 20_000
 PRIVATE_RECEIPT: Final = "m.read.private"
 ENCRYPTION: Final = "m.room.encryption"
 NOBODY: Final[frozenset[str]] = frozenset()
+BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
+"""What is new in a room beside its timeline."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -31,6 +34,7 @@ class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
 
     events: Set[int] = frozenset()
     receipts: Set[int] = frozenset()
+    """Also sticky events, which are told beside the timeline."""
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
@@ -61,7 +65,7 @@ class _News:
         for entry in entries:
             if entry.room_nid is not None:
                 kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
-                kinds[entry.topic is Topic.RECEIPT].add(entry.room_nid)
+                kinds[entry.topic in BESIDE].add(entry.room_nid)
             if entry.user_id is not None:
                 self.users.setdefault(entry.topic, set()).add(entry.user_id)
             if entry.row is not None and self.memberships is not None:
@@ -147,6 +151,8 @@ class RecentChanges:
                 entry = _Entry(Topic.RECEIPT, row.room_nid, reader)
             elif isinstance(row, MembershipRow):
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
+            elif isinstance(row, PartialRoom):
+                entry = _Entry(Topic.EVENT, row.room_nid)
             elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
                 self._forget(change.position)  # another node's: in which room is not known here
                 entry = _Entry(change.topic)

@@ -110,7 +110,7 @@ class RoomMemberships:
     ) -> RoomID:
         """Join a room. `signed` proves that the user has an address that was invited; `servers` may be in the room.
 
-        Raises NotFound, Forbidden, LimitExceeded, UnsupportedRoomVersion, OtherServerFailed.
+        Raises NotFound, Forbidden, LimitExceeded, UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
         content = await self._content("join", caller.user_id, reason)
         snapshot = await self._residence.find(room_id)
@@ -121,6 +121,7 @@ class RoomMemberships:
             snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
         if present != "join":
+            snapshot = await self._engine.get_whole(room_id)
             await self._enter(caller, snapshot, present, content, signed, servers)
         await self._personal_settings.do_copy(caller.user_id, snapshot)
         return room_id
@@ -167,6 +168,7 @@ class RoomMemberships:
             case "join":
                 present = await self._present(caller.user_id, snapshot)
                 if present != "join":
+                    snapshot = await self._engine.get_whole(room_id)
                     if caller.rate_limited:
                         self._limiter.check(Limit.JOIN, caller.user_id)
                     checked |= await self._check_joining(caller, snapshot, present)
@@ -341,8 +343,10 @@ class RoomMemberships:
     async def _check_membership(
         self, room_id: RoomID, target: UserID, expected: frozenset[str], otherwise: str
     ) -> None:
-        snapshot = await self._engine.get_snapshot(room_id)
-        present = await snapshot.state.get(StateKey("m.room.member", target))
+        key = StateKey("m.room.member", target)
+        present = await (await self._engine.get_snapshot(room_id)).state.get(key)
+        if present is None:
+            present = await (await self._engine.get_whole(room_id)).state.get(key)
         if present is None or present.event.membership not in expected:
             raise BadState(f"{target} {otherwise}") if expected == BANNED else Forbidden(f"{target} {otherwise}")
 

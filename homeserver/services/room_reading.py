@@ -144,7 +144,8 @@ class RoomReading:
         self, caller: Requester, room_id: RoomID, event_id: EventID, limit: int, wanted: RoomEventFilter
     ) -> dict[str, Any]:
         """An event with what stands around it. spec: client-server-api#get_matrixclientv3roomsroomidcontexteventid"""
-        reader = await self.find_reader(caller.user_id, room_id)
+        find = self.find_reader if wanted.lazy_load_members else self._find_whole
+        reader = await find(caller.user_id, room_id)
         seen = await self.see_one(caller, reader, event_id)
         event = seen.event
         half = max(0, min(limit, MAX_PAGE)) // 2
@@ -175,7 +176,7 @@ class RoomReading:
 
     async def get_state(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """The whole state that the caller may see: a list of events."""
-        state = (await self.find_reader(caller.user_id, room_id)).state
+        state = (await self._find_whole(caller.user_id, room_id)).state
 
         async def make() -> list[msgspec.Raw]:
             return [present_plainly(event, with_room_id=True) for event in (await state.load_all()).values()]
@@ -188,6 +189,8 @@ class RoomReading:
         """The content of one entry of the state that the caller may see, or the whole event. Raises NotFound."""
         reader = await self.find_reader(caller.user_id, room_id)
         event = await reader.state.get(key)
+        if event is None and key.type == MEMBER:
+            event = await (await self._find_whole(caller.user_id, room_id)).state.get(key)
         if event is None:
             raise NotFound("The room has no such state")
         return present_plainly(event, with_room_id=True) if whole else event.event.content
@@ -199,7 +202,7 @@ class RoomReading:
 
         spec: client-server-api#get_matrixclientv3roomsroomidmembers
         """
-        reader = await self.find_reader(caller.user_id, room_id)
+        reader = await self._find_whole(caller.user_id, room_id)
         state = reader.state if at is None else await self._state_at(caller.user_id, reader, at)
 
         async def make() -> list[msgspec.Raw]:
@@ -216,7 +219,7 @@ class RoomReading:
 
     async def get_joined_members(self, caller: Requester, room_id: RoomID) -> msgspec.Raw:
         """Names and avatars of who is in the room, by user. Only for who is in it too. Raises Forbidden."""
-        reader = await self.find_reader(caller.user_id, room_id)
+        reader = await self._find_whole(caller.user_id, room_id)
         if reader.own is None or reader.own.membership != "join":
             raise Forbidden("You are not in this room")
 
@@ -264,6 +267,14 @@ class RoomReading:
         if leaving is None:
             raise Forbidden("You are not in this room")
         return Reader(snapshot, own, self._engine.view(snapshot.room.room_nid, leaving.state_root))
+
+    async def _find_whole(self, user_id: UserID, room_id: RoomID) -> Reader:
+        """As `find_reader`, once all of the room's state is here. Raises Forbidden, StateIncomplete."""
+        reader = await self.find_reader(user_id, room_id)
+        if reader.snapshot.head.partial_join is None:
+            return reader
+        await self._engine.get_whole(room_id)
+        return await self.find_reader(user_id, room_id)
 
     async def see(
         self,

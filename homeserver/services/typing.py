@@ -115,6 +115,10 @@ class Typing:
                 found[room_nid] = list(self._ends.get(room_nid, ()))
         return found
 
+    def is_quiet_since(self, since: int | None) -> bool:
+        """Whether nobody types, and nobody has stopped since the position."""
+        return not self._ends and (since is None or since == self._counter.position)
+
     def changed_rooms(self, since: int) -> set[int]:
         """The rooms where something has changed since the position, or where anybody types for who comes from long ago."""
         if since == self._counter.position:

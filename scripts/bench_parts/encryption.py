@@ -1,16 +1,15 @@
 """What is measured of end-to-end encryption: keys asked for and claimed, messages to devices."""
 
-from collections.abc import Mapping
 from itertools import count
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 
+from bench_parts.bench import Bench
 from bench_parts.client import V3, User
 from bench_parts.connection import Connection
 from bench_parts.measurement import Figures
-from bench_parts.scenarios import Bench, Scenario
 
 ALGORITHM: Final = "signed_curve25519"
 KEY: Final = "x" * 43
@@ -126,6 +125,3 @@ async def to_device(bench: Bench, figures: Figures) -> None:
             lambda _, link: devices.send(link, sender, devices.people), sizes.key_shares, at_once=2, run=run
         )
         run.notes["devices in each request"] = len(devices.people)
-
-
-ENCRYPTION: Mapping[str, Scenario] = {scenario.__name__: scenario for scenario in (keys_query, keys_claim, to_device)}

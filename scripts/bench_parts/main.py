@@ -23,18 +23,16 @@ from twisted.internet.task import react
 from bench_parts import report
 from bench_parts.bench import Bench
 from bench_parts.connection import RequestFailed
-from bench_parts.encryption import ENCRYPTION
 from bench_parts.measurement import Figures, Meter
 from bench_parts.profile import Profiler
 from bench_parts.report import Report
-from bench_parts.scenarios import SCENARIOS as OTHERS
+from bench_parts.scenarios import SCENARIOS
 from bench_parts.server import Server, running_postgres
 from bench_parts.world import QUICK, Sizes, World
 
 SCENARIO_LIMIT = 300
 """Seconds after which a scenario, with all that it prepares, is given up; longer where there is much to say."""
 OPEN_FILES = 8192
-SCENARIOS = {**OTHERS, **ENCRYPTION}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -84,7 +82,7 @@ async def run(reactor: EPollReactor, options: argparse.Namespace) -> None:
         ending.callback(server.stop)
         await server.start(cheap_passwords=True)
         meter = Meter(reactor, server, postgres_pid, Profiler(options.profile))
-        bench = Bench(reactor, server, meter, World(reactor, server.port, sizes))
+        bench = Bench(reactor, server, meter, World(reactor, server, sizes))
         for name, scenario in SCENARIOS.items():
             if name not in options.only:
                 continue

@@ -10,6 +10,7 @@ from bench_parts import processes
 from bench_parts.bench import Bench, Scenario
 from bench_parts.client import FULL
 from bench_parts.connection import Connection
+from bench_parts.encryption import keys_claim, keys_query, to_device
 from bench_parts.measurement import Figures, percentile
 from bench_parts.notify_scenarios import BY_MEMBERS
 from bench_parts.pollers import Pollers
@@ -309,6 +310,9 @@ SCENARIOS: Mapping[str, Scenario] = {
         joined_members,
         join,
         create_room,
+        keys_query,
+        keys_claim,
+        to_device,
         idle,
         start_up,
         register,

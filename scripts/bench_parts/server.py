@@ -16,6 +16,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.task import deferLater
 
 from bench_parts.connection import RequestFailed, connect
+from storage.database import PostgresConfig, SQLiteConfig
 from tests.helpers import postgres
 
 READY_WITHIN = 60
@@ -72,6 +73,14 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._run_command("init", "bench.example", "--folder", str(folder))
+
+    @property
+    def storage(self) -> SQLiteConfig | PostgresConfig:
+        """How to open its database while it does not run."""
+        arguments = dict(self._database["args"]) if isinstance(self._database["args"], Mapping) else {}
+        if self._database["name"] == "sqlite3":
+            return SQLiteConfig(str(arguments["database"]))
+        return PostgresConfig(arguments)
 
     @property
     def pid(self) -> int:

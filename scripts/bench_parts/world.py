@@ -5,6 +5,7 @@ Also how many operations run at once, bounded in number and in time.
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from time import perf_counter
 
@@ -14,7 +15,12 @@ from twisted.internet.task import deferLater
 
 from bench_parts.client import Client, User
 from bench_parts.connection import Connection, connect
+from bench_parts.filling import fill
 from bench_parts.measurement import Run
+from bench_parts.server import Server
+
+FILLED_DIRECTLY = 200_000
+"""More messages than so many are not sent, but stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +97,9 @@ QUICK = Sizes(
 class World:
     """What is on the server so far, and who can talk to it."""
 
-    def __init__(self, reactor: EPollReactor, port: int, sizes: Sizes) -> None:
+    def __init__(self, reactor: EPollReactor, server: Server, sizes: Sizes) -> None:
         self._reactor = reactor
-        self._port = port
+        self._server = server
         self.sizes = sizes
         self.client = Client()
         self._people: list[User] = []
@@ -106,7 +112,7 @@ class World:
         self._accounts: dict[int, tuple[User, Sequence[str]]] = {}
 
     async def connections(self, number: int) -> list[Connection]:
-        return [await connect(self._reactor, self._port) for _ in range(number)]
+        return [await connect(self._reactor, self._server.port) for _ in range(number)]
 
     async def run(
         self,
@@ -247,14 +253,20 @@ class World:
             people, rooms, random = await self.people(self.sizes.senders), await self.busy_rooms(), Random(1)
             syllables = [first + second for first in "bdgklmnqrstxyz" for second in ("a", "e", "i", "o", "u", "oʻ")]
             words = ["".join(random.choices(syllables, k=random.randint(1, 5))) for _ in range(20_000)]
-            often = [1 / place for place in range(1, len(words) + 1)]
+            often = list(accumulate(1 / place for place in range(1, len(words) + 1)))
             texts = [
-                " ".join(random.choices(words, often, k=random.randint(3, 20))) for _ in range(self.sizes.said)
+                " ".join(random.choices(words, cum_weights=often, k=random.randint(3, 20)))
+                for _ in range(self.sizes.said)
             ] + ["oxirgi"]
+            if len(texts) > FILLED_DIRECTLY:
+                self._server.stop()
+                await fill(self._server.storage, rooms, [user.user_id for user in people], texts[:-1])
+                await self._server.start(cheap_passwords=True)
+                texts = texts[-1:]
             await self.run(
                 lambda at, link: self.client.send(link, people[at % len(people)], rooms[at % len(rooms)], texts[at]),
                 len(texts),
-                at_once=self.sizes.senders,
+                at_once=min(self.sizes.senders, len(texts)),
             )
             (connection,) = await self.connections(1)
             while not await self.client.search(connection, people[0], "oxirgi"):

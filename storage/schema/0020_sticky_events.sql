@@ -7,8 +7,11 @@ CREATE TABLE sticky_events (
     -- when it was known here: its arrival, or for one from the past a position of its own
     position BIGINT NOT NULL,
     -- milliseconds since 1970
-    expires_ts BIGINT NOT NULL
+    expires_ts BIGINT NOT NULL,
+    -- 1 while it is soft-failed: it is told once its sender may send it
+    waits INTEGER NOT NULL
 );
+CREATE INDEX sticky_events_waiting ON sticky_events (room_nid, sender) WHERE waits = 1;
 CREATE INDEX sticky_events_by_end ON sticky_events (expires_ts);
 
 -- for how many milliseconds a delayed event is sticky once it is sent

@@ -117,6 +117,7 @@ class Side:
         depth: int | None = None,
         auth: Sequence[EventID] | None = None,
         ts: int | None = None,
+        sticky_ms: int | None = None,
     ) -> Event:
         """An event that this server signs, allowed or not, and does not take in itself."""
         keys = sorted(auth_keys(version, type, sender, state_key, content))
@@ -140,6 +141,7 @@ class Side:
             sender=sender,
             content=content,
             state_key=state_key,
+            sticky_ms=sticky_ms,
             origin_server_ts=ts if ts is not None else int(self.server.clock.seconds() * 1000) + next(_NUMBERS),
             prev_events=[event.event_id if isinstance(event, Event) else event for event in prev],
             auth_events=[event.event_id for event in cited] if auth is None else list(auth),

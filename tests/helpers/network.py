@@ -45,6 +45,7 @@ class Network:
         self._folder = folder
         self._open_database = open_database
         self._sends = False
+        self._completes = False
         self._cuts: set[frozenset[str]] = set()
         self._forgers: dict[str, Forger] = {}
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
@@ -60,6 +61,7 @@ class Network:
     def rebuild(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
         """A server again, upon its database: as after a crash, but for what it would still have sent."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
+        self.servers[name].app.incoming.completions.stop()
         return self._build(self._folder / name, name, self.servers[name].app.database, further_config, fetch)
 
     def _build(
@@ -85,6 +87,8 @@ class Network:
         self.servers[name] = server
         if self._sends:
             server.app.federation_out.sender.start()
+        if self._completes:
+            server.app.incoming.completions.start()
         return server
 
     def start_sending(self) -> None:
@@ -92,6 +96,12 @@ class Network:
         self._sends = True
         for server in self.servers.values():
             server.app.federation_out.sender.start()
+
+    def start_completing(self) -> None:
+        """Let all servers fetch what they lack of the state of rooms, as they do outside of tests; see `settle`."""
+        self._completes = True
+        for server in self.servers.values():
+            server.app.incoming.completions.start()
 
     def settle(self) -> None:
         """Let happen what is to happen at once, on all servers."""

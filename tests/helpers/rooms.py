@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet.task import Clock
+
 from federation.identity import ServerIdentity
 from federation.protocol.event_signing import missing_signers, required_signers
 from federation.protocol.events import Event
@@ -13,9 +15,11 @@ from federation.protocol.signing import SigningKey
 from federation.rooms.adopt import Adoptions
 from federation.rooms.build import Circumstances, Classification
 from federation.rooms.drafts import Draft
+from federation.rooms.effects import StoredEffects
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.outliers import Outliers
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.placement import Placements
 from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
@@ -23,12 +27,14 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.servers import RoomServers
 from federation.rooms.sources import Questions
+from federation.rooms.state_imports import StateImports
 from federation.rooms.timelines import Timelines
 from federation.rooms.visible import Visibility
 from storage.auth_chains import AuthChainStore
 from storage.database import Database
 from storage.events import EventFlag, EventStore
 from storage.memberships import MembershipStore
+from storage.partial_rooms import PartialRoomStore
 from storage.room_servers import RoomServerStore
 from storage.room_writer import RoomWriter
 from storage.rooms import RoomRow, RoomStore
@@ -84,6 +90,7 @@ class RoomParts:
             self.identity,
             self.tick,
             classify,
+            PartialRooms(PartialRoomStore(database), streams, Clock()),
             capacity=100,
         )
         store = EventStore(database)
@@ -104,7 +111,9 @@ class RoomParts:
             self.events,
             self.trees,
             MembershipStore(database),
-            outliers,
+            StateImports(outliers, store),
+            StoredEffects(store, self.identity),
+            PartialRoomStore(database),
             writer,
             self.identity,
             questions,

@@ -107,9 +107,11 @@ class RunningServer:
         context = ssl.create_default_context(cafile=str(certificate))
         return http.client.HTTPSConnection("localhost", self.ports[number], timeout=30.0, context=context)
 
-    def request(self, method: str, path: str, json: Any = None, *, token: str | None = None) -> Reply:
+    def request(
+        self, method: str, path: str, json: Any = None, *, token: str | None = None, seconds: float = 30.0
+    ) -> Reply:
         """One request on a connection of its own."""
-        connection = self.connect()
+        connection = self.connect(seconds)
         try:
             return exchange(connection, method, path, json, token=token)
         finally:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.request import Request, urlopen
 
 import matrix_sdk_python as sdk
+from matrix_sdk_python._generated.matrix_sdk import BackupDownloadStrategy
 from matrix_sdk_python._generated.matrix_sdk_ui import TimelineReadReceiptTracking
 
 from tests.helpers.real_server import RealServer
@@ -231,8 +232,13 @@ def register(server: RealServer, name: str) -> None:
 
 
 @asynccontextmanager
-async def person(server: RealServer, name: str, folder: Path, *, new: bool = True) -> AsyncIterator[Person]:
-    """Somebody whose client keeps its data in a folder and follows the server; stopped at the end."""
+async def person(
+    server: RealServer, name: str, folder: Path, *, new: bool = True, encrypts: bool = False
+) -> AsyncIterator[Person]:
+    """Somebody whose client keeps its data in a folder and follows the server; stopped at the end.
+
+    `encrypts`: as Element X does, with cross-signing from the start, and what cannot be read looked for in the backup.
+    """
     if new:
         register(server, name)
     data = folder / f"{name}-data"
@@ -244,6 +250,12 @@ async def person(server: RealServer, name: str, folder: Path, *, new: bool = Tru
         .sliding_sync_version_builder(sdk.SlidingSyncVersionBuilder.DISCOVER_NATIVE)
         .threads_enabled(True, False)
     )
+    if encrypts:
+        builder = (
+            builder.auto_enable_cross_signing(True)
+            .auto_enable_backups(True)
+            .backup_download_strategy(BackupDownloadStrategy.AFTER_DECRYPTION_FAILURE)
+        )
     client = await builder.build()
     session = data / "session.json"
     if session.exists():

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
+from prometheus_client import CollectorRegistry
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
@@ -144,6 +145,7 @@ class TestServer:
             self.clock.advance(now)
         self.relay = MemoryRelay()
         self.config = load_config([path], {}).config
+        self.registry = CollectorRegistry()
         self.app: Server = build(
             self.config,
             self.clock,
@@ -160,6 +162,7 @@ class TestServer:
             fetch=fetch,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
+            registry=self.registry,
         )
         site = self.app.site(self.config.network.listeners[0])
         self.client = Client(site, clock=self.clock, access_log=RememberingAccessLog())

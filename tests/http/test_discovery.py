@@ -27,6 +27,19 @@ def test_versions(server: TestServer) -> None:
     assert answer.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.parametrize(
+    ("rooms", "forced"),
+    [("off", set()), ("invite", {"private", "trusted_private"}), ("all", {"public", "private", "trusted_private"})],
+)
+def test_rooms_that_are_always_encrypted(
+    tmp_path: Path, sqlite_database: Database, rooms: str, forced: set[str]
+) -> None:
+    server = configured(tmp_path, sqlite_database, f"encryption_enabled_by_default_for_room_type: '{rooms}'\n")
+    features = server.get("/_matrix/client/versions").json["unstable_features"]
+    prefix = "io.element.e2ee_forced."
+    assert {name.removeprefix(prefix) for name in features if name.startswith(prefix)} == forced
+
+
 @pytest.mark.parametrize("document", ["client", "server", "support"])
 def test_a_document_that_is_not_configured(server: TestServer, document: str) -> None:
     answer = server.get(f"/.well-known/matrix/{document}")

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.push.rule_changes import MOST_ABOUT_A_ROOM, MOST_WIDE
 from tests.helpers.server import TestServer, User
 
 RULES = "/_matrix/client/v3/pushrules"
@@ -165,7 +166,7 @@ def test_bodies_of_another_shape(alice: User, body: object) -> None:
 
 
 def test_there_is_an_end_to_them(alice: User) -> None:
-    body = {"actions": [], "pattern": "x" * 60_000}
+    body = {"actions": [{"set_tweak": "sound", "value": "x" * 60_000}], "pattern": "x"}
     answers = [alice.put(f"{GLOBAL}content/{number}", body).status for number in range(18)]
     assert answers == [200] * 17 + [413]
 
@@ -196,3 +197,32 @@ def test_they_are_ones_own(server: TestServer, alice: User) -> None:
     alice.put(GLOBAL + "sender/@bob:example.org", {"actions": []})
     assert ids(server.register("bob"), "sender") == []
     assert server.get(RULES + "/").errcode == "M_MISSING_TOKEN"
+
+
+def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> None:
+    def put(path: str, **body: object) -> int:
+        return alice.put(GLOBAL + path, {"actions": [], **body}).status
+
+    assert [put(f"content/{number}", pattern="tea") for number in range(MOST_WIDE)] == [200] * MOST_WIDE
+    answer = alice.put(GLOBAL + "content/more", {"actions": [], "pattern": "tea"})
+    assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    assert put("content/0", pattern="coffee") == 200, "those that there are can be changed"
+    assert put("sender/@bob:example.org") == 413
+    assert put("room/!one:example.org") == 200, "rules about rooms are counted by room"
+    here = {"kind": "event_match", "key": "room_id", "pattern": "!one:example.org"}
+    statuses = [put(f"override/{number}", conditions=[here]) for number in range(MOST_ABOUT_A_ROOM)]
+    assert statuses == [*[200] * (MOST_ABOUT_A_ROOM - 1), 413]
+    assert put("override/x", conditions=[{**here, "pattern": "!two:example.org"}]) == 200
+
+
+def test_texts_in_rules_are_limited(alice: User) -> None:
+    long = "x" * 1025
+    match = {"kind": "event_match", "key": "type", "pattern": long}
+    for path, body in (
+        ("content/x", {"pattern": long}),
+        ("override/x", {"conditions": [match]}),
+        ("override/x", {"conditions": [{"kind": "event_property_is", "key": "type", "value": long}]}),
+        ("override/x", {"conditions": [{"kind": "contains_display_name"}] * 21}),
+    ):
+        answer = alice.put(GLOBAL + path, {"actions": [], **body})
+        assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM"), body

@@ -163,6 +163,16 @@ def test_threads_are_counted_and_read_by_themselves(alice: User, bob: User, room
     assert counts() == ({"notification_count": 0, "highlight_count": 0}, {})
 
 
+def test_counts_of_threads_have_an_older_name(alice: User, bob: User, room: str) -> None:
+    root = rooms.say(alice, room)
+    rooms.say(alice, room, more={"m.relates_to": {"rel_type": "m.thread", "event_id": root}})
+    name = "org.matrix.msc3773.unread_thread_notifications"
+    joined = sync(bob, filter={"room": {"timeline": {name: True}}})["rooms"]["join"][room]
+    assert joined[name] == {root: {"notification_count": 1, "highlight_count": 0}}
+    assert joined["unread_notifications"]["notification_count"] == 1
+    assert "unread_thread_notifications" not in joined
+
+
 def test_a_long_backlog_is_counted_the_same_way(alice: User, room: str, bobs: Following) -> None:
     for number in range(70):
         rooms.say(alice, room)

@@ -30,10 +30,14 @@ def has_all(who: Person, room_id: str, said: set[str]) -> bool:
     return said <= set(who.said(room_id))
 
 
+def what_lacks(who: Person, room_id: str, said: set[str]) -> str:
+    return f"{who.user_id} lacks {sorted(said - set(who.said(room_id)))}"
+
+
 def same(host: Person, guest: Person, room_id: str, said: set[str]) -> None:
     """Wait until both have all that was said, nothing twice, and the same state."""
     for who in (host, guest):
-        until(partial(has_all, who, room_id, said), TO_RECOVER)
+        until(partial(has_all, who, room_id, said), TO_RECOVER, partial(what_lacks, who, room_id, said))
         texts = [text for text in who.said(room_id) if text in said]
         assert len(texts) == len(said), texts
     until(lambda: whole_state(host, room_id) == whole_state(guest, room_id), TO_RECOVER)

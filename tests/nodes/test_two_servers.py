@@ -2,74 +2,24 @@
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from storage.database import SQLiteConfig
-from tests.helpers.certificates import Authority
-from tests.helpers.running import RunningServer, ServerFiles
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
-
-
-class Town:
-    """Where the two are."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._authority = Authority(folder)
-        self.files: list[ServerFiles] = []
-
-    def start(self, port: int, further: dict[str, object] | None = None) -> RunningServer:
-        """A server named `localhost:PORT`."""
-        certificate, key = self._authority.issue("localhost")
-        folder = self._folder / str(port)
-        files = ServerFiles(
-            folder,
-            SQLiteConfig(str(folder / "homeserver.db")),
-            {
-                "server_name": f"localhost:{port}",
-                "tls_certificate_path": str(certificate),
-                "tls_private_key_path": str(key),
-                "federation_custom_ca_list": [str(self._authority.path)],
-                "ip_range_whitelist": ["127.0.0.1", "::1"],
-                "listeners": [
-                    {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client", "keys"]}]},
-                    {
-                        "port": port,
-                        "bind_addresses": ["127.0.0.1"],
-                        "tls": True,
-                        "resources": [{"names": ["federation"]}],
-                    },
-                ],
-                **(further or {}),
-            },
-        )
-        self.files.append(files)
-        return files.start(listeners=2)
-
-    def end(self) -> None:
-        for files in self.files:
-            files.end()
+from tests.helpers.own_town import OwnTown, free_port
+from tests.helpers.running import RunningServer
 
 
 @pytest.fixture
-def town(tmp_path: Path) -> Iterator[Town]:
-    town = Town(tmp_path)
+def town(tmp_path: Path) -> Iterator[OwnTown]:
+    town = OwnTown(tmp_path)
     yield town
     town.end()
 
 
-def test_one_asks_the_other_for_its_keys_and_tells_them(town: Town) -> None:
+def test_one_asks_the_other_for_its_keys_and_tells_them(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port)
     town.start(south_port)
@@ -78,7 +28,7 @@ def test_one_asks_the_other_for_its_keys_and_tells_them(town: Town) -> None:
     assert north.stop() == 0
 
 
-def test_without_leave_for_private_addresses_nobody_there_is_asked(town: Town) -> None:
+def test_without_leave_for_private_addresses_nobody_there_is_asked(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"ip_range_whitelist": []})
     town.start(south_port)
@@ -86,7 +36,7 @@ def test_without_leave_for_private_addresses_nobody_there_is_asked(town: Town) -
     assert "does not contact" in north.log.read_text()
 
 
-def test_the_policy_is_read_again_when_the_operator_says_so(town: Town) -> None:
+def test_the_policy_is_read_again_when_the_operator_says_so(town: OwnTown) -> None:
     north_port, south_port = free_port(), free_port()
     north = town.start(north_port, {"federation_domain_whitelist": []})
     town.start(south_port)

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID
-from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.network import Network
 from tests.helpers.server import User
 
@@ -205,3 +206,30 @@ async def test_presence_is_told(network: Network) -> None:
 
     seen = room.bob.get(f"/_matrix/client/v3/presence/{room.alice.user_id}/status").json
     assert (seen["presence"], seen.get("status_msg")) == ("unavailable", "tea")
+
+
+async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -> None:
+    """Also not when it arrives after the join, from whoever still sends it."""
+    north = Side(network.add(NORTH))
+    south, east = Side(network.add(SOUTH)), Side(network.add(EAST))
+    alice, bob, carol = north.server.register("alice"), south.server.register("bob"), east.server.register("carol")
+    network.start_sending()
+    room_id = create_room(alice)
+    say(alice, room_id, "long ago")
+    for user in (bob, carol):
+        assert user.post(f"/_matrix/client/v3/join/{room_id}?via={NORTH}").status == 200
+    network.settle()
+    shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"]["events"]
+    assert [event["sender"] for event in shown] == [carol.user_id]
+    assert not [uri for origin, _, _, uri in network.log if origin == EAST and "get_missing_events" in uri]
+
+    join = (await north.state(room_id))[StateKey("m.room.member", bob.user_id)]
+    fork = await south.build_next(room_id, bob.user_id, "m.room.message", {"body": "beside the join"}, prev=[join])
+    await north.push(EAST, [await north.pdu(room_id, join)])
+    await south.push(EAST, [fork.pdu])
+    network.clock.advance(60)
+    network.settle()
+
+    shown = carol.get("/_matrix/client/v3/sync").json["rooms"]["join"][room_id]["timeline"]["events"]
+    assert [event["content"].get("body") for event in shown] == [None, "beside the join"]
+    assert texts(carol, room_id) == ["beside the join", "long ago"]

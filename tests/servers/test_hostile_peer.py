@@ -14,6 +14,7 @@ from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
 from federation.requests import RefusedByRemote
+from federation.rooms.branches import MOST_OF_SERVER
 from federation.rooms.missing import MAX_ROUNDS, MAX_SECONDS
 from federation.wire import WireAnswer, WireRequest
 from homeserver.services.received_notices import MAX_PRESENCES, MAX_RECEIPTS
@@ -304,6 +305,33 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     ]
     assert len(asked) <= 4 * MAX_ROUNDS
     assert "lie" not in texts(room.alice, room.room_id)
+
+
+async def test_a_history_with_very_many_ends_does_not_come_about(network: Network) -> None:
+    """Each end makes every further event dearer. What is too much waits, and has its place when some have met."""
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    join = await adopt(room.north, east, carol.user_id, room.room_id)
+    await room.north.push(SOUTH, [join.pdu])
+    prev = await room.north.last(room.room_id)
+    names = [{"membership": "join", "displayname": f"{number}"} for number in range(40)]
+    forks = [await event(room, "m.room.member", content, room.bob.user_id, prev=prev) for content in names]
+
+    await room.south.push(NORTH, [each.pdu for each in forks])
+
+    assert len(await room.north.extremities(room.room_id)) == MOST_OF_SERVER
+    network.cut(NORTH, EAST)
+    said = say(carol, room.room_id, "beside all that")
+    network.mend(NORTH, EAST)
+    assert await east.push(NORTH, [await east.pdu(room.room_id, said)]) == {"pdus": {said: {}}}
+    assert texts(room.alice, room.room_id)[0] == "beside all that"
+    for _ in range(40):
+        say(room.alice, room.room_id, "meeting")
+        network.clock.advance(3600)
+    assert len(await room.north.extremities(room.room_id)) == 1
+    stored = [await room.north.find(room.room_id, each.event_id) for each in forks]
+    assert all(each is not None and not each.is_outlier for each in stored)
 
 
 async def test_an_answer_of_another_kind_is_none(network: Network) -> None:

@@ -181,6 +181,30 @@ async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:
     assert not home.server.app.federation_out.sender.is_failing(PEER)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("heard_after", [0, 0.3, 5])
+async def test_who_speaks_once_and_then_no_more_is_tried_soon(home: Home, heard_after: float) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("one")
+    for _ in range(4):
+        home.settle()
+        home.server.clock.advance(1000)
+    home.settle()
+    before = len(home.wire.requests)
+    while len(home.wire.requests) == before:
+        home.server.clock.advance(1)
+        home.settle()
+    home.wire.down.clear()  # the way is there again just after a try in vain
+    home.wire.requests.clear()
+
+    home.server.clock.advance(heard_after)
+    home.server.app.federation_out.sender.heard_from(PEER)  # type: ignore[arg-type]
+    home.server.clock.advance(1)
+    home.settle()
+
+    assert home.wire.texts(PEER) == ["one"]
+
+
 async def test_an_outage_ends_in_few_transactions(home: Home) -> None:
     quiet = str(home.alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
     for room_id in (home.room_id, quiet):

@@ -12,6 +12,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from federation.requests import RefusedByRemote, path_of
+from federation.rooms.join_answers import FEW_MEMBERS
 from federation.rooms.templates import fill_template
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
@@ -109,8 +110,8 @@ async def test_the_state_that_a_join_is_answered_with(network: Network) -> None:
 
 async def test_members_are_left_out_where_that_is_asked_for(network: Network) -> None:
     alice, south, room_id = world(network)
-    for name in "abcdefgh":
-        ok(join_via(network.servers[NORTH].register(name), room_id))
+    for number in range(FEW_MEMBERS):
+        ok(join_via(network.servers[NORTH].register(f"user{number}"), room_id))
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
 
@@ -127,12 +128,21 @@ async def test_members_are_left_out_where_that_is_asked_for(network: Network) ->
 
 async def test_a_room_without_a_name_comes_with_those_who_name_it(network: Network) -> None:
     _, south, room_id = world(network, name=None)
-    for name in "abcdefgh":
-        ok(join_via(network.servers[NORTH].register(name), room_id))
+    for number in range(FEW_MEMBERS):
+        ok(join_via(network.servers[NORTH].register(f"user{number}"), room_id))
 
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
 
     assert len([pdu for pdu in answer["state"] if pdu["type"] == "m.room.member"]) == 5
+
+
+async def test_a_few_members_are_told_all_the_same(network: Network) -> None:
+    alice, south, room_id = world(network)
+
+    answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
+
+    assert answer["members_omitted"] is False
+    assert [pdu["state_key"] for pdu in answer["state"] if pdu["type"] == "m.room.member"] == [alice.user_id]
 
 
 async def test_a_large_state_comes_in_pieces_and_whole(network: Network) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from storage.database import Database
-from tests.helpers.federated import create_room, say, shared
+from tests.helpers.federated import NORTH, Shared, create_room, say, shared
 from tests.helpers.network import Network
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
@@ -83,3 +83,36 @@ async def test_an_outage_with_much_talk_loses_none(tmp_path: Path, sqlite_databa
     assert keys(wire) == ["laptop"]
     assert wire.texts(PEER)[-1] == "m79"
     assert all(len(body["pdus"]) <= 50 for _, body in wire.transactions(PEER))
+
+
+async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Network) -> None:
+    room = await shared(network)
+    before = await room.south.last(room.room_id)
+    made = await room.south.build_next(
+        room.room_id, room.bob.user_id, "org.example.member", {"key": "late"}, prev=before, sticky_ms=600_000
+    )
+    path = f"/_matrix/client/v3/rooms/{room.room_id}"
+    ok(room.alice.post(f"{path}/kick", {"user_id": room.bob.user_id}))
+    await room.south.push(NORTH, [made.pdu])
+    stored = await room.north.find(room.room_id, made.event_id)
+    assert stored is not None
+    assert not stored.in_timeline
+    assert sticky_in(room.alice, room.room_id) == []
+
+    since = ok(room.alice.get("/_matrix/client/v3/sync"))["next_batch"]
+    await adopt_again(room)
+    news = ok(room.alice.get(f"/_matrix/client/v3/sync?since={since}"))["rooms"]["join"][room.room_id]
+    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [made.event_id]
+    assert made.event_id not in {event["event_id"] for event in news["timeline"]["events"]}
+    assert sticky_in(room.alice, room.room_id) == [made.event_id]
+
+
+async def adopt_again(room: Shared) -> None:
+    """Bob of the south joins once more, as the north sees it."""
+    snapshot = await room.north.room(room.room_id)
+    state = {key: stored.event for key, stored in (await snapshot.state.load_all()).items()}
+    prev, user_id = await room.north.last(room.room_id), room.bob.user_id
+    join = await room.south.build(
+        snapshot.version, room.room_id, prev, state, user_id, "m.room.member", {"membership": "join"}, user_id
+    )
+    await room.south.push(NORTH, [join.pdu])

@@ -168,3 +168,32 @@ async def test_a_read_that_fails_leaves_the_next_one_well(database: Database) ->
         with pytest.raises(database.engine.errors):
             await read("wrong", wrong)
         assert await read("right", lambda txn: txn.query_one("SELECT 1")) == (1,)
+
+
+async def test_one_statement_finds_the_rows_of_each_row_of_arguments(database: Database) -> None:
+    await make_table(database)
+    people = ["a%", "b?", "c"]
+    rows: list[tuple[SQLValue, ...]] = [(at, people[at % 3], bytes([at % 256])) for at in range(30)]
+    await database.write("add", add, rows)
+    asked = [(text, after, limit) for text in (*people, "nobody") for after in (-1, 10) for limit in (2, 100)]
+
+    def find(txn: Transaction) -> list[list[tuple[Any, ...]]]:
+        assert txn.query_each("SELECT id FROM things WHERE id = ?", []) == []
+        return txn.query_each("SELECT id, raw FROM things WHERE text = ? AND id > ? ORDER BY id DESC LIMIT ?", asked)
+
+    expected = [
+        [(id, raw) for id, name, raw in reversed(rows) if name == text and isinstance(id, int) and id > after][:limit]
+        for text, after, limit in asked
+    ]
+    assert await database.read("find", find) == expected
+
+
+async def test_many_rows_of_arguments_are_asked_in_bounded_chunks(database: Database) -> None:
+    await make_table(database)
+    count = 2 * LARGEST_CHUNK + 3
+    await database.write("add", add, [(at, "x", b"") for at in range(count)])
+
+    def find(txn: Transaction) -> list[list[tuple[Any, ...]]]:
+        return txn.query_each("SELECT id FROM things WHERE id = ? AND text = ?", [(at, "x") for at in range(count)])
+
+    assert await database.read("find", find) == [[(at,)] for at in range(count)]

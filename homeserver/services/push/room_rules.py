@@ -35,7 +35,9 @@ class RoomClasses:
     """The members of one room whose rules are not the default ones there."""
 
     heard: int
-    """Up to which change they are known."""
+    """Up to which change that this process has heard of they are known."""
+    position: int = 0
+    """Up to which position what other processes wrote is known."""
     of_user: dict[UserID, RuleClass] = field(default_factory=dict)
     members: dict[RuleClass, set[UserID]] = field(default_factory=dict)
 
@@ -53,7 +55,7 @@ class RoomClasses:
 
 class _Happened(NamedTuple):
     number: int
-    user_id: UserID
+    user_id: str
     room_nid: int | None
     """None: of the user's rules."""
 
@@ -80,34 +82,35 @@ class RoomRules:
         self._rooms: OrderedDict[int, RoomClasses] = OrderedDict()
         self._happened: deque[_Happened] = deque(maxlen=CHANGES_KEPT)
         self._last = 0
+        self._written_by_others = streams.current()
         streams.subscribe(self._hear)
         streams.watch(self._heed_others)
 
     async def of_room(self, room_nid: int, room_id: RoomID) -> RoomClasses:
-        """The classes of now: no query for a room that is known and whose members and their rules have not changed.
+        """The classes of now: no query for a room that is known and whose members and their rules have not changed, and one
+        read where another process has written.
 
         What is returned is the cache's own: read it before waiting for anything else.
         """
         while True:
-            last = self._last
+            last, written = self._last, self._written_by_others
             room = self._rooms.get(room_nid)
             if room is None or (self._happened and room.heard < self._happened[0].number - 1):
-                users = [UserID(user) for user in await self._store.get_members_with_rules(room_nid)]
+                users = dict.fromkeys(await self._store.get_members_with_rules(room_nid), True)
                 room = RoomClasses(last)
             else:
-                users = self._changed(room, room_nid)
-            if users:
-                members = await self._memberships.local_members(room_nid)
-                joined = {user for user in users if user in members}
-                rules = await self._rules.of_users(joined)
-                for user in users:
-                    room.move(user, self.classify(rules[user], room_id) if user in joined else None)
-            room.heard = last
+                users = await self._changed(room, room_nid)
+                if room.position < written:
+                    users.update(await self._store.get_changed_members(room_nid, room.position))
+            rules = await self._rules.of_users(UserID(user) for user, is_joined in users.items() if is_joined)
+            for user in map(UserID, users):
+                room.move(user, self.classify(rules[user], room_id) if user in rules else None)
+            room.heard, room.position = last, written
             self._rooms[room_nid] = room
             self._rooms.move_to_end(room_nid)
             if len(self._rooms) > self._capacity:
                 self._rooms.popitem(last=False)
-            if last == self._last:
+            if (last, written) == (self._last, self._written_by_others):
                 return room
 
     def classify(self, rules: UserRules, room_id: RoomID) -> RuleClass | None:
@@ -118,14 +121,16 @@ class RoomRules:
             return None
         return RuleClass(narrowed, attention)
 
-    def _changed(self, room: RoomClasses, room_nid: int) -> list[UserID]:
-        users: set[UserID] = set()
+    async def _changed(self, room: RoomClasses, room_nid: int) -> dict[str, bool]:
+        """Of whom something has changed through this process: whether they are joined."""
+        users: set[str] = set()
         for happened in reversed(self._happened):
             if happened.number <= room.heard:
                 break
             if happened.room_nid is None or happened.room_nid == room_nid:
                 users.add(happened.user_id)
-        return list(users)
+        members = await self._memberships.local_members(room_nid) if users else frozenset[str]()
+        return {user: user in members for user in users}
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
@@ -134,15 +139,14 @@ class RoomRules:
                 if row.is_local:
                     self._note(row.user_id, row.room_nid)
             elif change.topic is Topic.MEMBERSHIP:
-                self._heed_others(change.position, change.position)
+                self._heed_others(0, change.position)
             elif concerns_rules(change):
                 self._note(change.user_id or "", None)
 
     def _note(self, user_id: str, room_nid: int | None) -> None:
         self._last += 1
-        self._happened.append(_Happened(self._last, UserID(user_id), room_nid))
+        self._happened.append(_Happened(self._last, user_id, room_nid))
 
-    def _heed_others(self, _after: int, _upto: int) -> None:
-        """Another node wrote: of whom is not known here."""
-        self._last += 1
-        self._rooms.clear()
+    def _heed_others(self, _after: int, upto: int) -> None:
+        """Another node wrote: what of it concerns a room is asked when the room's next event comes."""
+        self._written_by_others = max(self._written_by_others, upto)

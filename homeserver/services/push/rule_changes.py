@@ -4,6 +4,7 @@ Counts rest on that: what an event is to a user is decided by the rules that hel
 writer's thread.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -11,13 +12,16 @@ import msgspec
 
 from federation.protocol.errors import TooLarge
 from homeserver.services.push.kept_rules import PUSH_RULES, KeptRules, decode_kept
-from homeserver.services.push.rule_sets import RuleCompiler
+from homeserver.services.push.rule_sets import RuleCompiler, room_of
 from storage.account_data import AccountDataStore
 from storage.push_attention import ELSEWHERE, PushAttentionStore
 from storage.transaction import WriteTransaction
 
 _LARGEST: Final = 1024 * 1024
 """In bytes, of all that one user keeps."""
+MOST_WIDE: Final = 500
+"""Own rules that are not about one room: all of them are asked about the messages of all rooms of the user."""
+MOST_ABOUT_A_ROOM: Final = 20
 
 
 class RuleChanges:
@@ -39,6 +43,7 @@ class RuleChanges:
             raise TooLarge("Push rules may have at most 1 MiB in all")
         if content == unchanged:
             return
+        _check_numbers(kept, decode_kept(before))
         position = self._account_data.set_entry(txn, user_id, None, PUSH_RULES, content)
         self._attention.set_attention(txn, user_id, position, self._wanted(content))
 
@@ -51,3 +56,17 @@ class RuleChanges:
             if attention != general:
                 wanted[room] = attention
         return wanted
+
+
+def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
+    """Whoever had more may keep them. Raises `TooLarge`."""
+    had = _count(before)
+    for room, number in _count(kept).items():
+        if number > max(MOST_WIDE if room is None else MOST_ABOUT_A_ROOM, had[room]):
+            about = "that are not about one room" if room is None else "about one room"
+            raise TooLarge(f"There are too many push rules of your own {about}")
+
+
+def _count(kept: KeptRules) -> Counter[str | None]:
+    rooms = (room_of(kind, rule) for kind, rules in kept.own.items() for rule in rules)
+    return Counter(None if room is None else room.lower() for room in rooms)

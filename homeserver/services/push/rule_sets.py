@@ -62,7 +62,7 @@ class CompiledRule:
         self.rule_id: Final = rule.rule_id
         self.actions: Final = Actions(rule.actions) if rule.actions else NOTHING
         self.conditions: Final = _conditions_of(kind, rule)
-        self.room_id: Final = _room_of(kind, rule)
+        self.room_id: Final = room_of(kind, rule)
         self.room: Final = None if self.room_id is None else self.room_id.lower()
         """The room that it is about; None: it may match anywhere."""
         self.type: Final = next(filter(None, map(_named_type, rule.conditions or ())), None)
@@ -179,7 +179,8 @@ def _conditions_of(kind: str, rule: PushRule) -> tuple[Holds, ...]:
     return tuple(compile_condition(condition) for condition in rule.conditions or ())
 
 
-def _room_of(kind: str, rule: PushRule) -> str | None:
+def room_of(kind: str, rule: PushRule) -> str | None:
+    """The one room that a rule is about, if it is about one."""
     if kind == "room":
         return rule.rule_id
     if kind in ("override", "underride"):

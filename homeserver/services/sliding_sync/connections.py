@@ -12,19 +12,20 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
-from homeserver.services.sliding_sync.request import Clause, RequiredState, SlidingRequest
+from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
 from storage.sliding_connections import ConnectionKey, SlidingConnectionStore
 
 LIVE: Final = 0
 """Stands for the position of the `pos`, where one says up to where something was sent."""
 
+NOTHING: Final[Mapping[int, Any]] = {}
 KEPT_MS: Final = 30 * 24 * 3600 * 1000
 TOUCHED_EACH_MS: Final = 24 * 3600 * 1000
 
@@ -46,15 +47,48 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
     """So many of the newest events up to there the client has, or all."""
     required_state: RequiredState
 
+    def covers(self, config: RoomConfig) -> bool:
+        """Whether who was sent this lacks nothing of what the other asks for."""
+        return config.timeline_limit <= self.timeline_limit and self.required_state.covers(config.required_state)
 
-class ConnectionState(msgspec.Struct, frozen=True, gc=False):
-    """What a client has. Rooms by their numbers; those that are missing were never sent."""
 
-    rooms: Mapping[int, SentRoom] = msgspec.field(default_factory=dict)
-    receipts: Mapping[int, int] = msgspec.field(default_factory=dict)
-    account_data: Mapping[int, int] = msgspec.field(default_factory=dict)
-    profile_fields: frozenset[str] | None = None
-    """The fields of profiles that it has been told of since it asked for them; None: it does not ask."""
+class ConnectionState:
+    """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
+
+    __slots__ = ("_settled", "account_data", "profile_fields", "receipts", "rooms")
+
+    def __init__(
+        self,
+        rooms: Mapping[int, SentRoom] = NOTHING,
+        receipts: Mapping[int, int] = NOTHING,
+        account_data: Mapping[int, int] = NOTHING,
+        profile_fields: frozenset[str] | None = None,
+    ) -> None:
+        """`profile_fields`: those of profiles that it has been told of since it asked for them; None: it does not ask."""
+        self.rooms = rooms
+        self.receipts = receipts
+        self.account_data = account_data
+        self.profile_fields = profile_fields
+        self._settled: tuple[RoomConfig, frozenset[int]] | None = None
+
+    def settled(self, config: RoomConfig) -> frozenset[int]:
+        """The live rooms that were sent with all that this asks for: of them only news are to be told.
+
+        A client asks for the same again and again, so the answer to the latest question is kept.
+        """
+        if self._settled is None or self._settled[0] is not config:
+            covered: dict[tuple[int, int], bool] = {}
+            found: list[int] = []
+            for nid, sent in self.rooms.items():
+                if sent.upto != LIVE:
+                    continue
+                key = (sent.timeline_limit, id(sent.required_state))  # of many rooms the same was sent
+                if key not in covered:
+                    covered[key] = sent.covers(config)
+                if covered[key]:
+                    found.append(nid)
+            self._settled = (config, frozenset(found))
+        return self._settled[1]
 
 
 EMPTY: Final = ConnectionState()

@@ -4,7 +4,7 @@ Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 
 MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -94,12 +94,12 @@ class ExtensionReader:
         if wanted.receipts is None:
             self._end_receipts(request, connection, set(), changes)
         else:
-            scope = _joined(_rooms_in(wanted.receipts, selection), selection)
+            scope = _rooms_in(wanted.receipts, selection) & selection.joined
             receipts = await self._receipts(request, connection, scope, works, token.position, changes)
             answer["receipts"] = {"rooms": receipts}
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
-            scope = _joined(_rooms_in(wanted.typing, selection), selection)
+            scope = _rooms_in(wanted.typing, selection) & selection.joined
             typing = await self._typing(connection, scope)
             answer["typing"] = {"rooms": typing}
             is_news = is_news or bool(typing)
@@ -110,7 +110,7 @@ class ExtensionReader:
         if wanted.profiles is None:
             changes.set_profile_fields(None)
         else:
-            scope = _joined(_rooms_in(wanted.profiles.scope, selection), selection)
+            scope = _rooms_in(wanted.profiles.scope, selection) & selection.joined
             fields, user_id = wanted.profiles.fields, request.caller.user_id
             users = await self._parts.profiles.read(user_id, fields, connection, scope, works, token.position)
             changes.set_profile_fields(fields)
@@ -155,7 +155,7 @@ class ExtensionReader:
             user_id, Topic.ACCOUNT_DATA, connection.position
         )
         new = scope - known.keys()
-        missed = {nid: upto for nid, upto in known.items() if upto != LIVE and nid in scope}
+        missed = {nid: upto for nid, upto in _not_live(known) if nid in scope}
         found: dict[int, Mapping[str, bytes]] = {}
         if new:
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -201,7 +201,7 @@ class ExtensionReader:
         }
         new = scope - known.keys()
         whole = new | (timelines.keys() & scope)
-        missed = {nid for nid, upto in known.items() if upto != LIVE and nid in scope}
+        missed = {nid for nid, _ in _not_live(known) if nid in scope}
         recent = self._parts.recent.rooms_since(user_id, connection.position) if connection.token is not None else None
         ranges: dict[int, tuple[int, int]] = {}
         for nid in whole:
@@ -248,6 +248,8 @@ class ExtensionReader:
 
     async def _typing(self, connection: Connection, scope: set[int]) -> dict[str, Any]:
         typing, known = self._parts.typing, connection.state.rooms
+        if typing.is_quiet_since(None if connection.token is None else connection.token.ephemeral):
+            return {}
         if connection.token is None:
             found = dict(typing.get_changed(scope, None))
         else:
@@ -307,6 +309,11 @@ def _as_sync(request: SlidingRequest, since: SyncToken | None) -> SyncRequest:
     return SyncRequest(request.caller, since, NO_FILTER, full_state=False, state_section=StateSection.AFTER)
 
 
+def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
+    """Those of which not everything up to the `pos` was sent: mostly none."""
+    return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
+
+
 def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
     """The rooms that an extension is wanted for."""
     found: set[int] = set()
@@ -315,11 +322,6 @@ def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
             found.update(window)
     found.update(nid for room_id, nid in selection.subscribed.items() if scope.rooms is None or room_id in scope.rooms)
     return found
-
-
-def _joined(room_nids: set[int], selection: Selection) -> set[int]:
-    rows = selection.rows
-    return {nid for nid in room_nids if rows[nid].membership == "join"}
 
 
 def _events(data: Mapping[str, bytes]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ filters need to know of rooms is read for all of them at once.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from itertools import islice
 from typing import Final
 
@@ -18,7 +18,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.visible import Visibility
 from homeserver.services.invite_permissions import InvitePermissions
-from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.connections import Connection, ConnectionState
 from homeserver.services.sliding_sync.labels import NO_TAGS, Labels, RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.order import OUTSIDE, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.recency import RoomRecency
@@ -57,11 +57,25 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
     subscribed: Mapping[str, int]
     """Numbers of the subscribed rooms by id."""
     configs: Mapping[int, RoomConfig]
-    """What is wanted of each room."""
+    """What is wanted of each room; of many the same object."""
     rows: Mapping[int, MembershipRow]
+    joined: frozenset[int]
+    """Those of the rooms in `configs` that the user is in."""
     latest: Mapping[int, int]
     """Position of the newest event by room, for the rooms in `configs`."""
     labels: Labels
+
+    def to_look_at(self, state: ConnectionState, changed: Set[int] | None) -> Sequence[int]:
+        """The rooms in which there may be something to tell to who has this.
+
+        `changed`: those in which something is new; None where that is not known.
+        """
+        configs = self.configs
+        if changed is None or not configs:
+            return list(configs)
+        first = next(iter(configs.values()))  # mostly what is wanted of all of them
+        settled = state.settled(first)
+        return [nid for nid, config in configs.items() if nid in changed or nid not in settled or config is not first]
 
 
 def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
@@ -124,8 +138,9 @@ class RoomLists:
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
-        latest = await self.latest([nid for nid in configs.by_room if rows[nid].membership == "join"])
-        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, latest, labels)
+        joined = frozenset([nid for nid in configs.by_room if rows[nid].membership == "join"])
+        latest = await self.latest(joined)
+        return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels)
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The positions of the newest events of rooms that the user is in, of these at least."""

@@ -60,6 +60,11 @@ class RequiredState(msgspec.Struct, frozen=True, gc=False):
                     types.add(type)
         return types
 
+    @property
+    def all_members(self) -> bool:
+        """Whether the membership of everybody is asked for."""
+        return any(clause.all_members for clause in self.clauses)
+
     def covers(self, other: "RequiredState") -> bool:
         """Whether who was sent this lacks nothing of the other."""
         return other.clauses <= self.clauses

@@ -19,6 +19,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
 from federation.rooms.current_states import CurrentStates
+from federation.rooms.partial_rooms import PartialRooms
 from homeserver.notifier import Notifier
 from homeserver.services.recent_changes import RecentChanges
 from homeserver.services.sliding_sync.connections import (
@@ -37,6 +38,7 @@ from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.lazy_members import Member
 from homeserver.services.typing import Typing
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.rooms import RoomStore
 from storage.streams import Streams
 
@@ -55,6 +57,7 @@ class SlidingParts:
     states: CurrentStates
     recent: RecentChanges
     typing: Typing
+    partial: PartialRooms
 
 
 class _Answer(msgspec.Struct, frozen=True, gc=False):
@@ -119,7 +122,7 @@ class SlidingSync:
         upto = self._streams.current()
         token = SyncToken(upto, parts.typing.position)
         selection = await parts.lists.select(request, connection)
-        works = await self._find_works(connection, selection)
+        works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
         entries = await parts.entries.make(request, connection, works, upto, members, newly_sent)
         changes = StateChanges(connection.state)
@@ -134,7 +137,9 @@ class SlidingSync:
         }
         return _Answer(body, bool(entries) or extension_news, token, changes.result(), newly_sent)
 
-    async def _find_works(self, connection: Connection, selection: Selection) -> list[RoomWork]:
+    async def _find_works(
+        self, request: SlidingRequest, connection: Connection, selection: Selection
+    ) -> list[RoomWork]:
         """The rooms of the windows and subscriptions in which there may be something to tell."""
         parts = self._parts
         wanted: dict[int, tuple[MembershipRow, int, bool]] = {}
@@ -142,31 +147,25 @@ class SlidingSync:
         recent = None
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
-        covered: dict[tuple[int, int, int], bool] = {}
-        for nid, config in selection.configs.items():
+        partial = await parts.partial.get_all()
+        for nid in selection.to_look_at(connection.state, None if recent is None else recent.events):
+            config = selection.configs[nid]
             sent = sent_rooms.get(nid)
-            grown = False
-            if sent is not None:
-                # of many rooms the same is wanted and was sent: these are compared once
-                key = (id(config), sent.timeline_limit, id(sent.required_state))
-                if key not in covered:
-                    covered[key] = config.timeline_limit <= sent.timeline_limit and sent.required_state.covers(
-                        config.required_state
-                    )
-                grown = not covered[key]
-                if not grown and sent.upto == LIVE and recent is not None and nid not in recent.events:
-                    continue
+            grown = sent is not None and not sent.covers(config)
             row = selection.rows[nid]
             since = 0 if sent is None else connection.since(sent.upto)
-            news = news_of(row, selection.latest) > since
+            completed = _completion(partial, row)
+            if completed is None and config.required_state.all_members:
+                continue  # who wants all members is told of the room when they are here
+            news = max(news_of(row, selection.latest), completed or 0) > since
             if sent is None or news or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
-        named = _lists_of(selection, wanted)
+        named = _lists_of(selection, wanted) if request.stable else {}
         works: list[RoomWork] = []
         for nid, (row, since, news) in wanted.items():
             sent = sent_rooms.get(nid)
-            initial = sent is None
+            initial = sent is None or (_completion(partial, row) or 0) > since
             if not initial and row.position > since:
                 if row.membership == "join":
                     initial = not await parts.states.was_joined_at(row, since)
@@ -217,3 +216,9 @@ def _lists_of(selection: Selection, wanted: Mapping[int, object]) -> dict[int, l
             if nid in wanted:
                 named.setdefault(nid, []).append(name)
     return named
+
+
+def _completion(partial: Mapping[int, PartialRoom], row: MembershipRow) -> int | None:
+    """The position from which on all of the room's state is here; None: it is not. Who is not in the room does not wait."""
+    room = partial.get(row.room_nid)
+    return 0 if room is None or row.membership != "join" else room.completed

@@ -53,6 +53,8 @@ class RoomWork:
     since: int
     """From where on the client lacks it; 0 for all."""
     whole_state: bool
+    in_part: bool = False
+    """Only a part of the room's state is here: memberships become known as people act."""
     arrived: Sequence[StoredEvent] = ()
     """Everything of the stretch that was looked at, oldest first."""
     shown: Sequence[Seen] = ()
@@ -117,7 +119,7 @@ class JoinedRooms:
             }
         )
         ends = await self._find_ends(works, span)
-        lazy = request.filter.room.state.lazy_load_members or request.filter.room.timeline.lazy_load_members
+        lazy = request.loads_lazily
         sent: set[Member] = set()
         if lazy:
             since = None if request.since is None else str(request.since)
@@ -306,6 +308,9 @@ class JoinedRooms:
         ]
         if missing:
             entries = entries | await self._states.get_some(point, missing)
+            if work.in_part and work.arrived:
+                known = await self._states.get_some(StatePoint(room_nid, work.arrived[-1].state_root), missing)
+                entries = known | entries
         newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
         return entries
 

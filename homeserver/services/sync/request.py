@@ -27,6 +27,11 @@ class SyncRequest(msgspec.Struct, frozen=True, gc=False):
     state_section: StateSection
 
     @property
+    def loads_lazily(self) -> bool:
+        """Of members only those are told who have to do with the events of the answer."""
+        return self.filter.room.state.lazy_load_members or self.filter.room.timeline.lazy_load_members
+
+    @property
     def state_after(self) -> bool:
         """Give the state at the end of the timelines, not at their start."""
         return self.state_section is not StateSection.BEFORE

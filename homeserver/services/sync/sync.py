@@ -3,6 +3,8 @@
 Laws:
 - An answer covers a stretch of the one sequence, up to its head when work on it began: what comes later is in the next.
 - Who wants to wait listens before looking.
+- A room of which only a part of the state is here is told to those who load members lazily. The others are told all of it when
+  all is here; then the first ones get its state again, since something of it may be otherwise.
 - The cost is that of what has changed. For a client that is up to date the rooms to look at are known from memory.
 
 spec: client-server-api#syncing
@@ -20,10 +22,12 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside import is_outside
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.visible import Seen
 from homeserver.notifier import Notifier
 from homeserver.services.client_events import present_stripped
+from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push_rules import account_data_events
@@ -39,6 +43,7 @@ from homeserver.services.typing import Typing
 from homeserver.services.unread import COUNTED, Unread, UnreadCounts
 from storage.account_data import AccountData, AccountDataStore
 from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.receipts import ReceiptRow, ReceiptStore
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Streams, Topic
@@ -67,6 +72,7 @@ class SyncParts:
     devices: DeviceNewsReader
     presence: PresenceReader
     sticky: StickyReader
+    partial: PartialRooms
 
 
 class Sync:
@@ -138,6 +144,9 @@ class Sync:
         if any(row.position > span.upto for row in candidates):
             then = [await parts.past.at(row, span.upto) for row in candidates]
             candidates = [row for row in then if row is not None]
+        partial = await parts.partial.get_all()
+        if partial and not request.loads_lazily:
+            candidates = [row for row in candidates if not _is_held_back(row, partial, span)]
         rooms = await parts.rooms.get_rooms_by_nid(row.room_nid for row in candidates)
         candidates = [
             row
@@ -190,6 +199,7 @@ class Sync:
         data: AccountData,
         ignored: Set[str],
     ) -> dict[str, Any]:
+        partial = await self._parts.partial.get_all()
         joined: list[RoomWork] = []
         left: list[RoomWork] = []
         outside: list[MembershipRow] = []
@@ -199,9 +209,13 @@ class Sync:
                 whole = request.since is None or request.full_state
                 if moved and not whole:
                     whole = not await self._parts.states.was_joined_at(row, span.since)
-                joined.append(
-                    RoomWork(rooms[row.room_nid], row, 0 if whole and not request.full_state else span.since, whole)
-                )
+                since = 0 if whole and not request.full_state else span.since
+                part = partial.get(row.room_nid)
+                if part is not None and part.completed is not None and span.since < part.completed <= span.upto:
+                    whole = True
+                    since = since if request.loads_lazily else 0
+                in_part = part is not None and part.completed is None
+                joined.append(RoomWork(rooms[row.room_nid], row, since, whole, in_part))
             elif row.membership in LEFT:
                 if moved and (request.since is not None or request.filter.room.include_leave):
                     whole = request.since is None or not await self._parts.states.was_joined_at(row, span.since)
@@ -215,18 +229,17 @@ class Sync:
         if request.since is not None and not request.full_state:
             joined = [work for work in joined if _has_news(work, ignored)]
         counts = await self._parts.unread.get_counts(request.caller.user_id, [work.own for work in joined], ignored)
+        thread_keys = _thread_keys(request.filter.room.timeline)
         sections: dict[str, Any] = {}
         json = await self._parts.joined.to_json(request, [*joined, *left])
         if joined:
             sections["join"] = {work.room.room_id: json[work.room.room_id] for work in joined}
             for work in joined:
                 count, room = counts[work.room.room_nid], json[work.room.room_id]
-                by_thread = request.filter.room.timeline.unread_thread_notifications
-                room["unread_notifications"] = _unread_json(count.main if by_thread else count.total)
-                if by_thread and count.threads:
-                    room["unread_thread_notifications"] = {
-                        root: _unread_json(each) for root, each in count.threads.items()
-                    }
+                room["unread_notifications"] = _unread_json(count.main if thread_keys else count.total)
+                if count.threads:
+                    by_thread = {root: _unread_json(each) for root, each in count.threads.items()}
+                    room.update(dict.fromkeys(thread_keys, by_thread))
         if left:
             sections["leave"] = {work.room.room_id: json[work.room.room_id] for work in left}
         for membership in ("invite", "knock"):
@@ -284,7 +297,8 @@ class Sync:
                 shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
-        if wanted.ephemeral.allows("m.typing", None):
+        is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
+        if not is_quiet and wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
                     if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
@@ -300,6 +314,12 @@ class Sync:
                     for type, content in entries.items()
                     if wanted.account_data.allows(type, None)
                 ]
+
+
+def _is_held_back(row: MembershipRow, partial: Mapping[int, PartialRoom], span: Range) -> bool:
+    """Whether the user is in a room of which a part of the state is lacking, at the end of the stretch."""
+    room = partial.get(row.room_nid)
+    return room is not None and row.membership == "join" and (room.completed is None or room.completed > span.upto)
 
 
 def _is_forgotten(request: SyncRequest, row: MembershipRow) -> bool:
@@ -380,6 +400,15 @@ def _has_news(work: RoomWork, ignored: Set[str]) -> bool:
         # the counts may have changed
         or any(event.flags & COUNTED and event.event.sender not in ignored for event in work.arrived)
     )
+
+
+def _thread_keys(filter: RoomEventFilter) -> list[str]:
+    """Under which names the client wants the counts of threads, if it wants them (MSC3773)."""
+    asked = {
+        "unread_thread_notifications": filter.unread_thread_notifications,
+        "org.matrix.msc3773.unread_thread_notifications": filter.unstable_thread_notifications,
+    }
+    return [name for name, is_asked in asked.items() if is_asked]
 
 
 def _unread_json(count: Unread) -> dict[str, int]:

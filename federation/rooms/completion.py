@@ -1,0 +1,404 @@
+"""Completes rooms that were entered with a part of their state: fetches the rest, looks again at what came meanwhile, and puts all
+of it in its place with one last write.
+
+Laws:
+- The room goes on with its part all the while; only the last step takes its queue.
+- What is fetched and found is kept as it comes. After a restart each step finds what is there already.
+- One attempt a room is under way; servers are asked in turn, first the one that let us in. After an attempt in vain the room
+  rests, longer each time. It is never given up while somebody here is in it.
+- Whoever waits for the room hears of it after the last write (`PartialRooms.tell`).
+"""
+
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from federation.identity import ServerIdentity
+from federation.policy import Policy
+from federation.protocol.errors import MatrixError, RemoteError
+from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.rooms.effects import StoredEffects, effect_of_absence
+from federation.rooms.engine import RoomEngine
+from federation.rooms.inbox import Inbox
+from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms
+from federation.rooms.recheck import Recheck, Walk
+from federation.rooms.remote_states import RemoteStates
+from federation.rooms.resolve import StateResolver
+from federation.rooms.room_events import RoomEvents
+from federation.rooms.servers import RoomServers
+from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.state_imports import StateImports
+from federation.rooms.templates import MEMBER
+from storage.database import Database
+from storage.memberships import MembershipStore
+from storage.partial_rooms import PartialRoom, PartialRoomStore
+from storage.room_effects import NO_EFFECT, StateEffect
+from storage.room_writer import Appended, HeadMoved, RoomWriter, StateChange
+from storage.rooms import RoomRow, RoomStore
+from storage.state_completion import Completed, StateCompletion
+from storage.state_tree import StateTreeStore
+from storage.streams import Change, Streams, Topic
+
+ROOMS_AT_ONCE: Final = 2
+"""A large room's state takes as much memory as its bytes."""
+SERVERS_AN_ATTEMPT: Final = 4
+MAX_NEW: Final = 500_000
+"""Events that are taken in for the sake of one room."""
+CHUNK: Final = 500
+"""Entries written at once."""
+MAX_TRIES: Final = 20
+FIRST_REST: Final = 5.0
+"""Seconds; twice as long after each attempt in vain."""
+LONGEST_REST: Final = 600.0
+LOOK_EVERY: Final = 60.0
+"""Seconds between looks for rooms that another node has entered."""
+LEASE_MS: Final = 15 * 60_000
+"""So long no other node takes up a room that one is at work on."""
+
+
+class PartialObserver(Protocol):
+    """Hears how many rooms lack a part of their state. May not raise or block."""
+
+    def partial_rooms_changed(self, count: int) -> None:
+        """So many do."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomTables:
+    """Where a room is kept."""
+
+    database: Database
+    rooms: RoomStore
+    partial: PartialRoomStore
+    memberships: MembershipStore
+    trees: StateTreeStore
+    writer: RoomWriter
+    completion: StateCompletion
+
+
+class Completions:
+    """Completes rooms. For the reactor thread."""
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        tables: RoomTables,
+        engine: RoomEngine,
+        events: RoomEvents,
+        memberships: Memberships,
+        servers: RoomServers,
+        partial: PartialRooms,
+        states: RemoteStates,
+        imports: StateImports,
+        recheck: Recheck,
+        resolver: StateResolver,
+        effects: StoredEffects,
+        inbox: Inbox,
+        policy: Policy,
+        identity: ServerIdentity,
+        streams: Streams,
+        clock: IReactorTime,
+        observer: PartialObserver,
+    ) -> None:
+        self._tables = tables
+        self._engine = engine
+        self._events = events
+        self._memberships = memberships
+        self._servers = servers
+        self._partial = partial
+        self._states = states
+        self._imports = imports
+        self._recheck = recheck
+        self._resolver = resolver
+        self._effects = effects
+        self._inbox = inbox
+        self._policy = policy
+        self._identity = identity
+        self._clock = clock
+        self._observer = observer
+        self._at_once = DeferredSemaphore(ROOMS_AT_ONCE)
+        self._working: set[int] = set()
+        self._resting: dict[int, IDelayedCall] = {}
+        self._attempts: dict[int, int] = {}
+        self._look: IDelayedCall | None = None
+        self._tasks: set[Deferred[None]] = set()
+        self._started = False
+        streams.subscribe(self._hear)
+
+    def start(self) -> None:
+        """Go on with what was under way when the server stopped; then look at intervals."""
+        self._started = True
+        self._run(self._resume(take_over=True))
+
+    def stop(self) -> None:
+        """End what is under way: it goes on after the next start."""
+        self._started = False
+        if self._look is not None and self._look.active():
+            self._look.cancel()
+        while self._resting:
+            self._resting.popitem()[1].cancel()
+        for task in list(self._tasks):
+            task.cancel()
+
+    def _hear(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if change.topic is Topic.COMPLETENESS and self._started:
+                room = change.detail
+                if isinstance(room, PartialRoom) and room.completed is None:
+                    # in a later turn: who enters the room has to be done with it
+                    self._rest(room.room_nid, 0)
+
+    def _rest(self, room_nid: int, seconds: float) -> None:
+        call = self._resting.pop(room_nid, None)
+        if call is not None:
+            call.cancel()
+        self._resting[room_nid] = self._clock.callLater(seconds, self._begin, room_nid)
+
+    async def _resume(self, *, take_over: bool = False) -> None:
+        try:
+            now = int(self._clock.seconds() * 1000)
+            for room in list((await self._partial.get_all()).values()):
+                nid = room.room_nid
+                if room.completed is not None or nid in self._working or nid in self._resting:
+                    continue
+                if take_over or await self._tables.partial.is_free(nid, now):
+                    self._begin(nid)
+            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+        finally:
+            if self._started:
+                self._look = self._clock.callLater(LOOK_EVERY, lambda: self._run(self._resume()))
+
+    def _begin(self, room_nid: int) -> None:
+        self._resting.pop(room_nid, None)
+        if room_nid not in self._working:
+            self._working.add(room_nid)
+            self._run(self._work(room_nid))
+
+    async def _work(self, room_nid: int) -> None:
+        done = False
+        try:
+            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+            await self._at_once.acquire()
+            try:
+                done = await self._attempt(room_nid)
+            finally:
+                self._at_once.release()
+        except (RemoteError, MatrixError) as error:
+            self._log.info("the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error))
+        except Exception:  # a bug of ours, or the database is away: the next attempt may do better
+            if self._started:
+                self._log.failure("the state of room {nid} could not be completed", nid=room_nid)
+        finally:
+            self._working.discard(room_nid)
+            if done:
+                self._attempts.pop(room_nid, None)
+            elif self._started:
+                attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
+                self._rest(room_nid, min(FIRST_REST * 2 ** (attempts - 1), LONGEST_REST))
+        if self._started:
+            self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
+
+    async def _attempt(self, room_nid: int) -> bool:
+        """Try once to complete a room; whether nothing is left to do. Raises RemoteError, MatrixError."""
+        partial = await self._partial.find(room_nid)
+        room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+        if partial is None or snapshot.head.partial_join is None:
+            return True
+        if not await self._memberships.local_members(room_nid):
+            await self._abandon(snapshot)
+            return True
+        await self._tables.partial.take_lease(room_nid, int(self._clock.seconds() * 1000) + LEASE_MS)
+        join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
+        servers = await self._choose(partial)
+        walk = Walk(
+            StateChange(await self._gather(room, await self._fetch(servers, snapshot, join.event.event_id))),
+            lambda event_id: self._fetch_other(servers, snapshot, event_id, walk),
+        )
+        await self._recheck.go_on(snapshot, walk)
+        known = await self._recheck.current(snapshot, walk)
+        differing = await self._write_members(room, snapshot, known)
+
+        async def work() -> None:
+            await self._finish(room, partial, walk, known, differing)
+
+        await self._engine.in_turn(RoomID(room.room_id), work)
+        self._partial.tell(room_nid)
+        self._inbox.wake(room_nid)
+        self._log.info("all of the state of {room_id} is here", room_id=room.room_id)
+        return True
+
+    async def _choose(self, partial: PartialRoom) -> list[ServerName]:
+        """Whom to ask: the server that let us in, then others, at each attempt others."""
+        resident = ServerName(partial.resident)
+        others = sorted(set(await self._servers.in_room(partial.room_nid)) - {resident})
+        at = self._attempts.get(partial.room_nid, 0) * (SERVERS_AN_ATTEMPT - 1) % max(len(others), 1)
+        turned = [resident, *others[at:], *others[:at]]
+        return [server for server in turned if self._policy.allows(server)][:SERVERS_AN_ATTEMPT]
+
+    async def _fetch(
+        self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID
+    ) -> dict[tuple[str, str], int]:
+        """The state before an event, from the first server that tells it. Raises RemoteError, MatrixError."""
+        failure: RemoteError | MatrixError = RemoteError("nobody", "the policy lets no server be asked", retryable=True)
+        for server in servers:
+            try:
+                told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW)
+                return await self._imports.gather(snapshot.room, told)
+            except (RemoteError, MatrixError) as error:
+                self._log.info("{server} does not tell the state: {error}", server=server, error=str(error))
+                failure = error
+        raise failure
+
+    async def _fetch_other(
+        self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID, walk: Walk
+    ) -> StateChange | None:
+        """The state before an event at a gap, by what differs from the one before our join; None if nobody tells it."""
+        try:
+            entries = await self._fetch(servers, snapshot, event_id)
+        except (RemoteError, MatrixError):
+            return None
+        base = await self._tables.trees.get_all(snapshot.room.room_nid, walk.before_join.root)
+        if base.keys() - entries.keys():
+            return StateChange(None, entries)
+        return StateChange(walk.before_join.root, {key: nid for key, nid in entries.items() if base.get(key) != nid})
+
+    async def _gather(self, room: RoomRow, entries: dict[tuple[str, str], int]) -> bytes | None:
+        """Keep the state before the join; its root."""
+        tables, nid = self._tables, room.room_nid
+        root = await tables.partial.get_gathered(nid)
+        there = await tables.trees.get_all(nid, root)
+        afresh = any(entries.get(key) != event_nid for key, event_nid in there.items())
+        left = [(key, event_nid) for key, event_nid in entries.items() if afresh or key not in there]
+        for start in range(0, len(left), CHUNK):
+            chunk = dict(left[start : start + CHUNK])
+            root = await tables.database.write(
+                "gather_state", tables.completion.gather, nid, chunk, afresh=afresh and not start
+            )
+        return root
+
+    async def _write_members(
+        self, room: RoomRow, snapshot: RoomSnapshot, known: StateChange
+    ) -> dict[tuple[str, str], int | None]:
+        """Write the memberships of a state before it becomes the present one; its other entries that differ from that.
+
+        What the part has of somebody's membership is left to it: it is as new, or newer.
+        """
+        tables, nid = self._tables, room.room_nid
+        part = await tables.trees.get_all(nid, snapshot.state.root)
+        whole = {**await tables.trees.get_all(nid, known.root), **known.entries}
+        rows = await tables.memberships.get_event_nids(nid)
+        new = [
+            event_nid
+            for (type, key), event_nid in whole.items()
+            if type == MEMBER and (type, key) not in part and rows.get(key) != event_nid
+        ]
+        for start in range(0, len(new), CHUNK):
+            effects = await self._effects.of(room, new[start : start + CHUNK])
+            await self._write_effects(room, effects.items())
+        # of an earlier time that we were in the room
+        gone = [event_nid for user_id, event_nid in rows.items() if (MEMBER, user_id) not in whole]
+        for start in range(0, len(gone), CHUNK):
+            stored = await self._events.get_events(gone[start : start + CHUNK])
+            await self._write_effects(
+                room, [(event_nid, effect_of_absence(each.event, self._identity)) for event_nid, each in stored.items()]
+            )
+        differing: dict[tuple[str, str], int | None] = {
+            key: event_nid
+            for key, event_nid in whole.items()
+            if part.get(key) != event_nid and (key[0] != MEMBER or key in part or self._identity.is_local(key[1]))
+        }
+        return differing | dict.fromkeys(part.keys() - whole.keys())
+
+    async def _write_effects(self, room: RoomRow, effects: Iterable[tuple[int, StateEffect]]) -> None:
+        remote = [(nid, effect) for nid, effect in effects if effect.membership and not effect.membership.is_local]
+        if remote:
+            await self._tables.database.write("add_members", self._tables.writer.add_effects, room, remote)
+
+    async def _finish(
+        self,
+        room: RoomRow,
+        partial: PartialRoom,
+        walk: Walk,
+        known: StateChange,
+        differing: dict[tuple[str, str], int | None],
+    ) -> None:
+        """Look at what came since, and move the head. In the turn of the room."""
+        tables = self._tables
+        for _ in range(MAX_TRIES):
+            snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
+            if snapshot.head.partial_join != partial.join_nid:
+                return  # another node was faster
+            await self._recheck.go_on(snapshot, walk)
+            state = await self._recheck.current(snapshot, walk)
+            changes = dict(differing)
+            gone: dict[tuple[str, str], int] = {}
+            for key, (was, now) in (await self._resolver.diff(room.room_nid, known, state)).items():
+                changes[key] = now
+                if now is None and was is not None:
+                    gone[key] = was
+            completed = Completed(
+                tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
+                state,
+                await self._find_effects(room, snapshot, changes, gone),
+                walk.hidden,
+            )
+            try:
+                head = await tables.database.write(
+                    "complete_room", tables.completion.finish, room, partial, snapshot.head, completed
+                )
+            except HeadMoved:
+                await self._engine.refresh(snapshot)
+                continue
+            fresh = RoomSnapshot(room, snapshot.version, snapshot.head, self._engine.view(room.room_nid, None))
+            self._engine.advance(fresh, Appended(head, []))
+            return
+        raise RuntimeError(f"the head of {room.room_id} moved {MAX_TRIES} times while it was completed")
+
+    async def _find_effects(
+        self,
+        room: RoomRow,
+        snapshot: RoomSnapshot,
+        changes: dict[tuple[str, str], int | None],
+        gone: dict[tuple[str, str], int],
+    ) -> list[tuple[int, StateEffect]]:
+        """What the entries mean that differ from what was written, and that others are gone."""
+        effects = list((await self._effects.of(room, [nid for nid in changes.values() if nid is not None])).items())
+        absent = {key for key, nid in changes.items() if nid is None}
+        was = await self._tables.trees.get_entries(room.room_nid, snapshot.state.root, absent)
+        nids = {*was.values(), *(gone[key] for key in absent & gone.keys())}
+        for nid, stored in (await self._events.get_events(nids)).items():
+            effects.append((nid, effect_of_absence(stored.event, self._identity)))
+        return [(nid, effect) for nid, effect in effects if effect != NO_EFFECT]
+
+    async def _abandon(self, snapshot: RoomSnapshot) -> None:
+        """Nobody here is in the room any more: it stays as it was when we left."""
+
+        async def work() -> None:
+            now = await self._engine.get_snapshot(snapshot.room_id)
+            if await self._memberships.local_members(now.room.room_nid):
+                return
+            head = await self._tables.database.write(
+                "abandon_room", self._tables.completion.abandon, now.room, now.head
+            )
+            self._engine.advance(now, Appended(head, []), {})
+
+        await self._engine.in_turn(snapshot.room_id, work)
+        self._partial.tell(snapshot.room.room_nid)
+
+    def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
+        task = Deferred.fromCoroutine(work)
+        self._tasks.add(task)
+        task.addErrback(self._failed)
+        task.addBoth(lambda _: self._tasks.discard(task))
+
+    def _failed(self, failure: Failure) -> None:
+        if not failure.check(CancelledError):
+            self._log.failure("work on a room that is not complete failed", failure)

@@ -1,0 +1,188 @@
+"""Events that were placed upon a part of a room's state, looked at again with all of it: in the order in which they were placed,
+each by the state that was before it and by what then was the present one. Nothing of the result is seen until the room is
+completed (`completion.py`).
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from federation.protocol.event_signing import required_signers
+from federation.protocol.events import Event
+from federation.protocol.ids import EventID, RoomID
+from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.resolve import StateResolver
+from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.sources import Questions, StoredSources
+from storage.database import Database
+from storage.events import EventFlag
+from storage.partial_rooms import PartialEvent, PartialRoomStore
+from storage.room_writer import StateChange
+from storage.state_completion import Found, StateCompletion
+
+CHUNK: Final = 100
+MAX_FETCHED: Final = 50
+"""States before events at a gap that are asked for; at further gaps the state before our join stands for them."""
+
+FetchState = Callable[[EventID], Awaitable[StateChange | None]]
+"""The state before an event as other servers tell it; None if none does."""
+
+
+@dataclass(slots=True)
+class Walk:
+    """How far the events have been looked at, and what the room is then."""
+
+    before_join: StateChange
+    fetch: FetchState
+    place: int = 0
+    after: dict[int, StateChange] = field(default_factory=dict)
+    """The states after the events."""
+    extremities: dict[EventID, int] = field(default_factory=dict)
+    unseen: dict[EventID, Sequence[EventID]] = field(default_factory=dict)
+    """What was refused, with what it follows."""
+    hidden: set[int] = field(default_factory=set)
+    fetched: int = 0
+
+    def pass_by(self, event: Event) -> None:
+        """The event stands upon these: none of them is an extremity any more."""
+        names = list(event.prev_events)
+        while names:
+            name = names.pop()
+            self.extremities.pop(name, None)
+            names += self.unseen.pop(name, ())
+
+
+class Recheck:
+    """Looks at events again. For the reactor thread."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: PartialRoomStore,
+        events: RoomEvents,
+        resolver: StateResolver,
+        writer: StateCompletion,
+        questions: Questions,
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._events = events
+        self._resolver = resolver
+        self._writer = writer
+        self._questions = questions
+
+    async def go_on(self, snapshot: RoomSnapshot, walk: Walk) -> None:
+        """Look at all that is left."""
+        room_nid = snapshot.room.room_nid
+        while True:
+            rows = await self._store.get_events(room_nid, walk.place, CHUNK)
+            if not rows:
+                return
+            stored = await self._events.get_events(row.event_nid for row in rows)
+            found: list[Found] = []
+            for row in rows:
+                found.append(await self._look(snapshot, walk, row, stored[row.event_nid]))
+                walk.place = row.place
+                if found[-1].auth:  # what is to be resolved next may rest on it
+                    break
+            roots = await self._database.write("recheck_events", self._writer.keep_found, room_nid, found)
+            walk.after.update((nid, StateChange(root)) for nid, root in roots.items())
+
+    async def current(self, snapshot: RoomSnapshot, walk: Walk) -> StateChange:
+        """The present state, as far as the events have been looked at."""
+        return await self._resolve(snapshot, [walk.after[nid] for nid in walk.extremities.values()])
+
+    async def _look(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent) -> Found:
+        event = stored.event
+        is_join = stored.nid == snapshot.head.partial_join
+        before = walk.before_join if is_join else await self._before(snapshot, walk, row, event)
+        verdict = Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, event, before)
+        flags = _flags(stored, verdict)
+        is_change = event.state_key is not None and verdict is not Verdict.REJECT
+        after = before
+        if is_change:
+            after = StateChange(before.root, {**before.entries, event.key: stored.nid})
+        walk.after[stored.nid] = after
+        current: StateChange | None = None
+        if verdict not in SHOWN:
+            walk.unseen[event.event_id] = event.prev_events
+        elif not row.is_past:
+            walk.pass_by(event)
+            walk.extremities[event.event_id] = stored.nid
+            if len(walk.extremities) > 1:
+                current = await self.current(snapshot, walk)
+        if stored.in_timeline and not flags & EventFlag.TIMELINE:
+            walk.hidden.add(stored.nid)
+        auth: Collection[int] = ()
+        if is_change and stored.rejected:
+            cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
+            auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
+        return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
+
+    async def _before(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event) -> StateChange:
+        if not event.prev_events:
+            return StateChange(None)
+        if row.has_gap:
+            told = await self._before_gap(snapshot, walk, event)
+            if told is not None:
+                return told
+        known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)
+        states = [
+            walk.after.get(prev.nid) or StateChange(prev.state_root) for prev in known.values() if not prev.is_outlier
+        ]
+        if row.has_gap or not states:
+            states.append(walk.before_join)
+        return await self._resolve(snapshot, states)
+
+    async def _before_gap(self, snapshot: RoomSnapshot, walk: Walk, event: Event) -> StateChange | None:
+        """The state before an event some of what it follows was missing when it came; None where nobody tells it."""
+        assert snapshot.head.partial_join is not None, "the room lacks a part of its state"
+        join = (await self._events.get_events([snapshot.head.partial_join]))[snapshot.head.partial_join]
+        if set(event.prev_events) == set(join.event.prev_events):
+            return walk.before_join
+        if walk.fetched >= MAX_FETCHED:
+            return None
+        walk.fetched += 1
+        return await walk.fetch(event.event_id)
+
+    async def _judge(
+        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event, before: StateChange
+    ) -> Verdict:
+        auth = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
+        if len(auth) < len(set(event.auth_events)):
+            return Verdict.REJECT  # events are stored after what they cite
+        current = None if row.is_past else await self.current(snapshot, walk)
+        create = await snapshot.create_event()
+        sources = _Sources(
+            self._questions,
+            snapshot.room,
+            list(auth.values()),
+            before,
+            current,
+            required_signers(event),
+            create.event_id,
+        )
+        checked = await check_on_receipt(
+            Candidate(event.version, event.pdu, event), RoomID(snapshot.room.room_id), sources
+        )
+        return Verdict.REJECT if checked.verdict is Verdict.DROP else checked.verdict
+
+    async def _resolve(self, snapshot: RoomSnapshot, states: Iterable[StateChange]) -> StateChange:
+        return await self._resolver.resolve(
+            snapshot.room.room_nid, snapshot.version, await snapshot.create_event(), states
+        )
+
+
+class _Sources(StoredSources):
+    async def is_approved(self, event: Event, named: Event | None) -> bool:
+        return True  # the policy server was asked when the event came
+
+
+def _flags(stored: StoredEvent, verdict: Verdict) -> int:
+    if verdict is Verdict.SOFT_FAIL:
+        return EventFlag.SOFT_FAILED
+    if verdict not in SHOWN:
+        return EventFlag.REJECTED
+    refused = stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED)
+    return EventFlag.TIMELINE if refused else stored.flags

@@ -1,0 +1,102 @@
+"""States of rooms as other servers send them whole: kept chunk by chunk, so that memory holds the bytes and little more.
+
+An event is taken apart when its turn comes. Turns go by the depth that events claim, by which an honest one stands after those
+that it rests on; what comes too early all the same has another turn, as long as there is progress.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from federation.protocol.errors import BadState
+from federation.protocol.ids import EventID
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.batch import Outcome
+from federation.rooms.check import Candidate, Verdict
+from federation.rooms.outliers import Outliers
+from federation.rooms.snapshots import CREATE
+from storage.events import EventFlag, EventStore
+from storage.rooms import RoomRow
+
+CHUNK: Final = 500
+"""Events that are taken apart at once."""
+MAX_TURNS: Final = 20
+"""More turns than an honest server's events need."""
+
+Pdu = Mapping[str, Any] | msgspec.Raw
+Entries = dict[tuple[str, str], int]
+
+
+class _Peek(msgspec.Struct):
+    depth: float | None = None
+
+
+class StateImports:
+    """Keeps states. For the reactor thread."""
+
+    def __init__(self, outliers: Outliers, store: EventStore) -> None:
+        self._outliers = outliers
+        self._store = store
+
+    async def keep(self, room: RoomRow, pdus: Sequence[Pdu]) -> list[Outcome]:
+        """Keep events as outliers; an outcome for each, in the order given."""
+        outcomes: dict[int, Outcome] = {}
+        waiting = sorted(range(len(pdus)), key=lambda at: _depth(pdus[at]))
+        for _ in range(MAX_TURNS):
+            later: list[int] = []
+            for start in range(0, len(waiting), CHUNK):
+                chunk = waiting[start : start + CHUNK]
+                version = ROOM_VERSIONS[room.version]
+                candidates = [Candidate(version, _as_mapping(pdus[at])) for at in chunk]
+                for at, outcome in zip(chunk, await self._outliers.add(room, candidates), strict=True):
+                    outcomes[at] = outcome
+                    if outcome.is_waiting:
+                        later.append(at)
+            if not later or len(later) == len(waiting):
+                break
+            waiting = later
+        return [outcomes[at] for at in range(len(pdus))]
+
+    async def gather(self, room: RoomRow, event_ids: Collection[EventID]) -> Entries:
+        """The entries of a state that is given by its events, as far as they are kept. Raises BadState."""
+        entries: Entries = {}
+        for stored in (await self._store.get_entries(room.room_nid, event_ids)).values():
+            if stored.flags & EventFlag.REJECTED:
+                continue
+            key = (stored.type, stored.state_key or "")
+            if stored.state_key is None or entries.setdefault(key, stored.event_nid) != stored.event_nid:
+                raise BadState("The state of the room has no single event for each of its entries")
+        if CREATE not in entries:
+            raise BadState("The state of the room lacks its create event")
+        return entries
+
+
+def kept_ids(outcomes: Sequence[Outcome]) -> list[EventID]:
+    """The ids of those that are kept, whatever they are worth."""
+    return [
+        outcome.event_id
+        for outcome in outcomes
+        if outcome.event_id is not None and outcome.verdict is not Verdict.DROP and not outcome.is_waiting
+    ]
+
+
+def _depth(pdu: Pdu) -> float:
+    if not isinstance(pdu, msgspec.Raw):
+        depth = pdu.get("depth")
+        return depth if isinstance(depth, int) else 0
+    try:
+        return msgspec.json.decode(pdu, type=_Peek).depth or 0
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0
+
+
+def _as_mapping(pdu: Pdu) -> Mapping[str, Any]:
+    """What is no object is no event, which is found out when it is read."""
+    if not isinstance(pdu, msgspec.Raw):
+        return pdu
+    try:
+        value = msgspec.json.decode(pdu)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,152 @@
+"""The writes that complete the state of a room that was entered with a part of it.
+
+Laws:
+- What is gathered and found is kept beside the room (`partial_rooms.py`), chunk by chunk: the room goes on with the part that it
+  has, and after a restart what is there need not be done again.
+- One last write puts everything in its place and moves the head: whoever reads sees all of it or nothing.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from msgspec import structs
+
+from storage.auth_chains import AuthChainStore, AuthNode
+from storage.events import EventFlag
+from storage.memberships import count_members
+from storage.partial_rooms import (
+    FoundRow,
+    PartialRoom,
+    end_partial,
+    forget_partial,
+    select_gathered,
+    set_found,
+    set_gathered,
+)
+from storage.relations import remove_relation
+from storage.room_effects import StateEffect, apply_effects
+from storage.room_writer import HeadMoved, StateChange
+from storage.rooms import Head, RoomRow, move_head
+from storage.state_tree import StateTreeStore
+from storage.streams import Change, Topic
+from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What an event is with all of the state."""
+
+    place: int
+    event_nid: int
+    key: tuple[str, str] | None
+    """Of a state event that changes the state."""
+    flags: int
+    before: StateChange
+    current: StateChange | None = None
+    """The current state then, where that was not the state after the event."""
+    auth: Collection[int] = ()
+    """What it cites, if it was refused before and so has no place among the auth chains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The room as it is with all of its state."""
+
+    extremities: tuple[tuple[int, str], ...]
+    state: StateChange
+    effects: Sequence[tuple[int, StateEffect]]
+    """What those entries mean that differ from what was written before."""
+    hidden: Collection[int]
+    """Events that were in the timeline and are there no more."""
+
+
+class StateCompletion:
+    """Writes, inside a write transaction."""
+
+    def __init__(self, trees: StateTreeStore, chains: AuthChainStore) -> None:
+        self._trees = trees
+        self._chains = chains
+
+    def gather(
+        self, txn: WriteTransaction, room_nid: int, entries: Mapping[tuple[str, str], int], *, afresh: bool = False
+    ) -> bytes | None:
+        """Add entries to what has been gathered of the state before the join (`afresh`: to nothing); its root."""
+        root = None if afresh else select_gathered(txn, room_nid)
+        root = self._trees.apply(txn, room_nid, root, entries)
+        set_gathered(txn, room_nid, root)
+        return root
+
+    def keep_found(self, txn: WriteTransaction, room_nid: int, found: Sequence[Found]) -> dict[int, bytes | None]:
+        """Keep what was found of some events; by event the root of the state after it."""
+        values: dict[int, FoundRow] = {}
+        roots: dict[int, bytes | None] = {}
+        for each in found:
+            root = self._trees.apply(txn, room_nid, each.before.root, each.before.entries)
+            replaces: int | None = None
+            if each.key is not None:
+                replaces = self._trees.get_entries_in(txn, room_nid, root, [each.key]).get(each.key)
+                root = self._trees.apply(txn, room_nid, root, {each.key: each.event_nid})
+            current: bytes | None = None
+            if each.current is not None:
+                current = self._trees.apply(txn, room_nid, each.current.root, each.current.entries)
+            values[each.place] = FoundRow(each.flags, root, replaces, None if current == root else current)
+            roots[each.event_nid] = root
+        unrefused = [AuthNode(each.event_nid, list(each.auth)) for each in found if each.auth]
+        if unrefused:
+            self._chains.add(txn, unrefused)
+        set_found(txn, room_nid, values)
+        return roots
+
+    def finish(
+        self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: Head, completed: Completed
+    ) -> Head:
+        """Put what was found of all events in its place, and move the head. Raises HeadMoved."""
+        position = txn.next_position()
+        nid = room.room_nid
+        events = txn.query("SELECT event_nid, flags FROM partial_events WHERE room_nid = ?", (nid,))
+        if any(flags is None for _, flags in events):
+            raise HeadMoved(room.room_id)  # another node has placed one more
+        txn.execute(
+            "UPDATE events SET flags = p.flags, state_root = p.state_root, replaces = p.replaces,"
+            " current_root = p.current_root"
+            " FROM partial_events AS p WHERE p.room_nid = ? AND p.event_nid = events.event_nid",
+            (nid,),
+        )
+        self._hide(txn, nid, completed.hidden)
+        root = self._trees.apply(txn, nid, completed.state.root, completed.state.entries)
+        apply_effects(txn, nid, [(event_nid, position, effect) for event_nid, effect in completed.effects])
+        joined, invited = count_members(txn, nid)
+        new = Head(head.version + 1, completed.extremities, head.depth, root, joined, invited)
+        if not move_head(txn, nid, head.version, new):
+            raise HeadMoved(room.room_id)
+        end_partial(txn, nid, position)
+        for event_nid, _ in events:
+            txn.announce(Change(position, Topic.PLACED, detail=event_nid))
+        txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=replace(partial, completed=position)))
+        return new
+
+    def abandon(self, txn: WriteTransaction, room: RoomRow, head: Head) -> Head:
+        """Let the room stay with the part that it has. Raises HeadMoved."""
+        new = structs.replace(head, version=head.version + 1, partial_join=None)
+        if not move_head(txn, room.room_nid, head.version, new):
+            raise HeadMoved(room.room_id)
+        forget_partial(txn, room.room_nid)
+        txn.announce(Change(txn.next_position(), Topic.COMPLETENESS, room.room_id))
+        return new
+
+    @staticmethod
+    def _hide(txn: WriteTransaction, room_nid: int, event_nids: Collection[int]) -> None:
+        """Take events out of the timeline, with what was written about them beside it."""
+        rows = txn.query_in(
+            "SELECT event_nid, position, flags FROM events WHERE event_nid IN {keys} AND position IS NOT NULL",
+            event_nids,
+        )
+        gone = [(nid, position) for nid, position, flags in rows if not flags & EventFlag.TIMELINE]
+        if not gone:
+            return
+        txn.execute_many("UPDATE events SET position = NULL WHERE event_nid = ?", [(nid,) for nid, _ in gone])
+        txn.execute_many(
+            "DELETE FROM highlights WHERE room_nid = ? AND position = ?", [(room_nid, position) for _, position in gone]
+        )
+        for nid, _ in gone:
+            remove_relation(txn, nid)

@@ -1,0 +1,168 @@
+"""matrix-rust-sdk, the engine of Element X, with encryption: recovery, verification by emoji, backup, a new identity; and
+nothing that anybody may read is unreadable, though the server is killed."""
+
+import asyncio
+from pathlib import Path
+
+import matrix_sdk_python as sdk
+
+from tests.helpers.real_server import RealServer
+from tests.helpers.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, person, until
+
+
+def test_encryption(real_server: RealServer, tmp_path: Path) -> None:
+    asyncio.run(_encryption(real_server, tmp_path))
+
+
+async def _encryption(server: RealServer, folder: Path) -> None:
+    async with (
+        person(server, "secret-alice", folder, encrypts=True) as alice,
+        person(server, "secret-bob", folder, encrypts=True) as bob,
+    ):
+        recovery_keys = [await _enable_recovery(each) for each in (alice, bob)]
+        room_id = await _room(alice, bob)
+        ours, theirs = await alice.timeline(room_id), await bob.timeline(room_id)
+        await _talk([ours, theirs], "first")
+        server.kill()
+        server.wait_until_ready()
+        await _talk([ours, theirs], "after the power failure")
+        for each in (alice, bob):
+            await each.client.encryption().wait_for_backup_upload_steady_state(None)
+        said = list(ours.messages)
+        async with (
+            person(server, "secret-alice", folder / "second", new=False, encrypts=True) as alice2,
+            person(server, "secret-bob", folder / "second", new=False, encrypts=True) as bob2,
+        ):
+            await _recover(alice2, recovery_keys[0])
+            await _verify(bob2, bob)
+            seen = [await alice2.timeline(room_id), await bob2.timeline(room_id)]
+            for timeline in seen:
+                await _reads(timeline, said)
+            await _talk([ours, theirs, *seen], "on four devices")
+            await _reset_identity(alice)
+            await _talk([ours, theirs, *seen], "with a new identity")
+            for timeline in (ours, theirs, *seen):
+                assert unreadable(timeline) == []
+
+
+async def _enable_recovery(one: Person) -> str:
+    encryption = one.client.encryption()
+    await encryption.wait_for_e2ee_initialization_tasks()
+    assert encryption.verification_state() == sdk.VerificationState.VERIFIED, "the first device is its own witness"
+    key = await encryption.enable_recovery(True, None, Heard())
+    assert encryption.recovery_state() == sdk.RecoveryState.ENABLED
+    assert await encryption.backup_exists_on_server()
+    return str(key)
+
+
+async def _room(alice: Person, bob: Person) -> str:
+    wish = sdk.CreateRoomParameters(
+        name="Sir",
+        is_encrypted=True,
+        visibility=sdk.RoomVisibility.PRIVATE(),
+        preset=sdk.RoomPreset.PRIVATE_CHAT,
+        invite=[bob.user_id],
+    )
+    room_id = str(await alice.client.create_room(wish))
+    await (await bob.room(room_id, sdk.Membership.INVITED)).join()
+    await bob.room(room_id)
+    room = await alice.room(room_id)
+    await until("Bob in the room", lambda: room.joined_members_count() == 2)
+    return room_id
+
+
+async def _talk(timelines: list[FollowedTimeline], text: str) -> None:
+    """Each says something, which all read."""
+    for number, speaker in enumerate(timelines):
+        await speaker.say(f"{text} {number}")
+        for timeline in timelines:
+            await timeline.hears(f"{text} {number}")
+
+
+async def _recover(device: Person, key: str) -> None:
+    encryption = device.client.encryption()
+    await encryption.wait_for_e2ee_initialization_tasks()
+    assert encryption.verification_state() == sdk.VerificationState.UNVERIFIED
+    await encryption.recover(key)
+    await until("it to be verified", lambda: encryption.verification_state() == sdk.VerificationState.VERIFIED)
+    assert encryption.recovery_state() == sdk.RecoveryState.ENABLED
+
+
+class Verification:
+    """One side of a verification. The engine calls what is `did_…`."""
+
+    def __init__(self, controller: sdk.SessionVerificationController) -> None:
+        self.controller = controller
+        self.request: sdk.SessionVerificationRequestDetails | None = None
+        self.emoji: list[str] = []
+        self.steps: list[str] = []
+        controller.set_delegate(self)
+
+    def did_receive_verification_request(self, details: sdk.SessionVerificationRequestDetails) -> None:
+        self.request = details
+
+    def did_accept_verification_request(self) -> None:
+        self.steps.append("accepted")
+
+    def did_start_sas_verification(self) -> None:
+        self.steps.append("started")
+
+    def did_receive_verification_data(self, data: sdk.SessionVerificationData) -> None:
+        self.emoji = [each.symbol() for each in data.emojis]
+
+    def did_fail(self) -> None:
+        self.steps.append("failed")
+
+    def did_cancel(self) -> None:
+        self.steps.append("cancelled")
+
+    def did_finish(self) -> None:
+        self.steps.append("finished")
+
+
+async def _verify(new: Person, old: Person) -> None:
+    """A device is verified by comparing emoji with another one."""
+    encryption = new.client.encryption()
+    await encryption.wait_for_e2ee_initialization_tasks()
+    asking = Verification(await new.client.get_session_verification_controller())
+    asked = Verification(await old.client.get_session_verification_controller())
+    await asking.controller.request_device_verification()
+    request = await until("the request", lambda: asked.request)
+    assert request is not None
+    await asked.controller.acknowledge_verification_request(request.sender_profile.user_id, request.flow_id)
+    await asked.controller.accept_verification_request()
+    await until("it to be accepted", lambda: "accepted" in asking.steps)
+    await asking.controller.start_sas_verification()
+    await until("the emoji", lambda: asking.emoji and asked.emoji)
+    assert asking.emoji == asked.emoji
+    await asking.controller.approve_verification()
+    await asked.controller.approve_verification()
+    await until("the end of it", lambda: "finished" in asking.steps and "finished" in asked.steps)
+    assert not {"failed", "cancelled"} & {*asking.steps, *asked.steps}
+    await until("it to be verified", lambda: encryption.verification_state() == sdk.VerificationState.VERIFIED)
+    await until("the secrets", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
+
+
+async def _reads(timeline: FollowedTimeline, said: list[str]) -> None:
+    """What was said before the device came: its keys are in the backup."""
+    await timeline.to_the_beginning()
+    await until("all that was said", lambda: [text for text in timeline.messages if text in said] == said)
+
+
+async def _reset_identity(one: Person) -> None:
+    """New keys of cross-signing, which have to be confirmed."""
+    handle = await one.client.encryption().reset_identity()
+    assert handle is not None
+    assert handle.auth_type().is_uiaa()
+    details = sdk.AuthDataPasswordDetails(identifier=one.user_id, password=PASSWORD)
+    await handle.reset(sdk.AuthData.PASSWORD(details))
+
+
+def unreadable(timeline: FollowedTimeline) -> list[str]:
+    """Events that could not be decrypted."""
+    contents = [(event, event.content) for event in timeline.events]
+    return [
+        str(event.event_or_transaction_id)
+        for event, content in contents
+        if content.is_msg_like() and content.content.kind.is_unable_to_decrypt()
+    ]

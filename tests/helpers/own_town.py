@@ -1,0 +1,137 @@
+"""Servers as operators run them, each with its own name, TLS and an authority of their own between them; and large rooms, made
+without the people whom they would need."""
+
+import socket
+import time
+from os import urandom
+from pathlib import Path
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from federation.protocol.ids import RoomID, UserID
+from federation.protocol.room_versions import ROOM_VERSIONS
+from federation.rooms.drafts import Draft
+from homeserver.app import build
+from homeserver.assembly.media import MediaThreads
+from homeserver.config.load import load_config
+from homeserver.first_files import read_signing_keys
+from homeserver.observe.access import SilentAccessLog
+from storage.database import PostgresConfig, SQLiteConfig, make_engine
+from storage.executors import InlineExecutor
+from storage.migrate import migrate
+from tests.helpers.certificates import Authority
+from tests.helpers.databases import open_inline
+from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.server import CutWeb, CutWire, InlineThreads, MemoryRelay, fetch_nothing
+
+CHUNK = 200
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class OwnTown:
+    """Where the two are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._authority = Authority(folder)
+        self.files: list[ServerFiles] = []
+
+    def start(self, port: int, further: dict[str, object] | None = None) -> RunningServer:
+        """A server named `localhost:PORT`, begun."""
+        return self.add(port, further).start(listeners=2)
+
+    def add(
+        self,
+        port: int,
+        further: dict[str, object] | None = None,
+        database: SQLiteConfig | PostgresConfig | None = None,
+    ) -> ServerFiles:
+        """What a server named `localhost:PORT` needs."""
+        certificate, key = self._authority.issue("localhost")
+        folder = self._folder / str(port)
+        files = ServerFiles(
+            folder,
+            database or SQLiteConfig(str(folder / "homeserver.db")),
+            {
+                "server_name": f"localhost:{port}",
+                "tls_certificate_path": str(certificate),
+                "tls_private_key_path": str(key),
+                "federation_custom_ca_list": [str(self._authority.path)],
+                "ip_range_whitelist": ["127.0.0.1", "::1"],
+                "listeners": [
+                    {"port": 0, "bind_addresses": ["127.0.0.1"], "resources": [{"names": ["client", "keys"]}]},
+                    {
+                        "port": port,
+                        "bind_addresses": ["127.0.0.1"],
+                        "tls": True,
+                        "resources": [{"names": ["federation"]}],
+                    },
+                ],
+                **(further or {}),
+            },
+        )
+        self.files.append(files)
+        return files
+
+    def end(self) -> None:
+        for files in self.files:
+            files.end()
+
+
+def make_large_room(files: ServerFiles, port: int, members: int) -> str:
+    """A public room with so many members on the SQLite database of a server that does not run; its id."""
+    made: list[str] = []
+    Deferred.fromCoroutine(_make_large_room(files, port, members)).addCallbacks(
+        made.append, lambda failure: failure.raiseException()
+    )
+    return made[0]
+
+
+async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
+    config = load_config([files.config], {}).config
+    database_config = SQLiteConfig(str(files.folder / "homeserver.db"))
+    migrate(make_engine(database_config))
+    database = open_inline(database_config)
+    clock = Clock()
+    clock.advance(time.time())
+    app = build(
+        config,
+        clock,
+        database,
+        key=read_signing_keys(files.folder / "localhost.signing.key")[0],
+        threads=InlineThreads(),
+        media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
+        mail_thread=InlineExecutor(),
+        make_relay=lambda _: MemoryRelay(),
+        wire=CutWire(),
+        fetch=fetch_nothing,
+        web=CutWeb(),
+        random=urandom,
+        access_log=SilentAccessLog(),
+    )
+    creator = UserID(f"@creator:localhost:{port}")
+    room_id = RoomID(f"!large:localhost:{port}")
+    drafts = [
+        Draft("m.room.create", creator, {"room_version": "11"}, ""),
+        Draft("m.room.member", creator, {"membership": "join"}, creator),
+        Draft("m.room.power_levels", creator, {"users": {creator: 100}}, ""),
+        Draft("m.room.join_rules", creator, {"join_rule": "public"}, ""),
+        Draft("m.room.history_visibility", creator, {"history_visibility": "shared"}, ""),
+        Draft("m.room.name", creator, {"name": "large"}, ""),
+    ]
+    await app.rooms.engine.create(ROOM_VERSIONS["11"], room_id, drafts, lambda _txn, _room: None)
+    for start in range(0, members, CHUNK):
+        users = [UserID(f"@user{number}:localhost:{port}") for number in range(start, min(start + CHUNK, members))]
+        joins = [
+            Draft("m.room.member", user, {"membership": "join", "displayname": user[1:20]}, user) for user in users
+        ]
+        await app.rooms.engine.send(room_id, joins)
+    await database.close()
+    return room_id

@@ -1,0 +1,97 @@
+"""A changed name comes into every room, whatever stops the server in between.
+
+spec: client-server-api#events-on-change-of-profile-information
+"""
+
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.ids import RoomID
+from federation.rooms.engine import RoomEngine
+from storage.database import Database
+from tests.helpers.finding import begin_jobs
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import create, get_state, ok
+
+ROOMS = 5
+
+
+class Crash(Exception):
+    """As when the process ends."""
+
+
+def rename(user: User, name: str) -> None:
+    ok(user.put(f"/_matrix/client/v3/profile/{user.user_id}/displayname", {"displayname": name}))
+
+
+def names_of(user: User, rooms: list[str]) -> list[str]:
+    return [get_state(user, room_id, "m.room.member", user.user_id)["displayname"] for room_id in rooms]
+
+
+def failing_after(monkeypatch: pytest.MonkeyPatch, sent: int, error: Exception) -> list[RoomID]:
+    """Let sending fail after so many events; where it was tried."""
+    tried: list[RoomID] = []
+    send = RoomEngine.send
+
+    async def send_some(engine: RoomEngine, room_id: RoomID, drafts: object) -> object:
+        tried.append(room_id)
+        if len(tried) > sent:
+            raise error
+        return await send(engine, room_id, drafts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RoomEngine, "send", send_some)
+    return tried
+
+
+def test_a_name_comes_into_all_rooms(server: TestServer) -> None:
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(ROOMS)]
+    rename(alice, "Alice of the hills")
+    assert names_of(alice, rooms) == ["Alice of the hills"] * ROOMS
+
+
+def test_a_restart_goes_on_with_the_rest(
+    tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    alice = server.register("alice")
+    rooms = [create(alice) for _ in range(ROOMS)]
+    with monkeypatch.context() as patched:
+        failing_after(patched, 2, Crash())
+        rename(alice, "later")
+    assert sorted(names_of(alice, rooms)) == ["alice"] * 3 + ["later"] * 2
+    restarted = TestServer(tmp_path, sqlite_database, seed=2)
+    session = {"user_id": alice.user_id, "access_token": alice.token, "device_id": alice.device_id}
+    alice = User(restarted, session)
+    before = restarted.app.database.streams.current()
+    restarted.app.rooms.start()
+    assert names_of(alice, rooms) == ["later"] * ROOMS
+    # those that had it already were left alone: one event, and the note's end, no more
+    assert restarted.app.database.streams.current() - before <= 3 * 2
+
+
+def test_one_who_cannot_be_carried_keeps_nobody_else_from_it(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_jobs(server)
+    alice, bob = server.register("alice"), server.register("bob")
+    of_alice, of_bob = [create(alice)], [create(bob)]
+    with monkeypatch.context() as patched:
+        failing_after(patched, 0, Crash())
+        rename(alice, "new alice")
+    rename(bob, "new bob")
+    assert names_of(bob, of_bob) == ["new bob"]
+    assert names_of(alice, of_alice) == ["new alice"]  # and what had failed was tried with it
+
+
+def test_what_failed_is_tried_again_by_itself(server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_jobs(server)
+    alice = server.register("alice")
+    rooms = [create(alice)]
+    with monkeypatch.context() as patched:
+        failing_after(patched, 0, Crash())
+        rename(alice, "later")
+    assert names_of(alice, rooms) == ["alice"]
+    server.clock.advance(61)
+    assert names_of(alice, rooms) == ["later"]

@@ -1,0 +1,62 @@
+"""kill -9 in the middle of completing a large room: it goes on after each start, and ends with the room as it is elsewhere."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from storage.database import PostgresConfig, SQLiteConfig
+from tests.helpers.own_town import OwnTown, free_port, make_large_room
+from tests.helpers.running import RunningServer
+
+SEED = 20251125
+MEMBERS = 1500
+KILLS = 4
+V3 = "/_matrix/client/v3"
+WITHIN = 120.0
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> Iterator[OwnTown]:
+    town = OwnTown(tmp_path)
+    yield town
+    town.end()
+
+
+def good(server: RunningServer, method: str, path: str, token: str, body: Any = None) -> Any:
+    reply = server.request(method, path, body, token=token, seconds=WITHIN)
+    assert reply.status == 200, reply.body
+    return reply.json
+
+
+def test_it_goes_on_wherever_it_was(town: OwnTown, database_config: SQLiteConfig | PostgresConfig) -> None:
+    random = Random(SEED)
+    north_port, south_port = free_port(), free_port()
+    north_files = town.add(north_port)
+    room_id = quote(make_large_room(north_files, north_port, MEMBERS))
+    north = north_files.start(listeners=2)
+    files = town.add(south_port, database=database_config)
+    south = files.start(listeners=2)
+    token, other = south.register("bob"), north.register("alice")
+    good(south, "POST", f"{V3}/join/{room_id}?via=localhost:{north_port}", token, {})
+    good(north, "POST", f"{V3}/join/{room_id}", other, {})
+    said = []
+    for number in range(KILLS):
+        # what was acknowledged before the kill is there after it, in a room that is not complete
+        path = f"{V3}/rooms/{room_id}/send/m.room.message/t{number}"
+        said.append(good(south, "PUT", path, token, {"msgtype": "m.text", "body": f"{number}"})["event_id"])
+        time.sleep(random.random() * south.seconds_to_start)
+        south.kill()
+        south = files.start(listeners=2)
+
+    members = good(south, "GET", f"{V3}/rooms/{room_id}/joined_members", token)["joined"]
+
+    assert len(members) == MEMBERS + 3
+    state = {entry["event_id"] for entry in good(south, "GET", f"{V3}/rooms/{room_id}/state", token)}
+    assert state == {entry["event_id"] for entry in good(north, "GET", f"{V3}/rooms/{room_id}/state", other)}
+    chunk = good(south, "GET", f"{V3}/rooms/{room_id}/messages?dir=b&limit=50", token)["chunk"]
+    assert [entry["event_id"] for entry in chunk if entry["event_id"] in said] == said[::-1]

@@ -1,0 +1,81 @@
+"""As `test_convergence.py`, in a room with so many people that it is entered in part, again and again: wherever the rest of the state
+comes, and whatever happens meanwhile, all servers have the same room in the end.
+
+`MAHALLA_CONVERGENCE_RUNS=1000` makes as many runs.
+"""
+
+import os
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, rule
+from twisted.internet.defer import Deferred
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import RoomID, UserID
+from federation.rooms.drafts import Draft
+from federation.rooms.join_answers import FEW_MEMBERS
+from tests.conftest import run_coroutine
+from tests.helpers.federated import NORTH, create_room
+from tests.servers.test_convergence import NAMES, Towns
+
+RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "15"))
+EXTRAS = FEW_MEMBERS + 2
+
+
+class LargeTowns(Towns):
+    """A room with many more people of the north."""
+
+    @initialize(version=st.sampled_from(["6", "10", "11", "12"]))
+    def begin(self, version: str) -> None:
+        self.room_id = create_room(self.users[0], version)
+        self.version = version
+        self.in_part = 0
+        people = [UserID(f"@extra{number}:{NORTH}") for number in range(EXTRAS)]
+        joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in people]
+        run_coroutine(self._send(joins), None)
+        for user in self.users[1:]:
+            answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
+            assert answer.status == 200, answer.body
+        self.network.settle()
+        # they were told of the room in part, and nobody fetches the rest yet
+        for at in (1, 2):
+            head = self.users[at].server.run(self.sides[at].room(RoomID(self.room_id))).head
+            self.in_part += head.partial_join is not None
+        assert self.in_part == 2
+        run_coroutine(self._remember(), None)
+
+    async def _send(self, drafts: list[Draft]) -> None:
+        await self.sides[0].server.app.rooms.engine.send(self.room_id, drafts)
+
+    @rule(number=st.integers(0, EXTRAS - 1), what=st.sampled_from(["say", "leave", "join"]))
+    def extra(self, number: int, what: str) -> None:
+        """One of the many does something."""
+        user = UserID(f"@extra{number}:{NORTH}")
+        draft = Draft("m.room.message", user, {"msgtype": "m.text", "body": f"extra {number}"})
+        if what != "say":
+            draft = Draft("m.room.member", user, {"membership": what}, user)
+        self.network.clock.advance(0.001)
+        Deferred.fromCoroutine(self._send([draft])).addErrback(lambda failure: failure.trap(MatrixError))
+        self.settle()
+
+    @rule(at=st.integers(1, 2))
+    def complete(self, at: int) -> None:
+        """From now on a server fetches the rest."""
+        self.sides[at].server.app.incoming.completions.start()
+        self.settle()
+
+    def _heal(self) -> None:
+        for at in range(len(NAMES)):
+            self.sides[at].server.app.incoming.completions.start()
+        super()._heal()
+
+
+TestLargeTowns = LargeTowns.TestCase
+TestLargeTowns.settings = settings(
+    max_examples=RUNS,
+    stateful_step_count=20,
+    deadline=None,
+    phases=(Phase.generate,),
+    suppress_health_check=list(HealthCheck),
+)

@@ -1,0 +1,505 @@
+"""Large rooms are entered with a part of their state, and completed afterwards.
+
+spec: server-server-api#put_matrixfederationv2send_joinroomideventid; MSC3706, MSC3902, MSC3943
+"""
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from federation.protocol.events import Event
+from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.requests import RefusedByRemote
+from federation.rooms.check import Verdict
+from federation.rooms.drafts import Draft
+from federation.rooms.partial_rooms import LONGEST_WAIT
+from tests.helpers.federated import Side
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
+from tests.helpers.network import Network
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, room_path, say
+
+MEMBERS = 40
+LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
+
+
+POWERS = {f"@alice:{NORTH}": 100, f"@bob:{SOUTH}": 60}
+
+
+def member(number: int) -> UserID:
+    return UserID(f"@user{number}:{NORTH}")
+
+
+async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
+    """Let people join who have no accounts: nobody can tell."""
+    drafts = [Draft("m.room.member", member(n), {"membership": "join"}, member(n)) for n in range(count)]
+    for start in range(0, count, 50):
+        await server.app.rooms.engine.send(RoomID(room_id), drafts[start : start + 50])
+
+
+async def speak(server: TestServer, room_id: str, number: int, text: str) -> None:
+    """One of those says something."""
+    draft = Draft("m.room.message", member(number), {"msgtype": "m.text", "body": text})
+    await server.app.rooms.engine.send(RoomID(room_id), [draft])
+
+
+async def large_room(network: Network, **wish: Any) -> tuple[User, User, str]:
+    """Alice with a large room in the north, and Bob in the south."""
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    network.start_sending()
+    room_id = create(alice, preset="public_chat", **wish)
+    await fill(alice.server, room_id)
+    return alice, bob, room_id
+
+
+def lazily(user: User, since: str = "") -> Any:
+    return ok(user.get(f"{V3}/sync?filter={LAZY}{since and '&since=' + since}"))
+
+
+def is_whole(user: User, room_id: str) -> bool:
+    snapshot = user.server.run(user.server.app.rooms.engine.get_snapshot(RoomID(room_id)))
+    return snapshot.head.partial_join is None
+
+
+async def same_state(one: User, other: User, room_id: str) -> None:
+    mine, theirs = await Side(one.server).state(RoomID(room_id)), await Side(other.server).state(RoomID(room_id))
+    assert mine == theirs
+    heads = [await Side(user.server).room(RoomID(room_id)) for user in (one, other)]
+    assert heads[0].head.joined_count == heads[1].head.joined_count
+
+
+@pytest.mark.parametrize("version", ["6", "10", "11", "12"])
+async def test_reading_and_writing_at_once_and_all_of_it_later(network: Network, version: str) -> None:
+    alice, bob, room_id = await large_room(network, room_version=version, name="tea")
+
+    ok(join_via(bob, room_id, NORTH))
+
+    assert not is_whole(bob, room_id)
+    assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+    say(bob, room_id, "salom")
+    network.settle()
+    await speak(alice.server, room_id, 7, "va alaykum")
+    network.settle()
+    room = lazily(bob)["rooms"]["join"][room_id]
+    texts = [event["content"].get("body") for event in room["timeline"]["events"]]
+    assert texts[-2:] == ["salom", "va alaykum"]
+    told = {event["state_key"] for event in room["state"]["events"] if event["type"] == "m.room.member"}
+    assert member(7) in told
+    assert len(told) < MEMBERS
+    assert [event["content"]["body"] for event in messages(alice, room_id)] == ["va alaykum", "salom"]
+
+    network.start_completing()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert len(members(bob, room_id)) == MEMBERS + 2
+    await same_state(alice, bob, room_id)
+
+
+def messages(user: User, room_id: str) -> list[Any]:
+    chunk = ok(user.get(room_path(room_id, "messages", dir="b", limit=50)))["chunk"]
+    return [event for event in chunk if event["type"] == "m.room.message"]
+
+
+def complete(network: Network) -> None:
+    network.start_completing()
+    network.settle()
+
+
+async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    before = ok(bob.get(f"{V3}/sync"))["next_batch"]
+    ok(join_via(bob, room_id, NORTH))
+    say(bob, room_id, "salom")
+
+    held_back = ok(bob.get(f"{V3}/sync?since={before}"))
+    assert room_id not in held_back.get("rooms", {}).get("join", {})
+    assert room_id not in ok(bob.get(f"{V3}/sync")).get("rooms", {}).get("join", {})
+    complete(network)
+
+    room = ok(bob.get(f"{V3}/sync?since={held_back['next_batch']}"))["rooms"]["join"][room_id]
+    events = [*room["state"]["events"], *room["timeline"]["events"]]
+    assert len({event["state_key"] for event in events if event["type"] == "m.room.member"}) == MEMBERS + 2
+    assert room["summary"]["m.joined_member_count"] == MEMBERS + 2
+    assert "salom" in [event["content"].get("body") for event in room["timeline"]["events"]]
+
+
+async def test_who_loads_lazily_hears_how_many_are_in_the_room(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    first = lazily(bob)
+    assert first["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] < MEMBERS
+    waiting = bob.start("GET", f"{V3}/sync?filter={LAZY}&timeout=30000&since={first['next_batch']}")
+    assert not waiting.done
+
+    complete(network)
+
+    room = waiting.answer.json["rooms"]["join"][room_id]
+    assert room["summary"]["m.joined_member_count"] == MEMBERS + 2
+    assert room["timeline"]["events"] == []
+
+
+def sliding(user: User, required: list[list[str]], pos: str = "") -> Any:
+    body = {
+        "conn_id": required[0][1].strip("$*"),
+        "lists": {"all": {"ranges": [[0, 9]], "timeline_limit": 5, "required_state": required}},
+    }
+    path = f"/_matrix/client/unstable/org.matrix.simplified_msc3575/sync{pos and '?pos=' + pos}"
+    return ok(user.post(path, body))
+
+
+async def test_sliding_sync(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    lazy = [["m.room.member", "$LAZY"], ["m.room.name", ""]]
+    eager = [["m.room.member", "*"]]
+
+    first = sliding(bob, lazy)
+    assert first["rooms"][room_id]["joined_count"] < MEMBERS
+    assert room_id not in sliding(bob, eager)["rooms"]
+    complete(network)
+
+    assert sliding(bob, lazy, first["pos"])["rooms"][room_id]["joined_count"] == MEMBERS + 2
+    told = sliding(bob, eager)["rooms"][room_id]["required_state"]
+    assert len(told) == MEMBERS + 2
+
+
+Asked = Callable[[User, str], str]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        lambda room_id: room_path(room_id, "members"),
+        lambda room_id: room_path(room_id, "joined_members"),
+        lambda room_id: room_path(room_id, "state"),
+        lambda room_id: room_path(room_id, "state", "m.room.member", member(33)),
+    ],
+)
+async def test_what_needs_the_members_waits_for_them(network: Network, path: Callable[[str], str]) -> None:
+    _alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    waiting = bob.start("GET", path(room_id))
+    late = bob.start("GET", path(room_id))
+    assert not waiting.done
+
+    complete(network)
+
+    assert waiting.answer.status == late.answer.status == 200
+    assert waiting.answer.json == ok(bob.get(path(room_id)))
+
+
+async def test_nobody_waits_for_ever(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    waiting = bob.start("GET", room_path(room_id, "members"))
+
+    network.clock.advance(LONGEST_WAIT)
+
+    assert refused(waiting.answer) == (504, "M_UNKNOWN")
+
+
+async def test_memberships_of_others_are_changed_when_they_are_known(network: Network) -> None:
+    alice, bob, room_id = await large_room(network, room_version="11", power_level_content_override={"users": POWERS})
+    carol = network.servers[SOUTH].register("carol")
+    ok(join_via(bob, room_id, NORTH))
+    kick = bob.start("POST", room_path(room_id, "kick"), {"user_id": member(33)})
+    ban = bob.start("POST", room_path(room_id, "ban"), {"user_id": member(34)})
+    invite = bob.start("POST", room_path(room_id, "invite"), {"user_id": carol.user_id})
+    assert not kick.done
+    assert not ban.done
+    assert not invite.done
+
+    complete(network)
+
+    assert invite.answer.status == ban.answer.status == kick.answer.status == 200
+    assert get_state(alice, room_id, "m.room.member", member(33))["membership"] == "leave"
+    assert get_state(alice, room_id, "m.room.member", member(34))["membership"] == "ban"
+
+
+async def test_the_next_one_here_joins_when_it_is_known_who_may(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol, dora = (network.servers[SOUTH].register(name) for name in ("carol", "dora"))
+    ok(membership(alice, room_id, "ban", dora))
+    ok(join_via(bob, room_id, NORTH))
+    carols = carol.start("POST", f"{V3}/join/{room_id}", {})
+    doras = dora.start("POST", f"{V3}/join/{room_id}", {})
+    assert not carols.done
+
+    complete(network)
+
+    assert carols.answer.status == 200
+    assert refused(doras.answer) == (403, "M_FORBIDDEN")
+    assert members(alice, room_id)[carol.user_id] == "join"
+
+
+async def test_what_we_say_reaches_all_servers_of_the_room(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    network.servers[SOUTH].app.incoming.completions.stop()
+    ok(join_via(bob, room_id, NORTH))
+
+    say(bob, room_id, "salom")
+    network.settle()
+
+    assert not is_whole(bob, room_id)
+    assert [event["content"]["body"] for event in messages(wanda, room_id)] == ["salom"]
+
+
+async def test_others_are_not_told_what_is_not_known(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol = network.add(WEST).register("carol")
+    ok(join_via(bob, room_id, NORTH))
+    event_id = say(bob, room_id, "salom")
+    network.settle()
+
+    assert refused(join_via(carol, room_id, SOUTH)) == (404, "M_NOT_FOUND")
+    for path in ("state", "state_ids"):
+        answer = await ask(alice.server, SOUTH, f"/_matrix/federation/v1/{path}/{quote(room_id)}", event_id)
+        assert answer == (404, "M_NOT_FOUND")
+    complete(network)
+    ok(join_via(carol, room_id, SOUTH))
+
+
+async def ask(server: TestServer, other: str, path: str, event_id: str) -> tuple[int, str]:
+    """How another server refuses what one asks."""
+    try:
+        await server.app.federation.requests.get(ServerName(other), path, [("event_id", event_id)])
+    except RefusedByRemote as refusal:
+        return refusal.status, refusal.errcode
+    raise AssertionError("it was answered")
+
+
+async def test_after_a_restart_it_goes_on(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    say(bob, room_id, "salom")
+    network.cut(NORTH, SOUTH)
+    complete(network)
+    assert not is_whole(bob, room_id)
+
+    bob.server = network.rebuild(SOUTH)
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(5)
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert [event["content"]["body"] for event in messages(bob, room_id)] == ["salom"]
+    say(bob, room_id, "yana")
+    network.settle()
+    await same_state(alice, bob, room_id)
+
+
+async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    network.servers[SOUTH].app.incoming.completions.stop()
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    network.cut(NORTH, SOUTH)
+    network.cut(WEST, SOUTH)
+    network.servers[SOUTH].app.incoming.completions.start()
+    network.settle()
+    assert not is_whole(bob, room_id)
+    network.mend(WEST, SOUTH)
+
+    network.clock.pump([5.0] * 3)
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    await same_state(wanda, bob, room_id)
+
+
+async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    leave(bob, room_id)
+    complete(network)
+
+    assert ok(bob.get(room_path(room_id, "members")))["chunk"]
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "leave"
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    assert is_whole(bob, room_id)
+    await same_state(alice, bob, room_id)
+
+
+async def test_who_is_kicked_before_is_out(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    ok(membership(alice, room_id, "kick", bob))
+    network.settle()
+
+    assert "rooms" not in lazily(bob)
+    complete(network)
+    assert ok(bob.get(room_path(room_id, "members")))["chunk"]
+
+
+async def test_those_who_left_while_we_were_away_are_gone(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    network.start_completing()
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    leave(bob, room_id)
+    network.settle()
+    drafts = [Draft("m.room.member", member(n), {"membership": "leave"}, member(n)) for n in range(10)]
+    await alice.server.app.rooms.engine.send(RoomID(room_id), drafts)
+
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+
+    joined = ok(bob.get(room_path(room_id, "joined_members")))["joined"]
+    assert len(joined) == MEMBERS - 10 + 2
+    await same_state(alice, bob, room_id)
+
+
+async def test_small_rooms_are_told_whole(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+    assert is_whole(bob, room_id)
+
+
+async def test_the_operator_may_not_want_it(network: Network) -> None:
+    alice = network.add(NORTH).register("alice")
+    bob = network.add(SOUTH, "federation: {partial_state_joins: false}\n").register("bob")
+    room_id = create(alice, preset="public_chat")
+    await fill(alice.server, room_id)
+    ok(join_via(bob, room_id, NORTH))
+    assert is_whole(bob, room_id)
+    assert len(members(bob, room_id)) == MEMBERS + 2
+
+
+async def test_operators_see_how_many_rooms_lack_something(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    network.cut(NORTH, SOUTH)
+    complete(network)
+    assert gauge(bob.server) == 1
+    network.mend(NORTH, SOUTH)
+    network.clock.advance(5)
+    network.settle()
+    assert gauge(bob.server) == 0
+
+
+async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:
+    """What a server says whose user was banned, which it does not know: upon the last event; and what that cites."""
+    west = Side(banned.server)
+    content = {"body": text, "msgtype": "m.text"}
+    event = await west.build_next(RoomID(room_id), banned.user_id, "m.room.message", content, prev=[last])
+    cited = await west.rooms.events.get_anywhere(event.auth_events)
+    return event, [stored.event.pdu for stored in cited.values()]
+
+
+async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
+    """Somebody was banned before we came: only the members that are fetched say so."""
+    alice, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    south = Side(bob.server)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    since = lazily(bob)["next_batch"]
+    (our_join,) = await south.last(RoomID(room_id))
+    event, cited = await follow(wanda, room_id, our_join, "I am still here")
+    await south.federation.receiver.receive_outliers(RoomID(room_id), cited)
+    (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+    assert outcome.verdict is Verdict.ACCEPT
+    assert [event["content"]["body"] for event in messages(bob, room_id)] == ["I am still here"]
+    reply = say(bob, room_id, "who is that?")
+    network.settle()
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert [event["content"]["body"] for event in messages(bob, room_id)] == ["who is that?"]
+    stored = await south.find(RoomID(room_id), event.event_id)
+    assert stored is not None
+    assert stored.rejected
+    assert get_state(bob, room_id, "m.room.member", wanda.user_id)["membership"] == "ban"
+    assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
+    assert await south.extremities(RoomID(room_id)) == {reply}
+    await same_state(alice, bob, room_id)
+
+
+ENCRYPTED = {"initial_state": [{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]}
+
+
+@pytest.mark.parametrize("looks_between", [True, False])
+async def test_the_devices_of_all_are_told_of_when_they_are_known(network: Network, looks_between: bool) -> None:
+    alice, bob, room_id = await large_room(network, **ENCRYPTED)
+    ok(join_via(bob, room_id, NORTH))
+    since = lazily(bob)["next_batch"]
+    if looks_between:
+        say(bob, room_id, "salom")
+        since = lazily(bob, since)["next_batch"]
+
+    complete(network)
+
+    changed = set(lazily(bob, since)["device_lists"]["changed"])
+    assert changed >= {alice.user_id, *map(member, range(MEMBERS))}
+
+
+async def test_what_changes_of_devices_meanwhile_is_known_in_the_end(network: Network) -> None:
+    alice, bob, room_id = await large_room(network, **ENCRYPTED)
+    network.cut(NORTH, SOUTH)
+    publish(alice, "one")
+    network.mend(NORTH, SOUTH)
+    ok(join_via(bob, room_id, NORTH))
+    publish(alice, "two")
+    publish(bob, "three")
+    network.settle()
+    complete(network)
+
+    assert ed25519_of(alice, bob) == "three"
+    assert ed25519_of(bob, alice) == "two"
+    publish(alice, "four")
+    publish(bob, "five")
+    network.settle()
+    assert ed25519_of(alice, bob) == "five"
+    assert ed25519_of(bob, alice) == "four"
+
+
+def publish(user: User, key: str) -> None:
+    """Give the user's device this key, in a new device."""
+    body = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": user.user_id},
+        "password": "wonderland",
+    }
+    session = User(user.server, ok(user.server.post(f"{V3}/login", {**body, "device_id": key})))
+    keys = device_keys(session.user_id, key, {f"ed25519:{key}": key})
+    ok(session.post(f"{V3}/keys/upload", {"device_keys": keys}))
+
+
+def ed25519_of(asking: User, asked: User) -> str:
+    """The key of the newest device, as another server's user is told."""
+    devices = ok(asking.post(f"{V3}/keys/query", {"device_keys": {asked.user_id: []}}))["device_keys"]
+    return str(max(devices.get(asked.user_id, {"": 0}), key=ORDER.index))
+
+
+ORDER = ["", "one", "two", "three", "four", "five"]
+
+
+def device_keys(user_id: str, device_id: str, keys: dict[str, str]) -> dict[str, Any]:
+    return {
+        "user_id": user_id,
+        "device_id": device_id,
+        "algorithms": ["m.megolm.v1.aes-sha2"],
+        "keys": keys,
+        "signatures": {user_id: {f"ed25519:{device_id}": "s"}},
+    }
+
+
+def gauge(server: TestServer) -> float | None:
+    return server.registry.get_sample_value("mahalla_federation_partial_rooms")

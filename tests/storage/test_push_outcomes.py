@@ -1,0 +1,162 @@
+"""Counts and lists of what events are to users, on both databases, against the same done by hand."""
+
+from dataclasses import dataclass
+from random import Random
+
+from storage.database import Database
+from storage.events import EventFlag
+from storage.push_attention import AttentionHistory, PushAttentionStore
+from storage.push_outcomes import MAIN, PushOutcomeStore, ReadUpTo, add_outcomes, flags_outcome
+from storage.transaction import WriteTransaction
+
+ALICE, BOB, CAROL = "@alice:a.test", "@bob:a.test", "@carol:a.test"
+NEWS = EventFlag.NOTIFIES
+CALL = EventFlag.NOTIFIES | EventFlag.CALLS_ROOM
+
+
+@dataclass(frozen=True)
+class Stored:
+    room_nid: int
+    position: int
+    sender: str
+    flags: int
+    thread: str | None
+    redacted: bool
+    outcome: int | None
+    """Alice's own row."""
+
+
+def some_events(random: Random, number: int) -> list[Stored]:
+    events = []
+    for position in range(1, number + 1):
+        outcome = random.choice([None, None, None, 0, 1, 3])
+        flags = random.choice([0, NEWS, NEWS, CALL]) | (0 if outcome is None else EventFlag.OUTCOMES)
+        thread = random.choice([None, None, "$one", "$two"])
+        sender = random.choice([ALICE, BOB, BOB, CAROL])
+        own = None if sender == ALICE else outcome
+        events.append(Stored(random.choice([1, 2]), position, sender, flags, thread, random.random() < 0.1, own))
+    return events
+
+
+def write_events(txn: WriteTransaction, events: list[Stored]) -> None:
+    txn.execute_many(
+        "INSERT INTO events (event_nid, event_id, room_nid, position, depth, type, sender, origin_server_ts, flags,"
+        " redacted_by, pdu, thread_root) VALUES (?, ?, ?, ?, ?, 'm', ?, 0, ?, ?, ?, ?)",
+        [
+            (
+                each.position,
+                f"${each.position}",
+                each.room_nid,
+                each.position,
+                each.position,
+                each.sender,
+                each.flags | EventFlag.TIMELINE,
+                1 if each.redacted else None,
+                b"{}",
+                each.thread,
+            )
+            for each in events
+        ],
+    )
+    rows = [(ALICE, each.room_nid, each.position, each.position, each.outcome) for each in events]
+    add_outcomes(txn, [(*row[:4], row[4]) for row in rows if row[4] is not None])
+
+
+def outcome_of(each: Stored, attention: AttentionHistory) -> int:
+    if each.outcome is not None:
+        return each.outcome
+    return flags_outcome(each.flags, attention.at(f"!{each.room_nid}", each.position))
+
+
+async def test_counts_and_lists_are_those_done_by_hand(database: Database) -> None:
+    random = Random(7)
+    store = PushOutcomeStore(database)
+    events = some_events(random, 120)
+    await database.write("t", write_events, events)
+    for _ in range(60):
+        attention = AttentionHistory(
+            {
+                room: tuple(
+                    (at, random.choice([0, 1, 2])) for at in sorted(random.sample(range(1, 120), random.randint(0, 2)))
+                )
+                for room in ("!1", "!2", "")
+            }
+        )
+        attention = AttentionHistory({room: changes for room, changes in attention.changes.items() if changes})
+        ignored = random.choice([[], [CAROL]])
+        marks = {
+            nid: ReadUpTo(
+                random.randint(0, 100),
+                {thread: random.randint(0, 120) for thread in random.sample([MAIN, "$one", "$two", "$x"], 2)},
+            )
+            for nid in (1, 2)
+        }
+        spans = {nid: attention.spans(f"!{nid}", mark.everything, 110) for nid, mark in marks.items()}
+        counts = await store.get_counts(ALICE, {nid: (marks[nid], spans[nid]) for nid in marks}, ignored)
+        for nid, mark in marks.items():
+            mine: dict[str, int] = {}
+            for each in events:
+                if (
+                    each.room_nid == nid
+                    and mark.everything < each.position <= 110
+                    and each.sender == ALICE
+                    and each.flags & NEWS
+                ):
+                    mine[each.thread or MAIN] = each.position
+            expected: dict[str, tuple[int, int]] = {}
+            for each in events:
+                thread = each.thread or MAIN
+                read = max(mark.everything, mark.threads.get(thread, 0), mine.get(thread, 0))
+                counted = each.room_nid == nid and read < each.position <= 110 and not each.redacted
+                outcome = outcome_of(each, attention)
+                if counted and each.sender not in {ALICE, *ignored} and outcome:
+                    before = expected.get(thread, (0, 0))
+                    expected[thread] = (before[0] + 1, before[1] + (outcome == 3))
+            assert {each.thread: (each.notifications, each.highlights) for each in counts[nid]} == expected
+
+        for only in (False, True):
+            limit = random.choice([3, 200])
+            listed = await store.get_notified(ALICE, list(spans.items()), ignored, highlights_only=only, limit=limit)
+            expected_list = [
+                each.position
+                for each in reversed(events)
+                if marks[each.room_nid].everything < each.position <= 110
+                and not each.redacted
+                and each.sender not in {ALICE, *ignored}
+                and outcome_of(each, attention) >= (3 if only else 1)
+            ]
+            assert [each.position for each in listed] == expected_list[:limit]
+
+
+async def test_any_number_of_threads_can_be_read_further_than_the_room(database: Database) -> None:
+    events = [Stored(1, position, BOB, NEWS, f"${position % 3000}", False, None) for position in range(1, 6001)]
+    await database.write("t", write_events, events)
+    read = ReadUpTo(0, {f"${number}": 3000 for number in range(2999)})
+    spans = AttentionHistory().spans("!1", 0, 6000)
+    counts = await PushOutcomeStore(database).get_counts(ALICE, {1: (read, spans)}, [])
+    assert sum(each.notifications for each in counts[1]) == 2999 + 2
+
+
+async def test_attention_is_what_held_at_a_position(database: Database) -> None:
+    store = PushAttentionStore(database)
+
+    async def hold(position: int, **wanted: int) -> AttentionHistory:
+        named = {"" if room == "elsewhere" else room: attention for room, attention in wanted.items()}
+        await database.write("t", store.set_attention, ALICE, position, named)
+        return (await store.get_histories([ALICE])).get(ALICE, AttentionHistory())
+
+    assert not (await hold(5, elsewhere=0)).changes, "nothing else than what holds for everybody"
+    assert (await hold(10, elsewhere=0, muted=2)).changes == {"muted": ((10, 2),)}
+    await hold(20, elsewhere=1, muted=2)
+    history = await hold(30, elsewhere=1)
+    assert [history.at("muted", position) for position in (10, 11, 30, 31)] == [0, 2, 2, 1]
+    assert [history.at("other", position) for position in (20, 21)] == [0, 1]
+    assert (history.now("muted"), history.now("other")) == (1, 1)
+    assert [(span.after, span.upto, span.attention) for span in history.spans("muted", 0, 40)] == [
+        (0, 10, 0),
+        (10, 30, 2),
+        (30, 40, 1),
+    ]
+    assert [span.attention for span in history.spans("muted", 12, 15)] == [2]
+    await database.write("t", PushOutcomeStore(database).remove_user, ALICE)
+    assert await store.get_histories([ALICE]) == {}

@@ -1,0 +1,45 @@
+"""Sticky events as they are kept."""
+
+from dataclasses import replace
+
+from storage.database import Database
+from storage.sticky_events import StickyEventStore, StickyRow, add_sticky_events, remove_sticky_event
+from storage.streams import Change, Topic
+
+ROOM = "!room:example.org"
+BOB = "@bob:example.org"
+
+
+async def test_what_waits_is_told_once_it_is_released(database: Database) -> None:
+    store = StickyEventStore(database)
+    heard: list[Change] = []
+    database.streams.subscribe(heard.extend)
+    told = StickyRow(1, 7, BOB, 10, 5000)
+    waiting = [StickyRow(2, 7, BOB, 11, 5000, waits=True), StickyRow(3, 7, BOB, 12, 900, waits=True)]
+    await database.write("t", add_sticky_events, ROOM, [told, *waiting])
+    assert await store.get_unexpired(1000) == [told]
+    assert await store.get_unexpired(5000) == []
+    assert await store.get_waiting(7, BOB, 1000) == waiting[:1]
+    assert await store.get_waiting(8, BOB, 1000) == await store.get_waiting(7, "@x:example.org", 1000) == []
+    assert await store.get_who_waits(1000) == {(7, BOB)}
+    assert await store.get_who_waits(5000) == set()
+    for _ in range(2):
+        await store.release(ROOM, waiting[:1])
+    assert await store.get_who_waits(1000) == set()
+    sticky = [change for change in heard if change.topic is Topic.STICKY]
+    assert [change.detail for change in sticky[:3]] == [told, *waiting]
+    (release,) = sticky[3:]
+    released = replace(waiting[0], waits=False, position=release.position)
+    assert release.detail == released
+    assert set(await store.get_unexpired(1000)) == {told, released}
+
+
+async def test_they_go_with_their_content_and_with_time(database: Database) -> None:
+    store = StickyEventStore(database)
+    rows = [StickyRow(nid, 7, BOB, nid, nid * 1000) for nid in range(1, 6)]
+    await database.write("t", add_sticky_events, ROOM, rows)
+    await database.write("t", remove_sticky_event, 5)
+    assert [row.event_nid for row in await store.get_unexpired(0)] == [1, 2, 3, 4]
+    assert await store.remove_expired(3000, 2) == 2
+    assert await store.remove_expired(3000, 2) == 1
+    assert [row.event_nid for row in await store.get_unexpired(0)] == [4]
