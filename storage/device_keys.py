@@ -82,6 +82,11 @@ class DeviceKeyStore:
         """Take a key for each of the wishes, as far as there are keys."""
         return await self._database.write("claim_keys", _claim, wishes, now_ms)
 
+    def has_device(self, txn: Transaction, user_id: str, device_id: str) -> bool:
+        """Whether there is such a device: it may have gone while its request was on its way."""
+        sql = "SELECT 1 FROM devices WHERE user_id = ? AND device_id = ?"
+        return txn.query_one(sql, (user_id, device_id)) is not None
+
     def set_device_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: bytes) -> bool:
         """Publish identity keys; False where they are the same as before."""
         before = txn.query_one("SELECT keys FROM device_keys WHERE user_id = ? AND device_id = ?", (user_id, device_id))

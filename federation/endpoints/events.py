@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from federation.protocol.answers import Response
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.ids import EventID, RoomID
 from federation.rooms.served import ServedRooms, TransactionForm
@@ -23,10 +24,9 @@ async def get_event(rooms: ServedRooms, form: TransactionForm, peer: Peer, *, ev
 
 
 @endpoint("GET", "/_matrix/federation/v1/state/{room_id}", auth=Auth.SERVER, resource="federation")
-async def get_state(rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID) -> dict[str, Any]:
+async def get_state(rooms: ServedRooms, peer: Peer, *, room_id: RoomID, event_id: EventID) -> Response:
     """The state before an event."""
-    served = await rooms.get_state(peer.server_name, room_id, event_id)
-    return {"pdus": served.state, "auth_chain": served.auth_chain}
+    return await rooms.get_state(peer.server_name, room_id, event_id)
 
 
 @endpoint("GET", "/_matrix/federation/v1/state_ids/{room_id}", auth=Auth.SERVER, resource="federation")

@@ -20,6 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.protocol.answers import Response
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.events import encode_event_json
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -27,6 +28,7 @@ from federation.protocol.redaction import redact
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.spliced import Part, spliced
 from federation.rooms.visible_to_servers import ServerVisibility
 from storage.auth_chains import AuthChainStore
 from storage.events import EventStore
@@ -41,14 +43,6 @@ MAX_LOOKED_AT: Final = 20
 """Events next to a time that are looked at until one is found that the server may see."""
 
 Pdus = list[msgspec.Raw]
-
-
-@dataclass(frozen=True, slots=True)
-class ServedState:
-    """A state and its auth chain, as PDUs."""
-
-    state: Pdus
-    auth_chain: Pdus
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +96,18 @@ class ServedRooms:
             raise NotFound("This server does not know the event")
         return await self._show(server, snapshot, [stored])
 
-    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedState:
-        """The state before an event. Raises NotFound, Forbidden."""
+    async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Response:
+        """The state before an event, and its auth chain, as JSON. Raises NotFound, Forbidden."""
         state, chain = await self._state_before(server, room_id, event_id)
-        return ServedState(await self._load_raw(state), await self._load_raw(chain))
+        sizes = await self._store.get_sizes({*state, *chain})
+        parts: list[Part] = [
+            b'{"pdus":[',
+            [(nid, sizes[nid]) for nid in sorted(state)],
+            b'],"auth_chain":[',
+            [(nid, sizes[nid]) for nid in sorted(chain)],
+            b"]}",
+        ]
+        return spliced(self._store, parts, "state")
 
     async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedStateIDs:
         """As `get_state`, by the ids of the events."""

@@ -344,6 +344,7 @@ class RoomParts:
             current_states,
             recent,
             self.events,
+            self.partial,
         )
         joined = JoinedRooms(
             self.events,

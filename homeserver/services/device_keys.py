@@ -21,7 +21,7 @@ from federation.own_devices import present_key, signatures_by_target, with_signa
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.device_keys import is_key_name, parse_identity_keys
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import InvalidParam
+from federation.protocol.errors import InvalidParam, UnknownToken
 from federation.protocol.ids import UserID
 from storage.cross_signing import KeySignature
 from storage.database import Database
@@ -111,7 +111,10 @@ class DeviceKeys:
         self._now_ms = now_ms
 
     async def do_upload(self, caller: Requester, upload: KeyUpload) -> Mapping[str, int]:
-        """Publish keys of the caller's device; how many one-time keys it has by algorithm. Raises InvalidParam, BadJson."""
+        """Publish keys of the caller's device; how many one-time keys it has by algorithm.
+
+        Raises InvalidParam, BadJson; UnknownToken where the device has gone meanwhile: nobody shall encrypt for it.
+        """
         if caller.device_id is None:
             raise InvalidParam("This session has no device to publish keys for")
         user_id, device_id = caller.user_id, caller.device_id
@@ -122,7 +125,9 @@ class DeviceKeys:
         return with_zero(counts).one_time
 
     def put_keys(self, txn: WriteTransaction, user_id: str, device_id: str, keys: CheckedKeys) -> KeyCounts:
-        """Write what `parse_upload` gave; what the device has then. Raises InvalidParam."""
+        """Write what `parse_upload` gave; what the device has then. Raises InvalidParam, UnknownToken."""
+        if not self._keys.has_device(txn, user_id, device_id):
+            raise UnknownToken("The session has ended")
         if keys.identity is not None:
             self._keys.set_device_keys(txn, user_id, device_id, keys.identity)
         try:

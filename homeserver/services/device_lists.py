@@ -15,6 +15,7 @@ from federation.protocol.ids import RoomID, UserID
 from federation.rooms.current_states import CurrentStates
 from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
+from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.room_events import RoomEvents
 from homeserver.services.encrypted_rooms import EncryptedRooms
 from homeserver.services.recent_changes import RecentChanges
@@ -46,6 +47,7 @@ class DeviceLists:
         states: CurrentStates,
         recent: RecentChanges,
         events: RoomEvents,
+        partial: PartialRooms,
     ) -> None:
         self._devices = devices
         self._cross_signing = cross_signing
@@ -57,6 +59,7 @@ class DeviceLists:
         self._states = states
         self._recent = recent
         self._events = events
+        self._partial = partial
 
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
         """`changed` and `left` after `since`, up to `upto`."""
@@ -65,10 +68,11 @@ class DeviceLists:
         moves = await self._moves(own, since, upto)
         turned_on = self._recent.encryption_since(since)
         signed = await self._signed(user_id, since, upto)
-        if not (changed or moves or signed or turned_on is None or turned_on):
+        known = await self._newly_known(own, since, upto)
+        if not (changed or moves or signed or turned_on is None or turned_on or known):
             return {"changed": [], "left": []}
         newly, gone = await self._follow(user_id, own, moves, since)
-        newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto)
+        newly |= await self._newly_encrypted(own if turned_on is None else turned_on, own, since, upto) | known
         if not (changed or newly or gone or signed):
             return {"changed": [], "left": []}
         shared = await self._sharing(user_id, own, (changed | gone) - newly) | (newly - {user_id})
@@ -152,6 +156,19 @@ class DeviceLists:
             event = await snapshot.state.get(ENCRYPTION)
             if event is not None and event.position is not None and since < event.position <= upto:
                 members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
+        return members
+
+    async def _newly_known(self, own: Mapping[int, MembershipRow], since: int, upto: int) -> set[str]:
+        """The members of rooms that were entered with a part of their state, and are known whole now."""
+        completed = [
+            nid
+            for nid, room in (await self._partial.get_all()).items()
+            if room.completed is not None and since < room.completed <= upto
+        ]
+        joined = [nid for nid in completed if nid in own and own[nid].membership == "join"]
+        members: set[str] = set()
+        for nid in await self._encrypted.among(joined) if joined else ():
+            members.update(row.user_id for row in await self._membership_store.get_members(nid, "join"))
         return members
 
     async def _sharing(self, user_id: UserID, own: Mapping[int, MembershipRow], others: Collection[str]) -> set[str]:

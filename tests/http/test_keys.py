@@ -5,6 +5,10 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.endpoint import Requester
+from federation.protocol.errors import UnknownToken
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.device_keys import KeyUpload
 from storage.database import Database
 from tests.helpers.keys import (
     V3,
@@ -138,6 +142,15 @@ def test_numbers_and_sizes_of_keys_are_bounded(alice: User) -> None:
     answer = alice.post(f"{V3}/keys/upload", {"fallback_keys": {"algorithm10:f": "key"}})
     assert (answer.status, answer.errcode) == (400, "M_INVALID_PARAM")
     assert sync(alice)["device_one_time_keys_count"] == {"signed_curve25519": 1000}
+
+
+async def test_an_upload_that_a_logout_overtakes_leaves_no_keys(server: TestServer, alice: User, bob: User) -> None:
+    caller = Requester(UserID(alice.user_id), DeviceID(alice.device_id), 0)
+    assert alice.post(f"{V3}/logout").status == 200
+    keys = server.app.rooms.device_keys
+    with pytest.raises(UnknownToken):
+        await keys.do_upload(caller, KeyUpload(device_keys=identity_keys(alice)[1]))
+    assert query(bob, alice)["device_keys"][alice.user_id] == {}
 
 
 def test_a_device_that_has_no_keys_is_told_so(alice: User) -> None:

@@ -1,0 +1,63 @@
+"""Answers that hold many stored events: spliced from their bytes and sent piece by piece, so that a large room costs neither memory
+for all of it nor a query for each event.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from federation.protocol.answers import File, Response
+from storage.events import EventStore
+
+EVENTS_AT_ONCE: Final = 500
+
+Part = bytes | Sequence[tuple[int, int]]
+"""Bytes, or stored events by their numbers and the sizes of their PDUs."""
+
+
+def spliced(store: EventStore, parts: Iterable[Part], name: str) -> Response:
+    """JSON of these parts; `name` tells it from others."""
+    pieces = _Pieces(store, parts)
+    return Response(
+        headers={"Content-Type": "application/json"}, body=File(pieces, pieces.size, f"{name}-{pieces.size}")
+    )
+
+
+class _Pieces:
+    """A `Source` of fixed bytes and of lists of stored events, read once from front to back.
+
+    An event that loses its content by a redaction while it is waited for is filled up with spaces.
+    """
+
+    def __init__(self, store: EventStore, parts: Iterable[Part]) -> None:
+        """`parts`: bytes, or events as their numbers and sizes."""
+        self._store = store
+        self._parts: deque[Part] = deque()
+        self._ready = b""
+        self.size = 0
+        for part in parts:
+            if isinstance(part, bytes):
+                self.size += len(part)
+                self._parts.append(part)
+                continue
+            self.size += sum(size for _, size in part) + max(len(part) - 1, 0)
+            for start in range(0, len(part), EVENTS_AT_ONCE):
+                if start:
+                    self._parts.append(b",")
+                self._parts.append(part[start : start + EVENTS_AT_ONCE])
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """What comes next; `offset` is where the last piece ended."""
+        while len(self._ready) < size and self._parts:
+            part = self._parts.popleft()
+            self._ready += part if isinstance(part, bytes) else await self._load(part)
+        piece, self._ready = self._ready[:size], self._ready[size:]
+        return piece
+
+    def close(self) -> None:
+        self._parts.clear()
+        self._ready = b""
+
+    async def _load(self, events: Sequence[tuple[int, int]]) -> bytes:
+        pdus = await self._store.get_pdus(nid for nid, _ in events)
+        return b",".join(pdus[nid].ljust(size) for nid, size in events)
