@@ -26,6 +26,7 @@ from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
 from homeserver.services.pushers.notification import encode_badge, encode_event
+from storage.database import DatabaseUnavailable
 from storage.pushers import PusherRow, PusherStore, Standing
 
 MOST_WAITING: Final = 50
@@ -269,6 +270,9 @@ class Deliveries:
         """The line's turn at its gateway. Raises nothing."""
         try:
             await self._send_next(line)
+        except DatabaseUnavailable as error:
+            self._put_off(line)
+            self.log.warn("a push is made later: {error}", error=error)
         except Exception:  # a bug of ours: the push is given up, the next one is tried
             self.log.failure("a push could not be made")
             line.under_way = None
@@ -280,7 +284,11 @@ class Deliveries:
         row = line.row
         push = line.under_way = self._take(line)
         badge_is_due, line.badge_is_due = line.badge_is_due, False
-        body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
+        try:
+            body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
+        except DatabaseUnavailable:
+            line.badge_is_due = line.badge_is_due or badge_is_due
+            raise
         if body is None or (push is not None and push.is_read):
             line.under_way = None
             # a push would have told the number too
@@ -300,6 +308,13 @@ class Deliveries:
         if body.unread is not None:
             self._tell_badge(row.pusher_nid, body.unread)
         self._succeed(line, row.position if push is None else push.told.position)
+
+    def _put_off(self, line: Line) -> None:
+        """The database was away: what was to be sent is kept, and tried again soon."""
+        push, line.under_way = line.under_way, None
+        if push is not None and self._lines.get(line.row.pusher_nid) is line:
+            line.waiting.appendleft(push)
+            self._pause(line, FIRST_PAUSE_MS)
 
     def _tell_badge(self, pusher_nid: int, unread: int) -> None:
         self._told_badges[pusher_nid] = unread
