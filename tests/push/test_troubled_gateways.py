@@ -97,6 +97,31 @@ def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(server: TestServer,
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
 
 
+def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
+    tmp_path: Path, database: Database, server: TestServer, gateway: Gateway
+) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = 502
+    say(bob, room_id, "old")
+    pass_time(server, 60)
+    server = crash(server, tmp_path, gateway, 25 * 3600)
+    gateway.failure = None
+    new = say(again(server, bob), room_id, "new")
+    pass_time(server, 2 * 3600, 600)
+    assert gateway.events == [new]
+
+
+def test_what_was_given_up_is_not_read_again_after_a_restart(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = 502
+    say(bob, room_id, "old")
+    upto = server.app.database.streams.current()
+    pass_time(server, 27 * 3600, 600)
+    [row] = server.run(server.app.accounts.pusher_store.get_failing())
+    assert row.user_id == alice.user_id
+    assert row.position >= upto
+
+
 def test_a_database_that_is_away_for_a_moment_costs_no_push(
     server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

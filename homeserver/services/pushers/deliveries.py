@@ -324,10 +324,13 @@ class Deliveries:
 
     def _take(self, line: Line) -> Push | None:
         """The next push that is still to be told."""
+        had_any = bool(line.waiting)
         while line.waiting:
             push = line.waiting.popleft()
             if not push.is_read and push.told.queued_ms > self._now_ms() - KEPT_MS:
                 return push
+        if had_any and line.failing_since_ts is not None:
+            self._set_standing(line)  # else a restart would read the stream from there again, for nothing
         return None
 
     async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
@@ -380,7 +383,7 @@ class Deliveries:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
-        position = line.row.position if first is None else first - 1
+        position = max(line.row.position, line.last_position) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )
