@@ -98,7 +98,7 @@ def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(server: TestServer,
 
 
 def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
-    tmp_path: Path, database: Database, server: TestServer, gateway: Gateway
+    tmp_path: Path, server: TestServer, gateway: Gateway
 ) -> None:
     _, bob, room_id = two(server)
     gateway.failure = 502

@@ -65,6 +65,10 @@ class Letters(Protocol):
         """There is something that this pusher is to tell."""
         ...
 
+    def note_reading(self, user_id: str, room_nid: int) -> None:
+        """The user has read something in a room."""
+        ...
+
     async def flush(self) -> None:
         """What was noted is durable when this returns."""
         ...
@@ -83,6 +87,9 @@ class NoLetters:
 
     async def note(self, pusher: PusherRow, room_nid: int) -> None:
         """Nobody is told."""
+
+    def note_reading(self, user_id: str, room_nid: int) -> None:
+        """Nobody waits for that."""
 
     async def flush(self) -> None:
         """Nothing was noted."""
@@ -382,6 +389,7 @@ class PushReading:
         if receipt.user_id not in self._roster.users:
             return
         self._badges.touch(receipt.user_id, receipt.room_nid)
+        self._letters.note_reading(receipt.user_id, receipt.room_nid)
         if receipt.event_position is not None:
             self._deliveries.mark_read(
                 receipt.user_id,
