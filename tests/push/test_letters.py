@@ -165,6 +165,19 @@ def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
     assert "Further messages: 3" in plain
 
 
+def test_a_name_is_told_but_not_at_any_length(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name="Tea")
+    member = {"membership": "join", "displayname": "x" * 20_000}
+    bob.put(f"{V3}/rooms/{room_id}/state/m.room.member/{bob.user_id}", member)
+    say(bob, room_id, "hello")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert letter["Subject"].startswith("[Example] Message from xxx")
+    assert len(letter["Subject"]) < 400
+    assert len(letter.as_bytes()) < 10_000
+
+
 def test_an_invite_is_told(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = create_room(bob, name="Tea", preset="private_chat")
