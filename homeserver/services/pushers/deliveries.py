@@ -203,9 +203,12 @@ class Deliveries:
                 if told.room_nid == room_nid and told.position <= position and (everything or told.thread == thread):
                     push.is_read = True
 
-    def change(self, user_id: str, rows: Sequence[PusherRow]) -> None:
-        """These are the user's pushers now."""
+    def change(self, user_id: str, rows: Sequence[PusherRow], *, set_now: bool) -> None:
+        """These are the user's pushers now; `set_now`: what was never pushed to among them is new, and shows no number."""
         by_nid = {row.pusher_nid: row for row in rows}
+        for nid, each in by_nid.items():
+            if set_now and each.success_ts is None and nid not in self._told_badges:
+                self._tell_badge(nid, 0)
         for nid, line in list(self._by_user.get(user_id, {}).items()):
             row = by_nid.get(nid)
             if row is None:
@@ -295,11 +298,14 @@ class Deliveries:
             await self._store.remove_rejected(row.user_id, row.app_id, row.pushkey)
             return
         if body.unread is not None:
-            self._told_badges[row.pusher_nid] = body.unread
-            self._told_badges.move_to_end(row.pusher_nid)
-            if len(self._told_badges) > BADGES_REMEMBERED:
-                self._told_badges.popitem(last=False)
+            self._tell_badge(row.pusher_nid, body.unread)
         self._succeed(line, row.position if push is None else push.told.position)
+
+    def _tell_badge(self, pusher_nid: int, unread: int) -> None:
+        self._told_badges[pusher_nid] = unread
+        self._told_badges.move_to_end(pusher_nid)
+        if len(self._told_badges) > BADGES_REMEMBERED:
+            self._told_badges.popitem(last=False)
 
     def _take(self, line: Line) -> Push | None:
         """The next push that is still to be told."""
@@ -326,9 +332,7 @@ class Deliveries:
         if not is_due or row.no_counts:
             return None
         unread = await self._badges.get(UserID(row.user_id))
-        # one that was never told anything shows nothing
-        told = self._told_badges.get(row.pusher_nid, 0 if row.success_ts is None else None)
-        if told == unread:
+        if self._told_badges.get(row.pusher_nid) == unread:
             return None
         return _Body(encode_badge(row, unread), unread)
 

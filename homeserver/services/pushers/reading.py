@@ -150,6 +150,8 @@ class PushReading:
         """Up to here memory does not have the stream."""
         self._heard: list[Heard] = []
         self._changed_users: set[str] = set()
+        self._set_now: set[str] = set()
+        """Those of them whose pushers were set while this process was told of it."""
         self._scheduled = False
         self._rounds = 0
         self._round = LoopingCall(self._start_round)
@@ -182,6 +184,8 @@ class PushReading:
             row, heard = change.detail, len(self._heard)
             if change.topic in (Topic.PUSHER, Topic.ACCOUNT) and change.user_id is not None:
                 self._changed_users.add(change.user_id)
+                if change.topic is Topic.PUSHER:
+                    self._set_now.add(change.user_id)
                 self._schedule()
             elif isinstance(row, EventRow):
                 if (row.flags & COUNTED or row.type == REDACTION) and (self._roster.users or self._changed_users):
@@ -260,9 +264,10 @@ class PushReading:
 
     async def _refresh(self) -> None:
         users, self._changed_users = self._changed_users, set()
+        set_now, self._set_now = self._set_now, set()
         try:
             for user_id, rows in (await self._roster.refresh(users)).items():
-                self._deliveries.change(user_id, rows)
+                self._deliveries.change(user_id, rows, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
             raise
