@@ -168,7 +168,11 @@ class Transactions:
             self._observer.pdu_received(verdict_of(outcome))
             if outcome.verdict in (Verdict.DROP, Verdict.REJECT) and outcome.error is not None:
                 results[event.event_id] = {"error": outcome.error.text}
-        waiting = [event for event, outcome in zip(events, outcomes, strict=True) if outcome.is_waiting]
+        waiting = [
+            event
+            for event, outcome in zip(events, outcomes, strict=True)
+            if outcome.is_waiting and not outcome.is_of_the_past
+        ]
         if waiting:
             try:
                 await self._inbox.add(snapshot.room, origin, waiting)

@@ -31,6 +31,8 @@ from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
+CHUNK = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -145,8 +147,11 @@ class StateCompletion:
         if not gone:
             return
         txn.execute_many("UPDATE events SET position = NULL WHERE event_nid = ?", [(nid,) for nid, _ in gone])
-        txn.execute_many(
-            "DELETE FROM highlights WHERE room_nid = ? AND position = ?", [(room_nid, position) for _, position in gone]
-        )
+        for start in range(0, len(gone), CHUNK):  # all of the table is looked through, so few times
+            positions = [position for _, position in gone[start : start + CHUNK]]
+            marks = ", ".join("?" * len(positions))
+            txn.execute(
+                f"DELETE FROM push_outcomes WHERE room_nid = ? AND position IN ({marks})", (room_nid, *positions)
+            )
         for nid, _ in gone:
             remove_relation(txn, nid)

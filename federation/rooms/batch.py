@@ -30,6 +30,8 @@ class Outcome:
     missing_prev: Sequence[EventID] = ()
     """Without these, or else the state before it, the event has no place."""
     missing_auth: Sequence[EventID] = ()
+    is_of_the_past: bool = False
+    """It waits, and what is here already follows it: it may be fetched when somebody reads back so far."""
     is_crowded_out: bool = False
     """Nothing is missing, but the room's history has too many ends already; see `branches.py`."""
 

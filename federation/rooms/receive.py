@@ -208,11 +208,10 @@ class Receiver:
         # while a part of the state is lacking, nothing is known of what was before our join
         has_gap = join is not None and not has_state and bool(missing) and (past or _follows(missing, join))
         is_past = past or event.event_id in known.waiting.backward
-        if is_past and not past and missing and not has_state and not has_gap:
-            return Outcome(event.event_id, None, was_known=True)  # it is fetched when somebody reads back so far
         if missing_auth or (missing and not has_state and not has_gap):
+            lacking = () if has_state or has_gap else missing
             return Outcome(
-                event.event_id, None, missing_prev=() if has_state or has_gap else missing, missing_auth=missing_auth
+                event.event_id, None, missing_prev=lacking, missing_auth=missing_auth, is_of_the_past=is_past
             )
         if not is_past and await is_one_too_many(snapshot, event, self._events):
             return Outcome(event.event_id, None, is_crowded_out=True)

@@ -7,8 +7,7 @@ from typing import Any
 
 import matrix_sdk_python as sdk
 
-from tests.helpers.real_server import RealServer
-from tests.helpers.rust_sdk import (
+from tests.clients.rust_sdk import (
     FollowedTimeline,
     Following,
     Heard,
@@ -21,6 +20,7 @@ from tests.helpers.rust_sdk import (
     text_of,
     until,
 )
+from tests.helpers.real_server import RealServer
 
 
 def room_of(name: str, **more: Any) -> sdk.CreateRoomParameters:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import matrix_sdk_python as sdk
 
+from tests.clients.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, person, until
 from tests.helpers.real_server import RealServer
-from tests.helpers.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, person, until
 
 
 def test_encryption(real_server: RealServer, tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ async def test_what_was_before_is_no_news_to_who_comes_later(network: Network) -
 
     join = (await north.state(room_id))[StateKey("m.room.member", bob.user_id)]
     fork = await south.build_next(room_id, bob.user_id, "m.room.message", {"body": "beside the join"}, prev=[join])
+    await south.federation.receiver.receive(room_id, [fork.pdu])
     await north.push(EAST, [await north.pdu(room_id, join)])
     await south.push(EAST, [fork.pdu])
     network.clock.advance(60)

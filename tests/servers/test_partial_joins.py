@@ -10,64 +10,29 @@ from urllib.parse import quote
 import pytest
 
 from federation.protocol.events import Event
-from federation.protocol.ids import RoomID, ServerName, UserID
+from federation.protocol.ids import RoomID, ServerName
 from federation.requests import RefusedByRemote
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
+from tests.helpers.large_rooms import (
+    LAZY,
+    MEMBERS,
+    POWERS,
+    complete,
+    fill,
+    is_whole,
+    large_room,
+    lazily,
+    member,
+    same_state,
+    speak,
+)
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, get_state, leave, membership, ok, refused, room_path, say
-
-MEMBERS = 40
-LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
-
-
-POWERS = {f"@alice:{NORTH}": 100, f"@bob:{SOUTH}": 60}
-
-
-def member(number: int) -> UserID:
-    return UserID(f"@user{number}:{NORTH}")
-
-
-async def fill(server: TestServer, room_id: str, count: int = MEMBERS) -> None:
-    """Let people join who have no accounts: nobody can tell."""
-    drafts = [Draft("m.room.member", member(n), {"membership": "join"}, member(n)) for n in range(count)]
-    for start in range(0, count, 50):
-        await server.app.rooms.engine.send(RoomID(room_id), drafts[start : start + 50])
-
-
-async def speak(server: TestServer, room_id: str, number: int, text: str) -> None:
-    """One of those says something."""
-    draft = Draft("m.room.message", member(number), {"msgtype": "m.text", "body": text})
-    await server.app.rooms.engine.send(RoomID(room_id), [draft])
-
-
-async def large_room(network: Network, **wish: Any) -> tuple[User, User, str]:
-    """Alice with a large room in the north, and Bob in the south."""
-    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
-    network.start_sending()
-    room_id = create(alice, preset="public_chat", **wish)
-    await fill(alice.server, room_id)
-    return alice, bob, room_id
-
-
-def lazily(user: User, since: str = "") -> Any:
-    return ok(user.get(f"{V3}/sync?filter={LAZY}{since and '&since=' + since}"))
-
-
-def is_whole(user: User, room_id: str) -> bool:
-    snapshot = user.server.run(user.server.app.rooms.engine.get_snapshot(RoomID(room_id)))
-    return snapshot.head.partial_join is None
-
-
-async def same_state(one: User, other: User, room_id: str) -> None:
-    mine, theirs = await Side(one.server).state(RoomID(room_id)), await Side(other.server).state(RoomID(room_id))
-    assert mine == theirs
-    heads = [await Side(user.server).room(RoomID(room_id)) for user in (one, other)]
-    assert heads[0].head.joined_count == heads[1].head.joined_count
 
 
 @pytest.mark.parametrize("version", ["6", "10", "11", "12"])
@@ -101,11 +66,6 @@ async def test_reading_and_writing_at_once_and_all_of_it_later(network: Network,
 def messages(user: User, room_id: str) -> list[Any]:
     chunk = ok(user.get(room_path(room_id, "messages", dir="b", limit=50)))["chunk"]
     return [event for event in chunk if event["type"] == "m.room.message"]
-
-
-def complete(network: Network) -> None:
-    network.start_completing()
-    network.settle()
 
 
 async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(network: Network) -> None:
@@ -430,75 +390,6 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
     assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
     assert await south.extremities(RoomID(room_id)) == {reply}
     await same_state(alice, bob, room_id)
-
-
-ENCRYPTED = {"initial_state": [{"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}]}
-
-
-@pytest.mark.parametrize("looks_between", [True, False])
-async def test_the_devices_of_all_are_told_of_when_they_are_known(network: Network, looks_between: bool) -> None:
-    alice, bob, room_id = await large_room(network, **ENCRYPTED)
-    ok(join_via(bob, room_id, NORTH))
-    since = lazily(bob)["next_batch"]
-    if looks_between:
-        say(bob, room_id, "salom")
-        since = lazily(bob, since)["next_batch"]
-
-    complete(network)
-
-    changed = set(lazily(bob, since)["device_lists"]["changed"])
-    assert changed >= {alice.user_id, *map(member, range(MEMBERS))}
-
-
-async def test_what_changes_of_devices_meanwhile_is_known_in_the_end(network: Network) -> None:
-    alice, bob, room_id = await large_room(network, **ENCRYPTED)
-    network.cut(NORTH, SOUTH)
-    publish(alice, "one")
-    network.mend(NORTH, SOUTH)
-    ok(join_via(bob, room_id, NORTH))
-    publish(alice, "two")
-    publish(bob, "three")
-    network.settle()
-    complete(network)
-
-    assert ed25519_of(alice, bob) == "three"
-    assert ed25519_of(bob, alice) == "two"
-    publish(alice, "four")
-    publish(bob, "five")
-    network.settle()
-    assert ed25519_of(alice, bob) == "five"
-    assert ed25519_of(bob, alice) == "four"
-
-
-def publish(user: User, key: str) -> None:
-    """Give the user's device this key, in a new device."""
-    body = {
-        "type": "m.login.password",
-        "identifier": {"type": "m.id.user", "user": user.user_id},
-        "password": "wonderland",
-    }
-    session = User(user.server, ok(user.server.post(f"{V3}/login", {**body, "device_id": key})))
-    keys = device_keys(session.user_id, key, {f"ed25519:{key}": key})
-    ok(session.post(f"{V3}/keys/upload", {"device_keys": keys}))
-
-
-def ed25519_of(asking: User, asked: User) -> str:
-    """The key of the newest device, as another server's user is told."""
-    devices = ok(asking.post(f"{V3}/keys/query", {"device_keys": {asked.user_id: []}}))["device_keys"]
-    return str(max(devices.get(asked.user_id, {"": 0}), key=ORDER.index))
-
-
-ORDER = ["", "one", "two", "three", "four", "five"]
-
-
-def device_keys(user_id: str, device_id: str, keys: dict[str, str]) -> dict[str, Any]:
-    return {
-        "user_id": user_id,
-        "device_id": device_id,
-        "algorithms": ["m.megolm.v1.aes-sha2"],
-        "keys": keys,
-        "signatures": {user_id: {f"ed25519:{device_id}": "s"}},
-    }
 
 
 def gauge(server: TestServer) -> float | None:
