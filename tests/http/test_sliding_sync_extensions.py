@@ -215,7 +215,7 @@ def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServ
     alice, bob = server.register("alice"), server.register("bob")
     room_id, other = create(alice, preset="public_chat"), create(alice, preset="public_chat")
     act(bob, room_id, "join")
-    say(alice, other, "the newest is elsewhere")
+    say(alice, other, "newest")
     path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
     client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"typing": ON})
 
