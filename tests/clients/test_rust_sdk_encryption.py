@@ -48,9 +48,9 @@ async def _encryption(server: RealServer, folder: Path) -> None:
 async def _enable_recovery(one: Person) -> str:
     encryption = one.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
-    assert encryption.verification_state() == sdk.VerificationState.VERIFIED, "the first device is its own witness"
+    await _is(encryption, sdk.VerificationState.VERIFIED)  # the first device is its own witness
     key = await encryption.enable_recovery(True, None, Heard())
-    assert encryption.recovery_state() == sdk.RecoveryState.ENABLED
+    await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
     assert await encryption.backup_exists_on_server()
     return str(key)
 
@@ -82,10 +82,15 @@ async def _talk(timelines: list[FollowedTimeline], text: str) -> None:
 async def _recover(device: Person, key: str) -> None:
     encryption = device.client.encryption()
     await encryption.wait_for_e2ee_initialization_tasks()
-    assert encryption.verification_state() == sdk.VerificationState.UNVERIFIED
+    await _is(encryption, sdk.VerificationState.UNVERIFIED)
     await encryption.recover(key)
-    await until("it to be verified", lambda: encryption.verification_state() == sdk.VerificationState.VERIFIED)
-    assert encryption.recovery_state() == sdk.RecoveryState.ENABLED
+    await _is(encryption, sdk.VerificationState.VERIFIED)
+    await until("recovery", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
+
+
+async def _is(encryption: sdk.Encryption, state: sdk.VerificationState) -> None:
+    """The engine finds out in its own time whether its device is verified."""
+    await until(f"the device to be {state.name}", lambda: encryption.verification_state() == state)
 
 
 class Verification:
@@ -139,7 +144,7 @@ async def _verify(new: Person, old: Person) -> None:
     await asked.controller.approve_verification()
     await until("the end of it", lambda: "finished" in asking.steps and "finished" in asked.steps)
     assert not {"failed", "cancelled"} & {*asking.steps, *asked.steps}
-    await until("it to be verified", lambda: encryption.verification_state() == sdk.VerificationState.VERIFIED)
+    await _is(encryption, sdk.VerificationState.VERIFIED)
     await until("the secrets", lambda: encryption.recovery_state() == sdk.RecoveryState.ENABLED)
 
 

@@ -162,7 +162,7 @@ def test_encryption_news_cross_nodes(nodes: Nodes) -> None:
     wish = {bob.user_id: {bob.device_id: "signed_curve25519"}}
     assert here.post(f"{V3}/keys/claim", {"one_time_keys": wish}).json["one_time_keys"]
     nodes.wait()
-    assert sync(bob)["device_one_time_keys_count"] == {}
+    assert sync(bob)["device_one_time_keys_count"] == {"signed_curve25519": 0}
 
 
 def test_rules_that_were_changed_through_one_node_hold_at_the_other(nodes: Nodes) -> None:
