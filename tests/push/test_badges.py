@@ -8,6 +8,7 @@ from twisted.internet.defer import Deferred
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.pushers.badges import Badges
 from homeserver.services.unread import RoomUnread, Unread, UnreadCounts
 from storage.memberships import MembershipRow
@@ -52,7 +53,8 @@ class NobodyIgnored:
 
 def badges_of(counting: Counting) -> Badges:
     memberships, unread = cast(Memberships, counting), cast(UnreadCounts, counting)
-    return Badges(memberships, unread, cast(IgnoredUsers, NobodyIgnored()), by_room=False)
+    ignored, permissions = cast(IgnoredUsers, NobodyIgnored()), cast(InvitePermissions, None)
+    return Badges(memberships, unread, ignored, permissions, by_room=False)
 
 
 def ask(badges: Badges) -> list[int]:

@@ -17,6 +17,7 @@ from twisted.internet.defer import DeferredLock
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 
@@ -34,11 +35,20 @@ class _Rooms:
 class Badges:
     """Numbers by user."""
 
-    def __init__(self, memberships: Memberships, unread: UnreadCounts, ignored: IgnoredUsers, *, by_room: bool) -> None:
+    def __init__(
+        self,
+        memberships: Memberships,
+        unread: UnreadCounts,
+        ignored: IgnoredUsers,
+        permissions: InvitePermissions,
+        *,
+        by_room: bool,
+    ) -> None:
         """`by_room`: rooms are counted, not the messages in them."""
         self._memberships = memberships
         self._unread = unread
         self._ignored = ignored
+        self._permissions = permissions
         self._by_room = by_room
         self._users: OrderedDict[str, _Rooms] = OrderedDict()
 
@@ -80,8 +90,9 @@ class Badges:
             except BaseException:
                 rooms.touched |= touched
                 raise
-        invites = sum(1 for row in memberships.values() if row.membership == "invite")
-        return invites + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
+        invites = [row for row in memberships.values() if row.membership == "invite"]
+        shown = [row for row in invites if not await self._permissions.hides(row)]
+        return len(shown) + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
 
     async def _count(
         self, user_id: UserID, rooms: _Rooms, touched: set[int], memberships: Mapping[int, MembershipRow]
