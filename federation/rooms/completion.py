@@ -222,12 +222,15 @@ class Completions:
             StateChange(await self._gather(room, await self._fetch(servers, snapshot, join.event.event_id))),
             lambda event_id: self._fetch_other(servers, snapshot, event_id, walk),
         )
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))  # the room has gone on meanwhile
+        if snapshot.head.partial_join != partial.join_nid:
+            return False  # and has been left, and entered anew
         await self._recheck.go_on(snapshot, walk)
         known = await self._recheck.current(snapshot, walk)
         differing = await self._write_members(room, snapshot, known)
 
         async def work() -> None:
-            await self._finish(room, partial, walk, known, differing)
+            await self._finish(room, partial, walk, StateChange(snapshot.head.state_root), known, differing)
 
         await self._engine.in_turn(RoomID(room.room_id), work)
         self._partial.tell(room_nid)
@@ -327,10 +330,14 @@ class Completions:
         room: RoomRow,
         partial: PartialRoom,
         walk: Walk,
+        part: StateChange,
         known: StateChange,
         differing: dict[tuple[str, str], int | None],
     ) -> None:
-        """Look at what came since, and move the head. In the turn of the room."""
+        """Look at what came since, and move the head. In the turn of the room.
+
+        `part`: the present state by which `differing` was found.
+        """
         tables = self._tables
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
@@ -344,6 +351,10 @@ class Completions:
                 changes[key] = now
                 if now is None and was is not None:
                     gone[key] = was
+            # what the part let pass since, whatever came of it
+            moved = await self._resolver.diff(room.room_nid, part, StateChange(snapshot.head.state_root))
+            whole = await self._resolver.load(room.room_nid, state, moved)
+            changes |= {key: whole[key].nid if key in whole else None for key in moved}
             completed = Completed(
                 tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
                 state,

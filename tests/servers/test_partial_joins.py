@@ -410,6 +410,46 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
     await same_state(alice, bob, room_id)
 
 
+async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(network: Network) -> None:
+    alice, bob, room_id = await large_room(
+        network,
+        name="tea",
+        room_version="11",
+        power_level_content_override={"users": {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}},
+    )
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    south, west = Side(bob.server), Side(wanda.server)
+    network.settle()
+    assert await south.federation.keyring.renew(ServerName(WEST))
+    network.hold()
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    last = (await south.last(RoomID(room_id)))[0]
+    changes = [("m.room.name", {"name": "poison"}, ""), ("m.room.member", {"membership": "leave"}, bob.user_id)]
+    for type, content, key in changes:
+        event = await west.build_next(RoomID(room_id), wanda.user_id, type, content, key, prev=[last])
+        cited = await west.rooms.events.get_anywhere(event.auth_events)
+        await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+        (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+        assert outcome.verdict is Verdict.ACCEPT
+        last = event
+
+    network.deliver()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+    assert room_id in ok(bob.get(f"{V3}/joined_rooms"))["joined_rooms"]
+    assert lazily(bob)["rooms"]["join"][room_id]["timeline"]["events"]
+    await same_state(alice, bob, room_id)
+
+
 async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
