@@ -57,6 +57,8 @@ from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.executors import InlineExecutor, ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
+from storage.sole_server import DatabaseInUse, SoleServer
+from storage.sqlite import SQLiteConfig
 
 T = TypeVar("T")
 
@@ -73,6 +75,7 @@ COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 """Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
 
 DATABASE_ERRORS = (
+    DatabaseInUse,
     DatabaseUnavailable,
     MigrationFailed,
     SchemaTooNew,
@@ -184,6 +187,7 @@ def run(paths: tuple[Path, ...]) -> None:
     registry = CollectorRegistry()
     observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
     outbound = open_outbound(loaded.config, reactor)
+    claim_storage(loaded.config)
     database = open_storage(loaded.config, reactor, observer)
     try:
         server = build(
@@ -335,6 +339,16 @@ def read_key(config: Config) -> SigningKey:
         return read_signing_keys(config.signing_key_path)[0]
     except CannotInit as error:
         raise click.ClickException(str(error)) from error
+
+
+def claim_storage(config: Config) -> None:
+    """Be the only server of an SQLite file until the process ends; the end of the command where there is another."""
+    database = database_config_of(config.storage.database, config.folder)
+    if isinstance(database, SQLiteConfig):
+        try:
+            SoleServer.claim(database)
+        except DATABASE_ERRORS as error:
+            raise click.ClickException(f"cannot open the database: {error}") from error
 
 
 def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None = None) -> Database:

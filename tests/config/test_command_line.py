@@ -141,7 +141,12 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert (again.returncode, again.stderr) == (1, "Error: User ID already taken\n")
         second = run_command("run", "-c", str(config))
         assert second.returncode == 1
-        assert "cannot listen" in second.stderr
+        assert "another server uses the SQLite file" in second.stderr
+        text = config.read_text().replace("homeserver.db", "other.db")
+        (data / "same_port.yaml").write_text(text.replace("pid_file: pid", "pid_file: other_pid"))
+        third = run_command("run", "-c", str(data / "same_port.yaml"))
+        assert third.returncode == 1
+        assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=5) == 0
     finally:
