@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from federation.outbound.proxy import BadProxy
-from federation.outbound.tls import BadAuthorities
+from federation.outbound.tls import BadAuthorities, TlsTrust
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build
@@ -42,7 +42,7 @@ from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.endpoints import declared_routes
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
-from homeserver.http.listeners import advice_on
+from homeserver.http.listeners import TlsContext, advice_on
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
@@ -151,6 +151,9 @@ def check(paths: tuple[Path, ...]) -> None:
     loaded = load(paths)
     for notice in loaded.notices:
         click.echo(notice)
+    if unusable := unusable_files(loaded.config):
+        lines = "\n".join(f"  {line}" for line in unusable)
+        raise click.ClickException(f"the server would not start:\n{lines}")
     click.echo(f"The configuration of {loaded.config.server_name} is right.")
 
 
@@ -331,6 +334,28 @@ def load(paths: tuple[Path, ...]) -> Loaded:
     except ConfigError as error:
         lines = "\n".join(f"  {line}" for line in error.lines)
         raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
+
+
+def unusable_files(config: Config) -> list[str]:
+    """What is wrong with the files that a server with this configuration needs to start, a line each."""
+    found = []
+    try:
+        read_signing_keys(config.signing_key_path)
+    except CannotInit as error:
+        found.append(f"signing_key_path: {error}")
+    try:
+        TlsTrust(config.federation.federation_custom_ca_list or None)
+    except BadAuthorities as error:
+        found.append(f"federation_custom_ca_list: {error}")
+    network = config.network
+    if any(listener.tls for listener in network.listeners):
+        assert network.tls_certificate_path is not None  # the configuration was checked
+        assert network.tls_private_key_path is not None
+        try:
+            TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+        except (OSError, SSL.Error) as error:
+            found.append(f"tls_certificate_path, tls_private_key_path: {error}")
+    return found
 
 
 def read_key(config: Config) -> SigningKey:

@@ -72,6 +72,20 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
     assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
 
 
+def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path: Path) -> None:
+    config = tmp_path / "homeserver.yaml"
+    config.write_text(
+        "server_name: a.b\nfederation_custom_ca_list: [authority.pem]\nlisteners: [{port: 8448, tls: true}]\n"
+        "tls_certificate_path: own.pem\ntls_private_key_path: own.key\n"
+    )
+    checked = call("config", "check", "-c", config)
+    assert checked.exit_code == 1
+    assert "signing_key_path: there is no signing key" in checked.output
+    assert "authority.pem" in checked.output
+    assert "own.pem" in checked.output
+    assert "is right" not in checked.output
+
+
 async def test_a_registration_token_is_made_and_kept(data: Path) -> None:
     config = data / "homeserver.yaml"
     config.write_text(
