@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
+from federation.policy import make_rules
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName
 from federation.requests import RefusedByRemote
@@ -290,6 +291,23 @@ async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -
     await same_state(alice, bob, room_id)
 
 
+@pytest.mark.parametrize("is_abandoned", [False, True])
+async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(network: Network, is_abandoned: bool) -> None:
+    alice, bob, room_id = await large_room(network, name="tea")  # whoever has a name tells no members
+    ok(join_via(bob, room_id, NORTH))
+    leave(bob, room_id)
+    network.settle()
+    if is_abandoned:
+        complete(network)
+
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "join"
+    complete(network)
+    await same_state(alice, bob, room_id)
+
+
 async def test_who_is_kicked_before_is_out(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
@@ -390,6 +408,34 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
     assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
     assert await south.extremities(RoomID(room_id)) == {reply}
     await same_state(alice, bob, room_id)
+
+
+async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    ok(join_via(bob, room_id, NORTH))
+    south, west = Side(bob.server), Side(wanda.server)
+    content = {"body": "buy now", "msgtype": "m.text"}
+    event = await west.build_next(
+        RoomID(room_id), wanda.user_id, "m.room.message", content, prev=await south.last(RoomID(room_id))
+    )
+    cited = await west.rooms.events.get_anywhere(event.auth_events)
+    await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+    bob.server.app.federation.policy.change(make_rules(None, [WEST]))
+    (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+    assert outcome.verdict is Verdict.SOFT_FAIL
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert messages(bob, room_id) == []
+    stored = await south.find(RoomID(room_id), event.event_id)
+    assert stored is not None
+    assert not stored.in_timeline
 
 
 def gauge(server: TestServer) -> float | None:

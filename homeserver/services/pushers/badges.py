@@ -1,7 +1,8 @@
 """The number on an app's icon: how much a user has not read, over all rooms.
 
 A user's rooms are counted once, and after that only those in which something has happened that concerns the user. Who
-reads the stream says which (`touch`, `forget`). For the reactor thread.
+reads the stream says which (`touch`, `forget`). Of a user one count is made at a time: who asks meanwhile, for another
+device, waits for it. For the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
@@ -10,6 +11,8 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
+
+from twisted.internet.defer import DeferredLock
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
@@ -25,6 +28,7 @@ class _Rooms:
     unread: dict[int, int] = field(default_factory=dict)
     """Only those with something unread."""
     touched: set[int] = field(default_factory=set)
+    counting: DeferredLock = field(default_factory=DeferredLock)
 
 
 class Badges:
@@ -68,12 +72,14 @@ class Badges:
                 self._users.popitem(last=False)
         else:
             self._users.move_to_end(user_id)
-        touched, rooms.touched = rooms.touched, set()
-        try:
-            await self._count(user_id, rooms, touched, memberships)
-        except BaseException:
-            rooms.touched |= touched
-            raise
+        async with rooms.counting:
+            memberships = await self._memberships.of_user(user_id)
+            touched, rooms.touched = rooms.touched, set()
+            try:
+                await self._count(user_id, rooms, touched, memberships)
+            except BaseException:
+                rooms.touched |= touched
+                raise
         invites = sum(1 for row in memberships.values() if row.membership == "invite")
         return invites + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
 
