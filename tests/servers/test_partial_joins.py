@@ -411,7 +411,7 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
 
 
 async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network) -> None:
-    alice, bob, room_id = await large_room(network)
+    _, bob, room_id = await large_room(network)
     wanda = network.add(WEST).register("wanda")
     ok(join_via(wanda, room_id, NORTH))
     complete(network)
