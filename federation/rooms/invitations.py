@@ -32,6 +32,7 @@ from federation.protocol.stripped_state import (
     stripped_state_keys,
 )
 from federation.remote.membership import MembershipRequests
+from federation.requests import RefusedByRemote
 from federation.rooms.build import Chain, Classify
 from federation.rooms.candidates import explain
 from federation.rooms.check import SHOWN
@@ -136,6 +137,10 @@ class Invitations:
             answer = await self._remote.invite(
                 server, built, federation_form(state[key].event for key in keys if key in state)
             )
+        except RefusedByRemote as error:
+            if error.errcode == "M_NOT_FOUND":
+                raise NotFound(f"{server} knows of no user {target}") from error
+            raise explain([error]) from error
         except RemoteError as error:
             raise explain([error]) from error
         event = await self._countersigned(built, server, answer)
