@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from federation.outbound.errors import OutboundError
 from federation.policy import Policy
 from federation.protocol.member_list import BadMemberList, MemberList
-from federation.signed_list import ListTrust, check_time, read_signed_list
+from federation.signed_list import ListTrust, check_time, read_list_of_any_time, read_signed_list
 from storage.signed_documents import SignedDocument, SignedDocumentStore
 
 PURPOSE: Final = "federation_member_list"
@@ -123,9 +123,10 @@ class MemberLists:
         return source.path.read_bytes()
 
     def _take(self, source: ListSource, document: bytes) -> bool:
-        """Put a list in force; False where it is not good, or no longer."""
+        """Put a list in force until it expires; False where it is not good. One that has expired is still the latest, so that
+        no older one takes its place."""
         try:
-            members = read_signed_list(document, source.trust, self._now())
+            members = read_list_of_any_time(document, source.trust, self._now())
         except BadMemberList as error:
             self._log.warn("the list that was kept of the federation's members is not used: {error}", error=error)
             return False

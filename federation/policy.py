@@ -174,7 +174,7 @@ class Policy:
             return None
         if not rules.enabled:
             return "federation is switched off"
-        if rules.denied is not None and (rules.denied.match(server) or rules.denied.match(host_of(server))):
+        if rules.denied is not None and _is_denied(rules.denied, server):
             return "that server is blocked here"
         if rules.allowed is not None and not rules.allowed.match(server):
             return "that server is not among those that are allowed here"
@@ -200,6 +200,12 @@ class Policy:
         self._named[key] = now + SECONDS_BETWEEN_LINES
         if len(self._named) > MAX_NAMED:
             del self._named[next(iter(self._named))]
+
+
+def _is_denied(denied: ServerPatterns, server: str) -> bool:
+    host = host_of(server)
+    # a dot at the end of a host leads to the same host
+    return any(denied.match(name) for name in (server, host, host.rstrip(".")))
 
 
 def _check(expression: str, pattern: str) -> str:

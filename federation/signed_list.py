@@ -63,17 +63,22 @@ def read_authorities(path: Path) -> tuple[x509.Certificate, ...]:
 
 def read_signed_list(document: bytes, trust: ListTrust, now: float) -> MemberList:
     """The list, once its signature and its time are checked; `now` in seconds. Raises BadMemberList."""
+    members = read_list_of_any_time(document, trust, now)
+    check_time(members, now)
+    return members
+
+
+def read_list_of_any_time(document: bytes, trust: ListTrust, now: float) -> MemberList:
+    """The list, once its signature is checked: it may have expired. Raises BadMemberList."""
     if len(document) > MAX_BYTES:
         raise BadMemberList("it is too long")
     try:
         signature = extract_compact(document.strip(), registry=_REGISTRY)
-        members = _check(signature, trust, now)
+        return _check(signature, trust, now)
     except (JoseError, ValueError, RecursionError) as error:
         if isinstance(error, BadMemberList):
             raise
         raise BadMemberList(f"it is no signed list: {error}") from error
-    check_time(members, now)
-    return members
 
 
 def check_time(members: MemberList, now: float) -> None:

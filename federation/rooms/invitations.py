@@ -49,8 +49,10 @@ from federation.rooms.templates import MEMBER
 
 GetKeys = Callable[[ServerName, Collection[KeyID], int], Awaitable[Mapping[KeyID, bytes]]]
 MAX_SIGNATURES: Final = 20
-MAX_PROMISES: Final = 50
+MAX_PROMISES: Final = 20
 """To one address; what is more is not looked at."""
+MAX_SERVERS: Final = 3
+"""That are asked about promises to one address: anybody may say that there are some."""
 
 
 class PromisedInvite(msgspec.Struct, frozen=True):
@@ -172,9 +174,14 @@ class Invitations:
         """
         if not self._identity.is_local(target):
             raise NotFound("The user is not one of this server")
+        asked: set[ServerName] = set()
         for invite in address.invites[:MAX_PROMISES]:
             if invite.mxid != target or not is_user_id(invite.sender) or not is_room_id(invite.room_id):
                 continue
+            server = domain_of(UserID(invite.sender))
+            if server not in asked and len(asked) == MAX_SERVERS:
+                continue
+            asked.add(server)
             try:
                 await self._claim(target, invite)
             except (MatrixError, RemoteError) as error:

@@ -31,7 +31,7 @@ from federation.rooms.state_imports import StateImports, kept_ids
 from federation.rooms.templates import AUTHORISER, fill_template, lonely_leave, with_signature_of
 from storage.rooms import RoomStore
 
-MAX_SERVERS: Final = 20_000
+MAX_SERVERS: Final = 2_000
 """Servers of a room that we are told of."""
 MOST_ASKED_TO_LEAVE: Final = 3
 

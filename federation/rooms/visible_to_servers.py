@@ -39,7 +39,9 @@ class ServerVisibility:
 
     async def see(self, server: ServerName, room_nid: int, events: Sequence[StoredEvent]) -> list[bool]:
         """Which of the events (of one room) a server, which is in the room now, may see whole."""
-        since = (await self._servers.in_room(room_nid))[server]
+        since = (await self._servers.in_room(room_nid)).get(server)
+        if since is None:
+            return [False] * len(events)  # it has left since it asked
         # it has been there ever since; and what has no place is given as part of a state only
         seen = [stored.is_outlier or (stored.position is not None and stored.position >= since) for stored in events]
         older = [stored for stored, visible in zip(events, seen, strict=True) if not visible]

@@ -220,6 +220,15 @@ def test_the_last_good_list_outlives_a_restart(closed: Closed, network: Network)
     assert reaches(again.register("alice"), closed.south.register("bob"))
 
 
+def test_an_expired_list_is_not_followed_by_an_older_one_after_a_restart(closed: Closed, network: Network) -> None:
+    closed.say(SOUTH, serial=5)
+    closed.north.clock.advance(DAY)
+    closed.address.document = KEY.sign(a_list(SOUTH, serial=4, expires=START + 10 * DAY))
+    again = network.rebuild(NORTH, config(), fetch=closed.address.fetch)
+    start_list(again)
+    assert not reaches(again.register("alice"), closed.south.register("bob"))
+
+
 def test_a_list_in_a_file(network: Network, tmp_path: Path) -> None:
     path = tmp_path / "members.jws"
     path.write_bytes(KEY.sign(a_list(SOUTH)) + b"\n")

@@ -40,7 +40,14 @@ def test_patterns(patterns: list[str], names: list[str], others: list[str]) -> N
 
 def test_what_is_denied_is_denied_with_any_port_and_whatever_allows_it() -> None:
     denied = ("evil.example", "*.evil.example")
-    for name in ("evil.example", "EVIL.example", "evil.example:8449", "a.evil.example:1"):
+    for name in (
+        "evil.example",
+        "EVIL.example",
+        "evil.example:8449",
+        "a.evil.example:1",
+        "evil.example.",
+        "evil.example.:1",
+    ):
         assert not allows(name, None, denied)
         assert not allows(name, [name], denied)
     assert allows("good.example", None, denied)
