@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from federation.outbound.proxy import BadProxy
-from federation.outbound.tls import BadAuthorities
+from federation.outbound.tls import BadAuthorities, TlsTrust
 from federation.protocol.errors import MatrixError
 from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build
@@ -42,7 +42,7 @@ from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.endpoints import declared_routes
 from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
-from homeserver.http.listeners import advice_on
+from homeserver.http.listeners import TlsContext, advice_on
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
@@ -57,6 +57,8 @@ from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.executors import InlineExecutor, ThreadExecutor
 from storage.migrate import MigrationFailed, SchemaTooNew
 from storage.observer import Observer
+from storage.sole_server import DatabaseInUse, SoleServer
+from storage.sqlite import SQLiteConfig
 
 T = TypeVar("T")
 
@@ -73,6 +75,7 @@ COLLECTOR_THRESHOLDS = (10_000, 20, 100)
 """Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
 
 DATABASE_ERRORS = (
+    DatabaseInUse,
     DatabaseUnavailable,
     MigrationFailed,
     SchemaTooNew,
@@ -148,6 +151,9 @@ def check(paths: tuple[Path, ...]) -> None:
     loaded = load(paths)
     for notice in loaded.notices:
         click.echo(notice)
+    if unusable := unusable_files(loaded.config):
+        lines = "\n".join(f"  {line}" for line in unusable)
+        raise click.ClickException(f"the server would not start:\n{lines}")
     click.echo(f"The configuration of {loaded.config.server_name} is right.")
 
 
@@ -184,6 +190,7 @@ def run(paths: tuple[Path, ...]) -> None:
     registry = CollectorRegistry()
     observer = DatabaseMetrics(registry, slow_seconds=loaded.config.observation.slow_query_threshold / 1000)
     outbound = open_outbound(loaded.config, reactor)
+    claim_storage(loaded.config)
     database = open_storage(loaded.config, reactor, observer)
     try:
         server = build(
@@ -330,12 +337,44 @@ def load(paths: tuple[Path, ...]) -> Loaded:
         raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
 
 
+def unusable_files(config: Config) -> list[str]:
+    """What is wrong with the files that a server with this configuration needs to start, a line each."""
+    found = []
+    try:
+        read_signing_keys(config.signing_key_path)
+    except CannotInit as error:
+        found.append(f"signing_key_path: {error}")
+    try:
+        TlsTrust(config.federation.federation_custom_ca_list or None)
+    except BadAuthorities as error:
+        found.append(f"federation_custom_ca_list: {error}")
+    network = config.network
+    if any(listener.tls for listener in network.listeners):
+        assert network.tls_certificate_path is not None  # the configuration was checked
+        assert network.tls_private_key_path is not None
+        try:
+            TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+        except (OSError, SSL.Error) as error:
+            found.append(f"tls_certificate_path, tls_private_key_path: {error}")
+    return found
+
+
 def read_key(config: Config) -> SigningKey:
     """The key that signs; a server without one does not start."""
     try:
         return read_signing_keys(config.signing_key_path)[0]
     except CannotInit as error:
         raise click.ClickException(str(error)) from error
+
+
+def claim_storage(config: Config) -> None:
+    """Be the only server of an SQLite file until the process ends; the end of the command where there is another."""
+    database = database_config_of(config.storage.database, config.folder)
+    if isinstance(database, SQLiteConfig):
+        try:
+            SoleServer.claim(database)
+        except DATABASE_ERRORS as error:
+            raise click.ClickException(f"cannot open the database: {error}") from error
 
 
 def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None = None) -> Database:

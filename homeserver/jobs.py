@@ -20,6 +20,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
 from homeserver.observe.metrics import JobMetrics
+from storage.engine import DatabaseUnavailable
 
 STEP_SECONDS: Final = 0.1
 """What a step aims at."""
@@ -93,15 +94,23 @@ class _Runner:
         self._running = True
         Deferred.fromCoroutine(self._run())
 
+    def _rest_after_failure(self) -> float:
+        """Count it; how long to wait."""
+        self._failures.inc()
+        return min(self._job.interval, LONGEST_REST)
+
     async def _run(self) -> None:
         """One step; raises nothing."""
         started = self._clock.seconds()
         try:
             done = await self._job.step(self._batch)
+        except DatabaseUnavailable as error:
+            # no bug, and every job notices it: a line is enough
+            self._log.warn("the job {job} goes on later: {error}", job=self._job.name, error=str(error).strip())
+            pause = self._rest_after_failure()
         except Exception:
             self._log.failure("the job {job} failed; it goes on later", job=self._job.name)
-            self._failures.inc()
-            pause = min(self._job.interval, LONGEST_REST)
+            pause = self._rest_after_failure()
         else:
             took = self._clock.seconds() - started
             self._items.inc(done)

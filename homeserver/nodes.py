@@ -12,6 +12,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from storage.database import Database
+from storage.engine import DatabaseUnavailable
 
 SECONDS: Final = 1.0
 
@@ -25,6 +26,7 @@ class OtherNodes:
         self._database = database
         self._asking = LoopingCall(self._ask)
         self._asking.clock = clock
+        self._is_cut_off = False
 
     def start(self) -> None:
         """Ask from now on."""
@@ -36,5 +38,18 @@ class OtherNodes:
             self._asking.stop()
 
     def _ask(self) -> Deferred[None]:
-        asked = Deferred.fromCoroutine(self._database.poll())
+        asked = Deferred.fromCoroutine(self._poll())
         return asked.addErrback(lambda failure: self.log.failure("what other nodes wrote is not known", failure))
+
+    async def _poll(self) -> None:
+        """Ask once. That the database is away is told when it begins and when it ends, not every second."""
+        try:
+            await self._database.poll()
+        except DatabaseUnavailable as error:
+            if not self._is_cut_off:
+                self.log.error("the database cannot be reached: {error}", error=str(error).strip())
+            self._is_cut_off = True
+        else:
+            if self._is_cut_off:
+                self.log.info("the database can be reached again")
+            self._is_cut_off = False

@@ -32,6 +32,7 @@ from federation.protocol.stripped_state import (
     stripped_state_keys,
 )
 from federation.remote.membership import MembershipRequests
+from federation.requests import RefusedByRemote
 from federation.rooms.build import Chain, Classify
 from federation.rooms.candidates import explain
 from federation.rooms.check import SHOWN
@@ -136,6 +137,10 @@ class Invitations:
             answer = await self._remote.invite(
                 server, built, federation_form(state[key].event for key in keys if key in state)
             )
+        except RefusedByRemote as error:
+            if error.errcode == "M_NOT_FOUND":
+                raise NotFound(f"{server} knows of no user {target}") from error
+            raise explain([error]) from error
         except RemoteError as error:
             raise explain([error]) from error
         event = await self._countersigned(built, server, answer)
@@ -171,7 +176,6 @@ class Invitations:
             if invite.mxid != target or not is_user_id(invite.sender) or not is_room_id(invite.room_id):
                 continue
             try:
-                await self._gate.check_may_be_invited(target, UserID(invite.sender), RoomID(invite.room_id))
                 await self._claim(target, invite)
             except (MatrixError, RemoteError) as error:
                 self._log.info("an invite promised to an address is lost: {error}", error=error)
@@ -194,6 +198,8 @@ class Invitations:
             await self._remote.exchange(domain_of(invite.sender), room_id, event)
             return
         promise = await self._redeem(await self._engine.get_snapshot(room_id), content)
+        # not before: it counts as an invite of the user, and anybody may claim that there is a promise
+        await self._gate.check_may_be_invited(target, promise.sender, room_id)
         await self._engine.send(room_id, [Draft(MEMBER, promise.sender, promise.content, target, unless_same=True)])
 
     async def _redeem(self, snapshot: RoomSnapshot, content: object) -> "_Promise":

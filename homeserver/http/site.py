@@ -213,7 +213,11 @@ class MatrixRequest:
             self._respond(Response(HTTPStatus.BAD_GATEWAY, {}, body))
         except DatabaseUnavailable as error:
             self._caller = info.caller
-            self._site.log.error("the database failed request {request_id}: {error}", error=str(error))
+            self._site.log.error(
+                "the database failed request {request_id}: {error}",
+                request_id=self._request_id,
+                error=str(error).strip(),
+            )
             body = {"errcode": "M_UNKNOWN", "error": "The server's database cannot be reached now; try again"}
             self._respond(Response(HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "1"}, body))
         except CancelledError:

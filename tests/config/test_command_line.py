@@ -72,6 +72,20 @@ def test_check_tells_all_errors(tmp_path: Path) -> None:
     assert "homeserver.yaml:2: bcrypt_rounds" in checked.output
 
 
+def test_check_tells_of_files_without_which_the_server_would_not_start(tmp_path: Path) -> None:
+    config = tmp_path / "homeserver.yaml"
+    config.write_text(
+        "server_name: a.b\nfederation_custom_ca_list: [authority.pem]\nlisteners: [{port: 8448, tls: true}]\n"
+        "tls_certificate_path: own.pem\ntls_private_key_path: own.key\n"
+    )
+    checked = call("config", "check", "-c", config)
+    assert checked.exit_code == 1
+    assert "signing_key_path: there is no signing key" in checked.output
+    assert "authority.pem" in checked.output
+    assert "own.pem" in checked.output
+    assert "is right" not in checked.output
+
+
 async def test_a_registration_token_is_made_and_kept(data: Path) -> None:
     config = data / "homeserver.yaml"
     config.write_text(
@@ -141,7 +155,12 @@ def test_run_serves_until_sigterm_and_makes_accounts_meanwhile(data: Path) -> No
         assert (again.returncode, again.stderr) == (1, "Error: User ID already taken\n")
         second = run_command("run", "-c", str(config))
         assert second.returncode == 1
-        assert "cannot listen" in second.stderr
+        assert "another server uses the SQLite file" in second.stderr
+        text = config.read_text().replace("homeserver.db", "other.db")
+        (data / "same_port.yaml").write_text(text.replace("pid_file: pid", "pid_file: other_pid"))
+        third = run_command("run", "-c", str(data / "same_port.yaml"))
+        assert third.returncode == 1
+        assert "cannot listen" in third.stderr
         os.kill(process.pid, signal.SIGTERM)
         assert process.wait(timeout=5) == 0
     finally:

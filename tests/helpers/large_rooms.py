@@ -9,7 +9,7 @@ from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import V3, create, ok
+from tests.helpers.talk import V3, create, ok, room_path
 
 MEMBERS = 40
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
@@ -63,3 +63,8 @@ async def same_state(one: User, other: User, room_id: str) -> None:
 def complete(network: Network) -> None:
     network.start_completing()
     network.settle()
+
+
+def messages(user: User, room_id: str) -> list[Any]:
+    chunk = ok(user.get(room_path(room_id, "messages", dir="b", limit=50)))["chunk"]
+    return [event for event in chunk if event["type"] == "m.room.message"]

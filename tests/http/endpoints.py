@@ -10,6 +10,7 @@ from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, Req
 from federation.protocol.errors import Forbidden, LimitExceeded, RemoteError
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.answers import EMPTY, Empty, Response
+from storage.engine import DatabaseUnavailable
 
 ROOMS = "/_matrix/client/v3/rooms/{room_id}"
 
@@ -169,6 +170,8 @@ async def get_fails(*, how: str) -> Any:
             raise Forbidden("No, not you")
         case "remote":
             raise RemoteError("far.example", "secret detail", retryable=True)
+        case "database":
+            raise DatabaseUnavailable("connection refused\n")
         case "limit":
             raise LimitExceeded(retry_after_ms=1500)
         case "header":

@@ -13,6 +13,7 @@ from homeserver.assembly.jobs import SENT_REMEMBERED
 from homeserver.jobs import FIRST_BATCH, Job, Jobs
 from homeserver.observe.metrics import JobMetrics
 from storage.database import Database, Transaction
+from storage.engine import DatabaseUnavailable
 from tests.helpers.server import TestServer
 
 
@@ -92,6 +93,23 @@ def test_steps_grow_and_shrink_to_a_tenth_of_a_second() -> None:
     run(clock, Job("slow", slow.step, 60.0))
     turn(clock, 40)
     assert set(slow.batches[1:]) == {2}
+
+
+def test_a_job_whose_database_is_away_goes_on_later_without_a_traceback(failures: list[str]) -> None:
+    clock = Clock()
+    steps: list[int] = []
+
+    async def step(batch: int) -> int:
+        steps.append(batch)
+        if len(steps) == 1:
+            raise DatabaseUnavailable("connection refused")
+        return 0
+
+    _, registry = run(clock, Job("away", step, 10.0))
+    turn(clock, 100)
+    assert len(steps) >= 2
+    assert failures == []
+    assert registry.get_sample_value("mahalla_job_failures_total", {"job": "away"}) == 1
 
 
 def test_a_job_that_fails_goes_on_later_and_harms_no_other(failures: list[str]) -> None:

@@ -1,13 +1,14 @@
 """Answers, errors, bodies, connections, and clients that go away."""
 
 import gzip
+import re
 from ipaddress import ip_network
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from homeserver.http import probes
@@ -65,6 +66,24 @@ def test_a_bug_is_a_500_whose_traceback_is_in_the_log(client: Client, how: str) 
     (logged,) = [event for event in events if event.get("request_id") == answer.json["request_id"]]
     assert "Error" in logged["log_failure"].getTraceback()
     assert b"Traceback" not in answer.body
+
+
+def test_a_database_that_is_away_is_a_503_with_a_line_in_the_log(client: Client) -> None:
+    lines: list[str] = []
+
+    @implementer(ILogObserver)
+    def remember(event: LogEvent) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(remember)
+    try:
+        answer = client.request("GET", "/fails/database")
+    finally:
+        globalLogPublisher.removeObserver(remember)
+    assert (answer.status, answer.errcode, answer.headers["retry-after"]) == (503, "M_UNKNOWN", "1")
+    assert b"refused" not in answer.body
+    (line,) = [line for line in lines if "database" in line]
+    assert re.fullmatch("the database failed request [0-9a-z]+: connection refused", line), line
 
 
 def test_a_wait_given_up_is_worth_another_try(client: Client) -> None:

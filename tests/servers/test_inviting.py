@@ -129,7 +129,10 @@ def test_who_does_not_exist_cannot_be_invited(network: Network) -> None:
     room_id = create(alice)
     body = {"user_id": f"@nobody:{SOUTH}"}
 
-    assert refused(alice.post(room_path(room_id, "invite"), body))[0] in (403, 404, 502)
+    answer = alice.post(room_path(room_id, "invite"), body)
+
+    assert refused(answer) == (404, "M_NOT_FOUND")
+    assert answer.json["error"] == f"{SOUTH} knows of no user @nobody:{SOUTH}"
     assert members(alice, room_id) == {alice.user_id: "join"}
 
 

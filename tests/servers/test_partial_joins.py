@@ -9,13 +9,10 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName
 from federation.requests import RefusedByRemote
-from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
-from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import (
     LAZY,
@@ -27,6 +24,7 @@ from tests.helpers.large_rooms import (
     large_room,
     lazily,
     member,
+    messages,
     same_state,
     speak,
 )
@@ -61,11 +59,6 @@ async def test_reading_and_writing_at_once_and_all_of_it_later(network: Network,
     assert is_whole(bob, room_id)
     assert len(members(bob, room_id)) == MEMBERS + 2
     await same_state(alice, bob, room_id)
-
-
-def messages(user: User, room_id: str) -> list[Any]:
-    chunk = ok(user.get(room_path(room_id, "messages", dir="b", limit=50)))["chunk"]
-    return [event for event in chunk if event["type"] == "m.room.message"]
 
 
 async def test_who_loads_members_eagerly_is_told_of_the_room_when_all_are_here(network: Network) -> None:
@@ -290,6 +283,23 @@ async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -
     await same_state(alice, bob, room_id)
 
 
+@pytest.mark.parametrize("is_abandoned", [False, True])
+async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(network: Network, is_abandoned: bool) -> None:
+    alice, bob, room_id = await large_room(network, name="tea")  # whoever has a name tells no members
+    ok(join_via(bob, room_id, NORTH))
+    leave(bob, room_id)
+    network.settle()
+    if is_abandoned:
+        complete(network)
+
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "join"
+    complete(network)
+    await same_state(alice, bob, room_id)
+
+
 async def test_who_is_kicked_before_is_out(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
@@ -346,50 +356,6 @@ async def test_operators_see_how_many_rooms_lack_something(network: Network) -> 
     network.clock.advance(5)
     network.settle()
     assert gauge(bob.server) == 0
-
-
-async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:
-    """What a server says whose user was banned, which it does not know: upon the last event; and what that cites."""
-    west = Side(banned.server)
-    content = {"body": text, "msgtype": "m.text"}
-    event = await west.build_next(RoomID(room_id), banned.user_id, "m.room.message", content, prev=[last])
-    cited = await west.rooms.events.get_anywhere(event.auth_events)
-    return event, [stored.event.pdu for stored in cited.values()]
-
-
-async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
-    """Somebody was banned before we came: only the members that are fetched say so."""
-    alice, bob, room_id = await large_room(network)
-    wanda = network.add(WEST).register("wanda")
-    ok(join_via(wanda, room_id, NORTH))
-    complete(network)
-    south = Side(bob.server)
-    bob.server.app.incoming.completions.stop()
-    network.cut(NORTH, WEST)
-    ok(membership(alice, room_id, "ban", wanda))
-    ok(join_via(bob, room_id, NORTH))
-    since = lazily(bob)["next_batch"]
-    (our_join,) = await south.last(RoomID(room_id))
-    event, cited = await follow(wanda, room_id, our_join, "I am still here")
-    await south.federation.receiver.receive_outliers(RoomID(room_id), cited)
-    (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
-    assert outcome.verdict is Verdict.ACCEPT
-    assert [event["content"]["body"] for event in messages(bob, room_id)] == ["I am still here"]
-    reply = say(bob, room_id, "who is that?")
-    network.settle()
-
-    bob.server.app.incoming.completions.start()
-    network.settle()
-
-    assert is_whole(bob, room_id)
-    assert [event["content"]["body"] for event in messages(bob, room_id)] == ["who is that?"]
-    stored = await south.find(RoomID(room_id), event.event_id)
-    assert stored is not None
-    assert stored.rejected
-    assert get_state(bob, room_id, "m.room.member", wanda.user_id)["membership"] == "ban"
-    assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
-    assert await south.extremities(RoomID(room_id)) == {reply}
-    await same_state(alice, bob, room_id)
 
 
 def gauge(server: TestServer) -> float | None:

@@ -1,0 +1,45 @@
+"""One server at a time on an SQLite file: a second would not hear of what the first writes.
+
+A lock on a file of its own beside the database, since closing any handle of the database itself would end SQLite's locks.
+The kernel holds it, so it ends with the process, however that ends. Command-line tools do not ask for it: they may
+write while a server runs.
+"""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from typing import Self
+
+from storage.sqlite import SQLiteConfig
+
+
+class DatabaseInUse(Exception):
+    """Another server has the file; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SoleServer:
+    """The right to be the server of a file, until the process ends or `give_up`."""
+
+    descriptor: int
+
+    @classmethod
+    def claim(cls, config: SQLiteConfig) -> Self:
+        """Raises DatabaseInUse; OSError where there is no such folder, or no right to write there."""
+        descriptor = os.open(f"{config.path}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            os.close(descriptor)
+            raise DatabaseInUse(
+                f"another server uses the SQLite file {config.path} already: end that one first "
+                "(several processes on one database need PostgreSQL)"
+            ) from error
+        except OSError:
+            os.close(descriptor)
+            raise
+        return cls(descriptor)
+
+    def give_up(self) -> None:
+        """Let another begin."""
+        os.close(self.descriptor)
