@@ -141,15 +141,15 @@ die()
 """
 
 
-def _kill_upload_at(moment: str, folder: Path) -> int:
+def _kill_at(moment: str, folder: Path, program: str) -> int:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", CRASHING, str(folder / "media"), moment]
+    command = [sys.executable, "-c", program, str(folder / "media"), moment]
     return subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(root)}).returncode
 
 
 @pytest.mark.parametrize("moment", ["write", "rename", "link", "commit"])
 async def test_a_killed_upload_leaves_nothing(tmp_path: Path, moment: str) -> None:
-    assert _kill_upload_at(moment, tmp_path) == -signal.SIGKILL
+    assert _kill_at(moment, tmp_path, CRASHING) == -signal.SIGKILL
     assert len(_all_files(tmp_path)) == (2 if moment == "commit" else 1)
     files = _open(tmp_path)
     assert await files.open(HASH) is None or moment == "commit"
@@ -196,10 +196,7 @@ Deferred.fromCoroutine(files.remove_unused({stored[0].hash}, forget))
     ("moment", "is_row_left"), [("rows", True), ("rows", False), ("content", False), ("entries", False)]
 )
 async def test_a_killed_removal_leaves_rows_and_files_together(tmp_path: Path, moment: str, is_row_left: bool) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", REMOVING, str(tmp_path / "media"), moment]
-    ended = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(root)})
-    assert ended.returncode == -signal.SIGKILL
+    assert _kill_at(moment, tmp_path, REMOVING) == -signal.SIGKILL
     files = _open(tmp_path)
     assert await files.sweep(_all_used if is_row_left else _none_used) == 1
     assert _all_files(tmp_path) == ([PLACE] if is_row_left else [])
