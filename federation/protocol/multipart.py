@@ -9,6 +9,7 @@ spec: server-server-api#get_matrixfederationv1mediadownloadmediaid; RFC 2046 sec
 import re
 from collections.abc import Callable, Mapping
 from email.message import Message
+from email.utils import collapse_rfc2231_value
 from enum import Enum
 from typing import Final
 
@@ -136,11 +137,12 @@ def name_in(disposition: str) -> str | None:
     message = Message()
     try:
         message["Content-Disposition"] = disposition
-        name = message.get_filename()
-        if name is None:
+        params = message.get_params([], "Content-Disposition")
+        found: list[object] = [value for key, value in params if key.lower() == "filename"]
+        encoded = [each for each in found if isinstance(each, tuple)]  # which comes before one that is not
+        if not found:
             return None
-        if "filename*" not in disposition.lower():
-            name = _as_utf8(name)
+        name = collapse_rfc2231_value(encoded[0]) if encoded else _as_utf8(str(found[0]))
         name.encode()
     except (ValueError, LookupError, TypeError, AttributeError):
         return None  # the standard library's reader stumbles over some of what is sent

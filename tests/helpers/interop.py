@@ -30,6 +30,15 @@ class Said:
     json: Any
 
 
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """An answer that is no JSON. Names of headers are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
 class Person:
     """Somebody who is signed in on one of the servers."""
 
@@ -43,6 +52,10 @@ class Person:
     def ask(self, method: str, path: str, json: Any = None) -> Said:
         """A request; `path` is what follows `/_matrix/client/v3`."""
         return self.server.ask(method, V3 + path, json if json is not None or method == "GET" else {}, self._token)
+
+    def ask_bytes(self, method: str, path: str, body: bytes | None = None) -> "Bytes":
+        """A request to a whole path, for what is no JSON: pictures."""
+        return self.server.ask_bytes(method, path, body, self._token)
 
     def ask_at(self, method: str, path: str, json: Any = None) -> Said:
         """A request to a whole path."""
@@ -156,6 +169,18 @@ class Side:
             answer = connection.getresponse()
             body = answer.read()
             return Said(answer.status, json_module.loads(body) if body else None)
+        finally:
+            connection.close()
+
+    def ask_bytes(self, method: str, path: str, body: bytes | None, token: str) -> Bytes:
+        """A request whose bodies are pictures."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
+        try:
+            headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            lines = {name.lower(): value for name, value in answer.getheaders()}
+            return Bytes(answer.status, lines, answer.read())
         finally:
             connection.close()
 

@@ -141,15 +141,15 @@ die()
 """
 
 
-def _kill_upload_at(moment: str, folder: Path) -> int:
+def _kill_at(moment: str, folder: Path, program: str) -> int:
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", CRASHING, str(folder / "media"), moment]
+    command = [sys.executable, "-c", program, str(folder / "media"), moment]
     return subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(root)}).returncode
 
 
 @pytest.mark.parametrize("moment", ["write", "rename", "link", "commit"])
 async def test_a_killed_upload_leaves_nothing(tmp_path: Path, moment: str) -> None:
-    assert _kill_upload_at(moment, tmp_path) == -signal.SIGKILL
+    assert _kill_at(moment, tmp_path, CRASHING) == -signal.SIGKILL
     assert len(_all_files(tmp_path)) == (2 if moment == "commit" else 1)
     files = _open(tmp_path)
     assert await files.open(HASH) is None or moment == "commit"
@@ -161,3 +161,55 @@ async def test_thumbnails_are_kept_up_to_a_number(files: MediaFiles) -> None:
     for name in ("a", "b", "c"):
         await files.set_thumbnail(HASH, name, name.encode(), 2)
     assert [await files.get_thumbnail(HASH, name) for name in ("a", "b", "c")] == [b"a", b"b", None]
+
+
+REMOVING = """
+import io, os, signal, sys
+from pathlib import Path
+from twisted.internet.defer import Deferred
+from storage import media_files
+from storage.executors import InlineExecutor
+
+def die(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+files = media_files.MediaFiles(Path(sys.argv[1]), InlineExecutor())
+files.open_folder()
+stored = []
+Deferred.fromCoroutine(files.add(io.BytesIO(bytes(range(256)) * 3000))).addCallback(stored.append)
+Deferred.fromCoroutine(files.settle(stored[0]))
+
+async def forget():
+    if sys.argv[2] == "rows":
+        die()
+    if sys.argv[2] == "content":
+        Path.unlink = die
+    return {stored[0].hash}
+
+if sys.argv[2] == "entries":
+    media_files._sync_folder_if_there = die
+Deferred.fromCoroutine(files.remove_unused({stored[0].hash}, forget))
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_row_left"), [("rows", True), ("rows", False), ("content", False), ("entries", False)]
+)
+async def test_a_killed_removal_leaves_rows_and_files_together(tmp_path: Path, moment: str, is_row_left: bool) -> None:
+    assert _kill_at(moment, tmp_path, REMOVING) == -signal.SIGKILL
+    files = _open(tmp_path)
+    assert await files.sweep(_all_used if is_row_left else _none_used) == 1
+    assert _all_files(tmp_path) == ([PLACE] if is_row_left else [])
+
+
+async def test_only_what_nobody_has_is_removed(files: MediaFiles, tmp_path: Path) -> None:
+    stored = [await files.add(io.BytesIO(data)) for data in (DATA, b"other")]
+    for each in stored:
+        await files.settle(each)
+        await files.set_thumbnail(each.hash, "a", b"a", 5)
+
+    async def forget() -> Set[bytes]:
+        return {stored[1].hash}
+
+    assert await files.remove_unused({each.hash for each in stored} | {b"x" * 32}, forget) == {stored[1].hash}
+    assert _all_files(tmp_path) == [PLACE, PLACE.replace("content", "thumbnails") + "/a"]

@@ -1,0 +1,46 @@
+"""With Synapse: pictures that people on one server see of those on the other."""
+
+import json
+import re
+
+import pytest
+
+from tests.helpers.images import opened, picture
+from tests.helpers.interop import Person
+from tests.interop.conftest import Pair
+
+MEDIA = "/_matrix/client/v1/media"
+
+
+def upload(person: Person, body: bytes) -> str:
+    """Server name and media id."""
+    said = person.ask_bytes("POST", "/_matrix/media/v3/upload?filename=a%20b.png", body)
+    assert said.status == 200, said.body
+    return str(json.loads(said.body)["content_uri"]).removeprefix("mxc://")
+
+
+@pytest.mark.parametrize("it_is_ours", [True, False], ids=["our-picture", "their-picture"])
+def test_a_picture_and_its_thumbnail(pair: Pair, it_is_ours: bool) -> None:
+    owner, other = pair.both_ways(it_is_ours)
+    data = picture(800, 600)
+    address = upload(owner, data)
+
+    got = other.ask_bytes("GET", f"{MEDIA}/download/{address}")
+    assert (got.status, got.body, got.headers["content-type"]) == (200, data, "image/png")
+    assert re.search("a(%20| )b.png", got.headers["content-disposition"])
+
+    for method in ("scale", "crop"):
+        query = f"width=96&height=96&method={method}"
+        got = other.ask_bytes("GET", f"{MEDIA}/thumbnail/{address}?{query}")
+        assert got.status == 200
+        assert max(opened(got.body).size) < 800
+
+
+@pytest.mark.parametrize("it_is_ours", [True, False], ids=["our-file", "their-file"])
+def test_a_large_file_and_one_that_is_not_there(pair: Pair, it_is_ours: bool) -> None:
+    owner, other = pair.both_ways(it_is_ours)
+    data = bytes(range(256)) * (20 << 12)
+    address = upload(owner, data)
+    got = other.ask_bytes("GET", f"{MEDIA}/download/{address}")
+    assert (got.status, got.body) == (200, data)
+    assert other.ask_bytes("GET", f"{MEDIA}/download/{owner.server.name}/nothingLikeThis").status == 404

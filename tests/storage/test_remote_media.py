@@ -1,0 +1,36 @@
+"""Rows of copies of other servers' files, on both databases."""
+
+from dataclasses import replace
+
+from storage.database import Database
+from storage.media import Content, MediaRow, MediaStore
+from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+
+NOW = 1_700_000_000_000
+CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
+ROW = RemoteMediaRow("north.example", "abc", CONTENT, NOW, NOW, True)
+
+
+async def test_a_copy_comes_back_and_stays_as_it_is(database: Database) -> None:
+    store = RemoteMediaStore(database)
+    assert await database.write("add", store.add_copy, ROW)
+    assert not await database.write("add", store.add_copy, replace(ROW, content=Content(b"\x02" * 32, 1, "a/b", None)))
+    assert await store.get_copy("north.example", "abc") == ROW
+    assert await store.get_copy("south.example", "abc") is None
+    assert await MediaStore(database).get_used_hashes([CONTENT.hash, b"\x02" * 32]) == {CONTENT.hash}
+
+
+async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> None:
+    store = RemoteMediaStore(database)
+    rows = [replace(ROW, media_id=name, content=replace(CONTENT, hash=name.encode() * 32)) for name in "abcd"]
+    for row in rows:
+        await database.write("add", store.add_copy, row)
+    assert await database.write("hold", lambda txn: store.set_quarantined(txn, "north.example", "d", quarantined=True))
+    own = MediaRow("own", "@alice:example.org", rows[1].content, NOW, None, NOW, True)
+    await database.write("add", MediaStore(database).add_media, own)
+    found = await store.get_unread(NOW + 1, 10)
+    assert {row.media_id for row in found} == {"a", "b", "c"}
+    await store.set_accessed("north.example", "c", NOW + 5)
+    assert await store.remove_unread(found, NOW + 1) == {b"a" * 32}
+    left = [await store.get_copy("north.example", name) is not None for name in "abcd"]
+    assert left == [False, False, True, True]
