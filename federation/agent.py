@@ -47,7 +47,9 @@ class Agent:
 
         # Servers that lead to the same host share its connections: that host proved who it is
         key = ("matrix", route.host_header, route.tls_name)
-        return await self._pool.exchange(key, dial, encoded, request.max_bytes, repeatable=request.method in REPEATABLE)
+        return await self._pool.exchange(
+            key, dial, encoded, request.max_bytes, repeatable=request.method in REPEATABLE, take=request.take
+        )
 
     async def _dial(self, destination: ServerName, route: Route) -> Connection:
         failure = OutboundError("it says that it takes no part in federation", retryable=False)

@@ -7,13 +7,14 @@ Laws:
 spec: server-server-api#request-authentication
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from federation.identity import ServerIdentity
+from federation.outbound.request import TakeBody
 from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.errors import RemoteError
@@ -109,6 +110,31 @@ class Requests:
         answer: T = await self._send("GET", destination, path, query, None, seconds, max_bytes, True, form)
         return answer
 
+    async def download(
+        self,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        take: TakeBody,
+        *,
+        seconds: float,
+        max_bytes: int,
+        signed: bool,
+    ) -> None:
+        """Let `take` have the body that a GET answers, unless that is an error. Raises RemoteError, Forbidden.
+
+        `take` is asked about good answers alone.
+        """
+        self._policy.check_destination(destination, path)
+
+        def take_good(status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
+            return take(status, headers) if status == 200 else None
+
+        request = self._request("GET", destination, path, query, None, seconds, max_bytes, signed, take_good)
+        answer = await self._wire.exchange(destination, request)
+        if answer.status != 200:
+            _read(destination, answer, Any)
+
     async def _send(
         self,
         method: str,
@@ -122,9 +148,24 @@ class Requests:
         form: Any = Any,
     ) -> Any:
         self._policy.check_destination(destination, path)
+        request = self._request(method, destination, path, query, body, seconds, max_bytes, signed, None)
+        return _read(destination, await self._wire.exchange(destination, request), form)
+
+    def _request(
+        self,
+        method: str,
+        destination: ServerName,
+        path: str,
+        query: Query,
+        body: Mapping[str, Any] | msgspec.Raw | None,
+        seconds: float,
+        max_bytes: int,
+        signed: bool,
+        take: TakeBody | None,
+    ) -> WireRequest:
         uri = f"{path}?{urlencode(query, quote_via=quote)}" if query else path
         content = body if body is None or isinstance(body, msgspec.Raw) else msgspec.Raw(encode_canonical(body))
-        headers = [("Accept", "application/json")]
+        headers = [("Accept", "application/json" if take is None else "*/*")]
         if content is not None:
             headers.append(("Content-Type", "application/json"))
         if signed:
@@ -137,10 +178,9 @@ class Requests:
                 content=content,
             )
             headers.append(("Authorization", authorization))
-        request = WireRequest(
-            method, uri, tuple(headers), b"" if content is None else bytes(content), seconds, max_bytes
+        return WireRequest(
+            method, uri, tuple(headers), b"" if content is None else bytes(content), seconds, max_bytes, take
         )
-        return _read(destination, await self._wire.exchange(destination, request), form)
 
 
 def path_of(template: str, *values: str) -> str:

@@ -6,6 +6,7 @@ Everything above speaks through this protocol, so that the network of a test can
 from dataclasses import dataclass
 from typing import Protocol
 
+from federation.outbound.request import TakeBody
 from federation.protocol.ids import ServerName
 
 
@@ -21,6 +22,8 @@ class WireRequest:
     """How long the whole exchange may take, from finding the server to the last byte."""
     max_bytes: int = 50 << 20
     """The longest body of an answer that is read."""
+    take: TakeBody | None = None
+    """Who takes the body of the answer where it is too long for memory; then the answer's own is empty."""
 
 
 @dataclass(frozen=True, slots=True)

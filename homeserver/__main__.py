@@ -200,6 +200,7 @@ def run(paths: tuple[Path, ...]) -> None:
             wire=outbound.wire,
             web=outbound.client,
             fetch=outbound.fetch,
+            follow=outbound.follow,
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),

@@ -20,6 +20,7 @@ from federation.protocol.ids import ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey
 from federation.remote.directory import DirectoryRequests
+from federation.remote.media import Follow
 from federation.rooms.candidates import Candidates
 from federation.rooms.remote_spaces import RemoteHierarchies
 from federation.wire import Wire
@@ -237,13 +238,14 @@ def build(
     wire: Wire,
     web: Web,
     fetch: Fetch,
+    follow: Follow,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
     """Put a server together. `threads` hash passwords; `wire` reaches other servers, `web` push gateways, `fetch` what is at
-    addresses of the federation; `random` gives so many unguessable
+    addresses of the federation, `follow` what is where another server says; `random` gives so many unguessable
     bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
     files cannot be made."""
     server_name = ServerName(config.server_name)
@@ -280,7 +282,7 @@ def build(
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
-    files = MediaParts(config, clock, database, media_threads, random)
+    files = MediaParts(config, clock, database, limiter, federation, follow, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     pages = Pages(mail.languages, server_name)
     services: Sequence[object] = (
@@ -317,6 +319,7 @@ def build(
         federated_rooms.invitations,
         federated_rooms.query_answers,
         files.delivery,
+        files.for_servers,
         files.repository,
         federation_out.everyones_keys,
         federation_out.own_devices,
@@ -384,12 +387,11 @@ def build(
             tokens=accounts.access_tokens,
             signatures=federation_out.signatures,
             turns=federation.edge.turns,
+            slow_turns=federation.edge.slow_turns,
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    standing = jobs_of(
-        clock, database, accounts.uia, people.login_tokens, mail.validation, files.repository, rooms.presence
-    )
+    standing = jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, rooms.presence)
     CacheMetrics(registry, rooms.caches)
     all_jobs = [
         *finding.jobs,
@@ -398,6 +400,7 @@ def build(
         *incoming.jobs(),
         *federation_out.jobs(),
         *pushers.jobs(),
+        *files.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]

@@ -6,6 +6,7 @@ from federation.endpoints import devices as server_devices
 from federation.endpoints import events as federation_events
 from federation.endpoints import invites as federation_invites
 from federation.endpoints import keys as server_keys
+from federation.endpoints import media as federation_media
 from federation.endpoints import membership as federation_membership
 from federation.endpoints import queries as federation_queries
 from federation.endpoints import spaces as federation_spaces
@@ -68,6 +69,7 @@ SOURCES: tuple[ModuleType, ...] = (
     server_devices,
     federation_events,
     federation_invites,
+    federation_media,
     federation_membership,
     federation_queries,
     federation_spaces,

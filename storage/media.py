@@ -56,8 +56,8 @@ class MediaStore:
         return await self._database.read_quickly("get_media", _select, tuple(media_ids))
 
     async def get_used_hashes(self, hashes: Iterable[bytes]) -> Set[bytes]:
-        """Those of them that some file has."""
-        return await self._database.read("get_used_media_hashes", _select_hashes, tuple(hashes))
+        """Those of them that some file has, or a copy of another server's file."""
+        return await self._database.read("get_used_media_hashes", select_used_hashes, tuple(hashes))
 
     async def set_accessed(self, media_id: str, now_ms: int) -> None:
         """Note that somebody has read it."""
@@ -120,8 +120,14 @@ def _row(row: Row) -> MediaRow:
     return MediaRow(row[0], row[1], content, row[6], row[7], row[8], bool(row[9]), bool(row[10]), bool(row[11]))
 
 
-def _select_hashes(txn: Transaction, hashes: tuple[bytes, ...]) -> Set[bytes]:
-    return {bytes(row[0]) for row in txn.query_in("SELECT DISTINCT hash FROM media WHERE hash IN {keys}", hashes)}
+def select_used_hashes(txn: Transaction, hashes: tuple[bytes, ...]) -> Set[bytes]:
+    """Those of them that some file has, whoever's it is: the bytes of the others may be taken away."""
+    tables = ("media", "remote_media")
+    return {
+        bytes(row[0])
+        for table in tables
+        for row in txn.query_in(f"SELECT DISTINCT hash FROM {table} WHERE hash IN {{keys}}", hashes)
+    }
 
 
 def _set_accessed(txn: WriteTransaction, media_id: str, now_ms: int) -> None:

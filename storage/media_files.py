@@ -3,22 +3,23 @@
     content/ab/cd/abcd…           a content, whole: it appears by a link, never while it is written
     thumbnails/ab/cd/abcd…/NAME   what was made of it; may be deleted at any time
     incoming/*.part               a content that is being written
-    incoming/HASH.*               a content that is in its place, but not yet in the database
-    lock                          held shared while something is in `incoming`, and exclusively to sweep it
+    incoming/HASH.*               a content that is in its place, but not yet in the database, or no longer
+    lock                          held shared while something is in `incoming`, and exclusively to take things away
 
 Laws:
 - The order is: bytes written and synced, linked to their place, folder synced, row committed, entry in `incoming` removed.
   A crash at any point leaves an entry in `incoming`, from which `sweep` knows what to take away: so there is no row
   without its file, and no file without a row after the next start.
+- What is taken away goes in the other order: entry in `incoming`, rows, content, entry.
 - Several processes may share the folder. Who sweeps holds the lock alone; if others are writing, it sweeps another time.
-- All of it runs in the executor's threads, but for the sweep, which belongs to start-up: the threads may all be waiting
-  for its lock.
+- All of it runs in the executor's threads, but for what holds the lock alone: the threads may all be waiting for it.
 """
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Set
+import shutil
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -116,6 +117,43 @@ class MediaFiles:
             return len(hashes)
         finally:
             os.close(lock)
+
+    async def remove_unused(self, hashes: Set[bytes], forget: Callable[[], Awaitable[Set[bytes]]]) -> Set[bytes] | None:
+        """Take away contents for which `forget` finds, when it has removed rows, that no row is left; which these were.
+
+        None: others are writing, so nothing was done, and `forget` was not called. An entry in `incoming` comes before
+        the rows go and leaves after the contents: a crash between leaves it for the next sweep.
+        """
+        lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock is None:
+            return None
+        # Not in the executor, whose threads may all be waiting for the lock. No bytes are freed here: the entries hold them
+        try:
+            entries = self._mark(hashes)
+            unused = await forget()
+            for hash in unused:
+                self.content_path(hash).unlink(missing_ok=True)
+        finally:
+            os.close(lock)
+        await run_in(self._executor, lambda: self._clean(entries, unused))
+        return unused
+
+    def _mark(self, hashes: Set[bytes]) -> list[Path]:
+        entries = []
+        for hash in sorted(hashes):
+            entry = self._incoming / f"{hash.hex()}.{uuid4().hex}"
+            with suppress(FileNotFoundError):
+                os.link(self.content_path(hash), entry)
+                entries.append(entry)
+        _sync_folder(self._incoming)
+        return entries
+
+    def _clean(self, entries: Sequence[Path], unused: Set[bytes]) -> None:
+        for hash in unused:
+            shutil.rmtree(self._path("thumbnails", hash), ignore_errors=True)
+            _sync_folder_if_there(self.content_path(hash).parent)
+        for entry in entries:
+            entry.unlink(missing_ok=True)
 
     def _path(self, kind: str, hash: bytes) -> Path:
         text = hash.hex()
@@ -234,6 +272,11 @@ def _make_folder(folder: Path, above: Path) -> None:
         _make_folder(folder.parent, above)
     folder.mkdir(mode=0o700, exist_ok=True)
     _sync_folder(folder.parent)
+
+
+def _sync_folder_if_there(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        _sync_folder(folder)
 
 
 def _sync_folder(folder: Path) -> None:

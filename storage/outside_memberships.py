@@ -11,7 +11,7 @@ from typing import Final
 from storage.database import Database
 from storage.memberships import MembershipRow, put_memberships, select_memberships
 from storage.room_effects import NewMembership
-from storage.rooms import RoomRow, add_room, select_room
+from storage.rooms import RoomRow, note_room
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -47,8 +47,8 @@ class OutsideMembershipStore:
         return await self._database.read_quickly("get_outside_memberships", _select, room_nid, list(user_ids))
 
     async def get_room(self, room_id: str, version: str, now_ms: int) -> RoomRow:
-        """The room, which is noted if it was not known. Its version may be another than the one given."""
-        return await self._database.write("note_room", _note_room, room_id, version, now_ms)
+        """The room, which is noted if it was not known. Its version may be another than the one given, if we have been in it."""
+        return await self._database.write("note_room", note_room, room_id, version, now_ms)
 
     async def set_outside(self, row: OutsideRow, new: NewMembership) -> bool:
         """Keep a membership, and tell of it; False, and nothing is done, when the user is in the room by now."""
@@ -65,10 +65,6 @@ def _select(txn: Transaction, room_nid: int, user_ids: list[str]) -> dict[str, O
         user_id: OutsideRow(nid, user_id, event_id, server, bytes(pdu), bytes(state))
         for nid, user_id, event_id, server, pdu, state in rows
     }
-
-
-def _note_room(txn: WriteTransaction, room_id: str, version: str, now_ms: int) -> RoomRow:
-    return select_room(txn, room_id) or add_room(txn, room_id, version, now_ms)[0]
 
 
 def _set(txn: WriteTransaction, row: OutsideRow, new: NewMembership) -> bool:

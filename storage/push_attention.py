@@ -6,6 +6,7 @@ by what held when it came.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from storage.account_data import GLOBAL
 from storage.database import Database
@@ -19,7 +20,10 @@ ALL = 0
 """What holds where nothing was ever said."""
 KEPT_CHANGES = 100
 """How many changes are kept of a user's attention to one room. Who has changed it more often since they last read a room
-has what came before counted by the oldest of these."""
+has what came before that counted as in other rooms."""
+KEPT_ENDED: Final = 500
+"""Of how many rooms the changes are kept that ended with their being as all others again. Of those before, what came is counted
+as in other rooms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,16 @@ class PushAttentionStore:
                         "DELETE FROM push_attention WHERE user_id = ? AND room_id = ? AND position = ?",
                         (user_id, room_id, changes[0][0]),
                     )
+        ended = [
+            (changes[-1][0], room_id)
+            for room_id, changes in history.changes.items()
+            if changes[-1][1] == AS_ELSEWHERE and room_id != ELSEWHERE and room_id not in wanted
+        ]
+        if len(ended) > KEPT_ENDED:
+            over = sorted(ended)[: len(ended) - KEPT_ENDED]
+            txn.execute_many(
+                "DELETE FROM push_attention WHERE user_id = ? AND room_id = ?", [(user_id, room) for _, room in over]
+            )
         if rows:
             txn.execute_many(
                 "INSERT INTO push_attention (user_id, room_id, position, attention) VALUES (?, ?, ?, ?)", rows

@@ -1,12 +1,14 @@
 """Rooms that this server knows, and their heads.
 
-What a room is (its number, id and version) never changes once stored, so what is cached of it stays true. The head
+What a room is (its number, id and version) never changes once something has happened in it here, so what is cached of it
+stays true. Before that its version is only what somebody said who invited one of our users, and is not cached. The head
 (extremities, depth, root of the current state) changes with every event; its version tells whether it has moved.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+from msgspec import structs
 
 from storage.database import Database
 from storage.immutable_cache import ImmutableCache
@@ -14,7 +16,7 @@ from storage.transaction import Transaction, WriteTransaction
 
 
 class RoomRow(msgspec.Struct, frozen=True, gc=False):
-    """What never changes about a room."""
+    """What never changes about a room, once something has happened in it here."""
 
     room_nid: int
     room_id: str
@@ -64,8 +66,7 @@ class RoomStore:
                 found[room_id] = row
         if missing:
             rows = await self._database.read_quickly("get_rooms", _select_rooms, missing)
-            self._remember(rows)
-            found.update((row.room_id, row) for row in rows)
+            found.update((row.room_id, row) for row in self._remember(rows))
         return found
 
     async def get_room(self, room_id: str) -> RoomRow | None:
@@ -85,8 +86,7 @@ class RoomStore:
                 found[room_nid] = row
         if missing:
             rows = await self._database.read_quickly("get_rooms_by_nid", _select_rooms_by_nid, missing)
-            self._remember(rows)
-            found.update((row.room_nid, row) for row in rows)
+            found.update((row.room_nid, row) for row in self._remember(rows))
         return found
 
     async def get_head(self, room_nid: int) -> Head:
@@ -101,9 +101,11 @@ class RoomStore:
         """List the room in this server's public directory, or take it out."""
         await self._database.write("set_room_public", set_public, room_nid, is_public)
 
-    def _remember(self, rows: Sequence[RoomRow]) -> None:
-        self._by_id.put_all((row.room_id, row) for row in rows)
-        self._by_nid.put_all((row.room_nid, row) for row in rows)
+    def _remember(self, rows: Sequence[tuple[RoomRow, bool]]) -> list[RoomRow]:
+        begun = [row for row, has_begun in rows if has_begun]
+        self._by_id.put_all((row.room_id, row) for row in begun)
+        self._by_nid.put_all((row.room_nid, row) for row in begun)
+        return [row for row, _ in rows]
 
 
 def _weigh(_: RoomRow) -> int:
@@ -125,7 +127,19 @@ def add_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int
 def select_room(txn: Transaction, room_id: str) -> RoomRow | None:
     """The form of `RoomStore.get_room` for use inside a transaction."""
     rows = _select_rooms(txn, [room_id])
-    return rows[0] if rows else None
+    return rows[0][0] if rows else None
+
+
+def note_room(txn: WriteTransaction, room_id: str, version: str, creation_ts: int) -> RoomRow:
+    """The room, which is noted if it was not known. It has the version given, unless something has happened in it here."""
+    known = select_room(txn, room_id)
+    if known is None:
+        return add_room(txn, room_id, version, creation_ts)[0]
+    if known.version != version and txn.execute(
+        "UPDATE rooms SET version = ? WHERE room_nid = ? AND head_version = 0", (version, known.room_nid)
+    ):
+        return structs.replace(known, version=version)
+    return known
 
 
 def select_head(txn: Transaction, room_nid: int) -> Head:
@@ -169,14 +183,15 @@ def move_public(txn: WriteTransaction, from_room: int, to_room: int) -> None:
         set_public(txn, to_room, True)
 
 
-def _select_rooms(txn: Transaction, room_ids: list[str]) -> list[RoomRow]:
-    rows = txn.query_in(f"SELECT {_ROOM_COLUMNS} FROM rooms WHERE room_id IN {{keys}}", room_ids)
-    return [RoomRow(*row) for row in rows]
+def _select_rooms(txn: Transaction, room_ids: list[str]) -> list[tuple[RoomRow, bool]]:
+    """Rooms, and whether something has happened in them here."""
+    rows = txn.query_in(f"SELECT {_ROOM_COLUMNS}, head_version FROM rooms WHERE room_id IN {{keys}}", room_ids)
+    return [(RoomRow(*row[:4]), row[4] > 0) for row in rows]
 
 
-def _select_rooms_by_nid(txn: Transaction, room_nids: list[int]) -> list[RoomRow]:
-    rows = txn.query_in(f"SELECT {_ROOM_COLUMNS} FROM rooms WHERE room_nid IN {{keys}}", room_nids)
-    return [RoomRow(*row) for row in rows]
+def _select_rooms_by_nid(txn: Transaction, room_nids: list[int]) -> list[tuple[RoomRow, bool]]:
+    rows = txn.query_in(f"SELECT {_ROOM_COLUMNS}, head_version FROM rooms WHERE room_nid IN {{keys}}", room_nids)
+    return [(RoomRow(*row[:4]), row[4] > 0) for row in rows]
 
 
 def _select_public(txn: Transaction, room_nids: list[int]) -> dict[int, bool]:

@@ -128,8 +128,12 @@ class StateCompletion:
         return new
 
     def abandon(self, txn: WriteTransaction, room: RoomRow, head: Head) -> Head:
-        """Let the room stay with the part that it has. Raises HeadMoved."""
-        new = structs.replace(head, version=head.version + 1, partial_join=None)
+        """Let the room stay with the part that it has. Raises HeadMoved.
+
+        It is not empty, though nobody may be known who is in it: the server that let us in had somebody there.
+        """
+        joined = max(head.joined_count, 1)
+        new = structs.replace(head, version=head.version + 1, partial_join=None, joined_count=joined)
         if not move_head(txn, room.room_nid, head.version, new):
             raise HeadMoved(room.room_id)
         forget_partial(txn, room.room_nid)

@@ -13,7 +13,7 @@ from federation.outbound.connection import Connection, Received
 from federation.outbound.dialling import Dialler
 from federation.outbound.errors import OutboundError
 from federation.outbound.pool import Pool
-from federation.outbound.request import REPEATABLE, encode_request, within
+from federation.outbound.request import REPEATABLE, TakeBody, encode_request, within
 from federation.outbound.tls import TlsTrust
 
 MAX_URL_CHARS = 8192
@@ -60,15 +60,16 @@ class GuardedClient:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
+        take: TakeBody | None = None,
     ) -> WebAnswer:
         """One request, and as many redirects as are allowed, all within so many seconds.
 
         A GET follows redirects with the same headers; without `redirects`, or with another method, the redirect is the
-        answer. `max_bytes`: of the body, unpacked. Raises OutboundError for whatever prevents a whole answer, an
-        address that may not be contacted or is none included.
+        answer. `max_bytes`: of the body, unpacked; `take` gets it where it is too long for memory. Raises
+        OutboundError for whatever prevents a whole answer, an address that may not be contacted or is none included.
         """
         return await within(
-            self._clock, seconds, self._follow(method, url, headers, body, max_bytes, redirects, only_https)
+            self._clock, seconds, self._follow(method, url, headers, body, max_bytes, redirects, only_https, take)
         )
 
     async def _follow(
@@ -80,9 +81,10 @@ class GuardedClient:
         max_bytes: int,
         redirects: int,
         only_https: bool,
+        take: TakeBody | None,
     ) -> WebAnswer:
         while True:
-            received = await self._ask(method, _read_url(url, only_https), headers, body, max_bytes)
+            received = await self._ask(method, _read_url(url, only_https), headers, body, max_bytes, take)
             location = received.headers.get("location")
             if received.status not in _REDIRECTS or location is None or method != "GET" or not redirects:
                 return WebAnswer(url, received.status, received.headers, received.body)
@@ -93,7 +95,13 @@ class GuardedClient:
                 raise OutboundError("it redirects to an address that is none", retryable=False) from error
 
     async def _ask(
-        self, method: str, target: _Target, headers: Sequence[tuple[str, str]], body: bytes, max_bytes: int
+        self,
+        method: str,
+        target: _Target,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        max_bytes: int,
+        take: TakeBody | None,
     ) -> Received:
         async def dial() -> Connection:
             tls = self._trust.towards(target.host) if target.secure else None
@@ -104,7 +112,7 @@ class GuardedClient:
         except ValueError as error:
             raise OutboundError("its address is none", retryable=False) from error
         key = (self, target.secure, target.host, target.port)
-        return await self._pool.exchange(key, dial, request, max_bytes, repeatable=method in REPEATABLE)
+        return await self._pool.exchange(key, dial, request, max_bytes, repeatable=method in REPEATABLE, take=take)
 
 
 def _read_url(url: str, only_https: bool) -> _Target:

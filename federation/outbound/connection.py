@@ -21,10 +21,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from federation.outbound.errors import ConnectionGone, OutboundError
+from federation.outbound.request import TakeBody
 from federation.outbound.tls import TlsName
 
 MAX_HEAD_BYTES: Final = 64 << 10
 """Of an answer: its first line, its headers, and interim answers before it."""
+MAX_UNTAKEN_BYTES: Final = 64 << 10
+"""Of the body of an answer that somebody would have taken, had it been a good one."""
+PIECE_BYTES: Final = 256 << 10
+"""What is unpacked at once."""
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 
 
@@ -50,15 +55,18 @@ class Connection(Protocol):
         self._waiter: Deferred[Received] | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._max_bytes = 0
-        self._unpack: Callable[[bytes, int], bytes] | None = None
+        self._take: TakeBody | None = None
+        self._unpacker: zlib._Decompress | None = None
+        self._give: Callable[[bytes], None]
         self._forget_answer()
 
-    async def exchange(self, request: bytes, max_bytes: int) -> Received:
+    async def exchange(self, request: bytes, max_bytes: int, take: TakeBody | None = None) -> Received:
         """Send a request, wait for its answer. Raises OutboundError; ConnectionGone where nothing came back."""
         assert self._waiter is None
         if not self.is_open or self._tcp is None:
             raise ConnectionGone("the connection was closed")
         self._max_bytes = max_bytes
+        self._take = take
         self._parser = httptools.HttpResponseParser(self)
         self._forget_answer()
         self._waiter = Deferred(lambda _: self.abort())
@@ -139,13 +147,19 @@ class Connection(Protocol):
         if self._parser.get_status_code() < 200:
             return
         self._head_done = True
+        if self._take is not None:
+            taken = self._take(self._parser.get_status_code(), self._headers)
+            if taken is None:
+                self._max_bytes = min(self._max_bytes, MAX_UNTAKEN_BYTES)
+            else:
+                self._give = taken
         length = self._headers.get("content-length")
         if length is not None and length.isdigit() and int(length) > self._max_bytes:
             raise self._too_long()
         self._until_end = length is None and "transfer-encoding" not in self._headers
         encoding = self._headers.pop("content-encoding", "identity").strip().lower()
         if encoding in ("gzip", "x-gzip", "deflate"):
-            self._unpack = zlib.decompressobj(_GZIP_OR_ZLIB).decompress
+            self._unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
         elif encoding not in ("identity", ""):
             raise OutboundError("its answer is packed in a way that was not asked for", retryable=False)
 
@@ -153,15 +167,18 @@ class Connection(Protocol):
         self._packed_size += len(data)
         if self._packed_size > self._max_bytes:
             raise self._too_long()
-        if self._unpack is not None:
-            try:
-                data = self._unpack(data, self._max_bytes - self._size + 1)
-            except zlib.error as error:
-                raise OutboundError("its answer is packed wrongly", retryable=False) from error
-        self._size += len(data)
-        if self._size > self._max_bytes:
-            raise self._too_long()
-        self._chunks.append(data)
+        if self._unpacker is None:
+            self._pass(data)
+            return
+        try:
+            while True:
+                piece = self._unpacker.decompress(data, PIECE_BYTES)
+                self._pass(piece)
+                data = self._unpacker.unconsumed_tail
+                if not data and len(piece) < PIECE_BYTES:
+                    break
+        except zlib.error as error:
+            raise OutboundError("its answer is packed wrongly", retryable=False) from error
 
     def on_message_complete(self) -> None:
         assert self._parser is not None
@@ -184,7 +201,14 @@ class Connection(Protocol):
         self._chunks: list[bytes] = []
         self._size = 0
         self._packed_size = 0
-        self._unpack = None
+        self._unpacker = None
+        self._give = self._chunks.append
+
+    def _pass(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._max_bytes:
+            raise self._too_long()
+        self._give(data)
 
     def _begin(self) -> None:
         self.is_open = True
@@ -200,8 +224,8 @@ class Connection(Protocol):
             self.is_open = False
             self._tcp.loseConnection()
         received = Received(self._parser.get_status_code(), self._headers, b"".join(self._chunks))
-        self._parser = None
-        self._chunks = []
+        self._parser = self._take = None
+        self._forget_answer()
         waiter.callback(received)
 
     def _end(self, error: OutboundError) -> None:

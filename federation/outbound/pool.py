@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 from federation.outbound.connection import Connection, Received
 from federation.outbound.errors import ConnectionGone
+from federation.outbound.request import TakeBody
 
 AT_ONCE = 8
 """Requests to one place."""
@@ -51,6 +52,7 @@ class Pool:
         max_bytes: int,
         *,
         repeatable: bool,
+        take: TakeBody | None = None,
     ) -> Received:
         """Send a request on a connection to the place that `key` stands for. Raises OutboundError."""
         place = self._places.setdefault(key, _Place())
@@ -60,7 +62,7 @@ class Pool:
             try:
                 await self._all.acquire()
                 try:
-                    return await self._exchange(key, place, dial, request, max_bytes, repeatable)
+                    return await self._exchange(key, place, dial, request, max_bytes, repeatable, take)
                 finally:
                     self._all.release()
             finally:
@@ -77,11 +79,12 @@ class Pool:
         request: bytes,
         max_bytes: int,
         repeatable: bool,
+        take: TakeBody | None,
     ) -> Received:
         connection = self._take(place, repeatable)
         if connection is not None:
             try:
-                received = await connection.exchange(request, max_bytes)
+                received = await connection.exchange(request, max_bytes, take)
             except ConnectionGone:
                 if not repeatable:
                     raise
@@ -89,7 +92,7 @@ class Pool:
                 self._keep(key, place, connection)
                 return received
         connection = await dial()
-        received = await connection.exchange(request, max_bytes)
+        received = await connection.exchange(request, max_bytes, take)
         self._keep(key, place, connection)
         return received
 

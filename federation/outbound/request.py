@@ -1,6 +1,6 @@
 """A request in the bytes of HTTP/1.1, and time limits for what may be slow on purpose."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -13,6 +13,9 @@ T = TypeVar("T")
 
 REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 """Methods that do no more when they are repeated: RFC 9110 section 9.2.2."""
+TakeBody = Callable[[int, Mapping[str, str]], Callable[[bytes], None] | None]
+"""Asked with status and headers when the head of an answer is there: whom to give the body, piece by piece, so that it is
+never whole in memory; None for an answer that is kept in memory as others are. Both may raise OutboundError to end it."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 

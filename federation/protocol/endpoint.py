@@ -67,6 +67,8 @@ class Limit(Enum):
     INVITE_USER = "rc_invites.per_user"
     THIRD_PARTY_INVITE = "rc_third_party_invite"
     MEDIA_CREATE = "rc_media_create"
+    REMOTE_MEDIA = "remote_media_download"
+    """In bytes; its rate is among the options of storage."""
     PRESENCE = "rc_presence.per_user"
     DELAYED_EVENT = "rc_delayed_event_mgmt"
     REPORT = "rc_reports"

@@ -107,6 +107,12 @@ class NotYetUploaded(MatrixError):
     errcode, status, default_text = "M_NOT_YET_UPLOADED", 504, "The file has not been uploaded yet"
 
 
+class MediaTooLarge(MatrixError):
+    """A file of another server that this one does not pass on."""
+
+    errcode, status, default_text = "M_TOO_LARGE", 502, "The file is too large for this server"
+
+
 class CannotOverwriteMedia(MatrixError):
     errcode, status, default_text = "M_CANNOT_OVERWRITE_MEDIA", 409, "A file has already been uploaded there"
 

@@ -12,21 +12,23 @@ spec: server-server-api#joining-rooms
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import BadState, Forbidden, TooLarge
-from federation.protocol.event_signing import required_signers
-from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.errors import BadState, Forbidden, MatrixError, TooLarge
+from federation.protocol.event_signing import is_content_hash_valid, required_signers
+from federation.protocol.ids import EventID, RoomID, ServerName, domain_of
 from federation.protocol.room_versions import RoomVersion
-from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt, check_signed
 from federation.rooms.effects import StoredEffects, effect_of_absence, state_effect
 from federation.rooms.engine import RoomEngine
 from federation.rooms.placement import new_event
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
-from federation.rooms.state_imports import Pdu, StateImports, kept_ids
+from federation.rooms.state_imports import Pdu, StateImports, as_mapping, kept_ids
 from federation.rooms.templates import MEMBER
 from storage.database import Database
 from storage.events import EventFlag
@@ -34,7 +36,7 @@ from storage.memberships import MembershipStore
 from storage.partial_rooms import PartialRoomStore, begin_partial, forget_partial
 from storage.room_effects import NO_EFFECT, StateEffect
 from storage.room_writer import Appended, NewCurrentState, NewEvent, RoomWriter, StateChange
-from storage.rooms import RoomRow, RoomStore, add_room, select_room
+from storage.rooms import RoomRow, RoomStore, note_room
 from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
 from storage.timelines import move_backward_extremities
@@ -44,6 +46,9 @@ MAX_EVENTS = 500_000
 """Of the state and its auth chain together."""
 CHUNK = 500
 """Entries written at once."""
+CREATE_TYPE: Final = b"m.room.create"
+MAX_CREATE_EVENTS: Final = 10
+"""Whose signatures are looked at: an honest server tells one."""
 
 Entries = Mapping[tuple[str, str], int]
 
@@ -109,6 +114,7 @@ class Adoptions:
         """
         if len(state) + len(auth_chain) > MAX_EVENTS:
             raise TooLarge(f"The state of the room has more than {MAX_EVENTS} events")
+        await self._prove_version(version, room_id, [*state, *auth_chain])
         room = await self._find_room(version, room_id)
         if await self._memberships.get_local_members(room.room_nid):
             raise BadState("This server is in the room already")
@@ -136,17 +142,37 @@ class Adoptions:
         if create.event.content.get("room_version", "1") != version.identifier:
             raise BadState("The room was made in another version than the server said")
 
+    async def _prove_version(self, version: RoomVersion, room_id: RoomID, pdus: Sequence[Pdu]) -> None:
+        """Before anything is kept of a room that was made in another version: what is kept is judged by the version, and its
+        ids go by it, so a lie would stay. Raises BadState."""
+        looked_at = 0
+        for pdu in pdus:
+            if isinstance(pdu, msgspec.Raw) and CREATE_TYPE not in bytes(pdu):
+                continue
+            if looked_at == MAX_CREATE_EVENTS:
+                break
+            try:
+                event = Candidate(version, as_mapping(pdu)).read()
+                if event.key != CREATE or event.room_id != room_id:
+                    continue
+                if event.content.get("room_version", "1") != version.identifier or not is_content_hash_valid(event):
+                    continue
+                if not version.room_id_is_create_hash and domain_of(event.sender) != domain_of(room_id):
+                    continue
+                looked_at += 1
+                check_signed(event, await self._questions.get_signers(event))
+            except MatrixError:
+                continue
+            return
+        raise BadState("Nothing proves that the room has the version that the server said")
+
     async def _find_room(self, version: RoomVersion, room_id: RoomID) -> RoomRow:
         room = await self._rooms.get_room(room_id)
-        if room is None:
-            room = await self._database.write("add_room", self._add_room, room_id, version)
+        if room is None or room.version != version.identifier:
+            room = await self._database.write("add_room", note_room, room_id, version.identifier, self._now_ms())
         if room.version != version.identifier:
             raise BadState(f"The room is known to have version {room.version}")
         return room
-
-    def _add_room(self, txn: WriteTransaction, room_id: RoomID, version: RoomVersion) -> RoomRow:
-        known = select_room(txn, room_id)
-        return known if known is not None else add_room(txn, room_id, version.identifier, self._now_ms())[0]
 
     async def _enter(
         self, room: RoomRow, version: RoomVersion, join_id: EventID, entries: Entries, part: Part | None
@@ -185,7 +211,7 @@ class Adoptions:
         )
         known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
         missing = [name for name in join.event.prev_events if name not in known or known[name].is_outlier]
-        appended = await self._database.write("enter_room", self._append, snapshot, new, current, missing, part)
+        appended = await self._database.write("enter_room", self._append, room, snapshot, new, current, missing, part)
         # nothing that was read of an earlier state counts any more
         fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
         return self._engine.advance(fresh, appended)[0]
@@ -236,6 +262,7 @@ class Adoptions:
     def _append(
         self,
         txn: WriteTransaction,
+        room: RoomRow,
         snapshot: RoomSnapshot,
         new: NewEvent,
         current: NewCurrentState,
@@ -243,6 +270,8 @@ class Adoptions:
         part: Part | None,
     ) -> Appended:
         room_nid = snapshot.room.room_nid
+        # an invite may have said another version since it was proved
+        note_room(txn, room.room_id, room.version, self._now_ms())
         forget_partial(txn, room_nid)
         move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)
         appended = self._writer.append(

@@ -30,7 +30,7 @@ from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.recheck import Recheck, Walk
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.resolve import StateResolver
-from federation.rooms.room_events import RoomEvents
+from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_imports import StateImports
@@ -219,15 +219,18 @@ class Completions:
         join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
         servers = await self._choose(partial)
         walk = Walk(
-            StateChange(await self._gather(room, await self._fetch(servers, snapshot, join.event.event_id))),
+            StateChange(await self._gather(room, await self._fetch_before(join, partial, servers, snapshot))),
             lambda event_id: self._fetch_other(servers, snapshot, event_id, walk),
         )
+        snapshot = await self._engine.get_snapshot(RoomID(room.room_id))  # the room has gone on meanwhile
+        if snapshot.head.partial_join != partial.join_nid:
+            return False  # and has been left, and entered anew
         await self._recheck.go_on(snapshot, walk)
         known = await self._recheck.current(snapshot, walk)
         differing = await self._write_members(room, snapshot, known)
 
         async def work() -> None:
-            await self._finish(room, partial, walk, known, differing)
+            await self._finish(room, partial, walk, StateChange(snapshot.head.state_root), known, differing)
 
         await self._engine.in_turn(RoomID(room.room_id), work)
         self._partial.tell(room_nid)
@@ -242,6 +245,26 @@ class Completions:
         at = self._attempts.get(partial.room_nid, 0) * (SERVERS_AN_ATTEMPT - 1) % max(len(others), 1)
         turned = [resident, *others[at:], *others[:at]]
         return [server for server in turned if self._policy.allows(server)][:SERVERS_AN_ATTEMPT]
+
+    async def _fetch_before(
+        self, join: StoredEvent, partial: PartialRoom, servers: Sequence[ServerName], snapshot: RoomSnapshot
+    ) -> dict[tuple[str, str], int]:
+        """The state before our join. Raises RemoteError, MatrixError.
+
+        Who let us in is believed about all of it, as at any join; another server about the members alone, so that whoever is in the
+        room cannot bring back old powers or rules by answering in its place.
+        """
+        others = [server for server in servers if server != partial.resident]
+        if len(others) < len(servers):  # the policy lets who let us in be asked
+            try:
+                return await self._fetch([ServerName(partial.resident)], snapshot, join.event.event_id)
+            except (RemoteError, MatrixError):
+                if not others:
+                    raise
+        told = await self._fetch(others, snapshot, join.event.event_id)
+        part = await self._tables.trees.get_all(partial.room_nid, join.state_root)
+        entries = {key: nid for key, nid in told.items() if key[0] == MEMBER}
+        return entries | {key: nid for key, nid in part.items() if key[0] != MEMBER}
 
     async def _fetch(
         self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID
@@ -327,10 +350,14 @@ class Completions:
         room: RoomRow,
         partial: PartialRoom,
         walk: Walk,
+        part: StateChange,
         known: StateChange,
         differing: dict[tuple[str, str], int | None],
     ) -> None:
-        """Look at what came since, and move the head. In the turn of the room."""
+        """Look at what came since, and move the head. In the turn of the room.
+
+        `part`: the present state by which `differing` was found.
+        """
         tables = self._tables
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
@@ -344,6 +371,10 @@ class Completions:
                 changes[key] = now
                 if now is None and was is not None:
                     gone[key] = was
+            # what the part let pass since, whatever came of it
+            moved = await self._resolver.diff(room.room_nid, part, StateChange(snapshot.head.state_root))
+            whole = await self._resolver.load(room.room_nid, state, moved)
+            changes |= {key: whole[key].nid if key in whole else None for key in moved}
             completed = Completed(
                 tuple((nid, event_id) for event_id, nid in walk.extremities.items()),
                 state,

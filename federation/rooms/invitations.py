@@ -171,7 +171,6 @@ class Invitations:
             if invite.mxid != target or not is_user_id(invite.sender) or not is_room_id(invite.room_id):
                 continue
             try:
-                await self._gate.check_may_be_invited(target, UserID(invite.sender), RoomID(invite.room_id))
                 await self._claim(target, invite)
             except (MatrixError, RemoteError) as error:
                 self._log.info("an invite promised to an address is lost: {error}", error=error)
@@ -194,6 +193,8 @@ class Invitations:
             await self._remote.exchange(domain_of(invite.sender), room_id, event)
             return
         promise = await self._redeem(await self._engine.get_snapshot(room_id), content)
+        # not before: it counts as an invite of the user, and anybody may claim that there is a promise
+        await self._gate.check_may_be_invited(target, promise.sender, room_id)
         await self._engine.send(room_id, [Draft(MEMBER, promise.sender, promise.content, target, unless_same=True)])
 
     async def _redeem(self, snapshot: RoomSnapshot, content: object) -> "_Promise":

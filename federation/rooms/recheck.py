@@ -9,7 +9,7 @@ from typing import Final
 
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
-from federation.protocol.ids import EventID, RoomID
+from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -19,6 +19,7 @@ from storage.database import Database
 from storage.events import EventFlag
 from storage.partial_rooms import PartialEvent, PartialRoomStore
 from storage.room_writer import StateChange
+from storage.rooms import RoomRow
 from storage.state_completion import Found, StateCompletion
 
 CHUNK: Final = 100
@@ -97,7 +98,7 @@ class Recheck:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
         before = walk.before_join if is_join else await self._before(snapshot, walk, row, event)
-        verdict = Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, event, before)
+        verdict = Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, stored, before)
         flags = _flags(stored, verdict)
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
         after = before
@@ -147,8 +148,9 @@ class Recheck:
         return await walk.fetch(event.event_id)
 
     async def _judge(
-        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event, before: StateChange
+        self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent, before: StateChange
     ) -> Verdict:
+        event = stored.event
         auth = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
         if len(auth) < len(set(event.auth_events)):
             return Verdict.REJECT  # events are stored after what they cite
@@ -162,6 +164,7 @@ class Recheck:
             current,
             required_signers(event),
             create.event_id,
+            was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
             Candidate(event.version, event.pdu, event), RoomID(snapshot.room.room_id), sources
@@ -175,8 +178,25 @@ class Recheck:
 
 
 class _Sources(StoredSources):
+    def __init__(
+        self,
+        questions: Questions,
+        room: RoomRow,
+        auth: Sequence[StoredEvent],
+        before: StateChange | None,
+        current: StateChange | None,
+        signers: Collection[ServerName] | None,
+        create_id: EventID | None,
+        *,
+        was_approved: bool,
+    ) -> None:
+        """`was_approved`: what lets events pass besides the room's rules let it pass when it came."""
+        super().__init__(questions, room, auth, before, current, signers, create_id)
+        self._was_approved = was_approved
+
     async def is_approved(self, event: Event, named: Event | None) -> bool:
-        return True  # the policy server was asked when the event came
+        # whoever was refused may have been so by the policy, or may not have been looked at by it
+        return self._was_approved or await super().is_approved(event, named)
 
 
 def _flags(stored: StoredEvent, verdict: Verdict) -> int:

@@ -31,7 +31,9 @@ class Residence:
         """Whether this server knows the room as it is now."""
         if not snapshot.head.extremities:
             return False
-        return snapshot.head.joined_count == 0 or bool(await self._memberships.local_members(snapshot.room.room_nid))
+        # of a room with a part of its state, others are in it whom nobody has told us of
+        is_empty = snapshot.head.joined_count == 0 and snapshot.head.partial_join is None
+        return is_empty or bool(await self._memberships.local_members(snapshot.room.room_nid))
 
     async def get_for(self, origin: ServerName, room_id: RoomID) -> RoomSnapshot:
         """The room, for another server that need not be in it. Raises NotFound, Forbidden (the room's server ACL)."""

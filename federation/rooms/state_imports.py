@@ -48,7 +48,7 @@ class StateImports:
             for start in range(0, len(waiting), CHUNK):
                 chunk = waiting[start : start + CHUNK]
                 version = ROOM_VERSIONS[room.version]
-                candidates = [Candidate(version, _as_mapping(pdus[at])) for at in chunk]
+                candidates = [Candidate(version, as_mapping(pdus[at])) for at in chunk]
                 for at, outcome in zip(chunk, await self._outliers.add(room, candidates), strict=True):
                     outcomes[at] = outcome
                     if outcome.is_waiting:
@@ -91,7 +91,7 @@ def _depth(pdu: Pdu) -> float:
         return 0
 
 
-def _as_mapping(pdu: Pdu) -> Mapping[str, Any]:
+def as_mapping(pdu: Pdu) -> Mapping[str, Any]:
     """What is no object is no event, which is found out when it is read."""
     if not isinstance(pdu, msgspec.Raw):
         return pdu

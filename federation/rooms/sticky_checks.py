@@ -48,7 +48,10 @@ class StickyChecks:
         self._events = events
         self._now_ms = now_ms
         self._who_waits: set[tuple[int, str]] = set()
+        self._others_write = False
+        """Somebody may wait of whom another process knows alone: then each join is looked up."""
         streams.subscribe(self._hear)
+        streams.watch(self._heed_others)
 
     async def start(self) -> None:
         """Learn who waited before a restart."""
@@ -63,11 +66,14 @@ class StickyChecks:
             elif (
                 isinstance(row, MembershipRow)
                 and row.membership == "join"
-                and (row.room_nid, row.user_id) in self._who_waits
+                and (self._others_write or (row.room_nid, row.user_id) in self._who_waits)
             ):
                 Deferred.fromCoroutine(self._ask_again(row.room_nid, row.user_id)).addErrback(
                     lambda failure: self.log.failure("soft-failed sticky events are not told", failure)
                 )
+
+    def _heed_others(self, _after: int, _upto: int) -> None:
+        self._others_write = True
 
     async def _ask_again(self, room_nid: int, sender: str) -> None:
         rows = await self._store.get_waiting(room_nid, sender, self._now_ms())

@@ -1,7 +1,9 @@
 """Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
@@ -30,6 +32,9 @@ from homeserver.observe.federation import MemberListMetrics
 from storage.database import Database
 from storage.server_keys import ServerKeyStore
 from storage.signed_documents import SignedDocumentStore
+
+SLOW_AT_ONCE: Final = 20
+"""Requests of one server that may wait for long, such as for a file that is being uploaded."""
 
 
 class EdgeParts:
@@ -75,16 +80,15 @@ class EdgeParts:
             },
         )
         self.signed_requests = SignedRequests(self.keyring, self.policy, identity, now_ms)
-        self.turns = Turns(
-            clock,
-            PeerLimits(
-                window=rc_federation.window_size / 1000,
-                asks_in_window=rc_federation.sleep_limit,
-                delay=rc_federation.sleep_delay / 1000,
-                most_waiting=rc_federation.reject_limit,
-                at_once=rc_federation.concurrent,
-            ),
+        limits = PeerLimits(
+            window=rc_federation.window_size / 1000,
+            asks_in_window=rc_federation.sleep_limit,
+            delay=rc_federation.sleep_delay / 1000,
+            most_waiting=rc_federation.reject_limit,
+            at_once=rc_federation.concurrent,
         )
+        self.turns = Turns(clock, limits)
+        self.slow_turns = Turns(clock, replace(limits, at_once=SLOW_AT_ONCE))
         self.notary = KeyNotary(self.keyring, store, self.own_keys, identity, self.policy, now_ms)
         self.services = (Implementation("Mahalla", program_version()), self.notary, self.own_keys, self.policy)
         """For endpoints of the edge itself."""

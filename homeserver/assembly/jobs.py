@@ -8,7 +8,6 @@ from twisted.internet.interfaces import IReactorTime
 from homeserver.jobs import Job
 from homeserver.services.email_validation import EmailValidation
 from homeserver.services.login_tokens import LoginTokens
-from homeserver.services.media.repository import MediaRepository
 from homeserver.services.presence.presence import Presence
 from homeserver.services.uia import UIA
 from storage.database import Database
@@ -26,7 +25,6 @@ def jobs_of(
     uia: UIA,
     login_tokens: LoginTokens,
     validation: EmailValidation,
-    media: MediaRepository,
     presence: Presence,
 ) -> Sequence[Job]:
     """All jobs of a server."""
@@ -48,7 +46,6 @@ def jobs_of(
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
         Job("end_old_email_validations", validation.do_sweep, 600.0),
-        Job("end_media_reservations", media.do_remove_expired, 600.0),
         Job("collect_state", collect_state, 60.0),
         Job("end_remote_presence", presence.do_expire_remote, 60.0),
     )

@@ -6,10 +6,16 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.ids import ServerName
+from federation.remote.media import Follow, RemoteMedia
+from homeserver.assembly.federation import FederationParts
 from homeserver.config.whole import Config
+from homeserver.http.rate_limits import Rate, RateLimiter
+from homeserver.jobs import Job
 from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.fetching import Fetching
+from homeserver.services.media.for_servers import media_answers
 from homeserver.services.media.image_workers import ImageWorkers
+from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.secret_text import RandomBytes, SecretText
@@ -17,6 +23,7 @@ from storage.database import Database
 from storage.executors import Executor
 from storage.media import MediaStore
 from storage.media_files import MediaFiles
+from storage.remote_media import RemoteMediaStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,15 @@ class MediaParts:
     log = Logger()
 
     def __init__(
-        self, config: Config, clock: IReactorTime, database: Database, threads: MediaThreads, random: RandomBytes
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        federation: FederationParts,
+        follow: Follow,
+        threads: MediaThreads,
+        random: RandomBytes,
     ) -> None:
         """Raises OSError when the folder cannot be made."""
         storage = config.storage
@@ -42,8 +57,9 @@ class MediaParts:
         self._workers = ImageWorkers(threads.images)
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files)
         self.files.open_folder()
+        server_name = federation.identity.server_name
         self.repository = MediaRepository(
-            ServerName(config.server_name),
+            server_name,
             clock,
             database,
             self._store,
@@ -54,9 +70,34 @@ class MediaParts:
             reservation_ms=storage.unused_expiration_time,
             authenticated_only=storage.enable_authenticated_media,
         )
-        self.delivery = MediaDelivery(
-            self.repository, Thumbnails(self.files, self._workers, storage.max_image_pixels), self.files
+        self.copies = RemoteCopies(
+            RemoteMediaStore(database),
+            database,
+            self.files,
+            Fetching(RemoteMedia(federation.requests, follow), clock, self.files.spool_folder, storage.max_upload_size),
+            federation.policy,
+            limiter,
+            clock,
+            rate=Rate(storage.remote_media_download_per_second, storage.remote_media_download_burst_count),
+            refused=storage.prevent_media_downloads_from,
+            authenticated_only=storage.enable_authenticated_media,
+            lifetime_ms=storage.media_retention.remote_media_lifetime,
         )
+        self.delivery = MediaDelivery(
+            server_name,
+            self.repository,
+            self.copies,
+            Thumbnails(self.files, self._workers, storage.max_image_pixels),
+            self.files,
+        )
+        self.for_servers = media_answers(self.delivery)
+
+    def jobs(self) -> list[Job]:
+        """What they do unasked."""
+        return [
+            Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
+            Job("remove_unread_remote_media", self.copies.do_remove_unread, 600.0),
+        ]
 
     def sweep(self) -> None:
         """Take away what a crash has left; before the server listens."""

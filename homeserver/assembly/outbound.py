@@ -16,6 +16,7 @@ from federation.outbound.errors import OutboundError
 from federation.outbound.names import Names, SystemNames
 from federation.outbound.pool import Pool
 from federation.outbound.proxy import Proxy, read_proxy
+from federation.outbound.request import TakeBody
 from federation.outbound.tls import TlsTrust
 from federation.routes import Routes
 from homeserver.config.others import Federation
@@ -63,6 +64,13 @@ class OutboundParts:
         if answer.status != HTTPStatus.OK:
             raise OutboundError(f"it answers {answer.status}")
         return answer.body
+
+    async def follow(self, url: str, take: TakeBody, seconds: float, max_bytes: int) -> int:
+        """Let `take` have what is at an address that another server names; the status. Raises OutboundError."""
+        answer = await self._peers.request(
+            "GET", url, seconds=seconds, max_bytes=max_bytes, redirects=5, only_https=True, take=take
+        )
+        return answer.status
 
     def client_for(self, denied: Iterable[str], allowed: Iterable[str]) -> GuardedClient:
         """A client with ranges of addresses of its own, as previews of links have."""

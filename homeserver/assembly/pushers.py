@@ -68,7 +68,13 @@ class PusherParts:
             accounts.registration.tell_addresses(self.pushers)
         self.unsubscribing = Unsubscribing(database, store, identity.key, config.name.public_baseurl or "")
         metrics = PushMetrics(registry)
-        badges = Badges(rooms.memberships, rooms.unread, rooms.ignored, by_room=push.group_unread_count_by_room)
+        badges = Badges(
+            rooms.memberships,
+            rooms.unread,
+            rooms.ignored,
+            rooms.permissions,
+            by_room=push.group_unread_count_by_room,
+        )
         self.deliveries = Deliveries(
             clock,
             store,

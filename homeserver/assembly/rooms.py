@@ -183,7 +183,7 @@ class RoomParts:
             capacity=sizes.rooms,
         )
         self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
-        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored)
+        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored, self.permissions)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
@@ -203,6 +203,7 @@ class RoomParts:
             push.rules,
             self.push_decisions,
             ignored,
+            self.permissions,
             client_events,
             streams,
         )

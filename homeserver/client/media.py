@@ -12,7 +12,7 @@ import msgspec
 from federation.protocol.endpoint import Auth, BodyLimit, Limit, RequestContext, Requester, endpoint
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.delivery import Asked, MediaDelivery
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Method
 
@@ -83,6 +83,7 @@ async def get_config(media: MediaRepository, caller: Requester) -> Mapping[str, 
 async def get_download(
     delivery: MediaDelivery,
     caller: Requester,
+    context: RequestContext,
     *,
     server_name: ServerName,
     media_id: str,
@@ -90,26 +91,31 @@ async def get_download(
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
     """A file, under its own name or another."""
-    return await delivery.download(server_name, media_id, file_name, timeout_ms, authenticated=True)
+    asked = Asked(context.client_ip, True, timeout_ms)
+    return await delivery.download(server_name, media_id, file_name, asked)
 
 
 @endpoint("GET", *_OLD_DOWNLOADS, auth=Auth.NONE, long_poll=True)
 async def get_public_download(
     delivery: MediaDelivery,
+    context: RequestContext,
     *,
     server_name: ServerName,
     media_id: str,
     file_name: str = "",
     timeout_ms: int = DEFAULT_WAIT_MS,
+    allow_remote: bool = True,
 ) -> Response:
     """As `get_download`, for everybody: files from before the freeze."""
-    return await delivery.download(server_name, media_id, file_name, timeout_ms, authenticated=False)
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote)
+    return await delivery.download(server_name, media_id, file_name, asked)
 
 
 @endpoint("GET", f"{_NEW}/thumbnail{_ID}", auth=Auth.GUEST, long_poll=True)
 async def get_thumbnail(
     delivery: MediaDelivery,
     caller: Requester,
+    context: RequestContext,
     *,
     server_name: ServerName,
     media_id: str,
@@ -120,14 +126,14 @@ async def get_thumbnail(
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
     """A small picture of an image."""
-    return await delivery.thumbnail(
-        server_name, media_id, (width, height), method, timeout_ms, animated=animated, authenticated=True
-    )
+    asked = Asked(context.client_ip, True, timeout_ms)
+    return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)
 
 
 @endpoint("GET", *_OLD_THUMBNAILS, auth=Auth.NONE, long_poll=True)
 async def get_public_thumbnail(
     delivery: MediaDelivery,
+    context: RequestContext,
     *,
     server_name: ServerName,
     media_id: str,
@@ -136,8 +142,8 @@ async def get_public_thumbnail(
     method: Method = "scale",
     animated: bool = False,
     timeout_ms: int = DEFAULT_WAIT_MS,
+    allow_remote: bool = True,
 ) -> Response:
     """As `get_thumbnail`, for everybody: files from before the freeze."""
-    return await delivery.thumbnail(
-        server_name, media_id, (width, height), method, timeout_ms, animated=animated, authenticated=False
-    )
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote)
+    return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)

@@ -152,6 +152,22 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MediaRetention:
+    """How long files are kept that nobody reads."""
+
+    remote_media_lifetime: Duration | None = option(
+        None,
+        "How long copies of files of other servers are kept after somebody has read them last; without it, for ever. "
+        "They are fetched again when they are asked for.",
+        minimum=3600 * 1000 * 2,
+        example="90d",
+    )
+    local_media_lifetime: Duration | None = option(
+        None, "The same for files of this server's users, which are lost then.", not_yet=True
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
     """Where things are kept."""
 
@@ -170,11 +186,26 @@ class Storage:
     )
     enable_authenticated_media: bool = option(
         True,
-        "Whether files that are uploaded from now on are only for those who sign in. Those that were uploaded while it "
+        "Whether files that are uploaded or fetched from now on are only for those who sign in. Those that were uploaded while it "
         "was off stay open to everybody who knows their address.",
     )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
+    )
+    media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
+    prevent_media_downloads_from: tuple[str, ...] = option(
+        (),
+        "Servers of which no files are given out, copies that are here already included.",
+        example='["evil.example"]',
+    )
+    remote_media_download_per_second: Size = option(
+        Size(87 * 1024),
+        "Bytes a second, in the long run, that this server fetches from others for one client address.",
+        minimum=1,
+        example="87K",
+    )
+    remote_media_download_burst_count: Size = option(
+        Size(500 * 1024 * 1024), "How many bytes of that at once.", minimum=1, example="500M"
     )
 
 

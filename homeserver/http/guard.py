@@ -85,13 +85,16 @@ class Guard:
         appservices: AppserviceChecker | None = None,
         signatures: SignatureChecker | None = None,
         turns: PeerTurns | None = None,
+        slow_turns: PeerTurns | None = None,
         token_in_query: bool = True,
     ) -> None:
+        """`slow_turns`: of requests that may wait for long, so that the others of the same server need not wait for them."""
         self._limiter = limiter
         self._tokens = tokens
         self._appservices = appservices
         self.signatures = signatures
         self.turns = turns
+        self.slow_turns = slow_turns
         self._token_in_query = token_in_query
 
     def can_check(self, auth: Auth) -> bool:

@@ -51,6 +51,15 @@ class RateLimiter:
         """Raise `LimitExceeded` if an action would, but count nothing: for what counts only when it fails."""
         self._check(limit, key, 1, rate, counts=False)
 
+    def count(self, limit: Limit, key: str, *, cost: float = 1, rate: Rate | None = None) -> None:
+        """Count what has happened already, though it be more than there was room for: for what is known only then."""
+        rate = rate or self._rates.get(limit)
+        if rate is None:
+            return
+        now = self._clock.seconds()
+        buckets = self._full_at.setdefault(limit, {})
+        self._set(limit, key, max(buckets.get(key, now), now) + cost / rate.per_second, now)
+
     def _check(self, limit: Limit, key: str, cost: float, rate: Rate | None, *, counts: bool) -> None:
         rate = rate or self._rates.get(limit)
         if rate is None:
@@ -62,9 +71,13 @@ class RateLimiter:
         if wait > 1e-9:
             raise LimitExceeded(retry_after_ms=max(1, int(wait * 1000 + 0.999)))
         if counts:
-            buckets[key] = full_at
-            if len(buckets) > self._max_buckets:
-                self._forget(limit, now)
+            self._set(limit, key, full_at, now)
+
+    def _set(self, limit: Limit, key: str, full_at: float, now: float) -> None:
+        buckets = self._full_at[limit]
+        buckets[key] = full_at
+        if len(buckets) > self._max_buckets:
+            self._forget(limit, now)
 
     def forget(self, limit: Limit, key: str) -> None:
         """Fill a bucket: after a good password, failures before it no longer count."""

@@ -141,7 +141,7 @@ class Router:
             incoming.authorization, incoming.context.method, incoming.uri, incoming.body
         )
         set_caller(peer.server_name)
-        turns = self._guard.turns
+        turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns
         if turns is None:
             return await _call_handler(match, incoming, fields, None, peer)
         await turns.enter(peer.server_name)

@@ -150,8 +150,10 @@ async def _room_list(alice: Person, bob: Person, room_id: str) -> None:
     await until("the room to be first", lambda: bob.rooms.items and bob.rooms.items[0].id() == room_id)
     room = await bob.room(room_id)
 
-    latest = await room.latest_event()
-    assert latest.content.content.kind.content.body == "up"
+    def is_up(latest: Any) -> bool:
+        return bool(latest.content.content.kind.content.body == "up")
+
+    await asked("what was said last", room.latest_event, is_up)
     await (await alice.room(room_id)).set_name("Katta choyxona")
     await until("the new name", lambda: room.display_name() == "Katta choyxona")
     await room.set_is_favourite(True, None)

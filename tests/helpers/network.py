@@ -17,13 +17,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from federation.member_lists import Fetch
+from federation.outbound.errors import OutboundError
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import ServerName
+from federation.remote.media import Follow
 from federation.wire import WireAnswer, WireRequest
 from homeserver.services.pushers.gateways import Web
 from storage.database import Database
 from tests.helpers.http import Pending
-from tests.helpers.server import START, TestServer, fetch_nothing
+from tests.helpers.server import START, TestServer, fetch_nothing, follow_nowhere
 
 SETTLED_AFTER = 50
 """Turns of the clock in which whatever was set off comes to rest."""
@@ -51,12 +53,19 @@ class Network:
         self._held: list[tuple[Letter, Deferred[WireAnswer]]] | None = None
 
     def add(
-        self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing, web: Web | None = None
+        self,
+        name: str,
+        further_config: str = "",
+        *,
+        fetch: Fetch = fetch_nothing,
+        follow: Follow = follow_nowhere,
+        web: Web | None = None,
     ) -> TestServer:
-        """One server more; `fetch`: how it gets what is at an address; `web`: its way to push gateways."""
+        """One server more; `fetch`: how it gets what is at an address; `follow`: files there; `web`: its way to push
+        gateways."""
         folder = self._folder / name
         folder.mkdir()
-        return self._build(folder, name, self._open_database(), further_config, fetch, web)
+        return self._build(folder, name, self._open_database(), further_config, fetch, web, follow)
 
     def rebuild(self, name: str, further_config: str = "", *, fetch: Fetch = fetch_nothing) -> TestServer:
         """A server again, upon its database: as after a crash, but for what it would still have sent."""
@@ -72,6 +81,7 @@ class Network:
         further_config: str,
         fetch: Fetch,
         web: Web | None = None,
+        follow: Follow = follow_nowhere,
     ) -> TestServer:
         server = TestServer(
             folder,
@@ -82,6 +92,7 @@ class Network:
             clock=self.clock,
             wire=Way(self, name),
             fetch=fetch,
+            follow=follow,
             web=web,
         )
         self.servers[name] = server
@@ -141,6 +152,10 @@ class Network:
 
     async def exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
         """What a server's wire does."""
+        answer = await self._exchange(origin, destination, request)
+        return answer if request.take is None else hand_over(destination, request, answer)
+
+    async def _exchange(self, origin: str, destination: ServerName, request: WireRequest) -> WireAnswer:
         self.log.append((origin, destination, request.method, request.uri))
         for lie in self.liars:
             answer = lie(destination, request)
@@ -224,6 +239,26 @@ class Way:
 
     async def exchange(self, destination: ServerName, request: WireRequest) -> WireAnswer:
         return await self._network.exchange(self._origin, destination, request)
+
+
+PIECE = 1000
+"""How many bytes of a long answer come at once."""
+
+
+def hand_over(destination: ServerName, request: WireRequest, answer: WireAnswer) -> WireAnswer:
+    """Give the body of an answer to whom the request names, as a real wire does while it comes. Raises RemoteError."""
+    assert request.take is not None
+    try:
+        give = request.take(answer.status, answer.headers)
+        if give is None:
+            return answer
+        if len(answer.body) > request.max_bytes:
+            raise OutboundError("its answer is too long", retryable=False)
+        for start in range(0, len(answer.body), PIECE):
+            give(answer.body[start : start + PIECE])
+    except OutboundError as error:
+        raise RemoteError(destination, str(error), retryable=error.retryable) from error
+    return WireAnswer(answer.status, answer.headers, b"")
 
 
 def _late(destination: str) -> WireAnswer:

@@ -23,7 +23,7 @@ from storage.migrate import migrate
 from tests.helpers.certificates import Authority
 from tests.helpers.databases import open_inline
 from tests.helpers.running import RunningServer, ServerFiles
-from tests.helpers.server import CutWeb, CutWire, InlineThreads, MemoryRelay, fetch_nothing
+from tests.helpers.server import CutWeb, CutWire, InlineThreads, MemoryRelay, fetch_nothing, follow_nowhere
 
 CHUNK = 200
 
@@ -112,6 +112,7 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         make_relay=lambda _: MemoryRelay(),
         wire=CutWire(),
         fetch=fetch_nothing,
+        follow=follow_nowhere,
         web=CutWeb(),
         random=urandom,
         access_log=SilentAccessLog(),

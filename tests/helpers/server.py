@@ -23,9 +23,11 @@ from twisted.internet.task import Clock
 from federation.member_lists import Fetch
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
+from federation.outbound.request import TakeBody
 from federation.protocol.errors import RemoteError
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from federation.protocol.signing import SigningKey
+from federation.remote.media import Follow
 from federation.wire import Wire, WireAnswer, WireRequest
 from homeserver.app import Server, build
 from homeserver.assembly.media import MediaThreads
@@ -104,6 +106,11 @@ async def fetch_nothing(url: str) -> bytes:
     raise OutboundError(f"there is nothing at {url}")
 
 
+async def follow_nowhere(url: str, _take: TakeBody, _seconds: float, _max_bytes: int) -> int:
+    """There is nothing wherever another server points."""
+    raise OutboundError(f"there is nothing at {url}")
+
+
 class InlineThreads:
     """Does the work at once."""
 
@@ -128,11 +135,13 @@ class TestServer:
         clock: Clock | None = None,
         wire: Wire | None = None,
         fetch: Fetch = fetch_nothing,
+        follow: Follow = follow_nowhere,
         web: Web | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
-        `wire` leads to other servers, `fetch` to addresses of the federation, `web` to push gateways; by default to none.
+        `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where files are, `web` to push
+        gateways; by default to none.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -160,6 +169,7 @@ class TestServer:
             wire=wire if wire is not None else CutWire(),
             web=web if web is not None else CutWeb(),
             fetch=fetch,
+            follow=follow,
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
             registry=self.registry,

@@ -4,7 +4,14 @@ from typing import Any
 
 import pytest
 
-from homeserver.services.push.rule_changes import MOST_ABOUT_A_ROOM, MOST_WIDE
+from federation.protocol.errors import TooLarge
+from homeserver.services.default_push_rules import PushRule
+from homeserver.services.push.kept_rules import KeptRules
+from homeserver.services.push.rule_changes import MOST_ABOUT_A_ROOM, MOST_ROOMS, MOST_WIDE, RuleChanges
+from storage.account_data import AccountDataStore
+from storage.database import Database
+from storage.push_attention import PushAttentionStore
+from tests.conftest import run_coroutine
 from tests.helpers.server import TestServer, User
 
 RULES = "/_matrix/client/v3/pushrules"
@@ -213,6 +220,21 @@ def test_rules_that_all_messages_are_asked_about_are_limited(alice: User) -> Non
     statuses = [put(f"override/{number}", conditions=[here]) for number in range(MOST_ABOUT_A_ROOM)]
     assert statuses == [*[200] * (MOST_ABOUT_A_ROOM - 1), 413]
     assert put("override/x", conditions=[{**here, "pattern": "!two:example.org"}]) == 200
+
+
+def test_rooms_that_somebody_has_rules_about_are_limited(sqlite_database: Database) -> None:
+    changes = RuleChanges(AccountDataStore(sqlite_database), PushAttentionStore(sqlite_database))
+
+    async def add(first: int, number: int) -> None:
+        def change(kept: KeptRules) -> None:
+            rules = kept.own.setdefault("room", [])
+            rules += [PushRule(f"!{room}:example.org", []) for room in range(first, first + number)]
+
+        await sqlite_database.write("set_push_rules", changes.change, "@alice:example.org", change)
+
+    run_coroutine(add(0, MOST_ROOMS), None)
+    with pytest.raises(TooLarge):
+        run_coroutine(add(MOST_ROOMS, 1), None)
 
 
 def test_texts_in_rules_are_limited(alice: User) -> None:

@@ -211,6 +211,29 @@ def test_typing(server: TestServer) -> None:
     assert client.sync()["extensions"]["typing"]["rooms"] == {}
 
 
+def test_typing_in_a_room_that_leaves_the_window_and_comes_back(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room_id, other = create(alice, preset="public_chat"), create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    say(alice, other, "newest")
+    path = f"/_matrix/client/v3/rooms/{room_id}/typing/{bob.user_id}"
+    client = SlidingClient(alice, lists={"all": a_list([0, 9])}, extensions={"typing": ON})
+
+    def told() -> dict[str, Any]:
+        rooms: dict[str, Any] = client.sync()["extensions"]["typing"]["rooms"]
+        return {each: event["content"]["user_ids"] for each, event in rooms.items()}
+
+    assert told() == {}
+    for typing, shown in ((True, [bob.user_id]), (False, [])):
+        client.body["lists"]["all"]["ranges"] = [[0, 0]]
+        assert told() == {}
+        assert bob.put(path, {"typing": typing, "timeout": 20000}).status == 200
+        assert told() == {}
+        client.body["lists"]["all"]["ranges"] = [[0, 9]]
+        assert told() == {room_id: shown}
+        assert told() == {}
+
+
 def test_what_comes_while_an_extension_is_not_asked_for_is_not_lost(server: TestServer) -> None:
     alice, bob = server.register("alice"), server.register("bob")
     room_id = create(alice, preset="public_chat")

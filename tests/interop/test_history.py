@@ -36,8 +36,12 @@ def test_an_event_of_before_is_found_by_its_time_and_with_its_surroundings(pair:
     assert guest.join(room_id, host.server.name).status == 200
 
     path = f"/_matrix/client/v1/rooms/{quote(room_id)}/timestamp_to_event?dir=f&ts={at}"
-    found = until(lambda: guest.ask_at("GET", path).json.get("event_id"))
 
-    assert host.event(room_id, found)["origin_server_ts"] == at
+    def find() -> str | None:
+        event_id = guest.ask_at("GET", path).json.get("event_id")
+        # while the other server is slow to answer, the nearest that is known here counts
+        return str(event_id) if event_id and host.event(room_id, event_id)["origin_server_ts"] == at else None
+
+    found = until(find)
     around = until(lambda: guest.ask("GET", f"/rooms/{quote(room_id)}/context/{quote(found)}?limit=4").json)
     assert around["event"]["event_id"] == found

@@ -349,3 +349,22 @@ def test_the_badge_follows_a_change_of_rules_and_whom_one_ignores(server: TestSe
     say(bob, carol_room, "ignored")
     settle(server)
     assert len(gateway.events) == 2
+
+
+@pytest.mark.parametrize("how", ["m.ignored_user_list", "org.matrix.msc4155.invite_permission_config"])
+def test_an_invite_of_somebody_who_is_ignored_is_not_pushed_and_in_no_number(
+    how: str, server: TestServer, gateway: Gateway
+) -> None:
+    alice, bob, room_id = two(server)
+    dave = server.register("dave")
+    invited = create_room(dave, preset="private_chat")
+    ignored = {dave.user_id: {}} if how == "m.ignored_user_list" else [dave.user_id]
+    alice.put(f"{V3}/user/{alice.user_id}/account_data/{how}", {"ignored_users": ignored})
+    dave.post(f"{V3}/rooms/{invited}/invite", {"user_id": alice.user_id})
+    settle(server)
+    assert "invite" not in alice.get(f"{V3}/sync").json["rooms"]
+    assert alice.get(f"{V3}/notifications").json["notifications"] == []
+    assert gateway.taken == []
+    say(bob, room_id, "x")
+    settle(server)
+    assert gateway.taken[-1].notification["counts"] == {"unread": 1}

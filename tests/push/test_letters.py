@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from federation.protocol.ids import RoomID
-from storage.database import Database
+from storage.database import Database, SQLiteConfig
+from tests.conftest import run_coroutine
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import settle
 from tests.helpers.server import TestServer, User
@@ -161,6 +163,19 @@ def test_several_rooms_are_told_in_one_letter(server: TestServer) -> None:
     assert "number 7" in plain
     assert "number 2" not in plain
     assert "Further messages: 3" in plain
+
+
+def test_a_name_is_told_but_not_at_any_length(server: TestServer) -> None:
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob, name="Tea")
+    member = {"membership": "join", "displayname": "x" * 20_000}
+    bob.put(f"{V3}/rooms/{room_id}/state/m.room.member/{bob.user_id}", member)
+    say(bob, room_id, "hello")
+    pass_time(server, 11 * MINUTE)
+    [(_, letter)] = server.relay.letters
+    assert letter["Subject"].startswith("[Example] Message from xxx")
+    assert len(letter["Subject"]) < 400
+    assert len(letter.as_bytes()) < 10_000
 
 
 def test_an_invite_is_told(server: TestServer) -> None:
@@ -334,3 +349,29 @@ def test_no_letter_is_lost_or_doubled_by_a_restart(tmp_path: Path, database: Dat
     again = start(tmp_path, database, seed=3, now=later.clock.seconds() + 31)
     pass_time(again, 60 * MINUTE)
     assert again.relay.letters == []
+
+
+def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_that(
+    tmp_path: Path, sqlite: SQLiteConfig
+) -> None:
+    counter = QueryCounter()
+    database = open_inline(sqlite, counter)
+    server = start(tmp_path, database)
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    event_id = say(bob, room_id, "0")
+    for number in range(8):
+        pass_time(server, 20 * MINUTE)
+        event_id = say(bob, room_id, str(number))
+        settle(server)
+    counter.clear()
+    event_id = say(bob, room_id, "x")
+    settle(server)
+    assert counter.reads["get_email_pauses"] == 0
+    server.relay.letters.clear()
+    alice.post(f"{V3}/rooms/{room_id}/receipt/m.read/{event_id}")
+    pass_time(server, 3 * MINUTE)
+    say(bob, room_id, "after")
+    pass_time(server, 12 * MINUTE)
+    assert len(server.relay.letters) == 1, "who has read meanwhile is written to"
+    run_coroutine(database.close(), None)

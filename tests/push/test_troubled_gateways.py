@@ -7,7 +7,9 @@ import pytest
 
 from federation.outbound.errors import OutboundError
 from federation.protocol.ids import RoomID
-from storage.database import Database
+from homeserver.services.pushers.details import Told
+from homeserver.services.pushers.notification import Names
+from storage.database import Database, DatabaseUnavailable
 from tests.helpers.federated import create_room, say
 from tests.helpers.gateway import Gateway, set_pusher, settle
 from tests.helpers.server import START, TestServer, User
@@ -93,6 +95,51 @@ def test_a_push_is_given_up_after_a_day_and_the_pusher_stays(server: TestServer,
     pass_time(server, 2 * 3600, 600)
     assert gateway.events == [new]
     assert len(alice.get(f"{V3}/pushers").json["pushers"]) == 1
+
+
+def test_what_is_older_than_a_day_is_not_pushed_after_a_restart_either(
+    tmp_path: Path, server: TestServer, gateway: Gateway
+) -> None:
+    _, bob, room_id = two(server)
+    gateway.failure = 502
+    say(bob, room_id, "old")
+    pass_time(server, 60)
+    server = crash(server, tmp_path, gateway, 25 * 3600)
+    gateway.failure = None
+    new = say(again(server, bob), room_id, "new")
+    pass_time(server, 2 * 3600, 600)
+    assert gateway.events == [new]
+
+
+def test_what_was_given_up_is_not_read_again_after_a_restart(server: TestServer, gateway: Gateway) -> None:
+    alice, bob, room_id = two(server)
+    gateway.failure = 502
+    say(bob, room_id, "old")
+    upto = server.app.database.streams.current()
+    pass_time(server, 27 * 3600, 600)
+    [row] = server.run(server.app.accounts.pusher_store.get_failing())
+    assert row.user_id == alice.user_id
+    assert row.position >= upto
+
+
+def test_a_database_that_is_away_for_a_moment_costs_no_push(
+    server: TestServer, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bob, room_id = two(server)
+    names = server.app.pushers.deliveries._names
+
+    async def fail(_told: Told) -> Names:
+        raise DatabaseUnavailable("it is restarted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(names, "get", fail)
+        events = [say(bob, room_id, "1"), say(bob, room_id, "2")]
+        settle(server)
+        assert gateway.asked == []
+        pass_time(server, 20)
+    pass_time(server, 120)
+    assert gateway.events == events
+    assert server.app.pushers.deliveries.get_figures()["pushers_failing"] == 0
 
 
 def test_a_rejected_pusher_goes(server: TestServer, gateway: Gateway) -> None:

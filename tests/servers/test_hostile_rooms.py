@@ -3,14 +3,17 @@
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from federation.protocol.errors import RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
+from federation.protocol.ids import RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.wire import WireAnswer, WireRequest
-from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members
+from tests.helpers.federated import Side
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import User
 from tests.helpers.talk import create, get_state, invite, ok, refused
@@ -117,6 +120,41 @@ def test_states_that_cannot_be_are_not_believed(network: Network, change: Change
     network.forge(NORTH, lambda _, answer: answer)
     ok(join_via(bob, room_id, NORTH))
     assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+
+
+def test_a_version_that_was_a_lie_is_forgotten(network: Network) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    room_id = create(alice, preset="public_chat", room_version="10", name="tea")
+    network.forge(NORTH, forging("/make_join/", lambda answer: {**answer, "room_version": "8"}))
+    assert refused(join_via(bob, room_id, NORTH)) == (502, "M_UNKNOWN")
+    network.forge(NORTH, lambda _, answer: answer)
+
+    ok(join_via(bob, room_id, NORTH))
+
+    assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+
+
+@pytest.mark.parametrize("is_invited", [False, True])
+async def test_an_invite_by_who_is_not_in_the_room_does_not_say_its_version(
+    network: Network, *, is_invited: bool
+) -> None:
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    mallory = network.add(WEST).register("mallory")
+    room_id = create(alice, preset="public_chat", room_version="11")
+    west, version = Side(mallory.server), ROOM_VERSIONS["6"]
+    event = await west.build(
+        version, RoomID(room_id), [], {}, mallory.user_id, "m.room.member", {"membership": "invite"}, bob.user_id
+    )
+    path = f"/_matrix/federation/v2/invite/{quote(room_id)}/{quote(event.event_id)}"
+    body = {"event": event.pdu, "room_version": "6", "invite_room_state": []}
+    await west.federation.requests.put(ServerName(SOUTH), path, body)
+    assert room_id in rooms_in_sync(bob, "invite")
+
+    if is_invited:
+        invite(alice, room_id, bob)
+    ok(join_via(bob, room_id, NORTH))
+
+    assert members(bob, room_id)[bob.user_id] == members(alice, room_id)[bob.user_id] == "join"
 
 
 @pytest.mark.parametrize("version", ["11", "12"])

@@ -303,9 +303,13 @@ def test_a_simulation_refuses_nothing(network: Network) -> None:
     north = network.add(NORTH, config(further="federation_policy_simulation: true\n"), fetch=address.fetch)
     address.document = KEY.sign(a_list({"server": SOUTH, "deny": ["profiles"]}))
     start_list(north)
-    alice = north.register("alice")
-    assert reaches(alice, network.add(SOUTH).register("bob"))
+    alice, bob = north.register("alice"), network.add(SOUTH).register("bob")
+    assert reaches(alice, bob)
     assert reaches(alice, network.add(EAST).register("carol"))
+    pinned = {"ed25519:other": encode_base64(bytes(32))}
+    address.document = KEY.sign(a_list({"server": SOUTH, "verify_keys": pinned}, serial=2))
+    assert refresh(north)
+    assert reaches(bob, alice)
 
 
 def test_administrators_see_the_policy_in_force(closed: Closed) -> None:

@@ -3,18 +3,21 @@
 spec: server-server-api#put_matrixfederationv2send_joinroomideventid; MSC3706, MSC3902, MSC3943
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
+from federation.policy import make_rules
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName
 from federation.requests import RefusedByRemote
 from federation.rooms.check import Verdict
 from federation.rooms.drafts import Draft
 from federation.rooms.partial_rooms import LONGEST_WAIT
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via, members
 from tests.helpers.large_rooms import (
@@ -276,6 +279,35 @@ async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network
     await same_state(wanda, bob, room_id)
 
 
+async def test_another_server_than_that_which_let_us_in_is_believed_about_the_members_alone(network: Network) -> None:
+    alice, bob, room_id = await large_room(network, name="tea")
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    state = await Side(alice.server).state(RoomID(room_id))
+    hidden = {event_id for key, event_id in state.items() if key.type in ("m.room.name", "m.room.power_levels")}
+
+    def hide(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if "/state_ids/" not in request.uri:
+            return answer
+        said = json.loads(answer.body)
+        said["pdu_ids"] = [event_id for event_id in said["pdu_ids"] if event_id not in hidden]
+        return WireAnswer(200, answer.headers, json.dumps(said).encode())
+
+    network.forge(WEST, hide)
+    network.cut(NORTH, SOUTH)
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    network.clock.pump([5.0] * 3)
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    await same_state(alice, bob, room_id)
+
+
 async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
@@ -287,6 +319,23 @@ async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -
     ok(join_via(bob, room_id, NORTH))
     network.settle()
     assert is_whole(bob, room_id)
+    await same_state(alice, bob, room_id)
+
+
+@pytest.mark.parametrize("is_abandoned", [False, True])
+async def test_who_left_a_room_of_nobody_known_is_let_in_again_by_others(network: Network, is_abandoned: bool) -> None:
+    alice, bob, room_id = await large_room(network, name="tea")  # whoever has a name tells no members
+    ok(join_via(bob, room_id, NORTH))
+    leave(bob, room_id)
+    network.settle()
+    if is_abandoned:
+        complete(network)
+
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+
+    assert get_state(alice, room_id, "m.room.member", bob.user_id)["membership"] == "join"
+    complete(network)
     await same_state(alice, bob, room_id)
 
 
@@ -390,6 +439,74 @@ async def test_what_the_part_let_pass_is_taken_back(network: Network) -> None:
     assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
     assert await south.extremities(RoomID(room_id)) == {reply}
     await same_state(alice, bob, room_id)
+
+
+async def test_what_the_part_let_pass_while_the_rest_was_fetched_is_taken_back(network: Network) -> None:
+    alice, bob, room_id = await large_room(
+        network,
+        name="tea",
+        room_version="11",
+        power_level_content_override={"users": {f"@alice:{NORTH}": 100, f"@wanda:{WEST}": 60}},
+    )
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    network.cut(NORTH, WEST)
+    ok(membership(alice, room_id, "ban", wanda))
+    ok(join_via(bob, room_id, NORTH))
+    south, west = Side(bob.server), Side(wanda.server)
+    network.settle()
+    assert await south.federation.keyring.renew(ServerName(WEST))
+    network.hold()
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    last = (await south.last(RoomID(room_id)))[0]
+    changes = [("m.room.name", {"name": "poison"}, ""), ("m.room.member", {"membership": "leave"}, bob.user_id)]
+    for type, content, key in changes:
+        event = await west.build_next(RoomID(room_id), wanda.user_id, type, content, key, prev=[last])
+        cited = await west.rooms.events.get_anywhere(event.auth_events)
+        await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+        (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+        assert outcome.verdict is Verdict.ACCEPT
+        last = event
+
+    network.deliver()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert get_state(bob, room_id, "m.room.name") == {"name": "tea"}
+    assert room_id in ok(bob.get(f"{V3}/joined_rooms"))["joined_rooms"]
+    assert lazily(bob)["rooms"]["join"][room_id]["timeline"]["events"]
+    await same_state(alice, bob, room_id)
+
+
+async def test_what_the_policy_refused_is_not_let_in_afterwards(network: Network) -> None:
+    _, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    ok(join_via(bob, room_id, NORTH))
+    south, west = Side(bob.server), Side(wanda.server)
+    content = {"body": "buy now", "msgtype": "m.text"}
+    event = await west.build_next(
+        RoomID(room_id), wanda.user_id, "m.room.message", content, prev=await south.last(RoomID(room_id))
+    )
+    cited = await west.rooms.events.get_anywhere(event.auth_events)
+    await south.federation.receiver.receive_outliers(RoomID(room_id), [each.event.pdu for each in cited.values()])
+    bob.server.app.federation.policy.change(make_rules(None, [WEST]))
+    (outcome,) = await south.federation.receiver.receive(RoomID(room_id), [event.pdu])
+    assert outcome.verdict is Verdict.SOFT_FAIL
+
+    bob.server.app.incoming.completions.start()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert messages(bob, room_id) == []
+    stored = await south.find(RoomID(room_id), event.event_id)
+    assert stored is not None
+    assert not stored.in_timeline
 
 
 def gauge(server: TestServer) -> float | None:

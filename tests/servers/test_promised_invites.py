@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
-from tests.helpers.handshakes import NORTH, SOUTH, members, rooms_in_sync
+from tests.helpers.handshakes import NORTH, SOUTH, WEST, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import User
-from tests.helpers.talk import create, join, set_state
+from tests.helpers.talk import create, join, membership, ok, set_state
 
 PATH = "/_matrix/federation/v1/3pid/onbind"
 KEY = SigningKey("0", b"k" * 32)
@@ -61,6 +61,19 @@ def test_a_proof_that_is_none_invites_nobody(people: tuple[User, User], network:
     assert network.servers[bob.user_id.partition(":")[2]].put(PATH, said).status == 200
 
     assert bob.user_id not in members(alice, room_id)
+
+
+@pytest.mark.parametrize("sender", [NORTH, SOUTH])
+def test_whoever_lies_about_promises_keeps_nobody_from_being_invited(network: Network, sender: str) -> None:
+    limit = "rc_invites: {per_room: *unlimited, per_issuer: *unlimited, per_user: {per_second: 0.1, burst_count: 2}}\n"
+    bob = network.add(NORTH, limit).register("bob")
+    alice = (network.servers[NORTH] if sender == NORTH else network.add(SOUTH)).register("alice")
+    room_id = create(alice)
+    for _ in range(3):
+        assert network.servers[NORTH].put(PATH, told(room_id, alice, bob, token="u")).status == 200
+
+    wanda = network.add(WEST).register("wanda")
+    ok(membership(wanda, create(wanda), "invite", bob))
 
 
 def test_of_somebody_elsewhere_nothing_is_heard(people: tuple[User, User], network: Network) -> None:

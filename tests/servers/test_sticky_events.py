@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from federation.protocol.ids import EventID
 from storage.database import Database
 from tests.helpers.federated import NORTH, Shared, create_room, say, shared
 from tests.helpers.network import Network
@@ -85,8 +86,8 @@ async def test_an_outage_with_much_talk_loses_none(tmp_path: Path, sqlite_databa
     assert all(len(body["pdus"]) <= 50 for _, body in wire.transactions(PEER))
 
 
-async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Network) -> None:
-    room = await shared(network)
+async def soft_fail(room: Shared) -> EventID:
+    """A sticky event of Bob's that the north soft-fails, since Alice removes him meanwhile."""
     before = await room.south.last(room.room_id)
     made = await room.south.build_next(
         room.room_id, room.bob.user_id, "org.example.member", {"key": "late"}, prev=before, sticky_ms=600_000
@@ -98,13 +99,28 @@ async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Net
     assert stored is not None
     assert not stored.in_timeline
     assert sticky_in(room.alice, room.room_id) == []
+    return made.event_id
 
+
+async def test_what_was_soft_failed_is_told_when_its_sender_is_back(network: Network) -> None:
+    room = await shared(network)
+    event_id = await soft_fail(room)
     since = ok(room.alice.get("/_matrix/client/v3/sync"))["next_batch"]
     await adopt_again(room)
     news = ok(room.alice.get(f"/_matrix/client/v3/sync?since={since}"))["rooms"]["join"][room.room_id]
-    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [made.event_id]
-    assert made.event_id not in {event["event_id"] for event in news["timeline"]["events"]}
-    assert sticky_in(room.alice, room.room_id) == [made.event_id]
+    assert [event["event_id"] for event in news["msc4354_sticky"]["events"]] == [event_id]
+    assert event_id not in {event["event_id"] for event in news["timeline"]["events"]}
+    assert sticky_in(room.alice, room.room_id) == [event_id]
+
+
+async def test_so_is_what_another_process_has_soft_failed(network: Network) -> None:
+    room = await shared(network)
+    event_id = await soft_fail(room)
+    checks = room.north.rooms.sticky_checks
+    checks._who_waits.clear()  # as in a process that has only heard that another one wrote
+    checks._heed_others(0, 0)
+    await adopt_again(room)
+    assert sticky_in(room.alice, room.room_id) == [event_id]
 
 
 async def adopt_again(room: Shared) -> None:

@@ -5,7 +5,7 @@ from random import Random
 
 from storage.database import Database
 from storage.events import EventFlag
-from storage.push_attention import AttentionHistory, PushAttentionStore
+from storage.push_attention import KEPT_ENDED, AttentionHistory, PushAttentionStore
 from storage.push_outcomes import MAIN, PushOutcomeStore, ReadUpTo, add_outcomes, flags_outcome
 from storage.transaction import WriteTransaction
 
@@ -160,3 +160,19 @@ async def test_attention_is_what_held_at_a_position(database: Database) -> None:
     assert [span.attention for span in history.spans("muted", 12, 15)] == [2]
     await database.write("t", PushOutcomeStore(database).remove_user, ALICE)
     assert await store.get_histories([ALICE]) == {}
+
+
+async def test_rooms_that_were_muted_once_and_are_no_longer_are_forgotten_in_time(database: Database) -> None:
+    store = PushAttentionStore(database)
+    position, number = 0, KEPT_ENDED + 50
+    for start in range(0, number, 50):
+        rooms = {f"!{room}:a.test": 2 for room in range(start, start + 50)}
+        for wanted in (rooms, {}):
+            position += 1
+            await database.write("t", store.set_attention, ALICE, position, {**wanted, "!kept:a.test": 2})
+    await database.write("t", store.set_attention, ALICE, position + 1, {"!kept:a.test": 2})
+    history = (await store.get_histories([ALICE]))[ALICE]
+    assert len(history.changes) == KEPT_ENDED + 1
+    assert history.now("!kept:a.test") == 2
+    assert history.at(f"!{number - 1}:a.test", position) == 2
+    assert history.at("!0:a.test", 2) == 0

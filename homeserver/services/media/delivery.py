@@ -1,32 +1,55 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import File, MemorySource, Response
 from homeserver.services.media.headers import file_headers, parse_name
+from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media import Content
 from storage.media_files import MediaFiles
 
 
-class MediaDelivery:
-    """Gives files out. `authenticated`: whether who asks has shown a token."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who asks for a file, and how."""
 
-    def __init__(self, repository: MediaRepository, thumbnails: Thumbnails, files: MediaFiles) -> None:
+    client_ip: str
+    authenticated: bool
+    """Whether who asks has shown a token."""
+    timeout_ms: int
+    """How long to wait for a file that is not there yet."""
+    allow_remote: bool = True
+    """Whether another server may be asked for it."""
+
+
+class MediaDelivery:
+    """Gives files out."""
+
+    def __init__(
+        self,
+        server_name: ServerName,
+        repository: MediaRepository,
+        copies: RemoteCopies,
+        thumbnails: Thumbnails,
+        files: MediaFiles,
+    ) -> None:
+        self._server_name = server_name
         self._repository = repository
+        self._copies = copies
         self._thumbnails = thumbnails
         self._files = files
 
-    async def download(
-        self, server_name: ServerName, media_id: str, file_name: str, timeout_ms: int, *, authenticated: bool
-    ) -> Response:
-        """A file, under its own name or the one given. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`."""
-        asked = parse_name(file_name)
-        content = await self._repository.get_content(server_name, media_id, timeout_ms, authenticated=authenticated)
-        return await self._file(content, file_headers(content.type, asked or content.name, public=not authenticated))
+    async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
+        """A file, under its own name or the one given. Raises what the two `get_content` do."""
+        wanted = parse_name(file_name)
+        content = await self._content(server_name, media_id, asked)
+        headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
+        return await self._file(content, headers)
 
     async def thumbnail(
         self,
@@ -34,16 +57,50 @@ class MediaDelivery:
         media_id: str,
         size: tuple[int, int],
         method: Method,
-        timeout_ms: int,
+        asked: Asked,
         *,
         animated: bool,
-        authenticated: bool,
     ) -> Response:
         """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
-        content = await self._repository.get_content(server_name, media_id, timeout_ms, authenticated=authenticated)
+        content = await self._content(server_name, media_id, asked)
+        return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
+
+    async def download_own(self, media_id: str, timeout_ms: int) -> Response:
+        """A file of this server's users, for another server."""
+        content = await self._own(media_id, timeout_ms)
+        return await self._file(content, file_headers(content.type, content.name, public=False))
+
+    async def thumbnail_own(
+        self, media_id: str, size: tuple[int, int], method: Method, timeout_ms: int, *, animated: bool
+    ) -> Response:
+        """A small picture of such a file."""
+        return await self._thumbnail(
+            await self._own(media_id, timeout_ms), size, method, animated=animated, public=False
+        )
+
+    async def _own(self, media_id: str, timeout_ms: int) -> Content:
+        return await self._repository.get_content(self._server_name, media_id, timeout_ms, authenticated=True)
+
+    async def _content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
+        if server_name == self._server_name:
+            return await self._repository.get_content(
+                server_name, media_id, asked.timeout_ms, authenticated=asked.authenticated
+            )
+        return await self._copies.get_content(
+            server_name,
+            media_id,
+            asked.timeout_ms,
+            authenticated=asked.authenticated,
+            allow_remote=asked.allow_remote,
+            client_ip=asked.client_ip,
+        )
+
+    async def _thumbnail(
+        self, content: Content, size: tuple[int, int], method: Method, *, animated: bool, public: bool
+    ) -> Response:
         found = await self._thumbnails.get(content, *size, method, animated=animated)
         name = f"thumbnail.{found.type.partition('/')[2]}"
-        headers = file_headers(found.type, name, public=not authenticated)
+        headers = file_headers(found.type, name, public=public)
         if found.data is None:
             return await self._file(content, headers)
         etag = f"{content.hash.hex()}-{found.name}"

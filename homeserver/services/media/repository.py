@@ -30,7 +30,7 @@ from storage.transaction import WriteTransaction
 ACCESS_GRAIN_MS: Final = 3600 * 1000
 """How exactly it is known when a file was read last: reading must not cost a write each time."""
 LONGEST_WAIT_MS: Final = 60_000
-_MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
+MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
 class MediaRepository:
@@ -158,8 +158,8 @@ class MediaRepository:
 
     async def _row(self, server_name: ServerName, media_id: str) -> MediaRow | None:
         if server_name != self._server_name:
-            raise NotFound("Files of other servers cannot be had here")
-        if not _MEDIA_ID.fullmatch(media_id):
+            raise NotFound("This is no file of this server")
+        if not MEDIA_ID.fullmatch(media_id):
             raise NotFound("There is no such file")
         return (await self._store.get_media([media_id])).get(media_id)
 

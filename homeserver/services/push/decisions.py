@@ -14,6 +14,7 @@ from federation.rooms.past_memberships import PastMemberships
 from federation.rooms.room_events import StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push.actions import Actions
 from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import OwnRules
@@ -31,19 +32,22 @@ class PushDecisions:
         past: PastMemberships,
         rules: OwnRules,
         ignored: IgnoredUsers,
+        permissions: InvitePermissions,
     ) -> None:
         self._engine = engine
         self._memberships = memberships
         self._past = past
         self._rules = rules
         self._ignored = ignored
+        self._permissions = permissions
 
     async def get_actions(self, stored: StoredEvent, user_ids: Collection[UserID]) -> Mapping[UserID, Actions]:
         """What the event is to do for each of these local users; whom it tells nothing is missing from the answer.
 
         Nobody is told of their own events, of those of users whom they ignore, of redacted ones, of what is no news (what was
         fetched from the past, or not accepted), nor of rooms that they are not in now or were not in then; whom the event
-        itself invites is told of it, also into a room that this server is not in (`OutsideMemberships.find_event`).
+        itself invites is told of it, also into a room that this server is not in (`OutsideMemberships.find_event`), unless they
+        want no invites of its sender.
 
         Costs at most five queries whatever the number of users, and none of them where rules, ignored users and the room are
         in memory but that for the memberships. A set of rules is asked once for all users who have it, unless the event
@@ -99,6 +103,11 @@ class PushDecisions:
             if row.membership == "join":
                 if row.position <= position or await self._past.joined_since(row) <= position:
                     found[user] = row
-            elif row.membership == "invite" and stored.event.state_key == user and row.position == position:
+            elif (
+                row.membership == "invite"
+                and stored.event.state_key == user
+                and row.position == position
+                and not await self._permissions.hides(row)
+            ):
                 found[user] = row
         return found

@@ -26,6 +26,7 @@ from federation.rooms.visible import Seen
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.default_push_rules import Action
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.own_rules import OwnRules, UserRules
 from homeserver.services.unread import UnreadCounts
@@ -59,6 +60,7 @@ class Notifications:
         rules: OwnRules,
         decisions: PushDecisions,
         ignored: IgnoredUsers,
+        permissions: InvitePermissions,
         client_events: ClientEvents,
         streams: Streams,
     ) -> None:
@@ -72,6 +74,7 @@ class Notifications:
         self._rules = rules
         self._decisions = decisions
         self._ignored = ignored
+        self._permissions = permissions
         self._client_events = client_events
         self._streams = streams
 
@@ -84,7 +87,8 @@ class Notifications:
         own = {
             nid: row
             for nid, row in (await self._memberships.of_user(caller.user_id)).items()
-            if row.membership == "join" or (row.membership == "invite" and not is_outside(row))
+            if row.membership == "join"
+            or (row.membership == "invite" and not is_outside(row) and not await self._permissions.hides(row))
         }
         found = await self._find(caller.user_id, own, before, limit, highlights_only=only == HIGHLIGHT)
         answer: dict[str, Any] = {"notifications": await self._present(caller, own, found)}

@@ -22,6 +22,8 @@ _LARGEST: Final = 1024 * 1024
 MOST_WIDE: Final = 500
 """Own rules that are not about one room: all of them are asked about the messages of all rooms of the user."""
 MOST_ABOUT_A_ROOM: Final = 20
+MOST_ROOMS: Final = 2000
+"""Rooms that somebody has rules about: each change looks at all of them, while all other writes wait."""
 
 
 class RuleChanges:
@@ -60,8 +62,10 @@ class RuleChanges:
 
 def _check_numbers(kept: KeptRules, before: KeptRules) -> None:
     """Whoever had more may keep them. Raises `TooLarge`."""
-    had = _count(before)
-    for room, number in _count(kept).items():
+    had, has = _count(before), _count(kept)
+    if len(has) > max(MOST_ROOMS, len(had)):
+        raise TooLarge("There are push rules of your own about too many rooms")
+    for room, number in has.items():
         if number > max(MOST_WIDE if room is None else MOST_ABOUT_A_ROOM, had[room]):
             about = "that are not about one room" if room is None else "about one room"
             raise TooLarge(f"There are too many push rules of your own {about}")

@@ -13,6 +13,7 @@ spec: client-server-api#push-rules
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
+from heapq import merge
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -80,7 +81,7 @@ class CompiledRule:
 class RuleSet:
     """All enabled rules of a user, the most important first; of a user in one room, where it was narrowed."""
 
-    __slots__ = ("__weakref__", "_attention", "_by_type", "_of_any_type", "asks_for_names", "rules")
+    __slots__ = ("__weakref__", "_attention", "_by_type", "_of_any_type", "_of_rooms", "asks_for_names", "rules")
 
     def __init__(self, rules: Sequence[CompiledRule]) -> None:
         self.rules: Final = tuple(rules)
@@ -90,6 +91,7 @@ class RuleSet:
             type: tuple(rule for rule in rules if rule.type in (None, type)) for type in {rule.type for rule in rules}
         }
         self._attention: Attention | None = None
+        self._of_rooms: dict[str | None, list[tuple[int, CompiledRule]]] | None = None
 
     def find(self, occasion: Occasion, user_id: str = NOBODY, display_name: str | None = None) -> Actions:
         """The actions of the most important rule that matches. That nobody is told of their own events is not looked at."""
@@ -115,7 +117,25 @@ class RuleSet:
     @property
     def rooms(self) -> frozenset[str]:
         """The rooms, in lower case, that some rule is about."""
-        return frozenset(rule.room for rule in self.rules if rule.room is not None)
+        return frozenset(room for room in self._by_room() if room is not None)
+
+    @property
+    def names_rooms(self) -> bool:
+        """Whether some rule is about one room."""
+        return not self._by_room().keys() <= {None}
+
+    def rules_in(self, room: str) -> Iterable[CompiledRule]:
+        """Those that are not about other rooms than this one (in lower case): what others are muted costs nothing here."""
+        by_room = self._by_room()
+        return (rule for _, rule in merge(by_room.get(None, ()), by_room.get(room, ())))
+
+    def _by_room(self) -> Mapping[str | None, Sequence[tuple[int, CompiledRule]]]:
+        """The rules by what room they are about, each with its place."""
+        if self._of_rooms is None:
+            self._of_rooms = {}
+            for place, rule in enumerate(self.rules):
+                self._of_rooms.setdefault(rule.room, []).append((place, rule))
+        return self._of_rooms
 
 
 class RuleCompiler:
@@ -136,10 +156,7 @@ class RuleCompiler:
 
     def narrow(self, rule_set: RuleSet, room_id: str) -> RuleSet:
         """The same for one room: without the rules that are about other rooms."""
-        room = room_id.lower()
-        if all(rule.room is None for rule in rule_set.rules):
-            return rule_set
-        return self._intern(rule for rule in rule_set.rules if rule.room is None or rule.room == room)
+        return self._intern(rule_set.rules_in(room_id.lower())) if rule_set.names_rooms else rule_set
 
     def _compile_rule(self, kind: str, rule: PushRule) -> CompiledRule:
         key = (kind, msgspec.json.encode(rule))

@@ -1,7 +1,8 @@
 """The number on an app's icon: how much a user has not read, over all rooms.
 
 A user's rooms are counted once, and after that only those in which something has happened that concerns the user. Who
-reads the stream says which (`touch`, `forget`). For the reactor thread.
+reads the stream says which (`touch`, `forget`). Of a user one count is made at a time: who asks meanwhile, for another
+device, waits for it. For the reactor thread.
 
 spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 """
@@ -11,9 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from twisted.internet.defer import DeferredLock
+
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.unread import UnreadCounts
 from storage.memberships import MembershipRow
 
@@ -25,16 +29,26 @@ class _Rooms:
     unread: dict[int, int] = field(default_factory=dict)
     """Only those with something unread."""
     touched: set[int] = field(default_factory=set)
+    counting: DeferredLock = field(default_factory=DeferredLock)
 
 
 class Badges:
     """Numbers by user."""
 
-    def __init__(self, memberships: Memberships, unread: UnreadCounts, ignored: IgnoredUsers, *, by_room: bool) -> None:
+    def __init__(
+        self,
+        memberships: Memberships,
+        unread: UnreadCounts,
+        ignored: IgnoredUsers,
+        permissions: InvitePermissions,
+        *,
+        by_room: bool,
+    ) -> None:
         """`by_room`: rooms are counted, not the messages in them."""
         self._memberships = memberships
         self._unread = unread
         self._ignored = ignored
+        self._permissions = permissions
         self._by_room = by_room
         self._users: OrderedDict[str, _Rooms] = OrderedDict()
 
@@ -68,14 +82,17 @@ class Badges:
                 self._users.popitem(last=False)
         else:
             self._users.move_to_end(user_id)
-        touched, rooms.touched = rooms.touched, set()
-        try:
-            await self._count(user_id, rooms, touched, memberships)
-        except BaseException:
-            rooms.touched |= touched
-            raise
-        invites = sum(1 for row in memberships.values() if row.membership == "invite")
-        return invites + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
+        async with rooms.counting:
+            memberships = await self._memberships.of_user(user_id)
+            touched, rooms.touched = rooms.touched, set()
+            try:
+                await self._count(user_id, rooms, touched, memberships)
+            except BaseException:
+                rooms.touched |= touched
+                raise
+        invites = [row for row in memberships.values() if row.membership == "invite"]
+        shown = [row for row in invites if not await self._permissions.hides(row)]
+        return len(shown) + (len(rooms.unread) if self._by_room else sum(rooms.unread.values()))
 
     async def _count(
         self, user_id: UserID, rooms: _Rooms, touched: set[int], memberships: Mapping[int, MembershipRow]

@@ -26,6 +26,7 @@ from homeserver.services.pushers.badges import Badges
 from homeserver.services.pushers.details import NamesOfEvents, Told
 from homeserver.services.pushers.gateways import Gateways, PushFailed
 from homeserver.services.pushers.notification import encode_badge, encode_event
+from storage.database import DatabaseUnavailable
 from storage.pushers import PusherRow, PusherStore, Standing
 
 MOST_WAITING: Final = 50
@@ -269,6 +270,9 @@ class Deliveries:
         """The line's turn at its gateway. Raises nothing."""
         try:
             await self._send_next(line)
+        except DatabaseUnavailable as error:
+            self._put_off(line)
+            self.log.warn("a push is made later: {error}", error=error)
         except Exception:  # a bug of ours: the push is given up, the next one is tried
             self.log.failure("a push could not be made")
             line.under_way = None
@@ -280,7 +284,11 @@ class Deliveries:
         row = line.row
         push = line.under_way = self._take(line)
         badge_is_due, line.badge_is_due = line.badge_is_due, False
-        body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
+        try:
+            body = await (self._body_of(row, push) if push is not None else self._badge_of(row, badge_is_due))
+        except DatabaseUnavailable:
+            line.badge_is_due = line.badge_is_due or badge_is_due
+            raise
         if body is None or (push is not None and push.is_read):
             line.under_way = None
             # a push would have told the number too
@@ -301,6 +309,13 @@ class Deliveries:
             self._tell_badge(row.pusher_nid, body.unread)
         self._succeed(line, row.position if push is None else push.told.position)
 
+    def _put_off(self, line: Line) -> None:
+        """The database was away: what was to be sent is kept, and tried again soon."""
+        push, line.under_way = line.under_way, None
+        if push is not None and self._lines.get(line.row.pusher_nid) is line:
+            line.waiting.appendleft(push)
+            self._pause(line, FIRST_PAUSE_MS)
+
     def _tell_badge(self, pusher_nid: int, unread: int) -> None:
         self._told_badges[pusher_nid] = unread
         self._told_badges.move_to_end(pusher_nid)
@@ -309,10 +324,13 @@ class Deliveries:
 
     def _take(self, line: Line) -> Push | None:
         """The next push that is still to be told."""
+        had_any = bool(line.waiting)
         while line.waiting:
             push = line.waiting.popleft()
             if not push.is_read and push.told.queued_ms > self._now_ms() - KEPT_MS:
                 return push
+        if had_any and line.failing_since_ts is not None:
+            self._set_standing(line)  # else a restart would read the stream from there again, for nothing
         return None
 
     async def _body_of(self, row: PusherRow, push: Push) -> "_Body | None":
@@ -365,7 +383,7 @@ class Deliveries:
         first, nid = line.first, line.row.pusher_nid
         last = self._standings.get(nid)
         success_ts = line.row.success_ts if last is None or last.success_ts is None else last.success_ts
-        position = line.row.position if first is None else first - 1
+        position = max(line.row.position, line.last_position) if first is None else first - 1
         self._standings[nid] = Standing(
             position, line.failing_since_ts, line.tried_ts, line.pause_ms, success_ts, line.error
         )

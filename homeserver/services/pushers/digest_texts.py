@@ -22,6 +22,8 @@ from storage.room_summaries import RoomSummaryStore, Roster
 HEROES: Final = 3
 LONGEST_BODY: Final = 500
 LONGEST_NAME: Final = 100
+LONGEST_SENDER: Final = 255
+"""As long as an id of a user."""
 MATRIX_TO: Final = "https://matrix.to"
 
 
@@ -173,7 +175,8 @@ def _name_of(roster: Roster | None) -> str | None:
 
 def _sender(event: StoredEvent, names: Mapping[str, MembershipRow]) -> str:
     row = names.get(event.event.sender)
-    return (row.display_name if row is not None else None) or event.event.sender
+    # a name that another server gave may be as long as an event
+    return ((row.display_name if row is not None else None) or event.event.sender)[:LONGEST_SENDER]
 
 
 def _time(event: StoredEvent, zone: tzinfo) -> str:

@@ -82,6 +82,8 @@ class EmailDigests:
         self._due: dict[int, int] = {}
         """When pushers are looked at, as far as it is known here."""
         self._noted: dict[int, int] = {}
+        self._held: dict[tuple[str, int], dict[int, int]] = {}
+        """By user and room until when no letter about the room goes out, by pusher; until the user is seen there."""
         self._timer: IDelayedCall | None = None
         self._is_working = False
         self._active = False
@@ -92,13 +94,24 @@ class EmailDigests:
         known = self._due.get(pusher.pusher_nid)
         if known is not None and known <= now + self._delay_ms:
             return
-        due = now + self._delay_ms
+        earliest = now + self._delay_ms
+        held = self._held.get((pusher.user_id, room_nid), {}).get(pusher.pusher_nid, 0)
+        if known is not None and known <= held and held > earliest:
+            return  # the room waits for longer than the pusher does: so each message to who does not read costs nothing
         pauses = await self._store.get_pauses(pusher.pusher_nid)
-        due = await self._after_pause(UserID(pusher.user_id), room_nid, due, pauses)
+        due = await self._after_pause(UserID(pusher.user_id), room_nid, earliest, pauses)
+        if due > earliest:
+            if len(self._held) >= DUE_REMEMBERED:
+                self._held.clear()
+            self._held.setdefault((pusher.user_id, room_nid), {})[pusher.pusher_nid] = due
         if known is None or due < known:
             if len(self._due) >= DUE_REMEMBERED:
                 self._due.clear()
             self._due[pusher.pusher_nid] = self._noted[pusher.pusher_nid] = due
+
+    def note_reading(self, user_id: str, room_nid: int) -> None:
+        """The user was seen in a room: it is told of as at first."""
+        self._held.pop((user_id, room_nid), None)
 
     async def flush(self) -> None:
         """What was noted is durable when this returns."""
@@ -112,6 +125,7 @@ class EmailDigests:
         self._active = True
         self._due.clear()
         self._noted.clear()
+        self._held.clear()
         self._sleep_until(0)
 
     def stop(self) -> None:

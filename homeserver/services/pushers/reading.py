@@ -50,6 +50,8 @@ ROUNDS_TO_NOTE_ALL: Final = 6
 """How many rounds pass until it is noted how pushers stand that push without trouble."""
 AT_ONCE: Final = 500
 """Events that are read from the database at once."""
+MOST_BEHIND: Final = 200_000
+"""So many positions before the lease's are read again for pushers that fail. What is older is given up: all others wait."""
 MOST_HEARD: Final = 20_000
 """Of what was heard and not come to yet; the rest is read from the database."""
 
@@ -61,6 +63,10 @@ class Letters(Protocol):
 
     async def note(self, pusher: PusherRow, room_nid: int) -> None:
         """There is something that this pusher is to tell."""
+        ...
+
+    def note_reading(self, user_id: str, room_nid: int) -> None:
+        """The user has read something in a room."""
         ...
 
     async def flush(self) -> None:
@@ -81,6 +87,9 @@ class NoLetters:
 
     async def note(self, pusher: PusherRow, room_nid: int) -> None:
         """Nobody is told."""
+
+    def note_reading(self, user_id: str, room_nid: int) -> None:
+        """Nobody waits for that."""
 
     async def flush(self) -> None:
         """Nothing was noted."""
@@ -152,6 +161,8 @@ class PushReading:
         self._changed_users: set[str] = set()
         self._set_now: set[str] = set()
         """Those of them whose pushers were set while this process was told of it."""
+        self._refreshed: Set[str] = frozenset()
+        """Users whose pushers are being read: they may come to have some."""
         self._scheduled = False
         self._rounds = 0
         self._round = LoopingCall(self._start_round)
@@ -188,7 +199,7 @@ class PushReading:
                     self._set_now.add(change.user_id)
                 self._schedule()
             elif isinstance(row, EventRow):
-                if (row.flags & COUNTED or row.type == REDACTION) and (self._roster.users or self._changed_users):
+                if (row.flags & COUNTED or row.type == REDACTION) and self._may_anybody_have_pushers():
                     self._heard.append(
                         NewEvent(
                             change.position,
@@ -220,8 +231,11 @@ class PushReading:
         if len(self._heard) > MOST_HEARD:
             self._forget_heard()
 
+    def _may_anybody_have_pushers(self) -> bool:
+        return bool(self._roster.users or self._changed_users or self._refreshed)
+
     def _may_have_pushers(self, user_id: str) -> bool:
-        return user_id in self._roster.users or user_id in self._changed_users
+        return user_id in self._roster.users or user_id in self._changed_users or user_id in self._refreshed
 
     def _heed_others(self, _after: int, upto: int) -> None:
         """Another node wrote."""
@@ -265,12 +279,15 @@ class PushReading:
     async def _refresh(self) -> None:
         users, self._changed_users = self._changed_users, set()
         set_now, self._set_now = self._set_now, set()
+        self._refreshed = users
         try:
             for user_id, rows in (await self._roster.refresh(users)).items():
                 self._deliveries.change(user_id, rows, set_now=user_id in set_now)
         except BaseException:
             self._changed_users |= users
             raise
+        finally:
+            self._refreshed = frozenset()
 
     async def _read_database(self) -> None:
         stretch = await self._stream.get_stretch(self._done, self._in_database, AT_ONCE)
@@ -321,7 +338,10 @@ class PushReading:
         stored = (await self._events.get_events([event.event_nid])).get(event.event_nid)
         if stored is None:
             return
-        told = Told(stored, event.position, event.room_nid, event.thread_root, self._now_ms())
+        queued_ms = self._now_ms()
+        if event.position <= self._floor:  # it has waited since before the restart
+            queued_ms = min(queued_ms, stored.event.origin_server_ts)
+        told = Told(stored, event.position, event.room_nid, event.thread_root, queued_ms)
         for user_id in concerned:
             self._badges.touch(user_id, event.room_nid)
         await self._tell(told, concerned)
@@ -369,6 +389,7 @@ class PushReading:
         if receipt.user_id not in self._roster.users:
             return
         self._badges.touch(receipt.user_id, receipt.room_nid)
+        self._letters.note_reading(receipt.user_id, receipt.room_nid)
         if receipt.event_position is not None:
             self._deliveries.mark_read(
                 receipt.user_id,
@@ -406,7 +427,7 @@ class PushReading:
         self._behind = {row.user_id for row in failing}
         self._told = self._floor = lease.position
         self._done = min((row.position for row in failing), default=lease.position)
-        self._done = min(self._done, lease.position)
+        self._done = max(min(self._done, lease.position), lease.position - MOST_BEHIND)
         self._badges.forget_all()
         self._has_lease = True
         self._forget_heard()

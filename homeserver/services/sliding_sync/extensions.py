@@ -27,6 +27,7 @@ from homeserver.services.sliding_sync.request import (
     ToDeviceRequest,
 )
 from homeserver.services.sliding_sync.rooms import RoomWork
+from homeserver.services.sliding_sync.typing_views import TypingViews
 from homeserver.services.stream_tokens import SyncToken
 from homeserver.services.sync.devices import DeviceNewsReader
 from homeserver.services.sync.request import Range, StateSection, SyncRequest
@@ -66,6 +67,7 @@ class ExtensionReader:
 
     def __init__(self, parts: ExtensionParts) -> None:
         self._parts = parts
+        self._views = TypingViews(parts.typing)
 
     async def read(
         self,
@@ -103,7 +105,7 @@ class ExtensionReader:
             is_news = is_news or bool(receipts)
         if wanted.typing is not None:
             scope = _rooms_in(wanted.typing, selection) & selection.joined
-            typing = await self._typing(connection, scope)
+            typing = await self._typing(connection, scope, token)
             answer["typing"] = {"rooms": typing}
             is_news = is_news or bool(typing)
         if wanted.thread_subscriptions is not None:
@@ -254,19 +256,16 @@ class ExtensionReader:
         # the form has room for one event; of a user's receipts for threads of the same event it takes one
         return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
 
-    async def _typing(self, connection: Connection, scope: set[int]) -> dict[str, Any]:
-        typing, known = self._parts.typing, connection.state.rooms
-        if typing.is_quiet_since(None if connection.token is None else connection.token.ephemeral):
+    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> dict[str, Any]:
+        def find_live() -> set[int]:
+            known = connection.state.rooms
+            return {nid for nid in scope if nid in known and known[nid].upto == LIVE}
+
+        found = self._views.move(connection.key, connection.token, token, scope, find_live)
+        if not found:
             return {}
-        if connection.token is None:
-            found = dict(typing.get_changed(scope, None))
-        else:
-            since = connection.token.ephemeral
-            followed = {nid for nid in scope if nid in known and known[nid].upto == LIVE}
-            found = dict(typing.get_changed(scope - followed, None))
-            found.update(typing.get_changed(typing.changed_rooms(since) & followed, since))
         rooms = await self._parts.rooms.get_rooms_by_nid(found)
-        ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id)) if found else frozenset[str]()
+        ignored = await self._parts.ignored.of_user(UserID(connection.key.user_id))
         return {rooms[nid].room_id: typing_event(users, ignored) for nid, users in found.items()}
 
     async def _threads(

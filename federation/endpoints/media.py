@@ -1,0 +1,66 @@
+"""Files of this server, as other servers fetch them: two parts, of which the second is the file, sent as it is read.
+
+The answers come from the layer that knows the files: `MediaAnswers` is filled where the server is put together.
+
+spec: server-server-api#content-repository
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from federation.protocol.answers import Response
+from federation.protocol.endpoint import Auth, endpoint
+
+DEFAULT_WAIT_MS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class ThumbnailQuery:
+    """What sort of thumbnail."""
+
+    width: int
+    height: int
+    method: str
+    animated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MediaAnswers:
+    """Who answers. Both raise NotFound, NotYetUploaded, InvalidParam."""
+
+    get_file: Callable[[str, int], Awaitable[Response]]
+    """From the id, and how many milliseconds to wait for an upload."""
+    get_thumbnail: Callable[[str, ThumbnailQuery, int], Awaitable[Response]]
+
+
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/media/download/{media_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+    long_poll=True,
+)
+async def get_file(answers: MediaAnswers, *, media_id: str, timeout_ms: int = DEFAULT_WAIT_MS) -> Response:
+    """A file."""
+    return await answers.get_file(media_id, timeout_ms)
+
+
+@endpoint(
+    "GET",
+    "/_matrix/federation/v1/media/thumbnail/{media_id}",
+    auth=Auth.SERVER,
+    resource="federation",
+    long_poll=True,
+)
+async def get_thumbnail_of_file(
+    answers: MediaAnswers,
+    *,
+    media_id: str,
+    width: int,
+    height: int,
+    method: str = "scale",
+    animated: bool = False,
+    timeout_ms: int = DEFAULT_WAIT_MS,
+) -> Response:
+    """A small picture of an image."""
+    return await answers.get_thumbnail(media_id, ThumbnailQuery(width, height, method, animated), timeout_ms)

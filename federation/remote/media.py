@@ -1,0 +1,205 @@
+"""Fetching a file from the server that has it, into a sink: nothing large is in memory.
+
+Laws:
+- Servers are asked by the signed endpoint; those that do not know it by the one from before it, told to give nothing but
+  what is their own.
+- A redirect is followed over https alone, and to addresses alone that this server contacts.
+- An answer that is not whole and of the right form, or is longer than wanted, is an error, whatever the sink has by then.
+
+spec: server-server-api#content-repository
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from federation.outbound.errors import OutboundError
+from federation.outbound.request import TakeBody
+from federation.protocol.errors import RemoteError
+from federation.protocol.ids import ServerName
+from federation.protocol.multipart import BadMultipart, MultipartFile
+from federation.requests import Query, RefusedByRemote, Requests, path_of
+
+ENVELOPE_BYTES: Final = 128 << 10
+"""What may come around the file."""
+UNSIGNED_PATH: Final = "/_matrix/media/v3/download/{}/{}"
+SIGNED_PATH: Final = "/_matrix/federation/v1/media/download/{}"
+
+Follow = Callable[[str, TakeBody, float, int], Awaitable[int]]
+"""GET what is at an address, within so many seconds, so many bytes at most; the status. Raises OutboundError."""
+
+
+class RemoteFileTooLarge(RemoteError):
+    """The file is longer than wanted."""
+
+    def __init__(self, destination: str, max_bytes: int) -> None:
+        super().__init__(destination, f"the file is longer than {max_bytes} bytes", retryable=False)
+
+
+class FileSink(Protocol):
+    """Where a file goes."""
+
+    def begin(self) -> None:
+        """The answer comes. Of a new answer: what was written so far is of no use."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """The next bytes. Raises OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileHeaders:
+    """What the other server says of a file. Untrusted."""
+
+    type: str
+    disposition: str
+
+
+class RemoteMedia:
+    """Fetches files."""
+
+    def __init__(self, requests: Requests, follow: Follow) -> None:
+        self._requests = requests
+        self._follow = follow
+
+    async def download(
+        self, server: ServerName, media_id: str, sink: FileSink, *, timeout_ms: int, seconds: float, max_bytes: int
+    ) -> FileHeaders:
+        """Fetch a file. `timeout_ms`: how long the other server may wait for its upload. `seconds`: for each answer.
+
+        Raises RefusedByRemote, RemoteFileTooLarge, another RemoteError, Forbidden (the policy), OSError (the sink).
+        """
+        receiver = _Receiver(server, sink, max_bytes)
+        limits = (seconds, max_bytes + ENVELOPE_BYTES)
+        try:
+            await self._ask_either(server, media_id, timeout_ms, receiver, limits)
+        except RemoteError:
+            receiver.raise_problem()
+            raise
+        return await self._finish(receiver, limits)
+
+    async def _ask_either(
+        self, server: ServerName, media_id: str, timeout_ms: int, receiver: "_Receiver", limits: tuple[float, int]
+    ) -> None:
+        query: Query = (("timeout_ms", str(timeout_ms)),)
+        try:
+            await self._ask(server, path_of(SIGNED_PATH, media_id), query, receiver.take_multipart, limits, signed=True)
+        except RefusedByRemote as error:
+            if not _knows_no_such_path(error):
+                raise
+            path = path_of(UNSIGNED_PATH, server, media_id)
+            query = (("allow_remote", "false"), *query)
+            await self._ask(server, path, query, receiver.take_plain, limits, signed=False)
+
+    async def _ask(
+        self,
+        server: ServerName,
+        path: str,
+        query: Query,
+        take: TakeBody,
+        limits: tuple[float, int],
+        *,
+        signed: bool,
+    ) -> None:
+        seconds, max_bytes = limits
+        await self._requests.download(server, path, query, take, seconds=seconds, max_bytes=max_bytes, signed=signed)
+
+    async def _finish(self, receiver: "_Receiver", limits: tuple[float, int]) -> FileHeaders:
+        receiver.check_whole()
+        location = receiver.location
+        if location is None:
+            return receiver.headers
+        try:
+            status = await self._follow(location, receiver.take_plain, *limits)
+        except OutboundError as error:
+            receiver.raise_problem()
+            raise RemoteError(
+                receiver.server, f"the file is elsewhere, and there {error}", retryable=error.retryable
+            ) from error
+        if status != HTTPStatus.OK:
+            raise RemoteError(receiver.server, f"the file is elsewhere, and there is {status}", retryable=False)
+        return receiver.headers
+
+
+class _Receiver:
+    """Reads the answers about one file."""
+
+    def __init__(self, server: ServerName, sink: FileSink, max_bytes: int) -> None:
+        self.server = server
+        self.location: str | None = None
+        self.headers = FileHeaders("", "")
+        self._sink = sink
+        self._max_bytes = max_bytes
+        self._size = 0
+        self._multipart: MultipartFile | None = None
+        self._problem: Exception | None = None
+
+    def take_multipart(self, _status: int, headers: Mapping[str, str]) -> Callable[[bytes], None]:
+        self._begin()
+        try:
+            self._multipart = multipart = MultipartFile(headers.get("content-type", ""), self._begin_file, self._write)
+        except BadMultipart as error:
+            raise self._fail(RemoteError(self.server, str(error), retryable=False)) from error
+
+        def take(data: bytes) -> None:
+            try:
+                multipart.take(data)
+            except BadMultipart as error:
+                raise self._fail(RemoteError(self.server, str(error), retryable=False)) from error
+
+        return take
+
+    def take_plain(self, status: int, headers: Mapping[str, str]) -> Callable[[bytes], None] | None:
+        if status != HTTPStatus.OK:
+            return None  # of a redirect, which the client follows, or an error
+        self._begin()
+        self._begin_file(headers)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and len(length) < 20 and int(length) > self._max_bytes:
+            raise self._fail(RemoteFileTooLarge(self.server, self._max_bytes))
+        return self._write
+
+    def check_whole(self) -> None:
+        """Raises RemoteError where something is missing."""
+        if self._multipart is not None and not self._multipart.is_whole:
+            raise RemoteError(self.server, "the answer ends before its last boundary", retryable=False)
+        if self.location is not None and self._size:
+            raise RemoteError(self.server, "it gives a file, and says that it is elsewhere", retryable=False)
+
+    def raise_problem(self) -> None:
+        """Raises what was wrong with the body, if that ended the exchange."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _begin(self) -> None:
+        """An answer comes."""
+        self._multipart = None
+        self._size = 0
+        self._sink.begin()
+
+    def _begin_file(self, headers: Mapping[str, str]) -> None:
+        self.location = headers.get("location") if self._multipart is not None else None
+        self.headers = FileHeaders(headers.get("content-type", ""), headers.get("content-disposition", ""))
+
+    def _write(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size > self._max_bytes:
+            raise self._fail(RemoteFileTooLarge(self.server, self._max_bytes))
+        try:
+            self._sink.write(data)
+        except OSError as error:
+            raise self._fail(error) from error
+
+    def _fail(self, problem: Exception) -> OutboundError:
+        """What ends the exchange; who began it learns why from `raise_problem`."""
+        self._problem = problem
+        return OutboundError(str(problem), retryable=False)
+
+
+def _knows_no_such_path(error: RefusedByRemote) -> bool:
+    """Whether a server answers as one does that has not heard of the endpoint, or a proxy before it."""
+    if error.errcode == "M_UNRECOGNIZED":
+        return error.status in (400, 404, 405)
+    return error.status == 404 and error.errcode == "M_UNKNOWN"

@@ -1,0 +1,153 @@
+"""Files of other servers: a copy is fetched when somebody here asks for one first, and kept until nobody has read it for long.
+
+spec: client-server-api#content-repository, server-server-api#content-repository
+"""
+
+from collections.abc import Collection
+from typing import BinaryIO
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.policy import Policy
+from federation.protocol.endpoint import Limit
+from federation.protocol.errors import Forbidden, InvalidParam, NotFound
+from federation.protocol.ids import ServerName
+from federation.protocol.multipart import name_in
+from federation.remote.media import SIGNED_PATH, FileHeaders
+from homeserver.http.rate_limits import Rate, RateLimiter, address_key
+from homeserver.services.media.fetching import Fetching
+from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
+from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
+from storage.database import Database
+from storage.media import Content
+from storage.media_files import MediaFiles
+from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+
+
+class RemoteCopies:
+    """Gives out files of other servers."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        store: RemoteMediaStore,
+        database: Database,
+        files: MediaFiles,
+        fetching: Fetching,
+        policy: Policy,
+        limiter: RateLimiter,
+        clock: IReactorTime,
+        *,
+        rate: Rate,
+        refused: Collection[str],
+        authenticated_only: bool,
+        lifetime_ms: int | None,
+    ) -> None:
+        """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are given out.
+
+        `authenticated_only`: copies that are fetched from now on are not given to those who show no token.
+        """
+        self._store = store
+        self._database = database
+        self._files = files
+        self._fetching = fetching
+        self._policy = policy
+        self._limiter = limiter
+        self._clock = clock
+        self._rate = rate
+        self._refused = frozenset(server.lower() for server in refused)
+        self._authenticated_only = authenticated_only
+        self._lifetime_ms = lifetime_ms
+
+    async def get_content(
+        self,
+        server: ServerName,
+        media_id: str,
+        timeout_ms: int,
+        *,
+        authenticated: bool,
+        allow_remote: bool,
+        client_ip: str,
+    ) -> Content:
+        """What a file is, once there is a copy. Raises what `Fetching.fetch` does, and InvalidParam.
+
+        `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched.
+        """
+        if timeout_ms < 0:
+            raise InvalidParam("timeout_ms may not be negative")
+        if server.lower() in self._refused:
+            raise Forbidden(f"This server gives out no files of {server}")
+        self._policy.check_destination(server, SIGNED_PATH)
+        if not MEDIA_ID.fullmatch(media_id):
+            raise NotFound("There is no such file")
+        row = await self._store.get_copy(server, media_id)
+        if row is None:
+            if not allow_remote:
+                raise NotFound("There is no copy of this file here")
+            if self._authenticated_only and not authenticated:
+                raise NotFound("Files of other servers are only for those who show an access token")
+            row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address_key(client_ip))
+        if row is None or row.quarantined:
+            raise NotFound("There is no such file")
+        if row.authenticated and self._authenticated_only and not authenticated:
+            raise NotFound("There is no such file for those who show no access token")
+        self._note_access(row)
+        return row.content
+
+    async def do_remove_unread(self, limit: int) -> int:
+        """Take away at most so many copies that nobody has read for long; how many. A job does it."""
+        if self._lifetime_ms is None:
+            return 0
+        before = self._now_ms() - self._lifetime_ms
+        rows = await self._store.get_unread(before, limit)
+        if not rows:
+            return 0
+        hashes = {row.content.hash for row in rows}
+        removed = await self._files.remove_unused(hashes, lambda: self._store.remove_unread(rows, before))
+        return 0 if removed is None else len(rows)
+
+    async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
+        self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
+
+        async def keep(headers: FileHeaders, body: BinaryIO) -> None:
+            await self._keep(server, media_id, headers, body)
+
+        await self._fetching.fetch(server, media_id, timeout_ms, keep)
+        row = await self._store.get_copy(server, media_id)
+        if row is not None:
+            self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)
+        return row
+
+    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: BinaryIO) -> None:
+        stored = await self._files.add(body)
+        now = self._now_ms()
+        content = Content(stored.hash, stored.size, parse_type(headers.type), _name(headers.disposition))
+        row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
+        try:
+            is_new = await self._database.write("keep_remote_media", self._store.add_copy, row)
+        except BaseException:
+            self._files.abandon(stored)
+            raise
+        if is_new:
+            await self._files.settle(stored)
+        else:  # another node was first
+            self._files.abandon(stored)
+
+    def _note_access(self, row: RemoteMediaRow) -> None:
+        now = self._now_ms()
+        if now - row.last_access_ts >= ACCESS_GRAIN_MS:
+            Deferred.fromCoroutine(self._store.set_accessed(row.origin, row.media_id, now)).addErrback(
+                lambda failure: self.log.failure("cannot note that a file was read", failure)
+            )
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _name(disposition: str) -> str | None:
+    """The file's name that another server says; one that an own file could not have is none."""
+    name = name_in(disposition)
+    return None if name is None or len(name.encode()) > MAX_NAME_BYTES else name

@@ -1,0 +1,110 @@
+"""What is known of files of other servers of which there is a copy here, and which bytes (by hash) they hold."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.engine import Row
+from storage.media import Content, select_used_hashes
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteMediaRow:
+    """A copy. Times are milliseconds since 1970."""
+
+    origin: str
+    media_id: str
+    content: Content
+    created_ts: int
+    last_access_ts: int
+    authenticated: bool
+    """Only for those who show a token."""
+    quarantined: bool = False
+
+
+_COLUMNS = "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated, quarantined"
+
+
+class RemoteMediaStore:
+    """The table of copies."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_copy(self, origin: str, media_id: str) -> RemoteMediaRow | None:
+        """The copy of a file."""
+        return await self._database.read_quickly("get_remote_media", _select, origin, media_id)
+
+    async def set_accessed(self, origin: str, media_id: str, now_ms: int) -> None:
+        """Note that somebody has read it."""
+        await self._database.write("set_remote_media_accessed", _set_accessed, origin, media_id, now_ms)
+
+    async def get_unread(self, before_ms: int, limit: int) -> Sequence[RemoteMediaRow]:
+        """At most so many copies that nobody has read since, those that were read longest ago first."""
+        return await self._database.read("get_unread_remote_media", _select_unread, before_ms, limit)
+
+    async def remove_unread(self, rows: Sequence[RemoteMediaRow], before_ms: int) -> Set[bytes]:
+        """Forget those of the copies that nobody has read since after all; the hashes that no file has any more."""
+        return await self._database.write("remove_unread_remote_media", _remove_unread, tuple(rows), before_ms)
+
+    def add_copy(self, txn: WriteTransaction, row: RemoteMediaRow) -> bool:
+        """Add a copy; False where there is one, which stays: the file behind an address never changes."""
+        content = row.content
+        count = txn.execute(
+            f"INSERT INTO remote_media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (origin, media_id) DO NOTHING",
+            (
+                row.origin,
+                row.media_id,
+                content.hash,
+                content.type,
+                content.size,
+                content.name,
+                row.created_ts,
+                row.last_access_ts,
+                int(row.authenticated),
+                int(row.quarantined),
+            ),
+        )
+        return count > 0
+
+    def set_quarantined(self, txn: WriteTransaction, origin: str, media_id: str, *, quarantined: bool) -> bool:
+        """Hold a copy back from everybody, or give it free. False for one that is not there."""
+        sql = "UPDATE remote_media SET quarantined = ? WHERE origin = ? AND media_id = ?"
+        return txn.execute(sql, (int(quarantined), origin, media_id)) > 0
+
+
+def _select(txn: Transaction, origin: str, media_id: str) -> RemoteMediaRow | None:
+    row = txn.query_one(f"SELECT {_COLUMNS} FROM remote_media WHERE origin = ? AND media_id = ?", (origin, media_id))
+    return None if row is None else _row(row)
+
+
+def _row(row: Row) -> RemoteMediaRow:
+    content = Content(bytes(row[2]), row[4], row[3], row[5])
+    return RemoteMediaRow(row[0], row[1], content, row[6], row[7], bool(row[8]), bool(row[9]))
+
+
+def _set_accessed(txn: WriteTransaction, origin: str, media_id: str, now_ms: int) -> None:
+    txn.execute(
+        "UPDATE remote_media SET last_access_ts = ? WHERE origin = ? AND media_id = ? AND last_access_ts < ?",
+        (now_ms, origin, media_id, now_ms),
+    )
+
+
+def _select_unread(txn: Transaction, before_ms: int, limit: int) -> Sequence[RemoteMediaRow]:
+    sql = (
+        f"SELECT {_COLUMNS} FROM remote_media WHERE quarantined = 0 AND last_access_ts < ? "
+        "ORDER BY last_access_ts LIMIT ?"
+    )
+    return [_row(row) for row in txn.query(sql, (before_ms, limit))]
+
+
+def _remove_unread(txn: WriteTransaction, rows: Sequence[RemoteMediaRow], before_ms: int) -> Set[bytes]:
+    for row in rows:
+        txn.execute(
+            "DELETE FROM remote_media WHERE origin = ? AND media_id = ? AND quarantined = 0 AND last_access_ts < ?",
+            (row.origin, row.media_id, before_ms),
+        )
+    hashes = {row.content.hash for row in rows}
+    return hashes - select_used_hashes(txn, tuple(hashes))

@@ -1,0 +1,96 @@
+"""The number on an app's icon, where several pushes of one user are made at the same time."""
+
+from collections.abc import Collection, Mapping, Set
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred
+
+from federation.protocol.ids import UserID
+from federation.rooms.memberships import Memberships
+from homeserver.services.ignored_users import IgnoredUsers
+from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.pushers.badges import Badges
+from homeserver.services.unread import RoomUnread, Unread, UnreadCounts
+from storage.memberships import MembershipRow
+
+ALICE = UserID("@alice:example.org")
+
+
+def joined(room_nid: int) -> MembershipRow:
+    row: Any = type("Row", (), {"room_nid": room_nid, "membership": "join"})()
+    return cast(MembershipRow, row)
+
+
+class Counting:
+    """Rooms, and what is unread in each; counting takes until `finish`."""
+
+    def __init__(self, unread: Mapping[int, int]) -> None:
+        self.unread = dict(unread)
+        self.asked: list[Deferred[None]] = []
+
+    async def of_user(self, _user_id: UserID) -> Any:
+        return {nid: joined(nid) for nid in self.unread}
+
+    async def get_counts(
+        self, _user_id: UserID, rooms: Collection[MembershipRow], _ignored: Set[str]
+    ) -> Mapping[int, RoomUnread]:
+        counts = {row.room_nid: RoomUnread(Unread(self.unread[row.room_nid], 0), {}) for row in rooms}
+        gate: Deferred[None] = Deferred()
+        self.asked.append(gate)
+        await gate
+        return counts
+
+    def finish(self) -> None:
+        asked, self.asked = self.asked, []
+        for gate in asked:
+            gate.callback(None)
+
+
+class NobodyIgnored:
+    async def of_user(self, _user_id: UserID) -> Set[str]:
+        return frozenset()
+
+
+def badges_of(counting: Counting) -> Badges:
+    memberships, unread = cast(Memberships, counting), cast(UnreadCounts, counting)
+    ignored, permissions = cast(IgnoredUsers, NobodyIgnored()), cast(InvitePermissions, None)
+    return Badges(memberships, unread, ignored, permissions, by_room=False)
+
+
+def ask(badges: Badges) -> list[int]:
+    """The number, once it is known."""
+    told: list[int] = []
+    Deferred.fromCoroutine(badges.get(ALICE)).addCallback(told.append)
+    return told
+
+
+def test_two_devices_that_are_pushed_to_at_once_are_told_the_same_number() -> None:
+    counting = Counting({1: 3, 2: 4})
+    badges = badges_of(counting)
+    first, second = ask(badges), ask(badges)
+    while counting.asked:
+        counting.finish()
+    assert (first, second) == ([7], [7])
+
+
+def test_what_happens_while_it_is_counted_is_counted_after_that() -> None:
+    counting = Counting({1: 3})
+    badges = badges_of(counting)
+    first = ask(badges)
+    counting.unread[1] = 4
+    badges.touch(ALICE, 1)
+    second = ask(badges)
+    while counting.asked:
+        counting.finish()
+    assert (first, second) == ([3], [4])
+
+
+def test_a_count_that_fails_is_made_again_by_the_next() -> None:
+    counting = Counting({1: 3})
+    badges = badges_of(counting)
+    Deferred.fromCoroutine(badges.get(ALICE)).addErrback(lambda failure: failure.trap(OSError))
+    second = ask(badges)
+    counting.asked.pop().errback(OSError())
+    while counting.asked:
+        counting.finish()
+    assert second == [3]
