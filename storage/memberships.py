@@ -52,6 +52,10 @@ class MembershipStore:
         """Memberships of a room for some users; who never had one is missing from the answer."""
         return await self._database.read_quickly("get_memberships", select_memberships, room_nid, list(user_ids))
 
+    async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
+        """Of everybody who is joined the id, and the name and avatar that they have there."""
+        return await self._database.read("get_joined_profiles", _select_profiles, room_nid)
+
     async def get_members(self, room_nid: int, membership: str) -> list[MembershipRow]:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
@@ -150,6 +154,14 @@ def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, i
 def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:
     rows = txn.query(f"SELECT {_COLUMNS} FROM memberships WHERE user_id = ?", (user_id,))
     return {row[0]: _row(row) for row in rows}
+
+
+def _select_profiles(txn: Transaction, room_nid: int) -> list[tuple[str, str | None, str | None]]:
+    return txn.query(
+        "SELECT user_id, display_name, avatar_url FROM memberships WHERE room_nid = ? AND membership = 'join'"
+        " ORDER BY event_nid",
+        (room_nid,),
+    )
 
 
 def _select_members(txn: Transaction, room_nid: int, membership: str) -> list[MembershipRow]:

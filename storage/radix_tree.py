@@ -111,6 +111,21 @@ class RadixTree:
             return int.from_bytes(content[1 + 8 * key : 9 + 8 * key], "little")
         return int.from_bytes(content[1 + 4 * key : 5 + 4 * key], "little")
 
+    def find_all(self, get: Get, root: bytes, keys: Iterable[int]) -> list[int] | None:
+        """The values of the keys in their order, 0 for those that have none; None if a node on a path is not at hand."""
+        content = get(root)
+        if content is None:
+            return None
+        if content[0] == 0:  # of most rooms the whole state is one leaf
+            return [int.from_bytes(content[1 + 4 * key : 5 + 4 * key], "little") for key in keys]
+        values: list[int] = []
+        for key in keys:
+            value = self.find(get, root, key)
+            if value is None:
+                return None
+            values.append(value)
+        return values
+
     def find_last_key(self, get: Get, root: bytes) -> int | None:
         """The highest key that has a value; None if a node on its path is not at hand."""
         content = get(root)

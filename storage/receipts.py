@@ -55,6 +55,12 @@ class ReceiptStore:
         """For each room (after, up to): the receipts that changed in between."""
         return await self._database.read("get_receipts", _select_receipts, dict(ranges))
 
+    async def get_receipts_and_own(
+        self, ranges: Mapping[int, tuple[int, int]], user_id: str, room_nids: Iterable[int]
+    ) -> tuple[Mapping[int, list[ReceiptRow]], Mapping[int, list[ReceiptRow]]]:
+        """Both of `get_receipts` and `get_receipts_of_user`, of one moment."""
+        return await self._database.read("get_receipts", _select_both, dict(ranges), user_id, list(room_nids))
+
     async def get_receipts_of_user(self, user_id: str, room_nids: Iterable[int]) -> Mapping[int, list[ReceiptRow]]:
         """A user's own receipts by room."""
         return await self._database.read_quickly("get_receipts_of_user", _select_of_user, user_id, list(room_nids))
@@ -92,6 +98,12 @@ def _select_receipts(txn: Transaction, ranges: dict[int, tuple[int, int]]) -> di
         room_nid: sorted((ReceiptRow(*row) for row in found), key=attrgetter("position"))
         for room_nid, found in zip(ranges, rows, strict=True)
     }
+
+
+def _select_both(
+    txn: Transaction, ranges: dict[int, tuple[int, int]], user_id: str, room_nids: list[int]
+) -> tuple[dict[int, list[ReceiptRow]], dict[int, list[ReceiptRow]]]:
+    return _select_receipts(txn, ranges) if ranges else {}, _select_of_user(txn, user_id, room_nids)
 
 
 def _select_of_user(txn: Transaction, user_id: str, room_nids: list[int]) -> dict[int, list[ReceiptRow]]:

@@ -371,6 +371,7 @@ class RoomWriter:
                     "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
                     (event.redacts, nid),
                 )
+        positions = {row.event_nid: row.position for row in rows}
         children = [
             _child(event.relation, row)
             for row, event in zip(rows, events, strict=True)
@@ -378,6 +379,15 @@ class RoomWriter:
         ]
         if children:
             add_relations(txn, children)
+            for child in children:
+                position = positions[child.event_nid]
+                txn.announce(
+                    Change(
+                        txn.next_position() if position is None else position,
+                        Topic.RELATED,
+                        detail=child.relation.target,
+                    )
+                )
         sticky = [
             StickyRow(
                 row.event_nid,

@@ -55,11 +55,9 @@ class SentTransactionStore:
         """What was answered to that request, or None if it is new."""
         return await self._database.read_quickly("get_sent_response", select_response, transaction)
 
-    async def get_txn_ids(
-        self, user_id: str, device_id: str, event_nids: Iterable[int]
-    ) -> Mapping[int, tuple[str, str]]:
-        """For those of the events that this device of their sender sent, or none, the device and the transaction id."""
-        return await self._database.read_quickly("get_txn_ids", _select_ids, user_id, device_id, list(event_nids))
+    async def get_txn_ids(self, event_nids: Iterable[int]) -> Mapping[int, tuple[str, str]]:
+        """For those of the events that were sent with a transaction id, the device and the id."""
+        return await self._database.read_quickly("get_txn_ids", _select_ids, list(event_nids))
 
     async def remove_before(self, created_ts: int, limit: int) -> int:
         """Forget up to `limit` requests older than that; how many were forgotten."""
@@ -97,13 +95,9 @@ def select_response(txn: Transaction, transaction: SentTransaction) -> bytes | N
     return response if response is not None else b'{"event_id":"%s"}' % event_id.encode()
 
 
-def _select_ids(txn: Transaction, user_id: str, device_id: str, event_nids: list[int]) -> dict[int, tuple[str, str]]:
+def _select_ids(txn: Transaction, event_nids: list[int]) -> dict[int, tuple[str, str]]:
     rows = txn.query_in(
-        "SELECT t.event_nid, t.device_id, t.txn_id FROM sent_transactions AS t"
-        " JOIN events AS e ON e.event_nid = t.event_nid"
-        " WHERE t.device_id IN (?, '') AND e.sender = ? AND t.event_nid IN {keys}",
-        event_nids,
-        before=(device_id, user_id),
+        "SELECT event_nid, device_id, txn_id FROM sent_transactions WHERE event_nid IN {keys}", event_nids
     )
     return {nid: (of_device, txn_id) for nid, of_device, txn_id in rows}
 

@@ -53,6 +53,10 @@ class RoomKeys:
     def number_of(self, pair: StateKey) -> int | None:
         return self._numbers.get(pair)
 
+    def numbers_of(self, pairs: Iterable[StateKey]) -> list[int | None]:
+        """In the given order; None for those that have none."""
+        return list(map(self._numbers.get, pairs))
+
     def pair_of(self, number: int) -> StateKey:
         return self._pairs[number]
 

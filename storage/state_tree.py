@@ -90,24 +90,18 @@ class StateTreeStore:
             return None
         # before the look-ups: what is missing below this count does not exist
         count = known.count
-        get, find = self._nodes.get, self._tree.find
-        entries: dict[StateKey, int] = {}
-        unknown = False
-        for pair in keys:
-            number = known.number_of(pair)
-            if number is None:
-                unknown = True
-                continue
-            value = find(get, root, number)
-            if value is None:
-                return None
-            if value:
-                entries[pair] = value
-        if unknown:
+        wanted = tuple(keys)
+        numbers = known.numbers_of(wanted)
+        numbered = {pair: number for pair, number in zip(wanted, numbers, strict=True) if number is not None}
+        get = self._nodes.get
+        values = self._tree.find_all(get, root, numbered.values())
+        if values is None:
+            return None
+        if None in numbers:
             last = self._tree.find_last_key(get, root)
             if last is None or last >= count:
                 return None
-        return entries
+        return {pair: value for pair, value in zip(numbered, values, strict=True) if value}
 
     async def get_entries(self, room_nid: int, root: bytes | None, keys: Iterable[StateKey]) -> Mapping[StateKey, int]:
         """The event_nids of those of the keys that are set."""

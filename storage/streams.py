@@ -26,6 +26,8 @@ class Topic(Enum):
     """An event lost its content; `detail` is its number."""
     PLACED = "placed"
     """An event that was an outlier has found its place in the room; `detail` is its number."""
+    RELATED = "related"
+    """An event has one child more; `detail` is the id of the parent, which need not be here."""
     COMPLETENESS = "completeness"
     """A room was entered with a part of its state, or has all of it now; `detail` is the `PartialRoom`."""
     MEMBERSHIP = "membership"

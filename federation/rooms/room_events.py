@@ -7,6 +7,7 @@ the stream and drop the event.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
+from typing import Final
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -23,6 +24,10 @@ _TIMELINE = int(EventFlag.TIMELINE)
 _REJECTED = int(EventFlag.REJECTED)
 _OUTLIER = int(EventFlag.OUTLIER)
 _RESOLVED = int(EventFlag.RESOLVED)
+
+
+NO_TRANSACTION: Final = ("", "")
+"""In the place of device and transaction id, of what no client has sent."""
 
 
 class StoredEvent:
@@ -67,7 +72,7 @@ class StoredEvent:
         """Of the thread that it stands in, as far as it notifies anybody."""
         self.pdu = row.pdu
         self.sent: tuple[str, str] | None = None
-        """Device and transaction id, while it is known from memory that a client of ours sent it so."""
+        """Device and transaction id, or that there is none, as far as it is known."""
         self._client_prefix: bytes | None = None
 
     def with_content_of(self, event: Event) -> "StoredEvent":
@@ -132,16 +137,17 @@ class RoomEvents:
 
     async def get_events(self, nids: Iterable[int]) -> Mapping[int, StoredEvent]:
         """Events by number; unknown ones are missing from the answer."""
-        found: dict[int, StoredEvent] = {}
-        missing: list[int] = []
         cache = self._cache
-        for nid in nids:
-            event = cache.get(nid)
-            if event is None:
-                missing.append(nid)
-            else:
-                cache.move_to_end(nid)
-                found[nid] = event
+        wanted = list(nids)
+        cached = list(map(cache.get, wanted))
+        missing: list[int] = []
+        if None in cached:
+            missing = [nid for nid, event in zip(wanted, cached, strict=True) if event is None]
+            wanted = [nid for nid, event in zip(wanted, cached, strict=True) if event is not None]
+        found = dict(zip(wanted, filter(None, cached), strict=True))
+        use = cache.move_to_end
+        for nid in found:
+            use(nid)
         self.hits += len(found)
         self.misses += len(missing)
         while missing:

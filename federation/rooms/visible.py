@@ -19,6 +19,7 @@ from storage.events import EventFlag
 from storage.memberships import MembershipRow
 from storage.state_tree import StateTreeStore
 
+_TIMELINE: Final = EventFlag.TIMELINE
 MAX_DEPTH: Final = 2**53 - 1
 MAX_CHANGES_BACK: Final = 20
 """How many changes of a former member's membership are followed back to the last time they were in the room."""
@@ -44,20 +45,17 @@ class Visibility:
 
         `own` is the user's present membership of the room. Events that do not stand in the timeline are left out.
         """
-        shown = [event for event in events if event.flags & EventFlag.TIMELINE]
         if own is None or own.membership != "join":
-            return await self._filter_by_state(user_id, own, shown)
+            return await self._filter_by_state(user_id, own, [event for event in events if event.flags & _TIMELINE])
         # since the latest change of their membership they have been in the room: they see all, whatever its settings
         since = own.position
-        before = [event for event in shown if event.position is None or event.position <= since]
-        if not before:
-            return [Seen(event, "join") for event in shown]
-        seen = {each.event.nid: each for each in await self._filter_by_state(user_id, own, before)}
-        page = [
-            Seen(event, "join") if event.position is not None and event.position > since else seen.get(event.nid)
-            for event in shown
-        ]
-        return [each for each in page if each is not None]
+        page = [Seen(event, "join") for event in events if event.flags & _TIMELINE and (event.position or 0) > since]
+        if len(page) == len(events):
+            return page
+        later = {each.event.nid: each for each in page}
+        before = [event for event in events if event.flags & _TIMELINE and event.nid not in later]
+        seen = later | {each.event.nid: each for each in await self._filter_by_state(user_id, own, before)}
+        return [seen[event.nid] for event in events if event.nid in seen]
 
     async def _filter_by_state(
         self, user_id: UserID, own: MembershipRow | None, events: Sequence[StoredEvent]

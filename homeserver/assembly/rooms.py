@@ -35,6 +35,7 @@ from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
 from homeserver.observe.caches import Counted
 from homeserver.services.aggregations import Aggregations
+from homeserver.services.childless import ChildlessEvents
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.device_keys import DeviceKeys
 from homeserver.services.device_lists import DeviceLists
@@ -185,7 +186,8 @@ class RoomParts:
         self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored, self.permissions)
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
-        aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored)
+        childless = ChildlessEvents(streams, capacity=sizes.events)
+        aggregations = Aggregations(relation_store, self.events, self.memberships, visibility, ignored, childless)
         self.client_events = client_events = ClientEvents(
             self.events, sent_store, aggregations, self.sticky_events, now_ms
         )

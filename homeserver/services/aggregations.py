@@ -1,7 +1,7 @@
 """What is told of an event's children with the event itself: its latest edit, its thread, what refers to it.
 
 Laws:
-- One query tells which events of a page have children; a page without any costs no more than that.
+- One query tells which events of a page have children; a page without any costs no more than that, and that only once.
 - Nothing is told of children that the reader may not see, or that users whom they ignore have sent. Counts are of what
   this server knows, as the specification has it: they are not of what each reader may see.
 
@@ -17,6 +17,7 @@ from federation.rooms.memberships import Memberships
 from federation.rooms.relations import read_relation
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.visible import Seen, Visibility
+from homeserver.services.childless import ChildlessEvents
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
 from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore
@@ -48,20 +49,30 @@ class Aggregations:
         memberships: Memberships,
         visibility: Visibility,
         ignored: IgnoredUsers,
+        childless: ChildlessEvents,
     ) -> None:
         self._store = store
         self._events = events
         self._memberships = memberships
         self._visibility = visibility
         self._ignored = ignored
+        self._childless = childless
 
     async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
         """For those of the events that have children of which to tell, by number."""
-        parents = {event.nid: event for event in events if event.event.state_key is None}
+        childless = self._childless.known
+        parents = {
+            event.nid: event
+            for event in events
+            if event.event.event_id not in childless and event.event.state_key is None
+        }
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)
+        heard = self._childless.heard
         children = await self._store.get_children(parents, user_id, ignored)
+        if not ignored:
+            self._childless.note([event.event.event_id for nid, event in parents.items() if nid not in children], heard)
         if not children:
             return {}
         seen = await self.see(user_id, [nid for each in children.values() for group in each for nid in group.nids])

@@ -8,6 +8,7 @@ spec: client-server-api#room-event-format
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from federation.protocol.events import Event
 from federation.protocol.ids import DeviceID, UserID
 from federation.protocol.stripped_state import StrippedEvent
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.room_events import NO_TRANSACTION, RoomEvents, StoredEvent
 from federation.rooms.sticky_events import StickyEvents
 from federation.rooms.visible import Seen
 from homeserver.services.aggregations import Aggregation, Aggregations
@@ -27,6 +28,8 @@ BUNDLE_LEVELS: Final = 2
 """With an event its thread's latest event is told, and of that its own children; of these no more."""
 
 _encode = msgspec.json.encode
+_event: Final = attrgetter("event")
+_membership: Final = attrgetter("membership")
 
 
 class ClientEvents:
@@ -59,7 +62,9 @@ class ClientEvents:
 
         They come with what is told of their children; where `bundled_in` is given, only those in rooms of these numbers do.
         """
-        parents = [each.event for each in seen if bundled_in is None or each.event.room_nid in bundled_in]
+        parents = list(map(_event, seen))
+        if bundled_in is not None:
+            parents = [event for event in parents if event.room_nid in bundled_in]
         bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS)
         return await self._present(user_id, device_id, seen, bundles, with_room_id)
 
@@ -72,22 +77,23 @@ class ClientEvents:
         with_room_id: bool,
     ) -> list[msgspec.Raw]:
         now = self._now_ms()
-        extras = await self._load_extras(user_id, device_id, [each.event for each in seen])
+        extras = await self._load_extras(user_id, device_id, seen)
         presented: list[msgspec.Raw] = []
-        memberships: dict[str, bytes] = {}
+        memberships = {membership: _encode(membership) for membership in set(map(_membership, seen))}
         for each in seen:
-            event = each.event
-            membership = memberships.get(each.membership)
-            if membership is None:
-                membership = memberships[each.membership] = _encode(each.membership)
-            further = extras.get(event.nid, b"")
-            if event.event.sticky_ms is not None:
-                further += self._time_to_live(event, now)
-            if event.nid in bundles:
-                further += b',"m.relations":' + bundles[event.nid]
-            unsigned = (now - event.event.origin_server_ts, membership, further)
-            told = _head(event, with_room_id) + b',"unsigned":{"age":%d,"membership":%b%b}}' % unsigned
-            presented.append(msgspec.Raw(told))
+            stored = each.event
+            event, nid = stored.event, stored.nid
+            further = extras.get(nid, b"")
+            if event.sticky_ms is not None:
+                further += self._time_to_live(stored, now)
+            if nid in bundles:
+                further += b',"m.relations":' + bundles[nid]
+            if with_room_id:
+                further += b'},"room_id":"%b"}' % event.room_id.encode()
+            else:
+                further += b"}}"
+            parts = (stored.client_prefix, now - event.origin_server_ts, memberships[each.membership], further)
+            presented.append(msgspec.Raw(b'%b,"unsigned":{"age":%d,"membership":%b%b' % parts))
         return presented
 
     def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
@@ -117,22 +123,25 @@ class ClientEvents:
         forms = dict(zip(children, presented, strict=True))
         return {nid: _encode(_bundle_of(each, forms)) for nid, each in found.items()}
 
-    async def _load_extras(
-        self, user_id: UserID, device_id: DeviceID | None, events: Sequence[StoredEvent]
-    ) -> dict[int, bytes]:
+    async def _load_extras(self, user_id: UserID, device_id: DeviceID | None, seen: Sequence[Seen]) -> dict[int, bytes]:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
+        events: list[StoredEvent] = list(map(_event, seen))
         sent: dict[int, tuple[str, str]] = {}
         if device_id is not None:
             own = [event for event in events if event.event.sender == user_id]
-            sent = {event.nid: event.sent for event in own if event.sent is not None}
-            unknown = [event.nid for event in own if event.sent is None]
+            unknown = [event for event in own if event.sent is None]
             if unknown:
-                sent |= await self._sent.get_txn_ids(user_id, device_id, unknown)
+                found = await self._sent.get_txn_ids([event.nid for event in unknown])
+                for event in unknown:
+                    event.sent = found.get(event.nid, NO_TRANSACTION)
+            sent = {event.nid: event.sent for event in own if event.sent is not None and event.sent[1]}
         special = [
             event
             for event in events
             if event.replaces is not None or event.redacted_by is not None or event.nid in sent
         ]
+        if not special:
+            return {}
         others = {event.replaces for event in special if event.replaces is not None}
         redactions = {event.redacted_by for event in special if event.redacted_by is not None}
         # who has left may see what was redacted later, and not why
@@ -180,6 +189,13 @@ def _bundle_of(aggregation: Aggregation, forms: Mapping[int, msgspec.Raw]) -> di
 def present_plainly(event: StoredEvent, *, with_room_id: bool) -> msgspec.Raw:
     """The client form without anything that is made for a reader: for state."""
     return msgspec.Raw(_head(event, with_room_id) + b"}")
+
+
+def present_state(events: Iterable[StoredEvent]) -> list[msgspec.Raw]:
+    """The client form of many events, with the room's id and without anything that is made for a reader."""
+    return [
+        msgspec.Raw(b'%b,"room_id":"%b"}' % (event.client_prefix, event.event.room_id.encode())) for event in events
+    ]
 
 
 def present_stripped(events: Iterable[Event | StrippedEvent]) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_view import StateView
 from federation.rooms.visible import Seen, Visibility
 from homeserver.services.aggregations import Aggregations
-from homeserver.services.client_events import ClientEvents, present_plainly
+from homeserver.services.client_events import ClientEvents, present_plainly, present_state
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers, without_ignored
 from homeserver.services.room_answers import RoomAnswers
@@ -163,7 +163,7 @@ class RoomReading:
         if wanted.lazy_load_members:
             state_events = await self._members_of(reader, [each.event for each in everything], state)
         else:
-            state_events = [present_plainly(entry, with_room_id=True) for entry in (await state.load_all()).values()]
+            state_events = present_state((await state.load_all()).values())
         first_place = before[-1][0] if before else here
         return {
             "start": format_place(Place(first_place.depth, first_place.event_nid - 1)),
@@ -179,7 +179,8 @@ class RoomReading:
         state = (await self._find_whole(caller.user_id, room_id)).state
 
         async def make() -> list[msgspec.Raw]:
-            return [present_plainly(event, with_room_id=True) for event in (await state.load_all()).values()]
+            nids = await state.load_nids()
+            return present_state((await self._events.get_events(nids.values())).values())
 
         return await self._answers.get(state, ("state",), make)
 
@@ -207,13 +208,14 @@ class RoomReading:
 
         async def make() -> list[msgspec.Raw]:
             events = await self._events.get_events((await state.load_nids(MEMBER)).values())
-            return [
-                present_plainly(event, with_room_id=True)
+            if membership is None and not_membership is None:
+                return present_state(events.values())
+            return present_state(
+                event
                 for event in events.values()
-                if (membership is None and not_membership is None)
-                or (membership is not None and event.event.membership == membership)
+                if (membership is not None and event.event.membership == membership)
                 or (not_membership is not None and event.event.membership != not_membership)
-            ]
+            )
 
         return await self._answers.get(state, ("members", membership, not_membership), make)
 
@@ -224,8 +226,8 @@ class RoomReading:
             raise Forbidden("You are not in this room")
 
         async def make() -> dict[str, dict[str, str | None]]:
-            rows = await self._membership_store.get_members(reader.snapshot.room.room_nid, "join")
-            return {row.user_id: {"display_name": row.display_name, "avatar_url": row.avatar_url} for row in rows}
+            profiles = await self._membership_store.get_joined_profiles(reader.snapshot.room.room_nid)
+            return {user_id: {"display_name": name, "avatar_url": avatar} for user_id, name, avatar in profiles}
 
         return await self._answers.get(reader.state, ("joined_members",), make)
 
@@ -330,7 +332,7 @@ class RoomReading:
     ) -> list[msgspec.Raw]:
         keys = {StateKey(MEMBER, event.event.sender) for event in events}
         members = await (state or reader.state).load(keys)
-        return [present_plainly(event, with_room_id=True) for event in members.values()]
+        return present_state(members.values())
 
     async def _state_at(self, user_id: UserID, reader: Reader, at: str) -> StateView:
         place = await self.find_place(reader, at)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
@@ -119,3 +120,46 @@ def test_children_are_asked_for_once_and_only_where_a_timeline_is_limited(
     counter.clear()
     sync(bob, since)
     assert not counter.reads["get_relation_children"]
+
+
+def test_an_event_without_children_is_looked_up_once(server: TestServer, counter: QueryCounter) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    room = rooms.create(alice, bob)
+    said = rooms.say(alice, room)
+    page = f"/_matrix/client/v3/rooms/{room}/messages?dir=b&limit=5"
+
+    def unsigned() -> dict[str, Any]:
+        chunk = bob.get(page).json["chunk"]
+        found: dict[str, Any] = next(event["unsigned"] for event in chunk if event["event_id"] == said)
+        return found
+
+    assert "m.relations" not in unsigned()
+    counter.clear()
+    assert "m.relations" not in unsigned()
+    assert not counter.queries["get_relation_children"]
+    relation = {"rel_type": "m.reference", "event_id": said}
+    sent = alice.put(
+        f"/_matrix/client/v3/rooms/{room}/send/m.room.message/child",
+        {"msgtype": "m.text", "body": "child", "m.relates_to": relation},
+    )
+    told = unsigned()["m.relations"]["m.reference"]["chunk"]
+    assert told == [{"event_id": sent.json["event_id"]}]
+
+
+def test_who_ignores_a_sender_hides_no_children_from_others(server: TestServer) -> None:
+    """A reader who ignores the sender of a child makes nobody else miss it."""
+    alice, bob, carol = (server.register(name) for name in ("alice", "bob", "carol"))
+    room = rooms.create(alice, bob, carol)
+    said = rooms.say(alice, room)
+    relation = {"rel_type": "m.reference", "event_id": said}
+    alice.put(
+        f"/_matrix/client/v3/rooms/{room}/send/m.room.message/child",
+        {"msgtype": "m.text", "body": "child", "m.relates_to": relation},
+    )
+    bob.put(
+        f"/_matrix/client/v3/user/{bob.user_id}/account_data/m.ignored_user_list",
+        {"ignored_users": {alice.user_id: {}}},
+    )
+    event = f"/_matrix/client/v3/rooms/{room}/event/{said}"
+    assert "m.relations" not in bob.get(event).json["unsigned"]
+    assert carol.get(event).json["unsigned"]["m.relations"]

@@ -6,6 +6,7 @@ MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -41,6 +42,8 @@ from storage.streams import Topic
 
 EVERYWHERE: Final = 0
 """Stands where the number of a room would, for account data that is of no room."""
+
+_position: Final = attrgetter("event.position")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ class ExtensionReader:
         ranges: dict[int, tuple[int, int]] = {}
         for nid in whole:
             # a receipt comes after what it is for
-            starts = [seen.event.position or 0 for seen in timelines.get(nid, ())]
+            starts = [position or 0 for position in map(_position, timelines.get(nid, ()))]
             if nid in known:
                 starts.append(connection.since(known[nid]))
             if starts:
@@ -216,14 +219,19 @@ class ExtensionReader:
         for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
             ranges[nid] = (connection.since(known[nid]), upto)
         found: dict[int, list[ReceiptRow]] = {}
-        if ranges:
-            for nid, rows in (await self._parts.receipts.get_receipts(ranges)).items():
+        changed: Mapping[int, list[ReceiptRow]] = {}
+        own: Mapping[int, list[ReceiptRow]] = {}
+        if whole:
+            changed, own = await self._parts.receipts.get_receipts_and_own(ranges, user_id, whole)
+        elif ranges:
+            changed = await self._parts.receipts.get_receipts(ranges)
+        for nid, rows in changed.items():
+            if rows:
                 ids = {seen.event.event.event_id for seen in timelines.get(nid, ())}
                 told = connection.since(known[nid]) if nid in known else upto
                 found[nid] = [row for row in rows if row.event_id in ids or row.position > told]
-        if whole:
-            for nid, rows in (await self._parts.receipts.get_receipts_of_user(user_id, whole)).items():
-                found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
+        for nid, rows in own.items():
+            found[nid] = [*(row for row in found.get(nid, []) if row.user_id != user_id), *rows]
         self._end_receipts(request, connection, scope, changes)
         for nid in new | missed:
             changes.set_receipts(nid, LIVE)

@@ -6,15 +6,20 @@ of a fork brought back is told too.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
+import msgspec
+
 from federation.protocol.events import StateKey
-from federation.rooms.room_events import StoredEvent
+from federation.rooms.visible import Seen
 from homeserver.services.sliding_sync.request import MEMBER, RequiredState
 from storage.state_tree import StateTreeStore
 
 NAME: Final = StateKey("m.room.name", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
+_event: Final = attrgetter("event.event")
+_sender: Final = attrgetter("sender")
 
 
 @dataclass(slots=True)
@@ -31,14 +36,28 @@ class StateOfRoom:
     """Entries that are no longer set."""
 
 
+class _Names(msgspec.Struct, frozen=True, gc=False):
+    """A question that names every entry it asks for."""
+
+    asked: Sequence[StateKey]
+    read: tuple[StateKey, ...]
+    """With name and avatar of the room."""
+
+
 class RequiredStates:
     """Reads the state that is asked for."""
 
     def __init__(self, trees: StateTreeStore) -> None:
         self._trees = trees
+        self._latest: tuple[RequiredState, _Names | None] | None = None
 
     async def get_whole(self, room_nid: int, root: bytes | None, wanted: RequiredState) -> StateOfRoom:
         """All that is asked for of a state."""
+        names = self._names(wanted)
+        if names is not None:
+            found = await self._trees.get_entries(room_nid, root, names.read)
+            asked = {key: found[key] for key in names.asked if key in found}
+            return StateOfRoom(asked, {NAME: found.get(NAME), AVATAR: found.get(AVATAR)}, True)
         entries = await self._read(room_nid, root, wanted, [NAME, AVATAR])
         named = {key: entries.get(key) for key in (NAME, AVATAR)}
         return StateOfRoom({key: nid for key, nid in entries.items() if wanted.matches(*key)}, named, True)
@@ -73,6 +92,16 @@ class RequiredStates:
         found = await self._trees.get_entries(room_nid, root, [StateKey(MEMBER, user_id) for user_id in user_ids])
         return {StateKey(*key): nid for key, nid in found.items()}
 
+    def _names(self, wanted: RequiredState) -> "_Names | None":
+        """None where more may be wanted than names say. The rooms of an answer mostly have one question: it is kept."""
+        if self._latest is None or self._latest[0] is not wanted:
+            names = None
+            if wanted.whole_types() == set():
+                asked = [StateKey(*pattern) for pattern in wanted.exact() if wanted.matches(*pattern)]
+                names = _Names(asked, tuple(dict.fromkeys([*asked, NAME, AVATAR])))
+            self._latest = (wanted, names)
+        return self._latest[1]
+
     async def _read(
         self, room_nid: int, root: bytes | None, wanted: RequiredState, besides: Sequence[StateKey]
     ) -> dict[StateKey, int]:
@@ -91,10 +120,9 @@ class RequiredStates:
         return entries
 
 
-def people_in(timeline: Sequence[StoredEvent]) -> set[str]:
+def people_in(timeline: Sequence[Seen]) -> set[str]:
     """Whose memberships are needed to show a timeline: senders, and those whom membership events are about."""
-    needed = {str(event.event.sender) for event in timeline}
-    needed |= {
-        event.event.state_key for event in timeline if event.event.type == MEMBER and event.event.state_key is not None
-    }
+    events = list(map(_event, timeline))
+    needed: set[str] = set(map(_sender, events))
+    needed.update(event.state_key for event in events if event.state_key and event.type == MEMBER)
     return needed

@@ -3,9 +3,11 @@
 All rooms of an answer are worked on together. Rooms that the user has left are shown as they were then.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from operator import attrgetter
+from typing import Any, Final
 
 from federation.protocol.ids import DeviceID
 from federation.rooms.current_states import CurrentStates
@@ -28,6 +30,8 @@ from storage.memberships import MembershipRow
 from storage.rooms import RoomRow
 from storage.timelines import Place
 
+_event_nid: Final = attrgetter("event_nid")
+
 
 @dataclass(slots=True)
 class RoomWork:
@@ -47,6 +51,8 @@ class RoomWork:
     in_lists: Sequence[str] = ()
     limited: bool = False
     shown: Sequence[Seen] = ()
+    speakers: Set[str] = frozenset()
+    """Those whose memberships are needed to show these events."""
     state: StateOfRoom = field(default_factory=lambda: StateOfRoom({}, {}))
     people: set[str] = field(default_factory=set)
     """Who comes into view with the entry."""
@@ -124,14 +130,13 @@ class RoomEntries:
         wanted = {nid for work in shown for nid in (*work.state.entries.values(), *work.state.named.values())}
         events = await parts.events.get_events(nid for nid in wanted if nid is not None)
         user_id, device_id = request.caller.user_id, request.caller.device_id
-        presented = iter(
-            await parts.client_events.present(
-                user_id,
-                device_id,
-                [seen for work in shown for seen in work.shown],
-                with_room_id=False,
-                bundled_in={work.room.room_nid for work in shown if work.initial or work.limited or work.expanded},
-            )
+        anew = {work.room.room_nid for work in shown if work.initial or work.limited or work.expanded}
+        presented = await parts.client_events.present(
+            user_id,
+            device_id,
+            list(chain.from_iterable(work.shown for work in shown)),
+            with_room_id=False,
+            bundled_in=None if len(anew) == len(shown) else anew,
         )
         joined = [work for work in shown if work.own.membership == "join"]
         summaries = await parts.summaries.summarize(
@@ -145,14 +150,15 @@ class RoomEntries:
             counts = await parts.unread.get_counts(user_id, [work.own for work in joined], ignored)
         bumps = await parts.recency.bumps([work.room.room_nid for work in joined])
         entries: dict[str, dict[str, Any]] = {}
+        begin = 0
         for work in works:
             nid = work.room.room_nid
             if not work.shows_room:
                 entry = await self._make_outside(request, work)
             else:
-                entry = _make_inside(
-                    work, [next(presented) for _ in work.shown], events, request.stable, connection, upto
-                )
+                end = begin + len(work.shown)
+                entry = _make_inside(work, presented[begin:end], events, request.stable, connection, upto)
+                begin = end
                 if not entry and not work.initial and nid not in summaries:
                     continue
                 if nid in summaries:
@@ -199,14 +205,15 @@ class RoomEntries:
             for nid, stretch in (await parts.timelines.get_latest(ranges, limit)).items()
         }
         events = await parts.events.get_events(
-            arrival.event_nid for stretch in stretches.values() for arrival in stretch.arrivals
+            chain.from_iterable(map(_event_nid, stretch.arrivals) for stretch in stretches.values())
         )
         user_id = request.caller.user_id
         ignored = await parts.ignored.of_user(user_id)
         for work in works:
             stretch = stretches[work.room.room_nid]
-            arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.speakers = people_in(work.shown)
             work.limited = stretch.limited
 
     async def _fill_states(
@@ -237,7 +244,7 @@ class RoomEntries:
         self, work: RoomWork, root: bytes | None, sent_members: set[Member], newly_sent: set[Member]
     ) -> None:
         nid, state = work.room.room_nid, work.state
-        needed = people_in([seen.event for seen in work.shown])
+        needed = set(work.speakers)
         if not work.initial and not work.limited:
             needed |= state.changed_members.keys()
         fresh = needed & state.changed_members.keys()
@@ -255,7 +262,7 @@ def _people(work: RoomWork, summary: Summary | None) -> set[str]:
     """Those whose memberships are told, and with a new timeline those who are named in it."""
     people = {key.state_key for key in work.state.entries if key.type == MEMBER}
     if work.initial or work.limited or work.expanded:
-        people |= people_in([seen.event for seen in work.shown])
+        people |= work.speakers
     if summary is not None:
         people.update(hero.user_id for hero in summary.heroes)
     return people
@@ -279,8 +286,10 @@ def _make_inside(
     state = work.state
     if work.config.timeline_limit and (timeline or work.limited):
         entry["timeline"] = timeline
-        live = [each for each in work.shown if (each.event.position or 0) > connection.position]
-        entry["num_live"] = 0 if connection.token is None else len(live)
+        entry["num_live"] = 0
+        if connection.token is not None:
+            position = connection.token.position
+            entry["num_live"] = sum((each.event.position or 0) > position for each in work.shown)
         if work.shown:
             first = work.shown[0].event
             # what the client asks for from here is what came before the first event, this one left out

@@ -145,10 +145,13 @@ class JoinedRooms:
         """The rooms in their JSON form, without counts."""
         all_shown = [seen for work in works for seen in work.shown]
         limited = {work.room.room_nid for work in works if work.limited}
-        presented = iter(await self._present(request, all_shown, limited))
+        presented = await self._present(request, all_shown, limited)
+        begin = 0
         rooms: dict[str, dict[str, Any]] = {}
         for work in works:
-            timeline: dict[str, Any] = {"events": [next(presented) for _ in work.shown], "limited": work.limited}
+            end = begin + len(work.shown)
+            timeline: dict[str, Any] = {"events": presented[begin:end], "limited": work.limited}
+            begin = end
             if work.prev_batch is not None:
                 timeline["prev_batch"] = work.prev_batch
             federation = request.filter.event_format == "federation"
