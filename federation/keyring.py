@@ -135,6 +135,14 @@ class Keyring:
                     of_server[key_id] = max(at_ms, of_server.get(key_id, 0))
         await self._find(wanted)
 
+    def lacks_keys_for(self, event: Event) -> bool:
+        """Whether a signature that the event must have could not be checked just now, since its key cannot be had."""
+        try:
+            wanted = _wanted_for(event)
+        except BadEvent:
+            return False
+        return any(self._lacks(server, keys) for server, keys in wanted.items())
+
     async def renew(self, server: ServerName) -> bool:
         """Ask a server for its keys now, unless it is its pause; whether it answered well."""
         if self._is_paused(server) or not await self._fetches.run(server, self._fetching(server)):

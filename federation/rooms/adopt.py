@@ -5,7 +5,7 @@
   nobody here is in the room, and nothing of it is shown.
 - Done again after a restart, each step finds what is there already.
 - Of a large room a part of the state is told first, without most memberships: with that the room is entered, and its head
-  says so. `completion.py` fetches the rest.
+  says so. `completion.py` fetches the rest. So it is where a server does not answer for the keys with which a part is signed.
 
 spec: server-server-api#joining-rooms
 """
@@ -128,7 +128,8 @@ class Adoptions:
         kept = kept_ids(outcomes[len(auth_chain) :])
         entries = await self._imports.gather(room, [event_id for event_id in kept if event_id != own.event_id])
         await self._check_version(version, entries)
-        if part is not None and not part.members_omitted and not await self._partial.has_events(room.room_nid):
+        lacks_some = any(outcome.is_unproved for outcome in outcomes) or await self._partial.has_events(room.room_nid)
+        if part is not None and not part.members_omitted and not lacks_some:
             part = None  # else there is something to complete all the same
 
         async def work() -> StoredEvent:

@@ -32,6 +32,8 @@ class Outcome:
     missing_auth: Sequence[EventID] = ()
     is_of_the_past: bool = False
     """It waits, and what is here already follows it: it may be fetched when somebody reads back so far."""
+    is_unproved: bool = False
+    """It is dropped since a key cannot be had with which it is signed: later it may turn out to be valid."""
     is_crowded_out: bool = False
     """Nothing is missing, but the room's history has too many ends already; see `branches.py`."""
 

@@ -6,6 +6,8 @@ Laws:
 - What is fetched and found is kept as it comes. After a restart each step finds what is there already.
 - One attempt a room is under way; servers are asked in turn, first the one that let us in. After an attempt in vain the room
   rests, longer each time. It is never given up while somebody here is in it.
+- What is left out of a state is lost: whoever is not in it is not heard here any more. So while a server that has signed something
+  in it does not answer for its keys, it is waited for a few attempts; then the room is completed without (it may be gone).
 - Whoever waits for the room hears of it after the last write (`PartialRooms.tell`).
 """
 
@@ -56,10 +58,16 @@ MAX_TRIES: Final = 20
 FIRST_REST: Final = 5.0
 """Seconds; twice as long after each attempt in vain."""
 LONGEST_REST: Final = 600.0
+PATIENT_ATTEMPTS: Final = 3
+"""Attempts that end because keys cannot be had: together their rests are shorter than anybody waits for the room."""
 LOOK_EVERY: Final = 60.0
 """Seconds between looks for rooms that another node has entered."""
 LEASE_MS: Final = 15 * 60_000
 """So long no other node takes up a room that one is at work on."""
+
+
+class KeysLacking(Exception):
+    """Some of a state cannot be checked now, and may be later."""
 
 
 class PartialObserver(Protocol):
@@ -127,6 +135,8 @@ class Completions:
         self._working: set[int] = set()
         self._resting: dict[int, IDelayedCall] = {}
         self._attempts: dict[int, int] = {}
+        self._waited: dict[int, int] = {}
+        """By room the attempts that ended because keys could not be had."""
         self._look: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
@@ -190,6 +200,9 @@ class Completions:
                 done = await self._attempt(room_nid)
             finally:
                 self._at_once.release()
+        except KeysLacking:
+            self._waited[room_nid] = self._waited.get(room_nid, 0) + 1
+            self._log.info("keys are lacking with which the state of room {nid} is signed", nid=room_nid)
         except (RemoteError, MatrixError) as error:
             self._log.info("the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error))
         except Exception:  # a bug of ours, or the database is away: the next attempt may do better
@@ -199,6 +212,7 @@ class Completions:
             self._working.discard(room_nid)
             if done:
                 self._attempts.pop(room_nid, None)
+                self._waited.pop(room_nid, None)
             elif self._started:
                 attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
                 self._rest(room_nid, min(FIRST_REST * 2 ** (attempts - 1), LONGEST_REST))
@@ -206,7 +220,7 @@ class Completions:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
 
     async def _attempt(self, room_nid: int) -> bool:
-        """Try once to complete a room; whether nothing is left to do. Raises RemoteError, MatrixError."""
+        """Try once to complete a room; whether nothing is left to do. Raises KeysLacking, RemoteError, MatrixError."""
         partial = await self._partial.find(room_nid)
         room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
@@ -269,12 +283,14 @@ class Completions:
     async def _fetch(
         self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID
     ) -> dict[tuple[str, str], int]:
-        """The state before an event, from the first server that tells it. Raises RemoteError, MatrixError."""
+        """The state before an event, from the first server that tells it. Raises KeysLacking, RemoteError, MatrixError."""
         failure: RemoteError | MatrixError = RemoteError("nobody", "the policy lets no server be asked", retryable=True)
         for server in servers:
             try:
                 told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW)
-                return await self._imports.gather(snapshot.room, told)
+                if told.is_unproved and self._waited.get(snapshot.room.room_nid, 0) < PATIENT_ATTEMPTS:
+                    raise KeysLacking
+                return await self._imports.gather(snapshot.room, told.event_ids)
             except (RemoteError, MatrixError) as error:
                 self._log.info("{server} does not tell the state: {error}", server=server, error=str(error))
                 failure = error

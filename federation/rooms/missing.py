@@ -206,7 +206,7 @@ class MissingEvents:
                 edges = await self._find_edges(snapshot, pool)
             for name in edges[:MAX_STATES]:
                 if not self._is_late(pool):
-                    states[name] = await self._states.fetch_state(server, snapshot, name)
+                    states[name] = (await self._states.fetch_state(server, snapshot, name)).event_ids
         if lacking or states:
             await self._take(pool, snapshot.room_id, past, states)
 

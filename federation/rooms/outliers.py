@@ -71,7 +71,8 @@ class Outliers:
                 continue
             sources = _OutlierSources(self._questions, room, known, new, signers)
             checked = await check_on_receipt(batch.candidates[name], RoomID(room.room_id), sources)
-            batch.outcomes[name] = Outcome(name, checked.verdict, checked.error)
+            is_unproved = checked.event is None and self._questions.lacks_keys(event)
+            batch.outcomes[name] = Outcome(name, checked.verdict, checked.error, is_unproved=is_unproved)
             if checked.event is None:
                 continue
             early = (await self._events.get_events(waiting.redactions.get(name, ()))).values()

@@ -5,13 +5,14 @@ that it rests on. A server that tells of more than a room can hold, or of someth
 """
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, ServerName
 from federation.remote.events import Pdu, RemoteEvents
-from federation.rooms.batch import sort_by_reference
+from federation.rooms.batch import Outcome, sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
 from federation.rooms.snapshots import CREATE, RoomSnapshot
@@ -26,6 +27,15 @@ MAX_NEW: Final = 50_000
 """Events that are taken in for the sake of one state."""
 
 
+@dataclass(frozen=True, slots=True)
+class ToldState:
+    """A state as another server tells it, by ids of events that are stored."""
+
+    event_ids: Sequence[EventID]
+    is_unproved: bool
+    """Events are left out only since keys cannot be had now with which they are signed."""
+
+
 class RemoteStates:
     """Fetches states and auth chains. For the reactor thread."""
 
@@ -37,8 +47,8 @@ class RemoteStates:
 
     async def fetch_state(
         self, server: ServerName, snapshot: RoomSnapshot, event_id: EventID, most_new: int = MAX_NEW
-    ) -> list[EventID]:
-        """The state before an event as a server tells it, by ids of events that now are stored.
+    ) -> ToldState:
+        """The state before an event as a server tells it; its events are stored by then.
 
         What is not valid in it is left out. `most_new` events are taken in for its sake. Raises RemoteError.
         """
@@ -49,13 +59,14 @@ class RemoteStates:
         if len(missing) > most_new:
             raise RemoteError(server, f"{len(missing)} events would be new in the state", retryable=False)
         if len(missing) <= FEW:
-            await self._keep(snapshot, await self._fetch(server, missing), missing)
+            outcomes = await self._keep(snapshot, await self._fetch(server, missing), missing)
         else:
             state = await self._remote.get_state(server, room_id, event_id)
-            await self._imports.keep(snapshot.room, [*state.auth_chain, *state.state])
+            outcomes = await self._imports.keep(snapshot.room, [*state.auth_chain, *state.state])
         entries = await self._store.get_entries(room_nid, told.state)
         _check_is_state(server, entries.values())
-        return [EventID(name) for name in entries]
+        is_unproved = any(outcome.is_unproved for outcome in outcomes)
+        return ToldState([EventID(name) for name in entries], is_unproved)
 
     async def fetch_auth_chain(
         self, server: ServerName, snapshot: RoomSnapshot, event: Event, missing: Collection[EventID]
@@ -76,7 +87,9 @@ class RemoteStates:
 
         return await map_at_once(fetch, sorted(event_ids), AT_ONCE)
 
-    async def _keep(self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None) -> None:
+    async def _keep(
+        self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None
+    ) -> list[Outcome]:
         """Keep those of the events that are wanted (None: all), each after those that it rests on."""
         events: dict[EventID, Event] = {}
         for pdu in pdus:
@@ -87,8 +100,10 @@ class RemoteStates:
             if event.room_id == snapshot.room_id and (wanted is None or event.event_id in wanted):
                 events[event.event_id] = event
         ordered, _ = sort_by_reference(events)
+        outcomes: list[Outcome] = []
         for start in range(0, len(ordered), MAX_PDUS):
-            await self._receiver.receive_outliers(snapshot.room_id, ordered[start : start + MAX_PDUS])
+            outcomes += await self._receiver.receive_outliers(snapshot.room_id, ordered[start : start + MAX_PDUS])
+        return outcomes
 
 
 def _check_is_state(server: ServerName, entries: Collection[StateEntry]) -> None:

@@ -15,6 +15,8 @@ GetSigners = Callable[[Event], Awaitable[Collection[ServerName]]]
 """Those of an event's required signers whose valid signatures it has."""
 Prepare = Callable[[Iterable[Event]], Awaitable[None]]
 """Have at hand what the signatures of these events need, before they are checked one after the other."""
+LacksKeys = Callable[[Event], bool]
+"""Whether a signature of the event could not be checked just now, since its key cannot be had."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
 
@@ -28,6 +30,7 @@ class Questions:
     get_signers: GetSigners
     approve: Approve
     prepare: Prepare
+    lacks_keys: LacksKeys
 
     async def find_create(self, room: RoomRow, event: Event) -> tuple[Event | None, Collection[EventID]]:
         """The create event that names the room, where rooms have such names; and its id again if it was rejected."""

@@ -71,6 +71,7 @@ class FederationParts:
             self.keyring.get_signers,
             policy_servers.is_approved,
             self.keyring.prepare,
+            self.keyring.lacks_keys_for,
         )
         self.questions = questions
         outliers = Outliers(database, rooms.events, store, placements, rooms.writer, questions, rooms.now_ms)

@@ -98,7 +98,7 @@ class RoomParts:
         self.placements = Placements(
             database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
         )
-        questions = Questions(self.events, self.resolver, self.get_signers, self.approve, self.prepare)
+        questions = Questions(self.events, self.resolver, self.get_signers, self.approve, self.prepare, lambda _: False)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
         access = ServerAccess(self.engine, self.memberships, self.servers)
         self.receiver = Receiver(

@@ -269,6 +269,58 @@ async def test_it_is_tried_again_and_with_others_when_the_server_is_gone(network
     await same_state(wanda, bob, room_id)
 
 
+async def joined_while_cut(network: Network, count: int) -> tuple[User, User, User, str]:
+    """Wanda comes into a room while the way to another server in it is cut, whose keys hers has never seen."""
+    alice, bob = network.add(NORTH).register("alice"), network.add(SOUTH).register("bob")
+    wanda = network.add(WEST).register("wanda")
+    network.start_sending()
+    network.start_completing()
+    room_id = create(alice, preset="public_chat")
+    await fill(alice.server, room_id, count)
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    network.cut(SOUTH, WEST)
+    ok(join_via(wanda, room_id, NORTH))
+    network.settle()
+    assert not is_whole(wanda, room_id)
+    return alice, bob, wanda, room_id
+
+
+@pytest.mark.parametrize("count", [2, MEMBERS])
+async def test_nobody_is_lost_whose_server_does_not_answer_for_its_keys(network: Network, count: int) -> None:
+    alice, bob, wanda, room_id = await joined_while_cut(network, count)
+    network.clock.advance(5)
+    network.settle()
+    assert not is_whole(wanda, room_id)
+    network.mend(SOUTH, WEST)
+
+    network.clock.advance(10)
+    network.settle()
+
+    assert is_whole(wanda, room_id)
+    await same_state(alice, wanda, room_id)
+    say(wanda, room_id, "salom")
+    network.clock.pump([60.0] * 3)  # the pause after tries in vain is over, whoever made them
+    say(bob, room_id, "va alaykum")
+    network.settle()
+    for user in (alice, bob, wanda):
+        assert {event["content"]["body"] for event in messages(user, room_id)} == {"salom", "va alaykum"}
+
+
+@pytest.mark.parametrize("count", [2, MEMBERS])
+async def test_a_server_that_is_gone_is_not_waited_for_for_long(network: Network, count: int) -> None:
+    _alice, bob, wanda, room_id = await joined_while_cut(network, count)
+    waiting = wanda.start("GET", room_path(room_id, "members"))
+    assert not waiting.done
+
+    network.clock.pump([5.0] * 7)
+    network.settle()
+
+    assert is_whole(wanda, room_id)
+    assert bob.user_id not in {event["state_key"] for event in waiting.answer.json["chunk"]}
+    assert len(waiting.answer.json["chunk"]) == count + 2
+
+
 async def test_who_leaves_before_is_left_with_what_there_was(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     ok(join_via(bob, room_id, NORTH))
