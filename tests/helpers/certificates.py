@@ -1,4 +1,4 @@
-"""A certificate authority for tests, and certificates of it."""
+"""A certificate authority for tests, and certificates of it, as strict as the newest Python wants them (RFC 5280)."""
 
 import datetime
 from ipaddress import ip_address
@@ -11,6 +11,17 @@ from cryptography.x509.oid import NameOID
 
 START = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 END = START + datetime.timedelta(days=36500)
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 class Authority:
@@ -20,8 +31,10 @@ class Authority:
         self._folder = folder
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"The {name} of the tests")])
-        certificate = self._builder(self._name, self._key.public_key()).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        certificate = (
+            self._builder(self._name, self._key.public_key())
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_SIGNS_CERTIFICATES, critical=True)
         )
         self.path = folder / f"{name}.pem"
         self.path.write_bytes(self._sign(certificate))
@@ -54,6 +67,8 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(START)
             .not_valid_after(end)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
 
     def _sign(self, builder: x509.CertificateBuilder) -> bytes:
