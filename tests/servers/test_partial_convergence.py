@@ -6,6 +6,7 @@ comes, and whatever happens meanwhile, all servers have the same room in the end
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
@@ -71,7 +72,10 @@ class LargeTowns(Towns):
         super()._heal()
 
 
-TestLargeTowns = LargeTowns.TestCase
+TestLargeTowns = pytest.mark.xfail(
+    strict=False,
+    reason="a member may be lost whose events could not be proved in time: why rooms are not entered so by default",
+)(LargeTowns.TestCase)
 TestLargeTowns.settings = settings(
     max_examples=RUNS,
     stateful_step_count=20,
