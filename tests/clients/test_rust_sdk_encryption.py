@@ -23,6 +23,8 @@ async def _encryption(server: RealServer, folder: Path) -> None:
         room_id = await _room(alice, bob)
         ours, theirs = await alice.timeline(room_id), await bob.timeline(room_id)
         await _talk([ours, theirs], "first")
+        for each in (alice, bob):  # else the engine may leave out of the backup what it was about to send
+            await each.client.encryption().wait_for_backup_upload_steady_state(None)
         server.kill()
         server.wait_until_ready()
         await _talk([ours, theirs], "after the power failure")
