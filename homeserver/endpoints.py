@@ -63,7 +63,7 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing, sign_in, unsubscribe
+from homeserver.web import confirm_email, landing, sign_in, unsubscribe, upstream, upstream_answers
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -125,6 +125,8 @@ SOURCES: tuple[ModuleType, ...] = (
     third_party_networks,
     to_device,
     unsubscribe,
+    upstream,
+    upstream_answers,
     user_directory,
     versions,
     voip,

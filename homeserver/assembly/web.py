@@ -10,7 +10,8 @@ from homeserver.config.whole import Config
 from homeserver.jobs import Job
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.cookies import Cookies
-from homeserver.services.sign_in_choices import Providers, SignInChoices
+from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
@@ -28,14 +29,13 @@ class WebParts:
         database: Database,
         accounts: AccountParts,
         mail: MailParts,
-        providers: Sequence[Providers] = (),
     ) -> None:
-        """`providers`: by which people sign in besides their passwords here."""
-        cookies = Cookies(config.name.public_baseurl)
+        self.cookies = Cookies(config.name.public_baseurl)
         self.pages = Pages(mail.languages, config.server_name)
-        self.forms = Forms(cookies, accounts.secret_text)
-        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, cookies)
-        sign_in_page = SignInPage(self.pages, self.forms, accounts.sign_in, SignInChoices(providers))
+        self.forms = Forms(self.cookies, accounts.secret_text)
+        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        buttons = UpstreamButtons(config.upstream.buttons)
+        sign_in_page = SignInPage(self.pages, self.forms, accounts.sign_in, SignInChoices([buttons]))
         landing = LandingPage(
             self.pages,
             mail.languages,

@@ -104,7 +104,9 @@ class Sessions:
         lifetimes: Lifetimes | None = None,
         ends_with_sessions: Sequence[EndsWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
+        kept_by_session: Sequence[KeepsByDevice] = (),
     ) -> None:
+        """`kept_by_session`: what goes when a device is signed in anew too."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -113,7 +115,8 @@ class Sessions:
         self._tokens = tokens
         self._ends_with_sessions = tuple(ends_with_sessions)
         self._lifetimes = lifetimes or Lifetimes()
-        self._kept_by_device = tuple(kept_by_device)
+        self._kept_by_device = (*kept_by_device, *kept_by_session)
+        self._kept_by_session = tuple(kept_by_session)
 
     def prepare(
         self,
@@ -157,6 +160,8 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
+            for store in self._kept_by_session:
+                store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
 
