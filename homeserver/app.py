@@ -371,6 +371,7 @@ def build(
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
+            policy_server_public_key=name.policy_server_public_key,
         ),
         LandingPage(
             pages,
