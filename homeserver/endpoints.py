@@ -63,7 +63,7 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing, unsubscribe
+from homeserver.web import confirm_email, landing, sign_in, unsubscribe
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -115,6 +115,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_previews,
     room_upgrades,
     search,
+    sign_in,
     sliding_sync,
     spaces,
     sync,
