@@ -143,7 +143,7 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
-                spool_folder=self.media.files.spool_folder,
+                spool_folder=self.media.contents.spool_folder,
             ),
         )
 
