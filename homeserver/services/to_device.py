@@ -135,12 +135,11 @@ class ToDevice:
     def _deliver(self, txn: WriteTransaction, local: Sequence[str], encoded: Mapping[tuple[str, str], bytes]) -> None:
         """Put messages by user and device to those devices that exist. Raises InvalidParam."""
         waiting: dict[tuple[str, str], list[bytes]] = {}
-        for user_id, devices in self._devices.get_devices_in(txn, local).items():
-            for device in devices:
-                for name in (device.device_id, ALL_DEVICES):
-                    content = encoded.get((user_id, name))
-                    if content is not None:
-                        waiting.setdefault((user_id, device.device_id), []).append(content)
+        for user_id, device_ids in self._devices.get_device_ids_in(txn, local).items():
+            for device_id in device_ids:
+                contents = [encoded[user_id, name] for name in (device_id, ALL_DEVICES) if (user_id, name) in encoded]
+                if contents:
+                    waiting[user_id, device_id] = contents
         if sum(map(len, waiting.values())) > MOST_MESSAGES:
             raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")
         if waiting:
