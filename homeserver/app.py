@@ -144,7 +144,7 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
-                spool_folder=self.media.files.spool_folder,
+                spool_folder=self.media.contents.spool_folder,
             ),
         )
 
@@ -379,6 +379,7 @@ def build(
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
+            policy_server_public_key=name.policy_server_public_key,
         ),
     )
     router = Router(
