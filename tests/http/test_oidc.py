@@ -252,7 +252,7 @@ def test_a_session_ends_with_the_one_at_the_provider(linked: TestServer, provide
     phone = sign_in(linked, provider, Browser(linked), sid="p")
     desk = sign_in(linked, provider, Browser(linked), sid="d")
     other = sign_in(linked, provider, Browser(linked), sub="2", preferred_username="bob", sid="p2")
-    event = {LOGOUT_EVENT: {}}
+    event: dict[str, object] = {LOGOUT_EVENT: {}}
     wrong = (
         provider.claims(sid="p", sub="1"),
         provider.claims(sid="p", sub="1", events=event, nonce="n"),
