@@ -163,6 +163,7 @@ class Server:
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
         self.incoming.completions.start()
+        self.federation.unproved.start()
         self.start_jobs()
         self.federation_out.sender.start()
         self.pushers.start()
@@ -215,6 +216,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         self.incoming.completions.stop()
+        self.federation.unproved.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()

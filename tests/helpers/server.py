@@ -43,7 +43,6 @@ T = TypeVar("T")
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
-federation: {partial_state_joins: true}
 enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
