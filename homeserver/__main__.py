@@ -464,12 +464,19 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
 
 def begin_logging(log: Log) -> LogFile:
     """Write the log to where the configuration says, from now on."""
-    file = LogFile(sys.stderr if log.file is None else log.file.open("a", encoding="utf-8"))
+    file = LogFile(standard_error() if log.file is None else log.file.open("a", encoding="utf-8"))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
         [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
     )
     return file
+
+
+def standard_error() -> TextIO:
+    """As Python opens it, but that lines for a file or another program may be written together."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    return open(sys.stderr.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:

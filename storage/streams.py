@@ -54,6 +54,9 @@ class Topic(Enum):
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 
+    __hash__ = object.__hash__
+    """Each is itself alone. That of Enum is a function in Python, and topics are looked up with every change and request."""
+
 
 class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
