@@ -245,6 +245,7 @@ class MatrixRequest:
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
             cookies=_cookies(cookies) if cookies else (),
+            authorization=self._header(b"Authorization") or "",
             languages=languages[-1].decode("latin-1") if languages else "",
         )
         if self._file is not None:
