@@ -37,6 +37,7 @@ from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
+from homeserver.assembly.oauth import OAuthParts
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
@@ -92,6 +93,7 @@ class Server:
         federation_out: FederationOutParts,
         pushers: PusherParts,
         pages: WebParts,
+        oauth: OAuthParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -112,6 +114,7 @@ class Server:
         self.federation_out = federation_out
         self.pushers = pushers
         self.pages = pages
+        self.oauth = oauth
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -287,7 +290,8 @@ def build(
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, limiter, federation, follow, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    pages = WebParts(config, clock, database, accounts, mail)
+    oauth = OAuthParts(config, clock, database, limiter, accounts)
+    pages = WebParts(config, clock, database, accounts, mail, oauth)
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,
@@ -354,6 +358,7 @@ def build(
         mail.validation,
         people.threepids,
         *pages.services,
+        *oauth.services,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
@@ -400,6 +405,7 @@ def build(
         *pushers.jobs(),
         *files.jobs(),
         *pages.jobs(),
+        *oauth.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]
@@ -421,6 +427,7 @@ def build(
         federation_out,
         pushers,
         pages,
+        oauth,
         HttpMetrics(registry),
         access_log,
         jobs,

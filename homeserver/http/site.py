@@ -244,6 +244,7 @@ class MatrixRequest:
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
             cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
+            authorization=self._header(b"Authorization") or "",
             languages="" if languages is None else languages.decode("latin-1"),
         )
         if self._file is not None:

@@ -4,6 +4,7 @@ A page loads nothing but images of this server, and runs no script. Its style st
 """
 
 from base64 import b64encode
+from collections.abc import Sequence
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
@@ -30,12 +31,13 @@ class Pages:
         assert loader is not None
         self._style = loader.get_source(self._environment, STYLE)[0]
         style_hash = b64encode(sha256(self._style.encode()).digest()).decode()
+        self._policy = (
+            f"default-src 'none'; style-src 'sha256-{style_hash}'; img-src 'self'; base-uri 'none'; "
+            "frame-ancestors 'none'; form-action 'self'"
+        )
         self._headers = {
             "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": (
-                f"default-src 'none'; style-src 'sha256-{style_hash}'; img-src 'self'; base-uri 'none'; "
-                "form-action 'self'; frame-ancestors 'none'"
-            ),
+            "Content-Security-Policy": self._policy,
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Vary": "Accept-Language",
@@ -53,8 +55,10 @@ class Pages:
         status: int = HTTPStatus.OK,
         *,
         cookies: tuple[str, ...] = (),
+        form_target: str | None = None,
     ) -> Response:
-        """The page of a template."""
+        """The page of a template. `form_target`: where else its forms lead in the end, as in a
+        `Content-Security-Policy`: browsers hold redirects after a form to it."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -64,7 +68,16 @@ class Pages:
                 "style": self._style,
             }
         )
-        return Response(status, self._headers, text.encode(), cookies)
+        headers = self._headers
+        if form_target is not None:
+            headers = {**headers, "Content-Security-Policy": f"{self._policy} {form_target}"}
+        return Response(status, headers, text.encode(), cookies)
+
+    def message(
+        self, context: RequestContext, title: str, texts: Sequence[str], status: int = HTTPStatus.OK
+    ) -> Response:
+        """A page that only says something, in words that are translated already."""
+        return self.make("message.html", self.choose(context.languages), {"title": title, "texts": texts}, status)
 
     def stale_form(self, context: RequestContext) -> Response:
         """The page for who has sent a form that is not, or no longer, one of ours."""
