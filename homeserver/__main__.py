@@ -66,6 +66,7 @@ SECONDS_TO_FLUSH = 1.0
 """For so long lines of the access log may wait to be written together."""
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
+WAITING_THREADS = 8
 HASHING_THREADS = 2
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
@@ -199,6 +200,7 @@ def run(paths: tuple[Path, ...]) -> None:
             database,
             key=key,
             threads=hashing_threads(reactor),
+            directory_threads=waiting_threads(reactor),
             media_threads=MediaThreads(
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
@@ -214,6 +216,8 @@ def run(paths: tuple[Path, ...]) -> None:
         )
     except OSError as error:
         raise click.ClickException(f"the folder for files (media_store_path) cannot be used: {error}") from error
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)
     flushing.clock = clock
     reactor.addSystemEventTrigger(
@@ -401,6 +405,14 @@ def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
 def hashing_threads(reactor: ReactorBase) -> HashingThreads:
     """Threads for passwords, which end with the reactor."""
     pool = ThreadPool(0, HASHING_THREADS, "passwords")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return HashingThreads(reactor, pool)
+
+
+def waiting_threads(reactor: ReactorBase) -> HashingThreads:
+    """Threads for what waits for directories, which end with the reactor; none before they are needed."""
+    pool = ThreadPool(0, WAITING_THREADS, "directories")
     pool.start()
     reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
     return HashingThreads(reactor, pool)

@@ -42,6 +42,7 @@ from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
+from homeserver.assembly.upstream import UpstreamParts
 from homeserver.assembly.web import WebParts
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
@@ -239,6 +240,7 @@ def build(
     *,
     key: SigningKey,
     threads: Threads,
+    directory_threads: Threads,
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
@@ -250,10 +252,11 @@ def build(
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `web` push gateways, `fetch` what is at
-    addresses of the federation, `follow` what is where another server says; `random` gives so many unguessable
-    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
-    files cannot be made."""
+    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
+    servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
+    where another server says; `random` gives so many unguessable bytes; `registry` may hold metrics of what was made
+    before, such as the database. Raises OSError where the folder of files cannot be made, `ValueError` for settings of
+    identity providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -292,6 +295,9 @@ def build(
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
     pages = WebParts(config, clock, database, accounts, mail, oauth)
+    upstream = UpstreamParts(
+        config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
+    )
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,
@@ -359,6 +365,7 @@ def build(
         people.threepids,
         *pages.services,
         *oauth.services,
+        *upstream.services,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
@@ -406,6 +413,7 @@ def build(
         *files.jobs(),
         *pages.jobs(),
         *oauth.jobs(),
+        *upstream.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]

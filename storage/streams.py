@@ -21,8 +21,6 @@ from twisted.logger import Logger
 class Topic(Enum):
     """What kind of thing changed."""
 
-    __hash__ = object.__hash__  # Enum's own hashes the name, in Python
-
     EVENT = "event"
     REDACTED = "redacted"
     """An event lost its content; `detail` is its number."""

@@ -163,6 +163,7 @@ class TestServer:
                 "a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]
             ),
             threads=InlineThreads(),
+            directory_threads=InlineThreads(),
             media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
