@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[2] / "homeserver"
 READ_AS = {
     "database": {"database", "section"},
     "listeners": {"listener"},
+    "media_object_store": {"object_store"},
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }
