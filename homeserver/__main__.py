@@ -35,6 +35,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import MediaThreads
+from homeserver.assembly.media_stores import OBJECT_THREADS
 from homeserver.assembly.outbound import OutboundParts
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
@@ -204,6 +205,12 @@ def run(paths: tuple[Path, ...]) -> None:
             media_threads=MediaThreads(
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+                objects=ThreadExecutor(
+                    reactor,
+                    "objects",
+                    OBJECT_THREADS if loaded.config.storage.media_object_store.bucket else 1,
+                    patience=2.0,
+                ),
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
@@ -215,7 +222,9 @@ def run(paths: tuple[Path, ...]) -> None:
             access_log=access_log(loaded.config, log_file),
         )
     except OSError as error:
-        raise click.ClickException(f"the folder for files (media_store_path) cannot be used: {error}") from error
+        raise click.ClickException(
+            f"the place for files (media_store_path, media_object_store) cannot be used: {error}"
+        ) from error
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)

@@ -147,7 +147,7 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
-                spool_folder=self.media.contents.spool_folder,
+                spool=self.media.contents.spool,
             ),
         )
 
