@@ -41,6 +41,7 @@ from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
+from homeserver.assembly.web import WebParts
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.endpoints import SOURCES
@@ -62,8 +63,6 @@ from homeserver.services.passwords import Threads
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web.landing import LandingPage
-from homeserver.web.pages import Pages
 from storage.database import Database
 from storage.executors import Executor
 
@@ -92,6 +91,7 @@ class Server:
         incoming: IncomingParts,
         federation_out: FederationOutParts,
         pushers: PusherParts,
+        pages: WebParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -111,6 +111,7 @@ class Server:
         self.incoming = incoming
         self.federation_out = federation_out
         self.pushers = pushers
+        self.pages = pages
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -284,7 +285,7 @@ def build(
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, limiter, federation, follow, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    pages = Pages(mail.languages, server_name)
+    pages = WebParts(config, clock, database, accounts, mail)
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,
@@ -351,7 +352,7 @@ def build(
         mail.languages,
         mail.validation,
         people.threepids,
-        pages,
+        *pages.services,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
@@ -372,12 +373,7 @@ def build(
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
-        ),
-        LandingPage(
-            pages,
-            mail.languages,
-            name.public_baseurl,
-            registration_open=config.registration.enable_registration,
+            policy_server_public_key=name.policy_server_public_key,
         ),
     )
     router = Router(
@@ -402,6 +398,7 @@ def build(
         *federation_out.jobs(),
         *pushers.jobs(),
         *files.jobs(),
+        *pages.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]
@@ -422,6 +419,7 @@ def build(
         incoming,
         federation_out,
         pushers,
+        pages,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -64,7 +64,7 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing, unsubscribe
+from homeserver.web import confirm_email, landing, sign_in, unsubscribe
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -117,6 +117,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_previews,
     room_upgrades,
     search,
+    sign_in,
     sliding_sync,
     spaces,
     sync,

@@ -30,7 +30,7 @@ class LoginTokenStore:
 
         return await self._database.write("take_login_token", write)
 
-    def remove_login_tokens(self, txn: WriteTransaction, user_id: str) -> None:
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End those of a user."""
         txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
 

@@ -125,11 +125,13 @@ def remove_settings(txn: WriteTransaction, user_id: str, kind: Setting) -> None:
 
 def note_rechecks(txn: WriteTransaction, kind: Recheck, nids: Iterable[int], user_id: str = "") -> None:
     """References may have gone with these."""
-    txn.execute_many(
-        "INSERT INTO media_rechecks (kind, nid, user_id, upto) VALUES (?, ?, ?, 0)"
-        " ON CONFLICT (kind, nid, user_id) DO UPDATE SET upto = 0",
-        [(int(kind), nid, user_id) for nid in nids],
-    )
+    rows = [(int(kind), nid, user_id) for nid in nids]
+    if rows:
+        txn.execute_many(
+            "INSERT INTO media_rechecks (kind, nid, user_id, upto) VALUES (?, ?, ?, 0)"
+            " ON CONFLICT (kind, nid, user_id) DO UPDATE SET upto = 0",
+            rows,
+        )
 
 
 def note_erased(txn: WriteTransaction, user_id: str) -> None:

@@ -354,9 +354,7 @@ class RoomWriter:
                 if row.event_id not in placed
             ],
         )
-        redacted = [row.event_nid for row in rows if row.redacted_by is not None]
-        if redacted:
-            note_rechecks(txn, Recheck.EVENT, redacted)
+        note_rechecks(txn, Recheck.EVENT, [row.event_nid for row in rows if row.redacted_by is not None])
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
@@ -371,10 +369,8 @@ class RoomWriter:
             if event.sent is not None:
                 add_transaction(txn, event.sent, nid, None, now_ms)
             if event.redacts is not None:
-                txn.execute(
-                    "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                    (event.redacts, nid),
-                )
+                sql = "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+                txn.execute(sql, (event.redacts, nid))
         positions = {row.event_nid: row.position for row in rows}
         children = [
             _child(event.relation, row)

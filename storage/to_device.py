@@ -51,17 +51,18 @@ class ToDeviceStore:
         """Add messages by (user, device), each at a position of its own."""
         rows = []
         looked_at = []  # to count what waits for every device at every message would cost too much
-        position = txn.next_position(max(1, sum(len(contents) for contents in messages.values())))
+        latest: dict[str, int] = {}
+        position = txn.next_position(max(1, sum(map(len, messages.values()))))
         for (user_id, device_id), contents in messages.items():
             for content in contents:
                 rows.append((user_id, device_id, position, content))
-                txn.announce(Change(position, Topic.TO_DEVICE, user_id=user_id))
                 if position % LOOK_EVERY == 0:
                     looked_at.append((user_id, device_id))
+                latest[user_id] = position
                 position += 1
-        txn.execute_many(
-            "INSERT INTO to_device_messages (user_id, device_id, position, content) VALUES (?, ?, ?, ?)", rows
-        )
+        for user_id, at in latest.items():
+            txn.announce(Change(at, Topic.TO_DEVICE, user_id=user_id))
+        txn.insert_rows("to_device_messages", ("user_id", "device_id", "position", "content"), rows)
         for user_id, device_id in looked_at:
             newest_to_go = txn.query_one(
                 "SELECT position FROM to_device_messages WHERE user_id = ? AND device_id = ?"

@@ -230,7 +230,7 @@ class Receiver:
         # the past of a room that we know in part cannot be judged by what is known of the present
         judged = None if join is not None and is_past else before
         sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id)
-        checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources)
+        checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
         arrival = Arrival(

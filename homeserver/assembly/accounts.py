@@ -21,6 +21,7 @@ from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
+from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.dehydrated_devices import DehydratedDeviceStore
 from storage.device_keys import DeviceKeyStore
@@ -59,6 +60,7 @@ class AccountParts:
         self.dehydrated_store = DehydratedDeviceStore(database)
         token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
+        self.browser_store = BrowserSessionStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
 
@@ -72,8 +74,8 @@ class AccountParts:
             self.store,
             self.device_store,
             token_store,
-            self.login_token_store,
             lifetimes=_lifetimes(config),
+            ends_with_sessions=[self.login_token_store, self.browser_store],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,

@@ -303,7 +303,7 @@ class MatrixRequest:
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
-        block, content_type = header_lines(response.headers)
+        block, content_type = header_lines(response.headers, response.cookies)
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"

@@ -115,5 +115,7 @@ class Accounts:
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+            if locked:
+                self._sessions.remove_ways_in(txn, user_id)
 
         await self._database.write("set_account_flags", write)

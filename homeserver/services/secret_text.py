@@ -59,8 +59,16 @@ class SecretText:
         """32 letters and digits, 190 bits: who holds it signs in."""
         return self._text(_ALPHABET, 32)
 
+    def browser_token(self) -> str:
+        """32 letters and digits, 190 bits: the cookie of a browser."""
+        return self._text(_ALPHABET, 32)
+
     def openid_token(self) -> str:
         """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
+        return self._text(ascii_letters, 24)
+
+    def room(self) -> str:
+        """24 letters, 136 bits: what a room is called that is not named by its create event."""
         return self._text(ascii_letters, 24)
 
     def delay_id(self) -> str:

@@ -24,7 +24,6 @@ from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
-from storage.login_tokens import LoginTokenStore
 from storage.tokens import TokenStore
 from storage.transaction import WriteTransaction
 
@@ -82,6 +81,14 @@ class KeepsByDevice(Protocol):
         ...
 
 
+class EndsWithSessions(Protocol):
+    """A store of what lets somebody in: it ends when all of their sessions do."""
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove what is kept for a user."""
+        ...
+
+
 class Sessions:
     """Begins, renews and ends sessions."""
 
@@ -93,9 +100,9 @@ class Sessions:
         accounts: AccountStore,
         devices: DeviceStore,
         tokens: TokenStore,
-        login_tokens: LoginTokenStore,
         *,
         lifetimes: Lifetimes | None = None,
+        ends_with_sessions: Sequence[EndsWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
     ) -> None:
         self._clock = clock
@@ -104,7 +111,7 @@ class Sessions:
         self._accounts = accounts
         self._devices = devices
         self._tokens = tokens
-        self._login_tokens = login_tokens
+        self._ends_with_sessions = tuple(ends_with_sessions)
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = tuple(kept_by_device)
 
@@ -263,8 +270,13 @@ class Sessions:
             self._tokens.remove_tokens(txn, user_id)
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
-        self._login_tokens.remove_login_tokens(txn, user_id)
+        self.remove_ways_in(txn, user_id)
         self._accounts.set_account_changed(txn, user_id)
+
+    def remove_ways_in(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all by which a user could begin a session without proving who they are once more."""
+        for store in self._ends_with_sessions:
+            store.remove_user(txn, user_id)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

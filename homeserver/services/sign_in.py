@@ -81,17 +81,22 @@ class SignIn:
     ) -> NewSession:
         """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
         `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
+        account = await self.check_sign_in(name, password, address)
+        session = self._sessions.prepare(
+            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
+        )
+        await self._sessions.do_begin(session)
+        return session
+
+    async def check_sign_in(self, name: str, password: str, address: str) -> AccountRow:
+        """The account of who may sign in with this name and password. Raises as `do_sign_in`."""
         if not self.password_login:
             raise Unrecognized("This server has no sign-in with a password")
         account = await self.check_password(name, password, address)
         if account.locked:
             raise UserLocked(soft_logout=True)
         self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
-        session = self._sessions.prepare(
-            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
-        )
-        await self._sessions.do_begin(session)
-        return session
+        return account
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""

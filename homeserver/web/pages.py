@@ -1,6 +1,6 @@
 """Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
 
-A page loads nothing and runs no script. Its style stands in it, and is the only one that its headers allow.
+A page loads nothing but images of this server, and runs no script. Its style stands in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
@@ -10,6 +10,7 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from federation.protocol.endpoint import RequestContext
 from homeserver.http.answers import Response
 from homeserver.services.languages import Language, Languages
 
@@ -32,8 +33,8 @@ class Pages:
         self._headers = {
             "Content-Type": "text/html; charset=utf-8",
             "Content-Security-Policy": (
-                f"default-src 'none'; style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'self'; "
-                "frame-ancestors 'none'"
+                f"default-src 'none'; style-src 'sha256-{style_hash}'; img-src 'self'; base-uri 'none'; "
+                "form-action 'self'; frame-ancestors 'none'"
             ),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
@@ -45,7 +46,13 @@ class Pages:
         return self._languages.choose(accept_language)
 
     def make(
-        self, template: str, language: Language, fields: dict[str, object], status: int = HTTPStatus.OK
+        self,
+        template: str,
+        language: Language,
+        fields: dict[str, object],
+        status: int = HTTPStatus.OK,
+        *,
+        cookies: tuple[str, ...] = (),
     ) -> Response:
         """The page of a template."""
         text = self._environment.get_template(template).render(
@@ -57,4 +64,14 @@ class Pages:
                 "style": self._style,
             }
         )
-        return Response(status, self._headers, text.encode())
+        return Response(status, self._headers, text.encode(), cookies)
+
+    def stale_form(self, context: RequestContext) -> Response:
+        """The page for who has sent a form that is not, or no longer, one of ours."""
+        return self.make("stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN)
+
+
+def see_other(where: str, *, cookies: tuple[str, ...] = ()) -> Response:
+    """The answer that leads a browser elsewhere, also after a form."""
+    headers = {"Location": where, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
+    return Response(HTTPStatus.SEE_OTHER, headers, b"", cookies)

@@ -154,8 +154,8 @@ class AccountsServer:
             self.account_store,
             self.device_store,
             self.token_store,
-            self.login_token_store,
             lifetimes=lifetimes,
+            ends_with_sessions=[self.login_token_store],
         )
         self.threepids = ThreepidStore(database)
         self.sign_in = SignIn(
