@@ -27,6 +27,8 @@ from storage.dehydrated_devices import DehydratedDeviceStore
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
+from storage.oauth import CrossSigningResetStore, OAuthStore
+from storage.oauth_devices import DeviceGrantStore
 from storage.profiles import ProfileStore
 from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
@@ -59,9 +61,12 @@ class AccountParts:
         self.to_device_store = ToDeviceStore(database)
         self.pusher_store = PusherStore(database)
         self.dehydrated_store = DehydratedDeviceStore(database)
-        token_store = TokenStore(database)
+        self.token_store = token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
         self.browser_store = BrowserSessionStore(database)
+        self.oauth_store = OAuthStore(database)
+        self.device_grant_store = DeviceGrantStore(database)
+        self.reset_store = CrossSigningResetStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
@@ -77,7 +82,13 @@ class AccountParts:
             self.device_store,
             token_store,
             lifetimes=_lifetimes(config),
-            ends_with_sessions=[self.login_token_store, self.browser_store],
+            ends_with_sessions=[
+                self.login_token_store,
+                self.browser_store,
+                self.oauth_store,
+                self.device_grant_store,
+                self.reset_store,
+            ],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
@@ -86,7 +97,7 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.upstream_sessions],
+            kept_by_session=[self.oauth_store, self.upstream_sessions],
         )
         passwords = config.sessions.password_config
         has_directory = bool(config.upstream.ldap_providers)

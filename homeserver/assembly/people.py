@@ -21,6 +21,7 @@ from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.first_rooms import FirstRooms
 from homeserver.services.login_tokens import LoginTokens
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push_rules import PushRules
 from homeserver.services.threepids import Threepids
 from homeserver.services.upstream.accounts import UpstreamProofs
@@ -79,6 +80,7 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
+            account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamProofs(
                 ExternalIdStore(database), config.upstream.browser_ids, config.upstream.directory_ids
             ),

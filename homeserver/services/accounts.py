@@ -45,9 +45,11 @@ class Accounts:
         threepids: ThreepidStore,
         *,
         by_email: bool = False,
+        account_page: str = "",
         other_proofs: OtherProofs | None = None,
     ) -> None:
-        """`by_email`: who has forgotten the password may set a new one with their e-mail address."""
+        """`by_email`: who has forgotten the password may set a new one with their e-mail address; `account_page`: where
+        people manage their accounts in a browser."""
         self._database = database
         self._accounts = accounts
         self._passwords = passwords
@@ -57,11 +59,15 @@ class Accounts:
         self._deactivation = deactivation
         self._threepids = threepids
         self._by_email = by_email
+        self._account_page = account_page
         self._other_proofs = other_proofs
 
     async def check_confirmed(self, caller: Requester, operation: str, auth: AuthData | None, address: str) -> None:
         """Return once the caller has confirmed, with their password or at their identity provider, that they do this. Raises
-        `AuthenticationRequired`, and `Forbidden` where they have nothing to confirm it with."""
+        `AuthenticationRequired`, and `Forbidden` where they have nothing to confirm it with, or do not do it in this way."""
+        if caller.oauth_client is not None:
+            # an app that was let in without a password is not to ask for it afterwards
+            raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
         account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
         stages = [PASSWORD] if self._sign_in.password_confirmation and account.password_hash is not None else []
         if self._other_proofs is not None:

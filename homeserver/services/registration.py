@@ -186,9 +186,19 @@ class Registration:
         """From now on let this be done with the addresses of new accounts."""
         self._addresses = addresses
 
+    @property
+    def is_open(self) -> bool:
+        """Whether people may register themselves."""
+        return self._rules.enabled and bool(self._flows)
+
+    @property
+    def rules(self) -> RegistrationRules:
+        """Who may make an account."""
+        return self._rules
+
     def check_open(self) -> None:
         """Raises `Forbidden` unless people may register themselves."""
-        if not self._rules.enabled or not self._flows:
+        if not self.is_open:
             raise Forbidden("Registration is closed on this server")
 
     async def check_username(self, username: str, *, privileged: bool = False) -> UserID:

@@ -52,13 +52,19 @@ class AuthenticationRequired(MatrixError):
     def __init__(self, state: Mapping[str, object], error: MatrixError | None = None) -> None:
         super().__init__("Confirm who you are" if error is None else error.text)
         self._state = state
-        self._error = error
+        self.error = error
+        """Why a stage failed."""
+
+    @property
+    def session_id(self) -> str:
+        """The session in which to go on."""
+        return str(self._state["session"])
 
     def body(self) -> Mapping[str, object]:
         """See the specification: flows, params, session and completed."""
-        if self._error is None:
+        if self.error is None:
             return self._state
-        return {**self._error.body(), **self._state}
+        return {**self.error.body(), **self._state}
 
 
 class Stage(Protocol):

@@ -5,7 +5,7 @@ stands in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
@@ -54,8 +54,8 @@ class Pages:
         leads_to: Iterable[str] = (),
         script: str = "",
     ) -> Response:
-        """The page of a template. `leads_to`: schemes of addresses elsewhere (`https`) to which an answer to its forms may
-        send the browser on; `script`: the one that it may run."""
+        """The page of a template. `leads_to`: where else an answer to its forms may send the browser on, as a
+        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -68,11 +68,17 @@ class Pages:
         )
         policy = (
             f"default-src 'none'; style-src {self._style_source}; img-src 'self'; base-uri 'none'; "
-            f"form-action 'self'{''.join(f' {scheme}:' for scheme in leads_to)}; frame-ancestors 'none'"
+            f"form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
         )
         if script:
             policy += f"; script-src {_source_of(script)}"
         return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
+
+    def message(
+        self, context: RequestContext, title: str, texts: Sequence[str], status: int = HTTPStatus.OK
+    ) -> Response:
+        """A page that only says something, in words that are translated already."""
+        return self.make("message.html", self.choose(context.languages), {"title": title, "texts": texts}, status)
 
     def stale_form(self, context: RequestContext) -> Response:
         """The page for who has sent a form that is not, or no longer, one of ours."""

@@ -86,7 +86,7 @@ class UpstreamPages:
                         "user_id": user_id,
                         "client": _shown_client(redirect_url),
                     },
-                    leads_to=(urlsplit(redirect_url).scheme,),
+                    leads_to=(f"{urlsplit(redirect_url).scheme}:",),
                 )
             case AskConfirm(flow_id, browser, operation, user_id, providers):
                 fields: dict[str, object] = {
@@ -97,7 +97,9 @@ class UpstreamPages:
                     "providers": providers,
                 }
                 cookies = (self._sign_in.cookie_of(context, browser),)
-                return self._make(context, "upstream_confirm.html", fields, leads_to=("https", "http"), cookies=cookies)
+                return self._make(
+                    context, "upstream_confirm.html", fields, leads_to=("https:", "http:"), cookies=cookies
+                )
             case Confirmed():
                 return self._make(context, "upstream_done.html", {}, script=_DONE)
 
@@ -128,7 +130,7 @@ class UpstreamPages:
             "emails": step.identity.emails,
             "error": "" if step.error is None else _problem(step.error),
         }
-        leads_to = (urlsplit(step.purpose.redirect_url).scheme,) if isinstance(step.purpose, ForClient) else ()
+        leads_to = (f"{urlsplit(step.purpose.redirect_url).scheme}:",) if isinstance(step.purpose, ForClient) else ()
         return self._make(context, "upstream_name.html", fields, leads_to=leads_to)
 
     def _make(

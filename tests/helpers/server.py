@@ -43,7 +43,6 @@ T = TypeVar("T")
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
-federation: {partial_state_joins: true}
 enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
@@ -165,7 +164,7 @@ class TestServer:
             ),
             threads=InlineThreads(),
             directory_threads=InlineThreads(),
-            media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
+            media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor()),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),
