@@ -97,7 +97,8 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store, self.upstream_sessions],
+            kept_by_session=[self.oauth_store],
+            upstream=self.upstream_sessions,
         )
         passwords = config.sessions.password_config
         has_directory = bool(config.upstream.ldap_providers)

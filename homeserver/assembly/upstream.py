@@ -101,7 +101,7 @@ class UpstreamParts:
             known_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
         )
-        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, accounts.sessions, oidc)
+        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, self._links, accounts.sessions, oidc)
         self.jwt_sign_in = JWTSignIn(
             clock,
             accounts.store,

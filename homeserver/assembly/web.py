@@ -13,6 +13,7 @@ from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.cookies import Cookies
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.buttons import UpstreamButtons
+from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
@@ -39,6 +40,7 @@ class WebParts:
         self.pages = Pages(mail.languages, config.server_name)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        devices = UpstreamDevices(database, accounts.upstream_sessions)
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
             self.pages, self.forms, accounts.sign_in, accounts.registration, SignInChoices([buttons])
@@ -64,8 +66,8 @@ class WebParts:
                 accounts.secret_text,
                 base_url=config.name.public_baseurl or "",
             ),
-            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata),
-            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata),
+            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices),
+            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices),
         )
         """For the router."""
 

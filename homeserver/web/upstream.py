@@ -7,6 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
@@ -71,8 +72,8 @@ class UpstreamPages:
                 status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
                 headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
-            case SignedIn(user_id, next_path):
-                cookie = await self._sessions.do_begin(user_id, context)
+            case SignedIn(user_id, next_path, origin):
+                cookie = await self._sessions.do_begin(user_id, context, msgspec.json.encode(origin).decode())
                 return see_other(own_path(next_path, "/"), cookies=(cookie,))
             case AskName():
                 return self._ask_name(context, step)
