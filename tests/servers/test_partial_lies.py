@@ -5,7 +5,7 @@ from typing import Any
 
 from federation.policy import make_rules
 from federation.protocol.events import Event, StateKey
-from federation.protocol.ids import RoomID, ServerName
+from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
@@ -195,7 +195,7 @@ async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(netw
     network.clock.pump([60.0] * 3)
     network.settle()
     assert [event["content"]["body"] for event in messages(bob, room_id)] == ["salom"]
-    stored = await south.find(RoomID(room_id), oops)
+    stored = await south.find(RoomID(room_id), EventID(oops))
     assert stored is not None
     assert not stored.rejected
     assert not stored.in_timeline
