@@ -211,10 +211,12 @@ class ExtensionReader:
         ranges: dict[int, tuple[int, int]] = {}
         for nid in whole:
             # a receipt comes after what it is for
-            starts = [position or 0 for position in map(_position, timelines.get(nid, ()))]
+            starts = list(map(_position, timelines.get(nid, ())))
             if nid in known:
                 starts.append(connection.since(known[nid]))
-            if starts:
+            if None in starts:
+                ranges[nid] = (0, upto)
+            elif starts:
                 ranges[nid] = (min(starts), upto)
         for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
             ranges[nid] = (connection.since(known[nid]), upto)
