@@ -68,6 +68,11 @@ class RoomWork:
         )
 
     @property
+    def is_no_longer_direct(self) -> bool:
+        """Whether the client takes it for a direct chat that it is not."""
+        return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
+
+    @property
     def shows_room(self) -> bool:
         """Whether timeline and state are shown: not of a room that the user was never in."""
         return self.own.membership not in OUTSIDE and self.was_in
@@ -77,7 +82,7 @@ class RoomWork:
         limit = self.config.timeline_limit
         if self.sent is not None and not self.initial and not self.limited:
             limit = max(limit, self.sent.timeline_limit)
-        return SentRoom(LIVE, limit, self.config.required_state)
+        return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,8 @@ class RoomEntries:
                 end = begin + len(work.shown)
                 entry = _make_inside(work, presented[begin:end], events, request.stable, connection, upto)
                 begin = end
-                if not entry and not work.initial and nid not in summaries:
+                moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
+                if not entry and not work.initial and nid not in summaries and not moved:
                     continue
                 if nid in summaries:
                     _add_people(entry, summaries[nid])
@@ -174,6 +180,8 @@ class RoomEntries:
                 entry["initial"] = True
             if work.is_direct:
                 entry["is_dm"] = True
+            elif request.stable and work.is_no_longer_direct:
+                entry["is_dm"] = False
             if request.stable:
                 entry["membership"] = work.own.membership
                 entry["lists"] = list(work.in_lists)
