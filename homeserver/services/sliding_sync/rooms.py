@@ -50,6 +50,8 @@ class RoomWork:
     is_direct: bool
     in_lists: Sequence[str] = ()
     limited: bool = False
+    newest: StoredEvent | None = None
+    """The newest event of the stretch, shown or not, if anything has arrived in it."""
     shown: Sequence[Seen] = ()
     speakers: Set[str] = frozenset()
     """Those whose memberships are needed to show these events."""
@@ -221,6 +223,7 @@ class RoomEntries:
             stretch = stretches[work.room.room_nid]
             arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
             work.limited = stretch.limited
 
@@ -230,10 +233,11 @@ class RoomEntries:
         parts, states = self._parts, self._parts.states
         changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
         former = await parts.current_states.at(changing)
-        roots = await parts.current_states.at({work.room.room_nid: _end(work, upto) for work in works})
+        quiet = {work.room.room_nid: _end(work, upto) for work in works if work.newest is None}
+        roots = await parts.current_states.at(quiet)
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
-            root = roots[nid]
+            root = roots[nid] if work.newest is None else work.newest.current_root
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:
