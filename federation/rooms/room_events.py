@@ -133,7 +133,7 @@ class RoomEvents:
         self._latest_nid = 0
         """The highest number of an event that this node has heard of: redactions of other nodes are above it."""
         self._log = Logger()
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.PLACED)
         streams.watch(self._heed_others)
 
     def __len__(self) -> int:

@@ -39,6 +39,10 @@ class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
     """Also sticky events, which are told beside the timeline."""
 
 
+PERSONAL = frozenset({Topic.TO_DEVICE, Topic.KEY_COUNT})
+"""What one user alone hears of."""
+
+
 class _Entry(msgspec.Struct, frozen=True, gc=False):
     """One change: in which room something is new, and for whom alone; whom it concerns; who moved."""
 
@@ -150,7 +154,9 @@ class RecentChanges:
         for change in changes:
             row = change.detail
             user_id = change.user_id
-            if isinstance(row, StickyRow):
+            if change.topic in PERSONAL:  # many at once where a client shares the keys of a room
+                entry = _Entry(change.topic, user_id=user_id)
+            elif isinstance(row, StickyRow):
                 entry = _Entry(change.topic, row.room_nid)
             elif isinstance(row, EventRow):
                 entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION)

@@ -129,7 +129,7 @@ class UnreadCounts:
         self._recent: OrderedDict[int, _Recent] = OrderedDict()
         self._dropped_upto = streams.current()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED)
         streams.watch(self._heed_others)
 
     async def get_counts(

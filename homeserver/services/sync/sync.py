@@ -133,9 +133,9 @@ class Sync:
             news = await parts.devices.read_nothing_new(request)
             return _frame(since, news, [], [], {}), False
         span = Range(0 if request.since is None else request.since.position, self._streams.current())
-        messages, upto = await parts.devices.find_messages(request, span)
+        messages, upto, fetched = await parts.devices.find_messages(request, span)
         span = Range(span.since, upto)
-        token = SyncToken(max(span.upto, span.since), parts.typing.position)
+        token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
         ignored = await parts.ignored.of_user(user_id)
