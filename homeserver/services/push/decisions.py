@@ -5,7 +5,7 @@ Counts do not ask here: theirs is decided when the event arrives (`outcomes.py`)
 spec: client-server-api#push-rules
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 
 from federation.protocol.ids import UserID
 from federation.protocol.power_levels import PowerLevels
@@ -20,6 +20,7 @@ from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleSet, named_users
 from storage.memberships import MembershipRow, MembershipStore
+from storage.thread_subscriptions import ThreadSubscriptionStore
 
 
 class PushDecisions:
@@ -33,6 +34,7 @@ class PushDecisions:
         rules: OwnRules,
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
+        threads: ThreadSubscriptionStore,
     ) -> None:
         self._engine = engine
         self._memberships = memberships
@@ -40,6 +42,7 @@ class PushDecisions:
         self._rules = rules
         self._ignored = ignored
         self._permissions = permissions
+        self._threads = threads
 
     async def get_actions(self, stored: StoredEvent, user_ids: Collection[UserID]) -> Mapping[UserID, Actions]:
         """What the event is to do for each of these local users; whom it tells nothing is missing from the answer.
@@ -61,12 +64,16 @@ class PushDecisions:
             return {}
         occasion = await self.occasion_of(stored)
         named = named_users(event)
+        followers: Set[str] = frozenset()
+        if stored.thread_root is not None and any(own.rule_set.asks_for_threads for own in rules.values()):
+            followers = await self._threads.get_followers(event.room_id, stored.thread_root)
+            occasion.thread_root, occasion.followers = stored.thread_root, followers
         of_sets: dict[RuleSet, Actions] = {}
         singly: set[UserID] = set()
         asked: list[UserID] = []
         for user, own in rules.items():
             rule_set = own.rule_set
-            if user in named or rule_set.asks_for_names:
+            if user in named or rule_set.asks_for_names or (user in followers and rule_set.asks_for_threads):
                 singly.add(user)
             else:
                 if rule_set not in of_sets:
@@ -96,6 +103,7 @@ class PushDecisions:
         ignored = await self._ignored.of_user(user)
         rule_set = (await self._rules.of_user(user)).rule_set
         surroundings: tuple[int, PowerLevels | None] | None = None
+        followed: Set[str] = frozenset()
         found: list[StoredEvent] = []
         for stored in events:
             sender = stored.event.sender
@@ -103,7 +111,13 @@ class PushDecisions:
                 continue
             if surroundings is None:
                 surroundings = await self._surroundings_of(stored)
-            if rule_set.find(Occasion.of_event(stored.event, *surroundings), user, row.display_name).notify:
+                if rule_set.asks_for_threads:
+                    followed = await self._threads.get_followed(user, stored.event.room_id)
+            occasion = Occasion.of_event(stored.event, *surroundings)
+            if rule_set.asks_for_threads:
+                occasion.thread_root = stored.thread_root
+                occasion.followers = (user,) if stored.thread_root in followed else ()
+            if rule_set.find(occasion, user, row.display_name).notify:
                 found.append(stored)
         return found
 
