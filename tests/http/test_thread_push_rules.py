@@ -76,7 +76,7 @@ def test_the_rules_are_there_and_off(talk: Talk) -> None:
 
 
 def test_nobody_has_own_rules_of_that_kind(talk: Talk) -> None:
-    body = {"actions": [], "conditions": []}
+    body: dict[str, Any] = {"actions": [], "conditions": []}
     assert refused(talk.alice.put(f"{RULES}/mine", body)) == (400, "M_INVALID_PARAM")
     assert refused(talk.alice.delete(f"{RULES}/mine")) == (404, "M_NOT_FOUND")
 
