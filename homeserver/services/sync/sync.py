@@ -265,6 +265,8 @@ class Sync:
         self, request: SyncRequest, span: Range, joined: Sequence[RoomWork], ignored: Set[str]
     ) -> None:
         """The sticky events that the timelines do not show. No filter applies to them."""
+        if (await self._parts.sticky.rooms()).isdisjoint([work.room.room_nid for work in joined]):
+            return
         ranges = {work.room.room_nid: (work.since, span.upto) for work in joined}
         shown = {seen.event.nid for work in joined for seen in work.shown}
         found = await self._parts.sticky.find(ranges, shown, ignored)
