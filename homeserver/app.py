@@ -334,6 +334,7 @@ def build(
         files.delivery,
         files.for_servers,
         files.repository,
+        *files.upkeep.services(),
         federation_out.everyones_keys,
         federation_out.own_devices,
         incoming.form,

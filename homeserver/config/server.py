@@ -9,7 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaObjectStore
+from homeserver.config.media import MediaDeletion, MediaObjectStore
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -181,7 +181,11 @@ class MediaRetention:
         example="90d",
     )
     local_media_lifetime: Duration | None = option(
-        None, "The same for files of this server's users, which are lost then.", not_yet=True
+        None,
+        "The same for files of this server's users, which are lost then, whoever refers to them. Files that an administrator has "
+        "protected or quarantined stay.",
+        minimum=3600 * 1000 * 2,
+        example="2y",
     )
 
 
@@ -217,6 +221,7 @@ class Storage:
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
     )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
+    media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
         "Servers of which no files are given out, copies that are here already included.",

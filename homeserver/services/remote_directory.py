@@ -89,7 +89,8 @@ class RemoteDirectory:
         if known is None or known.until <= self._clock.seconds():
             known = await self._ask(server, key, ask, what)
         if isinstance(known.value, MatrixError):
-            raise known.value
+            # one of its own for each: an exception that was raised holds all that the request had
+            raise type(known.value)(known.value.text)
         found: T = known.value
         return found
 

@@ -15,7 +15,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from federation.protocol.signing import parse_signing_keys
-from homeserver.__main__ import main, open_log
+from homeserver.__main__ import main
+from homeserver.process import open_log
 from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from tests.helpers.databases import open_inline
