@@ -399,6 +399,7 @@ def build(
             signatures=federation_out.signatures,
             turns=federation.edge.turns,
             slow_turns=federation.edge.slow_turns,
+            token_in_query=config.sessions.accept_token_in_query,
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )

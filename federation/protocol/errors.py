@@ -268,9 +268,11 @@ class Unauthorized(MatrixError):
 
 
 class RemoteError(Exception):
-    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later."""
+    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later. Its text begins with
+    the server's name; `reason` is the text without it."""
 
     def __init__(self, destination: str, text: str, *, retryable: bool) -> None:
         super().__init__(f"{destination}: {text}")
         self.destination = destination
+        self.reason = text
         self.retryable = retryable
