@@ -289,7 +289,7 @@ def build(
     files = MediaParts(config, clock, database, limiter, federation, follow, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
-    pages = WebParts(config, clock, database, accounts, mail, oauth)
+    pages = WebParts(config, clock, database, accounts, mail, oauth, people, rooms)
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,

@@ -66,7 +66,8 @@ from homeserver.http import probes
 from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
-from homeserver.web import authorize, confirm_email, landing, link, sign_in, unsubscribe
+from homeserver.web import account as account_page
+from homeserver.web import authorize, confirm_email, landing, link, reset_password, sign_in, unsubscribe
 from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
@@ -84,6 +85,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     account_moderation,
+    account_page,
     authorize,
     capabilities,
     confirm_email,
@@ -118,6 +120,7 @@ SOURCES: tuple[ModuleType, ...] = (
     registration,
     relations,
     reports,
+    reset_password,
     room_creation,
     room_directory,
     room_events,
