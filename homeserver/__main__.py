@@ -66,6 +66,7 @@ SECONDS_TO_FLUSH = 1.0
 """For so long lines of the access log may wait to be written together."""
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
+WAITING_THREADS = 8
 HASHING_THREADS = 2
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
@@ -199,6 +200,7 @@ def run(paths: tuple[Path, ...]) -> None:
             database,
             key=key,
             threads=hashing_threads(reactor),
+            directory_threads=waiting_threads(reactor),
             media_threads=MediaThreads(
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
@@ -214,6 +216,8 @@ def run(paths: tuple[Path, ...]) -> None:
         )
     except OSError as error:
         raise click.ClickException(f"the folder for files (media_store_path) cannot be used: {error}") from error
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)
     flushing.clock = clock
     reactor.addSystemEventTrigger(
@@ -406,6 +410,14 @@ def hashing_threads(reactor: ReactorBase) -> HashingThreads:
     return HashingThreads(reactor, pool)
 
 
+def waiting_threads(reactor: ReactorBase) -> HashingThreads:
+    """Threads for what waits for directories, which end with the reactor; none before they are needed."""
+    pool = ThreadPool(0, WAITING_THREADS, "directories")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return HashingThreads(reactor, pool)
+
+
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
     """Do something with accounts, also while the server runs; the end of the command where that is refused."""
     reactor = cast(ReactorBase, installed_reactor)
@@ -464,12 +476,19 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
 
 def begin_logging(log: Log) -> LogFile:
     """Write the log to where the configuration says, from now on."""
-    file = LogFile(sys.stderr if log.file is None else log.file.open("a", encoding="utf-8"))
+    file = LogFile(standard_error() if log.file is None else log.file.open("a", encoding="utf-8"))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
         [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
     )
     return file
+
+
+def standard_error() -> TextIO:
+    """As Python opens it, but that lines for a file or another program may be written together."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    return open(sys.stderr.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:

@@ -42,6 +42,7 @@ from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
+from homeserver.assembly.upstream import UpstreamParts
 from homeserver.assembly.web import WebParts
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
@@ -146,7 +147,7 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
-                spool_folder=self.media.files.spool_folder,
+                spool_folder=self.media.contents.spool_folder,
             ),
         )
 
@@ -166,6 +167,7 @@ class Server:
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
         self.incoming.completions.start()
+        self.federation.unproved.start()
         self.start_jobs()
         self.federation_out.sender.start()
         self.pushers.start()
@@ -218,6 +220,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         self.incoming.completions.stop()
+        self.federation.unproved.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
@@ -237,6 +240,7 @@ def build(
     *,
     key: SigningKey,
     threads: Threads,
+    directory_threads: Threads,
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
@@ -248,10 +252,11 @@ def build(
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `web` push gateways, `fetch` what is at
-    addresses of the federation, `follow` what is where another server says; `random` gives so many unguessable
-    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
-    files cannot be made."""
+    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
+    servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
+    where another server says; `random` gives so many unguessable bytes; `registry` may hold metrics of what was made
+    before, such as the database. Raises OSError where the folder of files cannot be made, `ValueError` for settings of
+    identity providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -290,6 +295,9 @@ def build(
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
     pages = WebParts(config, clock, database, accounts, mail, oauth, people, rooms)
+    upstream = UpstreamParts(
+        config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
+    )
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,
@@ -357,6 +365,7 @@ def build(
         people.threepids,
         *pages.services,
         *oauth.services,
+        *upstream.services,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
@@ -377,6 +386,7 @@ def build(
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
+            policy_server_public_key=name.policy_server_public_key,
         ),
     )
     router = Router(
@@ -403,6 +413,7 @@ def build(
         *files.jobs(),
         *pages.jobs(),
         *oauth.jobs(),
+        *upstream.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]

@@ -67,7 +67,17 @@ from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
 from homeserver.web import account as account_page
-from homeserver.web import authorize, confirm_email, landing, link, reset_password, sign_in, unsubscribe
+from homeserver.web import (
+    authorize,
+    confirm_email,
+    landing,
+    link,
+    reset_password,
+    sign_in,
+    unsubscribe,
+    upstream,
+    upstream_answers,
+)
 from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
@@ -138,6 +148,8 @@ SOURCES: tuple[ModuleType, ...] = (
     third_party_networks,
     to_device,
     unsubscribe,
+    upstream,
+    upstream_answers,
     user_directory,
     versions,
     voip,

@@ -95,6 +95,10 @@ class MediaFiles:
         """A content for reading; None when it is not there. Raises OSError."""
         return await run_in(self._executor, lambda: self._open(self.content_path(hash)))
 
+    async def has(self, hash: bytes) -> bool:
+        """Whether a content is there."""
+        return await run_in(self._executor, self.content_path(hash).is_file)
+
     async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
         """What was made of a content under this name."""
         path = self._path("thumbnails", hash) / name

@@ -44,9 +44,15 @@ class RemoteMediaStore:
         """At most so many copies that nobody has read since, those that were read longest ago first."""
         return await self._database.read("get_unread_remote_media", _select_unread, before_ms, limit)
 
-    async def remove_unread(self, rows: Sequence[RemoteMediaRow], before_ms: int) -> Set[bytes]:
+    def remove_unread(self, txn: WriteTransaction, rows: Sequence[RemoteMediaRow], before_ms: int) -> Set[bytes]:
         """Forget those of the copies that nobody has read since after all; the hashes that no file has any more."""
-        return await self._database.write("remove_unread_remote_media", _remove_unread, tuple(rows), before_ms)
+        for row in rows:
+            txn.execute(
+                "DELETE FROM remote_media WHERE origin = ? AND media_id = ? AND quarantined = 0 AND last_access_ts < ?",
+                (row.origin, row.media_id, before_ms),
+            )
+        hashes = {row.content.hash for row in rows}
+        return hashes - select_used_hashes(txn, tuple(hashes))
 
     def add_copy(self, txn: WriteTransaction, row: RemoteMediaRow) -> bool:
         """Add a copy; False where there is one, which stays: the file behind an address never changes."""
@@ -98,13 +104,3 @@ def _select_unread(txn: Transaction, before_ms: int, limit: int) -> Sequence[Rem
         "ORDER BY last_access_ts LIMIT ?"
     )
     return [_row(row) for row in txn.query(sql, (before_ms, limit))]
-
-
-def _remove_unread(txn: WriteTransaction, rows: Sequence[RemoteMediaRow], before_ms: int) -> Set[bytes]:
-    for row in rows:
-        txn.execute(
-            "DELETE FROM remote_media WHERE origin = ? AND media_id = ? AND quarantined = 0 AND last_access_ts < ?",
-            (row.origin, row.media_id, before_ms),
-        )
-    hashes = {row.content.hash for row in rows}
-    return hashes - select_used_hashes(txn, tuple(hashes))

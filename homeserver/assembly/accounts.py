@@ -20,7 +20,7 @@ from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.browser_sessions import BrowserSessionStore
@@ -38,6 +38,7 @@ from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
+from storage.upstream_sessions import UpstreamSessionStore
 
 
 class AccountParts:
@@ -70,6 +71,7 @@ class AccountParts:
         self.reset_store = CrossSigningResetStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
+        self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
         self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
@@ -89,7 +91,6 @@ class AccountParts:
                 self.device_grant_store,
                 self.reset_store,
             ],
-            kept_by_session=[self.oauth_store],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
@@ -98,8 +99,10 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
+            kept_by_session=[self.oauth_store, self.upstream_sessions],
         )
         passwords = config.sessions.password_config
+        has_directory = bool(config.upstream.ldap_providers)
         self.sign_in = SignIn(
             database,
             self.store,
@@ -108,8 +111,9 @@ class AccountParts:
             self.sessions,
             limiter,
             server_name=server_name,
-            password_login=passwords.localdb_enabled and passwords.enabled is True,
+            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_directory),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
+            own_passwords=passwords.localdb_enabled,
         )
         stages: list[Stage] = [
             DummyStage(),
@@ -117,6 +121,7 @@ class AccountParts:
             RegistrationTokenStage(clock, registration_tokens),
             EmailStage(mail.validation),
             *(OAuthStage(name, _reset_page(config)) for name in STAGES),
+            SSOStage(),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.resets = CrossSigningResets(clock, database, self.reset_store, self.uia)

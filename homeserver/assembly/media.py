@@ -22,6 +22,7 @@ from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
 from storage.executors import Executor
 from storage.media import MediaStore
+from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from storage.remote_media import RemoteMediaStore
 
@@ -57,13 +58,14 @@ class MediaParts:
         self._workers = ImageWorkers(threads.images)
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files)
         self.files.open_folder()
+        self.contents = LocalContents(database, self.files)
         server_name = federation.identity.server_name
         self.repository = MediaRepository(
             server_name,
             clock,
             database,
             self._store,
-            self.files,
+            self.contents,
             SecretText(random),
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
@@ -72,9 +74,10 @@ class MediaParts:
         )
         self.copies = RemoteCopies(
             RemoteMediaStore(database),
-            database,
-            self.files,
-            Fetching(RemoteMedia(federation.requests, follow), clock, self.files.spool_folder, storage.max_upload_size),
+            self.contents,
+            Fetching(
+                RemoteMedia(federation.requests, follow), clock, self.contents.spool_folder, storage.max_upload_size
+            ),
             federation.policy,
             limiter,
             clock,
@@ -87,8 +90,8 @@ class MediaParts:
             server_name,
             self.repository,
             self.copies,
-            Thumbnails(self.files, self._workers, storage.max_image_pixels),
-            self.files,
+            Thumbnails(self.contents, self._workers, storage.max_image_pixels),
+            self.contents,
         )
         self.for_servers = media_answers(self.delivery)
 

@@ -14,7 +14,8 @@ from homeserver.jobs import Job
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.cookies import Cookies
 from homeserver.services.own_account import OwnAccount
-from homeserver.services.sign_in_choices import Providers, SignInChoices
+from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.web.account import AccountPage
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
@@ -41,20 +42,19 @@ class WebParts:
         oauth: OAuthParts,
         people: PeopleParts,
         rooms: RoomParts,
-        providers: Sequence[Providers] = (),
     ) -> None:
-        """`providers`: by which people sign in besides their passwords here."""
         base_url = config.name.public_baseurl or ""
-        cookies = Cookies(config.name.public_baseurl)
+        self.cookies = Cookies(config.name.public_baseurl)
         self.pages = Pages(mail.languages, config.server_name)
-        self.forms = Forms(cookies, accounts.secret_text)
-        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, cookies)
+        self.forms = Forms(self.cookies, accounts.secret_text)
+        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
             self.pages,
             self.forms,
             accounts.sign_in,
             accounts.registration,
-            SignInChoices(providers),
+            SignInChoices([buttons]),
             resets_passwords=mail.outbox is not None,
         )
         landing = LandingPage(

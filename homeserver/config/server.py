@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
+from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
+from federation.protocol.signing import parse_public_key
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -18,6 +21,14 @@ def _check_server_name(name: str) -> str | None:
 
 def _check_base_url(url: str) -> str | None:
     return None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+
+
+def _check_policy_key(key: str) -> str | None:
+    try:
+        parse_public_key(POLICY_KEY_ID, key)
+    except InvalidParam:
+        return "must be the 32 bytes of an Ed25519 public key in unpadded base64"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +61,12 @@ class Name:
     )
     support_page: str | None = option(
         None, "A page for people who need help. Shown in `/.well-known/matrix/support`.", check=_check_base_url
+    )
+    policy_server_public_key: str | None = option(
+        None,
+        "The Ed25519 key (unpadded base64) of a policy server that answers for `server_name`. Shown in "
+        "`/.well-known/matrix/policy_server`, where clients look for it when a room is to use that server.",
+        check=_check_policy_key,
     )
 
 

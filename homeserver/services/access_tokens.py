@@ -57,7 +57,7 @@ class AccessTokens:
         self._remembered: dict[bytes, tuple[Requester, float]] = {}
         self._by_user: dict[str, set[bytes]] = {}
         self._forgotten_meanwhile: list[set[str]] = []
-        streams.subscribe(self._heed)
+        streams.subscribe(self._heed, Topic.ACCOUNT)
         streams.watch(self._heed_others)
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:

@@ -89,6 +89,10 @@ class SecretText:
         """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
         return self._text(ascii_letters, 24)
 
+    def room(self) -> str:
+        """24 letters, 136 bits: what a room is called that is not named by its create event."""
+        return self._text(ascii_letters, 24)
+
     def delay_id(self) -> str:
         """24 letters, 136 bits: who knows it may manage a delayed event."""
         return self._text(ascii_letters, 24)

@@ -82,7 +82,7 @@ class ConsentPage:
             "device_id": request.scope.device_id,
             "target": urlsplit(target).hostname or target.partition(":")[0],
         }
-        return self._pages.make("consent.html", language, fields, cookies=token.cookies, form_target=origin_of(target))
+        return self._pages.make("consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),))
 
     def _wrong(self, context: RequestContext, language: Language, error: OAuthError) -> Response:
         _ = language.gettext

@@ -1,10 +1,11 @@
 """Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
 
-A page loads nothing but images of this server, and runs no script. Its style stands in it, and is the only one that its headers allow.
+A page loads nothing but images of this server, and runs no script but one that the specification wants on one page. Its style
+stands in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
@@ -30,14 +31,9 @@ class Pages:
         loader = self._environment.loader
         assert loader is not None
         self._style = loader.get_source(self._environment, STYLE)[0]
-        style_hash = b64encode(sha256(self._style.encode()).digest()).decode()
-        self._policy = (
-            f"default-src 'none'; style-src 'sha256-{style_hash}'; img-src 'self'; base-uri 'none'; "
-            "frame-ancestors 'none'; form-action 'self'"
-        )
+        self._style_source = _source_of(self._style)
         self._headers = {
             "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": self._policy,
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Vary": "Accept-Language",
@@ -55,10 +51,11 @@ class Pages:
         status: int = HTTPStatus.OK,
         *,
         cookies: tuple[str, ...] = (),
-        form_target: str | None = None,
+        leads_to: Iterable[str] = (),
+        script: str = "",
     ) -> Response:
-        """The page of a template. `form_target`: where else its forms lead in the end, as in a
-        `Content-Security-Policy`: browsers hold redirects after a form to it."""
+        """The page of a template. `leads_to`: where else an answer to its forms may send the browser on, as a
+        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -66,12 +63,16 @@ class Pages:
                 "lang": language.tag,
                 "server_name": self._server_name,
                 "style": self._style,
+                "script": script,
             }
         )
-        headers = self._headers
-        if form_target is not None:
-            headers = {**headers, "Content-Security-Policy": f"{self._policy} {form_target}"}
-        return Response(status, headers, text.encode(), cookies)
+        policy = (
+            f"default-src 'none'; style-src {self._style_source}; img-src 'self'; base-uri 'none'; "
+            f"form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
+        )
+        if script:
+            policy += f"; script-src {_source_of(script)}"
+        return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
 
     def message(
         self,
@@ -95,3 +96,8 @@ def see_other(where: str, *, cookies: tuple[str, ...] = ()) -> Response:
     """The answer that leads a browser elsewhere, also after a form."""
     headers = {"Location": where, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
     return Response(HTTPStatus.SEE_OTHER, headers, b"", cookies)
+
+
+def _source_of(text: str) -> str:
+    """By what a policy allows a text that stands in the page."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

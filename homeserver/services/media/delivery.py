@@ -11,7 +11,7 @@ from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media import Content
-from storage.media_files import MediaFiles
+from storage.media_contents import Contents
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,13 @@ class MediaDelivery:
         repository: MediaRepository,
         copies: RemoteCopies,
         thumbnails: Thumbnails,
-        files: MediaFiles,
+        contents: Contents,
     ) -> None:
         self._server_name = server_name
         self._repository = repository
         self._copies = copies
         self._thumbnails = thumbnails
-        self._files = files
+        self._contents = contents
 
     async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
         """A file, under its own name or the one given. Raises what the two `get_content` do."""
@@ -107,7 +107,7 @@ class MediaDelivery:
         return Response(headers=headers, body=File(MemorySource(found.data), len(found.data), etag))
 
     async def _file(self, content: Content, headers: Mapping[str, str]) -> Response:
-        opened = await self._files.open(content.hash)
+        opened = await self._contents.open(content.hash)
         if opened is None:
             raise NotFound("The content of this file is missing")
         return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))

@@ -4,6 +4,7 @@ spec: client-server-api#content-repository, server-server-api#content-repository
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from typing import BinaryIO
 
 from twisted.internet.defer import Deferred
@@ -20,10 +21,10 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
-from storage.database import Database
 from storage.media import Content
-from storage.media_files import MediaFiles
+from storage.media_contents import Contents
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.transaction import WriteTransaction
 
 
 class RemoteCopies:
@@ -34,8 +35,7 @@ class RemoteCopies:
     def __init__(
         self,
         store: RemoteMediaStore,
-        database: Database,
-        files: MediaFiles,
+        contents: Contents,
         fetching: Fetching,
         policy: Policy,
         limiter: RateLimiter,
@@ -51,8 +51,7 @@ class RemoteCopies:
         `authenticated_only`: copies that are fetched from now on are not given to those who show no token.
         """
         self._store = store
-        self._database = database
-        self._files = files
+        self._contents = contents
         self._fetching = fetching
         self._policy = policy
         self._limiter = limiter
@@ -106,7 +105,7 @@ class RemoteCopies:
         if not rows:
             return 0
         hashes = {row.content.hash for row in rows}
-        removed = await self._files.remove_unused(hashes, lambda: self._store.remove_unread(rows, before))
+        removed = await self._contents.remove_unused(hashes, lambda txn: self._store.remove_unread(txn, rows, before))
         return 0 if removed is None else len(rows)
 
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
@@ -122,19 +121,15 @@ class RemoteCopies:
         return row
 
     async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: BinaryIO) -> None:
-        stored = await self._files.add(body)
-        now = self._now_ms()
-        content = Content(stored.hash, stored.size, parse_type(headers.type), _name(headers.disposition))
-        row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
-        try:
-            is_new = await self._database.write("keep_remote_media", self._store.add_copy, row)
-        except BaseException:
-            self._files.abandon(stored)
-            raise
-        if is_new:
-            await self._files.settle(stored)
-        else:  # another node was first
-            self._files.abandon(stored)
+        def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
+            now = self._now_ms()
+            content = Content(hash, size, parse_type(headers.type), _name(headers.disposition))
+            row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
+            if not self._store.add_copy(txn, row):
+                raise _AnotherNodeWasFirst
+
+        with suppress(_AnotherNodeWasFirst):
+            await self._contents.add(body, write)
 
     def _note_access(self, row: RemoteMediaRow) -> None:
         now = self._now_ms()
@@ -145,6 +140,10 @@ class RemoteCopies:
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+class _AnotherNodeWasFirst(Exception):
+    """There is a copy by now."""
 
 
 def _name(disposition: str) -> str | None:
