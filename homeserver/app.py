@@ -377,6 +377,7 @@ def build(
         ),
         OfferedFeatures(
             delayed_events=config.rooms.max_event_delay_duration is not None,
+            older_qr_codes=config.sessions.oauth.qr_code == "everybody" and oauth.metadata.document is not None,
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
         ),
         rtc,
