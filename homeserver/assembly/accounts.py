@@ -10,8 +10,10 @@ from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
+from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
 from homeserver.services.secret_text import RandomBytes, SecretText
@@ -122,9 +124,11 @@ class AccountParts:
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
             EmailStage(mail.validation),
+            *(OAuthStage(name, _reset_page(config)) for name in STAGES),
             SSOStage(),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
+        self.resets = CrossSigningResets(clock, database, self.reset_store, self.uia)
         self.registration = Registration(
             clock,
             self.secret_text,
@@ -150,6 +154,10 @@ class AccountParts:
             self.registration,
             secret=config.registration.registration_shared_secret,
         )
+
+
+def _reset_page(config: Config) -> str:
+    return f"{(config.name.public_baseurl or '').rstrip('/')}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:

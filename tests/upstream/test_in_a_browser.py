@@ -22,7 +22,7 @@ from tests.helpers.running import RunningServer, ServerFiles
 from tests.upstream.conftest import free_ports
 
 CHROMIUM = shutil.which("chromium")
-NO_BROWSER = "NO REAL BROWSER SIGNED IN: Debian's chromium is not installed here"
+NO_BROWSER = "NO REAL BROWSER SIGNED IN: Debian's chromium is not installed here. scripts/browser installs it"
 V3 = "/_matrix/client/v3"
 MILLISECONDS = 60_000
 
