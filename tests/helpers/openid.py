@@ -9,6 +9,7 @@ browser.open(provider.sign_in(browser.location, sub="1", preferred_username="ali
 import hashlib
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -43,11 +44,17 @@ TEMPLATES = """
 """
 
 
+@cache
+def first_key() -> RSAKey:
+    """The key that every provider begins with: making one takes long."""
+    return RSAKey.generate_key(2048, parameters={"kid": "one"})
+
+
 class OpenIDProvider:
     """The provider. `change` may alter the claims of an ID token, `now` is its clock."""
 
     def __init__(self) -> None:
-        self.key: RSAKey | OKPKey = RSAKey.generate_key(2048, parameters={"kid": "one"})
+        self.key: RSAKey | OKPKey = first_key()
         self.algorithm = "RS256"
         self.document: dict[str, Any] = {
             "issuer": ISSUER,

@@ -50,29 +50,29 @@ def test_people_sign_in(server: TestServer) -> None:
     assert server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "Alice"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        token("another secret, that is long enough too"),
-        token(algorithm="HS512"),
-        token(iss="elsewhere"),
-        token(iss=None),
-        token(aud="mail"),
-        token(aud=None),
-        token(exp=START - 61),
-        token(exp="2100"),
-        token(nbf=START + 61),
-        token(iat=START + 61),
-        token(sub=None),
-        token(sub=7),
-        token()[:-2],
-        "nothing",
-        "x" * 20_000,
-    ],
-)
-def test_tokens_that_are_refused(server: TestServer, text: str) -> None:
-    answer = login(server, text)
-    assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+REFUSED = [
+    token("another secret, that is long enough too"),
+    token(algorithm="HS512"),
+    token(iss="elsewhere"),
+    token(iss=None),
+    token(aud="mail"),
+    token(aud=None),
+    token(exp=START - 61),
+    token(exp="2100"),
+    token(nbf=START + 61),
+    token(iat=START + 61),
+    token(sub=None),
+    token(sub=7),
+    token()[:-2],
+    "nothing",
+    "x" * 20_000,
+]
+
+
+def test_tokens_that_are_refused(server: TestServer) -> None:
+    for text in REFUSED:
+        answer = login(server, text)
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), text[:100]
 
 
 def test_names_and_accounts_that_are_refused(server: TestServer) -> None:

@@ -165,15 +165,25 @@ def test_a_token_is_good_for_a_minute_and_once(server: TestServer, provider: Ope
         redeem(server, browser)
 
 
-@pytest.mark.parametrize(
-    "address",
-    ["", "client.example", "javascript:alert(1)", "JavaScript:alert(1)", "data:text/html,hi", "https://u:p@client.example/",
-     "https:///nowhere", "https://evil.example%5C.client.example/", "https://client.example/%0a", "https://client.example/" + "a" * 5000],
-)  # fmt: skip
-def test_a_token_goes_to_no_such_address(server: TestServer, address: str) -> None:
+NO_CLIENTS = [
+    "",
+    "client.example",
+    "javascript:alert(1)",
+    "JavaScript:alert(1)",
+    "data:text/html,hi",
+    "https://u:p@client.example/",
+    "https:///nowhere",
+    "https://evil.example%5C.client.example/",
+    "https://client.example/%0a",
+    "https://client.example/" + "a" * 5000,
+]
+
+
+def test_a_token_goes_to_no_such_address(server: TestServer) -> None:
     browser = Browser(server)
-    browser.open(f"{REDIRECT}/oidc-town?redirectUrl={address}")
-    assert (browser.status, "location" in browser.answer.headers) == (400, False)
+    for address in NO_CLIENTS:
+        browser.open(f"{REDIRECT}/oidc-town?redirectUrl={address}")
+        assert (browser.status, "location" in browser.answer.headers) == (400, False), address
 
 
 def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) -> None:
