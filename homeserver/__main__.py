@@ -35,6 +35,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import MediaThreads
+from homeserver.assembly.media_stores import OBJECT_THREADS
 from homeserver.assembly.outbound import OutboundParts
 from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.sample import write_docs, write_sample
@@ -66,6 +67,7 @@ SECONDS_TO_FLUSH = 1.0
 """For so long lines of the access log may wait to be written together."""
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
+WAITING_THREADS = 8
 HASHING_THREADS = 2
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
@@ -199,9 +201,16 @@ def run(paths: tuple[Path, ...]) -> None:
             database,
             key=key,
             threads=hashing_threads(reactor),
+            directory_threads=waiting_threads(reactor),
             media_threads=MediaThreads(
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+                objects=ThreadExecutor(
+                    reactor,
+                    "objects",
+                    OBJECT_THREADS if loaded.config.storage.media_object_store.bucket else 1,
+                    patience=2.0,
+                ),
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
@@ -213,7 +222,11 @@ def run(paths: tuple[Path, ...]) -> None:
             access_log=access_log(loaded.config, log_file),
         )
     except OSError as error:
-        raise click.ClickException(f"the folder for files (media_store_path) cannot be used: {error}") from error
+        raise click.ClickException(
+            f"the place for files (media_store_path, media_object_store) cannot be used: {error}"
+        ) from error
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)
     flushing.clock = clock
     reactor.addSystemEventTrigger(
@@ -406,6 +419,14 @@ def hashing_threads(reactor: ReactorBase) -> HashingThreads:
     return HashingThreads(reactor, pool)
 
 
+def waiting_threads(reactor: ReactorBase) -> HashingThreads:
+    """Threads for what waits for directories, which end with the reactor; none before they are needed."""
+    pool = ThreadPool(0, WAITING_THREADS, "directories")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return HashingThreads(reactor, pool)
+
+
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
     """Do something with accounts, also while the server runs; the end of the command where that is refused."""
     reactor = cast(ReactorBase, installed_reactor)
@@ -464,12 +485,19 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
 
 def begin_logging(log: Log) -> LogFile:
     """Write the log to where the configuration says, from now on."""
-    file = LogFile(sys.stderr if log.file is None else log.file.open("a", encoding="utf-8"))
+    file = LogFile(standard_error() if log.file is None else log.file.open("a", encoding="utf-8"))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
         [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
     )
     return file
+
+
+def standard_error() -> TextIO:
+    """As Python opens it, but that lines for a file or another program may be written together."""
+    if sys.stderr.isatty():
+        return sys.stderr
+    return open(sys.stderr.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:

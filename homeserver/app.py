@@ -37,10 +37,12 @@ from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
+from homeserver.assembly.oauth import OAuthParts
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
+from homeserver.assembly.upstream import UpstreamParts
 from homeserver.assembly.web import WebParts
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
@@ -92,6 +94,7 @@ class Server:
         federation_out: FederationOutParts,
         pushers: PusherParts,
         pages: WebParts,
+        oauth: OAuthParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -112,6 +115,7 @@ class Server:
         self.federation_out = federation_out
         self.pushers = pushers
         self.pages = pages
+        self.oauth = oauth
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -143,7 +147,7 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
-                spool_folder=self.media.contents.spool_folder,
+                spool=self.media.contents.spool,
             ),
         )
 
@@ -163,6 +167,7 @@ class Server:
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
         self.incoming.completions.start()
+        self.federation.unproved.start()
         self.start_jobs()
         self.federation_out.sender.start()
         self.pushers.start()
@@ -215,6 +220,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         self.incoming.completions.stop()
+        self.federation.unproved.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
@@ -234,6 +240,7 @@ def build(
     *,
     key: SigningKey,
     threads: Threads,
+    directory_threads: Threads,
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
@@ -245,10 +252,11 @@ def build(
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `web` push gateways, `fetch` what is at
-    addresses of the federation, `follow` what is where another server says; `random` gives so many unguessable
-    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of
-    files cannot be made."""
+    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
+    servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
+    where another server says; `random` gives so many unguessable bytes; `registry` may hold metrics of what was made
+    before, such as the database. Raises OSError where the folder of files cannot be made, `ValueError` for settings of
+    identity providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -285,7 +293,11 @@ def build(
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, limiter, federation, follow, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    pages = WebParts(config, clock, database, accounts, mail)
+    oauth = OAuthParts(config, clock, database, limiter, accounts)
+    pages = WebParts(config, clock, database, accounts, mail, oauth)
+    upstream = UpstreamParts(
+        config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
+    )
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,
@@ -353,6 +365,8 @@ def build(
         mail.validation,
         people.threepids,
         *pages.services,
+        *oauth.services,
+        *upstream.services,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
@@ -399,6 +413,8 @@ def build(
         *pushers.jobs(),
         *files.jobs(),
         *pages.jobs(),
+        *oauth.jobs(),
+        *upstream.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]
@@ -420,6 +436,7 @@ def build(
         federation_out,
         pushers,
         pages,
+        oauth,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -65,7 +65,11 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing, sign_in, unsubscribe
+from homeserver.oauth import clients as oauth_clients
+from homeserver.oauth import metadata as oauth_metadata
+from homeserver.oauth import tokens as oauth_tokens
+from homeserver.web import authorize, confirm_email, landing, link, sign_in, unsubscribe, upstream, upstream_answers
+from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -83,6 +87,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     account_moderation,
+    authorize,
     capabilities,
     confirm_email,
     dehydrated_devices,
@@ -93,6 +98,7 @@ SOURCES: tuple[ModuleType, ...] = (
     key_backups,
     keys,
     landing,
+    link,
     login,
     logout,
     media,
@@ -104,11 +110,15 @@ SOURCES: tuple[ModuleType, ...] = (
     probes,
     profiles,
     notifications,
+    oauth_clients,
+    oauth_metadata,
+    oauth_tokens,
     push_rules,
     pushers,
     receipts,
     federation_policy,
     register,
+    register_page,
     registration,
     relations,
     reports,
@@ -129,6 +139,8 @@ SOURCES: tuple[ModuleType, ...] = (
     third_party_networks,
     to_device,
     unsubscribe,
+    upstream,
+    upstream_answers,
     user_directory,
     versions,
     voip,

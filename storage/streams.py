@@ -21,8 +21,6 @@ from twisted.logger import Logger
 class Topic(Enum):
     """What kind of thing changed."""
 
-    __hash__ = object.__hash__  # Enum's own hashes the name, in Python
-
     EVENT = "event"
     REDACTED = "redacted"
     """An event lost its content; `detail` is its number."""
@@ -53,6 +51,9 @@ class Topic(Enum):
     """A user's pushers were set or removed."""
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
+
+    __hash__ = object.__hash__
+    """Each is itself alone. That of Enum is a function in Python, and topics are looked up with every change and request."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):

@@ -247,6 +247,16 @@ class OtherServerFailed(MatrixError):
     errcode, status, default_text = "M_UNKNOWN", 502, "Another server could not be reached, or answered wrongly"
 
 
+class StoreFull(MatrixError):
+    """Files can be read, and no more can come."""
+
+    errcode, status, default_text = "M_UNKNOWN", 507, "This server has no room for more files at the moment"
+
+
+class StoreUnavailable(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 503, "This server cannot reach its files at the moment: try again"
+
+
 class UnknownPos(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_POS", 400, "Unknown position: start a new connection"
 

@@ -139,6 +139,8 @@ class RoomEvents:
         """Events by number; unknown ones are missing from the answer."""
         cache = self._cache
         wanted = list(nids)
+        if not wanted:
+            return {}
         cached = list(map(cache.get, wanted))
         missing: list[int] = []
         if None in cached:

@@ -8,6 +8,7 @@ from twisted.logger import Logger
 
 from federation.remote.media import Follow, RemoteMedia
 from homeserver.assembly.federation import FederationParts
+from homeserver.assembly.media_stores import stores_of
 from homeserver.assembly.media_upkeep import MediaUpkeep
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import Rate, RateLimiter
@@ -23,7 +24,6 @@ from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
 from storage.executors import Executor
 from storage.media import MediaStore
-from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from storage.media_quarantine import QuarantineStore
 from storage.remote_media import RemoteMediaStore
@@ -31,10 +31,11 @@ from storage.remote_media import RemoteMediaStore
 
 @dataclass(frozen=True, slots=True)
 class MediaThreads:
-    """Where files are read and written, and where somebody waits for processes that make thumbnails."""
+    """Where files are read and written, where somebody waits for processes that make thumbnails, and for the object store."""
 
     files: Executor
     images: Executor
+    objects: Executor
 
 
 class MediaParts:
@@ -53,14 +54,16 @@ class MediaParts:
         threads: MediaThreads,
         random: RandomBytes,
     ) -> None:
-        """Raises OSError when the folder cannot be made."""
+        """Raises OSError when the folder cannot be made, or the object store cannot be used."""
         storage = config.storage
         self._threads = threads
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
-        self.files = MediaFiles(config.folder / storage.media_store_path, threads.files)
+        self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()
-        self.contents = LocalContents(database, self.files)
+        stores = stores_of(storage.media_object_store, clock, database, self.files, threads.objects)
+        self.contents = stores.contents
+        self._store_jobs = stores.jobs
         server_name = federation.identity.server_name
         quarantine = QuarantineStore(database, server_name)
         self.repository = MediaRepository(
@@ -80,9 +83,7 @@ class MediaParts:
             RemoteMediaStore(database),
             self.contents,
             quarantine,
-            Fetching(
-                RemoteMedia(federation.requests, follow), clock, self.contents.spool_folder, storage.max_upload_size
-            ),
+            Fetching(RemoteMedia(federation.requests, follow), clock, self.contents.spool, storage.max_upload_size),
             federation.policy,
             limiter,
             clock,
@@ -105,6 +106,7 @@ class MediaParts:
         return [
             Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
             *self.upkeep.jobs(),
+            *self._store_jobs,
         ]
 
     def sweep(self) -> None:
@@ -128,3 +130,4 @@ class MediaParts:
         self.close_workers()
         await self._threads.files.close()
         await self._threads.images.close()
+        await self._threads.objects.close()

@@ -92,10 +92,10 @@ async def get_download(
     timeout_ms: int = DEFAULT_WAIT_MS,
     admin_unsafely_bypass_quarantine: bool = False,
 ) -> Response:
-    """A file, under its own name or another. Administrators may look at what is held back."""
+    """A file, under its own name or another; or where it is. Administrators may look at what is held back."""
     if admin_unsafely_bypass_quarantine and not caller.is_admin:
         raise Forbidden("Only administrators may look at what is held back")
-    asked = Asked(context.client_ip, True, timeout_ms, held_too=admin_unsafely_bypass_quarantine)
+    asked = Asked(context.client_ip, True, timeout_ms, held_too=admin_unsafely_bypass_quarantine, allow_redirect=True)
     return await delivery.download(server_name, media_id, file_name, asked)
 
 
@@ -109,9 +109,10 @@ async def get_public_download(
     file_name: str = "",
     timeout_ms: int = DEFAULT_WAIT_MS,
     allow_remote: bool = True,
+    allow_redirect: bool = False,
 ) -> Response:
     """As `get_download`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote)
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote, allow_redirect)
     return await delivery.download(server_name, media_id, file_name, asked)
 
 

@@ -9,7 +9,8 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaDeletion
+from homeserver.config.media import MediaObjectStore
+from homeserver.config.media_upkeep import MediaDeletion
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -196,6 +197,12 @@ class Storage:
     database: Database = section(Database, "The database.")
     media_store_path: Path = option(
         Path("media_store"), "The folder for uploaded files; it must be on one file system, on a disk."
+    )
+    media_free_disk_floor: Size = option(
+        Size(256 * 1024 * 1024), "With less than this free on that disk no file is taken in.", minimum=0, example="256M"
+    )
+    media_object_store: MediaObjectStore = section(
+        MediaObjectStore, "A store of objects for files, such as S3, besides or in place of the folder."
     )
     max_upload_size: Size = option(
         Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"

@@ -96,6 +96,7 @@ class AccessTokens:
             is_admin=row.is_admin,
             is_locked=row.locked,
             is_suspended=row.suspended,
+            oauth_client=row.oauth_client,
         )
         if row.user_id not in forgotten and _EVERYBODY not in forgotten:
             self._remember(token_hash, owner, float("inf") if row.expires_ts is None else row.expires_ts / 1000)

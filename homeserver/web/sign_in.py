@@ -13,7 +13,9 @@ from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.languages import Language
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.own_paths import own_path
+from homeserver.services.registration import Registration
 from homeserver.services.sign_in import EmailAddress, SignIn
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.web.forms import MAX_BODY, Forms
@@ -21,18 +23,22 @@ from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
 
 SIGN_IN_PATH: Final = "/_mahalla/sign_in"
+REGISTER_PATH: Final = "/_mahalla/register"
 SIGN_OUT_PATH: Final = "/_mahalla/sign_out"
-HOME: Final = "/"
+HOME: Final = ACCOUNT_PATH
 """Where people go who came from nowhere."""
 
 
 class SignInPage:
     """The page."""
 
-    def __init__(self, pages: Pages, forms: Forms, sign_in: SignIn, choices: SignInChoices) -> None:
+    def __init__(
+        self, pages: Pages, forms: Forms, sign_in: SignIn, registration: Registration, choices: SignInChoices
+    ) -> None:
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
+        self._registration = registration
         self._choices = choices
 
     def make(
@@ -55,6 +61,7 @@ class SignInPage:
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
             "buttons": self._choices.buttons(next_path),
+            "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}" if self._registration.is_open else "",
         }
         return self._pages.make("sign_in.html", language, fields, status, cookies=token.cookies)
 
@@ -71,20 +78,20 @@ def _as_name(name: str) -> str:
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
 
-def sign_in_link(next_path: str) -> str:
-    """The path of the page, which leads on to another path of this server."""
-    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path})}"
+def sign_in_link(next_path: str, name: str = "") -> str:
+    """The path of the page, which leads on to another path of this server. `name`: who will probably sign in."""
+    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **({'name': name} if name else {})})}"
 
 
 @endpoint("GET", SIGN_IN_PATH, auth=Auth.NONE)
 async def get_sign_in(
-    page: SignInPage, sessions: BrowserSessions, context: RequestContext, *, next: str = ""
+    page: SignInPage, sessions: BrowserSessions, context: RequestContext, *, next: str = "", name: str = ""
 ) -> Response:
     """The page; who is signed in already is led on."""
     next_path = own_path(next, HOME)
     if await sessions.get(context) is not None:
         return see_other(next_path)
-    return page.make(context, next_path)
+    return page.make(context, next_path, name=name[:255])
 
 
 @endpoint("POST", SIGN_IN_PATH, auth=Auth.NONE, limit=Limit.LOGIN, max_body=MAX_BODY)
@@ -117,6 +124,8 @@ async def post_sign_out(
     pages: Pages, forms: Forms, sessions: BrowserSessions, context: RequestContext, *, body: bytes
 ) -> Response:
     """End the session of this browser. Apps stay signed in."""
-    if forms.read(context, body) is None:
+    fields = forms.read(context, body)
+    if fields is None:
         return pages.stale_form(context)
-    return see_other(SIGN_IN_PATH, cookies=(await sessions.do_end(context),))
+    where = sign_in_link(own_path(fields.get("next", ""), HOME))
+    return see_other(where, cookies=(await sessions.do_end(context),))

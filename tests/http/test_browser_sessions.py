@@ -221,7 +221,13 @@ class Ministry:
 
 def test_other_services_have_buttons(server: TestServer) -> None:
     pages = server.app.pages
-    page = SignInPage(pages.pages, pages.forms, server.app.accounts.sign_in, SignInChoices([Ministry()]))
+    page = SignInPage(
+        pages.pages,
+        pages.forms,
+        server.app.accounts.sign_in,
+        server.app.accounts.registration,
+        SignInChoices([Ministry()]),
+    )
     browser = Browser(server)
     response = page.make(context_of(browser), "/x")
     assert isinstance(response.body, bytes)

@@ -5,7 +5,6 @@ spec: client-server-api#content-repository, server-server-api#content-repository
 
 from collections.abc import Collection
 from contextlib import suppress
-from typing import BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,9 +20,11 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
+from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
 from storage.media_contents import Contents
 from storage.media_quarantine import QuarantineStore
+from storage.media_spool import Spool
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.transaction import WriteTransaction
 
@@ -102,7 +103,7 @@ class RemoteCopies:
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
-        async def keep(headers: FileHeaders, body: BinaryIO) -> None:
+        async def keep(headers: FileHeaders, body: Spool) -> None:
             await self._keep(server, media_id, headers, body)
 
         await self._fetching.fetch(server, media_id, timeout_ms, keep)
@@ -111,7 +112,7 @@ class RemoteCopies:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)
         return row
 
-    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: BinaryIO) -> None:
+    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool) -> None:
         def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
             now = self._now_ms()
             content = Content(hash, size, parse_type(headers.type), _name(headers.disposition))
@@ -120,7 +121,7 @@ class RemoteCopies:
                 raise _AnotherNodeWasFirst
             self._quarantine.hold_known(txn, hash)
 
-        with suppress(_AnotherNodeWasFirst):
+        with suppress(_AnotherNodeWasFirst), telling_of_the_store():
             await self._contents.add(body, write)
 
     def _note_access(self, row: RemoteMediaRow) -> None:

@@ -21,6 +21,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.headers import parse_name, parse_type
+from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.secret_text import SecretText
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
@@ -127,7 +128,8 @@ class MediaRepository:
             write(txn, Content(digest, size, type, name))
             self._quarantine.hold_known(txn, digest)
 
-        await self._contents.add(body, keep)
+        with telling_of_the_store():
+            await self._contents.add(body, keep)
 
     # Giving out.
 
