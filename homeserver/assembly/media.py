@@ -105,8 +105,8 @@ class MediaParts:
         """What they do unasked."""
         return [
             Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
-            *self.upkeep.jobs(),
             *self._store_jobs,
+            *self.upkeep.jobs(),
         ]
 
     def sweep(self) -> None:

@@ -9,8 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaObjectStore
-from homeserver.config.media_upkeep import MediaDeletion
+from homeserver.config.media import MediaDeletion, MediaObjectStore
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
