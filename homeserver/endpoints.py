@@ -34,6 +34,7 @@ from homeserver.client import (
     notifications,
     old_sync,
     openid,
+    own_media,
     presence,
     profiles,
     push_rules,
@@ -41,6 +42,7 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    rendezvous,
     reports,
     room_creation,
     room_directory,
@@ -63,7 +65,22 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing, unsubscribe
+from homeserver.oauth import clients as oauth_clients
+from homeserver.oauth import metadata as oauth_metadata
+from homeserver.oauth import tokens as oauth_tokens
+from homeserver.web import account as account_page
+from homeserver.web import (
+    authorize,
+    confirm_email,
+    landing,
+    link,
+    reset_password,
+    sign_in,
+    unsubscribe,
+    upstream,
+    upstream_answers,
+)
+from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -80,6 +97,8 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     account_moderation,
+    account_page,
+    authorize,
     capabilities,
     confirm_email,
     dehydrated_devices,
@@ -90,24 +109,32 @@ SOURCES: tuple[ModuleType, ...] = (
     key_backups,
     keys,
     landing,
+    link,
     login,
     logout,
     media,
     mutual_rooms,
     old_sync,
     openid,
+    own_media,
     presence,
     probes,
     profiles,
     notifications,
+    oauth_clients,
+    oauth_metadata,
+    oauth_tokens,
     push_rules,
     pushers,
     receipts,
     federation_policy,
     register,
+    register_page,
     registration,
     relations,
+    rendezvous,
     reports,
+    reset_password,
     room_creation,
     room_directory,
     room_events,
@@ -115,6 +142,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_previews,
     room_upgrades,
     search,
+    sign_in,
     sliding_sync,
     spaces,
     sync,
@@ -124,6 +152,8 @@ SOURCES: tuple[ModuleType, ...] = (
     third_party_networks,
     to_device,
     unsubscribe,
+    upstream,
+    upstream_answers,
     user_directory,
     versions,
     voip,

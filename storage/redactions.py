@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from storage.directory_changes import note_directory_changes
+from storage.media_references import note_redaction
 from storage.memberships import put_memberships, select_memberships
 from storage.relations import remove_relation
 from storage.room_effects import StateEffect
@@ -29,6 +30,7 @@ def redact_event(
     txn: WriteTransaction, room_nid: int, redaction_nid: int, position: int | None, redaction: Redaction
 ) -> None:
     """Carry out a redaction, by its number and its position, if it arrived as news. What has no content any more stays as it is."""
+    note_redaction(txn, redaction.target_nid)
     changed = txn.execute(
         "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
         (redaction.pruned_pdu, redaction_nid, redaction.target_nid, room_nid),

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.events import EventFlag, EventRow, select_event_nids
+from storage.media_references import Recheck, note_rechecks
 from storage.memberships import count_members
 from storage.partial_rooms import add_partial_events
 from storage.push_outcomes import add_outcomes
@@ -341,6 +342,7 @@ class RoomWriter:
                 if row.event_id not in placed
             ],
         )
+        note_rechecks(txn, Recheck.EVENT, [row.event_nid for row in rows if row.redacted_by is not None])
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
@@ -355,10 +357,8 @@ class RoomWriter:
             if event.sent is not None:
                 add_transaction(txn, event.sent, nid, None, now_ms)
             if event.redacts is not None:
-                txn.execute(
-                    "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                    (event.redacts, nid),
-                )
+                sql = "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+                txn.execute(sql, (event.redacts, nid))
         positions = {row.event_nid: row.position for row in rows}
         children = [
             _child(event.relation, row)

@@ -139,7 +139,7 @@ class Completions:
         self._look: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.COMPLETENESS)
 
     def start(self) -> None:
         """Go on with what was under way when the server stopped; then look at intervals."""

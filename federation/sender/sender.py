@@ -111,7 +111,7 @@ class Sender:
         self._scheduled = False
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, *TOPICS)
         streams.watch(self._heed_others)
 
     def start(self) -> None:

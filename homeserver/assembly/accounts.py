@@ -7,10 +7,13 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
+from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
+from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
 from homeserver.services.secret_text import RandomBytes, SecretText
@@ -18,14 +21,17 @@ from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
+from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.dehydrated_devices import DehydratedDeviceStore
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
+from storage.oauth import CrossSigningResetStore, OAuthStore
+from storage.oauth_devices import DeviceGrantStore
 from storage.profiles import ProfileStore
 from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
@@ -33,6 +39,7 @@ from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
+from storage.upstream_sessions import UpstreamSessionStore
 
 
 class AccountParts:
@@ -50,6 +57,7 @@ class AccountParts:
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
+        self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
         self.profile_store = ProfileStore(database)
@@ -57,10 +65,15 @@ class AccountParts:
         self.to_device_store = ToDeviceStore(database)
         self.pusher_store = PusherStore(database)
         self.dehydrated_store = DehydratedDeviceStore(database)
-        token_store = TokenStore(database)
+        self.token_store = token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
+        self.browser_store = BrowserSessionStore(database)
+        self.oauth_store = OAuthStore(database)
+        self.device_grant_store = DeviceGrantStore(database)
+        self.reset_store = CrossSigningResetStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
+        self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
         self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
@@ -72,8 +85,14 @@ class AccountParts:
             self.store,
             self.device_store,
             token_store,
-            self.login_token_store,
             lifetimes=_lifetimes(config),
+            ends_with_sessions=[
+                self.login_token_store,
+                self.browser_store,
+                self.oauth_store,
+                self.device_grant_store,
+                self.reset_store,
+            ],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
@@ -82,8 +101,11 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
+            kept_by_session=[self.oauth_store],
+            upstream=self.upstream_sessions,
         )
         passwords = config.sessions.password_config
+        has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
         self.sign_in = SignIn(
             database,
             self.store,
@@ -92,16 +114,21 @@ class AccountParts:
             self.sessions,
             limiter,
             server_name=server_name,
-            password_login=passwords.localdb_enabled and passwords.enabled is True,
+            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
+            own_passwords=passwords.localdb_enabled,
+            plugins=self.plugins,
         )
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
             EmailStage(mail.validation),
+            *(OAuthStage(name, _reset_page(config)) for name in STAGES),
+            SSOStage(),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
+        self.resets = CrossSigningResets(clock, database, self.reset_store, self.uia)
         self.registration = Registration(
             clock,
             self.secret_text,
@@ -117,6 +144,7 @@ class AccountParts:
             server_name=server_name,
             rules=_rules(config),
             reserved=NoReservedNames(),
+            plugins=self.plugins,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,
@@ -126,6 +154,10 @@ class AccountParts:
             self.registration,
             secret=config.registration.registration_shared_secret,
         )
+
+
+def _reset_page(config: Config) -> str:
+    return f"{(config.name.public_baseurl or '').rstrip('/')}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:

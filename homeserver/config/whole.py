@@ -16,6 +16,7 @@ from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
+from homeserver.config.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Config:
     keys: Keys
     registration: Registration
     sessions: Sessions
+    upstream: Upstream
     mail: Mail
     notifications: Notifications
     rooms: Rooms
@@ -60,6 +62,7 @@ GROUPS: dict[str, type] = {
     "keys": Keys,
     "registration": Registration,
     "sessions": Sessions,
+    "upstream": Upstream,
     "mail": Mail,
     "notifications": Notifications,
     "rooms": Rooms,

@@ -10,6 +10,7 @@ Laws:
 spec: client-server-api#post_matrixclientv3register
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -26,6 +27,7 @@ from federation.protocol.errors import (
     UserInUse,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
+from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
@@ -121,6 +123,9 @@ class Wish:
     user_type: str | None = None
     languages: str = ""
     """What its owner wants to read, as in `Accept-Language`."""
+    display_name: str | None = None
+    emails: tuple[str, ...] = ()
+    """Addresses that somebody else has confirmed; those that are another's are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,10 @@ class Registered:
 
     user_id: UserID
     session: NewSession | None
+
+
+Also = Callable[[WriteTransaction, UserID], None]
+"""What else belongs to the write that makes an account. May raise, which undoes it."""
 
 
 class Registration:
@@ -151,7 +160,9 @@ class Registration:
         server_name: ServerName,
         rules: RegistrationRules,
         reserved: ReservedNames,
+        plugins: Plugins | None = None,
     ) -> None:
+        self._plugins = plugins or Plugins()
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -178,9 +189,19 @@ class Registration:
         """From now on let this be done with the addresses of new accounts."""
         self._addresses = addresses
 
+    @property
+    def is_open(self) -> bool:
+        """Whether people may register themselves."""
+        return self._rules.enabled and bool(self._flows)
+
+    @property
+    def rules(self) -> RegistrationRules:
+        """Who may make an account."""
+        return self._rules
+
     def check_open(self) -> None:
         """Raises `Forbidden` unless people may register themselves."""
-        if not self._rules.enabled or not self._flows:
+        if not self.is_open:
             raise Forbidden("Registration is closed on this server")
 
     async def check_username(self, username: str, *, privileged: bool = False) -> UserID:
@@ -238,6 +259,9 @@ class Registration:
             return await self._repeat(wish, UserID(confirmation.result))
         if taken is not None:
             raise taken
+        proved = confirmation.completed.get(EMAIL_IDENTITY)
+        emails = [] if proved is None else [parse_proof(proved).address]
+        await self._check_allowed(wish.username, emails, address)
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(wish, confirmation)
 
@@ -246,6 +270,22 @@ class Registration:
         if wish.username is not None:
             await self.check_username(wish.username, privileged=True)
         return await self._make(wish, None)
+
+    async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
+        """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
+        open or not; `also` takes part in the write. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
+        assert wish.username is not None
+        await self._check_allowed(wish.username, wish.emails, "")
+        account = AccountRow(await self.check_username(wish.username), None, self._now())
+        if not await self._database.write("register", self._write, account, None, None, wish, also):
+            raise UserInUse("User ID already taken")
+        await self._newcomers.welcome(UserID(account.user_id))
+        return UserID(account.user_id)
+
+    async def _check_allowed(self, username: str | None, emails: Sequence[str], address: str) -> None:
+        objection = await self._plugins.check_registration(username, emails, address)
+        if objection is not None:
+            raise Forbidden(objection)
 
     async def do_register_guest(self, device_name: str | None, refreshable: bool, address: str) -> Registered:
         """Make a guest. Raises `Forbidden`, `LimitExceeded`."""
@@ -280,11 +320,12 @@ class Registration:
         session: NewSession | None,
         confirmation: Confirmation | None,
         wish: Wish,
+        also: Also | None = None,
     ) -> bool:
         if not self._accounts.add_account(txn, account):
             return False
         # Until people choose a name, rooms show the local part instead of the whole address.
-        name = msgspec.json.encode(localpart_of(account.user_id))
+        name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if not account.is_guest:
             self._newcomers.note(txn, UserID(account.user_id))
@@ -300,10 +341,19 @@ class Registration:
                 row = ThreepidRow(EMAIL, proof.address, account.user_id, proof.validated_ts, account.created_ts)
                 if not self._threepids.add_threepid(txn, row):
                     raise ThreepidInUse
-                if self._addresses is not None:
-                    self._addresses.note_address(txn, UserID(account.user_id), proof.address, wish.languages)
+                self._note_address(txn, account, proof.address, wish)
             self._uia.set_result(txn, confirmation, account.user_id)
+        for address in wish.emails:
+            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts)
+            if self._threepids.add_threepid(txn, row):
+                self._note_address(txn, account, address, wish)
+        if also is not None:
+            also(txn, UserID(account.user_id))
         return True
+
+    def _note_address(self, txn: WriteTransaction, account: AccountRow, address: str, wish: Wish) -> None:
+        if self._addresses is not None:
+            self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
 
     async def _repeat(self, wish: Wish, user_id: UserID) -> Registered:
         """The account that an earlier request made, in the same session, for who knows its password."""

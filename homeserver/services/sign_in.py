@@ -9,7 +9,7 @@ spec: client-server-api#legacy-login, client-server-api#identifier-types
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
@@ -22,6 +22,7 @@ from federation.protocol.errors import (
     UserLocked,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import NewSession, Sessions
@@ -41,6 +42,15 @@ class EmailAddress(str):
     __slots__ = ()
 
 
+class OtherPasswords(Protocol):
+    """Passwords that are not kept here."""
+
+    async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
+        """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any. Raises
+        `MatrixError` where nobody can say, or where the account may not be used."""
+        ...
+
+
 class SignIn:
     """Checks passwords and begins sessions with them."""
 
@@ -56,7 +66,11 @@ class SignIn:
         server_name: ServerName,
         password_login: bool = True,
         password_confirmation: bool = True,
+        own_passwords: bool = True,
+        plugins: Plugins | None = None,
     ) -> None:
+        """`own_passwords`: those that are kept here count."""
+        self._plugins = plugins or Plugins()
         self._database = database
         self._accounts = accounts
         self._threepids = threepids
@@ -68,6 +82,12 @@ class SignIn:
         """Whether people sign in with passwords."""
         self.password_confirmation = password_confirmation
         """Whether a password confirms, in user-interactive authentication, who somebody is."""
+        self.own_passwords = own_passwords
+        self._other_passwords: list[OtherPasswords] = []
+
+    def ask_too(self, other_passwords: OtherPasswords) -> None:
+        """From now on let these count too, after those that do."""
+        self._other_passwords.append(other_passwords)
 
     async def do_sign_in(
         self,
@@ -81,17 +101,30 @@ class SignIn:
     ) -> NewSession:
         """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
         `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
-        if not self.password_login:
-            raise Unrecognized("This server has no sign-in with a password")
-        account = await self.check_password(name, password, address)
-        if account.locked:
-            raise UserLocked(soft_logout=True)
-        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
+        account = await self.check_sign_in(name, password, address)
         session = self._sessions.prepare(
             UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
         )
         await self._sessions.do_begin(session)
         return session
+
+    async def check_sign_in(self, name: str, password: str, address: str) -> AccountRow:
+        """The account of who may sign in with this name and password. Raises as `do_sign_in`."""
+        if not self.password_login:
+            raise Unrecognized("This server has no sign-in with a password")
+        account = await self.check_password(name, password, address)
+        if account.locked:
+            raise UserLocked(soft_logout=True)
+        await self.check_allowed(account.user_id, "password", address)
+        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
+        return account
+
+    async def check_allowed(self, user_id: str, way: str, address: str) -> None:
+        """Whether plug-ins let somebody in who has proved who they are, in this `way` (see `Hooks.check_sign_in`). Raises
+        `Forbidden`."""
+        objection = await self._plugins.check_sign_in(user_id, way, address)
+        if objection is not None:
+            raise Forbidden(objection)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
@@ -102,9 +135,13 @@ class SignIn:
             self._limiter.check_only(Limit.LOGIN_FAILED, key)
         accounts = await self._accounts.get_accounts(candidates)
         account = next((accounts[user_id] for user_id in candidates if user_id in accounts), None)
-        known = None if account is None else account.password_hash
+        known = account.password_hash if account is not None and self.own_passwords else None
         verdict = await self._passwords.verify(password, known)
         if account is None or not verdict.correct:
+            found = await self._ask_others(name, account, password) if candidates or name[:1] != "@" else None
+            if found is not None:
+                self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
+                return found
             for key, cost in zip(keys, (1.0, _COST_FOR_ADDRESS), strict=True):
                 self._count_failure(key, cost)
             raise Forbidden(_WRONG)
@@ -116,6 +153,15 @@ class SignIn:
                 "renew_password_hash", self._accounts.set_password_hash, account.user_id, verdict.new_hash, known
             )
         return account
+
+    async def _ask_others(self, name: str, account: AccountRow | None, password: str) -> AccountRow | None:
+        if len(name) > _LONGEST_NAME or "\0" in name:
+            return None
+        for passwords in self._other_passwords:
+            user_id = await passwords.check(name, account, password)
+            if user_id is not None:
+                return (await self._accounts.get_accounts([user_id]))[user_id]
+        return None
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

@@ -163,7 +163,8 @@ class TestServer:
                 "a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]
             ),
             threads=InlineThreads(),
-            media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor()),
+            directory_threads=InlineThreads(),
+            media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor()),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),

@@ -15,6 +15,7 @@ from homeserver.services.media.thumbnails import MOST_KEPT, Thumbnails, round_up
 from storage.database import Database
 from storage.executors import InlineExecutor
 from storage.media import Content
+from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
@@ -269,13 +270,13 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
     return Content(stored.hash, stored.size, "image/png", None)
 
 
-async def test_a_thumbnail_is_made_once_for_all_who_wait(tmp_path: Path) -> None:
+async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
     files = MediaFiles(tmp_path, InlineExecutor())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(files, workers, 1 << 20)
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20)
     asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", animated=False)) for _ in range(3)]
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))

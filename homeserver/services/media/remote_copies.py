@@ -4,7 +4,7 @@ spec: client-server-api#content-repository, server-server-api#content-repository
 """
 
 from collections.abc import Collection
-from typing import BinaryIO
+from contextlib import suppress
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -20,10 +20,12 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
-from storage.database import Database
+from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
-from storage.media_files import MediaFiles
+from storage.media_contents import Contents
+from storage.media_spool import Spool
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.transaction import WriteTransaction
 
 
 class RemoteCopies:
@@ -34,8 +36,7 @@ class RemoteCopies:
     def __init__(
         self,
         store: RemoteMediaStore,
-        database: Database,
-        files: MediaFiles,
+        contents: Contents,
         fetching: Fetching,
         policy: Policy,
         limiter: RateLimiter,
@@ -44,15 +45,13 @@ class RemoteCopies:
         rate: Rate,
         refused: Collection[str],
         authenticated_only: bool,
-        lifetime_ms: int | None,
     ) -> None:
         """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are given out.
 
         `authenticated_only`: copies that are fetched from now on are not given to those who show no token.
         """
         self._store = store
-        self._database = database
-        self._files = files
+        self._contents = contents
         self._fetching = fetching
         self._policy = policy
         self._limiter = limiter
@@ -60,7 +59,6 @@ class RemoteCopies:
         self._rate = rate
         self._refused = frozenset(server.lower() for server in refused)
         self._authenticated_only = authenticated_only
-        self._lifetime_ms = lifetime_ms
 
     async def get_content(
         self,
@@ -97,22 +95,10 @@ class RemoteCopies:
         self._note_access(row)
         return row.content
 
-    async def do_remove_unread(self, limit: int) -> int:
-        """Take away at most so many copies that nobody has read for long; how many. A job does it."""
-        if self._lifetime_ms is None:
-            return 0
-        before = self._now_ms() - self._lifetime_ms
-        rows = await self._store.get_unread(before, limit)
-        if not rows:
-            return 0
-        hashes = {row.content.hash for row in rows}
-        removed = await self._files.remove_unused(hashes, lambda: self._store.remove_unread(rows, before))
-        return 0 if removed is None else len(rows)
-
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
-        async def keep(headers: FileHeaders, body: BinaryIO) -> None:
+        async def keep(headers: FileHeaders, body: Spool) -> None:
             await self._keep(server, media_id, headers, body)
 
         await self._fetching.fetch(server, media_id, timeout_ms, keep)
@@ -121,20 +107,16 @@ class RemoteCopies:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)
         return row
 
-    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: BinaryIO) -> None:
-        stored = await self._files.add(body)
-        now = self._now_ms()
-        content = Content(stored.hash, stored.size, parse_type(headers.type), _name(headers.disposition))
-        row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
-        try:
-            is_new = await self._database.write("keep_remote_media", self._store.add_copy, row)
-        except BaseException:
-            self._files.abandon(stored)
-            raise
-        if is_new:
-            await self._files.settle(stored)
-        else:  # another node was first
-            self._files.abandon(stored)
+    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool) -> None:
+        def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
+            now = self._now_ms()
+            content = Content(hash, size, parse_type(headers.type), _name(headers.disposition))
+            row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
+            if not self._store.add_copy(txn, row):
+                raise _AnotherNodeWasFirst
+
+        with suppress(_AnotherNodeWasFirst), telling_of_the_store():
+            await self._contents.add(body, write)
 
     def _note_access(self, row: RemoteMediaRow) -> None:
         now = self._now_ms()
@@ -145,6 +127,10 @@ class RemoteCopies:
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+class _AnotherNodeWasFirst(Exception):
+    """There is a copy by now."""
 
 
 def _name(disposition: str) -> str | None:

@@ -21,10 +21,11 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.headers import parse_name, parse_type
+from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.secret_text import SecretText
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
-from storage.media_files import MediaFiles, StoredFile
+from storage.media_contents import Contents
 from storage.transaction import WriteTransaction
 
 ACCESS_GRAIN_MS: Final = 3600 * 1000
@@ -44,7 +45,7 @@ class MediaRepository:
         clock: IReactorTime,
         database: Database,
         store: MediaStore,
-        files: MediaFiles,
+        contents: Contents,
         texts: SecretText,
         *,
         max_upload_size: int,
@@ -58,7 +59,7 @@ class MediaRepository:
         self._clock = clock
         self._database = database
         self._store = store
-        self._files = files
+        self._contents = contents
         self._texts = texts
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
@@ -120,13 +121,8 @@ class MediaRepository:
     async def _keep(
         self, body: BinaryIO, type: str, name: str | None, write: Callable[[WriteTransaction, Content], None]
     ) -> None:
-        stored: StoredFile = await self._files.add(body)
-        try:
-            await self._database.write("keep_media", write, Content(stored.hash, stored.size, type, name))
-        except BaseException:
-            self._files.abandon(stored)
-            raise
-        await self._files.settle(stored)
+        with telling_of_the_store():
+            await self._contents.add(body, lambda txn, digest, size: write(txn, Content(digest, size, type, name)))
 
     # Giving out.
 

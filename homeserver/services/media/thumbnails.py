@@ -4,16 +4,19 @@ Sizes are rounded up along a ladder, so that the many sizes that screens ask for
 as large as what was asked for, and never larger than the original. spec: client-server-api#thumbnails
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from federation.protocol.errors import CannotThumbnail, InvalidParam, TooLarge
+from federation.protocol.errors import CannotThumbnail, InvalidParam, NotFound, TooLarge
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
+from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
-from storage.media_files import MediaFiles
+from storage.media_contents import Contents
 
 LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
 MOST_KEPT: Final = 40
@@ -34,31 +37,34 @@ class Thumbnail:
 class Thumbnails:
     """Makes and finds them."""
 
-    def __init__(self, files: MediaFiles, workers: ImageWorkers, max_pixels: int) -> None:
-        self._files = files
+    def __init__(self, contents: Contents, workers: ImageWorkers, max_pixels: int) -> None:
+        self._contents = contents
         self._workers = workers
         self._max_pixels = max_pixels
         self._being_made: dict[tuple[bytes, str], list[Deferred[ImageResult]]] = {}
 
     async def get(self, content: Content, width: int, height: int, method: Method, *, animated: bool) -> Thumbnail:
-        """Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`."""
+        """Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`."""
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
         width, height = round_up(width, height)
         name = f"{width}x{height}-{method}{'-animated' if animated else ''}"
-        kept = await self._files.get_thumbnail(content.hash, name)
+        kept = await self._contents.get_thumbnail(content.hash, name)
         if kept is not None:
             result = _unpack(kept)
         else:
-            path = str(self._files.content_path(content.hash))
-            result = await self._make(content, name, ImageJob(path, width, height, method, animated, self._max_pixels))
+
+            def job(path: Path) -> ImageJob:
+                return ImageJob(str(path), width, height, method, animated, self._max_pixels)
+
+            result = await self._make(content, name, job)
         if result.kind == "too large":
             raise TooLarge("The image has too many pixels for a thumbnail")
         if result.kind == "no image":
             raise CannotThumbnail
         return Thumbnail(name, result.type, result.data if result.kind == "made" else None)
 
-    async def _make(self, content: Content, name: str, job: ImageJob) -> ImageResult:
+    async def _make(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
         """Once, however many ask for it at the same time, and to the end, though they may go away."""
         key = (content.hash, name)
         waiters = self._being_made.get(key)
@@ -75,10 +81,14 @@ class Thumbnails:
         Deferred.fromCoroutine(self._make_and_keep(content, name, job)).addBoth(done)
         return await mine
 
-    async def _make_and_keep(self, content: Content, name: str, job: ImageJob) -> ImageResult:
-        result = await self._workers.run(job)
+    async def _make_and_keep(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
+        with telling_of_the_store():
+            async with self._contents.lend(content.hash) as path:
+                if path is None:
+                    raise NotFound("The content of this file is missing")
+                result = await self._workers.run(job(path))
         if result.kind != "too large":  # which the next configuration may allow
-            await self._files.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
+            await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
         return result
 
 

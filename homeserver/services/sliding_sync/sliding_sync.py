@@ -10,7 +10,7 @@ Laws:
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +30,7 @@ from homeserver.services.sliding_sync.connections import (
     StateChanges,
     UnknownPos,
 )
+from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -87,6 +88,7 @@ class SlidingSync:
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
+        self._empty = EmptyAnswers()
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:
         """The answer: at once if anything is new or the connection is, else when something is, or after the timeout.
@@ -119,8 +121,11 @@ class SlidingSync:
     async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
         """An answer for now."""
         parts = self._parts
-        upto = self._streams.current()
-        token = SyncToken(upto, parts.typing.position)
+        token = self._now()
+        upto = token.position
+        empty = self._empty.find(request, connection, token)
+        if empty is not None:
+            return _Answer(empty, False, token, connection.state, set())
         selection = await parts.lists.select(request, connection)
         works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
@@ -135,7 +140,13 @@ class SlidingSync:
             "rooms": entries,
             "extensions": extensions,
         }
-        return _Answer(body, bool(entries) or extension_news, token, changes.result(), newly_sent)
+        is_news, state = bool(entries) or extension_news, changes.result()
+        if not is_news and state is connection.state and token == self._now():
+            self._empty.keep(request, connection, token, body)
+        return _Answer(body, is_news, token, state, newly_sent)
+
+    def _now(self) -> SyncToken:
+        return SyncToken(self._streams.current(), self._parts.typing.position)
 
     async def _find_works(
         self, request: SlidingRequest, connection: Connection, selection: Selection
@@ -148,7 +159,13 @@ class SlidingSync:
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
         partial = await parts.partial.get_all()
-        for nid in selection.to_look_at(connection.state, None if recent is None else recent.events):
+        moved: Collection[int] = ()
+        if request.stable:
+            moved = await connection.state.moved_to_or_from_direct(
+                selection.labels.direct, list(selection.configs), parts.rooms.get_rooms_by_nid
+            )
+        changed = selection.to_look_at(connection.state, None if recent is None else recent.events)
+        for nid in dict.fromkeys([*changed, *moved]) if moved else changed:
             config = selection.configs[nid]
             sent = sent_rooms.get(nid)
             grown = sent is not None and not sent.covers(config)
@@ -158,7 +175,7 @@ class SlidingSync:
             if completed is None and config.required_state.all_members:
                 continue  # who wants all members is told of the room when they are here
             news = max(news_of(row, selection.latest), completed or 0) > since
-            if sent is None or news or (grown and row.membership == "join"):
+            if sent is None or news or nid in moved or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted) if request.stable else {}

@@ -1,0 +1,67 @@
+"""Which sign-in at an identity provider each device was signed in with.
+
+A provider that says when somebody signs out there names the sign-in, or the person for all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSessionRow:
+    """A device, and the sign-in at a provider. `session`: the provider's name for it, where it has one."""
+
+    user_id: str
+    device_id: str
+    provider: str
+    subject: str
+    session: str | None
+    awaited: bool = False
+    """The device was allowed in by somebody who had signed in so in a browser, and has not begun its session yet."""
+
+
+_COLUMNS = "user_id, device_id, provider, subject, session, awaited"
+
+
+class UpstreamSessionStore:
+    """The table of these devices."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def set_upstream_session(self, txn: WriteTransaction, row: UpstreamSessionRow) -> None:
+        """Note with what a device was signed in; what was noted of it before is forgotten."""
+        self.remove_devices(txn, row.user_id, [row.device_id])
+        values = (row.user_id, row.device_id, row.provider, row.subject, row.session, int(row.awaited))
+        txn.execute(f"INSERT INTO upstream_sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)", values)
+
+    def get_upstream_sessions(
+        self, txn: Transaction, provider: str, subject: str | None, session: str | None
+    ) -> list[UpstreamSessionRow]:
+        """The devices of a sign-in, or of a person; of both where both are said."""
+        conditions = ["provider = ?"]
+        args = [provider]
+        for column, value in (("subject", subject), ("session", session)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                args.append(value)
+        sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE {' AND '.join(conditions)}"
+        return [
+            UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in txn.query(sql, args)
+        ]
+
+    def begin_session(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:
+        """A device is signed in anew: what it was signed in with before no longer counts, what was awaited does."""
+        where = "WHERE user_id = ? AND device_id = ?"
+        txn.execute(f"DELETE FROM upstream_sessions {where} AND awaited = 0", (user_id, device_id))
+        txn.execute(f"UPDATE upstream_sessions SET awaited = 0 {where}", (user_id, device_id))
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+        """Forget these devices."""
+        txn.execute_many(
+            "DELETE FROM upstream_sessions WHERE user_id = ? AND device_id = ?",
+            [(user_id, device_id) for device_id in device_ids],
+        )

@@ -1,0 +1,92 @@
+"""Contents in a folder: rows and bytes come and go together."""
+
+import io
+from collections.abc import Set
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database
+from storage.executors import InlineExecutor
+from storage.job_notes import put_note, select_note
+from storage.media_contents import LocalContents
+from storage.media_files import MediaFiles
+from storage.transaction import WriteTransaction
+
+
+class Refused(Exception):
+    """A row that cannot be written."""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> MediaFiles:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    return files
+
+
+@pytest.fixture
+def contents(database: Database, files: MediaFiles) -> LocalContents:
+    return LocalContents(database, files)
+
+
+def _write(txn: WriteTransaction, hash: bytes, size: int) -> bytes:
+    put_note(txn, "row", f"{hash.hex()} {size}")
+    return hash
+
+
+async def _note(database: Database) -> str | None:
+    return await database.read("note", select_note, "row")
+
+
+async def test_bytes_come_with_their_row(database: Database, contents: LocalContents) -> None:
+    hash = await contents.add(io.BytesIO(b"tea"), _write)
+    assert await _note(database) == f"{hash.hex()} 3"
+    opened = await contents.open(hash)
+    assert opened is not None
+    assert (opened.size, await opened.read(1, 10)) == (3, b"ea")
+    opened.close()
+    async with contents.lend(hash) as path:
+        assert path is not None
+        assert path.read_bytes() == b"tea"
+    async with contents.lend(b"x" * 32) as path:
+        assert path is None
+
+
+async def test_without_a_row_the_next_sweep_takes_the_bytes(
+    database: Database, contents: LocalContents, files: MediaFiles
+) -> None:
+    seen: list[bytes] = []
+
+    def refuse(txn: WriteTransaction, hash: bytes, size: int) -> None:
+        _write(txn, hash, size)
+        seen.append(hash)
+        raise Refused
+
+    with pytest.raises(Refused):
+        await contents.add(io.BytesIO(b"tea"), refuse)
+    assert await _note(database) is None
+
+    async def nothing(_hashes: Set[bytes]) -> Set[bytes]:
+        return set()
+
+    assert await files.sweep(nothing) == 1
+    assert await contents.open(seen[0]) is None
+
+
+async def test_bytes_go_with_their_last_row(database: Database, contents: LocalContents) -> None:
+    hash = await contents.add(io.BytesIO(b"tea"), _write)
+    other = await contents.add(io.BytesIO(b"milk"), _write)
+    await contents.set_thumbnail(hash, "small", b"t", 5)
+
+    def forget(txn: WriteTransaction) -> Set[bytes]:
+        put_note(txn, "row", "forgotten")
+        return {hash}
+
+    assert await contents.remove_unused({hash, other}, forget) == {hash}
+    assert await _note(database) == "forgotten"
+    assert await contents.open(hash) is None
+    assert await contents.get_thumbnail(hash, "small") is None
+    left = await contents.open(other)
+    assert left is not None
+    left.close()
