@@ -248,10 +248,9 @@ class RoomParts:
             guests,
             self.restricted,
             personal_settings,
-            self.permissions,
+            self.invite_policy,
             self.residence,
             RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
-            only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
         )
