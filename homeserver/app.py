@@ -412,6 +412,7 @@ def build(
         *people.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
+        *encryption.jobs(),
         *pushers.jobs(),
         *files.jobs(),
         *pages.jobs(),
