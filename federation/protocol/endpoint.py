@@ -77,6 +77,7 @@ class Limit(Enum):
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"
+    URL_PREVIEW = "rc_url_preview"
 
 
 PER_ADDRESS = frozenset({Limit.REGISTRATION, Limit.REGISTRATION_TOKEN, Limit.LOGIN, Limit.THREEPID})

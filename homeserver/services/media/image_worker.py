@@ -41,11 +41,15 @@ def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
         if covered == size and box is None and (stays_moving or not moves):
             # It is decoded nonetheless: what is broken has no thumbnail.
             image.load()
-            return {"kind": "original", "type": TYPES[str(image.format)]}, b""
+            return {"kind": "original", "type": TYPES[str(image.format)], **_sides(size)}, b""
         if stays_moving:
-            return {"kind": "made", "type": "image/webp"}, moving(image, covered, box)
+            return {"kind": "made", "type": "image/webp", **_sides(size)}, moving(image, covered, box)
         type, data = still(image, covered, box)
-        return {"kind": "made", "type": type}, data
+        return {"kind": "made", "type": type, **_sides(size)}, data
+
+
+def _sides(size: tuple[int, int]) -> dict[str, int]:
+    return {"width": size[0], "height": size[1]}
 
 
 def plan(

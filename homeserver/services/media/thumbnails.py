@@ -64,6 +64,17 @@ class Thumbnails:
             raise CannotThumbnail
         return Thumbnail(name, result.type, result.data if result.kind == "made" else None)
 
+    async def measure(self, content: Content) -> tuple[int, int]:
+        """Width and height of an image, as it is shown. Raises what `get` does."""
+        with telling_of_the_store():
+            async with self._contents.lend(content.hash) as path:
+                if path is None:
+                    raise NotFound("The content of this file is missing")
+                result = await self._workers.run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels))
+        if result.kind not in ("made", "original"):
+            raise CannotThumbnail
+        return result.original_size
+
     async def _make(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
         """Once, however many ask for it at the same time, and to the end, though they may go away."""
         key = (content.hash, name)
