@@ -25,7 +25,7 @@ class KeysOfPeople:
         self._keys: _Recent[PublishedKeys] = _Recent(capacity)
         self._signed: _Recent[Mapping[str, Sequence[KeySignature]]] = _Recent(capacity)
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.DEVICE, Topic.SIGNATURE)
         streams.watch(self._heed_others)
 
     async def get_published(

@@ -26,7 +26,7 @@ from federation.protocol.ids import RoomID, ServerName
 from federation.rooms.check import Verdict
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.engine import RoomEngine
-from federation.rooms.inbox import Inbox, ReceiptObserver, verdict_of
+from federation.rooms.inbox import Inbox, ReceiptObserver, must_wait, verdict_of
 from federation.rooms.memberships import Memberships
 from federation.rooms.outside_news import OutsideNews
 from federation.rooms.receive import Receiver
@@ -166,12 +166,14 @@ class Transactions:
         outcomes = await self._receiver.receive(room_id, events, origin=origin)
         for event, outcome in zip(events, outcomes, strict=True):
             self._observer.pdu_received(verdict_of(outcome))
+            if must_wait(outcome):
+                continue
             if outcome.verdict in (Verdict.DROP, Verdict.REJECT) and outcome.error is not None:
                 results[event.event_id] = {"error": outcome.error.text}
         waiting = [
             event
             for event, outcome in zip(events, outcomes, strict=True)
-            if outcome.is_waiting and not outcome.is_of_the_past
+            if must_wait(outcome) and not outcome.is_of_the_past
         ]
         if waiting:
             try:

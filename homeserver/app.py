@@ -37,10 +37,13 @@ from homeserver.assembly.jobs import jobs_of
 from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
+from homeserver.assembly.oauth import OAuthParts
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
+from homeserver.assembly.upstream import UpstreamParts
+from homeserver.assembly.web import WebParts
 from homeserver.config.server import Listener
 from homeserver.config.whole import Config
 from homeserver.endpoints import SOURCES
@@ -63,8 +66,6 @@ from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
-from homeserver.web.landing import LandingPage
-from homeserver.web.pages import Pages
 from storage.database import Database
 from storage.executors import Executor
 
@@ -93,6 +94,8 @@ class Server:
         incoming: IncomingParts,
         federation_out: FederationOutParts,
         pushers: PusherParts,
+        pages: WebParts,
+        oauth: OAuthParts,
         metrics: HttpMetrics,
         access_log: AccessLog,
         jobs: Jobs,
@@ -112,6 +115,8 @@ class Server:
         self.incoming = incoming
         self.federation_out = federation_out
         self.pushers = pushers
+        self.pages = pages
+        self.oauth = oauth
         self._metrics = metrics
         self._access_log = access_log
         self._jobs = jobs
@@ -163,6 +168,7 @@ class Server:
         self.calls.delayed_events.start()
         self.incoming.inbox.start()
         self.incoming.completions.start()
+        self.federation.unproved.start()
         self.start_jobs()
         self.federation_out.sender.start()
         self.pushers.start()
@@ -215,6 +221,7 @@ class Server:
         if self.other_nodes is not None:
             self.other_nodes.stop()
         self.incoming.completions.stop()
+        self.federation.unproved.stop()
         self.incoming.inbox.stop()
         await self._jobs.stop()
         await self.calls.delayed_events.stop()
@@ -234,6 +241,7 @@ def build(
     *,
     key: SigningKey,
     threads: Threads,
+    directory_threads: Threads,
     media_threads: MediaThreads,
     mail_thread: Executor,
     wire: Wire,
@@ -246,10 +254,11 @@ def build(
     registry: CollectorRegistry | None = None,
     make_relay: MakeRelay = smtp_relay,
 ) -> Server:
-    """Put a server together. `threads` hash passwords; `wire` reaches other servers, `web` push gateways, `fetch` what is at
-    addresses of the federation, `follow` what is where another server says, `preview_web` what people link to; `random`
-    gives so many unguessable bytes; `registry` may hold metrics of what was made before, such as the database.
-    Raises OSError where the folder of files cannot be made."""
+    """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
+    servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
+    where another server says, `preview_web` what people link to; `random` gives so many unguessable
+    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of files
+    cannot be made, `ValueError` for settings of identity providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -286,7 +295,11 @@ def build(
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, limiter, federation, follow, preview_web, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
-    pages = Pages(mail.languages, server_name)
+    oauth = OAuthParts(config, clock, database, limiter, accounts)
+    pages = WebParts(config, clock, database, accounts, mail, oauth)
+    upstream = UpstreamParts(
+        config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
+    )
     services: Sequence[object] = (
         *federation.edge.services,
         accounts.registration,
@@ -324,6 +337,7 @@ def build(
         files.for_servers,
         files.repository,
         files.previews.previews,
+        *files.upkeep.services(),
         federation_out.everyones_keys,
         federation_out.own_devices,
         incoming.form,
@@ -353,7 +367,9 @@ def build(
         mail.languages,
         mail.validation,
         people.threepids,
-        pages,
+        *pages.services,
+        *oauth.services,
+        *upstream.services,
         Capabilities(
             default_room_version=ROOM_VERSIONS[config.rooms.default_room_version],
             passwords_can_change=bool(config.sessions.password_config.enabled),
@@ -375,12 +391,7 @@ def build(
             delegates_to_443=name.serve_server_wellknown,
             admin_contact=name.admin_contact,
             support_page=name.support_page,
-        ),
-        LandingPage(
-            pages,
-            mail.languages,
-            name.public_baseurl,
-            registration_open=config.registration.enable_registration,
+            policy_server_public_key=name.policy_server_public_key,
         ),
     )
     router = Router(
@@ -405,6 +416,9 @@ def build(
         *federation_out.jobs(),
         *pushers.jobs(),
         *files.jobs(),
+        *pages.jobs(),
+        *oauth.jobs(),
+        *upstream.jobs(),
         *edge_jobs(federation.edge.member_lists, config.federation),
         *standing,
     ]
@@ -425,6 +439,8 @@ def build(
         incoming,
         federation_out,
         pushers,
+        pages,
+        oauth,
         HttpMetrics(registry),
         access_log,
         jobs,

@@ -34,6 +34,7 @@ from homeserver.client import (
     notifications,
     old_sync,
     openid,
+    own_media,
     presence,
     profiles,
     push_rules,
@@ -64,7 +65,11 @@ from homeserver.client import (
     well_known,
 )
 from homeserver.http import probes
-from homeserver.web import confirm_email, landing, unsubscribe
+from homeserver.oauth import clients as oauth_clients
+from homeserver.oauth import metadata as oauth_metadata
+from homeserver.oauth import tokens as oauth_tokens
+from homeserver.web import authorize, confirm_email, landing, link, sign_in, unsubscribe, upstream, upstream_answers
+from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
     server_devices,
@@ -81,6 +86,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     account_moderation,
+    authorize,
     capabilities,
     confirm_email,
     dehydrated_devices,
@@ -91,21 +97,27 @@ SOURCES: tuple[ModuleType, ...] = (
     key_backups,
     keys,
     landing,
+    link,
     login,
     logout,
     media,
     mutual_rooms,
     old_sync,
     openid,
+    own_media,
     presence,
     probes,
     profiles,
     notifications,
+    oauth_clients,
+    oauth_metadata,
+    oauth_tokens,
     push_rules,
     pushers,
     receipts,
     federation_policy,
     register,
+    register_page,
     registration,
     relations,
     reports,
@@ -116,6 +128,7 @@ SOURCES: tuple[ModuleType, ...] = (
     room_previews,
     room_upgrades,
     search,
+    sign_in,
     sliding_sync,
     spaces,
     sync,
@@ -125,6 +138,8 @@ SOURCES: tuple[ModuleType, ...] = (
     third_party_networks,
     to_device,
     unsubscribe,
+    upstream,
+    upstream_answers,
     url_previews,
     user_directory,
     versions,

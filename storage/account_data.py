@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from storage.database import Database
+from storage.media_references import Setting, put_setting, remove_settings
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -119,6 +120,7 @@ class AccountDataStore:
             " deleted = excluded.deleted, position = excluded.position",
             (user_id, room_id or GLOBAL, type_, content, int(deleted), position),
         )
+        put_setting(txn, user_id, Setting.ACCOUNT_DATA, f"{room_id or GLOBAL} {type_}", content)
         txn.announce(Change(position, Topic.ACCOUNT_DATA, room_id=room_id, user_id=user_id, detail=type_))
         return position
 
@@ -131,6 +133,7 @@ class AccountDataStore:
     def remove_account_data(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all of it, for an account that is erased."""
         txn.execute("DELETE FROM account_data WHERE user_id = ?", (user_id,))
+        remove_settings(txn, user_id, Setting.ACCOUNT_DATA)
 
 
 def _collect(rows: list[tuple[str, str, bytes]]) -> AccountData:

@@ -16,7 +16,7 @@ from typing import Final
 
 from storage.database import Database
 from storage.devices import announce_device_list
-from storage.engine import LARGEST_CHUNK, Row, SQLValue
+from storage.engine import Row
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -146,9 +146,9 @@ class DeviceKeyStore:
         )
         _announce_count(txn, user_id)
         first = txn.allocate("one_time_key", len(new))
-        txn.execute_many(
-            "INSERT INTO one_time_keys (user_id, device_id, algorithm, key_nid, key_id, content)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+        txn.insert_rows(
+            "one_time_keys",
+            ("user_id", "device_id", "algorithm", "key_nid", "key_id", "content"),
             [
                 (user_id, device_id, algorithm, first + index, key_id, content)
                 for index, ((algorithm, key_id), content) in enumerate(new)
@@ -210,17 +210,19 @@ def _claim(txn: WriteTransaction, wishes: Sequence[KeyWish], now_ms: int) -> dic
     taken = _query_wishes(
         txn,
         wishes,
-        "DELETE FROM one_time_keys WHERE (user_id, device_id, algorithm, key_nid) IN"
-        " (SELECT w.user_id, w.device_id, w.algorithm, (SELECT min(k.key_nid) FROM one_time_keys AS k"
-        " WHERE k.user_id = w.user_id AND k.device_id = w.device_id AND k.algorithm = w.algorithm) FROM wishes AS w)"
+        # the oldest are found once: PostgreSQL would look for each of them three times
+        ", oldest AS MATERIALIZED (SELECT w.user_id, w.device_id, w.algorithm, (SELECT min(k.key_nid)"
+        " FROM one_time_keys AS k WHERE k.user_id = w.user_id AND k.device_id = w.device_id"
+        " AND k.algorithm = w.algorithm) FROM wishes AS w)"
+        " DELETE FROM one_time_keys WHERE (user_id, device_id, algorithm, key_nid) IN (SELECT * FROM oldest)"
         " RETURNING user_id, device_id, algorithm, key_id, content",
     )
     for user_id, device_id, algorithm, key_id, content in taken:
         claimed[KeyWish(user_id, device_id, algorithm)] = ClaimedKey(key_id, content, is_fallback=False)
     if taken:
-        txn.execute_many(
-            "INSERT INTO claimed_one_time_keys (user_id, device_id, algorithm, key_id, digest, claimed_ts)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        txn.insert_rows(
+            "claimed_one_time_keys",
+            ("user_id", "device_id", "algorithm", "key_id", "digest", "claimed_ts"),
             [(*row[:4], _digest(row[4]), now_ms) for row in taken],
         )
     rest = [wish for wish in wishes if wish not in claimed]
@@ -254,17 +256,9 @@ def _use_fallback_keys(txn: WriteTransaction, wishes: Sequence[KeyWish]) -> dict
 
 
 def _query_wishes(txn: Transaction, wishes: Sequence[KeyWish], sql: str) -> list[Row]:
-    """Run a statement that reads the table `wishes`; lists are filled up, so that there are few different statements."""
-    rows: list[Row] = []
-    for start in range(0, len(wishes), LARGEST_CHUNK):
-        chunk = wishes[start : start + LARGEST_CHUNK]
-        size = 1 << (len(chunk) - 1).bit_length()
-        args: list[SQLValue] = []
-        for wish in (*chunk, *[chunk[-1]] * (size - len(chunk))):
-            args += (wish.user_id, wish.device_id, wish.algorithm)
-        values = ", ".join(["(?, ?, ?)"] * size)
-        rows += txn.query(f"WITH wishes (user_id, device_id, algorithm) AS (VALUES {values}) {sql}", args)
-    return rows
+    """Run a statement that reads the table `wishes`."""
+    rows = [(wish.user_id, wish.device_id, wish.algorithm) for wish in wishes]
+    return txn.query_with("wishes", ("user_id", "device_id", "algorithm"), rows, sql)
 
 
 def _digest(content: bytes) -> bytes:

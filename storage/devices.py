@@ -62,6 +62,15 @@ class DeviceStore:
             devices.setdefault(row[0], []).append(DeviceRow(*row))
         return devices
 
+    def get_device_ids_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[str]]:
+        """The ids alone, which an index holds."""
+        ids: dict[str, list[str]] = {}
+        for user_id, device_id in txn.query_in(
+            "SELECT user_id, device_id FROM devices WHERE user_id IN {keys}", user_ids
+        ):
+            ids.setdefault(user_id, []).append(device_id)
+        return ids
+
     async def get_device(self, user_id: str, device_id: str) -> DeviceRow | None:
         """One device of one user."""
 

@@ -47,8 +47,14 @@ class Connection(Protocol):
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
         """`rows` is not empty and not longer than LARGEST_CHUNK."""
 
+    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+        """`rows` is not empty and not longer than LARGEST_CHUNK; a column has text, or whole numbers."""
+
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int: ...
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None: ...
+    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
+        """Rows that are not there yet, in the cheapest way; whole numbers into columns of the type BIGINT only."""
+
     def execute_script(self, sql: str) -> None:
         """Several statements without arguments, inside the transaction that is open."""
 

@@ -1,7 +1,17 @@
 """Tokens with which somebody signs in once, within minutes. Kept as hashes; what has grown old is swept."""
 
+from dataclasses import dataclass
+
 from storage.database import Database
 from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class LoginTokenRow:
+    """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands for."""
+
+    user_id: str
+    origin: str | None = None
 
 
 class LoginTokenStore:
@@ -10,27 +20,30 @@ class LoginTokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add_login_token(self, token_hash: bytes, user_id: str, expires_ts: int) -> None:
+    async def add_login_token(
+        self, token_hash: bytes, user_id: str, expires_ts: int, origin: str | None = None
+    ) -> None:
         """Make one. `expires_ts`: milliseconds since 1970."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts) VALUES (?, ?, ?)"
-            txn.execute(sql, (token_hash, user_id, expires_ts))
+            sql = "INSERT INTO login_tokens (token_hash, user_id, expires_ts, origin) VALUES (?, ?, ?, ?)"
+            txn.execute(sql, (token_hash, user_id, expires_ts, origin))
 
         await self._database.write("add_login_token", write)
 
-    async def take_login_token(self, token_hash: bytes, now: int) -> str | None:
+    async def take_login_token(self, token_hash: bytes, now: int) -> LoginTokenRow | None:
         """Whom it is for, and its end: nobody else finds it again. None where there is no such token any more."""
 
-        def write(txn: WriteTransaction) -> str | None:
-            row = txn.query_one("SELECT user_id, expires_ts FROM login_tokens WHERE token_hash = ?", (token_hash,))
+        def write(txn: WriteTransaction) -> LoginTokenRow | None:
+            sql = "SELECT user_id, expires_ts, origin FROM login_tokens WHERE token_hash = ?"
+            row = txn.query_one(sql, (token_hash,))
             if row is None or not txn.execute("DELETE FROM login_tokens WHERE token_hash = ?", (token_hash,)):
                 return None
-            return str(row[0]) if row[1] > now else None
+            return LoginTokenRow(row[0], row[2]) if row[1] > now else None
 
         return await self._database.write("take_login_token", write)
 
-    def remove_login_tokens(self, txn: WriteTransaction, user_id: str) -> None:
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End those of a user."""
         txn.execute("DELETE FROM login_tokens WHERE user_id = ?", (user_id,))
 

@@ -123,3 +123,6 @@ class LocalContents:
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
         await self._files.set_thumbnail(hash, name, data, at_most)
+        # Who takes the content away takes its thumbnails after it: either they see this one, or it is seen here
+        if not await self._files.has(hash):
+            await self._files.remove_thumbnails(hash)

@@ -192,6 +192,11 @@ class MediaFiles:
         folder = self._path("thumbnails", hash)
         await run_in(self._executor, lambda: _keep(folder, name, data, at_most))
 
+    async def remove_thumbnails(self, hash: bytes) -> None:
+        """Take away what was made of a content."""
+        folder = self._path("thumbnails", hash)
+        await run_in(self._executor, lambda: shutil.rmtree(folder, ignore_errors=True))
+
     async def sweep(self, get_used_hashes: Callable[[Set[bytes]], Awaitable[Set[bytes]]]) -> int | None:
         """Take away what a crash has left; how many entries there were. None: others are writing, so nothing was done."""
         lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,6 +319,7 @@ class MediaFiles:
         for entry, hash in hashes.items():
             if hash is not None and hash not in used:
                 self.content_path(hash).unlink(missing_ok=True)
+                shutil.rmtree(self._path("thumbnails", hash), ignore_errors=True)
             entry.unlink(missing_ok=True)
 
 

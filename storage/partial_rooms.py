@@ -110,6 +110,16 @@ def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
         txn.execute(f"DELETE FROM {table} WHERE room_nid = ?", (room_nid,))
 
 
+def note_completed(txn: WriteTransaction, room_nid: int, event_nid: int, position: int) -> PartialRoom:
+    """Note that the state of a room is known better from a position on; `event_nid` is any event of it."""
+    txn.execute(
+        "INSERT INTO partial_rooms (room_nid, join_nid, position, resident, completed) VALUES (?, ?, ?, '', ?)"
+        " ON CONFLICT (room_nid) DO UPDATE SET completed = excluded.completed",
+        (room_nid, event_nid, position, position),
+    )
+    return PartialRoom(room_nid, event_nid, position, "", position)
+
+
 def add_partial_events(
     txn: WriteTransaction, room_nid: int, events: Sequence[tuple[int, bool]], *, past: bool = False
 ) -> None:

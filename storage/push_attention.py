@@ -50,6 +50,8 @@ class AttentionHistory:
 
     def at(self, room_id: str, position: int) -> int:
         """What held for a room when an event came at that position."""
+        if not self.changes:
+            return ALL
         for place in (room_id, ELSEWHERE):
             held = [attention for since, attention in self.changes.get(place, ()) if since < position]
             if held and held[-1] != AS_ELSEWHERE:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
+from storage.media_references import Recheck, note_rechecks, note_redaction
 from storage.memberships import count_members, put_memberships, select_memberships
 from storage.partial_rooms import add_partial_events
 from storage.push_outcomes import add_outcomes
@@ -353,6 +354,7 @@ class RoomWriter:
                 if row.event_id not in placed
             ],
         )
+        note_rechecks(txn, Recheck.EVENT, [row.event_nid for row in rows if row.redacted_by is not None])
         nodes = [
             AuthNode(row.event_nid, auths, row.replaces if row.replaces in auths else None)
             for row, event in zip(rows, events, strict=True)
@@ -367,10 +369,8 @@ class RoomWriter:
             if event.sent is not None:
                 add_transaction(txn, event.sent, nid, None, now_ms)
             if event.redacts is not None:
-                txn.execute(
-                    "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                    (event.redacts, nid),
-                )
+                sql = "INSERT INTO redactions (redacts, event_nid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+                txn.execute(sql, (event.redacts, nid))
         positions = {row.event_nid: row.position for row in rows}
         children = [
             _child(event.relation, row)
@@ -424,6 +424,7 @@ class RoomWriter:
         return tuple((known[event_id], event_id) for event_id in extremities)
 
     def _redact(self, txn: WriteTransaction, room_nid: int, row: EventRow, redaction: Redaction) -> None:
+        note_redaction(txn, redaction.target_nid)
         changed = txn.execute(
             "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
             (redaction.pruned_pdu, row.event_nid, redaction.target_nid, room_nid),

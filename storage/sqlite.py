@@ -80,11 +80,23 @@ class SQLiteConnection:
         execute = self._execute
         return [execute(sql, args).fetchall() for args in rows]
 
+    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+        # filled up with the last row to a power of two, so that few statements have to be prepared
+        size = min(1 << (len(rows) - 1).bit_length(), LARGEST_CHUNK)
+        filled = [*rows, *[rows[-1]] * (size - len(rows))]
+        values = ", ".join([f"({', '.join('?' * len(columns))})"] * size)
+        statement = f"WITH {name} ({', '.join(columns)}) AS (VALUES {values}) {sql}"
+        return self._execute(statement, [value for row in filled for value in row]).fetchall()
+
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
         return self._execute(sql, args).rowcount
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
         self._connection.executemany(sql, rows)
+
+    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
+        places = ", ".join("?" * len(columns))
+        self._connection.executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})", rows)
 
     def execute_script(self, sql: str) -> None:
         # `executescript` would commit first: the statements are told apart here.

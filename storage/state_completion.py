@@ -128,12 +128,11 @@ class StateCompletion:
         return new
 
     def abandon(self, txn: WriteTransaction, room: RoomRow, head: Head) -> Head:
-        """Let the room stay with the part that it has. Raises HeadMoved.
+        """Let the room stay with the part that it has; nobody waits for the rest. Raises HeadMoved.
 
-        It is not empty, though nobody may be known who is in it: the server that let us in had somebody there.
+        Its head goes on saying so: what still comes is judged by a part, and looked at again when somebody has come back.
         """
-        joined = max(head.joined_count, 1)
-        new = structs.replace(head, version=head.version + 1, partial_join=None, joined_count=joined)
+        new = structs.replace(head, version=head.version + 1)
         if not move_head(txn, room.room_nid, head.version, new):
             raise HeadMoved(room.room_id)
         forget_partial(txn, room.room_nid)

@@ -52,6 +52,9 @@ class Topic(Enum):
     OUTGOING = "outgoing"
     """Messages to devices wait for other servers."""
 
+    __hash__ = object.__hash__
+    """Each is itself alone. That of Enum is a function in Python, and topics are looked up with every change and request."""
+
 
 class Change(msgspec.Struct, frozen=True, gc=False):
     """One durable change: where in the sequence, of what kind, whom it concerns."""
@@ -78,19 +81,21 @@ class Streams:
 
     def __init__(self, current: int = 0) -> None:
         self._current = current
-        self._subscribers: tuple[Subscriber, ...] = ()
+        self._subscribers: tuple[tuple[Subscriber, frozenset[Topic]], ...] = ()
         self._watchers: tuple[Watcher, ...] = ()
 
     def current(self) -> int:
         """The highest position below which all is committed and published."""
         return self._current
 
-    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
-        """Hear of every later change. Calling what is returned ends that."""
-        self._subscribers += (subscriber,)
+    def subscribe(self, subscriber: Subscriber, *topics: Topic) -> Callable[[], None]:
+        """Hear of every later commit with a change of these topics (none: any), of all its changes. Calling what is
+        returned ends that."""
+        entry = (subscriber, frozenset(topics or Topic))
+        self._subscribers += (entry,)
 
         def unsubscribe() -> None:
-            self._subscribers = tuple(other for other in self._subscribers if other is not subscriber)
+            self._subscribers = tuple(other for other in self._subscribers if other is not entry)
 
         return unsubscribe
 
@@ -104,7 +109,10 @@ class Streams:
         self._current = max(self._current, head)
         if not ordered:
             return
-        for subscriber in self._subscribers:
+        topics = {change.topic for change in ordered}
+        for subscriber, wanted in self._subscribers:
+            if wanted.isdisjoint(topics):
+                continue
             try:
                 subscriber(ordered)
             except Exception:

@@ -51,17 +51,18 @@ class ToDeviceStore:
         """Add messages by (user, device), each at a position of its own."""
         rows = []
         looked_at = []  # to count what waits for every device at every message would cost too much
-        position = txn.next_position(max(1, sum(len(contents) for contents in messages.values())))
+        latest: dict[str, int] = {}
+        position = txn.next_position(max(1, sum(map(len, messages.values()))))
         for (user_id, device_id), contents in messages.items():
             for content in contents:
                 rows.append((user_id, device_id, position, content))
-                txn.announce(Change(position, Topic.TO_DEVICE, user_id=user_id))
                 if position % LOOK_EVERY == 0:
                     looked_at.append((user_id, device_id))
+                latest[user_id] = position
                 position += 1
-        txn.execute_many(
-            "INSERT INTO to_device_messages (user_id, device_id, position, content) VALUES (?, ?, ?, ?)", rows
-        )
+        for user_id, at in latest.items():
+            txn.announce(Change(at, Topic.TO_DEVICE, user_id=user_id))
+        txn.insert_rows("to_device_messages", ("user_id", "device_id", "position", "content"), rows)
         for user_id, device_id in looked_at:
             newest_to_go = txn.query_one(
                 "SELECT position FROM to_device_messages WHERE user_id = ? AND device_id = ?"
@@ -70,10 +71,6 @@ class ToDeviceStore:
             )
             if newest_to_go is not None:
                 _delete(txn, user_id, device_id, newest_to_go[0])
-
-    async def postpone(self, user_id: str, device_id: str, after: int) -> None:
-        """Let what comes after that position come after everything that there is now, in the same order."""
-        await self._database.write("postpone_to_device", _postpone, user_id, device_id, after)
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
         """Remove what waits for devices that go."""
@@ -127,23 +124,6 @@ def _delete(txn: WriteTransaction, user_id: str, device_id: str, upto: int) -> N
         " DO UPDATE SET position = excluded.position WHERE to_device_floors.position < excluded.position",
         (user_id, device_id, upto),
     )
-
-
-def _postpone(txn: WriteTransaction, user_id: str, device_id: str, after: int) -> None:
-    rows = txn.query(
-        "SELECT position FROM to_device_messages WHERE user_id = ? AND device_id = ? AND position > ? ORDER BY position",
-        (user_id, device_id, after),
-    )
-    if not rows:
-        return
-    # all move by the same distance: their order stays, and none meets another that has not moved
-    first = txn.next_position(rows[-1][0] - rows[0][0] + 1)
-    distance = first - rows[0][0]
-    txn.execute_many(
-        "UPDATE to_device_messages SET position = position + ? WHERE user_id = ? AND device_id = ? AND position = ?",
-        [(distance, user_id, device_id, position) for (position,) in reversed(rows)],
-    )
-    txn.announce(Change(first + rows[-1][0] - rows[0][0], Topic.TO_DEVICE, user_id=user_id))
 
 
 def _sweep(txn: WriteTransaction, limit: int) -> int:

@@ -29,6 +29,8 @@ class AccessTokenRow:
     deactivated: bool
     locked: bool
     suspended: bool
+    oauth_client: str | None = None
+    """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +59,9 @@ class TokenStore:
         """As `get_access_token`, in a transaction."""
         row = txn.query_one(
             "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
-            " a.is_admin, a.deactivated_ts, a.locked, a.suspended"
-            " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id WHERE t.token_hash = ?",
+            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, o.client_id"
+            " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
+            " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
             (token_hash,),
         )
         if row is None:
@@ -75,6 +78,7 @@ class TokenStore:
             deactivated=row[8] is not None,
             locked=bool(row[9]),
             suspended=bool(row[10]),
+            oauth_client=row[11],
         )
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:
@@ -152,6 +156,11 @@ class TokenStore:
         )
         txn.execute_many("DELETE FROM refresh_tokens WHERE refresh_nid = ?", [(nid,) for nid in replaced])
         return True
+
+    def has_exchange_under_way(self, txn: Transaction, user_id: str, device_id: str) -> bool:
+        """Whether a refresh token of the device was exchanged, and nothing of what it was exchanged for was used yet."""
+        sql = "SELECT 1 FROM refresh_tokens WHERE user_id = ? AND device_id = ? AND next_nid IS NOT NULL"
+        return txn.query_one(sql, (user_id, device_id)) is not None
 
     def remove_tokens_of_devices(self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]) -> None:
         """End the sessions of these devices."""

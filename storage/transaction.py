@@ -69,6 +69,17 @@ class Transaction:
             found += self._connection.query_each(sql, rows[start : start + LARGEST_CHUNK])
         return found
 
+    def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
+        """The rows of `sql`, which follows upon `WITH name (columns) AS (…)`: a table of these rows, in bounded chunks.
+
+        Each column has text in every row, or a whole number in every row.
+        """
+        found: list[Row] = []
+        for start in range(0, len(rows), LARGEST_CHUNK):
+            self.queries += 1
+            found += self._connection.query_with(name, columns, rows[start : start + LARGEST_CHUNK], sql)
+        return found
+
 
 class WriteTransaction(Transaction):
     """What a write may do besides."""
@@ -90,6 +101,15 @@ class WriteTransaction(Transaction):
         """Run one statement for each of the rows, in their order, as one batch."""
         self.queries += 1
         self._connection.execute_many(sql, rows)
+
+    def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
+        """Add many rows, none of which is there yet: at a third of what statements cost PostgreSQL.
+
+        Whole numbers go into columns of the type BIGINT only.
+        """
+        if rows:
+            self.queries += 1
+            self._connection.insert_rows(table, columns, rows)
 
     def next_position(self, count: int = 1) -> int:
         """Take `count` consecutive positions of the one sequence; the first of them."""

@@ -36,3 +36,5 @@ class Response(msgspec.Struct, frozen=True, gc=False):
     status: int = HTTPStatus.OK
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     body: object = b""
+    cookies: tuple[str, ...] = ()
+    """The values of headers `Set-Cookie`."""

@@ -57,6 +57,9 @@ class Limit(Enum):
     LOGIN = "rc_login.address"
     LOGIN_ACCOUNT = "rc_login.account"
     LOGIN_FAILED = "rc_login.failed_attempts"
+    CLIENT_REGISTRATION = "rc_oauth.client_registration"
+    DEVICE_AUTHORIZATION = "rc_oauth.device_authorization"
+    USER_CODE = "rc_oauth.user_code"
     ADMIN_REDACTION = "rc_admin_redaction"
     JOIN = "rc_joins.local"
     JOIN_REMOTE = "rc_joins.remote"
@@ -80,7 +83,16 @@ class Limit(Enum):
     URL_PREVIEW = "rc_url_preview"
 
 
-PER_ADDRESS = frozenset({Limit.REGISTRATION, Limit.REGISTRATION_TOKEN, Limit.LOGIN, Limit.THREEPID})
+PER_ADDRESS = frozenset(
+    {
+        Limit.REGISTRATION,
+        Limit.REGISTRATION_TOKEN,
+        Limit.LOGIN,
+        Limit.THREEPID,
+        Limit.CLIENT_REGISTRATION,
+        Limit.DEVICE_AUTHORIZATION,
+    }
+)
 
 
 class BodyLimit(Enum):
@@ -101,6 +113,8 @@ class Requester:
     appservice_id: str | None = None
     is_locked: bool = False
     is_suspended: bool = False
+    oauth_client: str | None = None
+    """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
     rate_limited: bool = True
     """False for application services that are registered so, and for users whom an administrator exempts."""
 
@@ -126,6 +140,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
+    authorization: str = ""
+    """The header of that name, for endpoints that read it themselves."""
     languages: str = ""
     """What the client wants to read, as it says it in `Accept-Language`."""
 

@@ -5,7 +5,8 @@
   nobody here is in the room, and nothing of it is shown.
 - Done again after a restart, each step finds what is there already.
 - Of a large room a part of the state is told first, without most memberships: with that the room is entered, and its head
-  says so. `completion.py` fetches the rest. So it is where a server does not answer for the keys with which a part is signed.
+  says so. `completion.py` fetches the rest.
+- What cannot be checked for want of keys is left out, and noted: see `unproved.py`.
 
 spec: server-server-api#joining-rooms
 """
@@ -30,6 +31,7 @@ from federation.rooms.snapshots import CREATE, RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
 from federation.rooms.state_imports import Pdu, StateImports, as_mapping, kept_ids
 from federation.rooms.templates import MEMBER
+from federation.rooms.unproved import find_left_out
 from storage.database import Database
 from storage.events import EventFlag
 from storage.memberships import MembershipStore
@@ -41,6 +43,7 @@ from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction
+from storage.unproved_state import LeftOut, PartOf, add_unproved, forget_unproved
 
 MAX_EVENTS = 500_000
 """Of the state and its auth chain together."""
@@ -82,7 +85,9 @@ class Adoptions:
         identity: ServerIdentity,
         questions: Questions,
         now_ms: Callable[[], int],
+        first_attempt: Callable[[], int],
     ) -> None:
+        """`first_attempt`: when what cannot be checked now is tried again, in milliseconds."""
         self._database = database
         self._engine = engine
         self._rooms = rooms
@@ -96,6 +101,7 @@ class Adoptions:
         self._identity = identity
         self._questions = questions
         self._now_ms = now_ms
+        self._first_attempt = first_attempt
 
     async def adopt(
         self,
@@ -119,7 +125,8 @@ class Adoptions:
         if await self._memberships.get_local_members(room.room_nid):
             raise BadState("This server is in the room already")
         own = Candidate(version, join).read()
-        outcomes = await self._imports.keep(room, [*auth_chain, *state])
+        pdus = [*auth_chain, *state]
+        outcomes = await self._imports.keep(room, pdus)
         (outcome,) = await self._imports.keep(room, [join])
         if outcome.is_waiting:
             raise BadState("The auth chain of the join is not complete")
@@ -128,12 +135,13 @@ class Adoptions:
         kept = kept_ids(outcomes[len(auth_chain) :])
         entries = await self._imports.gather(room, [event_id for event_id in kept if event_id != own.event_id])
         await self._check_version(version, entries)
-        lacks_some = any(outcome.is_unproved for outcome in outcomes) or await self._partial.has_events(room.room_nid)
-        if part is not None and not part.members_omitted and not lacks_some:
+        told_state = {outcome.event_id for outcome in outcomes[len(auth_chain) :] if outcome.event_id is not None}
+        left_out = find_left_out(zip(pdus, outcomes, strict=True), told_state, PartOf.OUR_STATE)
+        if part is not None and not part.members_omitted and not await self._partial.has_events(room.room_nid):
             part = None  # else there is something to complete all the same
 
         async def work() -> StoredEvent:
-            return await self._enter(room, version, own.event_id, entries, part)
+            return await self._enter(room, version, own.event_id, entries, part, left_out)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -176,7 +184,13 @@ class Adoptions:
         return room
 
     async def _enter(
-        self, room: RoomRow, version: RoomVersion, join_id: EventID, entries: Entries, part: Part | None
+        self,
+        room: RoomRow,
+        version: RoomVersion,
+        join_id: EventID,
+        entries: Entries,
+        part: Part | None,
+        left_out: Sequence[LeftOut],
     ) -> StoredEvent:
         join = (await self._events.get_by_id(room.room_nid, [join_id]))[join_id]
         if not join.is_outlier:
@@ -212,7 +226,9 @@ class Adoptions:
         )
         known = await self._events.get_by_id(room.room_nid, join.event.prev_events)
         missing = [name for name in join.event.prev_events if name not in known or known[name].is_outlier]
-        appended = await self._database.write("enter_room", self._append, room, snapshot, new, current, missing, part)
+        appended = await self._database.write(
+            "enter_room", self._append, room, snapshot, new, current, missing, part, left_out
+        )
         # nothing that was read of an earlier state counts any more
         fresh = RoomSnapshot(room, version, snapshot.head, self._engine.view(room.room_nid, None))
         return self._engine.advance(fresh, appended)[0]
@@ -269,11 +285,15 @@ class Adoptions:
         current: NewCurrentState,
         missing: Sequence[EventID],
         part: Part | None,
+        left_out: Sequence[LeftOut],
     ) -> Appended:
         room_nid = snapshot.room.room_nid
         # an invite may have said another version since it was proved
         note_room(txn, room.room_id, room.version, self._now_ms())
         forget_partial(txn, room_nid)
+        forget_unproved(txn, room_nid)
+        if left_out:
+            add_unproved(txn, room_nid, left_out, self._first_attempt())
         move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)
         appended = self._writer.append(
             txn, snapshot.room, snapshot.head, [new], [new.event_id], current=current, now_ms=self._now_ms()

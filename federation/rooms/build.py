@@ -140,7 +140,7 @@ class Chain:
         state = await self._load({*keys, CREATE, POWER_LEVELS} | ({own_key} if own_key is not None else set()))
         if draft.unless_same and own_key is not None and own_key in state and state[own_key].content == draft.content:
             return self._overlay.get(own_key) or self._known[own_key]
-        event = await self._sign(draft, [state[key] for key in keys if key in state], now_ms)
+        event = await self._sign(draft, [state[key] for key in sorted(keys) if key in state], now_ms)
         create = event if event.type == CREATE.type else state.get(CREATE)
         if create is None:
             raise NotFound("This room has not been created")

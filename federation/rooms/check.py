@@ -108,8 +108,14 @@ class Checked:
     """Why it was not simply accepted."""
 
 
-async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sources) -> Checked:
-    """Run the checks of the specification, in its order and with its numbers."""
+async def check_on_receipt(
+    candidate: Candidate, room_id: RoomID, sources: Sources, *, in_part: bool = False
+) -> Checked:
+    """Run the checks of the specification, in its order and with its numbers.
+
+    `in_part`: of the state before the event only a part is known. What that does not allow is not shown, and not refused for
+    good either: others may cite it, until all of the state says what it is.
+    """
     # 1. It is a valid event, and of the room that it came for.
     try:
         event = candidate.read()
@@ -151,7 +157,8 @@ async def check_on_receipt(candidate: Candidate, room_id: RoomID, sources: Sourc
             raise AuthError(event.version, Rule.CREATE_PREV_EVENTS)  # the room has its create event
         _authorize(event, before, None, signed_by)
     except AuthError as refusal:
-        return Checked(Verdict.REJECT, event, refusal)
+        is_certain = not in_part or event.type == CREATE.type
+        return Checked(Verdict.REJECT if is_certain else Verdict.SOFT_FAIL, event, refusal)
 
     # 6. The present state allows it.
     current = await sources.get_current_state(keys | {POLICY})

@@ -6,8 +6,7 @@ Laws:
 - What is fetched and found is kept as it comes. After a restart each step finds what is there already.
 - One attempt a room is under way; servers are asked in turn, first the one that let us in. After an attempt in vain the room
   rests, longer each time. It is never given up while somebody here is in it.
-- What is left out of a state is lost: whoever is not in it is not heard here any more. So while a server that has signed something
-  in it does not answer for its keys, it is waited for a few attempts; then the room is completed without (it may be gone).
+- What cannot be checked for want of keys is left out, and noted (`unproved.py`): it is put in once it is proved.
 - Whoever waits for the room hears of it after the last write (`PartialRooms.tell`).
 """
 
@@ -37,6 +36,7 @@ from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_imports import StateImports
 from federation.rooms.templates import MEMBER
+from federation.rooms.unproved import UnprovedStates, is_of_type
 from storage.database import Database
 from storage.memberships import MembershipStore
 from storage.partial_rooms import PartialRoom, PartialRoomStore
@@ -46,6 +46,7 @@ from storage.rooms import RoomRow, RoomStore
 from storage.state_completion import Completed, StateCompletion
 from storage.state_tree import StateTreeStore
 from storage.streams import Change, Streams, Topic
+from storage.unproved_state import PartOf
 
 ROOMS_AT_ONCE: Final = 2
 """A large room's state takes as much memory as its bytes."""
@@ -58,16 +59,10 @@ MAX_TRIES: Final = 20
 FIRST_REST: Final = 5.0
 """Seconds; twice as long after each attempt in vain."""
 LONGEST_REST: Final = 600.0
-PATIENT_ATTEMPTS: Final = 3
-"""Attempts that end because keys cannot be had: together their rests are shorter than anybody waits for the room."""
 LOOK_EVERY: Final = 60.0
 """Seconds between looks for rooms that another node has entered."""
 LEASE_MS: Final = 15 * 60_000
 """So long no other node takes up a room that one is at work on."""
-
-
-class KeysLacking(Exception):
-    """Some of a state cannot be checked now, and may be later."""
 
 
 class PartialObserver(Protocol):
@@ -105,6 +100,7 @@ class Completions:
         partial: PartialRooms,
         states: RemoteStates,
         imports: StateImports,
+        unproved: UnprovedStates,
         recheck: Recheck,
         resolver: StateResolver,
         effects: StoredEffects,
@@ -124,6 +120,7 @@ class Completions:
         self._states = states
         self._imports = imports
         self._recheck = recheck
+        self._unproved = unproved
         self._resolver = resolver
         self._effects = effects
         self._inbox = inbox
@@ -135,12 +132,10 @@ class Completions:
         self._working: set[int] = set()
         self._resting: dict[int, IDelayedCall] = {}
         self._attempts: dict[int, int] = {}
-        self._waited: dict[int, int] = {}
-        """By room the attempts that ended because keys could not be had."""
         self._look: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.COMPLETENESS)
 
     def start(self) -> None:
         """Go on with what was under way when the server stopped; then look at intervals."""
@@ -200,9 +195,6 @@ class Completions:
                 done = await self._attempt(room_nid)
             finally:
                 self._at_once.release()
-        except KeysLacking:
-            self._waited[room_nid] = self._waited.get(room_nid, 0) + 1
-            self._log.info("keys are lacking with which the state of room {nid} is signed", nid=room_nid)
         except (RemoteError, MatrixError) as error:
             self._log.info("the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error))
         except Exception:  # a bug of ours, or the database is away: the next attempt may do better
@@ -212,7 +204,6 @@ class Completions:
             self._working.discard(room_nid)
             if done:
                 self._attempts.pop(room_nid, None)
-                self._waited.pop(room_nid, None)
             elif self._started:
                 attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
                 self._rest(room_nid, min(FIRST_REST * 2 ** (attempts - 1), LONGEST_REST))
@@ -220,7 +211,7 @@ class Completions:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
 
     async def _attempt(self, room_nid: int) -> bool:
-        """Try once to complete a room; whether nothing is left to do. Raises KeysLacking, RemoteError, MatrixError."""
+        """Try once to complete a room; whether nothing is left to do. Raises RemoteError, MatrixError."""
         partial = await self._partial.find(room_nid)
         room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
@@ -245,6 +236,7 @@ class Completions:
 
         async def work() -> None:
             await self._finish(room, partial, walk, StateChange(snapshot.head.state_root), known, differing)
+            await self._unproved.settle(RoomID(room.room_id))
 
         await self._engine.in_turn(RoomID(room.room_id), work)
         self._partial.tell(room_nid)
@@ -271,26 +263,39 @@ class Completions:
         others = [server for server in servers if server != partial.resident]
         if len(others) < len(servers):  # the policy lets who let us in be asked
             try:
-                return await self._fetch([ServerName(partial.resident)], snapshot, join.event.event_id)
+                return await self._fetch(
+                    [ServerName(partial.resident)], snapshot, join.event.event_id, part_of=PartOf.OUR_STATE
+                )
             except (RemoteError, MatrixError):
                 if not others:
                     raise
-        told = await self._fetch(others, snapshot, join.event.event_id)
+        told = await self._fetch(others, snapshot, join.event.event_id, only=MEMBER)
         part = await self._tables.trees.get_all(partial.room_nid, join.state_root)
         entries = {key: nid for key, nid in told.items() if key[0] == MEMBER}
         return entries | {key: nid for key, nid in part.items() if key[0] != MEMBER}
 
     async def _fetch(
-        self, servers: Sequence[ServerName], snapshot: RoomSnapshot, event_id: EventID
+        self,
+        servers: Sequence[ServerName],
+        snapshot: RoomSnapshot,
+        event_id: EventID,
+        *,
+        part_of: PartOf = PartOf.SOME_STATE,
+        only: str | None = None,
     ) -> dict[tuple[str, str], int]:
-        """The state before an event, from the first server that tells it. Raises KeysLacking, RemoteError, MatrixError."""
+        """The state before an event, from the first server that tells it. Raises RemoteError, MatrixError.
+
+        What cannot be checked of it is noted: as `part_of`, and `only` what has that type.
+        """
         failure: RemoteError | MatrixError = RemoteError("nobody", "the policy lets no server be asked", retryable=True)
         for server in servers:
             try:
-                told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW)
-                if told.is_unproved and self._waited.get(snapshot.room.room_nid, 0) < PATIENT_ATTEMPTS:
-                    raise KeysLacking
-                return await self._imports.gather(snapshot.room, told.event_ids)
+                told = await self._states.fetch_state(server, snapshot, event_id, MAX_NEW, part_of)
+                entries = await self._imports.gather(snapshot.room, told.event_ids)
+                await self._unproved.note(
+                    snapshot.room.room_nid, [each for each in told.left_out if only is None or is_of_type(each, only)]
+                )
+                return entries
             except (RemoteError, MatrixError) as error:
                 self._log.info("{server} does not tell the state: {error}", server=server, error=str(error))
                 failure = error

@@ -1,4 +1,5 @@
-"""Events that were acknowledged and wait for what this server lacks: tried again until they have their place, or are given up.
+"""Events that were acknowledged and wait for what this server lacks (what they refer to, or a key with which they are signed): tried
+again until they have their place, or are given up.
 
 Laws:
 - What waits is in the database, so a restart forgets nothing; `resume` goes on where it was.
@@ -190,9 +191,9 @@ class Inbox:
             self._log.failure("events of {room_id} could not be taken in", room_id=room.room_id)
             return set()
         for outcome in outcomes.values():
-            if not outcome.is_waiting:
+            if not must_wait(outcome):
                 self._observer.pdu_received(verdict_of(outcome))
-        return {row.inbox_nid for row in rows if not outcomes[EventID(row.event_id)].is_waiting}
+        return {row.inbox_nid for row in rows if not must_wait(outcomes[EventID(row.event_id)])}
 
     def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         task = Deferred.fromCoroutine(work)
@@ -208,8 +209,13 @@ class Inbox:
         return int(self._clock.seconds() * 1000)
 
 
+def must_wait(outcome: Outcome) -> bool:
+    """Whether the event may have its place later: what it refers to is missing, or a key with which it is signed."""
+    return outcome.is_waiting or outcome.is_unproved
+
+
 def verdict_of(outcome: Outcome) -> str:
     """What metrics call it."""
-    if outcome.verdict is not None:
-        return outcome.verdict.value
-    return "known" if outcome.was_known else "waiting"
+    if must_wait(outcome):
+        return "waiting"
+    return "known" if outcome.verdict is None else outcome.verdict.value

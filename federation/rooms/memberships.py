@@ -24,7 +24,7 @@ class Memberships:
         self._changes_heard = 0
         self.hits = 0
         self.misses = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.MEMBERSHIP)
         streams.watch(self._heed_others)
 
     def __len__(self) -> int:

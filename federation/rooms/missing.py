@@ -33,6 +33,7 @@ from federation.rooms.remote_states import RemoteStates
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
+from federation.rooms.unproved import UnprovedStates
 from storage.timelines import TimelineStore
 
 MAX_ROUNDS: Final = 10
@@ -126,6 +127,7 @@ class MissingEvents:
         events: RoomEvents,
         receiver: Receiver,
         states: RemoteStates,
+        unproved: UnprovedStates,
         remote: RemoteEvents,
         servers: RoomServers,
         policy: Policy,
@@ -139,6 +141,7 @@ class MissingEvents:
         self._events = events
         self._receiver = receiver
         self._states = states
+        self._unproved = unproved
         self._remote = remote
         self._servers = servers
         self._policy = policy
@@ -206,7 +209,9 @@ class MissingEvents:
                 edges = await self._find_edges(snapshot, pool)
             for name in edges[:MAX_STATES]:
                 if not self._is_late(pool):
-                    states[name] = (await self._states.fetch_state(server, snapshot, name)).event_ids
+                    told = await self._states.fetch_state(server, snapshot, name)
+                    await self._unproved.note(snapshot.room.room_nid, told.left_out)
+                    states[name] = told.event_ids
         if lacking or states:
             await self._take(pool, snapshot.room_id, past, states)
 

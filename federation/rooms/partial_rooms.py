@@ -27,7 +27,7 @@ class PartialRooms:
         self._known: dict[int, PartialRoom] | None = None
         self._changes_heard = 0
         self._waiting: dict[int, list[Deferred[None]]] = {}
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.COMPLETENESS)
         streams.watch(self._heed_others)
 
     async def get_all(self) -> Mapping[int, PartialRoom]:

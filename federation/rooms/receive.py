@@ -29,6 +29,7 @@ from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
 from federation.rooms.templates import MEMBER
+from federation.rooms.unproved import UnprovedStates
 from storage.events import EventFlag, EventStore, Waiting
 from storage.room_writer import HeadMoved, StateChange
 
@@ -46,6 +47,8 @@ class _Known:
     states: Mapping[EventID, Collection[EventID]]
     signers: Mapping[EventID, Collection[ServerName]]
     """Of those that were looked at before."""
+    told: Collection[int]
+    """Cited events that we were told were in force when we joined, and could prove later only."""
 
 
 class Receiver:
@@ -61,8 +64,10 @@ class Receiver:
         outliers: Outliers,
         questions: Questions,
         access: ServerAccess,
+        unproved: UnprovedStates,
     ) -> None:
         self._access = access
+        self._unproved = unproved
         self._engine = engine
         self._events = events
         self._store = store
@@ -99,7 +104,8 @@ class Receiver:
         signers = await self._find_signers(candidates)
 
         async def work() -> list[Outcome]:
-            return await self._receive(room_id, candidates, past, states or {}, signers, send_on)
+            told = await self._unproved.settle_cited(room_id, _cited(candidates))
+            return await self._receive(room_id, candidates, past, states or {}, signers, told, send_on)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -142,13 +148,14 @@ class Receiver:
         past: bool,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
+        told: Collection[int],
         send_on: bool,
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
             raise NotFound("This server is not in the room")
         batch = Batch(candidates, room_id)
-        known = await self._load(snapshot, batch.ordered, states, signers)
+        known = await self._load(snapshot, batch.ordered, states, signers, told)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_one(
                 room_id, batch.candidates[event.event_id], known, past, send_on
@@ -161,13 +168,14 @@ class Receiver:
         events: Sequence[Event],
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
+        told: Collection[int],
     ) -> _Known:
         """One batch of reads for all that the events name."""
         own = [event.event_id for event in events]
         named = {name for event in events for name in (event.event_id, *event.prev_events, *event.auth_events)}
         found = dict(await self._events.get_anywhere(named))
         waiting = await self._store.get_waiting(snapshot.room.room_nid, own) if own else Waiting({}, frozenset())
-        return _Known(found, waiting, states, signers)
+        return _Known(found, waiting, states, signers, told)
 
     async def _receive_one(
         self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool
@@ -198,7 +206,8 @@ class Receiver:
             if signers is not None:  # before anything is asked or kept on its behalf
                 check_signed(event, signers)
         except MatrixError as error:
-            return Outcome(event.event_id, Verdict.DROP, error)
+            is_unproved = self._questions.lacks_keys(event)
+            return Outcome(event.event_id, Verdict.DROP, error, is_unproved=is_unproved)
         join = await self._partial_join(snapshot)
         prev, missing = _split(event.prev_events, known.events, placed=True)
         if any(other.room_nid != snapshot.room.room_nid for other in prev):
@@ -217,20 +226,20 @@ class Receiver:
             return Outcome(event.event_id, None, is_crowded_out=True)
         try:
             before = await self._state_before(snapshot, event, prev, known.states, join if has_gap else None)
-            if join is not None:
-                before = await self._with_cited(snapshot, before, auth)
+            believed = [other for other in auth if _is_believed(other, known.told, in_part=join is not None)]
+            before = await self._with_cited(snapshot, before, believed)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
         current = None if is_past else StateChange(snapshot.head.state_root)
-        if join is not None and current is not None:
-            current = await self._with_cited(snapshot, current, auth)
+        if current is not None:
+            current = await self._with_cited(snapshot, current, believed)
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
         # the past of a room that we know in part cannot be judged by what is known of the present
         judged = None if join is not None and is_past else before
         sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id)
-        checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources)
+        checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
         arrival = Arrival(
@@ -280,8 +289,10 @@ class Receiver:
         return None if nid is None else (await self._events.get_events([nid]))[nid]
 
     async def _with_cited(self, snapshot: RoomSnapshot, state: StateChange, auth: Sequence[StoredEvent]) -> StateChange:
-        """A part of a state with the memberships that an event cites, as far as they are not in it."""
-        cited = {stored.event.key: stored.nid for stored in auth if stored.event.type == MEMBER and not stored.rejected}
+        """A state with events that an event cites, as far as nothing is in their place."""
+        if not auth:
+            return state
+        cited = {stored.event.key: stored.nid for stored in auth}
         known = await self._resolver.load(snapshot.room.room_nid, state, cited)
         new: dict[tuple[str, str], int] = {key: nid for key, nid in cited.items() if key not in known}
         return StateChange(state.root, {**state.entries, **new}) if new else state
@@ -298,6 +309,24 @@ class Receiver:
             if not stored.flags & EventFlag.REJECTED:
                 entries[(stored.type, stored.state_key)] = stored.event_nid
         return entries
+
+
+def _cited(candidates: Sequence[Candidate]) -> set[EventID]:
+    """What the PDUs that are events cite."""
+    cited: set[EventID] = set()
+    for candidate in candidates:
+        try:
+            cited.update(candidate.read().auth_events)
+        except MatrixError:
+            continue  # it gets its outcome later
+    return cited
+
+
+def _is_believed(cited: StoredEvent, told: Collection[int], *, in_part: bool) -> bool:
+    """Whether something cited counts where the state has nothing in its place."""
+    if cited.rejected or cited.event.state_key is None:
+        return False
+    return (in_part and cited.event.type == MEMBER) or cited.nid in told
 
 
 def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:

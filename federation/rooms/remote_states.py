@@ -11,13 +11,15 @@ from typing import Final
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, ServerName
-from federation.remote.events import Pdu, RemoteEvents
+from federation.remote.events import RemoteEvents
 from federation.rooms.batch import Outcome, sort_by_reference
 from federation.rooms.concurrent import map_at_once
 from federation.rooms.receive import MAX_PDUS, Receiver
 from federation.rooms.snapshots import CREATE, RoomSnapshot
-from federation.rooms.state_imports import StateImports
+from federation.rooms.state_imports import Pdu, StateImports, as_mapping
+from federation.rooms.unproved import find_left_out
 from storage.events import EventFlag, EventStore, StateEntry
+from storage.unproved_state import LeftOut, PartOf
 
 FEW: Final = 30
 """Up to so many events are fetched one by one."""
@@ -32,8 +34,8 @@ class ToldState:
     """A state as another server tells it, by ids of events that are stored."""
 
     event_ids: Sequence[EventID]
-    is_unproved: bool
-    """Events are left out only since keys cannot be had now with which they are signed."""
+    left_out: Sequence[LeftOut]
+    """What is left out only since keys cannot be had now with which it, or what it rests on, is signed."""
 
 
 class RemoteStates:
@@ -46,11 +48,17 @@ class RemoteStates:
         self._remote = remote
 
     async def fetch_state(
-        self, server: ServerName, snapshot: RoomSnapshot, event_id: EventID, most_new: int = MAX_NEW
+        self,
+        server: ServerName,
+        snapshot: RoomSnapshot,
+        event_id: EventID,
+        most_new: int = MAX_NEW,
+        part_of: PartOf = PartOf.SOME_STATE,
     ) -> ToldState:
         """The state before an event as a server tells it; its events are stored by then.
 
-        What is not valid in it is left out. `most_new` events are taken in for its sake. Raises RemoteError.
+        What is not valid in it is left out. `most_new` events are taken in for its sake. `part_of`: what it is worth. Raises
+        RemoteError.
         """
         room_id, room_nid = snapshot.room_id, snapshot.room.room_nid
         told = await self._remote.get_state_ids(server, room_id, event_id)
@@ -59,14 +67,14 @@ class RemoteStates:
         if len(missing) > most_new:
             raise RemoteError(server, f"{len(missing)} events would be new in the state", retryable=False)
         if len(missing) <= FEW:
-            outcomes = await self._keep(snapshot, await self._fetch(server, missing), missing)
+            kept = await self._keep(snapshot, await self._fetch(server, missing), missing)
         else:
             state = await self._remote.get_state(server, room_id, event_id)
-            outcomes = await self._imports.keep(snapshot.room, [*state.auth_chain, *state.state])
+            pdus: list[Pdu] = [*state.auth_chain, *state.state]
+            kept = list(zip(pdus, await self._imports.keep(snapshot.room, pdus), strict=True))
         entries = await self._store.get_entries(room_nid, told.state)
         _check_is_state(server, entries.values())
-        is_unproved = any(outcome.is_unproved for outcome in outcomes)
-        return ToldState([EventID(name) for name in entries], is_unproved)
+        return ToldState([EventID(name) for name in entries], find_left_out(kept, told.state, part_of))
 
     async def fetch_auth_chain(
         self, server: ServerName, snapshot: RoomSnapshot, event: Event, missing: Collection[EventID]
@@ -89,21 +97,23 @@ class RemoteStates:
 
     async def _keep(
         self, snapshot: RoomSnapshot, pdus: Sequence[Pdu], wanted: Collection[EventID] | None
-    ) -> list[Outcome]:
+    ) -> list[tuple[Pdu, Outcome]]:
         """Keep those of the events that are wanted (None: all), each after those that it rests on."""
         events: dict[EventID, Event] = {}
         for pdu in pdus:
             try:
-                event = parse_event(snapshot.version, pdu)
+                event = parse_event(snapshot.version, as_mapping(pdu))
             except MatrixError:
                 continue
             if event.room_id == snapshot.room_id and (wanted is None or event.event_id in wanted):
                 events[event.event_id] = event
         ordered, _ = sort_by_reference(events)
-        outcomes: list[Outcome] = []
+        kept: list[tuple[Pdu, Outcome]] = []
         for start in range(0, len(ordered), MAX_PDUS):
-            outcomes += await self._receiver.receive_outliers(snapshot.room_id, ordered[start : start + MAX_PDUS])
-        return outcomes
+            chunk = ordered[start : start + MAX_PDUS]
+            outcomes = await self._receiver.receive_outliers(snapshot.room_id, chunk)
+            kept += [(event.pdu, outcome) for event, outcome in zip(chunk, outcomes, strict=True)]
+        return kept
 
 
 def _check_is_state(server: ServerName, entries: Collection[StateEntry]) -> None:

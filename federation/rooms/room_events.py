@@ -128,7 +128,7 @@ class RoomEvents:
         self._latest_nid = 0
         """The highest number of an event that this node has heard of: redactions of other nodes are above it."""
         self._log = Logger()
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED, Topic.PLACED)
         streams.watch(self._heed_others)
 
     def __len__(self) -> int:
@@ -139,6 +139,8 @@ class RoomEvents:
         """Events by number; unknown ones are missing from the answer."""
         cache = self._cache
         wanted = list(nids)
+        if not wanted:
+            return {}
         cached = list(map(cache.get, wanted))
         missing: list[int] = []
         if None in cached:

@@ -27,7 +27,7 @@ class RoomServers:
         self._capacity = capacity
         self._known: OrderedDict[int, Servers] = OrderedDict()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
         streams.watch(self._heed_others)
 
     def peek(self, room_nid: int) -> Servers | None:

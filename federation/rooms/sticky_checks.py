@@ -22,7 +22,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from storage.memberships import MembershipRow
 from storage.rooms import RoomStore
 from storage.sticky_events import StickyEventStore, StickyRow
-from storage.streams import Change, Streams
+from storage.streams import Change, Streams, Topic
 
 MOST_WHO_WAIT: Final = 10_000
 """Senders in rooms that are remembered; of more, events are not told later."""
@@ -50,7 +50,7 @@ class StickyChecks:
         self._who_waits: set[tuple[int, str]] = set()
         self._others_write = False
         """Somebody may wait of whom another process knows alone: then each join is looked up."""
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.STICKY, Topic.MEMBERSHIP)
         streams.watch(self._heed_others)
 
     async def start(self) -> None:

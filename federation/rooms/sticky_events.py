@@ -26,7 +26,7 @@ class StickyEvents:
         self._by_nid: dict[int, StickyRow] = {}
         self._is_loaded = False
         self._losses_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.STICKY, Topic.REDACTED)
         streams.watch(self._heed_others)
 
     async def in_rooms(self, ranges: Mapping[int, tuple[int, int]]) -> dict[int, list[StickyRow]]:

@@ -50,7 +50,7 @@ class Timelines:
         self._tails: OrderedDict[int, _Tail] = OrderedDict()
         self.hits = 0
         self.misses = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT)
         streams.watch(self._heed_others)
 
     def __len__(self) -> int:

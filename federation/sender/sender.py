@@ -14,7 +14,7 @@ process lives so long.
 spec: server-server-api#transactions
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,7 +111,7 @@ class Sender:
         self._scheduled = False
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, *TOPICS)
         streams.watch(self._heed_others)
 
     def start(self) -> None:
@@ -294,16 +294,16 @@ class Sender:
         for destination in noted:
             destination.is_noted = True
 
-    async def _servers_for(self, event: EventToSend) -> set[ServerName]:
+    async def _servers_for(self, event: EventToSend) -> Collection[ServerName]:
         """The servers that were in the room by then, and that of whoever has just been put out of it."""
         in_room = await self._servers.in_room(event.room_nid)
-        servers = {server for server, since in in_room.items() if since <= event.position}
+        servers = {server: None for server, since in in_room.items() if since <= event.position}
         if event.is_member:
             stored = (await self._events.get_events([event.event_nid]))[event.event_nid].event
             if stored.membership in ("leave", "ban") and stored.state_key is not None:
-                servers.add(_server_of(stored.state_key))
-        servers.discard(_server_of(event.sender))
-        return servers
+                servers[_server_of(stored.state_key)] = None
+        servers.pop(_server_of(event.sender), None)
+        return servers.keys()
 
     def _allowed(self, servers: Iterable[ServerName]) -> list[Destination]:
         return [

@@ -18,14 +18,17 @@ from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
+from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.dehydrated_devices import DehydratedDeviceStore
 from storage.device_keys import DeviceKeyStore
 from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
+from storage.oauth import CrossSigningResetStore, OAuthStore
+from storage.oauth_devices import DeviceGrantStore
 from storage.profiles import ProfileStore
 from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
@@ -33,6 +36,7 @@ from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
+from storage.upstream_sessions import UpstreamSessionStore
 
 
 class AccountParts:
@@ -57,10 +61,15 @@ class AccountParts:
         self.to_device_store = ToDeviceStore(database)
         self.pusher_store = PusherStore(database)
         self.dehydrated_store = DehydratedDeviceStore(database)
-        token_store = TokenStore(database)
+        self.token_store = token_store = TokenStore(database)
         self.login_token_store = LoginTokenStore(database)
+        self.browser_store = BrowserSessionStore(database)
+        self.oauth_store = OAuthStore(database)
+        self.device_grant_store = DeviceGrantStore(database)
+        self.reset_store = CrossSigningResetStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
+        self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
         self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
@@ -72,8 +81,14 @@ class AccountParts:
             self.store,
             self.device_store,
             token_store,
-            self.login_token_store,
             lifetimes=_lifetimes(config),
+            ends_with_sessions=[
+                self.login_token_store,
+                self.browser_store,
+                self.oauth_store,
+                self.device_grant_store,
+                self.reset_store,
+            ],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
@@ -82,8 +97,10 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
+            kept_by_session=[self.oauth_store, self.upstream_sessions],
         )
         passwords = config.sessions.password_config
+        has_directory = bool(config.upstream.ldap_providers)
         self.sign_in = SignIn(
             database,
             self.store,
@@ -92,14 +109,16 @@ class AccountParts:
             self.sessions,
             limiter,
             server_name=server_name,
-            password_login=passwords.localdb_enabled and passwords.enabled is True,
+            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_directory),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
+            own_passwords=passwords.localdb_enabled,
         )
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
             EmailStage(mail.validation),
+            SSOStage(),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.registration = Registration(

@@ -16,12 +16,14 @@ from federation.rooms.receive import Receiver
 from federation.rooms.resolve import StateResolver
 from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports
+from federation.rooms.unproved import UnprovedStates
 from federation.wire import Wire
 from homeserver.assembly.federation_edge import EdgeParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from storage.database import Database
 from storage.events import EventStore
+from storage.unproved_state import UnprovedStore, UnprovedWriter
 
 
 class FederationParts:
@@ -79,8 +81,29 @@ class FederationParts:
         self.effects = StoredEffects(store, identity)
         self.access = rooms.access
         self.edus = EduReceivers(self.access)
+        self.unproved = UnprovedStates(
+            database,
+            UnprovedStore(database),
+            UnprovedWriter(rooms.trees),
+            rooms.engine,
+            rooms.store,
+            rooms.events,
+            outliers,
+            self.resolver,
+            identity,
+            database.streams,
+            clock,
+        )
         self.receiver = Receiver(
-            rooms.engine, rooms.events, store, self.resolver, placements, outliers, questions, self.access
+            rooms.engine,
+            rooms.events,
+            store,
+            self.resolver,
+            placements,
+            outliers,
+            questions,
+            self.access,
+            self.unproved,
         )
         self.adoptions = Adoptions(
             database,
@@ -96,4 +119,5 @@ class FederationParts:
             identity,
             questions,
             rooms.now_ms,
+            self.unproved.first_attempt,
         )

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from federation.remote.media import Follow, RemoteMedia
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.media_stores import OBJECT_THREADS, stores_of
+from homeserver.assembly.media_upkeep import MediaUpkeep
 from homeserver.assembly.previews import PreviewParts
 from homeserver.config.server import Storage
 from homeserver.config.whole import Config
@@ -103,7 +104,6 @@ class MediaParts:
             rate=Rate(storage.remote_media_download_per_second, storage.remote_media_download_burst_count),
             refused=storage.prevent_media_downloads_from,
             authenticated_only=storage.enable_authenticated_media,
-            lifetime_ms=storage.media_retention.remote_media_lifetime,
         )
         thumbnails = Thumbnails(self.contents, self._workers, storage.max_image_pixels)
         self.previews = PreviewParts(
@@ -117,6 +117,7 @@ class MediaParts:
             self.contents,
         )
         self.for_servers = media_answers(self.delivery)
+        self.upkeep = MediaUpkeep(storage, clock, database, server_name, self._store, self.contents)
 
     def jobs(self) -> list[Job]:
         """What they do unasked."""
@@ -124,7 +125,7 @@ class MediaParts:
             Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
             *self._store_jobs,
             *self.previews.jobs(),
-            Job("remove_unread_remote_media", self.copies.do_remove_unread, 600.0),
+            *self.upkeep.jobs(),
         ]
 
     def sweep(self) -> None:

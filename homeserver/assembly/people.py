@@ -21,11 +21,14 @@ from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.first_rooms import FirstRooms
 from homeserver.services.login_tokens import LoginTokens
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push_rules import PushRules
 from homeserver.services.threepids import Threepids
+from homeserver.services.upstream.accounts import UpstreamProofs
 from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.delayed_events import DelayedEventStore
+from storage.external_ids import ExternalIdStore
 from storage.filters import FilterStore
 from storage.openid_tokens import OpenIDTokenStore
 from storage.push_outcomes import PushOutcomeStore
@@ -77,6 +80,10 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
+            account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
+            other_proofs=UpstreamProofs(
+                ExternalIdStore(database), config.upstream.browser_ids, config.upstream.directory_ids
+            ),
         )
         self.threepids = Threepids(
             rooms.now_ms,
@@ -91,7 +98,9 @@ class PeopleParts:
         self.login_tokens = LoginTokens(
             clock,
             accounts.secret_text,
+            database,
             accounts.login_token_store,
+            accounts.upstream_sessions,
             accounts.store,
             self.accounts,
             accounts.sessions,
@@ -99,6 +108,7 @@ class PeopleParts:
             from_sessions=config.sessions.login_via_existing_session.enabled,
             confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
+            from_providers=bool(config.upstream.browser_ids),
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)

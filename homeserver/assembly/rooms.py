@@ -261,6 +261,7 @@ class RoomParts:
             self.room_memberships,
             limiter,
             identity,
+            accounts.secret_text,
             now_ms,
             default_version=ROOM_VERSIONS[config.rooms.default_room_version],
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
@@ -325,6 +326,7 @@ class RoomParts:
             self.profiles,
             personal_settings,
             identity,
+            accounts.secret_text,
         )
         self.markers = ReadMarkers(database, receipt_store, account_data_store, self.events, self.reading, now_ms)
         ephemeral = EphemeralCounter(clock)

@@ -15,6 +15,9 @@ from homeserver.services.devices import check_device_name
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.sessions import Sessions, session_answer
 from homeserver.services.sign_in import SignIn, parse_identifier
+from homeserver.services.upstream.identity import OfferedProviders
+from homeserver.services.upstream.jwt_sign_in import LOGIN_TYPE as JWT_TYPE
+from homeserver.services.upstream.jwt_sign_in import JWTSignIn
 
 
 class UnknownLoginType(MatrixError):
@@ -45,13 +48,22 @@ class Refresh(msgspec.Struct, frozen=True):
 
 
 @endpoint("GET", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE)
-async def get_login(sign_in: SignIn, login_tokens: LoginTokens) -> dict[str, object]:
+async def get_login(
+    sign_in: SignIn, login_tokens: LoginTokens, offered: OfferedProviders, jwt_sign_in: JWTSignIn
+) -> dict[str, object]:
     """Ways to sign in."""
     flows: list[dict[str, object]] = []
     if sign_in.password_login:
         flows.append({"type": "m.login.password"})
+    if offered.infos:
+        providers = [provider.in_login for provider in offered.infos]
+        flows.append({"type": "m.login.sso", "identity_providers": providers})
     if login_tokens.from_sessions:
         flows.append({"type": "m.login.token", "get_login_token": True})
+    elif login_tokens.accepted:
+        flows.append({"type": "m.login.token"})
+    if jwt_sign_in.is_offered:
+        flows.append({"type": JWT_TYPE})
     if not flows:
         raise Unrecognized("This server has no sign-in of the older kind")
     return {"flows": flows}
@@ -59,15 +71,25 @@ async def get_login(sign_in: SignIn, login_tokens: LoginTokens) -> dict[str, obj
 
 @endpoint("POST", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE, limit=Limit.LOGIN)
 async def post_login(
-    sign_in: SignIn, login_tokens: LoginTokens, discovery: ClientDiscovery, context: RequestContext, *, body: Login
+    sign_in: SignIn,
+    login_tokens: LoginTokens,
+    jwt_sign_in: JWTSignIn,
+    discovery: ClientDiscovery,
+    context: RequestContext,
+    *,
+    body: Login,
 ) -> dict[str, object]:
     """Sign in."""
     device_id = None if body.device_id is None else parse_device_id(body.device_id)
     device_name = check_device_name(body.initial_device_display_name)
-    if body.type == "m.login.token" and login_tokens.from_sessions:
+    by_token = {
+        "m.login.token": login_tokens if login_tokens.accepted else None,
+        JWT_TYPE: jwt_sign_in if jwt_sign_in.is_offered else None,
+    }.get(body.type)
+    if by_token is not None:
         if body.token is None:
             raise MissingParam("token is missing")
-        session = await login_tokens.do_sign_in(
+        session = await by_token.do_sign_in(
             body.token,
             context.client_ip,
             device_id=device_id,

@@ -29,6 +29,12 @@ async def get_support(discovery: Discovery) -> Mapping[str, object]:
     return _or_not_found(discovery.support)
 
 
+@endpoint("GET", "/.well-known/matrix/policy_server", auth=Auth.NONE)
+async def get_policy_server(discovery: Discovery) -> Mapping[str, object]:
+    """Served where `policy_server_public_key` is configured. spec: client-server-api#getwell-knownmatrixpolicy_server"""
+    return _or_not_found(discovery.policy_server)
+
+
 def _or_not_found(document: Mapping[str, object] | None) -> Mapping[str, object]:
     if document is None:
         raise NotFound("This is not configured here")

@@ -1,5 +1,6 @@
 """Options about who may have an account here, and how people sign in."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,6 +90,20 @@ class LoginFromSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OAuth:
+    """The OAuth 2.0 API: apps sign people in on this server's own pages, and never see a password."""
+
+    enabled: bool = option(
+        True, "Whether apps may sign people in so. It needs `public_baseurl`; the older sign-in stays beside it."
+    )
+    trusted_services: Mapping[str, Secret] = option(
+        {},
+        "Services that may ask whose an access token is (RFC 7662), by name, with their secrets.",
+        example='{"calendar": "a long random text"}',
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sessions:
     """Passwords and access tokens."""
 
@@ -115,4 +130,5 @@ class Sessions:
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."
     )
+    oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
     ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

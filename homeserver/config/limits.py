@@ -35,6 +35,17 @@ class LoginLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OAuthLimits:
+    """Buckets of the OAuth 2.0 API."""
+
+    client_registration: RateLimit = limit(0.2, 100, "Apps that register themselves from one address.")
+    device_authorization: RateLimit = limit(
+        0.1, 20, "Devices without a browser that ask from one address to be let in."
+    )
+    user_code: RateLimit = limit(0.01, 10, "Wrong codes of such devices that one person, or one address, types.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JoinLimits:
     """Two buckets for joining rooms."""
 
@@ -79,6 +90,7 @@ class Limits:
         0.1, 5, "Questions from one address whether a registration token is valid."
     )
     rc_login: LoginLimits = section(LoginLimits, "Signing in.")
+    rc_oauth: OAuthLimits = section(OAuthLimits, "Signing in by the OAuth 2.0 API.")
     rc_joins: JoinLimits = section(JoinLimits, "Joining rooms.")
     rc_joins_per_room: RateLimit = limit(1, 10, "Joins to one room.")
     rc_invites: InviteLimits = section(InviteLimits, "Invitations.")

@@ -20,6 +20,7 @@ from homeserver.config.mail import sender_of
 from homeserver.config.option import description_of
 from homeserver.config.others import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
+from homeserver.config.upstream_checks import check_upstream
 from homeserver.config.whole import GROUPS, Config
 from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
 
@@ -206,6 +207,7 @@ def _check_together(config: Config) -> list[Problem]:
             )
         )
     problems += _check_mail(config)
+    problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
         problems.append(Problem(("database", "args"), f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))

@@ -1,13 +1,14 @@
-"""Options about where files are kept besides the folder."""
+"""Options about files: where they are kept besides the folder, and what becomes of them."""
 
 import binascii
 from base64 import b64decode
 from dataclasses import dataclass
 from typing import Literal
 
-from homeserver.config.option import Secret, Size, option
+from homeserver.config.option import Duration, Secret, Size, option
 
 CUSTOMER_KEY_BYTES = 32
+DAY = 24 * 3600 * 1000
 
 
 def _check_key(key: Secret | None) -> str | None:
@@ -56,4 +57,24 @@ class MediaObjectStore:
         False,
         "Whether clients and servers that allow it are sent to the store, with an address that is good for five minutes. Then what "
         "protects browsers from hostile files is the store's business; give it a host name of its own.",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaDeletion:
+    """When files go that nobody refers to any more."""
+
+    enabled: bool = option(
+        True,
+        "Whether a file goes when the last message, profile or account data that refers to it is redacted, changed or "
+        "erased. A file to which its uploader never was seen to refer stays: it may belong to an encrypted message.",
+    )
+    grace_period: Duration = option(
+        Duration(7 * DAY), "For how long nobody must have referred to it.", minimum=0, example="7d"
+    )
+    record_lifetime: Duration = option(
+        Duration(365 * DAY),
+        "How long it is remembered which files were deleted, when and why.",
+        minimum=0,
+        example="1y",
     )

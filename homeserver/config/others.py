@@ -67,10 +67,9 @@ class Peering:
 
     enabled: bool = option(True, "Whether it talks with other servers at all.")
     partial_state_joins: bool = option(
-        False,
+        True,
         "Whether a large room is entered before all of its members are known: people can read and write in it at once, and "
-        "the rest is fetched in the background. Not the default yet: where servers come and go meanwhile, the room may lack a "
-        "member in the end.",
+        "the rest is fetched in the background.",
     )
 
 

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
-from homeserver.config.media import MediaObjectStore
+from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
+from federation.protocol.signing import parse_public_key
+from homeserver.config.media import MediaDeletion, MediaObjectStore
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -19,6 +22,14 @@ def _check_server_name(name: str) -> str | None:
 
 def _check_base_url(url: str) -> str | None:
     return None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+
+
+def _check_policy_key(key: str) -> str | None:
+    try:
+        parse_public_key(POLICY_KEY_ID, key)
+    except InvalidParam:
+        return "must be the 32 bytes of an Ed25519 public key in unpadded base64"
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +62,12 @@ class Name:
     )
     support_page: str | None = option(
         None, "A page for people who need help. Shown in `/.well-known/matrix/support`.", check=_check_base_url
+    )
+    policy_server_public_key: str | None = option(
+        None,
+        "The Ed25519 key (unpadded base64) of a policy server that answers for `server_name`. Shown in "
+        "`/.well-known/matrix/policy_server`, where clients look for it when a room is to use that server.",
+        check=_check_policy_key,
     )
 
 
@@ -164,7 +181,11 @@ class MediaRetention:
         example="90d",
     )
     local_media_lifetime: Duration | None = option(
-        None, "The same for files of this server's users, which are lost then.", not_yet=True
+        None,
+        "The same for files of this server's users, which are lost then, whoever refers to them. Files that an administrator has "
+        "protected or quarantined stay.",
+        minimum=3600 * 1000 * 2,
+        example="2y",
     )
 
 
@@ -200,6 +221,7 @@ class Storage:
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
     )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
+    media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
         "Servers of which no files are given out, copies that are here already included.",

@@ -17,6 +17,7 @@ from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
+from homeserver.config.upstream import Upstream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class Config:
     keys: Keys
     registration: Registration
     sessions: Sessions
+    upstream: Upstream
     mail: Mail
     notifications: Notifications
     rooms: Rooms
@@ -61,6 +63,7 @@ GROUPS: dict[str, type] = {
     "keys": Keys,
     "registration": Registration,
     "sessions": Sessions,
+    "upstream": Upstream,
     "mail": Mail,
     "notifications": Notifications,
     "rooms": Rooms,

@@ -14,11 +14,20 @@ import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, Protocol
 
 import httptools
+import msgspec
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime, ISSLTransport, ITCPTransport
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IPullProducer,
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Protocol as Connection
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -38,19 +47,25 @@ UNKNOWN_METHOD: Final = re.compile(rb"[A-Za-z]+ /")
 NOTHING: Final[Sequence[bytes]] = ()
 
 
-@dataclass(slots=True)
-class Head:
-    """What comes before the body."""
+class Head(msgspec.Struct, frozen=True, gc=False):
+    """What comes before the body. Names of headers are in lower case."""
 
-    method: bytes
+    method: str
     uri: bytes
     keep_alive: bool
-    headers: dict[bytes, list[bytes]]
-    """By name in lower case."""
+    lines: list[tuple[bytes, bytes]]
+    """The headers as they came."""
+    last: dict[bytes, bytes]
+    """The last value of each."""
 
     def get(self, name: bytes) -> Sequence[bytes]:
-        """The values of a header (in lower case), in their order."""
-        return self.headers.get(name, NOTHING)
+        """The values of a header, in their order."""
+        value = self.last.get(name)
+        if value is None:
+            return NOTHING
+        if len(self.last) == len(self.lines):  # none came twice
+            return (value,)
+        return [value for each, value in self.lines if each == name]
 
 
 class Exchange(Protocol):
@@ -96,7 +111,7 @@ class Transport(Protocol):
     def getPeer(self) -> object: ...
 
 
-@implementer(IPushProducer)
+@implementer(IPushProducer, IPullProducer)
 class MatrixChannel(Connection):
     """A connection, and the requests on it, one after the other."""
 
@@ -114,7 +129,7 @@ class MatrixChannel(Connection):
         self.is_secure = False
         self.persistent = True
         self.is_full = False
-        """The client has to take something before more is written."""
+        """The client has to take something before more is written. Without TLS: before anything more is."""
         self._producer: IPushProducer | None = None
         self._clock = clock
         self._make_exchange = make_exchange
@@ -122,7 +137,6 @@ class MatrixChannel(Connection):
         self._max_header_bytes = max_header_bytes
         self._parser: httptools.HttpRequestParser | None = None
         self._write_some: Callable[[bytes], int | Exception] | None = None
-        self._has_queued = False
         self._exchange: Exchange | None = None
         self._reading: Exchange | _Waiting | None = None
         self._waiting: deque[_Waiting] = deque()
@@ -151,7 +165,8 @@ class MatrixChannel(Connection):
             # Answers are written whole; holding the last packet back until others are acknowledged costs 40 ms.
             transport.setTcpNoDelay(True)
         self.peer_address = normalise(str(getattr(transport.getPeer(), "host", ""))) or ""
-        transport.registerProducer(self, True)
+        # As one that is pulled, it is told whenever nothing is queued any more.
+        transport.registerProducer(self, self._write_some is None)
         self._parser = httptools.HttpRequestParser(self)
         self._active_at = self._clock.seconds()
         self._timer = self._clock.callLater(self._idle_timeout, self._check_idle)
@@ -180,18 +195,19 @@ class MatrixChannel(Connection):
         """Write an answer, or a piece of one.
 
         Twisted hands data to the system in the next turn of the reactor, which costs a turn and two system calls more than
-        to do it here, where most answers fit whole. What does not fit goes the usual way, as does then all that follows.
+        to do it here, where most answers fit whole. What does not fit goes the usual way, as does all that follows until the
+        client has taken it.
         """
         transport = self.transport
         assert transport is not None
-        if not self._has_queued and self._write_some is not None:
+        if self._write_some is not None and not self.is_full:
             sent = self._write_some(data)
             if not isinstance(sent, int):
                 sent = 0  # the connection is lost; the usual way finds out and cleans up
             if sent == len(data):
                 return
             data = data[sent:]
-        self._has_queued = True
+            self.pauseProducing()
         transport.write(data)
 
     def done(self) -> None:
@@ -221,7 +237,6 @@ class MatrixChannel(Connection):
 
     def registerProducer(self, producer: IPushProducer, _streaming: bool) -> None:
         """Somebody sends piece by piece, and wants to be told when the client takes no more."""
-        self._has_queued = True
         self._producer = producer
 
     def unregisterProducer(self) -> None:
@@ -254,7 +269,8 @@ class MatrixChannel(Connection):
         self._uri += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._lines.append((name, value))
+        if self._in_head:  # else it comes after a body in pieces, where nobody looks for it
+            self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -262,20 +278,16 @@ class MatrixChannel(Connection):
             return
         self._in_head = False
         self._head_bytes = 0
-        uri = self._uri
-        size = len(uri)
-        headers: dict[bytes, list[bytes]] = {}
-        for name, value in self._lines:
-            size += len(name) + len(value) + 4
-            headers.setdefault(name.lower(), []).append(value)
-        is_bounded = len(self._lines) <= MOST_HEADERS and size <= self._max_header_bytes
+        uri, lines = self._uri, self._lines
+        size = len(uri) + 4 * len(lines) + sum(map(len, chain.from_iterable(lines)))
+        is_bounded = len(lines) <= MOST_HEADERS and size <= self._max_header_bytes
         is_path = uri.startswith(b"/") or uri == b"*"
         if not (is_bounded and is_path and uri.isascii() and parser.get_http_version() in VERSIONS):
             self._end(malformed())
             return
-        head = Head(parser.get_method(), uri, parser.should_keep_alive(), headers)
-        lengths = head.get(b"content-length")
-        length = int(lengths[0]) if lengths else None
+        head = Head(parser.get_method().decode("ascii"), uri, parser.should_keep_alive(), lines, dict(lines))
+        given = head.last.get(b"content-length")
+        length = None if given is None else int(given)
         if self._exchange is None and not self._waiting:
             self._reading = self._start(head, length)
         else:
@@ -330,7 +342,7 @@ class MatrixChannel(Connection):
         exchange.begin(head, length)
         if self._refused:
             return None
-        if head.get(b"expect"):
+        if head.last.get(b"expect"):
             self.send(CONTINUE)
         return exchange
 

@@ -102,15 +102,16 @@ def parse_query(query: bytes) -> dict[str, list[str]]:
         parts = query.decode().split("&")
         if len(parts) > MAX_QUERY_FIELDS:
             raise InvalidParam("The query has too many fields")
+        has_escapes = b"%" in query or b"+" in query
         for part in parts:
             if part:
                 name, _, value = part.partition("=")
-                if "%" in part or "+" in part:
+                if has_escapes and ("%" in part or "+" in part):
                     name, value = _unescape(name), _unescape(value)
                 fields.setdefault(name, []).append(value)
     except UnicodeDecodeError:
         raise InvalidParam("The query is not valid UTF-8") from None
-    if b"%00" in query or b"\0" in query:
+    if b"\0" in query or (has_escapes and b"%00" in query):
         raise InvalidParam("The query has a NUL character in it")
     return fields
 

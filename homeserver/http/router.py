@@ -5,7 +5,7 @@ query and body into typed values, call the handler. Whatever is raised leaves he
 answer.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, BinaryIO
@@ -46,9 +46,9 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
     """A request that has arrived whole. `file` holds the body instead of `body` where the endpoint asks for one."""
 
     context: RequestContext
-    uri: str
+    uri: bytes
     query: bytes
-    authorization: list[str]
+    authorization: Sequence[bytes]
     body: bytes
     file: BinaryIO | None = None
 
@@ -126,7 +126,8 @@ class Router:
         if declaration.auth is Auth.SERVER:
             return await self._call_as_peer(match, incoming, fields)
         if declaration.auth is not Auth.NONE:
-            authorization = incoming.authorization[-1] if incoming.authorization else None
+            given = incoming.authorization
+            authorization = given[-1].decode("utf-8", "replace") if given else None
             shown = self._guard.credentials(authorization, fields)
             caller = await self._guard.admit(declaration, shown, context)
             if caller is not None:
@@ -138,7 +139,10 @@ class Router:
         """For another server, when it has its turn."""
         assert self._guard.signatures is not None
         peer = await self._guard.signatures.get_peer(
-            incoming.authorization, incoming.context.method, incoming.uri, incoming.body
+            [value.decode("utf-8", "replace") for value in incoming.authorization],
+            incoming.context.method,
+            incoming.uri.decode("latin-1"),
+            incoming.body,
         )
         set_caller(peer.server_name)
         turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns

@@ -126,9 +126,9 @@ class MatrixRequest:
         """The headers are there: find the endpoint, and refuse a body that is too long for it."""
         self._head_ = head
         self._path, _, self._query = head.uri.partition(b"?")
-        if head.method != b"OPTIONS":
+        if head.method != "OPTIONS":
             try:
-                self._match = self._site.find(head.method.decode("ascii"), self._path)
+                self._match = self._site.find(head.method, self._path)
             except MatrixError as error:
                 self._refusal = error
             else:
@@ -166,7 +166,7 @@ class MatrixRequest:
     def run(self) -> None:
         """The request is whole."""
         self._begin()
-        if self._head_.method == b"OPTIONS":
+        if self._head_.method == "OPTIONS":
             self._write(HTTPStatus.NO_CONTENT, PREFLIGHT_HEADERS, b"")
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
@@ -194,7 +194,7 @@ class MatrixRequest:
 
     def _may_send(self, auth: Auth) -> bool:
         """Whether a long body is worth taking in: one that comes with no token at all is not."""
-        return auth is Auth.NONE or bool(self._head_.get(b"authorization")) or b"access_token=" in self._query
+        return auth is Auth.NONE or bool(self._head_.last.get(b"authorization")) or b"access_token=" in self._query
 
     def _refuse_body(self) -> None:
         self._begin()
@@ -248,38 +248,38 @@ class MatrixRequest:
 
     def _incoming(self) -> Incoming:
         head = self._head_
-        agent = head.get(b"user-agent")
-        cookies = head.get(b"cookie")
-        languages = head.get(b"accept-language")
+        agent = head.last.get(b"user-agent")
+        languages = head.last.get(b"accept-language")
         context = RequestContext(
             request_id=self._request_id,
-            method=self._head_.method.decode("ascii"),
+            method=head.method,
             path=self._path.decode("latin-1"),
             client_ip=self._client_ip,
-            user_agent=agent[-1].decode("utf-8", "replace")[:500] if agent else "",
+            user_agent="" if agent is None else agent.decode("utf-8", "replace")[:500],
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
-            cookies=_cookies(cookies) if cookies else (),
-            languages=languages[-1].decode("latin-1") if languages else "",
+            cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
+            authorization=self._header(b"Authorization") or "",
+            languages="" if languages is None else languages.decode("latin-1"),
         )
         if self._file is not None:
             self._file.seek(0)
         chunks, self._chunks = self._chunks, []
         return Incoming(
             context=context,
-            uri=self._head_.uri.decode("latin-1"),
+            uri=head.uri,
             query=self._query,
-            authorization=[value.decode("utf-8", "replace") for value in head.get(b"authorization")],
+            authorization=head.get(b"authorization"),
             body=chunks[0] if len(chunks) == 1 else b"".join(chunks),
             file=self._file,
         )
 
     def _is_secure(self) -> bool:
         if self._site.options.x_forwarded:
-            proto = self._head_.get(b"x-forwarded-proto")
+            proto = self._head_.last.get(b"x-forwarded-proto")
             if proto:
-                return proto[-1].strip().lower() == b"https"
-        return bool(self._channel.is_secure)
+                return proto.strip().lower() == b"https"
+        return self._channel.is_secure
 
     def _find_client_ip(self) -> str:
         options = self._site.options
@@ -295,8 +295,7 @@ class MatrixRequest:
         name = self._site.options.request_id_header
         if name is None:
             return None
-        values = self._head_.get(name.lower().encode())
-        text = values[-1].decode("latin-1") if values else ""
+        text = self._head_.last.get(name.lower().encode(), b"").decode("latin-1")
         return text if 0 < len(text) <= 64 and text.isascii() and text.replace("-", "").isalnum() else None
 
     # Answers.
@@ -318,7 +317,7 @@ class MatrixRequest:
 
     def _respond(self, response: Response) -> None:
         body = encode_body(response.body)
-        block, content_type = header_lines(response.headers)
+        block, content_type = header_lines(response.headers, response.cookies)
         options = self._site.options
         if options.compress and pays(body, content_type):
             block += b"Vary: Accept-Encoding\r\n"
@@ -338,7 +337,7 @@ class MatrixRequest:
                 self._write(HTTPStatus.NOT_MODIFIED, block, b"")
                 return
             asked = self._header(b"Range")
-            if asked is not None and self._head_.method == b"GET":
+            if asked is not None and self._head_.method == "GET":
                 try:
                     found = part_of(asked, self._header(b"If-Range"), etag, file.size)
                 except Unsatisfiable:
@@ -359,7 +358,7 @@ class MatrixRequest:
         head = self._head(status, block, part.end - part.start)
         stream = self._sending = Stream(channel, self._site.clock, file.source)
         try:
-            await stream.run(head, part.start, part.start if self._head_.method == b"HEAD" else part.end)
+            await stream.run(head, part.start, part.start if self._head_.method == "HEAD" else part.end)
         except Exception as error:
             # The head has promised more: only the end of the connection can tell the client.
             if not isinstance(error, (Interrupted, CancelledError)):
@@ -369,8 +368,8 @@ class MatrixRequest:
         self._ended(status, stream.sent)
 
     def _header(self, name: bytes) -> str | None:
-        lines = self._header_lines(name)
-        return lines[-1] if lines else None
+        value = self._head_.last.get(name.lower())
+        return None if value is None else value.decode("latin-1")
 
     def _header_lines(self, name: bytes) -> list[str]:
         return [value.decode("latin-1") for value in self._head_.get(name.lower())]
@@ -380,7 +379,7 @@ class MatrixRequest:
         if self._lost:
             return
         head = self._head(status, block, len(body))
-        has_body = self._head_.method != b"HEAD" and status not in NO_BODY
+        has_body = self._head_.method != "HEAD" and status not in NO_BODY
         self._channel.send(head + body if has_body else head)
         self._ended(status, len(body) if has_body else 0)
 
@@ -404,7 +403,7 @@ class MatrixRequest:
             request_id=self._request_id,
             client_ip=self._client_ip,
             caller=self._caller,
-            method=self._head_.method.decode("ascii"),
+            method=self._head_.method,
             uri=self._head_.uri.decode("latin-1"),
             endpoint="" if route is None else route.declaration.name,
             long_poll=route is not None and route.declaration.long_poll,

@@ -1,6 +1,6 @@
 """The head of an answer, as bytes. What is the same for most answers is made once."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -18,14 +18,14 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Other\r\n" % status
 
 
-def header_lines(headers: Mapping[str, str]) -> tuple[bytes, str]:
+def header_lines(headers: Mapping[str, str], cookies: Sequence[str] = ()) -> tuple[bytes, str]:
     """The header lines of an answer, and its content type. Raises ValueError for a line break in a header."""
-    if not headers:
+    if not headers and not cookies:
         return JSON_HEADERS, JSON_TYPE
     content_type = JSON_TYPE
     caching = "no-store"
     lines = []
-    for name, value in headers.items():
+    for name, value in (*headers.items(), *(("Set-Cookie", cookie) for cookie in cookies)):
         if "\r" in value or "\n" in value or "\0" in value:
             raise ValueError(f"the header {name} has a line break in it")
         match name.lower():

@@ -122,6 +122,6 @@ def without_secrets(uri: str) -> str:
     """A URI whose query hides the values of whatever may be a secret."""
     _, _, query = uri.partition("?")
     query = query.lower()
-    if not any(word in query for word in _SECRET_WORDS):
+    if not any(map(query.__contains__, _SECRET_WORDS)):
         return uri  # most have none, and the search for the fields that have takes ten times as long
     return _SECRETS.sub(r"\1=…", uri)

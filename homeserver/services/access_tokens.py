@@ -57,7 +57,7 @@ class AccessTokens:
         self._remembered: dict[bytes, tuple[Requester, float]] = {}
         self._by_user: dict[str, set[bytes]] = {}
         self._forgotten_meanwhile: list[set[str]] = []
-        streams.subscribe(self._heed)
+        streams.subscribe(self._heed, Topic.ACCOUNT)
         streams.watch(self._heed_others)
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
@@ -96,6 +96,7 @@ class AccessTokens:
             is_admin=row.is_admin,
             is_locked=row.locked,
             is_suspended=row.suspended,
+            oauth_client=row.oauth_client,
         )
         if row.user_id not in forgotten and _EVERYBODY not in forgotten:
             self._remember(token_hash, owner, float("inf") if row.expires_ts is None else row.expires_ts / 1000)

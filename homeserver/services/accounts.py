@@ -3,6 +3,9 @@
 spec: client-server-api#legacy-account-management, client-server-api#account-moderation
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
@@ -17,6 +20,14 @@ from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
+
+
+class OtherProofs(Protocol):
+    """Who else may say who somebody is."""
+
+    async def stages_of(self, user_id: UserID) -> Sequence[str]:
+        """The stages with which this user can confirm something, besides a password that is kept here."""
+        ...
 
 
 class Accounts:
@@ -34,8 +45,11 @@ class Accounts:
         threepids: ThreepidStore,
         *,
         by_email: bool = False,
+        account_page: str = "",
+        other_proofs: OtherProofs | None = None,
     ) -> None:
-        """`by_email`: who has forgotten the password may set a new one with their e-mail address."""
+        """`by_email`: who has forgotten the password may set a new one with their e-mail address; `account_page`: where
+        people manage their accounts in a browser."""
         self._database = database
         self._accounts = accounts
         self._passwords = passwords
@@ -45,14 +59,23 @@ class Accounts:
         self._deactivation = deactivation
         self._threepids = threepids
         self._by_email = by_email
+        self._account_page = account_page
+        self._other_proofs = other_proofs
 
     async def check_confirmed(self, caller: Requester, operation: str, auth: AuthData | None, address: str) -> None:
-        """Return once the caller has confirmed, with their password, that they do this. Raises
-        `AuthenticationRequired`, and `Forbidden` where they have nothing to confirm it with."""
-        accounts = await self._accounts.get_accounts([caller.user_id])
-        if not self._sign_in.password_confirmation or accounts[caller.user_id].password_hash is None:
+        """Return once the caller has confirmed, with their password or at their identity provider, that they do this. Raises
+        `AuthenticationRequired`, and `Forbidden` where they have nothing to confirm it with, or do not do it in this way."""
+        if caller.oauth_client is not None:
+            # an app that was let in without a password is not to ask for it afterwards
+            raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
+        account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
+        stages = [PASSWORD] if self._sign_in.password_confirmation and account.password_hash is not None else []
+        if self._other_proofs is not None:
+            stages += await self._other_proofs.stages_of(caller.user_id)
+        if not stages:
             raise Forbidden("This account has no password to confirm this with")
-        await self._uia.check(Operation(operation, caller.user_id, address), [[PASSWORD]], auth)
+        flows = [[stage] for stage in dict.fromkeys(stages)]
+        await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
 
     async def do_change_password(
         self, caller: Requester, new_password: str, auth: AuthData | None, address: str, *, log_out_others: bool
@@ -115,5 +138,7 @@ class Accounts:
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+            if locked:
+                self._sessions.remove_ways_in(txn, user_id)
 
         await self._database.write("set_account_flags", write)

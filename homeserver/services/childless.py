@@ -20,7 +20,7 @@ class ChildlessEvents:
         self._known: set[str] = set()
         self.heard = 0
         """Moves with each child that comes."""
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.RELATED)
         streams.watch(self._heed_others)
 
     @property

@@ -1,14 +1,15 @@
 """Dehydrated devices: they collect room keys for their user while none of the user's devices is signed in.
 
 Laws:
-- A user has one. Another takes its place in one write, with its keys; what waits for the old one goes with it.
+- A user has one. Another takes its place in one write, with its keys; what waits for the old one goes with it. Whether it is
+  another say its identity keys, not its id: only the same one put again, since the answer was lost, keeps what it has.
 - It is a device like others, in lists and for other servers; but nobody can sign in on it.
 - Reading what was sent to it removes nothing: whoever gives up half-way, or another device, begins again.
 
 spec: MSC3814
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,9 +24,10 @@ from homeserver.services.sessions import Sessions
 from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.dehydrated_devices import DehydratedDevice, DehydratedDeviceStore, select_dehydrated
+from storage.device_keys import select_device_keys
 from storage.devices import DeviceRow, DeviceStore
 from storage.to_device import DeviceMessage, ToDeviceStore
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 LARGEST_DATA: Final = 64 << 10
 """In bytes."""
@@ -94,11 +96,11 @@ class DehydratedDevices:
 
         def write(txn: WriteTransaction) -> None:
             old = select_dehydrated(txn, user_id)
-            if old is not None and old.device_id != device_id:
+            is_again = old is not None and old.device_id == device_id and _has_identity(txn, device, new.device_keys)
+            if old is not None and not is_again:
                 self._sessions.remove_devices(txn, user_id, [DeviceID(old.device_id)])
             if has_cross_signing_key(txn, user_id, device_id):
                 raise Forbidden("The device has the name of one of your cross-signing keys")
-            is_again = old is not None and old.device_id == device_id
             if not self._devices.add_device(txn, device) and not is_again:
                 raise Forbidden("You are signed in on a device of this name")
             self._keys.put_keys(txn, user_id, device_id, keys)
@@ -133,3 +135,11 @@ class DehydratedDevices:
         messages = await self._to_device.get_messages(user_id, device_id, start, upto, MESSAGES_A_PAGE + 1)
         page = messages[:MESSAGES_A_PAGE]
         return Page(page, page[-1].position if page else start, len(page) == len(messages))
+
+
+def _has_identity(txn: Transaction, device: DeviceRow, device_keys: Mapping[str, Any] | None) -> bool:
+    """Whether the device has published these identity keys, with whatever signatures."""
+    for row in select_device_keys(txn, [device.user_id]).get(device.user_id, ()):
+        if row.device_id == device.device_id and device_keys is not None:
+            return bool(msgspec.json.decode(row.keys)["keys"] == device_keys["keys"])
+    return False

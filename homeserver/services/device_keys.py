@@ -104,7 +104,7 @@ class DeviceKeys:
         self._capacity = capacity
         self._counts: OrderedDict[str, dict[str, KeyCounts]] = OrderedDict()
         self._counts_heard = 0
-        database.streams.subscribe(self._hear)
+        database.streams.subscribe(self._hear, Topic.KEY_COUNT, Topic.DEVICE)
         database.streams.watch(self._heed_others)
         self._database = database
         self._keys = keys

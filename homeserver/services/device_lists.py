@@ -63,6 +63,8 @@ class DeviceLists:
 
     async def get_changes(self, user_id: UserID, since: int, upto: int) -> Mapping[str, list[str]]:
         """`changed` and `left` after `since`, up to `upto`."""
+        if not self._recent.concerns_device_lists(since):
+            return {"changed": [], "left": []}
         own = await self._memberships.of_user(user_id)
         changed = await self._changed_devices(since, upto)
         moves = await self._moves(own, since, upto)

@@ -1,4 +1,5 @@
-"""What others are told of where this server is and who cares for it: `/.well-known/matrix/server` and `…/support`.
+"""What others are told of where this server is, who cares for it and by which key a policy server beside it signs:
+`/.well-known/matrix/server`, `…/support` and `…/policy_server`.
 
 (`client_discovery.py` has what clients are told.)
 """
@@ -16,12 +17,17 @@ class Discovery:
         delegates_to_443: bool = False,
         admin_contact: str | None = None,
         support_page: str | None = None,
+        policy_server_public_key: str | None = None,
     ) -> None:
-        """`admin_contact`: a user id, an e-mail address, a `mailto:` or the `https://` of a page."""
+        """`admin_contact`: a user id, an e-mail address, a `mailto:` or the `https://` of a page.
+        `policy_server_public_key`: Ed25519, in unpadded base64."""
         self.server: dict[str, object] | None = None
         if delegates_to_443:
             self.server = {"m.server": f"{host_of(server_name)}:443"}
         self.support = _support(admin_contact, support_page)
+        self.policy_server: dict[str, object] | None = None
+        if policy_server_public_key is not None:
+            self.policy_server = {"public_keys": {"ed25519": policy_server_public_key}}
 
 
 def _support(contact: str | None, page: str | None) -> dict[str, object] | None:

@@ -32,7 +32,7 @@ from homeserver.services.mail.outbox import Outbox
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.database import Database
 from storage.threepids import ThreepidStore, ValidationRow
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 EMAIL: Final = "email"
 REGISTER: Final = "register"
@@ -165,6 +165,16 @@ class EmailValidation:
             return row.sid
 
         return await self._database.write("request_threepid_token", write)
+
+    async def find(self, purpose: str, email: str, client_secret: str) -> str | None:
+        """The id of the validation for which a letter was sent so; None where there is none."""
+        address = email.strip().lower()
+
+        def read(txn: Transaction) -> str | None:
+            row = self._store.get_validation_of_client(txn, purpose, EMAIL, address, client_secret)
+            return None if row is None else row.sid
+
+        return await self._database.read("find_validation", read)
 
     async def get_pending(self, sid: str, token: str) -> ValidationRow | None:
         """The validation that a letter's link is for, unless it has grown old or a later letter took its place."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from storage.events import EventRow
 from storage.room_summaries import RoomSummaryStore
-from storage.streams import Change, Streams
+from storage.streams import Change, Streams, Topic
 
 
 class EncryptedRooms:
@@ -16,7 +16,7 @@ class EncryptedRooms:
         self._capacity = capacity
         self._known: OrderedDict[int, bool] = OrderedDict()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT)
         streams.watch(self._heed_others)
 
     async def among(self, room_nids: Iterable[int]) -> set[int]:

@@ -7,6 +7,9 @@ Laws:
 spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#token-based
 """
 
+from typing import Final
+
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit, Requester
@@ -18,7 +21,21 @@ from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import AuthData
 from storage.accounts import AccountStore
+from storage.database import Database
 from storage.login_tokens import LoginTokenStore
+from storage.transaction import WriteTransaction
+from storage.upstream_sessions import UpstreamSessionRow, UpstreamSessionStore
+
+UPSTREAM_LIFETIME_MS: Final = 60_000
+"""How long a token is good for that a browser carries to the client."""
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """A sign-in at an identity provider."""
+
+    provider: str
+    subject: str
+    session: str | None = None
 
 
 class LoginTokens:
@@ -28,7 +45,9 @@ class LoginTokens:
         self,
         clock: IReactorTime,
         secret_text: SecretText,
+        database: Database,
         store: LoginTokenStore,
+        upstream_sessions: UpstreamSessionStore,
         account_store: AccountStore,
         accounts: Accounts,
         sessions: Sessions,
@@ -37,16 +56,22 @@ class LoginTokens:
         from_sessions: bool,
         confirmed: bool,
         lifetime_ms: int,
+        from_providers: bool = False,
     ) -> None:
-        """`from_sessions`: people may ask for tokens; `confirmed`: they have to confirm that with their password."""
+        """`from_sessions`: people may ask for tokens; `confirmed`: they have to confirm that with their password.
+        `from_providers`: who signs in with an identity provider gets one."""
         self._clock = clock
         self._secret_text = secret_text
+        self._database = database
         self._store = store
+        self._upstream_sessions = upstream_sessions
         self._account_store = account_store
         self._accounts = accounts
         self._sessions = sessions
         self._limiter = limiter
         self.from_sessions = from_sessions
+        self.accepted = from_sessions or from_providers
+        """Whether people sign in with tokens."""
         self._confirmed = confirmed
         self._lifetime_ms = lifetime_ms
 
@@ -65,6 +90,13 @@ class LoginTokens:
         await self._store.add_login_token(hash_token(token), caller.user_id, self._now() + self._lifetime_ms)
         return token, self._lifetime_ms
 
+    async def do_give_to(self, user_id: UserID, origin: Origin) -> str:
+        """A token for the client of somebody who has signed in with an identity provider."""
+        token = self._secret_text.login_token()
+        expires_ts = self._now() + UPSTREAM_LIFETIME_MS
+        await self._store.add_login_token(hash_token(token), user_id, expires_ts, msgspec.json.encode(origin).decode())
+        return token
+
     async def do_sign_in(
         self,
         token: str,
@@ -76,9 +108,9 @@ class LoginTokens:
     ) -> NewSession:
         """Begin a session with a token. Raises `Forbidden`, `LimitExceeded`, `UserLocked`."""
         self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
-        user_id = await self._store.take_login_token(hash_token(token), self._now())
-        account = None if user_id is None else (await self._account_store.get_accounts([user_id])).get(user_id)
-        if account is None or account.deactivated_ts is not None:
+        taken = await self._store.take_login_token(hash_token(token), self._now())
+        account = None if taken is None else (await self._account_store.get_accounts([taken.user_id]))[taken.user_id]
+        if taken is None or account is None or account.deactivated_ts is not None:
             self._limiter.check(Limit.LOGIN_FAILED, address_key(address))
             raise Forbidden("This token is not valid (any more); ask for a new one")
         if account.locked:
@@ -86,7 +118,19 @@ class LoginTokens:
         session = self._sessions.prepare(
             UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
         )
-        await self._sessions.do_begin(session)
+        origin = None if taken.origin is None else msgspec.json.decode(taken.origin, type=Origin)
+
+        def write(txn: WriteTransaction) -> None:
+            self._sessions.add(txn, session)
+            if origin is not None:
+                self._upstream_sessions.set_upstream_session(
+                    txn,
+                    UpstreamSessionRow(
+                        session.user_id, session.device_id, origin.provider, origin.subject, origin.session
+                    ),
+                )
+
+        await self._database.write("begin_session", write)
         return session
 
     async def do_sweep(self, limit: int) -> int:

@@ -32,7 +32,7 @@ class ParsedAccountData(Generic[T]):
         self._capacity = capacity
         self._parsed: OrderedDict[str, T] = OrderedDict()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.ACCOUNT_DATA)
         streams.watch(self._heed_others)
 
     async def of_user(self, user_id: UserID) -> T:

@@ -130,6 +130,10 @@ class Profiles:
         """Give somebody a name, whatever people may change themselves. Raises `InvalidParam`."""
         await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True)
 
+    async def do_set_avatar(self, user_id: UserID, address: str) -> None:
+        """Give somebody a picture, an `mxc://` address, whatever people may change themselves. Raises `InvalidParam`."""
+        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True)
+
     async def _set(self, user_id: UserID, field: str, value: bytes, propagate: bool) -> None:
         _check_value(field, value)
         propagate = propagate and field in SHOWN_IN_ROOMS

@@ -25,6 +25,8 @@ ENCRYPTION: Final = "m.room.encryption"
 NOBODY: Final[frozenset[str]] = frozenset()
 BESIDE: Final = frozenset({Topic.RECEIPT, Topic.STICKY})
 """What is new in a room beside its timeline."""
+OF_DEVICE_LISTS: Final = frozenset({Topic.DEVICE, Topic.SIGNATURE, Topic.MEMBERSHIP, Topic.COMPLETENESS})
+"""After which devices have to be known, or known anew; beside the encryption of rooms."""
 POSITIONS_AT_ONCE: Final = 200
 """Of so many positions what happened since is kept until something else happens."""
 
@@ -35,6 +37,10 @@ class ChangedRooms(msgspec.Struct, frozen=True, gc=False):
     events: Set[int] = frozenset()
     receipts: Set[int] = frozenset()
     """Also sticky events, which are told beside the timeline."""
+
+
+PERSONAL = frozenset({Topic.TO_DEVICE, Topic.KEY_COUNT})
+"""What one user alone hears of."""
 
 
 class _Entry(msgspec.Struct, frozen=True, gc=False):
@@ -52,7 +58,7 @@ class _Entry(msgspec.Struct, frozen=True, gc=False):
 class _News:
     """What happened after one position."""
 
-    __slots__ = ("encryption", "everyones", "memberships", "of_readers", "users")
+    __slots__ = ("encryption", "everyones", "memberships", "of_readers", "topics", "users")
 
     def __init__(self, entries: Sequence[_Entry]) -> None:
         events, receipts = set[int](), set[int]()
@@ -62,6 +68,7 @@ class _News:
         self.users: dict[Topic, set[str]] = {}
         self.memberships: list[MembershipRow] | None = []
         self.encryption: set[int] = set()
+        self.topics: set[Topic] = {entry.topic for entry in entries}
         for entry in entries:
             if entry.room_nid is not None:
                 kinds = (events, receipts) if entry.reader is None else self._of_reader(entry.reader)
@@ -126,11 +133,16 @@ class RecentChanges:
         news = self._since(position)
         return None if news is None else news.encryption
 
+    def concerns_device_lists(self, position: int) -> bool:
+        """Whether the devices that a client has to know of may be others since the position."""
+        news = self._since(position)
+        return news is None or bool(news.encryption) or not news.topics.isdisjoint(OF_DEVICE_LISTS)
+
     def _since(self, position: int) -> _News | None:
-        if position < self._complete_from:
-            return None
         news = self._gathered.get(position)
         if news is None:
+            if position < self._complete_from:
+                return None
             if len(self._gathered) >= POSITIONS_AT_ONCE:
                 self._gathered.clear()
             news = _News(self._entries[bisect_right(self._positions, position) :])
@@ -142,7 +154,9 @@ class RecentChanges:
         for change in changes:
             row = change.detail
             user_id = change.user_id
-            if isinstance(row, StickyRow):
+            if change.topic in PERSONAL:  # many at once where a client shares the keys of a room
+                entry = _Entry(change.topic, user_id=user_id)
+            elif isinstance(row, StickyRow):
                 entry = _Entry(change.topic, row.room_nid)
             elif isinstance(row, EventRow):
                 entry = _Entry(Topic.EVENT, row.room_nid, is_encryption=row.type == ENCRYPTION)
@@ -152,7 +166,7 @@ class RecentChanges:
             elif isinstance(row, MembershipRow):
                 entry = _Entry(change.topic, row.room_nid, row.user_id, user_id, row)
             elif isinstance(row, PartialRoom):
-                entry = _Entry(Topic.EVENT, row.room_nid)
+                entry = _Entry(Topic.COMPLETENESS, row.room_nid)
             elif change.topic in (Topic.EVENT, Topic.STICKY, Topic.RECEIPT):
                 self._forget(change.position)  # another node's: in which room is not known here
                 entry = _Entry(change.topic)

@@ -10,6 +10,7 @@ Laws:
 spec: client-server-api#post_matrixclientv3register
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -121,6 +122,9 @@ class Wish:
     user_type: str | None = None
     languages: str = ""
     """What its owner wants to read, as in `Accept-Language`."""
+    display_name: str | None = None
+    emails: tuple[str, ...] = ()
+    """Addresses that somebody else has confirmed; those that are another's are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,10 @@ class Registered:
 
     user_id: UserID
     session: NewSession | None
+
+
+Also = Callable[[WriteTransaction, UserID], None]
+"""What else belongs to the write that makes an account. May raise, which undoes it."""
 
 
 class Registration:
@@ -178,9 +186,19 @@ class Registration:
         """From now on let this be done with the addresses of new accounts."""
         self._addresses = addresses
 
+    @property
+    def is_open(self) -> bool:
+        """Whether people may register themselves."""
+        return self._rules.enabled and bool(self._flows)
+
+    @property
+    def rules(self) -> RegistrationRules:
+        """Who may make an account."""
+        return self._rules
+
     def check_open(self) -> None:
         """Raises `Forbidden` unless people may register themselves."""
-        if not self._rules.enabled or not self._flows:
+        if not self.is_open:
             raise Forbidden("Registration is closed on this server")
 
     async def check_username(self, username: str, *, privileged: bool = False) -> UserID:
@@ -247,6 +265,16 @@ class Registration:
             await self.check_username(wish.username, privileged=True)
         return await self._make(wish, None)
 
+    async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
+        """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
+        open or not; `also` takes part in the write. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
+        assert wish.username is not None
+        account = AccountRow(await self.check_username(wish.username), None, self._now())
+        if not await self._database.write("register", self._write, account, None, None, wish, also):
+            raise UserInUse("User ID already taken")
+        await self._newcomers.welcome(UserID(account.user_id))
+        return UserID(account.user_id)
+
     async def do_register_guest(self, device_name: str | None, refreshable: bool, address: str) -> Registered:
         """Make a guest. Raises `Forbidden`, `LimitExceeded`."""
         if not self._rules.guests:
@@ -280,11 +308,12 @@ class Registration:
         session: NewSession | None,
         confirmation: Confirmation | None,
         wish: Wish,
+        also: Also | None = None,
     ) -> bool:
         if not self._accounts.add_account(txn, account):
             return False
         # Until people choose a name, rooms show the local part instead of the whole address.
-        name = msgspec.json.encode(localpart_of(account.user_id))
+        name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if not account.is_guest:
             self._newcomers.note(txn, UserID(account.user_id))
@@ -300,10 +329,19 @@ class Registration:
                 row = ThreepidRow(EMAIL, proof.address, account.user_id, proof.validated_ts, account.created_ts)
                 if not self._threepids.add_threepid(txn, row):
                     raise ThreepidInUse
-                if self._addresses is not None:
-                    self._addresses.note_address(txn, UserID(account.user_id), proof.address, wish.languages)
+                self._note_address(txn, account, proof.address, wish)
             self._uia.set_result(txn, confirmation, account.user_id)
+        for address in wish.emails:
+            row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts)
+            if self._threepids.add_threepid(txn, row):
+                self._note_address(txn, account, address, wish)
+        if also is not None:
+            also(txn, UserID(account.user_id))
         return True
+
+    def _note_address(self, txn: WriteTransaction, account: AccountRow, address: str, wish: Wish) -> None:
+        if self._addresses is not None:
+            self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
 
     async def _repeat(self, wish: Wish, user_id: UserID) -> Registered:
         """The account that an earlier request made, in the same session, for who knows its password."""

@@ -27,7 +27,7 @@ from storage.events import EventRow
 from storage.related_redactions import ANY_TYPE, RelatedRedaction, RelatedRedactionStore
 from storage.relations import REPLACE, RelationStore, Wanted
 from storage.rooms import RoomStore
-from storage.streams import Change, Streams
+from storage.streams import Change, Streams, Topic
 from storage.timelines import START, Direction
 
 REDACTION: Final = "m.room.redaction"
@@ -55,7 +55,7 @@ class RelatedRedactions:
         self._events = events
         self._clock = clock
         self._log = Logger()
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT)
 
     async def do_redact(
         self,

@@ -37,7 +37,7 @@ from storage.database import DatabaseUnavailable
 from storage.device_keys import DeviceKeysRow
 from storage.memberships import MembershipRow, MembershipStore
 from storage.remote_devices import RemoteDeviceStore
-from storage.streams import Change, Streams
+from storage.streams import Change, Streams, Topic
 
 MOST_FETCHED_AT_ONCE: Final = 20
 """Lists of one server's users for one question; of further ones the keys are asked for and not kept."""
@@ -74,7 +74,7 @@ class RemoteDevices:
         self._entered: dict[int, set[str]] = {}
         self._scheduled = False
         self._resynced_upto = ""
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.MEMBERSHIP)
 
     async def get_keys(
         self, server: ServerName, wanted: Mapping[str, Sequence[str]], seconds: float

@@ -33,7 +33,7 @@ class RoomAnswers:
         self._rooms: OrderedDict[int, dict[tuple[bytes | None, Question], bytes]] = OrderedDict()
         """By number of the room: answers by root of the state and question."""
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.MEMBERSHIP, Topic.REDACTED, Topic.PLACED)
         streams.watch(self._heed_others)
 
     async def get(self, state: StateView, question: Question, make: Callable[[], Awaitable[object]]) -> msgspec.Raw:

@@ -5,7 +5,6 @@ spec: client-server-api#post_matrixclientv3createroom
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from secrets import token_urlsafe
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -29,6 +28,7 @@ from federation.rooms.engine import RoomEngine
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships, member_content
+from homeserver.services.secret_text import SecretText
 from storage.aliases import AliasRow, AliasStore, AliasTaken, add_alias
 from storage.rooms import RoomRow, set_public
 from storage.transaction import WriteTransaction
@@ -90,6 +90,7 @@ class RoomCreation:
         memberships: RoomMemberships,
         limiter: RateLimiter,
         identity: ServerIdentity,
+        secret_text: SecretText,
         now_ms: Callable[[], int],
         *,
         default_version: RoomVersion,
@@ -108,6 +109,7 @@ class RoomCreation:
         self._memberships = memberships
         self._limiter = limiter
         self._identity = identity
+        self._secret_text = secret_text
         self._now_ms = now_ms
         self._default_version = default_version
         self._encrypted_presets = encrypted_presets
@@ -141,9 +143,9 @@ class RoomCreation:
             if wish.visibility == "public":
                 set_public(txn, room.room_nid, True)
 
-        room_id = (
-            None if version.room_id_is_create_hash else RoomID(f"!{token_urlsafe(18)}:{self._identity.server_name}")
-        )
+        room_id = None
+        if not version.room_id_is_create_hash:
+            room_id = RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
         try:
             snapshot, _ = await self._engine.create(version, room_id, drafts, write_beside)
         except AliasTaken:

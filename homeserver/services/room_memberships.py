@@ -252,7 +252,7 @@ class RoomMemberships:
         await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def leave_all(self, user_id: UserID) -> None:
-        """Leave every room, decline every invite, take back every knock."""
+        """Leave every room, decline every invite, take back every knock; and forget all rooms, as nobody will come back."""
         rows = [row for row in (await self._memberships.of_user(user_id)).values() if row.membership in PRESENT]
         rooms = await self._rooms.get_rooms_by_nid(row.room_nid for row in rows)
         for row in rows:
@@ -261,6 +261,7 @@ class RoomMemberships:
                 await self._elsewhere.do_leave(user_id, room_id, content)
             else:
                 await self._engine.send(room_id, [Draft("m.room.member", user_id, content, user_id)])
+        await self._membership_store.set_all_forgotten(user_id)
 
     async def get_joined_rooms(self, user_id: UserID) -> Sequence[RoomID]:
         """The rooms that the user is in."""

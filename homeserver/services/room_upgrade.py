@@ -9,7 +9,6 @@ spec: client-server-api#room-upgrades
 """
 
 from collections.abc import Sequence
-from secrets import token_urlsafe
 from typing import Any, Final
 
 from twisted.logger import Logger
@@ -32,6 +31,7 @@ from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import member_content
 from homeserver.services.room_reading import RoomReading
+from homeserver.services.secret_text import SecretText
 from homeserver.services.successors import (
     COPIED,
     COPIED_BY_TYPE,
@@ -74,6 +74,7 @@ class RoomUpgrade:
         profiles: Profiles,
         personal_settings: PersonalSettings,
         identity: ServerIdentity,
+        secret_text: SecretText,
     ) -> None:
         self._engine = engine
         self._events = events
@@ -86,6 +87,7 @@ class RoomUpgrade:
         self._profiles = profiles
         self._personal_settings = personal_settings
         self._identity = identity
+        self._secret_text = secret_text
         self._log = Logger()
 
     async def do_upgrade(
@@ -133,7 +135,7 @@ class RoomUpgrade:
 
         new_id = None
         if not version.room_id_is_create_hash:
-            new_id = RoomID(f"!{token_urlsafe(18)}:{self._identity.server_name}")
+            new_id = RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
         try:
             return await self._replacements.replace(old_id, version, new_id, drafts, endings, move)
         except AuthError as error:

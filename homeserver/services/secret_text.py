@@ -1,6 +1,7 @@
 """Secrets that this server gives out: access and refresh tokens, device and session ids, generated names.
 
 A token says what it is and carries a checksum: `mha_` (access) or `mhr_` (refresh), 33 random characters, 6 of CRC-32.
+Refresh tokens of the OAuth 2.0 API (`mho_`) have 24 characters that all those of a session begin with, and 24 of their own.
 So a scanner of leaked secrets finds it, and a request with a token that was cut short or made up costs no query.
 """
 
@@ -15,10 +16,14 @@ RandomBytes = Callable[[int], bytes]
 
 ACCESS_PREFIX: Final = "mha_"
 REFRESH_PREFIX: Final = "mhr_"
+OAUTH_REFRESH_PREFIX: Final = "mho_"
 
 _ALPHABET: Final = digits + ascii_letters
 _RANDOM_LENGTH: Final = 33
 _CHECK_LENGTH: Final = 6
+_FAMILY_LENGTH: Final = 24
+_USER_CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
+"""No vowels, so no words. spec: RFC 8628 section 6.1"""
 
 
 class SecretText:
@@ -34,6 +39,23 @@ class SecretText:
     def refresh_token(self) -> str:
         """196 bits."""
         return self._token(REFRESH_PREFIX)
+
+    def oauth_family(self) -> str:
+        """142 bits: what all refresh tokens of one session of the OAuth 2.0 API begin with."""
+        return self._text(_ALPHABET, _FAMILY_LENGTH)
+
+    def oauth_refresh_token(self, family: str) -> str:
+        """142 bits besides those of the family."""
+        body = OAUTH_REFRESH_PREFIX + family + self._text(_ALPHABET, _FAMILY_LENGTH)
+        return body + _checksum(body)
+
+    def oauth_code(self) -> str:
+        """32 letters and digits, 190 bits: who holds it, and what it is bound to, signs in."""
+        return self._text(_ALPHABET, 32)
+
+    def user_code(self) -> str:
+        """Eight letters that people type, 34 bits."""
+        return self._text(_USER_CODE_LETTERS, 8)
 
     def device_id(self) -> str:
         """Ten capital letters."""
@@ -59,8 +81,16 @@ class SecretText:
         """32 letters and digits, 190 bits: who holds it signs in."""
         return self._text(_ALPHABET, 32)
 
+    def browser_token(self) -> str:
+        """32 letters and digits, 190 bits: the cookie of a browser."""
+        return self._text(_ALPHABET, 32)
+
     def openid_token(self) -> str:
         """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
+        return self._text(ascii_letters, 24)
+
+    def room(self) -> str:
+        """24 letters, 136 bits: what a room is called that is not named by its create event."""
         return self._text(ascii_letters, 24)
 
     def delay_id(self) -> str:
@@ -92,9 +122,17 @@ def hash_token(token: str) -> bytes:
 
 def is_damaged(token: str) -> bool:
     """Whether it claims to be one of our tokens and cannot be. Tokens of imported sessions look otherwise, and pass."""
-    if not token.startswith((ACCESS_PREFIX, REFRESH_PREFIX)):
+    if not token.startswith((ACCESS_PREFIX, REFRESH_PREFIX, OAUTH_REFRESH_PREFIX)):
         return False
     return _checksum(token[:-_CHECK_LENGTH]) != token[-_CHECK_LENGTH:]
+
+
+def family_of(token: str) -> str | None:
+    """What a refresh token of the OAuth 2.0 API has in common with the others of its session; None for other tokens."""
+    if not token.startswith(OAUTH_REFRESH_PREFIX) or is_damaged(token):
+        return None
+    start = len(OAUTH_REFRESH_PREFIX)
+    return token[start : start + _FAMILY_LENGTH]
 
 
 def _checksum(text: str) -> str:

@@ -18,13 +18,12 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
-from homeserver.services.secret_text import SecretText, hash_token, is_damaged
+from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
 from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key
 from storage.database import Database
 from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
-from storage.login_tokens import LoginTokenStore
 from storage.tokens import TokenStore
 from storage.transaction import WriteTransaction
 
@@ -82,6 +81,14 @@ class KeepsByDevice(Protocol):
         ...
 
 
+class EndsWithSessions(Protocol):
+    """A store of what lets somebody in: it ends when all of their sessions do."""
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove what is kept for a user."""
+        ...
+
+
 class Sessions:
     """Begins, renews and ends sessions."""
 
@@ -93,20 +100,24 @@ class Sessions:
         accounts: AccountStore,
         devices: DeviceStore,
         tokens: TokenStore,
-        login_tokens: LoginTokenStore,
         *,
         lifetimes: Lifetimes | None = None,
+        ends_with_sessions: Sequence[EndsWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
+        kept_by_session: Sequence[KeepsByDevice] = (),
     ) -> None:
+        """`ends_with_sessions`: goes when all sessions of a user do; `kept_by_device`: goes with a device;
+        `kept_by_session`: also when somebody signs in anew on the device."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
         self._accounts = accounts
         self._devices = devices
         self._tokens = tokens
-        self._login_tokens = login_tokens
+        self._ends_with_sessions = tuple(ends_with_sessions)
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = tuple(kept_by_device)
+        self._kept_by_session = tuple(kept_by_session)
 
     def prepare(
         self,
@@ -115,8 +126,14 @@ class Sessions:
         device_id: DeviceID | None = None,
         device_name: str | None = None,
         refreshable: bool = False,
+        access_token: str | None = None,
+        refresh_token: str | None = None,
     ) -> NewSession:
-        """A session to be written with `add`; without a device id, of a new device."""
+        """A session to be written with `add`; without a device id, of a new device. `access_token` and
+        `refresh_token`: their texts, where they are made already."""
+        if refreshable and refresh_token is None:
+            refresh_token = self._secret_text.refresh_token()
+        refreshable = refresh_token is not None
         now = self._now()
         lifetimes = self._lifetimes
         ends = _after(now, lifetimes.session)
@@ -124,11 +141,11 @@ class Sessions:
         return NewSession(
             user_id=user_id,
             device_id=device_id or DeviceID(self._secret_text.device_id()),
-            access_token=self._secret_text.access_token(),
+            access_token=access_token or self._secret_text.access_token(),
             access_expires_ts=_earliest(_after(now, lasts), ends),
             now=now,
             device_name=device_name,
-            refresh_token=self._secret_text.refresh_token() if refreshable else None,
+            refresh_token=refresh_token,
             refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), ends),
             ultimate_expires_ts=ends,
         )
@@ -150,6 +167,8 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
+            for store in self._kept_by_session:
+                store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
 
@@ -160,13 +179,13 @@ class Sessions:
     async def do_refresh(self, refresh_token: str) -> NewSession:
         """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
         and `UserLocked`."""
-        if is_damaged(refresh_token):
+        if is_damaged(refresh_token) or family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
         now = self._now()
         # Texts may not be made in the transaction, which may run twice.
         access_token, new_refresh_token = self._secret_text.access_token(), self._secret_text.refresh_token()
         renewed = await self._database.write(
-            "refresh_session", self._refresh, hash_token(refresh_token), access_token, new_refresh_token, now
+            "refresh_session", self.renew, hash_token(refresh_token), access_token, new_refresh_token, now
         )
         if renewed is None:
             raise UnknownToken("Unknown refresh token")
@@ -174,9 +193,19 @@ class Sessions:
             raise UnknownToken("The session has expired", soft_logout=True)
         return renewed
 
-    def _refresh(
-        self, txn: WriteTransaction, token_hash: bytes, access_token: str, refresh_token: str, now: int
+    def renew(
+        self,
+        txn: WriteTransaction,
+        token_hash: bytes,
+        access_token: str,
+        refresh_token: str,
+        now: int,
+        *,
+        while_locked: bool = False,
     ) -> NewSession | None:
+        """Write a new pair for who shows a refresh token; both new texts are given. None for a token that is unknown, no
+        refresh token in the session where its time is over. Raises `UserLocked`, unless that is to be told by what the
+        new tokens are shown to."""
         old = self._tokens.get_refresh_token(txn, token_hash)
         if old is None:
             return None
@@ -196,7 +225,7 @@ class Sessions:
         account = self._accounts.get_accounts_in(txn, [old.user_id])[old.user_id]
         if account.deactivated_ts is not None:
             return None
-        if account.locked:
+        if account.locked and not while_locked:
             raise UserLocked(soft_logout=True)
         ended = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
         if ended or old.next_nid is not None:
@@ -249,7 +278,7 @@ class Sessions:
         if not gone:
             return
         self._tokens.remove_tokens_of_devices(txn, user_id, gone)
-        for store in self._kept_by_device:
+        for store in (*self._kept_by_device, *self._kept_by_session):
             store.remove_devices(txn, user_id, gone)
         self._devices.remove_devices(txn, user_id, gone)
         self._accounts.set_account_changed(txn, user_id)
@@ -263,8 +292,13 @@ class Sessions:
             self._tokens.remove_tokens(txn, user_id)
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
-        self._login_tokens.remove_login_tokens(txn, user_id)
+        self.remove_ways_in(txn, user_id)
         self._accounts.set_account_changed(txn, user_id)
+
+    def remove_ways_in(self, txn: WriteTransaction, user_id: str) -> None:
+        """Remove all by which a user could begin a session without proving who they are once more."""
+        for store in self._ends_with_sessions:
+            store.remove_user(txn, user_id)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -9,7 +9,7 @@ spec: client-server-api#legacy-login, client-server-api#identifier-types
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
@@ -41,6 +41,15 @@ class EmailAddress(str):
     __slots__ = ()
 
 
+class OtherPasswords(Protocol):
+    """Passwords that are not kept here."""
+
+    async def check(self, name: str, account: AccountRow | None, password: str) -> UserID | None:
+        """Whose they are; None where nobody knows them. `account`: the one that the name means here, if any. Raises
+        `MatrixError` where nobody can say, or where the account may not be used."""
+        ...
+
+
 class SignIn:
     """Checks passwords and begins sessions with them."""
 
@@ -56,7 +65,9 @@ class SignIn:
         server_name: ServerName,
         password_login: bool = True,
         password_confirmation: bool = True,
+        own_passwords: bool = True,
     ) -> None:
+        """`own_passwords`: those that are kept here count."""
         self._database = database
         self._accounts = accounts
         self._threepids = threepids
@@ -68,6 +79,12 @@ class SignIn:
         """Whether people sign in with passwords."""
         self.password_confirmation = password_confirmation
         """Whether a password confirms, in user-interactive authentication, who somebody is."""
+        self.own_passwords = own_passwords
+        self._other_passwords: OtherPasswords | None = None
+
+    def ask_too(self, other_passwords: OtherPasswords) -> None:
+        """From now on let these count too."""
+        self._other_passwords = other_passwords
 
     async def do_sign_in(
         self,
@@ -81,17 +98,22 @@ class SignIn:
     ) -> NewSession:
         """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
         `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
+        account = await self.check_sign_in(name, password, address)
+        session = self._sessions.prepare(
+            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
+        )
+        await self._sessions.do_begin(session)
+        return session
+
+    async def check_sign_in(self, name: str, password: str, address: str) -> AccountRow:
+        """The account of who may sign in with this name and password. Raises as `do_sign_in`."""
         if not self.password_login:
             raise Unrecognized("This server has no sign-in with a password")
         account = await self.check_password(name, password, address)
         if account.locked:
             raise UserLocked(soft_logout=True)
         self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
-        session = self._sessions.prepare(
-            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
-        )
-        await self._sessions.do_begin(session)
-        return session
+        return account
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
@@ -102,9 +124,13 @@ class SignIn:
             self._limiter.check_only(Limit.LOGIN_FAILED, key)
         accounts = await self._accounts.get_accounts(candidates)
         account = next((accounts[user_id] for user_id in candidates if user_id in accounts), None)
-        known = None if account is None else account.password_hash
+        known = account.password_hash if account is not None and self.own_passwords else None
         verdict = await self._passwords.verify(password, known)
         if account is None or not verdict.correct:
+            found = await self._ask_others(name, account, password) if candidates or name[:1] != "@" else None
+            if found is not None:
+                self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
+                return found
             for key, cost in zip(keys, (1.0, _COST_FOR_ADDRESS), strict=True):
                 self._count_failure(key, cost)
             raise Forbidden(_WRONG)
@@ -116,6 +142,12 @@ class SignIn:
                 "renew_password_hash", self._accounts.set_password_hash, account.user_id, verdict.new_hash, known
             )
         return account
+
+    async def _ask_others(self, name: str, account: AccountRow | None, password: str) -> AccountRow | None:
+        if self._other_passwords is None or len(name) > _LONGEST_NAME or "\0" in name:
+            return None
+        user_id = await self._other_passwords.check(name, account, password)
+        return None if user_id is None else (await self._accounts.get_accounts([user_id]))[user_id]
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

@@ -1,6 +1,7 @@
 """The tokens that clients continue with: opaque to them, two numbers to us.
 
-- A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral counter.
+- A sync token `s<position>_<ephemeral>` is a place in the one sequence and one in the ephemeral counter. As long as a device
+  has not fetched all messages that waited for it before its first answer, `~<position>` follows: it has these up to there.
 - The `pos` of sliding sync is such a token with one more number, the state of the connection; readers of rooms take it too.
 - A room token `t<depth>_<event number>` is a place in the order of one room's timeline.
 
@@ -15,7 +16,7 @@ import msgspec
 from federation.protocol.errors import InvalidParam
 from storage.timelines import Place
 
-_SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})", re.ASCII)
+_SYNC: Final = re.compile(r"s([0-9]{1,18})_([0-9]{1,18})(?:~([0-9]{1,18}))?", re.ASCII)
 _POS: Final = re.compile(r"(s[0-9]{1,18}_[0-9]{1,18})_[0-9]{1,18}", re.ASCII)
 _ROOM: Final = re.compile(r"t(-?[0-9]{1,18})_([0-9]{1,18})", re.ASCII)
 
@@ -25,9 +26,12 @@ class SyncToken(msgspec.Struct, frozen=True, gc=False):
 
     position: int
     ephemeral: int
+    to_device: int | None = None
+    """Messages to the device up to there only, where that is not the position."""
 
     def __str__(self) -> str:
-        return f"s{self.position}_{self.ephemeral}"
+        rest = "" if self.to_device is None else f"~{self.to_device}"
+        return f"s{self.position}_{self.ephemeral}{rest}"
 
 
 def parse_sync_token(text: str) -> SyncToken:
@@ -35,7 +39,7 @@ def parse_sync_token(text: str) -> SyncToken:
     match = _SYNC.fullmatch(text)
     if match is None:
         raise InvalidParam("Not a token that /sync gave out")
-    return SyncToken(int(match[1]), int(match[2]))
+    return SyncToken(int(match[1]), int(match[2]), None if match[3] is None else int(match[3]))
 
 
 def format_place(place: Place) -> str:

@@ -1,6 +1,6 @@
 """Messages from device to device. spec: client-server-api#send-to-device-messaging"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from secrets import token_urlsafe
 from typing import Any, Final
 
@@ -82,11 +82,12 @@ class ToDevice:
             raise UserSuspended
         sent = SentTransaction(caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id)
         now = self._now_ms()
-        local = [user_id for user_id in messages if self._identity.is_local(user_id)]
-        encoded = _encode(caller.user_id, type, {user_id: messages[user_id] for user_id in local})
-        if any(len(event) > LARGEST_MESSAGE for event in encoded.values()):
+        local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}
+        encoded = _encode(caller.user_id, type, local)
+        if encoded and max(map(len, encoded.values())) > LARGEST_MESSAGE:
             raise TooLarge(TOO_LARGE)
-        outgoing = self._for_others(caller.user_id, type, messages)
+        others = {user_id: devices for user_id, devices in messages.items() if user_id not in local}
+        outgoing = self._for_others(caller.user_id, type, others)
 
         def write(txn: WriteTransaction) -> None:
             add_transaction(txn, sent, None, ANSWER, now)
@@ -113,8 +114,8 @@ class ToDevice:
             raise InvalidParam("The sender is no user of the server")
         if len(message.type) > LONGEST_TYPE or len(message.message_id) > LONGEST_TYPE or "\0" in message.message_id:
             raise InvalidParam("The type or the message id is too long, or malformed")
-        local = [user_id for user_id in message.messages if self._identity.is_local(user_id)]
-        encoded = _encode(message.sender, message.type, {user_id: message.messages[user_id] for user_id in local})
+        local = {user_id: devices for user_id, devices in message.messages.items() if self._identity.is_local(user_id)}
+        encoded = _encode(message.sender, message.type, local)
         encoded = {to: event for to, event in encoded.items() if len(event) <= LARGEST_RECEIVED}
         now = self._now_ms()
 
@@ -132,26 +133,25 @@ class ToDevice:
         """Forget what came so long ago that nobody sends it again; how many."""
         return await self._outgoing.forget_received(self._now_ms() - REMEMBERED_MS, limit)
 
-    def _deliver(self, txn: WriteTransaction, local: Sequence[str], encoded: Mapping[tuple[str, str], bytes]) -> None:
+    def _deliver(self, txn: WriteTransaction, local: Iterable[str], encoded: Mapping[tuple[str, str], bytes]) -> None:
         """Put messages by user and device to those devices that exist. Raises InvalidParam."""
         waiting: dict[tuple[str, str], list[bytes]] = {}
-        for user_id, devices in self._devices.get_devices_in(txn, local).items():
-            for device in devices:
-                for name in (device.device_id, ALL_DEVICES):
-                    content = encoded.get((user_id, name))
-                    if content is not None:
-                        waiting.setdefault((user_id, device.device_id), []).append(content)
+        for user_id, device_ids in self._devices.get_device_ids_in(txn, local).items():
+            for device_id in device_ids:
+                contents = [encoded[user_id, name] for name in (device_id, ALL_DEVICES) if (user_id, name) in encoded]
+                if contents:
+                    waiting[user_id, device_id] = contents
         if sum(map(len, waiting.values())) > MOST_MESSAGES:
             raise InvalidParam(f"One request may send to at most {MOST_MESSAGES} devices")
         if waiting:
             self._store.add_messages(txn, waiting)
 
-    def _for_others(self, sender: UserID, type: str, messages: Messages) -> list[dict[str, bytes]]:
+    def _for_others(self, sender: UserID, type: str, others: Messages) -> list[dict[str, bytes]]:
         """The contents of EDUs by server: several for a server for which it is much."""
         by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
         sizes: dict[ServerName, int] = {}
-        for user_id, devices in messages.items():
-            if self._identity.is_local(user_id) or not is_user_id(user_id):
+        for user_id, devices in others.items():
+            if not is_user_id(user_id):
                 continue
             server = domain_of(user_id)
             if not is_server_name(server) or not self._policy.allows(server):

@@ -47,7 +47,7 @@ class Typing:
         self._ends: dict[int, dict[UserID, IDelayedCall]] = {}
         self._changed: OrderedDict[int, int] = OrderedDict()
         """Position of the latest change by room, the latest last."""
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.MEMBERSHIP)
 
     @property
     def position(self) -> int:

@@ -52,13 +52,19 @@ class AuthenticationRequired(MatrixError):
     def __init__(self, state: Mapping[str, object], error: MatrixError | None = None) -> None:
         super().__init__("Confirm who you are" if error is None else error.text)
         self._state = state
-        self._error = error
+        self.error = error
+        """Why a stage failed."""
+
+    @property
+    def session_id(self) -> str:
+        """The session in which to go on."""
+        return str(self._state["session"])
 
     def body(self) -> Mapping[str, object]:
         """See the specification: flows, params, session and completed."""
-        if self._error is None:
+        if self.error is None:
             return self._state
-        return {**self._error.body(), **self._state}
+        return {**self.error.body(), **self._state}
 
 
 class Stage(Protocol):
@@ -150,6 +156,21 @@ class UIA:
             # Another request has used it up in the meantime.
             raise self._required(flows, await self._begin(operation), {})
         return Confirmation(completed, session.session_id if keep else None, session.result)
+
+    async def get_operation(self, session_id: str) -> Operation | None:
+        """What a session is to confirm, and who; None where there is no such session."""
+        session = await self._store.get_session(session_id, self._oldest())
+        return None if session is None else Operation(session.operation, UserID(session.user_id or "") or None, "")
+
+    async def do_prove(self, session_id: str, name: str) -> bool:
+        """Note that a stage was done elsewhere, by the user of the session, who goes on with the session alone; False
+        where there is no such session any more."""
+        session = await self._store.get_session(session_id, self._oldest())
+        if session is None:
+            return False
+        operation = Operation(session.operation, UserID(session.user_id or "") or None, "")
+        await self._complete(operation, session, name, "")
+        return True
 
     def set_result(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
         """Note what the operation made, for a repeated request."""

@@ -1,5 +1,5 @@
 """The proofs that user-interactive authentication takes here: nothing, the account's password, a registration
-token, an e-mail address.
+token, an e-mail address, the word of an identity provider.
 
 spec: client-server-api#authentication-types
 """
@@ -20,6 +20,7 @@ from storage.transaction import WriteTransaction
 DUMMY: Final = "m.login.dummy"
 PASSWORD: Final = "m.login.password"
 EMAIL_IDENTITY: Final = "m.login.email.identity"
+SSO: Final = "m.login.sso"
 REGISTRATION_TOKEN: Final = "m.login.registration_token"
 
 EMAIL_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
@@ -129,3 +130,24 @@ class RegistrationTokenStage:
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
         self._tokens.remove_pending(txn, result)
+
+
+class SSOStage:
+    """Signing in with the identity provider again, in a browser; `UIA.do_prove` notes that it was done.
+
+    spec: client-server-api#sso-during-user-interactive-authentication
+    """
+
+    name = SSO
+
+    def params(self) -> Mapping[str, object] | None:
+        return None
+
+    async def check(self, auth: AuthData, operation: Operation) -> str:
+        raise Forbidden("Sign in on the page of this stage first; then ask again with the session alone")
+
+    def add(self, txn: WriteTransaction, result: str) -> None:
+        """Holds nothing."""
+
+    def remove(self, txn: WriteTransaction, result: str) -> None:
+        """Held nothing."""

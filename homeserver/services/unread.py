@@ -27,7 +27,10 @@ from storage.receipts import UNTHREADED, ReceiptRow, ReceiptStore
 from storage.rooms import RoomStore
 from storage.streams import Change, Streams, Topic
 
-COUNTED: Final = int(EventFlag.NOTIFIES | EventFlag.OUTCOMES)
+# plain numbers: testing a flag of the enumeration takes ten times as long
+_NOTIFIES: Final = int(EventFlag.NOTIFIES)
+_OUTCOMES: Final = int(EventFlag.OUTCOMES)
+COUNTED: Final = _NOTIFIES | _OUTCOMES
 """Events with one of these flags may count."""
 COUNTED_EVENTS: Final = 64
 """Newest counted events of a room kept for carrying counts on."""
@@ -97,12 +100,10 @@ class _Recent:
     """Oldest first."""
 
     def after(self, position: int, upto: int) -> list[_Counted]:
-        news = self.events[bisect_right(self.events, position, key=_position) :]
-        return [event for event in news if event.position <= upto]
-
-    def has_outcomes(self, position: int, upto: int) -> bool:
-        """Whether one of those is something else to some users."""
-        return any(event.flags & EventFlag.OUTCOMES for event in self.after(position, upto))
+        events = self.events
+        if not events or events[-1].position <= position:
+            return []
+        return events[bisect_right(events, position, key=_position) : bisect_right(events, upto, key=_position)]
 
 
 class UnreadCounts:
@@ -131,7 +132,7 @@ class UnreadCounts:
         self._recent: OrderedDict[int, _Recent] = OrderedDict()
         self._dropped_upto = streams.current()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.REDACTED)
         streams.watch(self._heed_others)
 
     async def get_counts(
@@ -148,11 +149,14 @@ class UnreadCounts:
         for row in rooms:
             key = (user_id, row.room_nid)
             count = self._counts.get(key)
-            if count is None or not self._may_carry_on(row.room_nid, count, upto, ignored, known_after):
+            news = None if count is None else self._news(row.room_nid, count, upto, ignored, known_after)
+            if count is None or news is None:
                 missing.append(row)
                 continue
             self._counts.move_to_end(key)
-            self._carry_on(key, count, upto, attention, room_ids.get(row.room_nid, ""), outcomes)
+            if news:
+                _carry_on(user_id, count, news, attention, room_ids.get(row.room_nid, ""), outcomes)
+            count.upto = max(count.upto, upto)
             found[row.room_nid] = count.freeze()
         if missing:
             heard = self._changes_heard
@@ -212,46 +216,25 @@ class UnreadCounts:
         after: dict[int, int] = {}
         for row in rooms:
             count, recent = self._counts.get((user_id, row.room_nid)), self._recent.get(row.room_nid)
-            if count is not None and recent is not None and recent.has_outcomes(count.upto, upto):
+            if count is not None and recent is not None and _have_outcomes(recent.after(count.upto, upto)):
                 after[row.room_nid] = count.upto
         return after
 
-    def _may_carry_on(
+    def _news(
         self, room_nid: int, count: _Count, upto: int, ignored: Set[str], known_after: Mapping[int, int]
-    ) -> bool:
-        """Whether all that has come since the count was taken is known."""
-        recent = self._recent.get(room_nid)
+    ) -> Sequence[_Counted] | None:
+        """All that has come since the count was taken; None: that is not known."""
         if count.ignored != ignored:
-            return False
-        if recent is None:
-            return count.upto >= self._dropped_upto
-        if recent.has_outcomes(count.upto, upto) and known_after.get(room_nid, upto) > count.upto:
-            return False  # the count came between
-        return count.upto >= recent.complete_from
-
-    def _carry_on(
-        self,
-        key: tuple[str, int],
-        count: _Count,
-        upto: int,
-        attention: AttentionHistory,
-        room_id: str,
-        outcomes: Mapping[int, int],
-    ) -> None:
-        """Bring the count up to the position."""
-        user_id, room_nid = key
+            return None
         recent = self._recent.get(room_nid)
-        for event in () if recent is None else recent.after(count.upto, upto):
-            if event.sender == user_id:
-                if event.flags & EventFlag.NOTIFIES:  # who writes has read
-                    count.threads.pop(event.thread, None)
-            elif event.sender not in count.ignored:
-                outcome = outcomes.get(event.position)
-                if outcome is None:
-                    outcome = flags_outcome(event.flags, attention.at(room_id, event.position))
-                if outcome:
-                    count.add(event.thread, outcome)
-        count.upto = max(count.upto, upto)
+        if recent is None:
+            return () if count.upto >= self._dropped_upto else None
+        if count.upto < recent.complete_from:
+            return None
+        news = recent.after(count.upto, upto)
+        if _have_outcomes(news) and known_after.get(room_nid, upto) > count.upto:
+            return None  # the count came between
+        return news
 
     def _keep(self, key: tuple[str, int], count: _Count) -> None:
         self._counts[key] = count
@@ -303,3 +286,29 @@ class UnreadCounts:
             last = dropped.events[-1].position if dropped.events else dropped.complete_from
             self._dropped_upto = max(self._dropped_upto, last)
         return recent
+
+
+def _have_outcomes(events: Sequence[_Counted]) -> bool:
+    """Whether one of the events is something else to some users."""
+    return any(event.flags & _OUTCOMES for event in events) if events else False
+
+
+def _carry_on(
+    user_id: str,
+    count: _Count,
+    news: Sequence[_Counted],
+    attention: AttentionHistory,
+    room_id: str,
+    outcomes: Mapping[int, int],
+) -> None:
+    """Add what has come since the count was taken."""
+    for event in news:
+        if event.sender == user_id:
+            if event.flags & _NOTIFIES:  # who writes has read
+                count.threads.pop(event.thread, None)
+        elif event.sender not in count.ignored:
+            outcome = outcomes.get(event.position)
+            if outcome is None:
+                outcome = flags_outcome(event.flags, attention.at(room_id, event.position))
+            if outcome:
+                count.add(event.thread, outcome)

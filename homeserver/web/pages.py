@@ -1,15 +1,18 @@
 """Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
 
-A page loads nothing and runs no script. Its style stands in it, and is the only one that its headers allow.
+A page loads nothing but images of this server, and runs no script but one that the specification wants on one page. Its style
+stands in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from federation.protocol.endpoint import RequestContext
 from homeserver.http.answers import Response
 from homeserver.services.languages import Language, Languages
 
@@ -28,13 +31,9 @@ class Pages:
         loader = self._environment.loader
         assert loader is not None
         self._style = loader.get_source(self._environment, STYLE)[0]
-        style_hash = b64encode(sha256(self._style.encode()).digest()).decode()
+        self._style_source = _source_of(self._style)
         self._headers = {
             "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": (
-                f"default-src 'none'; style-src 'sha256-{style_hash}'; base-uri 'none'; form-action 'self'; "
-                "frame-ancestors 'none'"
-            ),
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Vary": "Accept-Language",
@@ -45,9 +44,18 @@ class Pages:
         return self._languages.choose(accept_language)
 
     def make(
-        self, template: str, language: Language, fields: dict[str, object], status: int = HTTPStatus.OK
+        self,
+        template: str,
+        language: Language,
+        fields: dict[str, object],
+        status: int = HTTPStatus.OK,
+        *,
+        cookies: tuple[str, ...] = (),
+        leads_to: Iterable[str] = (),
+        script: str = "",
     ) -> Response:
-        """The page of a template."""
+        """The page of a template. `leads_to`: where else an answer to its forms may send the browser on, as a
+        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -55,6 +63,34 @@ class Pages:
                 "lang": language.tag,
                 "server_name": self._server_name,
                 "style": self._style,
+                "script": script,
             }
         )
-        return Response(status, self._headers, text.encode())
+        policy = (
+            f"default-src 'none'; style-src {self._style_source}; img-src 'self'; base-uri 'none'; "
+            f"form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
+        )
+        if script:
+            policy += f"; script-src {_source_of(script)}"
+        return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
+
+    def message(
+        self, context: RequestContext, title: str, texts: Sequence[str], status: int = HTTPStatus.OK
+    ) -> Response:
+        """A page that only says something, in words that are translated already."""
+        return self.make("message.html", self.choose(context.languages), {"title": title, "texts": texts}, status)
+
+    def stale_form(self, context: RequestContext) -> Response:
+        """The page for who has sent a form that is not, or no longer, one of ours."""
+        return self.make("stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN)
+
+
+def see_other(where: str, *, cookies: tuple[str, ...] = ()) -> Response:
+    """The answer that leads a browser elsewhere, also after a form."""
+    headers = {"Location": where, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
+    return Response(HTTPStatus.SEE_OTHER, headers, b"", cookies)
+
+
+def _source_of(text: str) -> str:
+    """By what a policy allows a text that stands in the page."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"

@@ -1,5 +1,9 @@
 """matrix-rust-sdk, the engine of Element X, with encryption: recovery, verification by emoji, backup, a new identity; and
-nothing that anybody may read is unreadable, though the server is killed."""
+nothing that anybody may read is unreadable, though the server is killed.
+
+The server is killed while the engine may be about to put keys into the backup: it puts them there afterwards, at the latest
+when it is asked to wait until it has. That no key is lost whose upload was answered shows `tests/nodes/test_key_backup_kill.py`.
+"""
 
 import asyncio
 from pathlib import Path
@@ -22,15 +26,12 @@ async def _encryption(server: RealServer, folder: Path) -> None:
         recovery_keys = [await _enable_recovery(each) for each in (alice, bob)]
         room_id = await _room(alice, bob)
         ours, theirs = await alice.timeline(room_id), await bob.timeline(room_id)
-        await _talk([ours, theirs], "first")
-        for each in (alice, bob):  # else the engine may leave out of the backup what it was about to send
-            await each.client.encryption().wait_for_backup_upload_steady_state(None)
+        said = await _talk([ours, theirs], "first")
         server.kill()
         server.wait_until_ready()
-        await _talk([ours, theirs], "after the power failure")
+        said += await _talk([ours, theirs], "after the power failure")
         for each in (alice, bob):
             await each.client.encryption().wait_for_backup_upload_steady_state(None)
-        said = list(ours.messages)
         async with (
             person(server, "secret-alice", folder / "second", new=False, encrypts=True) as alice2,
             person(server, "secret-bob", folder / "second", new=False, encrypts=True) as bob2,
@@ -73,12 +74,14 @@ async def _room(alice: Person, bob: Person) -> str:
     return room_id
 
 
-async def _talk(timelines: list[FollowedTimeline], text: str) -> None:
-    """Each says something, which all read."""
-    for number, speaker in enumerate(timelines):
-        await speaker.say(f"{text} {number}")
+async def _talk(timelines: list[FollowedTimeline], text: str) -> list[str]:
+    """Each says something, which all read; what was said."""
+    said = [f"{text} {number}" for number in range(len(timelines))]
+    for speaker, words in zip(timelines, said, strict=True):
+        await speaker.say(words)
         for timeline in timelines:
-            await timeline.hears(f"{text} {number}")
+            await timeline.hears(words)
+    return said
 
 
 async def _recover(device: Person, key: str) -> None:
@@ -156,6 +159,7 @@ async def _reads(timeline: FollowedTimeline, said: list[str]) -> None:
 
     async def read() -> list[str]:
         await timeline.to_the_beginning()
+        await timeline.straighten()
         return [text for text in timeline.messages if text in said]
 
     await asked("all that was said", read, lambda texts: texts == said)

@@ -20,6 +20,10 @@ from homeserver.config.yaml_text import Place
 
 PACKAGE = Path(__file__).parents[2] / "homeserver"
 READ_AS = {
+    "cas_config": {"cas_config", "config", "_config"},
+    "config": {"templates"},
+    "jwt_config": {"jwt", "_config"},
+    "saml2_config": {"saml2_config", "config", "_config"},
     "database": {"database", "section"},
     "listeners": {"listener"},
     "media_object_store": {"object_store"},

@@ -23,6 +23,7 @@ from homeserver.client import (
     registration,
     tags,
 )
+from homeserver.config.upstream import JWT
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_data import AccountData
@@ -44,6 +45,8 @@ from homeserver.services.shared_secret_registration import SharedSecretRegistrat
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, PasswordStage, RegistrationTokenStage
+from homeserver.services.upstream.identity import OfferedProviders
+from homeserver.services.upstream.jwt_sign_in import JWTSignIn
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -56,6 +59,7 @@ from storage.registration_tokens import RegistrationTokenStore
 from storage.threepids import ThreepidStore
 from storage.tokens import TokenStore
 from storage.uia import UIAStore
+from storage.upstream_sessions import UpstreamSessionStore
 from tests.helpers.http import Answer, Client, client_for
 
 T = TypeVar("T")
@@ -154,8 +158,8 @@ class AccountsServer:
             self.account_store,
             self.device_store,
             self.token_store,
-            self.login_token_store,
             lifetimes=lifetimes,
+            ends_with_sessions=[self.login_token_store],
         )
         self.threepids = ThreepidStore(database)
         self.sign_in = SignIn(
@@ -225,7 +229,9 @@ class AccountsServer:
         self.login_tokens = LoginTokens(
             clock,
             self.secret_text,
+            database,
             self.login_token_store,
+            UpstreamSessionStore(database),
             self.account_store,
             self.accounts,
             self.sessions,
@@ -253,6 +259,16 @@ class AccountsServer:
             self.sessions,
             shared,
             self.sign_in,
+            OfferedProviders(),
+            JWTSignIn(
+                clock,
+                self.account_store,
+                self.registration,
+                self.sessions,
+                self.limiter,
+                JWT(),
+                server_name=SERVER_NAME,
+            ),
         ]
         sources = [
             account,

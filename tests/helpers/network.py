@@ -71,6 +71,7 @@ class Network:
         """A server again, upon its database: as after a crash, but for what it would still have sent."""
         Deferred.fromCoroutine(self.servers[name].app.federation_out.sender.stop())
         self.servers[name].app.incoming.completions.stop()
+        self.servers[name].app.federation.unproved.stop()
         return self._build(self._folder / name, name, self.servers[name].app.database, further_config, fetch)
 
     def _build(
@@ -98,15 +99,18 @@ class Network:
         self.servers[name] = server
         if self._sends:
             server.app.federation_out.sender.start()
+            server.app.federation.unproved.start()
         if self._completes:
             server.app.incoming.completions.start()
         return server
 
     def start_sending(self) -> None:
-        """Let all servers tell the others what happens, as they do outside of tests; see `settle`."""
+        """Let all servers tell the others what happens, and mend what they could not check, as they do outside of tests; see
+        `settle`."""
         self._sends = True
         for server in self.servers.values():
             server.app.federation_out.sender.start()
+            server.app.federation.unproved.start()
 
     def start_completing(self) -> None:
         """Let all servers fetch what they lack of the state of rooms, as they do outside of tests; see `settle`."""

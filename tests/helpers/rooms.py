@@ -29,6 +29,7 @@ from federation.rooms.servers import RoomServers
 from federation.rooms.sources import Questions
 from federation.rooms.state_imports import StateImports
 from federation.rooms.timelines import Timelines
+from federation.rooms.unproved import UnprovedStates
 from federation.rooms.visible import Visibility
 from storage.auth_chains import AuthChainStore
 from storage.database import Database
@@ -41,6 +42,7 @@ from storage.rooms import RoomRow, RoomStore
 from storage.state_tree import StateTreeStore
 from storage.timelines import TimelineStore
 from storage.transaction import WriteTransaction
+from storage.unproved_state import UnprovedStore, UnprovedWriter
 
 SERVER = ServerName("a.test")
 ALICE = UserID("@alice:a.test")
@@ -98,11 +100,25 @@ class RoomParts:
         self.placements = Placements(
             database, self.engine, self.events, self.resolver, writer, self.identity, classify, self.tick
         )
-        questions = Questions(self.events, self.resolver, self.get_signers, self.approve, self.prepare, lambda _: False)
+        questions = Questions(self.events, self.resolver, self.get_signers, self.approve, self.prepare, self.lacks_keys)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
         access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.clock = Clock()
+        self.unproved = UnprovedStates(
+            database,
+            UnprovedStore(database),
+            UnprovedWriter(self.trees),
+            self.engine,
+            self.rooms,
+            self.events,
+            outliers,
+            self.resolver,
+            self.identity,
+            streams,
+            self.clock,
+        )
         self.receiver = Receiver(
-            self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access
+            self.engine, self.events, store, self.resolver, self.placements, outliers, questions, access, self.unproved
         )
         self.adoptions = Adoptions(
             database,
@@ -118,6 +134,7 @@ class RoomParts:
             self.identity,
             questions,
             self.tick,
+            self.unproved.first_attempt,
         )
 
     async def auth_chain(self, event: Event) -> list[Mapping[str, Any]]:
@@ -133,6 +150,10 @@ class RoomParts:
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """As a keyring that knows all keys."""
         return required_signers(event) - missing_signers(event, self.keys)
+
+    def lacks_keys(self, event: Event) -> bool:
+        """Whether a server must have signed it whose keys are not known."""
+        return not required_signers(event) <= self.keys.keys()
 
     async def prepare(self, events: Iterable[Event]) -> None:
         """All keys are at hand."""

@@ -44,7 +44,6 @@ T = TypeVar("T")
 
 START = 1_700_000_000.0
 OPEN_CONFIG = """
-federation: {partial_state_joins: true}
 enable_registration: true
 enable_registration_without_verification: true
 allow_guest_access: true
@@ -167,6 +166,7 @@ class TestServer:
                 "a_test", bytes(32) if server_name == "example.org" else server_name.encode().ljust(32)[:32]
             ),
             threads=InlineThreads(),
+            directory_threads=InlineThreads(),
             media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor()),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,

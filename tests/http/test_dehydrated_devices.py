@@ -15,8 +15,8 @@ DEVICE = "a/b+Curve25519IdentityKeyInBase64"
 DATA = {"algorithm": "m.dehydration.v2", "device_pickle": "secret", "nonce": "n"}
 
 
-def keys_of(user: User, device_id: str) -> dict[str, Any]:
-    key = PersonalKey(7, device_id)
+def keys_of(user: User, device_id: str, seed: int = 7) -> dict[str, Any]:
+    key = PersonalKey(seed, device_id)
     content = {
         "user_id": user.user_id,
         "device_id": device_id,
@@ -127,6 +127,20 @@ def test_the_same_again_loses_nothing(alice: User, bob: User) -> None:
     send(bob, alice, DEVICE, range(1))
     put(alice)
     assert numbers(alice.get(events(DEVICE)).json) == [0]
+
+
+def test_another_of_the_same_id_begins_with_nothing(alice: User, bob: User) -> None:
+    put(alice)
+    send(bob, alice, DEVICE, range(1, 3))
+    other = {**new_device(alice), "device_keys": keys_of(alice, DEVICE, seed=8)}
+    other["one_time_keys"] = {"signed_curve25519:a": {"key": "another", "signatures": {}}}
+    assert alice.put(PATH, other).status == 200
+    send(bob, alice, DEVICE, range(3, 4))
+    assert numbers(alice.get(events(DEVICE)).json) == [3]
+    wish = {"one_time_keys": {alice.user_id: {DEVICE: "signed_curve25519"}}}
+    (given,) = bob.post(f"{V3}/keys/claim", wish).json["one_time_keys"][alice.user_id][DEVICE].values()
+    assert given["key"] == "another", "of the old device's keys none is given out"
+    assert query(bob, alice)["device_keys"][alice.user_id][DEVICE]["keys"] == other["device_keys"]["keys"]
 
 
 def test_messages_come_in_pages_and_stay(alice: User, bob: User) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from homeserver.config.load import ConfigError
 from homeserver.services.languages import Languages
 from homeserver.web.landing import LandingPage
 from homeserver.web.pages import Pages
 from storage.database import Database
 from tests.helpers.server import TestServer
+
+POLICY_KEY = "6yhHGKhCiXTSEN2ksjV7kX/N6rBQZ3Xb+M7LlC6NS+s"
 
 
 def configured(tmp_path: Path, database: Database, config: str) -> TestServer:
@@ -40,7 +43,7 @@ def test_rooms_that_are_always_encrypted(
     assert {name.removeprefix(prefix) for name in features if name.startswith(prefix)} == forced
 
 
-@pytest.mark.parametrize("document", ["client", "server", "support"])
+@pytest.mark.parametrize("document", ["client", "server", "support", "policy_server"])
 def test_a_document_that_is_not_configured(server: TestServer, document: str) -> None:
     answer = server.get(f"/.well-known/matrix/{document}")
     assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
@@ -51,7 +54,8 @@ def test_documents_that_are(tmp_path: Path, sqlite_database: Database) -> None:
         tmp_path,
         sqlite_database,
         "public_baseurl: https://matrix.example.org/\nextra_well_known_client_content: {org.example: 1}\n"
-        "serve_server_wellknown: true\nadmin_contact: mailto:admin@example.org\nsupport_page: https://example.org/help",
+        "serve_server_wellknown: true\nadmin_contact: mailto:admin@example.org\nsupport_page: https://example.org/help\n"
+        f"policy_server_public_key: {POLICY_KEY}",
     )
     assert server.get("/.well-known/matrix/client").json == {
         "m.homeserver": {"base_url": "https://matrix.example.org/"},
@@ -62,6 +66,13 @@ def test_documents_that_are(tmp_path: Path, sqlite_database: Database) -> None:
         "contacts": [{"email_address": "admin@example.org", "role": "m.role.admin"}],
         "support_page": "https://example.org/help",
     }
+    assert server.get("/.well-known/matrix/policy_server").json == {"public_keys": {"ed25519": POLICY_KEY}}
+
+
+@pytest.mark.parametrize("key", ["", "short", "é", POLICY_KEY[:-1] + "===A"])
+def test_a_key_of_a_policy_server_that_is_none(tmp_path: Path, sqlite_database: Database, key: str) -> None:
+    with pytest.raises(ConfigError, match="policy_server_public_key"):
+        configured(tmp_path, sqlite_database, f"policy_server_public_key: '{key}'")
 
 
 @pytest.mark.parametrize(

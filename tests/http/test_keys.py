@@ -281,6 +281,36 @@ def test_a_first_sync_whose_answer_was_lost_is_repeated_whole(alice: User, bob: 
     assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 200))
 
 
+def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(alice: User, bob: User) -> None:
+    room_id = bob.post(f"{V3}/createRoom").json["room_id"]
+    send_numbers(alice, bob, range(150))
+    token = sync(bob)["next_batch"]
+    bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", {"body": "later", "msgtype": "m.text"})
+    page = bob.get(f"{V3}/rooms/{room_id}/messages?dir=f&from={token}").json
+    assert [event["content"]["body"] for event in page["chunk"]] == ["later"]
+    assert bob.get(f"{V3}/keys/changes?from={token}&to={token}").json == {"changed": [], "left": []}
+    second = sync(bob, token)
+    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 150))
+    assert [event["content"] for event in second["rooms"]["join"][room_id]["timeline"]["events"]] == [
+        {"body": "later", "msgtype": "m.text"}
+    ]
+    assert sync(bob, second["next_batch"])["to_device"]["events"] == []
+
+
+def test_what_arrives_amid_a_long_backlog_comes_after_it_and_once(alice: User, bob: User) -> None:
+    send_numbers(alice, bob, range(350))
+    since, numbers, next_number = sync(bob)["next_batch"], list(range(100)), 350
+    while events := sync(bob, since)["to_device"]["events"]:
+        repeated = sync(bob, since)
+        assert repeated["to_device"]["events"] == events
+        numbers += [event["content"]["n"] for event in events]
+        since = repeated["next_batch"]
+        if len(numbers) < 400:
+            send_numbers(alice, bob, range(next_number, next_number + 1))
+            next_number += 1
+    assert numbers == list(range(next_number))
+
+
 def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob: User) -> None:
     for to in (bob.user_id, "@far:elsewhere.example"):
         body = {"messages": {to: {bob.device_id: {"text": "x" * 70_000}}, alice.user_id: {alice.device_id: {}}}}

@@ -81,9 +81,17 @@ def test_what_ends_all_sessions_ends_tokens(server: AccountsServer, ending: str)
 async def test_a_locked_account_does_not_sign_in(server: AccountsServer) -> None:
     alice = server.register()
     token = token_of(alice)
-    await server.accounts.do_set_flags(alice.id, locked=True)
+    await server.database.write("lock", server.account_store.set_flags, alice.id, locked=True)
     answer = login(server, token)
     assert (answer.status, answer.errcode) == (401, "M_USER_LOCKED")
+
+
+async def test_a_lock_ends_tokens(server: AccountsServer) -> None:
+    alice = server.register()
+    token = token_of(alice)
+    await server.accounts.do_set_flags(alice.id, locked=True)
+    await server.accounts.do_set_flags(alice.id, locked=False)
+    assert login(server, token).errcode == "M_FORBIDDEN"
 
 
 def test_tokens_cannot_be_guessed_for_long(database: Database) -> None:

@@ -196,3 +196,38 @@ def test_a_device_has_so_many_connections_and_no_more(server: TestServer, tmp_pa
     alice.server = TestServer(tmp_path, server.app.database, seed=2)
     statuses = [alice.post(client.path(), client.body).status for client in clients]
     assert statuses == [400] + [200] * 16
+
+
+def test_an_answer_without_news_comes_again_until_something_else_is_asked_or_happens(server: TestServer) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    older, newer = (create(alice, preset="public_chat") for _ in range(2))
+    act(bob, newer, "join")
+    extensions: dict[str, Any] = {"typing": {"enabled": True}, "account_data": {"enabled": True}}
+    client = SlidingClient(alice, lists={"all": a_list([0, 0])}, extensions=extensions)
+
+    def settle() -> dict[str, Any]:
+        client.sync()
+        empty = client.sync()
+        assert empty["rooms"] == {}
+        assert client.sync() == client.sync() == empty
+        return empty
+
+    assert set(client.sync()["rooms"]) == {newer}
+    assert settle()["lists"] == {"all": {"count": 2}}
+    client.body["lists"] = {"all": a_list([0, 1])}
+    assert set(client.sync()["rooms"]) == {older}
+    settle()
+    client.body["room_subscriptions"] = {older: {"timeline_limit": 10, "required_state": []}}
+    assert client.sync()["rooms"][older]["timeline"]
+    settle()
+    client.body["extensions"] = {**extensions, "e2ee": {"enabled": True}}
+    assert "e2ee" in client.sync()["extensions"]
+    settle()
+    bob.put(f"/_matrix/client/v3/rooms/{newer}/typing/{bob.user_id}", {"typing": True, "timeout": 9000})
+    assert client.sync()["extensions"]["typing"]["rooms"][newer]["content"] == {"user_ids": [bob.user_id]}
+    settle()
+    alice.put(f"/_matrix/client/v3/user/{alice.user_id}/account_data/org.example", {"a": 1})
+    assert client.sync()["extensions"]["account_data"]["global"] == [{"type": "org.example", "content": {"a": 1}}]
+    settle()
+    say(bob, newer, "hello")
+    assert texts(client.sync()["rooms"][newer]) == ["hello"]

@@ -40,6 +40,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         pytest.skip(NOT_INSTALLED)
     town = Town(tmp_path_factory.mktemp("town"), python)
     try:
-        yield Pair(town.start_ours(federation={"partial_state_joins": True}), town.start_synapse())
+        yield Pair(town.start_ours(), town.start_synapse())
     finally:
         town.end()

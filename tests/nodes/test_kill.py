@@ -6,7 +6,6 @@ transaction id, as clients do. A watcher goes on with /sync from the token it ha
 what was acknowledged.
 """
 
-import http.client
 import threading
 import time
 from collections import Counter
@@ -19,7 +18,8 @@ from urllib.parse import quote
 from storage.database import PostgresConfig, SQLiteConfig
 from storage.rooms import RoomStore
 from tests.helpers.databases import open_inline
-from tests.helpers.running import Reply, RunningServer, ServerFiles, exchange
+from tests.helpers.kills import Caller, Where
+from tests.helpers.running import RunningServer, ServerFiles
 
 SEED = 20240229
 ROUNDS = 20
@@ -44,27 +44,6 @@ class Sent:
     redacted: bool = False
 
 
-@dataclass
-class Where:
-    """The process that serves now; None while there is none. Told to all threads."""
-
-    server: RunningServer | None = None
-    changed: threading.Condition = field(default_factory=threading.Condition)
-    over: bool = False
-
-    def tell(self, server: RunningServer | None, *, over: bool = False) -> None:
-        with self.changed:
-            self.server, self.over = server, over
-            self.changed.notify_all()
-
-    def wait(self) -> RunningServer:
-        """The process that serves, once there is one."""
-        with self.changed:
-            self.changed.wait_for(lambda: self.server is not None, 60)
-            assert self.server is not None
-            return self.server
-
-
 class Sender(threading.Thread):
     """One person: does one thing after the other, each until it is answered."""
 
@@ -72,7 +51,7 @@ class Sender(threading.Thread):
         super().__init__(daemon=True)
         self.number = number
         self.where = where
-        self.token = token
+        self.caller = Caller(where, token)
         self.user_id = user_id
         self.rooms = rooms
         self.random = Random(f"{SEED} {number}")
@@ -80,10 +59,7 @@ class Sender(threading.Thread):
         self.redactions: list[str] = []
         self.state: dict[str, int] = {}
         self.data = 0
-        self.repeated = 0
         self.trouble: BaseException | None = None
-        self._connection: http.client.HTTPConnection | None = None
-        self._server: RunningServer | None = None
 
     def run(self) -> None:
         try:
@@ -102,41 +78,28 @@ class Sender(threading.Thread):
         if dice < 0.75:
             message = Sent(room_id, f"{self.number}-{number}")
             body = {"msgtype": "m.text", "body": message.key, "key": message.key}
-            message.event_id = self.until_answered("PUT", f"{path}/send/m.room.message/t{number}", body).json[
+            message.event_id = self.caller.until_answered("PUT", f"{path}/send/m.room.message/t{number}", body).json[
                 "event_id"
             ]
             self.sent.append(message)
         elif dice < 0.82 and (whole := [message for message in self.sent if not message.redacted]):
             message = self.random.choice(whole)
             path = f"{CLIENT}/rooms/{quote(message.room_id)}/redact/{quote(message.event_id)}/r{number}"
-            reply = self.until_answered("PUT", path, {"reason": f"{self.number}-{number}"})
+            reply = self.caller.until_answered("PUT", path, {"reason": f"{self.number}-{number}"})
             message.redacted = True
             self.redactions.append(reply.json["event_id"])
         elif dice < 0.9:
-            self.until_answered("PUT", f"{path}/state/org.example.counter/{quote(self.user_id)}", {"n": number})
+            self.caller.until_answered("PUT", f"{path}/state/org.example.counter/{quote(self.user_id)}", {"n": number})
             self.state[room_id] = number
         elif dice < 0.95:
-            self.until_answered("PUT", f"{CLIENT}/user/{quote(self.user_id)}/account_data/org.example.n", {"n": number})
+            self.caller.until_answered(
+                "PUT", f"{CLIENT}/user/{quote(self.user_id)}/account_data/org.example.n", {"n": number}
+            )
             self.data = number
         else:
             path = f"{CLIENT}/rooms/{quote(self.rooms[-1])}"
-            self.until_answered("POST", f"{path}/leave", {})
-            self.until_answered("POST", f"{path}/join", {})
-
-    def until_answered(self, method: str, path: str, body: Any) -> Reply:
-        while True:
-            server = self.where.wait()
-            if server is not self._server or self._connection is None:
-                self._server, self._connection = server, server.connect()
-            try:
-                reply = exchange(self._connection, method, path, body, token=self.token)
-            except (OSError, http.client.HTTPException):
-                self._connection = None
-                self.repeated += 1
-                time.sleep(0.01)
-                continue
-            assert reply.status == 200, (method, path, reply.status, reply.body)
-            return reply
+            self.caller.until_answered("POST", f"{path}/leave", {})
+            self.caller.until_answered("POST", f"{path}/join", {})
 
 
 @dataclass
@@ -214,7 +177,7 @@ def live_through_kills(files: ServerFiles) -> list[str]:
         ]
         for sender in senders:
             for room_id in rooms:
-                joined = server.request("POST", f"{CLIENT}/join/{quote(room_id)}", {}, token=sender.token)
+                joined = server.request("POST", f"{CLIENT}/join/{quote(room_id)}", {}, token=sender.caller.token)
                 assert joined.status == 200, joined.body
         watcher.look(server)
         early = Watcher(watcher.token, watcher.since)
@@ -236,7 +199,7 @@ def live_through_kills(files: ServerFiles) -> list[str]:
             assert not sender.is_alive()
         print(f"acknowledged {sum(len(s.sent) for s in senders)}, slowest start {max(starts):.2f} s")  # noqa: T201 - the same
         assert max(starts) < SECONDS_TO_START
-        assert sum(sender.repeated for sender in senders) >= ROUNDS // 2, "the process was never killed at work"
+        assert sum(sender.caller.repeated for sender in senders) >= ROUNDS // 2, "the process was never killed at work"
         watcher.look(server)
         early.look(server)
         for room_id in rooms:
@@ -276,7 +239,7 @@ def check_room(server: RunningServer, watcher: Watcher, early: Watcher, senders:
             path = f"{CLIENT}/rooms/{quote(room_id)}/state/org.example.counter/{quote(sender.user_id)}"
             assert server.request("GET", path, token=watcher.token).json == {"n": sender.state[room_id]}
         answer = server.request(
-            "PUT", f"{CLIENT}/rooms/{quote(room_id)}/send/m.room.message/last", {"body": "!"}, token=sender.token
+            "PUT", f"{CLIENT}/rooms/{quote(room_id)}/send/m.room.message/last", {"body": "!"}, token=sender.caller.token
         )
         assert answer.status == 200, answer.body
     state = server.request("GET", f"{CLIENT}/rooms/{quote(room_id)}/state", token=watcher.token).json
@@ -288,4 +251,4 @@ def check_account_data(server: RunningServer, senders: list[Sender]) -> None:
     for sender in senders:
         path = f"{CLIENT}/user/{quote(sender.user_id)}/account_data/org.example.n"
         if sender.data:
-            assert server.request("GET", path, token=sender.token).json == {"n": sender.data}
+            assert server.request("GET", path, token=sender.caller.token).json == {"n": sender.data}

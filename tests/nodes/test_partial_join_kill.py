@@ -39,7 +39,7 @@ def test_it_goes_on_wherever_it_was(town: OwnTown, database_config: SQLiteConfig
     north_files = town.add(north_port)
     room_id = quote(make_large_room(north_files, north_port, MEMBERS))
     north = north_files.start(listeners=2)
-    files = town.add(south_port, {"federation": {"partial_state_joins": True}}, database=database_config)
+    files = town.add(south_port, database=database_config)
     south = files.start(listeners=2)
     token, other = south.register("bob"), north.register("alice")
     good(south, "POST", f"{V3}/join/{room_id}?via=localhost:{north_port}", token, {})

@@ -202,8 +202,12 @@ class Towns(RuleBasedStateMachine):
                 self.say(who)
                 self._pass_time(1)
         for user in self.users:
-            if user.get(f"{V3}/rooms/{self.room_id}/state").status == 200:
+            if self._may_read(user):
                 texts(user, self.room_id)
+
+    def _may_read(self, user: User) -> bool:
+        """Whether somebody reads the room to its beginning."""
+        return user.get(f"{V3}/rooms/{self.room_id}/state").status == 200
 
     def _come_back(self) -> None:
         """Whoever is able to opens the doors; then all come in, through whoever lets them."""

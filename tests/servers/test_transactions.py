@@ -268,6 +268,28 @@ async def test_a_key_that_is_slow_to_come_holds_up_nobody_else(network: Network)
     assert slow.called
 
 
+async def test_what_is_signed_with_a_key_that_cannot_be_had_waits_for_it(network: Network) -> None:
+    room = await shared(network)
+    east = Side(network.add(EAST))
+    eve = east.server.register("eve")
+    await adopt(room.south, east, eve.user_id, room.room_id)
+    network.cut(NORTH, EAST)
+    said = say(eve, room.room_id, "salom")
+    join = (await east.last(room.room_id))[0].prev_events[0]
+    theirs = [await east.pdu(room.room_id, event_id) for event_id in (join, said)]
+
+    answer = await room.south.push(NORTH, theirs)
+
+    assert answer == {"pdus": {join: {}, said: {}}}
+    assert texts(room.alice, room.room_id) == []
+    network.clock.pump([60.0] * 5)
+    assert texts(room.alice, room.room_id) == []
+    network.mend(NORTH, EAST)
+    network.clock.pump([600.0] * 5)
+    network.settle()
+    assert texts(room.alice, room.room_id) == ["salom"]
+
+
 async def test_who_sends_more_at_once_than_it_may_is_told_to_wait(network: Network) -> None:
     room = await shared(network)
     east = Side(network.add(EAST))

@@ -52,6 +52,53 @@ async def test_values_come_back_as_they_were(
         assert await database.read_quickly("find", find) == [(row[2],)]
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.dictionaries(
+        st.integers(-(2**63), 2**63 - 1), st.tuples(st.none() | texts, st.none() | st.binary(max_size=300)), max_size=9
+    )
+)
+async def test_rows_put_in_together_come_back_as_they_were(
+    database: Database, rows: dict[int, tuple[str | None, bytes | None]]
+) -> None:
+    await make_table(database)
+    expected: list[tuple[SQLValue, ...]] = [(key, *rows[key]) for key in sorted(rows)]
+
+    def insert(txn: WriteTransaction) -> None:
+        txn.insert_rows("things", ("id", "text", "raw"), expected)
+
+    await database.write("insert", insert)
+    assert await database.read("everything", everything) == expected
+
+
+@pytest.mark.parametrize("number", [2, 20])
+async def test_a_row_that_is_there_already_undoes_all_of_its_write(database: Database, number: int) -> None:
+    await make_table(database)
+    await database.write("add", add, [(0, "first", None)])
+
+    def insert(txn: WriteTransaction) -> None:
+        txn.insert_rows("things", ("id", "text"), [(nid, "a\0b") for nid in range(number)])
+
+    with pytest.raises(database.engine.errors):
+        await database.write("insert", insert)
+    assert await database.read("everything", everything) == [(0, "first", None)]
+    await database.write("add", add, [(1, "and it goes on", None)])
+
+
+@pytest.mark.parametrize("number", [1, 3, LARGEST_CHUNK + 1])
+async def test_a_statement_with_a_table_of_rows(database: Database, number: int) -> None:
+    await make_table(database)
+    await database.write("add", add, [(nid, f"t{nid}", None) for nid in range(number)])
+
+    def find(txn: Transaction) -> list[tuple[Any, ...]]:
+        rows = [(nid, f"t{nid}") for nid in range(0, number, 2)] + [(1, "another"), (0, "t0")]
+        sql = "SELECT DISTINCT t.id FROM wanted AS w JOIN things AS t ON t.id = w.nid AND t.text = w.said"
+        return sorted(set(txn.query_with("wanted", ("nid", "said"), rows, sql)))
+
+    assert await database.read("find", find) == [(nid,) for nid in range(0, number, 2)]
+    assert await database.read("none", lambda txn: txn.query_with("wanted", ("nid",), [], "SELECT 1")) == []
+
+
 async def test_truth_is_a_number(database: Database) -> None:
     await make_table(database, "id INTEGER NOT NULL, text TEXT, raw INTEGER")
     await database.write("add", add, [(True, "a", False)])

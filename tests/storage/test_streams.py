@@ -39,6 +39,16 @@ def test_subscribers_hear_of_a_commit_in_order_and_can_read_up_to_its_head() -> 
     assert streams.current() == 9
 
 
+def test_who_names_topics_hears_of_commits_with_one_of_them_and_then_of_all_in_these() -> None:
+    streams = Streams()
+    heard: list[list[Topic]] = []
+    streams.subscribe(lambda told: heard.append([change.topic for change in told]), Topic.DEVICE, Topic.SIGNATURE)
+    streams.publish([Change(1, Topic.RECEIPT), Change(2, Topic.TO_DEVICE)], 2)
+    streams.publish([Change(3, Topic.DEVICE), Change(4, Topic.RECEIPT)], 4)
+    streams.publish([Change(5, Topic.SIGNATURE)], 5)
+    assert heard == [[Topic.DEVICE, Topic.RECEIPT], [Topic.SIGNATURE]]
+
+
 def test_one_subscriber_that_raises_stops_no_other(logged: list[str]) -> None:
     streams = Streams()
     heard: list[int] = []

@@ -45,7 +45,6 @@ class RemoteCopies:
         rate: Rate,
         refused: Collection[str],
         authenticated_only: bool,
-        lifetime_ms: int | None,
     ) -> None:
         """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are given out.
 
@@ -60,7 +59,6 @@ class RemoteCopies:
         self._rate = rate
         self._refused = frozenset(server.lower() for server in refused)
         self._authenticated_only = authenticated_only
-        self._lifetime_ms = lifetime_ms
 
     async def get_content(
         self,
@@ -96,18 +94,6 @@ class RemoteCopies:
             raise NotFound("There is no such file for those who show no access token")
         self._note_access(row)
         return row.content
-
-    async def do_remove_unread(self, limit: int) -> int:
-        """Take away at most so many copies that nobody has read for long; how many. A job does it."""
-        if self._lifetime_ms is None:
-            return 0
-        before = self._now_ms() - self._lifetime_ms
-        rows = await self._store.get_unread(before, limit)
-        if not rows:
-            return 0
-        hashes = {row.content.hash for row in rows}
-        removed = await self._contents.remove_unused(hashes, lambda txn: self._store.remove_unread(txn, rows, before))
-        return 0 if removed is None else len(rows)
 
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)

@@ -44,7 +44,7 @@ class OwnRules:
         self._default: Final = UserRules(compiler.default, AttentionHistory())
         self._known: OrderedDict[str, UserRules] = OrderedDict()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.ACCOUNT_DATA)
         streams.watch(self._heed_others)
 
     async def of_user(self, user_id: UserID) -> UserRules:

@@ -83,7 +83,7 @@ class RoomRules:
         self._happened: deque[_Happened] = deque(maxlen=CHANGES_KEPT)
         self._last = 0
         self._written_by_others = streams.current()
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.MEMBERSHIP, Topic.ACCOUNT_DATA)
         streams.watch(self._heed_others)
 
     async def of_room(self, room_nid: int, room_id: RoomID) -> RoomClasses:

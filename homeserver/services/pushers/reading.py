@@ -167,7 +167,9 @@ class PushReading:
         self._rounds = 0
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
-        streams.subscribe(self._hear)
+        streams.subscribe(
+            self._hear, Topic.PUSHER, Topic.ACCOUNT, Topic.EVENT, Topic.RECEIPT, Topic.MEMBERSHIP, Topic.ACCOUNT_DATA
+        )
         streams.watch(self._heed_others)
 
     def start(self) -> None:

@@ -132,7 +132,7 @@ class ExtensionReader:
         if wanted.since > upto:
             return {"next_batch": str(wanted.since), "events": []}
         as_synced = _as_sync(request, SyncToken(wanted.since, 0))
-        messages, reached = await self._parts.devices.find_messages(as_synced, Range(wanted.since, upto))
+        messages, reached, _ = await self._parts.devices.find_messages(as_synced, Range(wanted.since, upto))
         if len(messages) > wanted.limit:
             messages = messages[: wanted.limit]
             reached = messages[-1].position

@@ -34,7 +34,7 @@ class RoomLabels:
         self._capacity = capacity
         self._known: OrderedDict[str, Labels] = OrderedDict()
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.ACCOUNT_DATA)
         streams.watch(self._heed_others)
 
     async def of_user(self, user_id: UserID) -> Labels:
@@ -79,7 +79,7 @@ class RoomTraits:
         self._capacity = capacity
         self._known: dict[int, SummaryRow] = {}
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED)
         streams.watch(self._heed_others)
 
     async def of_rooms(self, room_nids: Collection[int]) -> Mapping[int, SummaryRow]:

@@ -73,7 +73,7 @@ class RoomOrders:
         self._known: OrderedDict[str, RoomOrder] = OrderedDict()
         self._weight = 0
         self._changes_heard = 0
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.MEMBERSHIP)
         streams.watch(self._heed_others)
 
     async def of_user(self, user_id: UserID) -> RoomOrder:

@@ -37,7 +37,7 @@ class RoomRecency:
         self._bumps: dict[int, int] = {}
         self.generation = 0
         """Another one once something of the latest positions was forgotten."""
-        streams.subscribe(self._hear)
+        streams.subscribe(self._hear, Topic.EVENT)
         streams.watch(self._heed_others)
 
     @property

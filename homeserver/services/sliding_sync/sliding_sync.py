@@ -30,6 +30,7 @@ from homeserver.services.sliding_sync.connections import (
     StateChanges,
     UnknownPos,
 )
+from homeserver.services.sliding_sync.empty_answers import EmptyAnswers
 from homeserver.services.sliding_sync.extensions import ExtensionReader
 from homeserver.services.sliding_sync.lists import RoomLists, Selection, news_of
 from homeserver.services.sliding_sync.request import SlidingRequest
@@ -87,6 +88,7 @@ class SlidingSync:
         self._notifier = notifier
         self._clock = clock
         self._catch_up = catch_up
+        self._empty = EmptyAnswers()
 
     async def sync(self, request: SlidingRequest) -> dict[str, Any]:
         """The answer: at once if anything is new or the connection is, else when something is, or after the timeout.
@@ -119,8 +121,11 @@ class SlidingSync:
     async def _compute(self, request: SlidingRequest, connection: Connection, members: set[Member]) -> _Answer:
         """An answer for now."""
         parts = self._parts
-        upto = self._streams.current()
-        token = SyncToken(upto, parts.typing.position)
+        token = self._now()
+        upto = token.position
+        empty = self._empty.find(request, connection, token)
+        if empty is not None:
+            return _Answer(empty, False, token, connection.state, set())
         selection = await parts.lists.select(request, connection)
         works = await self._find_works(request, connection, selection)
         newly_sent: set[Member] = set()
@@ -135,7 +140,13 @@ class SlidingSync:
             "rooms": entries,
             "extensions": extensions,
         }
-        return _Answer(body, bool(entries) or extension_news, token, changes.result(), newly_sent)
+        is_news, state = bool(entries) or extension_news, changes.result()
+        if not is_news and state is connection.state and token == self._now():
+            self._empty.keep(request, connection, token, body)
+        return _Answer(body, is_news, token, state, newly_sent)
+
+    def _now(self) -> SyncToken:
+        return SyncToken(self._streams.current(), self._parts.typing.position)
 
     async def _find_works(
         self, request: SlidingRequest, connection: Connection, selection: Selection

@@ -9,7 +9,7 @@ spec: client-server-api#send-to-device-messaging, client-server-api#e2e-extensio
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -50,6 +50,15 @@ class DeviceNews(msgspec.Struct, frozen=True, gc=False):
         }
 
 
+class Waiting(NamedTuple):
+    """Messages for an answer, and where it ends."""
+
+    messages: Sequence[DeviceMessage]
+    upto: int
+    fetched: int | None = None
+    """Where the messages end, if that is before the rest of the answer."""
+
+
 class DeviceNewsReader:
     """Reads what is new for devices."""
 
@@ -61,34 +70,35 @@ class DeviceNewsReader:
         # up to where nothing waits any more for a device, as far as this node knows
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
-    async def find_messages(self, request: SyncRequest, span: Range) -> tuple[Sequence[DeviceMessage], int]:
-        """The messages that wait for the device, and up to where the answer may go."""
+    async def find_messages(self, request: SyncRequest, span: Range) -> "Waiting":
+        """The messages that wait for the device, as many as one answer takes."""
         device_id = request.caller.device_id
         if device_id is None:
-            return (), span.upto
+            return Waiting((), span.upto)
         user_id = request.caller.user_id
         key = (user_id, device_id)
         clean = self._clean.get(key)
         if clean is not None and not self._recent.concerns_user(user_id, Topic.TO_DEVICE, clean):
             self._note_clean(key, span.upto)  # else the stretch to look at would grow with each answer
-            return (), span.upto
+            return Waiting((), span.upto)
+        fetched = None if request.since is None else request.since.to_device
+        arrived = span.since if fetched is None else fetched
         limit = MESSAGES_AN_ANSWER
         messages = await self._to_device.get_messages(user_id, device_id, 0, span.upto, limit)
-        if messages and messages[0].position <= span.since:
+        if messages and messages[0].position <= arrived:
             # the device has these: it came back with a token of after them
-            await self._to_device.remove_messages(user_id, device_id, span.since)
-            messages = await self._to_device.get_messages(user_id, device_id, span.since, span.upto, limit)
+            await self._to_device.remove_messages(user_id, device_id, arrived)
+            messages = await self._to_device.get_messages(user_id, device_id, arrived, span.upto, limit)
         if not messages:
             self._note_clean(key, span.upto)
-            return (), span.upto
+            return Waiting((), span.upto)
         self._clean.pop(key, None)
         if len(messages) < limit:
-            return messages, span.upto
-        if request.since is not None:
-            return messages, messages[-1].position
-        # a first answer tells of rooms as they are now, so it cannot end earlier: what it does not carry comes after it
-        await self._to_device.postpone(user_id, device_id, messages[-1].position)
-        return messages, span.upto
+            return Waiting(messages, span.upto)
+        if request.since is not None and fetched is None:
+            return Waiting(messages, messages[-1].position)
+        # a first answer tells of rooms as they are now, so it cannot end earlier; its token says which messages it has
+        return Waiting(messages, span.upto, messages[-1].position)
 
     async def read(self, request: SyncRequest, span: Range, messages: Sequence[DeviceMessage]) -> DeviceNews:
         """Everything for the device in that range."""

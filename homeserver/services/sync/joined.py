@@ -57,6 +57,8 @@ class RoomWork:
     """Only a part of the room's state is here: memberships become known as people act."""
     arrived: Sequence[StoredEvent] = ()
     """Everything of the stretch that was looked at, oldest first."""
+    resolved: bool = False
+    """Whether the current state changed by more than what the events set that arrived."""
     shown: Sequence[Seen] = ()
     limited: bool = False
     prev_batch: str | None = None
@@ -65,11 +67,6 @@ class RoomWork:
     ephemeral: list[Any] = field(default_factory=list)
     sticky: Sequence[msgspec.Raw] = ()
     account_data: list[Any] = field(default_factory=list)
-
-    @property
-    def resolved(self) -> bool:
-        """Whether the current state changed by more than what the events set that arrived."""
-        return any(event.resolved for event in self.arrived)
 
 
 class JoinedRooms:
@@ -203,6 +200,7 @@ class JoinedRooms:
         for work in works:
             stretch = stretches[work.room.room_nid]
             work.arrived = [events[arrival.event_nid] for arrival in stretch.arrivals]
+            work.resolved = any(event.resolved for event in work.arrived)
             await self._fill_timeline(request, work, stretch, wanted, limit, ignored)
 
     async def _fill_timeline(
@@ -246,7 +244,7 @@ class JoinedRooms:
         """Who makes the state from the timeline would take its last word for true: where the resolution of forks decided
         otherwise, the timeline begins after that, and the state before it is right again."""
         for work in works:
-            if not any(seen.event.resolved for seen in work.shown):
+            if not (work.resolved and any(seen.event.resolved for seen in work.shown)):
                 continue
             last = {
                 seen.event.event.key: at for at, seen in enumerate(work.shown) if seen.event.event.state_key is not None

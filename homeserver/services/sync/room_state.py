@@ -63,6 +63,8 @@ class RoomStates:
 
     async def load(self, states: Sequence[tuple[Entries, str]], wanted: RoomEventFilter) -> list[list[StoredEvent]]:
         """The events of the entries of each (state, room id), as far as the filter lets them through: one read for all."""
+        if not any(entries for entries, _ in states):
+            return [[] for _ in states]
         numbers = [
             [nid for key, nid in entries.items() if wanted.passes_all_events or wanted.allows(key.type, None)]
             if wanted.allows_room(room_id)

@@ -133,9 +133,9 @@ class Sync:
             news = await parts.devices.read_nothing_new(request)
             return _frame(since, news, [], [], {}), False
         span = Range(0 if request.since is None else request.since.position, self._streams.current())
-        messages, upto = await parts.devices.find_messages(request, span)
+        messages, upto, fetched = await parts.devices.find_messages(request, span)
         span = Range(span.since, upto)
-        token = SyncToken(max(span.upto, span.since), parts.typing.position)
+        token = SyncToken(max(span.upto, span.since), parts.typing.position, fetched)
         user_id = request.caller.user_id
         rows = await parts.memberships.of_user(user_id)
         ignored = await parts.ignored.of_user(user_id)
@@ -265,6 +265,8 @@ class Sync:
         self, request: SyncRequest, span: Range, joined: Sequence[RoomWork], ignored: Set[str]
     ) -> None:
         """The sticky events that the timelines do not show. No filter applies to them."""
+        if (await self._parts.sticky.rooms()).isdisjoint([work.room.room_nid for work in joined]):
+            return
         ranges = {work.room.room_nid: (work.since, span.upto) for work in joined}
         shown = {seen.event.nid for work in joined for seen in work.shown}
         found = await self._parts.sticky.find(ranges, shown, ignored)

@@ -1,0 +1,174 @@
+"""Puts together signing in with somebody else's word: identity providers, directories, tokens of other programs."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import cast
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import ServerName
+from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.media import MediaParts
+from homeserver.assembly.people import PeopleParts
+from homeserver.assembly.rooms import RoomParts
+from homeserver.assembly.web import WebParts
+from homeserver.config.directories import LDAPProvider
+from homeserver.config.whole import Config
+from homeserver.http.rate_limits import RateLimiter
+from homeserver.jobs import Job
+from homeserver.services.passwords import Threads
+from homeserver.services.pushers.gateways import Web
+from homeserver.services.upstream.accounts import UpstreamAccounts
+from homeserver.services.upstream.cas import CASProvider
+from homeserver.services.upstream.flows import UpstreamFlows
+from homeserver.services.upstream.identity import OfferedProviders, ProviderInfo, UpstreamProvider
+from homeserver.services.upstream.jwt_sign_in import JWTSignIn
+from homeserver.services.upstream.ldap.answers import AskedDirectory
+from homeserver.services.upstream.ldap.leavers import DirectoryLeavers
+from homeserver.services.upstream.ldap.sign_in import Directory, DirectoryPasswords
+from homeserver.services.upstream.oidc.provider import OIDC
+from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
+from homeserver.services.upstream.pictures import UpstreamPictures
+from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.sign_in import UpstreamSignIn
+from homeserver.services.upstream.web_documents import Documents
+from homeserver.web.upstream import UpstreamPages
+from homeserver.web.upstream_answers import Askable
+from storage.database import Database
+from storage.external_ids import ExternalIdStore
+from storage.upstream_flows import UpstreamFlowStore
+
+
+class UpstreamParts:
+    """All of it. What is public is for the router."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        limiter: RateLimiter,
+        web: Web,
+        threads: Threads,
+        accounts: AccountParts,
+        rooms: RoomParts,
+        people: PeopleParts,
+        files: MediaParts,
+        pages: WebParts,
+    ) -> None:
+        """`threads` wait for directories and check SAML signatures. Raises `ValueError` for settings of SAML or a key of
+        tokens that cannot be used."""
+        self._clock = clock
+        self._threads = threads
+        self._database = database
+        self._people = people
+        self._account_parts = accounts
+        self._links = ExternalIdStore(database)
+        upstream = config.upstream
+        flow_store = UpstreamFlowStore(database)
+        documents = Documents(web)
+        base_url = (config.name.public_baseurl or "").rstrip("/") + "/"
+        self._flows = UpstreamFlows(clock, accounts.secret_text, flow_store, pages.cookies)
+        self._accounts = UpstreamAccounts(
+            clock,
+            database,
+            accounts.store,
+            self._links,
+            accounts.registration,
+            rooms.profiles,
+            UpstreamPictures(web, files.repository, rooms.profiles),
+            server_name=ServerName(config.server_name),
+        )
+        oidc = tuple(
+            OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)
+            for provider in upstream.oidc_providers
+        )
+        cas = CASProvider(documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
+        saml = None
+        if upstream.saml2_config.is_used:
+            library = _load_saml(config, base_url)
+            saml = SAMLProvider(clock, threads, flow_store, library, upstream.saml2_config)
+        providers: dict[str, UpstreamProvider] = {
+            provider.info.provider_id: provider for provider in (*oidc, saml, cas) if provider is not None
+        }
+        self.sign_in = UpstreamSignIn(
+            [providers[provider_id] for provider_id in upstream.browser_ids],
+            self._flows,
+            self._accounts,
+            accounts.store,
+            people.login_tokens,
+            accounts.uia,
+            known_clients=upstream.sso.client_whitelist,
+            update_profiles=upstream.sso.update_profile_information,
+        )
+        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, accounts.sessions, oidc)
+        self.jwt_sign_in = JWTSignIn(
+            clock,
+            accounts.store,
+            accounts.registration,
+            accounts.sessions,
+            limiter,
+            upstream.jwt_config,
+            server_name=ServerName(config.server_name),
+        )
+        self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
+        if self._directories:
+            accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))
+        self.services: Sequence[object] = (
+            self.sign_in,
+            OfferedProviders(tuple(self.sign_in.providers)),
+            self.sign_out,
+            self.jwt_sign_in,
+            SAMLSignIn(saml),
+            Askable(oidc, cas),
+            UpstreamPages(pages.pages, self.sign_in, pages.sessions),
+        )
+        """For the router."""
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        leavers = [
+            Job(
+                f"look_for_leavers_{directory.info.provider_id}",
+                directory.leavers.do_check,
+                directory.config.leavers_check_interval / 1000,
+            )
+            for directory in self._directories
+        ]
+        return (Job("end_old_upstream_flows", self._flows.do_sweep, 600.0), *leavers)
+
+    def _directory(self, config: LDAPProvider) -> Directory:
+        asked = _load_directory(config)
+        leavers = DirectoryLeavers(
+            self._clock,
+            self._threads,
+            self._database,
+            self._links,
+            self._account_parts.store,
+            self._people.accounts,
+            self._people.deactivation,
+            asked,
+            config,
+        )
+        info = ProviderInfo(
+            config.idp_id,
+            config.idp_id,
+            allow_existing_users=config.allow_existing_users,
+            enable_registration=config.enable_registration,
+        )
+        return Directory(info, config, asked, leavers)
+
+
+# The two libraries cost tens of megabytes and, one of them, seconds: whoever does not use them does not load them.
+
+
+def _load_saml(config: Config, base_url: str) -> ServiceProvider:
+    library = import_module("homeserver.services.upstream.saml_library")
+    saml2_config = config.upstream.saml2_config
+    made = library.PySAML2(saml2_config.sp_config, saml2_config.idp_entityid, base_url, config.folder)
+    return cast(ServiceProvider, made)
+
+
+def _load_directory(config: LDAPProvider) -> AskedDirectory:
+    library = import_module("homeserver.services.upstream.ldap.directory")
+    return cast(AskedDirectory, library.LDAPDirectory(config))

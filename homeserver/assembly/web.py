@@ -1,0 +1,74 @@
+"""Puts together the pages for people."""
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.mail import MailParts
+from homeserver.assembly.oauth import OAuthParts
+from homeserver.config.whole import Config
+from homeserver.jobs import Job
+from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.cookies import Cookies
+from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.upstream.buttons import UpstreamButtons
+from homeserver.web.authorize import ConsentPage
+from homeserver.web.forms import Forms
+from homeserver.web.landing import LandingPage
+from homeserver.web.link import LinkPage
+from homeserver.web.pages import Pages
+from homeserver.web.register import RegisterPage
+from homeserver.web.sign_in import SignInPage
+from storage.database import Database
+
+
+class WebParts:
+    """The pages, and who is signed in to them."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountParts,
+        mail: MailParts,
+        oauth: OAuthParts,
+    ) -> None:
+        self.cookies = Cookies(config.name.public_baseurl)
+        self.pages = Pages(mail.languages, config.server_name)
+        self.forms = Forms(self.cookies, accounts.secret_text)
+        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        buttons = UpstreamButtons(config.upstream.buttons)
+        sign_in_page = SignInPage(
+            self.pages, self.forms, accounts.sign_in, accounts.registration, SignInChoices([buttons])
+        )
+        landing = LandingPage(
+            self.pages,
+            mail.languages,
+            config.name.public_baseurl,
+            registration_open=config.registration.enable_registration,
+        )
+        self.services: Sequence[object] = (
+            self.pages,
+            self.forms,
+            self.sessions,
+            sign_in_page,
+            landing,
+            RegisterPage(
+                self.pages,
+                self.forms,
+                self.sessions,
+                accounts.registration,
+                mail.validation,
+                accounts.secret_text,
+                base_url=config.name.public_baseurl or "",
+            ),
+            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata),
+            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata),
+        )
+        """For the router."""
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),)

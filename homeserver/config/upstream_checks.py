@@ -1,0 +1,54 @@
+"""What is wrong with options about identity providers that are right each by itself."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from homeserver.config.read import Problem
+from homeserver.config.upstream import OIDCProvider, Upstream
+from homeserver.config.yaml_text import Place
+
+
+def check_upstream(upstream: Upstream, public_baseurl: str | None) -> Iterator[Problem]:
+    """Every complaint."""
+    if upstream.buttons and public_baseurl is None:
+        yield Problem(("public_baseurl",), "is needed: identity providers send people back there")
+    ids = Counter([*upstream.browser_ids, *upstream.directory_ids])
+    for provider_id, count in ids.items():
+        if count > 1:
+            yield Problem(
+                ("oidc_providers",), f"{count} providers have the id {provider_id!r}, which only one may have"
+            )
+    for at, provider in enumerate(upstream.oidc_providers):
+        yield from _check_oidc(provider, ("oidc_providers", at))
+    for at, directory in enumerate(upstream.ldap_providers):
+        if directory.mode == "bind" and directory.bind_dn is not None:
+            yield Problem(("ldap_providers", at, "bind_dn"), "has no use in the mode `bind`")
+        if directory.bind_dn is not None and not directory.bind_password:
+            yield Problem(("ldap_providers", at, "bind_password"), "is needed with `bind_dn`")
+    if upstream.cas_config.enabled and upstream.cas_config.server_url is None:
+        yield Problem(("cas_config", "server_url"), "is needed: where the CAS server is")
+    metadata = upstream.saml2_config.sp_config.get("metadata")
+    if upstream.saml2_config.is_used and (not isinstance(metadata, dict) or set(metadata) - {"local", "inline"}):
+        yield Problem(
+            ("saml2_config", "sp_config"),
+            "needs `metadata` with `local` (files) or `inline`: metadata are not fetched; download them",
+        )
+    jwt = upstream.jwt_config
+    if jwt.enabled and (not jwt.secret or not jwt.algorithm):
+        yield Problem(("jwt_config",), "needs `secret` and `algorithm`")
+
+
+def _check_oidc(provider: OIDCProvider, place: Place) -> Iterator[Problem]:
+    if not provider.discover:
+        needed = ["authorization_endpoint", "token_endpoint"]
+        needed.append("jwks_uri" if "openid" in provider.scopes else "userinfo_endpoint")
+        for name in needed:
+            if getattr(provider, name) is None:
+                yield Problem((*place, name), "is needed where `discover` is false")
+    has_secret = provider.client_secret is not None or provider.client_secret_jwt_key is not None
+    if provider.client_auth_method != "none" and not has_secret:
+        yield Problem((*place, "client_secret"), "is needed, unless `client_auth_method` is `none`")
+    if provider.client_secret is not None and provider.client_secret_jwt_key is not None:
+        yield Problem((*place, "client_secret"), "is given, and so is `client_secret_jwt_key`; one of them is enough")
+    if not set(provider.id_token_signing_alg_values_supported) - {"none"}:
+        yield Problem((*place, "id_token_signing_alg_values_supported"), "must name an algorithm")

@@ -1,0 +1,30 @@
+"""Where the OAuth 2.0 API of this server is. spec: client-server-api#server-metadata-discovery"""
+
+from http import HTTPStatus
+
+from federation.protocol.endpoint import Auth, endpoint
+from homeserver.http.answers import Response
+from homeserver.services.oauth.metadata import OAuthMetadata
+
+CACHED = {"Cache-Control": "public, max-age=600"}
+
+
+@endpoint(
+    "GET",
+    "/_matrix/client/v1/auth_metadata",
+    "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata",
+    "/.well-known/openid-configuration",
+    "/.well-known/oauth-authorization-server",
+    auth=Auth.NONE,
+)
+async def get_auth_metadata(metadata: OAuthMetadata) -> Response:
+    """The document; where there is no such API, `M_UNRECOGNIZED`, so that clients take the older sign-in."""
+    metadata.check_enabled()
+    return Response(HTTPStatus.OK, CACHED, metadata.document)
+
+
+@endpoint("GET", "/_matrix/client/unstable/org.matrix.msc2965/auth_issuer", auth=Auth.NONE)
+async def get_auth_issuer(metadata: OAuthMetadata) -> Response:
+    """Only the issuer, for clients from before the metadata had an endpoint."""
+    metadata.check_enabled()
+    return Response(HTTPStatus.OK, CACHED, {"issuer": metadata.issuer})

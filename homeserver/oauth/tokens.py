@@ -1,0 +1,79 @@
+"""Tokens: given out, ended, told of.
+
+spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749, RFC 7009, RFC 7662, RFC 8628
+"""
+
+from collections.abc import Mapping
+
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.oauth.parameters import MAX_BODY, parse_parameters, parse_service, wanted
+from homeserver.services.oauth.clients import CODE_GRANT, DEVICE_GRANT, REFRESH_GRANT
+from homeserver.services.oauth.device_grants import INTERVAL_MS, LIFETIME_MS, DeviceGrants
+from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.metadata import (
+    DEVICE_PATH,
+    INTROSPECT_PATH,
+    LINK_PATH,
+    REVOKE_PATH,
+    TOKEN_PATH,
+    OAuthMetadata,
+)
+from homeserver.services.oauth.tokens import OAuthTokens
+
+
+@endpoint("POST", TOKEN_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_token(
+    tokens: OAuthTokens, grants: DeviceGrants, metadata: OAuthMetadata, *, body: bytes
+) -> dict[str, object]:
+    """Tokens for a code, for a refresh token, or for the secret code of a device."""
+    metadata.check_enabled()
+    given = parse_parameters(body)
+    client_id = wanted(given, "client_id")
+    match wanted(given, "grant_type"):
+        case grant if grant == CODE_GRANT:
+            code, redirect_uri, verifier = (wanted(given, name) for name in ("code", "redirect_uri", "code_verifier"))
+            granted = await tokens.do_exchange_code(client_id, code, redirect_uri, verifier)
+        case grant if grant == REFRESH_GRANT:
+            granted = await tokens.do_refresh(client_id, wanted(given, "refresh_token"))
+        case grant if grant == DEVICE_GRANT:
+            granted = await grants.do_exchange(client_id, wanted(given, "device_code"))
+        case _:
+            raise OAuthError("unsupported_grant_type", "grant_type is none that this server knows")
+    return granted.answer()
+
+
+@endpoint("POST", DEVICE_PATH, auth=Auth.NONE, limit=Limit.DEVICE_AUTHORIZATION, max_body=MAX_BODY)
+async def post_device(grants: DeviceGrants, metadata: OAuthMetadata, *, body: bytes) -> dict[str, object]:
+    """A program on a device without a browser wants in. spec: RFC 8628 section 3.2"""
+    metadata.check_enabled()
+    given = parse_parameters(body)
+    asked = await grants.do_ask(wanted(given, "client_id"), wanted(given, "scope"))
+    uri = metadata.base + LINK_PATH
+    return {
+        "device_code": asked.device_code,
+        "user_code": asked.user_code,
+        "verification_uri": uri,
+        "verification_uri_complete": f"{uri}?user_code={asked.user_code}",
+        "expires_in": LIFETIME_MS // 1000,
+        "interval": INTERVAL_MS // 1000,
+    }
+
+
+@endpoint("POST", REVOKE_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_revoke(tokens: OAuthTokens, metadata: OAuthMetadata, *, body: bytes) -> Empty:
+    """End a session by one of its tokens; also for who found a token that was lost."""
+    metadata.check_enabled()
+    await tokens.do_revoke(wanted(parse_parameters(body), "token"))
+    return EMPTY
+
+
+@endpoint("POST", INTROSPECT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_introspect(
+    tokens: OAuthTokens, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
+) -> Mapping[str, object]:
+    """Whose a token is, for services that the operator trusts."""
+    metadata.check_enabled()
+    given = parse_parameters(body)
+    tokens.check_trusted(*parse_service(context, given))
+    return await tokens.introspect(wanted(given, "token"))

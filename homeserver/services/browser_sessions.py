@@ -1,0 +1,94 @@
+"""Who is signed in, in a browser, to the server's own pages.
+
+Laws:
+- The cookie is random, is kept as a hash, and is new with each sign-in: no session is taken over that somebody else began.
+- A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a closed account end it.
+- No script reads the cookie, no other site sends it with a form, and over https no other host can set it.
+
+A browser session is no device: it opens pages, and no endpoint of the client-server API.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import RequestContext
+from federation.protocol.ids import UserID
+from homeserver.services.cookies import Cookies
+from homeserver.services.secret_text import SecretText, hash_token
+from storage.browser_sessions import BrowserSessionStore
+from storage.database import Database
+from storage.transaction import WriteTransaction
+
+COOKIE: Final = "mahalla_session"
+LIFETIME_MS: Final = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserSession:
+    """Who looks at a page."""
+
+    user_id: UserID
+    proved_ts: int
+    """When they last proved who they are, in milliseconds since 1970."""
+    is_admin: bool = False
+    is_suspended: bool = False
+
+
+class BrowserSessions:
+    """Begins, finds and ends them."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: BrowserSessionStore,
+        secret_text: SecretText,
+        cookies: Cookies,
+        *,
+        lifetime_ms: int = LIFETIME_MS,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._secret_text = secret_text
+        self._cookies = cookies
+        self._lifetime_ms = lifetime_ms
+
+    async def do_begin(self, user_id: UserID, context: RequestContext) -> str:
+        """Sign somebody in, who has proved who they are and whose account may be used; what this browser had before
+        ends. The cookie, to be set with the answer (`Response.cookies`)."""
+        token = self._secret_text.browser_token()
+        old = self._cookies.find(context, COOKIE)
+        now = self._now()
+
+        def write(txn: WriteTransaction) -> None:
+            if old is not None:
+                self._store.remove_browser_session(txn, hash_token(old))
+            self._store.add_browser_session(txn, hash_token(token), user_id, now, now + self._lifetime_ms)
+
+        await self._database.write("begin_browser_session", write)
+        return self._cookies.make(context, COOKIE, token, seconds=self._lifetime_ms // 1000)
+
+    async def get(self, context: RequestContext) -> BrowserSession | None:
+        """Who is signed in in the browser that asks."""
+        token = self._cookies.find(context, COOKIE)
+        row = None if token is None else await self._store.get_browser_session(hash_token(token), self._now())
+        if row is None:
+            return None
+        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended)
+
+    async def do_end(self, context: RequestContext) -> str:
+        """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set with the answer."""
+        token = self._cookies.find(context, COOKIE)
+        if token is not None:
+            await self._database.write("end_browser_session", self._store.remove_browser_session, hash_token(token))
+        return self._cookies.remove(context, COOKIE)
+
+    async def do_sweep(self, limit: int) -> int:
+        """Remove up to `limit` sessions whose time is over; how many."""
+        return await self._store.remove_old(self._now(), limit)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

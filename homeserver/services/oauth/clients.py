@@ -1,0 +1,178 @@
+"""Programs that sign people in: each registers itself, and is known by what it registered.
+
+Laws:
+- What is registered is bounded, and every address in it belongs to the host of the program's page; what people may follow
+  besides (logo, terms, privacy) is left out where it does not, a redirect address is refused.
+- The same metadata gives the same id: a program on a thousand telephones is one row.
+- A registration that nobody uses for long is forgotten, unless a session stands on it.
+
+spec: client-server-api#client-registration, RFC 7591
+"""
+
+import hashlib
+import unicodedata
+from base64 import b32encode
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.services.oauth.addresses import ApplicationType, host_of_page, is_under, may_lead_to
+from homeserver.services.oauth.errors import InvalidClient, OAuthError
+from storage.database import Database
+from storage.oauth import OAuthClientRow, OAuthStore
+from storage.transaction import WriteTransaction
+
+CODE_GRANT: Final = "authorization_code"
+REFRESH_GRANT: Final = "refresh_token"
+DEVICE_GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
+GRANTS: Final = (CODE_GRANT, REFRESH_GRANT, DEVICE_GRANT)
+MOST_REDIRECTS: Final = 20
+LONGEST_NAME: Final = 100
+UNUSED_MS: Final = 30 * 24 * 3600 * 1000
+"""After so long a registration without sessions is forgotten."""
+_USED_AGAIN_MS: Final = 24 * 3600 * 1000
+
+
+class Client(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A program, as it is kept and as it is told what was registered."""
+
+    client_uri: str
+    grant_types: tuple[str, ...]
+    application_type: ApplicationType
+    redirect_uris: tuple[str, ...] = ()
+    response_types: tuple[str, ...] = ()
+    token_endpoint_auth_method: str = ""
+    client_name: str = ""
+    logo_uri: str = ""
+    tos_uri: str = ""
+    policy_uri: str = ""
+    client_id: str = ""
+
+    @property
+    def host(self) -> str:
+        """Of its page."""
+        return host_of_page(self.client_uri) or ""
+
+    @property
+    def name(self) -> str:
+        """As people know it."""
+        return self.client_name or self.host
+
+
+class Clients:
+    """Registers programs, and finds them."""
+
+    def __init__(self, clock: IReactorTime, database: Database, store: OAuthStore) -> None:
+        self._clock = clock
+        self._database = database
+        self._store = store
+
+    async def do_register(self, metadata: Mapping[str, Any]) -> Client:
+        """Raises `OAuthError` (`invalid_client_metadata`, `invalid_redirect_uri`)."""
+        client = parse_client(metadata)
+        encoded = msgspec.json.encode(client, order="sorted")
+        client_id = b32encode(hashlib.sha256(encoded).digest())[:26].decode().lower()
+        now = self._now()
+        row = OAuthClientRow(client_id, encoded.decode(), now, now)
+        await self._database.write("add_oauth_client", self._store.add_client, row)
+        return msgspec.structs.replace(client, client_id=client_id)
+
+    async def get(self, client_id: str) -> Client:
+        """Raises `InvalidClient`."""
+        found = await self.find(client_id)
+        if found is None:
+            raise InvalidClient("There is no such client; register again")
+        return found
+
+    async def find(self, client_id: str) -> Client | None:
+        """A program; None where there is none."""
+        row = None
+        if 0 < len(client_id) <= 100 and "\0" not in client_id:
+            row = await self._store.get_client(client_id)
+        if row is None:
+            return None
+        if row.last_used_ts < self._now() - _USED_AGAIN_MS:
+            used = OAuthClientRow(row.client_id, row.metadata, row.created_ts, self._now())
+            await self._database.write("use_oauth_client", self._store.add_client, used)
+        client = msgspec.json.decode(row.metadata, type=Client)
+        return msgspec.structs.replace(client, client_id=client_id)
+
+    async def do_sweep(self, limit: int) -> int:
+        """Forget up to `limit` that nobody uses; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            return self._store.remove_unused_clients(txn, self._now() - UNUSED_MS, limit)
+
+        return await self._database.write("sweep_oauth_clients", write)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def parse_client(metadata: Mapping[str, Any]) -> Client:
+    """What of a registration is taken. Raises `OAuthError`."""
+    client_uri = _text(metadata, "client_uri")
+    host = host_of_page(client_uri)
+    if host is None:
+        raise _wrong("client_uri must be the https address of a page about the client")
+    kind = metadata.get("application_type", "web")
+    if kind not in ("web", "native"):
+        raise _wrong("application_type must be web or native")
+    if metadata.get("token_endpoint_auth_method", "none") != "none":
+        raise _wrong("token_endpoint_auth_method must be none: clients keep no secret")
+    grants = tuple(grant for grant in GRANTS if grant in _texts(metadata, "grant_types", [CODE_GRANT]))
+    if CODE_GRANT not in grants and DEVICE_GRANT not in grants:
+        raise _wrong("grant_types has nothing by which this server signs people in")
+    redirects = tuple(dict.fromkeys(_texts(metadata, "redirect_uris", [])))
+    response_types = ("code",) if "code" in _texts(metadata, "response_types", ["code"]) else ()
+    if CODE_GRANT in grants:
+        if not redirects:
+            raise OAuthError("invalid_redirect_uri", "redirect_uris is missing")
+        if not response_types:
+            raise _wrong("response_types must have code")
+    if len(redirects) > MOST_REDIRECTS:
+        raise OAuthError("invalid_redirect_uri", f"There may be {MOST_REDIRECTS} redirect_uris")
+    for redirect in redirects:
+        if not may_lead_to(redirect, host, kind):
+            raise OAuthError("invalid_redirect_uri", f"{redirect[:200]} is not an address of a {kind} client of {host}")
+    further = {key: _text(metadata, key) for key in ("logo_uri", "tos_uri", "policy_uri")}
+    return Client(
+        client_uri=client_uri,
+        grant_types=grants,
+        application_type=kind,
+        redirect_uris=redirects,
+        response_types=response_types if CODE_GRANT in grants else (),
+        token_endpoint_auth_method="none",
+        client_name=_name(_text(metadata, "client_name")),
+        **{key: uri for key, uri in further.items() if is_under(uri, host)},
+    )
+
+
+def _name(text: str) -> str:
+    """What is shown of a name: no signs that nobody sees, or that turn the order of others round."""
+    visible = "".join(sign for sign in text if sign.isspace() or not unicodedata.category(sign).startswith("C"))
+    return " ".join(visible.split())[:LONGEST_NAME]
+
+
+def _text(metadata: Mapping[str, Any], key: str) -> str:
+    value = metadata.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str) or "\0" in value or len(value) > 4000:
+        raise _wrong(f"{key} must be a string, of at most 4000 characters")
+    return value
+
+
+def _texts(metadata: Mapping[str, Any], key: str, default: Sequence[str]) -> Sequence[str]:
+    value = metadata.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, list) or not all(isinstance(each, str) and "\0" not in each for each in value):
+        raise _wrong(f"{key} must be a list of strings")
+    return value
+
+
+def _wrong(text: str) -> OAuthError:
+    return OAuthError("invalid_client_metadata", text)

@@ -1,0 +1,156 @@
+"""Letting in a program on a device without a browser: it shows a short code, which somebody types on another device.
+
+Laws:
+- The short code opens nothing by itself: who types it sees what asks, and has to allow it.
+- It can hardly be guessed: 34 bits, for twenty minutes, and few attempts a person and address.
+- A program that asks too often has to wait longer; its secret code is good once.
+
+spec: client-server-api#device-authorisation-flow, RFC 8628
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.endpoint import Limit
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
+from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.scopes import parse_scope
+from homeserver.services.oauth.tokens import Granted, OAuthTokens
+from homeserver.services.secret_text import SecretText, hash_token
+from storage.database import Database
+from storage.oauth_devices import DeviceGrantRow, DeviceGrantStore
+from storage.transaction import WriteTransaction
+
+LIFETIME_MS: Final = 20 * 60 * 1000
+INTERVAL_MS: Final = 5000
+_TOO_EARLY_MS: Final = 500
+"""A question that comes so much before its time is not too early: nobody's clock is perfect."""
+_ATTEMPTS: Final = 5
+_REMEMBERED_MS: Final = 3600 * 1000
+"""For how long a program is still told that its time is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a program is told that wants in."""
+
+    device_code: str
+    user_code: str
+    """As people see it: `WDJB-MJHT`."""
+
+
+class DeviceGrants:
+    """Begins such grants, decides them, and ends them."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: DeviceGrantStore,
+        secret_text: SecretText,
+        clients: Clients,
+        tokens: OAuthTokens,
+        limiter: RateLimiter,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._secret_text = secret_text
+        self._clients = clients
+        self._tokens = tokens
+        self._limiter = limiter
+
+    async def do_ask(self, client_id: str, scope: str) -> Asked:
+        """A program wants in. Raises `OAuthError`."""
+        client = await self._clients.get(client_id)
+        if DEVICE_GRANT not in client.grant_types:
+            raise OAuthError("unauthorized_client", "This client has not registered the device_code grant")
+        parsed = parse_scope(scope)
+        for _ in range(_ATTEMPTS):
+            asked = Asked(self._secret_text.oauth_code(), self._secret_text.user_code())
+            row = DeviceGrantRow(
+                code_hash=hash_token(asked.device_code),
+                user_code=asked.user_code,
+                client_id=client.client_id,
+                device_id=parsed.device_id,
+                scope=parsed.text,
+                expires_ts=self._now() + LIFETIME_MS,
+                interval_ms=INTERVAL_MS,
+            )
+            if await self._database.write("add_device_grant", self._store.add_grant, row):
+                return Asked(asked.device_code, f"{asked.user_code[:4]}-{asked.user_code[4:]}")
+        raise RuntimeError("the random source gives the same text again and again")
+
+    async def find(self, user_code: str, user_id: UserID, address: str) -> tuple[DeviceGrantRow, Client] | None:
+        """What asks by a code that somebody has typed; None where nothing does. Raises `LimitExceeded`."""
+        keys = (user_id, address_key(address))
+        for key in keys:
+            self._limiter.check_only(Limit.USER_CODE, key)
+        row = await self._store.get_grant_of_user_code(_plain(user_code), self._now())
+        client = None if row is None else await self._clients.find(row.client_id)
+        if row is None or client is None:
+            for key in keys:
+                self._limiter.count(Limit.USER_CODE, key)
+            return None
+        return row, client
+
+    async def do_decide(self, user_code: str, user_id: UserID, *, allowed: bool) -> bool:
+        """Somebody who has seen what asks lets it in, or not; False where that is no longer open."""
+
+        def write(txn: WriteTransaction) -> bool:
+            return self._store.set_decided(txn, _plain(user_code), user_id, self._now(), allowed=allowed)
+
+        return await self._database.write("decide_device_grant", write)
+
+    async def do_exchange(self, client_id: str, device_code: str) -> Granted:
+        """Tokens for who was let in. Raises `OAuthError`: `authorization_pending` and `slow_down` while nobody has
+        decided, `access_denied`, `expired_token`, `invalid_grant`."""
+        client = await self._clients.get(client_id)
+        family = self._secret_text.oauth_family()
+        texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
+        granted = await self._database.write(
+            "exchange_device_code", self._exchange, client, hash_token(device_code), family, texts
+        )
+        if isinstance(granted, OAuthError):
+            raise granted
+        return granted
+
+    def _exchange(
+        self, txn: WriteTransaction, client: Client, code_hash: bytes, family: str, texts: tuple[str, str]
+    ) -> Granted | OAuthError:
+        row = self._store.get_grant(txn, code_hash)
+        now = self._now()
+        if row is None or row.client_id != client.client_id:
+            return OAuthError("invalid_grant", "The device_code is unknown; begin again")
+        if row.expires_ts <= now:
+            return OAuthError("expired_token", "Nobody allowed this in time; begin again")
+        if row.allowed is None:
+            if now < row.asked_ts + row.interval_ms - _TOO_EARLY_MS:
+                self._store.set_asked(txn, code_hash, now, row.interval_ms + INTERVAL_MS)
+                return OAuthError("slow_down", f"Ask every {(row.interval_ms + INTERVAL_MS) // 1000} seconds")
+            self._store.set_asked(txn, code_hash, now, row.interval_ms)
+            return OAuthError("authorization_pending", "Nobody has allowed this yet")
+        self._store.remove_grant(txn, code_hash)
+        if not row.allowed or row.user_id is None:
+            return OAuthError("access_denied", "The user did not allow this")
+        return self._tokens.begin(txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts)
+
+    async def do_sweep(self, limit: int) -> int:
+        """Forget up to `limit` whose time is over; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            return self._store.remove_old_grants(txn, self._now() - _REMEMBERED_MS, limit)
+
+        return await self._database.write("sweep_device_grants", write)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _plain(user_code: str) -> str:
+    """A code as it is kept, whatever people type between its letters."""
+    return "".join(letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha())

@@ -1,0 +1,29 @@
+"""Errors of the OAuth 2.0 API: `error` and `error_description` instead of an errcode.
+
+spec: RFC 6749 section 5.2, RFC 7591 section 3.2.2, RFC 8628 section 3.5
+"""
+
+from collections.abc import Mapping
+
+from federation.protocol.errors import MatrixError
+
+
+class OAuthError(MatrixError):
+    """An answer that says no, in the words of OAuth. `error`: its registered code."""
+
+    def __init__(self, error: str, text: str) -> None:
+        super().__init__(text)
+        self.error = error
+
+    def body(self) -> Mapping[str, object]:
+        """As RFC 6749 has it."""
+        return {"error": self.error, "error_description": self.text}
+
+
+class InvalidClient(OAuthError):
+    """A program that is not known, or that does not show that it is who it says."""
+
+    status = 401
+
+    def __init__(self, text: str) -> None:
+        super().__init__("invalid_client", text)

@@ -1,0 +1,55 @@
+"""What a program may be let in for: the whole client-server API, as one device.
+
+The names from before the specification had its own are understood, and given back as they were asked for.
+
+spec: client-server-api#scope, RFC 6749 section 3.3
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import DeviceID, parse_device_id
+from homeserver.services.oauth.errors import OAuthError
+
+PREFIXES: Final = ("urn:matrix:client:", "urn:matrix:org.matrix.msc2967.client:")
+API: Final = "api:*"
+DEVICE: Final = "device:"
+LONGEST: Final = 1000
+_SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What is asked for."""
+
+    text: str
+    """As much of it as can be granted."""
+    device_id: DeviceID
+
+
+def parse_scope(text: str) -> Scope:
+    """Raises `OAuthError` (`invalid_scope`). What this server does not know is left out of what it grants."""
+    if len(text) > LONGEST or not _SCOPE.fullmatch(text):
+        raise OAuthError("invalid_scope", "scope must be a list of scope tokens with a space between them")
+    granted, devices, whole = [], set(), False
+    for token in dict.fromkeys(text.split(" ")):
+        prefix = next((each for each in PREFIXES if token.startswith(each)), "")
+        rest = token.removeprefix(prefix)
+        if not prefix or not (rest == API or rest.startswith(DEVICE)):
+            continue
+        granted.append(token)
+        if rest == API:
+            whole = True
+        else:
+            devices.add(rest.removeprefix(DEVICE))
+    if not whole:
+        raise OAuthError("invalid_scope", "The scope must have urn:matrix:client:api:*")
+    if len(devices) != 1:
+        raise OAuthError("invalid_scope", "The scope must have exactly one urn:matrix:client:device:…")
+    try:
+        device_id = parse_device_id(devices.pop())
+    except MatrixError as error:
+        raise OAuthError("invalid_scope", error.text) from None
+    return Scope(" ".join(granted), device_id)

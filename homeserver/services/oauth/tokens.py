@@ -1,0 +1,261 @@
+"""Tokens of the OAuth 2.0 API: given for a code or a refresh token, ended, and told of to services that are trusted.
+
+The sessions are ordinary ones (`homeserver/services/sessions.py`). What is added here:
+
+Laws:
+- A token belongs to the program that it was given to.
+- A code that comes twice ends the session that it was good for: one of the two who show it has stolen it.
+- A refresh leaves the old pair usable until one of the new pair is used, since the answer may get lost. A refresh token that
+  comes after that ends its session: it begins as the others of its session do, so it is known without being kept.
+
+spec: client-server-api#token-refresh-flow, client-server-api#token-revocation, RFC 6749 section 6, RFC 7009, RFC 7662,
+RFC 9700 section 4.14
+"""
+
+import hmac
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
+from homeserver.services.oauth.errors import InvalidClient, OAuthError
+from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
+from homeserver.services.sessions import NewSession, Sessions
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.oauth import OAuthSessionRow, OAuthStore
+from storage.tokens import TokenStore
+from storage.transaction import Transaction, WriteTransaction
+
+_VAIN: Final = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A session, and what it is for."""
+
+    session: NewSession
+    scope: str
+
+    def answer(self) -> dict[str, object]:
+        """What the program is told. spec: RFC 6749 section 5.1"""
+        expires_in_ms = self.session.expires_in_ms
+        return {
+            "access_token": self.session.access_token,
+            "token_type": "Bearer",
+            **({} if expires_in_ms is None else {"expires_in": expires_in_ms // 1000}),
+            "refresh_token": self.session.refresh_token,
+            "scope": self.scope,
+        }
+
+
+class OAuthTokens:
+    """Gives out tokens, and ends them."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: OAuthStore,
+        accounts: AccountStore,
+        tokens: TokenStore,
+        sessions: Sessions,
+        secret_text: SecretText,
+        clients: Clients,
+        *,
+        trusted: Mapping[str, str],
+        issuer: str,
+    ) -> None:
+        """`trusted`: the secrets of services that may ask whose a token is, by their names."""
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._accounts = accounts
+        self._tokens = tokens
+        self._sessions = sessions
+        self._secret_text = secret_text
+        self._clients = clients
+        self._trusted = dict(trusted)
+        self._issuer = issuer
+
+    # Giving out.
+
+    async def do_exchange_code(self, client_id: str, code: str, redirect_uri: str, verifier: str) -> Granted:
+        """Tokens for a code. Raises `OAuthError`."""
+        client = await self._clients.get(client_id)
+        family = self._secret_text.oauth_family()
+        texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
+        granted = await self._database.write(
+            "exchange_oauth_code", self._exchange, client, hash_token(code), redirect_uri, verifier, family, texts
+        )
+        if isinstance(granted, OAuthError):
+            raise granted
+        return granted
+
+    def _exchange(
+        self,
+        txn: WriteTransaction,
+        client: Client,
+        code_hash: bytes,
+        redirect_uri: str,
+        verifier: str,
+        family: str,
+        texts: tuple[str, str],
+    ) -> Granted | OAuthError:
+        row = self._store.get_code(txn, code_hash)
+        if row is None:
+            return _invalid("The code is unknown; begin again")
+        if row.used_for is not None:
+            if row.used_for != _VAIN:
+                self._end_family(txn, row.used_for)
+            return _invalid("The code has been used; begin again")
+        challenge = urlsafe_b64encode(sha256(verifier.encode()).digest()).decode().rstrip("=")
+        problem = None
+        if row.client_id != client.client_id:
+            problem = "The code was given to another client"
+        elif row.expires_ts <= self._now():
+            problem = "The code has expired; begin again"
+        elif row.redirect_uri != redirect_uri:
+            problem = "redirect_uri is not the one that the code was asked with"
+        elif not 43 <= len(verifier) <= 128 or not hmac.compare_digest(row.challenge, challenge):
+            problem = "code_verifier does not fit the code_challenge"
+        if problem is not None:
+            self._store.set_code_used(txn, code_hash, _VAIN)
+            return _invalid(problem)
+        granted = self.begin(txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts)
+        self._store.set_code_used(txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family))
+        return granted
+
+    def begin(
+        self,
+        txn: WriteTransaction,
+        client: Client,
+        user_id: UserID,
+        device_id: DeviceID,
+        scope: str,
+        family: str,
+        texts: tuple[str, str],
+    ) -> Granted | OAuthError:
+        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it."""
+        account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
+        if account is None or account.deactivated_ts is not None or account.locked:
+            return _invalid("The account may not be used")
+        session = self._sessions.prepare(
+            user_id,
+            device_id=device_id,
+            device_name=client.name,
+            access_token=texts[0],
+            refresh_token=texts[1],
+        )
+        try:
+            self._sessions.add(txn, session)
+        except MatrixError as error:
+            return OAuthError("invalid_scope", error.text)
+        row = OAuthSessionRow(user_id, device_id, client.client_id, scope, hash_token(family))
+        self._store.set_session(txn, row)
+        return Granted(session, scope)
+
+    async def do_refresh(self, client_id: str, refresh_token: str) -> Granted:
+        """New tokens for a refresh token. Raises `OAuthError`."""
+        client = await self._clients.get(client_id)
+        family = family_of(refresh_token)
+        if family is None or REFRESH_GRANT not in client.grant_types:
+            raise _invalid("The refresh token is unknown")
+        texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
+        granted = await self._database.write(
+            "refresh_oauth_session", self._refresh, client, hash_token(refresh_token), hash_token(family), texts
+        )
+        if isinstance(granted, OAuthError):
+            raise granted
+        return granted
+
+    def _refresh(
+        self, txn: WriteTransaction, client: Client, token_hash: bytes, family_hash: bytes, texts: tuple[str, str]
+    ) -> Granted | OAuthError:
+        row = self._store.get_session_of_family(txn, family_hash)
+        if row is None or row.client_id != client.client_id:
+            return _invalid("The refresh token is unknown, or belongs to another client")
+        # a refusal would make the client forget the session, which is to live on when the lock is lifted
+        session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
+        if session is None:
+            if not self._tokens.has_exchange_under_way(txn, row.user_id, row.device_id):
+                self._end_family(txn, family_hash)
+            return _invalid("The refresh token has been used; sign in again")
+        if session.refresh_token is None:
+            return _invalid("The session has expired; sign in again")
+        return Granted(session, row.scope)
+
+    def _end_family(self, txn: WriteTransaction, family_hash: bytes) -> None:
+        row = self._store.get_session_of_family(txn, family_hash)
+        if row is not None:
+            self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
+
+    # Ending.
+
+    async def do_revoke(self, token: str) -> None:
+        """End the session of an access or a refresh token, whoever shows it; one that is unknown is no error."""
+        if not is_damaged(token):
+            await self._database.write("revoke_token", self._revoke, hash_token(token))
+
+    def _revoke(self, txn: WriteTransaction, token_hash: bytes) -> None:
+        access = self._tokens.get_access_token_in(txn, token_hash)
+        if access is not None and access.device_id is None:
+            self._tokens.remove_access_token(txn, access.token_nid)
+            self._accounts.set_account_changed(txn, access.user_id)
+            return
+        found = access or self._tokens.get_refresh_token(txn, token_hash)
+        if found is not None and found.device_id is not None:
+            self._sessions.remove_devices(txn, UserID(found.user_id), [DeviceID(found.device_id)])
+
+    # Telling.
+
+    def check_trusted(self, name: str, secret: str) -> None:
+        """Raises `InvalidClient` unless this is a service that may ask whose a token is."""
+        known = self._trusted.get(name)
+        if known is None or not hmac.compare_digest(known.encode(), secret.encode("utf-8", "surrogatepass")):
+            raise InvalidClient("Only services that the operator trusts may ask this")
+
+    async def introspect(self, token: str) -> Mapping[str, object]:
+        """Whose a token is, and what it is for. spec: RFC 7662 section 2.2"""
+        found = None
+        if not is_damaged(token):
+            found = await self._database.read_quickly("introspect_token", self._introspect, hash_token(token))
+        return found or {"active": False}
+
+    def _introspect(self, txn: Transaction, token_hash: bytes) -> Mapping[str, object] | None:
+        now = self._now()
+        access = self._tokens.get_access_token_in(txn, token_hash)
+        refresh = self._tokens.get_refresh_token(txn, token_hash) if access is None else None
+        found = access or refresh
+        if found is None or (found.expires_ts is not None and found.expires_ts <= now):
+            return None
+        account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
+        if account.deactivated_ts is not None or account.locked:
+            return None
+        device_id = found.device_id or ""
+        session = self._store.get_session(txn, found.user_id, device_id)
+        scope = "urn:matrix:client:api:*" + (f" urn:matrix:client:device:{device_id}" if device_id else "")
+        return {
+            "active": True,
+            "iss": self._issuer,
+            "sub": found.user_id,
+            "username": localpart_of(found.user_id),
+            "scope": scope if session is None else session.scope,
+            "device_id": device_id,
+            "token_type": "access_token" if access is not None else "refresh_token",
+            **({} if session is None else {"client_id": session.client_id}),
+            **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
+        }
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _invalid(text: str) -> OAuthError:
+    return OAuthError("invalid_grant", text)

@@ -1,0 +1,56 @@
+"""Answers in which nothing was new: who asks the same again, before anything has happened to anybody, is told the same.
+
+An answer follows from what is asked, from what the client has, and from what has happened up to a token. As long as none of
+these is another, it need not be worked out again. For the reactor thread.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.request import Extensions, ListRequest, RoomConfig, SlidingRequest
+from homeserver.services.stream_tokens import SyncToken
+from storage.sliding_connections import ConnectionKey
+
+MOST_CONNECTIONS: Final = 5_000
+
+_Asked = tuple[bool, Mapping[str, ListRequest], Mapping[str, RoomConfig], Extensions]
+
+
+class _Empty(msgspec.Struct, frozen=True, gc=False):
+    """One answer, and what it follows from."""
+
+    token: SyncToken
+    state_nid: int | None
+    asked: _Asked
+    body: dict[str, Any]
+
+
+class EmptyAnswers:
+    """The latest one of each connection."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[ConnectionKey, _Empty] = OrderedDict()
+
+    def find(self, request: SlidingRequest, connection: Connection, now: SyncToken) -> dict[str, Any] | None:
+        """The answer for a client that has heard of everything up to now, if it is known to be empty."""
+        known = self._known.get(connection.key)
+        if known is None or known.token != now or connection.token != now or known.state_nid != connection.state_nid:
+            return None
+        return known.body if known.asked == _asked(request) else None
+
+    def keep(self, request: SlidingRequest, connection: Connection, now: SyncToken, body: dict[str, Any]) -> None:
+        """This was an answer without news, after which the client has the same state."""
+        if connection.token != now:
+            return  # what was asked from an earlier position may have been told a thing that is over now
+        self._known[connection.key] = _Empty(now, connection.state_nid, _asked(request), body)
+        self._known.move_to_end(connection.key)
+        if len(self._known) > MOST_CONNECTIONS:
+            self._known.popitem(last=False)
+
+
+def _asked(request: SlidingRequest) -> _Asked:
+    return request.stable, request.lists, request.subscriptions, request.extensions

@@ -1,0 +1,161 @@
+"""From somebody whom a provider names to an account of this server.
+
+Laws:
+- A link, once made, decides alone; what the provider says of names later moves nobody to another account.
+- An account that was made otherwise is linked only where the configuration says so, and to one person of a provider.
+- Account, link and first profile are one write.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import ServerName, UserID, parse_new_user_id
+from homeserver.services.registration import Registration, Wish
+from homeserver.services.uia_stages import PASSWORD, SSO
+from homeserver.services.upstream.identity import ProviderInfo, Reason, Refused, UpstreamIdentity, fit_localpart
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database
+from storage.external_ids import ExternalIdRow, ExternalIdStore
+from storage.transaction import WriteTransaction
+
+
+class Profiles(Protocol):
+    """Where names and pictures of people are changed."""
+
+    async def do_set_display_name(self, user_id: UserID, name: str) -> None:
+        """Raises `MatrixError`."""
+        ...
+
+
+class Pictures(Protocol):
+    """Takes pictures of people over."""
+
+    async def do_take_over(self, user_id: UserID, address: str) -> None:
+        """Fetch a picture and make it somebody's. Raises nothing."""
+        ...
+
+
+class UpstreamAccounts:
+    """Finds, links and makes accounts."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: AccountStore,
+        links: ExternalIdStore,
+        registration: Registration,
+        profiles: Profiles,
+        pictures: Pictures,
+        *,
+        server_name: ServerName,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._accounts = accounts
+        self._links = links
+        self._registration = registration
+        self._profiles = profiles
+        self._pictures = pictures
+        self._server_name = server_name
+
+    async def find(self, info: ProviderInfo, identity: UpstreamIdentity) -> AccountRow | None:
+        """The account of this person; None where they have none yet. Raises `Refused` where it may not be used."""
+        link = await self._links.get_link(info.provider_id, identity.subject)
+        if link is not None:
+            account = (await self._accounts.get_accounts([link.user_id])).get(link.user_id)
+            if account is None:
+                raise Refused(Reason.NO_ACCOUNT, f"{link.user_id} is linked, but there is no such account")
+            return check_usable(account)
+        if not info.allow_existing_users or identity.localpart is None:
+            return None
+        try:
+            user_id = parse_new_user_id(fit_localpart(identity.localpart), self._server_name)
+        except MatrixError:
+            return None
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        if account is None:
+            return None
+        check_usable(account)
+        row = self._link(info, identity, user_id)
+        if not await self._database.write("link_account", self._links.add_link, row):
+            raise Refused(Reason.TAKEN, f"{user_id} is linked to somebody else of {info.provider_id}")
+        self.log.info("{user_id} is linked to {provider}", user_id=user_id, provider=info.provider_id)
+        return account
+
+    async def check_free(self, username: str) -> UserID:
+        """The id that a name makes. Raises `InvalidUsername`, `Exclusive`, `UserInUse`."""
+        return await self._registration.check_username(username)
+
+    async def do_make(
+        self, info: ProviderInfo, identity: UpstreamIdentity, username: str, languages: str = ""
+    ) -> UserID:
+        """Make an account. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and `Refused` where none may be made."""
+        if not info.enable_registration:
+            raise Refused(Reason.NO_ACCOUNT)
+
+        def link(txn: WriteTransaction, user_id: UserID) -> None:
+            if not self._links.add_link(txn, self._link(info, identity, user_id)):
+                raise Refused(Reason.OLD, f"{identity.subject} got another account in the meantime")
+
+        wish = Wish(username=username, display_name=identity.display_name, emails=identity.emails, languages=languages)
+        user_id = await self._registration.do_register_vouched(wish, link)
+        self.log.info("{user_id} was made for {provider}", user_id=user_id, provider=info.provider_id)
+        if identity.picture is not None:
+            await self._pictures.do_take_over(user_id, identity.picture)
+        return user_id
+
+    async def do_make_of(self, info: ProviderInfo, identity: UpstreamIdentity, languages: str = "") -> UserID | None:
+        """Make an account of the name that the provider says; None where that cannot be one, or is taken. Raises
+        `Refused`."""
+        if identity.localpart is None or identity.confirm_localpart:
+            return None
+        try:
+            return await self.do_make(info, identity, fit_localpart(identity.localpart), languages)
+        except MatrixError:
+            return None
+
+    async def do_update(self, user_id: UserID, identity: UpstreamIdentity) -> None:
+        """Take name and picture over. Raises nothing: who is signed in stays so."""
+        if identity.display_name is not None:
+            try:
+                await self._profiles.do_set_display_name(user_id, identity.display_name)
+            except MatrixError as error:
+                self.log.warn("the name of {user_id} was not taken over: {why}", user_id=user_id, why=error.text)
+        if identity.picture is not None:
+            await self._pictures.do_take_over(user_id, identity.picture)
+
+    def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
+        return ExternalIdRow(info.provider_id, identity.subject, user_id, int(self._clock.seconds() * 1000))
+
+
+class UpstreamProofs:
+    """With what linked people confirm what they do: `in_browsers` and `by_password` are ids of providers."""
+
+    def __init__(self, links: ExternalIdStore, in_browsers: Sequence[str], by_password: Sequence[str]) -> None:
+        self._links = links
+        self._in_browsers = frozenset(in_browsers)
+        self._by_password = frozenset(by_password)
+
+    async def stages_of(self, user_id: UserID) -> Sequence[str]:
+        """As `OtherProofs.stages_of`."""
+        if not self._in_browsers and not self._by_password:
+            return []
+        providers = {link.provider for link in (await self._links.get_links_of_users([user_id])).get(user_id, [])}
+        password = [PASSWORD] if providers & self._by_password else []
+        return [*password, *([SSO] if providers & self._in_browsers else [])]
+
+
+def check_usable(account: AccountRow) -> AccountRow:
+    """Raises `Refused` for an account that nobody may use."""
+    if account.deactivated_ts is not None:
+        raise Refused(Reason.DEACTIVATED, f"{account.user_id} is deactivated")
+    if account.locked:
+        raise Refused(Reason.LOCKED, f"{account.user_id} is locked")
+    return account

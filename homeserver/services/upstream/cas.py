@@ -1,0 +1,107 @@
+"""A Central Authentication Service: sends people there, and asks it whose ticket they bring back.
+
+spec: CAS Protocol 3.0 Specification, sections 2.1 and 2.5
+"""
+
+from collections.abc import Mapping
+from typing import Final
+from urllib.parse import urlencode
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from homeserver.config.upstream import CAS, AttributeRequirement
+from homeserver.services.upstream.identity import (
+    Departure,
+    ProviderInfo,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    check_requirements,
+    check_subject,
+    clean_name,
+)
+from homeserver.services.upstream.web_documents import Documents
+
+TICKET_PATH: Final = "_matrix/client/v3/login/cas/ticket"
+PROVIDER_ID: Final = "cas"
+LONGEST_TICKET: Final = 512
+_NAMESPACE: Final = "{http://www.yale.edu/tp/cas}"
+_DOCUMENTED_ATTRIBUTES: Final = f"{_NAMESPACE}attributes"
+
+
+class CASProvider:
+    """The service."""
+
+    def __init__(self, documents: Documents, config: CAS, base_url: str) -> None:
+        """`base_url` ends with a slash."""
+        self._documents = documents
+        self._config = config
+        self._server = (config.server_url or "").rstrip("/")
+        self._callback = base_url + TICKET_PATH
+        self._requirements = [
+            AttributeRequirement(attribute=name, value=value) for name, value in config.required_attributes.items()
+        ]
+        self.info = ProviderInfo(
+            PROVIDER_ID,
+            config.idp_name,
+            config.idp_icon,
+            config.idp_brand,
+            config.allow_existing_users,
+            config.enable_registration,
+        )
+
+    async def depart(self, flow_id: str) -> Departure:
+        """As `UpstreamProvider.depart`."""
+        return Departure(f"{self._server}/login?{urlencode({'service': self._service(flow_id)})}", {})
+
+    async def identify(self, flow_id: str, ticket: str) -> UpstreamIdentity:
+        """Whose ticket it is: CAS remembers for which service, and that has the flow's id in it. Raises `Refused`."""
+        if not ticket or len(ticket) > LONGEST_TICKET:
+            raise Refused(Reason.CANCELLED, "there is no ticket in the answer")
+        path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
+        query = urlencode({"service": self._service(flow_id), "ticket": ticket})
+        name, attributes = read_validation(await self._documents.get_bytes(f"{self._server}/{path}?{query}"))
+        check_requirements(self._requirements, attributes)
+        shown = attributes.get(self._config.displayname_attribute or "", [])
+        return UpstreamIdentity(
+            subject=check_subject(name),
+            localpart=self._localpart(name),
+            display_name=clean_name(shown[0]) if shown else None,
+        )
+
+    def _localpart(self, name: str) -> str | None:
+        if not name.isdigit():
+            return name
+        return self._config.numeric_ids_prefix + name if self._config.allow_numeric_ids else None
+
+    def _service(self, flow_id: str) -> str:
+        return f"{self._callback}?{urlencode({'flow': flow_id})}"
+
+
+def read_validation(body: bytes) -> tuple[str, Mapping[str, list[str]]]:
+    """Whom an answer names, and their attributes, in either of the two forms that servers give them. Raises `Refused`."""
+    try:
+        root = fromstring(body, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError, LookupError) as error:
+        raise Refused(Reason.PROVIDER_FAILED, f"CAS answers what is no XML: {error}") from None
+    success = root.find(f"{_NAMESPACE}authenticationSuccess")
+    user = None if success is None else success.find(f"{_NAMESPACE}user")
+    if root.tag != f"{_NAMESPACE}serviceResponse" or success is None or user is None or not (user.text or "").strip():
+        failure = root.find(f"{_NAMESPACE}authenticationFailure")
+        code = "" if failure is None else failure.get("code", "")
+        raise Refused(Reason.PROVIDER_FAILED, f"CAS does not know the ticket: {code[:100]}")
+    attributes: dict[str, list[str]] = {}
+    for holder in success.iter(_DOCUMENTED_ATTRIBUTES):
+        for each in holder:
+            name, value = _attribute(each)
+            attributes.setdefault(name, []).append(value)
+    return (user.text or "").strip(), attributes
+
+
+def _attribute(element: Element) -> tuple[str, str]:
+    """`<cas:mail>x</cas:mail>`, and `<cas:attribute name="mail" value="x"/>` of older servers."""
+    if element.tag == f"{_NAMESPACE}attribute" and "name" in element.attrib:
+        return element.attrib["name"], element.attrib.get("value", "")
+    return element.tag.removeprefix(_NAMESPACE), (element.text or "").strip()

@@ -1,0 +1,171 @@
+"""What identity providers have in common: whom they name, where a sign-in leads, and how it may end.
+
+Laws:
+- Who somebody is, is the subject: the provider's name that never changes and is never given to another. The local part,
+  the name and the address that come with it are wishes.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, Protocol
+
+import msgspec
+
+from homeserver.config.upstream import AttributeRequirement
+
+LONGEST_SUBJECT: Final = 512
+LONGEST_NAME: Final = 256
+MOST_ADDRESSES: Final = 10
+_ADDRESS: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,190}")
+_NOT_IN_LOCALPARTS: Final = re.compile(r"[^a-z0-9._=/+-]")
+
+
+class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody, as a provider says."""
+
+    subject: str
+    localpart: str | None = None
+    """The name that a new account would have."""
+    display_name: str | None = None
+    emails: tuple[str, ...] = ()
+    picture: str | None = None
+    """The address of a picture."""
+    session: str | None = None
+    """What the provider calls this sign-in, to say later that it has ended."""
+    confirm_localpart: bool = False
+
+
+class ForClient(msgspec.Struct, frozen=True, tag="client"):
+    """Somebody signs in with a client, which waits for them, with a token, at this address."""
+
+    redirect_url: str
+
+
+class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
+    """Somebody confirms what a client is about to do in their account."""
+
+    uia_session: str
+
+
+class ForPage(msgspec.Struct, frozen=True, tag="page"):
+    """Somebody signs in to the pages of this server; `next`: where to go on, a path of this server."""
+
+    next: str
+
+
+Purpose = ForClient | ForConfirmation | ForPage
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderInfo:
+    """A provider as people and the rest of the server see it."""
+
+    provider_id: str
+    """In addresses, and in the database."""
+    name: str
+    icon: str | None = None
+    brand: str | None = None
+    allow_existing_users: bool = False
+    enable_registration: bool = True
+
+    @property
+    def in_login(self) -> dict[str, object]:
+        """spec: client-server-api#definition-mloginsso-flow-schema"""
+        shown = {"id": self.provider_id, "name": self.name, "icon": self.icon, "brand": self.brand}
+        return {key: value for key, value in shown.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedProviders:
+    """The providers that people may choose from, in the order in which they see them."""
+
+    infos: tuple[ProviderInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """Where the browser is sent, and what is to be remembered until it comes back."""
+
+    url: str
+    kept: Mapping[str, str]
+
+
+class UpstreamProvider(Protocol):
+    """Something that says who people are, in their browsers."""
+
+    info: ProviderInfo
+
+    async def depart(self, flow_id: str) -> Departure:
+        """Send somebody there; `flow_id` comes back with them. Raises `Refused`."""
+        ...
+
+
+class Reason(Enum):
+    """Why a sign-in ends without success. Values are names of texts for people, in `upstream_refused.html`."""
+
+    OLD = "old"
+    """Nothing like it is under way, or not in this browser."""
+    PROVIDER_FAILED = "provider_failed"
+    CANCELLED = "cancelled"
+    """The provider says that the person did not want it, or may not."""
+    NOT_ALLOWED = "not_allowed"
+    """Something that everybody must have is missing."""
+    NO_ACCOUNT = "no_account"
+    TAKEN = "taken"
+    """The account is linked to another person of the provider."""
+    DEACTIVATED = "deactivated"
+    LOCKED = "locked"
+    OTHER_PERSON = "other_person"
+    """Somebody else signed in than the one who was to confirm."""
+    UNKNOWN_PROVIDER = "unknown_provider"
+    BAD_ADDRESS = "bad_address"
+    """There is no telling where to go on."""
+
+
+class Refused(Exception):
+    """A sign-in ends. `str()` is for the log: what a provider did wrong is not told to people."""
+
+    def __init__(self, reason: Reason, text: str = "") -> None:
+        super().__init__(text or reason.value)
+        self.reason = reason
+
+
+def fit_localpart(wish: str) -> str:
+    """A name as a local part: in small letters, and what may not be in it as `=` and two hexadecimal digits a byte.
+
+    spec: appendices#mapping-from-other-character-sets
+    """
+    lower = wish.lower()
+    return _NOT_IN_LOCALPARTS.sub(lambda found: "".join(f"={byte:02x}" for byte in found[0].encode()), lower)
+
+
+def clean_name(text: object) -> str | None:
+    """A name that can be shown, or None."""
+    if not isinstance(text, str):
+        return None
+    return " ".join(text.replace("\0", "").split())[:LONGEST_NAME] or None
+
+
+def clean_addresses(texts: Iterable[object]) -> tuple[str, ...]:
+    """Those that are e-mail addresses, in small letters."""
+    found = [text.strip().lower() for text in texts if isinstance(text, str)]
+    return tuple(dict.fromkeys(text for text in found if _ADDRESS.fullmatch(text)))[:MOST_ADDRESSES]
+
+
+def check_subject(subject: str) -> str:
+    """Raises `Refused` for what is nobody's name."""
+    if not subject or len(subject) > LONGEST_SUBJECT or "\0" in subject:
+        raise Refused(Reason.PROVIDER_FAILED, "the provider does not say who it is")
+    return subject
+
+
+def check_requirements(requirements: Sequence[AttributeRequirement], attributes: Mapping[str, object]) -> None:
+    """Raises `Refused` unless all of them are met. An attribute may have one value or a list of them."""
+    for required in requirements:
+        found = attributes.get(required.attribute)
+        values = {str(each) for each in (found if isinstance(found, list | tuple) else [found]) if each is not None}
+        wanted = {*required.one_of, *([required.value] if required.value is not None else [])}
+        if not (values & wanted if wanted else values):
+            raise Refused(Reason.NOT_ALLOWED, f"{required.attribute} is not as attribute_requirements wants it")

@@ -1,0 +1,49 @@
+"""What a directory can be asked, and what it answers; without the library that asks it, which only those load who use it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from homeserver.services.upstream.identity import UpstreamIdentity
+
+
+class DirectoryFailed(Exception):
+    """A directory could not be asked, or gave no complete answer. `str()` is for the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Somebody in a directory."""
+
+    dn: str
+    identity: UpstreamIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a directory says of a name and a password."""
+
+    entry: Entry | None
+    """Whose they are; None where the password is wrong, or there is no such person."""
+    exists: bool = True
+    """Whether it has such a person at all; True where it did not say."""
+
+
+class AskedDirectory(Protocol):
+    """A directory. Its methods wait for the network: they are for threads."""
+
+    def check_password(self, name: str, password: str) -> Verdict:
+        """Raises `DirectoryFailed`. `name`: as people type it, without a domain."""
+        ...
+
+    def check_password_of(self, subject: str, password: str) -> Verdict:
+        """As `check_password`, of the person with this subject. Needs the mode `search`."""
+        ...
+
+    def list_subjects(self) -> set[str]:
+        """Everybody. Raises `DirectoryFailed`."""
+        ...
+
+    def find_subjects(self, subjects: Sequence[str]) -> set[str]:
+        """Those of these that it has. Raises `DirectoryFailed`."""
+        ...

@@ -1,0 +1,256 @@
+"""Asking one directory. Everything here waits for the network, so it is for threads.
+
+Laws:
+- What people type is escaped before it is part of a filter or of a name of an entry.
+- A password that is empty is wrong: a directory takes a bind without a password for nobody's, and says yes.
+- An answer is complete or a failure: what a directory could not say is never taken for what it does not have.
+- Passwords go through TLS with a certificate that was checked, unless the configuration says otherwise. No referral is
+  followed.
+"""
+
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from ldap3 import AUTO_BIND_NONE, NONE, SUBTREE, Connection, Server, Tls
+from ldap3.core.exceptions import LDAPException
+from ldap3.core.results import RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT, RESULT_SUCCESS
+from ldap3.utils.conv import escape_bytes, escape_filter_chars
+from ldap3.utils.dn import escape_rdn
+
+from homeserver.config.directories import LDAPProvider
+from homeserver.services.upstream.identity import UpstreamIdentity, clean_addresses, clean_name
+from homeserver.services.upstream.ldap.answers import DirectoryFailed, Entry, Verdict
+
+T = TypeVar("T")
+
+PAGE: Final = 500
+"""Entries that are asked for at once."""
+MOST_ENTRIES: Final = 2_000_000
+ASKED_AT_ONCE: Final = 50
+"""Subjects in one filter."""
+LONGEST_PASSWORD: Final = 512
+_BINARY: Final = frozenset({"objectguid"})
+"""Attributes whose values are bytes; a subject has them in hexadecimal digits."""
+_REFUSED: Final = frozenset(
+    # of a bind: the password is wrong, the entry may not sign in (locked, disabled, expired), or there is none
+    {RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT, 19, 50, 53}
+)
+
+
+class LDAPDirectory:
+    """One directory."""
+
+    def __init__(self, config: LDAPProvider) -> None:
+        self._config = config
+        seconds = config.timeout / 1000
+        tls = Tls(
+            validate=ssl.CERT_REQUIRED,
+            ca_certs_file=None if config.tls_ca_file is None else str(config.tls_ca_file),
+        )
+        self._servers = [
+            Server(uri, tls=tls, connect_timeout=seconds, get_info=NONE, allowed_referral_hosts=[])
+            for uri in config.uri
+        ]
+        self._seconds = seconds
+        self._binary = config.attributes.subject.lower() in _BINARY
+
+    def check_password(self, name: str, password: str) -> Verdict:
+        """Raises `DirectoryFailed`. `name`: as people type it, without a domain."""
+        if not password or len(password) > LONGEST_PASSWORD or "\0" in password or not name:
+            return Verdict(None)
+        if self._config.mode == "bind":
+            return self._ask(lambda server: self._bind_directly(server, name, password))
+        by_name = f"({self._config.attributes.uid}={escape_filter_chars(name)})"
+        return self._ask(lambda server: self._search_and_bind(server, by_name, password))
+
+    def check_password_of(self, subject: str, password: str) -> Verdict:
+        """As `check_password`, of the person with this subject. Needs the mode `search`."""
+        if not password or len(password) > LONGEST_PASSWORD or "\0" in password:
+            return Verdict(None)
+        return self._ask(lambda server: self._search_and_bind(server, self._is_subject(subject), password))
+
+    def list_subjects(self) -> set[str]:
+        """Everybody. Raises `DirectoryFailed`."""
+
+        def ask(server: Server) -> set[str]:
+            with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
+                filter = self._filter(f"({self._config.attributes.subject}=*)")
+                entries = self._search(connection, filter, [self._config.attributes.subject])
+                return {self._subject(attributes) for _dn, attributes in entries}
+
+        return self._ask(ask)
+
+    def find_subjects(self, subjects: Sequence[str]) -> set[str]:
+        """Those of these that it has. Raises `DirectoryFailed`."""
+
+        def ask(server: Server) -> set[str]:
+            found = set()
+            with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
+                for start in range(0, len(subjects), ASKED_AT_ONCE):
+                    wanted = "".join(map(self._is_subject, subjects[start : start + ASKED_AT_ONCE]))
+                    entries = self._search(connection, self._filter(f"(|{wanted})"), [self._config.attributes.subject])
+                    found |= {self._subject(attributes) for _dn, attributes in entries}
+            return found
+
+        return self._ask(ask)
+
+    # One server after the other.
+
+    def _ask(self, question: Callable[[Server], T]) -> T:
+        failures = []
+        for server in list(self._servers):
+            try:
+                answer = question(server)
+            except (LDAPException, OSError) as error:
+                failures.append(f"{server.name}: {error}")
+                continue
+            if server is not self._servers[0]:  # the next time it is asked first
+                self._servers = [server, *(each for each in self._servers if each is not server)]
+            return answer
+        raise DirectoryFailed("; ".join(failures))
+
+    @contextmanager
+    def _connected(self, server: Server, user: str | None, password: str | None) -> Iterator[Connection]:
+        """Raises LDAPException, OSError, `DirectoryFailed`."""
+        connection = self._connect(server, user, password)
+        try:
+            if not connection.bind():
+                raise DirectoryFailed(f"{server.name} does not let {user or 'anybody'} in: {_result(connection)}")
+            yield connection
+        finally:
+            connection.unbind()
+
+    def _connect(self, server: Server, user: str | None, password: str | None) -> Connection:
+        connection = Connection(
+            server,
+            user=user,
+            password=password,
+            auto_bind=AUTO_BIND_NONE,
+            auto_referrals=False,
+            receive_timeout=self._seconds,
+            return_empty_attributes=False,
+            check_names=False,
+        )
+        connection.open()
+        if self._config.start_tls and not server.ssl and not connection.start_tls():
+            raise DirectoryFailed(f"{server.name} does not take StartTLS: {_result(connection)}")
+        return connection
+
+    # Whose password is it?
+
+    def _search_and_bind(self, server: Server, person: str, password: str) -> Verdict:
+        with self._connected(server, self._config.bind_dn, self._config.bind_password) as connection:
+            entries = list(self._search(connection, self._filter(person), self._wanted()))
+        if len(entries) != 1:  # none, or it is not clear who
+            return Verdict(None, exists=bool(entries))
+        entry = self._entry(*entries[0])
+        return Verdict(entry if self._is_let_in(server, entry.dn, password) else None)
+
+    def _is_let_in(self, server: Server, dn: str, password: str) -> bool:
+        connection = self._connect(server, dn, password)
+        try:
+            if connection.bind():
+                return True
+            if connection.result["result"] in _REFUSED:
+                return False
+            raise DirectoryFailed(f"{server.name} cannot check a password: {_result(connection)}")
+        finally:
+            connection.unbind()
+
+    def _bind_directly(self, server: Server, name: str, password: str) -> Verdict:
+        dn = f"{self._config.attributes.uid}={escape_rdn(name)},{self._config.base}"
+        connection = self._connect(server, dn, password)
+        try:
+            if not connection.bind():
+                if connection.result["result"] in _REFUSED:
+                    return Verdict(None)
+                raise DirectoryFailed(f"{server.name} cannot check a password: {_result(connection)}")
+            by_name = f"({self._config.attributes.uid}={escape_filter_chars(name)})"
+            entries = list(self._search(connection, self._filter(by_name), self._wanted()))
+        finally:
+            connection.unbind()
+        return Verdict(self._entry(*entries[0]) if len(entries) == 1 else None)
+
+    # Searching.
+
+    def _search(
+        self, connection: Connection, filter: str, attributes: Sequence[str]
+    ) -> Iterator[tuple[str, Mapping[str, list[bytes]]]]:
+        """All entries, page by page, by name and raw attributes. Raises `DirectoryFailed` unless all of them came."""
+        cookie: bytes | None = None
+        count = 0
+        while True:
+            connection.search(
+                self._config.base,
+                filter,
+                search_scope=SUBTREE,
+                attributes=list(attributes),
+                paged_size=PAGE,
+                paged_cookie=cookie,
+                time_limit=max(1, int(self._seconds)),
+            )
+            if connection.result["result"] != RESULT_SUCCESS:
+                raise DirectoryFailed(f"{connection.server.name} does not say all: {_result(connection)}")
+            for each in connection.response or ():
+                if each["type"] != "searchResEntry":
+                    continue
+                count += 1
+                if count > MOST_ENTRIES:
+                    raise DirectoryFailed(f"{connection.server.name} has more than {MOST_ENTRIES} entries")
+                yield each["dn"], each["raw_attributes"]
+            controls = connection.result.get("controls") or {}
+            cookie = controls.get("1.2.840.113556.1.4.319", {}).get("value", {}).get("cookie")
+            if not cookie:
+                return
+
+    def _filter(self, person: str) -> str:
+        return person if self._config.filter is None else f"(&{person}{self._config.filter})"
+
+    def _is_subject(self, subject: str) -> str:
+        try:
+            value = escape_bytes(bytes.fromhex(subject)) if self._binary else escape_filter_chars(subject)
+        except ValueError:  # a link that was made with another attribute
+            value = escape_filter_chars(subject)
+        return f"({self._config.attributes.subject}={value})"
+
+    # Reading entries.
+
+    def _wanted(self) -> list[str]:
+        names = self._config.attributes
+        return [name for name in (names.uid, names.subject, names.name, names.mail) if name is not None]
+
+    def _subject(self, attributes: Mapping[str, list[bytes]]) -> str:
+        values = _values(attributes, self._config.attributes.subject)
+        if len(values) != 1:
+            raise DirectoryFailed(f"an entry has not one {self._config.attributes.subject}, but {len(values)}")
+        return values[0].hex() if self._binary else values[0].decode("utf-8", "replace")
+
+    def _entry(self, dn: str, attributes: Mapping[str, list[bytes]]) -> Entry:
+        names = self._config.attributes
+        uid = _texts(attributes, names.uid)
+        shown = _texts(attributes, names.name)
+        identity = UpstreamIdentity(
+            subject=self._subject(attributes),
+            localpart=uid[0] if uid else None,
+            display_name=clean_name(shown[0]) if shown else None,
+            emails=clean_addresses(_texts(attributes, names.mail)),
+        )
+        return Entry(dn, identity)
+
+
+def _values(attributes: Mapping[str, list[bytes]], name: str | None) -> list[bytes]:
+    """A directory spells names of attributes as it likes."""
+    if name is None:
+        return []
+    return next((values for key, values in attributes.items() if key.lower() == name.lower()), [])
+
+
+def _texts(attributes: Mapping[str, list[bytes]], name: str | None) -> list[str]:
+    return [value.decode("utf-8", "replace") for value in _values(attributes, name)]
+
+
+def _result(connection: Connection) -> str:
+    result: Mapping[str, Any] = connection.result or {}
+    return f"{result.get('description')} {result.get('message') or ''}".strip()

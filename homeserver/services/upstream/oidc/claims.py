@@ -1,0 +1,80 @@
+"""From claims to a person, by the templates of the configuration.
+
+Templates run in Jinja2's sandbox and see nothing but `user`, the claims. What is missing is empty, and an empty result is
+none.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from jinja2 import ChainableUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from homeserver.config.upstream import ClaimTemplates
+from homeserver.services.upstream.identity import (
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    check_subject,
+    clean_addresses,
+    clean_name,
+)
+
+LONGEST_TEXT: Final = 4096
+
+
+def _localpart_from_email(address: str) -> str:
+    return address.rpartition("@")[0]
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(undefined=ChainableUndefined)
+    environment.filters["localpart_from_email"] = _localpart_from_email
+    return environment
+
+
+class ClaimReader:
+    """Reads the claims of one provider."""
+
+    def __init__(self, templates: ClaimTemplates) -> None:
+        """Raises jinja2.TemplateError for a template that is none."""
+        self._config = templates
+        environment = _environment()
+        subject = templates.subject_template
+        picture = templates.picture_template
+        sources = {
+            "subject": subject if subject is not None else _template_of(templates.subject_claim),
+            "localpart": templates.localpart_template,
+            "display_name": templates.display_name_template,
+            "email": templates.email_template,
+            "picture": picture if picture is not None else _template_of(templates.picture_claim),
+        }
+        self._templates = {
+            name: environment.from_string(source) for name, source in sources.items() if source is not None
+        }
+
+    def read(self, claims: Mapping[str, Any], session: str | None) -> UpstreamIdentity:
+        """The person. Raises `Refused` where it is not said who it is."""
+        texts = {name: self._render(name, claims) for name in self._templates}
+        email = texts.get("email") if claims.get("email_verified") is not False else None
+        picture = texts.get("picture")
+        return UpstreamIdentity(
+            subject=check_subject(texts.get("subject") or ""),
+            localpart=texts.get("localpart"),
+            display_name=clean_name(texts.get("display_name")),
+            emails=clean_addresses([email]),
+            picture=picture if picture is not None and picture.startswith("https://") else None,
+            session=session,
+            confirm_localpart=self._config.confirm_localpart,
+        )
+
+    def _render(self, name: str, claims: Mapping[str, Any]) -> str | None:
+        try:
+            text = self._templates[name].render(user=claims).strip()
+        except (TemplateError, ArithmeticError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise Refused(Reason.PROVIDER_FAILED, f"the template for {name} fails with these claims: {error}") from None
+        return text[:LONGEST_TEXT] or None
+
+
+def _template_of(claim: str | None) -> str | None:
+    return None if claim is None else "{{ user[" + repr(claim) + "] }}"

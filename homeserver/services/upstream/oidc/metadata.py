@@ -1,0 +1,122 @@
+"""What a provider says of itself: its addresses and its keys, fetched when they are needed first and kept for a while.
+
+Laws:
+- Addresses are believed only from a document that has the issuer of the configuration, and only with TLS.
+- A signature by a key that is not known makes the keys be fetched again, at most once a minute.
+
+spec: https://openid.net/specs/openid-connect-discovery-1_0.html
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.config.upstream import OIDCProvider
+from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.web_documents import Documents
+
+KEPT_SECONDS: Final = 3600.0
+KEYS_AGAIN_SECONDS: Final = 60.0
+
+
+class Metadata(msgspec.Struct, frozen=True, kw_only=True):
+    """What of a discovery document is used."""
+
+    issuer: str
+    authorization_endpoint: str
+    token_endpoint: str
+    userinfo_endpoint: str | None = None
+    jwks_uri: str | None = None
+    code_challenge_methods_supported: list[str] | None = None
+    authorization_response_iss_parameter_supported: bool = False
+
+
+class ProviderMetadata:
+    """The addresses and keys of one provider."""
+
+    def __init__(self, clock: IReactorTime, documents: Documents, config: OIDCProvider) -> None:
+        self._clock = clock
+        self._documents = documents
+        self._config = config
+        self._metadata: Metadata | None = None
+        self._metadata_until = 0.0
+        self._keys: KeySet | None = None
+        self._keys_at = 0.0
+
+    async def get(self) -> Metadata:
+        """Raises `Refused`."""
+        now = self._clock.seconds()
+        if self._metadata is None or now >= self._metadata_until:
+            self._metadata = await self._find()
+            self._metadata_until = now + KEPT_SECONDS
+        return self._metadata
+
+    async def _find(self) -> Metadata:
+        config = self._config
+        given = {
+            name: value
+            for name, value in (
+                ("authorization_endpoint", config.authorization_endpoint),
+                ("token_endpoint", config.token_endpoint),
+                ("userinfo_endpoint", config.userinfo_endpoint),
+                ("jwks_uri", config.jwks_uri),
+            )
+            if value is not None
+        }
+        if not config.discover:
+            metadata = msgspec.convert({"issuer": config.issuer, **given}, Metadata)
+        else:
+            url = config.issuer.rstrip("/") + "/.well-known/openid-configuration"
+            metadata = msgspec.structs.replace(await self._documents.get(Metadata, url), **given)
+        if not config.skip_verification:
+            self._check(metadata)
+        return metadata
+
+    def _check(self, metadata: Metadata) -> None:
+        if metadata.issuer != self._config.issuer:
+            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} calls itself {metadata.issuer[:200]}")
+        for name in ("authorization_endpoint", "token_endpoint", "userinfo_endpoint", "jwks_uri"):
+            url = getattr(metadata, name)
+            if url is not None and not url.startswith("https://"):
+                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer}: its {name} has no TLS")
+
+    async def get_keys(self, *, older_than: float | None = None) -> KeySet:
+        """Its keys; with `older_than`, others than those of that time, where they may be fetched again. Raises
+        `Refused`."""
+        now = self._clock.seconds()
+        if (
+            self._keys is None
+            or now >= self._keys_at + KEPT_SECONDS
+            or (older_than is not None and self._keys_at <= older_than and now >= self._keys_at + KEYS_AGAIN_SECONDS)
+        ):
+            uri = (await self.get()).jwks_uri
+            if uri is None:
+                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no jwks_uri")
+            self._keys = _read_keys(await self._documents.get(dict[str, Any], uri), uri)
+            self._keys_at = now
+        return self._keys
+
+    @property
+    def keys_at(self) -> float:
+        """When the keys were fetched."""
+        return self._keys_at
+
+
+def _read_keys(document: Mapping[str, Any], uri: str) -> KeySet:
+    """Those keys that are of a known kind and for signatures; others are left out."""
+    found: list[Any] = document.get("keys") if isinstance(document.get("keys"), list) else []  # type: ignore[assignment]
+    keys = []
+    for each in found[:100]:
+        if not isinstance(each, dict) or each.get("use", "sig") != "sig" or each.get("kty") == "oct":
+            continue
+        try:
+            keys += KeySet.import_key_set({"keys": [each]}).keys
+        except (JoseError, ValueError, TypeError, KeyError):
+            continue
+    if not keys:
+        raise Refused(Reason.PROVIDER_FAILED, f"{uri} has no keys that are of use")
+    return KeySet(keys)

@@ -1,0 +1,188 @@
+"""A provider of OpenID Connect: sends people there, and makes of the code that they bring back who they are.
+
+Authorization code flow, with PKCE where the provider knows it; state and nonce are of this one sign-in.
+
+spec: openid-connect-core-1_0#CodeFlowAuth, RFC 7636, RFC 9207
+"""
+
+import hashlib
+from base64 import b64encode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import quote_plus, urlencode
+
+import msgspec
+from joserfc import jwt
+from joserfc.jwk import ECKey, OKPKey, RSAKey
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.config.upstream import JwtKey, OIDCProvider
+from homeserver.services.upstream.flows import Flow
+from homeserver.services.upstream.identity import (
+    Departure,
+    ProviderInfo,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    check_requirements,
+)
+from homeserver.services.upstream.oidc.claims import ClaimReader
+from homeserver.services.upstream.oidc.metadata import Metadata, ProviderMetadata
+from homeserver.services.upstream.oidc.tokens import TokenChecks
+from homeserver.services.upstream.web_documents import Documents
+
+CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
+SECRET_SECONDS: Final = 600
+"""How long a client secret is good for that is made with a key."""
+_CANCELLED: Final = frozenset({"access_denied", "login_required", "consent_required", "interaction_required"})
+
+
+class _Tokens(msgspec.Struct, frozen=True):
+    access_token: str | None = None
+    id_token: str | None = None
+
+
+class OIDC:
+    """One provider."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        documents: Documents,
+        new_secret: Callable[[], str],
+        config: OIDCProvider,
+        base_url: str,
+    ) -> None:
+        """`new_secret` makes a text that nobody can foresee; `base_url` ends with a slash."""
+        self._clock = clock
+        self._documents = documents
+        self._new_secret = new_secret
+        self._config = config
+        self._redirect_uri = config.redirect_uri or base_url + CALLBACK_PATH
+        self._metadata = ProviderMetadata(clock, documents, config)
+        self.tokens = TokenChecks(
+            clock,
+            self._metadata,
+            client_id=config.client_id,
+            client_secret=config.client_secret,
+            algorithms=config.id_token_signing_alg_values_supported,
+        )
+        self._reader = ClaimReader(config.user_mapping_provider.config)
+        self.info = ProviderInfo(
+            config.provider_id,
+            config.idp_name,
+            config.idp_icon,
+            config.idp_brand,
+            config.allow_existing_users,
+            config.enable_registration,
+        )
+        self.ends_sessions = config.backchannel_logout_enabled
+        self.ignores_person = config.backchannel_logout_ignore_sub
+
+    @property
+    def client_id(self) -> str:
+        """What this server is called there."""
+        return self._config.client_id
+
+    @property
+    def issuer(self) -> str:
+        """What the provider calls itself."""
+        return self._config.issuer
+
+    async def depart(self, flow_id: str) -> Departure:
+        """As `UpstreamProvider.depart`."""
+        config = self._config
+        metadata = await self._metadata.get()
+        kept = {"nonce": self._new_secret()}
+        query = {
+            **config.additional_authorization_parameters,
+            "response_type": "code",
+            "client_id": config.client_id,
+            "redirect_uri": self._redirect_uri,
+            "scope": " ".join(config.scopes),
+            "state": flow_id,
+            "nonce": kept["nonce"],
+        }
+        if self._uses_pkce(metadata):
+            kept["verifier"] = self._new_secret() + self._new_secret()
+            query |= {"code_challenge": challenge_of(kept["verifier"]), "code_challenge_method": "S256"}
+        separator = "&" if "?" in metadata.authorization_endpoint else "?"
+        return Departure(metadata.authorization_endpoint + separator + urlencode(query), kept)
+
+    async def identify(self, flow: Flow, code: str, error: str, issuer: str) -> UpstreamIdentity:
+        """Who comes back with this code. Raises `Refused`."""
+        metadata = await self._metadata.get()
+        if issuer and issuer != metadata.issuer:
+            raise Refused(Reason.PROVIDER_FAILED, "the answer is of another issuer")
+        if metadata.authorization_response_iss_parameter_supported and not issuer:
+            raise Refused(Reason.PROVIDER_FAILED, "the answer does not say of which issuer it is")
+        if error:
+            reason = Reason.CANCELLED if error in _CANCELLED else Reason.PROVIDER_FAILED
+            raise Refused(reason, f"{self._config.issuer} says {error[:100]}")
+        if not code:
+            raise Refused(Reason.PROVIDER_FAILED, "there is no code in the answer")
+        tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
+        claims = await self._claims(metadata, tokens, flow.kept["nonce"])
+        check_requirements(self._config.attribute_requirements, claims)
+        session = claims.get("sid")
+        return self._reader.read(claims, session if isinstance(session, str) else None)
+
+    async def _redeem(self, metadata: Metadata, code: str, verifier: str | None) -> _Tokens:
+        config = self._config
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": self._redirect_uri}
+        if verifier is not None:
+            form["code_verifier"] = verifier
+        secret: str | None = config.client_secret
+        if config.client_secret_jwt_key is not None:
+            secret = self._make_secret(config.client_secret_jwt_key)
+        headers = []
+        if secret is None or config.client_auth_method != "client_secret_basic":
+            form["client_id"] = config.client_id
+            if secret is not None and config.client_auth_method == "client_secret_post":
+                form["client_secret"] = secret
+        else:
+            pair = f"{quote_plus(config.client_id)}:{quote_plus(secret)}"
+            headers.append(("Authorization", "Basic " + b64encode(pair.encode()).decode()))
+        return await self._documents.post_form(_Tokens, metadata.token_endpoint, urlencode(form).encode(), headers)
+
+    async def _claims(self, metadata: Metadata, tokens: _Tokens, nonce: str) -> Mapping[str, Any]:
+        from_token: Mapping[str, Any] = {}
+        if "openid" in self._config.scopes:
+            if tokens.id_token is None:
+                raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} gives no ID token")
+            from_token = await self.tokens.check_id_token(tokens.id_token, nonce)
+            await self.tokens.check_issuer(from_token)
+            if self._config.user_profile_method == "auto":
+                return from_token
+        if metadata.userinfo_endpoint is None or tokens.access_token is None:
+            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} has no userinfo endpoint")
+        if not tokens.access_token.isascii() or not tokens.access_token.isprintable():
+            raise Refused(Reason.PROVIDER_FAILED, f"{self._config.issuer} gives no access token")
+        headers = [("Authorization", f"Bearer {tokens.access_token}")]
+        claims = await self._documents.get(dict[str, Any], metadata.userinfo_endpoint, headers)
+        if from_token and claims.get("sub") != from_token.get("sub"):
+            raise Refused(Reason.PROVIDER_FAILED, "the userinfo endpoint tells of somebody else")
+        # who it is and which session, from what is signed
+        return {**claims, **{name: from_token[name] for name in ("sub", "sid") if name in from_token}}
+
+    def _make_secret(self, key: JwtKey) -> str:
+        now = int(self._clock.seconds())
+        algorithm = str(key.jwt_header.get("alg", "ES256"))
+        kind = ECKey if algorithm.startswith("ES") else OKPKey if algorithm.startswith("Ed") else RSAKey
+        claims = {**key.jwt_payload, "iat": now, "exp": now + SECRET_SECONDS}
+        return jwt.encode(
+            {"alg": algorithm, **key.jwt_header},
+            claims,
+            kind.import_key(str(key.key)),
+            algorithms=[algorithm],
+        )
+
+    def _uses_pkce(self, metadata: Metadata) -> bool:
+        if self._config.pkce_method != "auto":
+            return self._config.pkce_method == "always"
+        return "S256" in (metadata.code_challenge_methods_supported or ())
+
+
+def challenge_of(verifier: str) -> str:
+    """What is shown of a verifier first. spec: RFC 7636 section 4.2"""
+    return urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

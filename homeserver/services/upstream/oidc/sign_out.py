@@ -1,0 +1,76 @@
+"""A provider says that somebody has signed out there: their sessions here end too.
+
+Laws:
+- Only sessions that began with this provider end, and only where the configuration lets it.
+
+spec: openid-connect-backchannel-1_0
+"""
+
+from collections.abc import Sequence
+
+from twisted.logger import Logger
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.sessions import Sessions
+from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.oidc.provider import OIDC
+from homeserver.services.upstream.oidc.tokens import read_unchecked
+from storage.database import Database
+from storage.transaction import WriteTransaction
+from storage.upstream_sessions import UpstreamSessionStore
+
+
+class UpstreamSignOut:
+    """Ends sessions."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        database: Database,
+        store: UpstreamSessionStore,
+        sessions: Sessions,
+        providers: Sequence[OIDC],
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._sessions = sessions
+        self._providers = tuple(provider for provider in providers if provider.ends_sessions)
+
+    @property
+    def is_offered(self) -> bool:
+        """Whether any provider may do so."""
+        return bool(self._providers)
+
+    async def do_end(self, logout_token: str) -> int:
+        """End what a logout token says; how many sessions there were. Raises `Refused`."""
+        provider = self._find(logout_token)
+        claims = await provider.tokens.check_logout_token(logout_token)
+        await provider.tokens.check_issuer(claims)
+        session = claims.get("sid")
+        subject = claims.get("sub")
+        if session is not None and provider.ignores_person:
+            subject = None
+        provider_id = provider.info.provider_id
+
+        def write(txn: WriteTransaction) -> int:
+            rows = self._store.get_upstream_sessions(txn, provider_id, subject, session)
+            for row in rows:
+                self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
+            for user_id in {row.user_id for row in rows}:
+                self._sessions.remove_ways_in(txn, user_id)
+            return len(rows)
+
+        ended = await self._database.write("end_upstream_sessions", write)
+        self.log.info("{provider} ended {count} sessions", provider=provider_id, count=ended)
+        return ended
+
+    def _find(self, token: str) -> OIDC:
+        """The provider whose token it claims to be; whether it is, is checked after that."""
+        claims = read_unchecked(token)
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
+        for provider in self._providers:
+            if provider.issuer == claims.get("iss") and provider.client_id in audiences:
+                return provider
+        raise Refused(Reason.PROVIDER_FAILED, "it is of no provider that may end sessions")

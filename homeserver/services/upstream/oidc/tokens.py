@@ -1,0 +1,142 @@
+"""Are these claims the provider's? Signatures and claims of ID tokens and logout tokens.
+
+Laws:
+- Only algorithms of the configuration are believed, whatever a token says; `none` is none of them.
+- A token is for this client, of this issuer, of now, and an ID token of the very sign-in that we began.
+
+spec: openid-connect-core-1_0#IDTokenValidation, openid-connect-backchannel-1_0#Validation
+"""
+
+from base64 import urlsafe_b64decode
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet, OctKey
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.oidc.metadata import ProviderMetadata
+
+LEEWAY: Final = 60
+"""Seconds by which clocks may differ."""
+OLDEST_LOGOUT: Final = 300
+"""Seconds after which a logout token is too old."""
+LONGEST_TOKEN: Final = 64 * 1024
+LOGOUT_EVENT: Final = "http://schemas.openid.net/event/backchannel-logout"
+
+Claims = Mapping[str, Any]
+
+
+class TokenChecks:
+    """Checks the tokens of one provider."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        metadata: ProviderMetadata,
+        *,
+        client_id: str,
+        client_secret: str | None,
+        algorithms: Sequence[str],
+    ) -> None:
+        self._clock = clock
+        self._metadata = metadata
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._algorithms = [name for name in algorithms if name != "none"]
+
+    async def check_id_token(self, token: str, nonce: str) -> Claims:
+        """Its claims. Raises `Refused`."""
+        claims = await self._verify(token)
+        self._check_common(claims)
+        if _number(claims, "exp") + LEEWAY <= self._clock.seconds():
+            raise _wrong("it has expired")
+        if claims.get("nonce") != nonce:
+            raise _wrong("it is of another sign-in")
+        if not isinstance(claims.get("sub"), str):
+            raise _wrong("it has no sub")
+        return claims
+
+    async def check_logout_token(self, token: str) -> Claims:
+        """Its claims, of which `sub` or `sid` is there. Raises `Refused`."""
+        claims = await self._verify(token)
+        self._check_common(claims)
+        now = self._clock.seconds()
+        if "exp" in claims and _number(claims, "exp") + LEEWAY <= now:
+            raise _wrong("it has expired")
+        if _number(claims, "iat") + OLDEST_LOGOUT <= now:
+            raise _wrong("it is too old")
+        events = claims.get("events")
+        if not isinstance(events, dict) or not isinstance(events.get(LOGOUT_EVENT), dict):
+            raise _wrong("it is no logout token")
+        if "nonce" in claims:
+            raise _wrong("a logout token has no nonce")
+        if not any(isinstance(claims.get(name), str) for name in ("sub", "sid")):
+            raise _wrong("it says neither who nor which session")
+        return claims
+
+    async def _verify(self, token: str) -> Claims:
+        if len(token) > LONGEST_TOKEN:
+            raise _wrong("it is too long")
+        symmetric = [name for name in self._algorithms if name.startswith("HS")]
+        if symmetric and self._client_secret is not None:
+            try:
+                return jwt.decode(token, OctKey.import_key(self._client_secret), algorithms=symmetric).claims
+            except (JoseError, ValueError):
+                if len(symmetric) == len(self._algorithms):
+                    raise _wrong("its signature is not right") from None
+        asymmetric = [name for name in self._algorithms if name not in symmetric]
+        keys = await self._metadata.get_keys()
+        try:
+            return _decode(token, keys, asymmetric)
+        except (JoseError, ValueError):
+            newer = await self._metadata.get_keys(older_than=self._metadata.keys_at)
+            if newer is keys:
+                raise _wrong("its signature is not right") from None
+        try:
+            return _decode(token, newer, asymmetric)
+        except (JoseError, ValueError):
+            raise _wrong("its signature is not right") from None
+
+    def _check_common(self, claims: Claims) -> None:
+        audience = claims.get("aud")
+        audiences = audience if isinstance(audience, list) else [audience]
+        if self._client_id not in audiences:
+            raise _wrong("it is for somebody else")
+        if (len(audiences) > 1 or "azp" in claims) and claims.get("azp", self._client_id) != self._client_id:
+            raise _wrong("it was issued to somebody else")
+        if _number(claims, "iat") - LEEWAY > self._clock.seconds():
+            raise _wrong("it is of the future")
+
+    async def check_issuer(self, claims: Claims) -> None:
+        """Raises `Refused` for the token of another issuer."""
+        if claims.get("iss") != (await self._metadata.get()).issuer:
+            raise _wrong("it is of another issuer")
+
+
+def read_unchecked(token: str) -> Claims:
+    """The claims of a token that nobody has checked: good to find who is to check it. Raises `Refused`."""
+    payload = token.split(".")[1] if token.count(".") == 2 and len(token) <= LONGEST_TOKEN else ""
+    try:
+        return msgspec.json.decode(urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=dict[str, Any])
+    except (ValueError, RecursionError):
+        raise _wrong("it is none") from None
+
+
+def _decode(token: str, keys: KeySet, algorithms: list[str]) -> Claims:
+    """Raises JoseError, ValueError."""
+    return jwt.decode(token, keys, algorithms=algorithms).claims
+
+
+def _number(claims: Claims, name: str) -> float:
+    value = claims.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _wrong(f"it has no {name}")
+    return value
+
+
+def _wrong(text: str) -> Refused:
+    return Refused(Reason.PROVIDER_FAILED, f"the token is refused: {text}")

@@ -1,0 +1,142 @@
+"""A SAML 2 identity provider: sends people there, and makes of the assertion that they bring back who they are.
+
+Laws:
+- An assertion is signed, for this server, of now, the answer to a request of ours that waits for it, and taken once.
+- The library works in threads: it starts a program for each signature.
+
+spec: saml-profiles-2.0-os section 4.1
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+
+from homeserver.config.upstream import SAML2
+from homeserver.services.passwords import Threads
+from homeserver.services.upstream.flows import Flow
+from homeserver.services.upstream.identity import (
+    Departure,
+    ProviderInfo,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    check_requirements,
+    check_subject,
+    clean_addresses,
+    clean_name,
+    fit_localpart,
+)
+from storage.upstream_flows import UpstreamFlowStore
+
+PROVIDER_ID: Final = "saml"
+RESPONSE_PATH: Final = "_synapse/client/saml2/authn_response"
+METADATA_PATH: Final = "_synapse/client/saml2/metadata.xml"
+LONGEST_RESPONSE: Final = 512 * 1024
+SUBJECT_ATTRIBUTE: Final = "uid"
+_REQUEST: Final = "request"
+_STARTED: Final = "started"
+_NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9._=/-]")
+
+
+@dataclass(frozen=True, slots=True)
+class Assertion:
+    """What a provider asserts. `expires`: seconds since 1970."""
+
+    assertion_id: str
+    expires: float
+    persistent_name: str | None
+    """The name that never changes, where the provider gives one."""
+    attributes: Mapping[str, Sequence[str]]
+
+
+class ServiceProvider(Protocol):
+    """The library. Its methods take long: they are for threads. They raise `Refused`."""
+
+    def make_request(self, relay_state: str) -> tuple[str, str]:
+        """An id, and the address to go to."""
+        ...
+
+    def read_response(self, response: str, request_id: str) -> Assertion:
+        """Check an answer to a request."""
+        ...
+
+    def metadata(self) -> bytes:
+        """What this server tells of itself, in XML."""
+        ...
+
+
+class SAMLProvider:
+    """The provider."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        threads: Threads,
+        store: UpstreamFlowStore,
+        library: ServiceProvider,
+        config: SAML2,
+    ) -> None:
+        self._clock = clock
+        self._threads = threads
+        self._store = store
+        self._library = library
+        self._config = config
+        self.info = ProviderInfo(
+            PROVIDER_ID, config.idp_name, config.idp_icon, config.idp_brand, config.allow_existing_users
+        )
+
+    async def depart(self, flow_id: str) -> Departure:
+        """As `UpstreamProvider.depart`."""
+        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id))
+        return Departure(url, {_REQUEST: request_id, _STARTED: str(int(self._clock.seconds()))})
+
+    async def identify(self, flow: Flow, response: str) -> UpstreamIdentity:
+        """Whom an answer asserts. Raises `Refused`."""
+        if not response or len(response) > LONGEST_RESPONSE:
+            raise Refused(Reason.PROVIDER_FAILED, "there is no response in the answer")
+        if int(flow.kept[_STARTED]) + self._config.saml_session_lifetime / 1000 <= self._clock.seconds():
+            raise Refused(Reason.OLD)
+        request_id = flow.kept[_REQUEST]
+        assertion = await self._threads.run(lambda: self._library.read_response(response, request_id))
+        if not await self._store.add_taken_assertion(assertion.assertion_id, int(assertion.expires * 1000)):
+            raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was taken before")
+        check_requirements(
+            self._config.attribute_requirements, {key: list(value) for key, value in assertion.attributes.items()}
+        )
+        return self._identity(assertion)
+
+    async def metadata(self) -> bytes:
+        """What this server tells of itself, in XML."""
+        return await self._threads.run(self._library.metadata)
+
+    def _identity(self, assertion: Assertion) -> UpstreamIdentity:
+        attributes = assertion.attributes
+        subject = _first(attributes, SUBJECT_ATTRIBUTE) or assertion.persistent_name
+        templates = self._config.user_mapping_provider.config
+        source = _first(attributes, templates.mxid_source_attribute)
+        given, surname = _first(attributes, "givenName"), _first(attributes, "sn", "surname")
+        shown = _first(attributes, "displayName") or " ".join(each for each in (given, surname) if each)
+        return UpstreamIdentity(
+            subject=check_subject(subject or ""),
+            localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
+            display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
+            emails=clean_addresses((*attributes.get("email", ()), *attributes.get("mail", ()))),
+        )
+
+    @staticmethod
+    def _localpart(source: str, mapping: str) -> str:
+        return fit_localpart(source) if mapping == "hexencode" else _NOT_IN_NAMES.sub(".", source.lower())
+
+
+class SAMLSignIn:
+    """The provider, where there is one."""
+
+    def __init__(self, provider: SAMLProvider | None) -> None:
+        self.provider = provider
+
+
+def _first(attributes: Mapping[str, Sequence[str]], *names: str) -> str | None:
+    return next((attributes[name][0] for name in names if attributes.get(name)), None)

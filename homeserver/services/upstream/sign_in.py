@@ -1,0 +1,302 @@
+"""The way of a sign-in with an identity provider: away, back, to an account, and on to where it began.
+
+Laws:
+- A login token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
+- What is confirmed for a client is told to the person before they leave for the provider.
+
+spec: client-server-api#sso-client-loginauthentication
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote_plus, urlsplit
+
+from twisted.logger import Logger
+
+from federation.protocol.endpoint import RequestContext
+from federation.protocol.errors import MatrixError
+from federation.protocol.ids import UserID, localpart_of
+from homeserver.services.login_tokens import LoginTokens, Origin
+from homeserver.services.uia import UIA
+from homeserver.services.uia_stages import SSO
+from homeserver.services.upstream.accounts import UpstreamAccounts, check_usable
+from homeserver.services.upstream.flows import AWAY, BACK, CLIENT, CONFIRM, NAME, Browser, Flow, UpstreamFlows
+from homeserver.services.upstream.identity import (
+    ForClient,
+    ForConfirmation,
+    ForPage,
+    ProviderInfo,
+    Purpose,
+    Reason,
+    Refused,
+    UpstreamIdentity,
+    UpstreamProvider,
+    fit_localpart,
+)
+from storage.accounts import AccountStore
+
+LONGEST_ADDRESS: Final = 4096
+_NO_CLIENTS: Final = frozenset({"javascript", "data", "vbscript", "file", "blob", "about", "view-source", "filesystem"})
+"""Schemes under which no client is, but programs that a browser would run or show as ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The browser is to go there. `browser`: who is to get its cookie."""
+
+    url: str
+    browser: Browser | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskName:
+    """A page is to ask for the name of the new account."""
+
+    flow_id: str
+    purpose: Purpose
+    provider: str
+    username: str
+    identity: UpstreamIdentity
+    error: MatrixError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskClient:
+    """A page is to ask whether to go on to a client."""
+
+    flow_id: str
+    user_id: UserID
+    redirect_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskConfirm:
+    """A page is to say what is to be confirmed."""
+
+    flow_id: str
+    browser: Browser
+    operation: str
+    user_id: UserID
+    providers: Sequence[ProviderInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmed:
+    """It is confirmed: the client goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignedIn:
+    """Somebody is signed in to the pages of this server, and goes on at a path of it."""
+
+    user_id: UserID
+    next: str
+    origin: Origin
+
+
+Step = Leave | AskName | AskClient | Confirmed | SignedIn
+
+
+class UpstreamSignIn:
+    """Leads people through it."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        providers: Sequence[UpstreamProvider],
+        flows: UpstreamFlows,
+        accounts: UpstreamAccounts,
+        account_store: AccountStore,
+        login_tokens: LoginTokens,
+        uia: UIA,
+        *,
+        known_clients: Sequence[str],
+        update_profiles: bool,
+    ) -> None:
+        """`known_clients`: beginnings of addresses that tokens go to unasked."""
+        self._providers = {provider.info.provider_id: provider for provider in providers}
+        self._flows = flows
+        self._accounts = accounts
+        self._account_store = account_store
+        self._login_tokens = login_tokens
+        self._uia = uia
+        self._known_clients = tuple(known_clients)
+        self._update_profiles = update_profiles
+        self.providers: Sequence[ProviderInfo] = tuple(provider.info for provider in providers)
+        """What people may choose from."""
+
+    def find_browser(self, context: RequestContext) -> Browser | None:
+        """As `UpstreamFlows.find_browser`."""
+        return self._flows.find_browser(context)
+
+    def cookie_of(self, context: RequestContext, browser: Browser) -> str:
+        """As `UpstreamFlows.cookie_of`."""
+        return self._flows.cookie_of(context, browser)
+
+    def check_client(self, redirect_url: str) -> None:
+        """Raises `Refused` for an address that no client has."""
+        try:
+            parts = urlsplit(redirect_url)
+        except ValueError:
+            raise Refused(Reason.BAD_ADDRESS) from None
+        wrong = not parts.scheme or parts.scheme in _NO_CLIENTS or len(redirect_url) > LONGEST_ADDRESS
+        if wrong or not redirect_url.isascii() or not redirect_url.isprintable() or " " in redirect_url:
+            raise Refused(Reason.BAD_ADDRESS)
+        if parts.scheme in ("http", "https") and (not parts.hostname or parts.username is not None):
+            raise Refused(Reason.BAD_ADDRESS)
+
+    async def depart(self, provider_id: str, purpose: Purpose, browser: Browser | None) -> Leave:
+        """Send somebody to a provider. Raises `Refused`."""
+        provider = self._providers.get(provider_id)
+        if provider is None:
+            raise Refused(Reason.UNKNOWN_PROVIDER)
+        if isinstance(purpose, ForClient):
+            self.check_client(purpose.redirect_url)
+        browser = browser or self._flows.new_browser()
+        flow_id = self._flows.new_id()
+        departure = await provider.depart(flow_id)
+        flow = Flow(provider=provider_id, purpose=purpose, kept=dict(departure.kept))
+        await self._flows.begin(AWAY, browser, flow, flow_id)
+        return Leave(departure.url, browser)
+
+    async def begin_confirmation(self, session_id: str, browser: Browser | None) -> AskConfirm:
+        """What the page says before somebody leaves to confirm something. Raises `Refused`."""
+        operation = await self._uia.get_operation(session_id)
+        if operation is None or operation.user_id is None or not self.providers:
+            raise Refused(Reason.OLD)
+        browser = browser or self._flows.new_browser()
+        flow_id = await self._flows.begin(CONFIRM, browser, Flow(purpose=ForConfirmation(session_id)))
+        return AskConfirm(flow_id, browser, operation.name, operation.user_id, self.providers)
+
+    async def do_begin_confirmation(self, flow_id: str, provider_id: str, browser: Browser | None) -> Leave:
+        """The person has read it, and leaves. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, CONFIRM, browser)
+        return await self.depart(provider_id, flow.purpose, browser)
+
+    async def take_back(self, flow_id: str, browser: Browser | None) -> Flow:
+        """Who comes back from a provider, with the cookie. Raises `Refused`."""
+        return await self._flows.take(flow_id, AWAY, browser)
+
+    async def take_back_from_anywhere(self, provider_id: str, flow_id: str) -> tuple[Flow, bytes]:
+        """As `take_back`, of a provider whose pages send the answer themselves, so that no cookie comes with it: for
+        `hold`."""
+        flow, browser_hash = await self._flows.take_from_anywhere(flow_id, AWAY)
+        if flow.provider != provider_id:
+            raise Refused(Reason.OLD)
+        return flow, browser_hash
+
+    async def hold(self, flow: Flow, identity: UpstreamIdentity, browser_hash: bytes) -> str:
+        """Keep an answer that was checked until the browser comes with its cookie; the id for `go_on`."""
+        held = Flow(provider=flow.provider, purpose=flow.purpose, identity=identity)
+        return await self._flows.begin_for(BACK, browser_hash, held)
+
+    async def go_on(self, flow_id: str, browser: Browser | None, languages: str) -> Step:
+        """What follows for an answer that was held. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, BACK, browser)
+        assert flow.identity is not None
+        assert browser is not None
+        return await self.arrive(flow, flow.identity, browser, languages)
+
+    async def arrive(self, flow: Flow, identity: UpstreamIdentity, browser: Browser, languages: str) -> Step:
+        """What follows once a provider has said who it is. Raises `Refused`."""
+        info = self._info(flow)
+        account = await self._accounts.find(info, identity)
+        if isinstance(flow.purpose, ForConfirmation):
+            return await self._confirm(flow.purpose, None if account is None else account.user_id)
+        if account is not None:
+            user_id = UserID(account.user_id)
+            if self._update_profiles:
+                await self._accounts.do_update(user_id, identity)
+            return await self._finish(flow, identity, user_id, browser)
+        if not info.enable_registration:
+            raise Refused(Reason.NO_ACCOUNT)
+        made = await self._accounts.do_make_of(info, identity, languages)
+        if made is not None:
+            return await self._finish(flow, identity, made, browser)
+        username = "" if identity.localpart is None else fit_localpart(identity.localpart)
+        return await self._ask_name(flow, identity, browser, username)
+
+    async def do_choose_name(self, flow_id: str, username: str, browser: Browser | None, languages: str) -> Step:
+        """The person has chosen a name. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, NAME, browser)
+        assert flow.identity is not None
+        assert browser is not None
+        try:
+            user_id = await self._accounts.do_make(self._info(flow), flow.identity, username, languages)
+        except MatrixError as error:
+            return await self._ask_name(flow, flow.identity, browser, username, error)
+        return await self._finish(flow, flow.identity, user_id, browser)
+
+    async def do_go_to_client(self, flow_id: str, browser: Browser | None) -> Leave:
+        """The person has agreed to go on to the client. Raises `Refused`."""
+        flow = await self._flows.take(flow_id, CLIENT, browser)
+        assert flow.identity is not None
+        assert flow.user_id is not None
+        assert isinstance(flow.purpose, ForClient)
+        check_usable((await self._account_store.get_accounts([flow.user_id]))[flow.user_id])
+        return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.purpose)
+
+    def _info(self, flow: Flow) -> ProviderInfo:
+        provider = self._providers.get(flow.provider)
+        if provider is None:  # the configuration has changed in the meantime
+            raise Refused(Reason.UNKNOWN_PROVIDER)
+        return provider.info
+
+    async def _ask_name(
+        self,
+        flow: Flow,
+        identity: UpstreamIdentity,
+        browser: Browser,
+        username: str,
+        error: MatrixError | None = None,
+    ) -> AskName:
+        if error is None and username:
+            try:
+                await self._accounts.check_free(username)
+            except MatrixError as found:
+                error = found
+        next_flow = Flow(provider=flow.provider, purpose=flow.purpose, identity=identity)
+        flow_id = await self._flows.begin(NAME, browser, next_flow)
+        return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
+
+    async def _finish(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, browser: Browser) -> Step:
+        purpose = flow.purpose
+        if isinstance(purpose, ForPage):
+            return SignedIn(user_id, purpose.next, Origin(flow.provider, identity.subject, identity.session))
+        assert isinstance(purpose, ForClient)
+        if any(is_beginning(known, purpose.redirect_url) for known in self._known_clients):
+            return await self._leave(flow, identity, user_id, purpose)
+        asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
+        return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
+
+    async def _leave(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, purpose: ForClient) -> Leave:
+        origin = Origin(flow.provider, identity.subject, identity.session)
+        token = await self._login_tokens.do_give_to(user_id, origin)
+        self.log.info("{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider)
+        return Leave(with_token(purpose.redirect_url, token))
+
+    async def _confirm(self, purpose: ForConfirmation, user_id: str | None) -> Confirmed:
+        operation = await self._uia.get_operation(purpose.uia_session)
+        if operation is None:
+            raise Refused(Reason.OLD)
+        if user_id is None or operation.user_id != user_id:
+            raise Refused(Reason.OTHER_PERSON, f"{operation.user_id} was to confirm, and {user_id} came")
+        if not await self._uia.do_prove(purpose.uia_session, SSO):
+            raise Refused(Reason.OLD)
+        return Confirmed()
+
+
+def is_beginning(known: str, address: str) -> bool:
+    """Whether an address is, or is under, one that is known: `https://a.example` is no beginning of
+    `https://a.example.org`."""
+    return address.startswith(known) and (known.endswith("/") or address[len(known) :][:1] in ("", "/", "?", "#"))
+
+
+def with_token(address: str, token: str) -> str:
+    """The address, with the token in its query; a token that it has is taken away."""
+    rest, hash_sign, fragment = address.partition("#")
+    path, _, query = rest.partition("?")
+    kept = [part for part in query.split("&") if part and unquote_plus(part.partition("=")[0]) != "loginToken"]
+    return f"{path}?{'&'.join([*kept, f'loginToken={token}'])}{hash_sign}{fragment}"

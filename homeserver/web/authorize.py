@@ -1,0 +1,139 @@
+"""The page where somebody lets an app use their account. spec: client-server-api#authorisation-code-flow"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode, urlsplit
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.languages import Language
+from homeserver.services.oauth.addresses import origin_of
+from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
+from homeserver.services.oauth.errors import OAuthError
+from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.register import register_link
+from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+
+_HINT: Final = "mxid:"
+
+
+class ConsentPage:
+    """The page."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        authorization: Authorization,
+        metadata: OAuthMetadata,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._authorization = authorization
+        self._metadata = metadata
+
+    async def answer(self, context: RequestContext, given: Mapping[str, str], decision: str | None) -> Response:
+        """The page for a request, or where the browser goes: to sign in first, or back to the app with what was decided
+        (`allow`, `deny`; None: nothing yet)."""
+        self._metadata.check_enabled()
+        language = self._pages.choose(context.languages)
+        try:
+            request = await self._authorization.check(given)
+        except Refused as error:
+            return see_other(self._authorization.refuse(error))
+        except OAuthError as error:
+            return self._wrong(context, language, error)
+        session = await self._sessions.get(context)
+        if session is None:
+            here = f"{AUTHORIZE_PATH}?{urlencode(given)}"
+            if "create" in request.prompts:
+                return see_other(register_link(here))
+            return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT)))
+        if decision == "allow":
+            return see_other(await self._authorization.do_allow(request, session.user_id))
+        if decision == "deny":
+            return see_other(self._authorization.deny(request))
+        return self._page(context, language, given, request, session)
+
+    def _page(
+        self,
+        context: RequestContext,
+        language: Language,
+        given: Mapping[str, str],
+        request: AuthorizationRequest,
+        session: BrowserSession,
+    ) -> Response:
+        token = self._forms.token(context)
+        target = request.returning.redirect_uri
+        fields: dict[str, object] = {
+            "path": AUTHORIZE_PATH,
+            "sign_out_path": SIGN_OUT_PATH,
+            "here": f"{AUTHORIZE_PATH}?{urlencode({name: value for name, value in given.items() if name != 'prompt'})}",
+            "form_token": token.text,
+            "parameters": given,
+            "user_id": session.user_id,
+            "client": request.client,
+            "device_id": request.scope.device_id,
+            "target": urlsplit(target).hostname or target.partition(":")[0],
+        }
+        return self._pages.make("consent.html", language, fields, cookies=token.cookies, leads_to=(origin_of(target),))
+
+    def _wrong(self, context: RequestContext, language: Language, error: OAuthError) -> Response:
+        _ = language.gettext
+        texts = [
+            _("The app has asked in a way that this server cannot answer. Go back to the app and begin again there.")
+        ]
+        return self._pages.message(
+            context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST
+        )
+
+
+@endpoint("GET", AUTHORIZE_PATH, auth=Auth.NONE)
+async def get_authorize(
+    page: ConsentPage,
+    context: RequestContext,
+    *,
+    response_type: str = "",
+    client_id: str = "",
+    redirect_uri: str = "",
+    scope: str = "",
+    state: str = "",
+    response_mode: str = "",
+    code_challenge: str = "",
+    code_challenge_method: str = "",
+    prompt: str = "",
+    login_hint: str = "",
+) -> Response:
+    """An app asks to be let in."""
+    values = (
+        response_type,
+        client_id,
+        redirect_uri,
+        scope,
+        state,
+        response_mode,
+        code_challenge,
+        code_challenge_method,
+        prompt,
+        login_hint,
+    )
+    given = {name: value for name, value in zip(PARAMETERS, values, strict=True) if value}
+    return await page.answer(context, given, None)
+
+
+@endpoint("POST", AUTHORIZE_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_authorize(
+    page: ConsentPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """Somebody has decided."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    given = {name: fields[name] for name in PARAMETERS if fields.get(name)}
+    return await page.answer(context, given, fields.get("decision"))

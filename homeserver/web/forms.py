@@ -1,0 +1,71 @@
+"""Forms of pages: what was filled in, and the proof that the form was one of ours.
+
+Each form carries a token that is made of a cookie of the browser: of the one by which somebody is signed in, or of one that
+means nothing else. Another site can neither read the cookie nor make the token (CSRF), so what it sends is refused.
+"""
+
+import hmac
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import parse_qsl
+
+from federation.protocol.endpoint import RequestContext
+from homeserver.services.browser_sessions import COOKIE
+from homeserver.services.cookies import Cookies
+from homeserver.services.secret_text import SecretText
+
+VISITOR_COOKIE: Final = "mahalla_visitor"
+TOKEN_FIELD: Final = "form_token"
+MAX_BODY: Final = 16384
+"""Bytes of a form: the `max_body` of the endpoints that take one."""
+_MOST_FIELDS: Final = 60
+
+
+@dataclass(frozen=True, slots=True)
+class FormToken:
+    """What a page with forms needs."""
+
+    text: str
+    """The value of the hidden field `TOKEN_FIELD`."""
+    cookies: tuple[str, ...]
+    """What to set with the answer (`Response.cookies`)."""
+
+
+class Forms:
+    """Makes and checks their tokens."""
+
+    def __init__(self, cookies: Cookies, secret_text: SecretText) -> None:
+        self._cookies = cookies
+        self._secret_text = secret_text
+
+    def token(self, context: RequestContext) -> FormToken:
+        """The token for forms in the answer to this request."""
+        secret = self._secret(context)
+        if secret is not None:
+            return FormToken(_token_of(secret), ())
+        secret = self._secret_text.browser_token()
+        return FormToken(_token_of(secret), (self._cookies.make(context, VISITOR_COOKIE, secret),))
+
+    def read(self, context: RequestContext, body: bytes) -> Mapping[str, str] | None:
+        """What was filled in; None where it is no form of ours, or of a page that is too old."""
+        try:
+            pairs = parse_qsl(
+                body.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=_MOST_FIELDS
+            )
+        except ValueError:
+            return None
+        fields = {name: value.replace("\0", "") for name, value in pairs}
+        secret = self._secret(context)
+        if secret is None:
+            return None
+        given = fields.get(TOKEN_FIELD, "").encode("utf-8", "surrogatepass")
+        return fields if hmac.compare_digest(given, _token_of(secret).encode()) else None
+
+    def _secret(self, context: RequestContext) -> str | None:
+        return self._cookies.find(context, COOKIE) or self._cookies.find(context, VISITOR_COOKIE)
+
+
+def _token_of(secret: str) -> str:
+    return urlsafe_b64encode(hmac.digest(secret.encode(), b"form", "sha256")).decode().rstrip("=")

@@ -1,0 +1,55 @@
+"""What people are told on a page where a program would get an error: what is wrong, and what they can do."""
+
+from federation.protocol.errors import (
+    Exclusive,
+    InvalidUsername,
+    LimitExceeded,
+    MatrixError,
+    ThreepidAuthFailed,
+    ThreepidDenied,
+    ThreepidInUse,
+    ThreepidNotFound,
+    UserDeactivated,
+    UserInUse,
+    UserLocked,
+    WeakPassword,
+)
+from homeserver.services.languages import Language
+
+
+class PasswordsDiffer(MatrixError):
+    """The new password was typed in two ways."""
+
+
+def explain(error: MatrixError, language: Language) -> str:
+    """A sentence or two in the reader's language; the text of the error itself for one that pages do not expect."""
+    _ = language.gettext
+    match error:
+        case LimitExceeded():
+            wait = error.fields.get("retry_after_ms")
+            minutes = max(1, -(-wait // 60000)) if isinstance(wait, int) else 1
+            return _("Too many attempts. Wait %(minutes)s min, then try again.") % {"minutes": minutes}
+        case UserLocked():
+            return _("This account is locked. Ask the people who run this server.")
+        case UserDeactivated():
+            return _("This account has been closed.")
+        case PasswordsDiffer():
+            return _("The two passwords differ. Type the new one again, twice.")
+        case WeakPassword():
+            return _(
+                "This password is too weak. Choose a longer one, with capital and small letters, digits and signs."
+            )
+        case UserInUse() | Exclusive():
+            return _("This name is taken. Choose another one.")
+        case InvalidUsername():
+            return _("A name may have small letters a to z, digits, and the signs . _ = - / +")
+        case ThreepidInUse():
+            return _("This e-mail address belongs to an account already.")
+        case ThreepidNotFound():
+            return _("No account has this e-mail address.")
+        case ThreepidDenied():
+            return _("This e-mail address may not be used here. Take that of your institution.")
+        case ThreepidAuthFailed():
+            return _("The address is not confirmed yet: open the link in the letter, and press the button there.")
+        case _:
+            return error.text

@@ -1,0 +1,200 @@
+"""The page where people make an account: by what the configuration asks for, a registration token, an e-mail address.
+
+Where an address is asked for, a letter comes first; its link leads back here, to the choice of a name and a password, in
+whichever browser it is opened.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.protocol.errors import InvalidParam, MatrixError
+from federation.protocol.ids import UserID
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.email_validation import REGISTER, EmailValidation
+from homeserver.services.languages import Language
+from homeserver.services.own_paths import own_path
+from homeserver.services.registration import Registration, Wish
+from homeserver.services.secret_text import SecretText
+from homeserver.services.uia import AuthData, AuthenticationRequired
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import PasswordsDiffer, explain
+from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
+
+LETTER_PATH: Final = "/_mahalla/register/letter"
+LONGEST_LINK: Final = 2000
+
+
+class RegisterPage:
+    """The page."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        registration: Registration,
+        validation: EmailValidation,
+        secret_text: SecretText,
+        *,
+        base_url: str,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._registration = registration
+        self._validation = validation
+        self._secret_text = secret_text
+        self._base_url = base_url.rstrip("/")
+
+    def make(
+        self, context: RequestContext, fields: Mapping[str, str], *, state: str, error: MatrixError | None = None
+    ) -> Response:
+        """The page. `state`: `address` (asks for one), `letter` (one is under way), `account` (name and password)."""
+        language = self._pages.choose(context.languages)
+        if not self._registration.is_open:
+            return self._closed(context, language)
+        token = self._forms.token(context)
+        next_path = own_path(fields.get("next", ""), HOME)
+        rules = self._registration.rules
+        shown: dict[str, object] = {
+            "state": state,
+            "path": REGISTER_PATH,
+            "letter_path": LETTER_PATH,
+            "sign_in_path": sign_in_link(next_path),
+            "without_address_path": f"{register_link(next_path)}&without_address=true",
+            "form_token": token.text,
+            "next_path": next_path,
+            "problem": "" if error is None else explain(error, language),
+            "needs_token": rules.requires_token,
+            "may_leave_out_address": rules.email == "optional",
+            "name": fields.get("name", ""),
+            "registration_token": fields.get("registration_token", ""),
+            "address": fields.get("address", ""),
+            "sid": fields.get("sid", ""),
+            "client_secret": fields.get("client_secret", ""),
+        }
+        status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
+        return self._pages.make("register.html", language, shown, status, cookies=token.cookies)
+
+    async def first(self, context: RequestContext, fields: Mapping[str, str], *, without_address: bool) -> Response:
+        """Where somebody begins, or comes back to from a letter."""
+        email = self._registration.rules.email
+        secret = fields.get("client_secret")
+        if secret and not fields.get("sid"):
+            sid = await self._validation.find(REGISTER, fields.get("address", ""), secret)
+            fields = {**fields, "sid": sid or ""}
+        proved = bool(fields.get("sid"))
+        asks = email == "required" or (email == "optional" and not without_address)
+        return self.make(context, fields, state="address" if asks and not proved else "account")
+
+    async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """Send a letter to an address that is to be shown to be somebody's."""
+        secret = self._secret_text.session_id()
+        next_path = own_path(fields.get("next", ""), HOME)
+        proof = urlencode({"address": fields.get("address", ""), "client_secret": secret})
+        back = f"{self._base_url}{register_link(next_path)}&{proof}"
+        language = self._pages.choose(context.languages)
+        try:
+            self._registration.check_open()
+            sid = await self._validation.do_request_token(
+                REGISTER,
+                fields.get("address", ""),
+                secret,
+                1,
+                back if self._base_url and len(back) <= LONGEST_LINK else None,
+                language,
+                context.client_ip,
+            )
+        except MatrixError as error:
+            return self.make(context, fields, state="address", error=error)
+        return self.make(context, {**fields, "sid": sid, "client_secret": secret}, state="letter")
+
+    async def register(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """Make the account, and sign its owner in."""
+        wish = Wish(
+            username=fields.get("name", "").strip(),
+            password=fields.get("password", ""),
+            inhibit_login=True,
+            languages=context.languages,
+        )
+        try:
+            if wish.password != fields.get("password_again"):
+                raise PasswordsDiffer
+            registered = await self._confirm(wish, self._stages(fields), context.client_ip)
+        except MatrixError as error:
+            return self.make(context, fields, state="account", error=error)
+        cookie = await self._sessions.do_begin(registered, context)
+        return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
+
+    async def _confirm(self, wish: Wish, stages: Sequence[AuthData], ip: str) -> UserID:
+        session: dict[str, object] = {}
+        for stage in stages:
+            try:
+                return (await self._registration.do_register(wish, {**stage, **session}, ip)).user_id
+            except AuthenticationRequired as more:
+                if more.error is not None:
+                    raise more.error from None
+                session = {"session": more.session_id}
+        raise InvalidParam("Something is missing; begin again")
+
+    def _stages(self, fields: Mapping[str, str]) -> Sequence[AuthData]:
+        stages: list[AuthData] = []
+        if self._registration.rules.requires_token:
+            stages.append({"type": REGISTRATION_TOKEN, "token": fields.get("registration_token", "").strip()})
+        if fields.get("sid"):
+            creds = {"sid": fields["sid"], "client_secret": fields.get("client_secret", "")}
+            stages.append({"type": EMAIL_IDENTITY, "threepid_creds": creds})
+        return stages or [{"type": DUMMY}]
+
+    def _closed(self, context: RequestContext, language: Language) -> Response:
+        _ = language.gettext
+        texts = [_("Accounts are made by the people who run this server; ask them.")]
+        return self._pages.message(context, _("Nobody can register here"), texts, HTTPStatus.FORBIDDEN)
+
+
+def register_link(next_path: str) -> str:
+    """The path of the page, which leads on to another path of this server."""
+    return f"{REGISTER_PATH}?{urlencode({'next': next_path})}"
+
+
+@endpoint("GET", REGISTER_PATH, auth=Auth.NONE)
+async def get_register(
+    page: RegisterPage,
+    context: RequestContext,
+    *,
+    next: str = "",
+    address: str = "",
+    client_secret: str = "",
+    without_address: bool = False,
+) -> Response:
+    """Where somebody begins; with an address: where they come back to from a letter."""
+    fields = {"next": next, "address": address, "client_secret": client_secret}
+    return await page.first(context, fields, without_address=without_address)
+
+
+@endpoint("POST", LETTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)
+async def post_register_letter(
+    page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """An address was given."""
+    fields = forms.read(context, body)
+    return pages.stale_form(context) if fields is None else await page.send_letter(context, fields)
+
+
+@endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)
+async def post_register_account(
+    page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """A name and a password were chosen, or the letter has been read."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    if "password" not in fields:
+        return await page.first(context, fields, without_address=False)
+    return await page.register(context, fields)

@@ -1,0 +1,131 @@
+"""The page where people sign in to the server's own pages, and so permit their apps to use their account.
+
+`GET /_mahalla/sign_in?next=PATH` leads on to a path of this server when somebody is signed in.
+"""
+
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.protocol.errors import Forbidden, MatrixError
+from federation.protocol.ids import UserID
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.languages import Language
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
+from homeserver.services.own_paths import own_path
+from homeserver.services.registration import Registration
+from homeserver.services.sign_in import EmailAddress, SignIn
+from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import explain
+
+SIGN_IN_PATH: Final = "/_mahalla/sign_in"
+REGISTER_PATH: Final = "/_mahalla/register"
+SIGN_OUT_PATH: Final = "/_mahalla/sign_out"
+HOME: Final = ACCOUNT_PATH
+"""Where people go who came from nowhere."""
+
+
+class SignInPage:
+    """The page."""
+
+    def __init__(
+        self, pages: Pages, forms: Forms, sign_in: SignIn, registration: Registration, choices: SignInChoices
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sign_in = sign_in
+        self._registration = registration
+        self._choices = choices
+
+    def make(
+        self,
+        context: RequestContext,
+        next_path: str,
+        *,
+        name: str = "",
+        error: MatrixError | None = None,
+        status: int = HTTPStatus.OK,
+    ) -> Response:
+        """The page, filled in with what somebody typed before, and with what was wrong with it."""
+        language = self._pages.choose(context.languages)
+        token = self._forms.token(context)
+        fields: dict[str, object] = {
+            "path": SIGN_IN_PATH,
+            "form_token": token.text,
+            "next_path": next_path,
+            "name": name,
+            "problem": "" if error is None else _problem(error, language),
+            "has_password": self._sign_in.password_login,
+            "buttons": self._choices.buttons(next_path),
+            "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}" if self._registration.is_open else "",
+        }
+        return self._pages.make("sign_in.html", language, fields, status, cookies=token.cookies)
+
+
+def _problem(error: MatrixError, language: Language) -> str:
+    _ = language.gettext
+    if isinstance(error, Forbidden):
+        return _("The name or the password is wrong.")
+    return explain(error, language)
+
+
+def _as_name(name: str) -> str:
+    """People type a user name, a whole user id, or their e-mail address."""
+    return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
+
+
+def sign_in_link(next_path: str, name: str = "") -> str:
+    """The path of the page, which leads on to another path of this server. `name`: who will probably sign in."""
+    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **({'name': name} if name else {})})}"
+
+
+@endpoint("GET", SIGN_IN_PATH, auth=Auth.NONE)
+async def get_sign_in(
+    page: SignInPage, sessions: BrowserSessions, context: RequestContext, *, next: str = "", name: str = ""
+) -> Response:
+    """The page; who is signed in already is led on."""
+    next_path = own_path(next, HOME)
+    if await sessions.get(context) is not None:
+        return see_other(next_path)
+    return page.make(context, next_path, name=name[:255])
+
+
+@endpoint("POST", SIGN_IN_PATH, auth=Auth.NONE, limit=Limit.LOGIN, max_body=MAX_BODY)
+async def post_sign_in(
+    page: SignInPage,
+    pages: Pages,
+    forms: Forms,
+    sign_in: SignIn,
+    sessions: BrowserSessions,
+    context: RequestContext,
+    *,
+    body: bytes,
+) -> Response:
+    """A name and a password."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    next_path = own_path(fields.get("next", ""), HOME)
+    name = fields.get("name", "").strip()
+    try:
+        account = await sign_in.check_sign_in(_as_name(name), fields.get("password", ""), context.client_ip)
+    except MatrixError as error:
+        return page.make(context, next_path, name=name, error=error, status=error.status)
+    cookie = await sessions.do_begin(UserID(account.user_id), context)
+    return see_other(next_path, cookies=(cookie,))
+
+
+@endpoint("POST", SIGN_OUT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_sign_out(
+    pages: Pages, forms: Forms, sessions: BrowserSessions, context: RequestContext, *, body: bytes
+) -> Response:
+    """End the session of this browser. Apps stay signed in."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    where = sign_in_link(own_path(fields.get("next", ""), HOME))
+    return see_other(where, cookies=(await sessions.do_end(context),))

@@ -1,0 +1,284 @@
+"""The pages of signing in with an identity provider: choosing one, choosing a name, going on to the client, confirming.
+
+spec: client-server-api#sso-client-loginauthentication, client-server-api#sso-during-user-interactive-authentication
+"""
+
+from http import HTTPStatus
+from typing import Annotated, Final
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from twisted.logger import Logger
+
+from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.protocol.errors import Exclusive, MatrixError, UserInUse
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.own_paths import own_path
+from homeserver.services.upstream.buttons import SIGN_IN_WITH_PATH
+from homeserver.services.upstream.identity import ForClient, ForPage, Reason, Refused
+from homeserver.services.upstream.sign_in import (
+    AskClient,
+    AskConfirm,
+    AskName,
+    Confirmed,
+    Leave,
+    SignedIn,
+    Step,
+    UpstreamSignIn,
+)
+from homeserver.web.pages import Pages, see_other
+
+REDIRECT_PATH: Final = "/_matrix/client/v3/login/sso/redirect"
+FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
+NAME_PATH: Final = "/_mahalla/upstream/name"
+CLIENT_PATH: Final = "/_mahalla/upstream/client"
+CONFIRM_PATH: Final = "/_mahalla/upstream/confirm"
+HELD_PATH: Final = "/_mahalla/upstream/go_on"
+MAX_FORM: Final = 8192
+_DONE: Final = (
+    "if (window.onAuthDone) { window.onAuthDone(); }"
+    ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
+)
+"""What tells the client. spec: client-server-api#fallback"""
+_STATUS: Final = {Reason.OLD: 400, Reason.CANCELLED: 400, Reason.BAD_ADDRESS: 400, Reason.UNKNOWN_PROVIDER: 404}
+_OPERATIONS: Final = (
+    ("keys", "POST keys/device_signing/upload"),
+    ("password", "POST account/password"),
+    ("close", "POST account/deactivate"),
+    ("address", "POST account/3pid/add"),
+    ("sign_in", "POST login/get_token"),
+    ("devices", "DELETE device"),
+    ("devices", "POST delete_devices"),
+)
+"""What operations of user-interactive authentication are called in the template, by how their names begin."""
+
+
+class UpstreamPages:
+    """Makes the page, or the way on, of each step."""
+
+    log = Logger()
+
+    def __init__(self, pages: Pages, sign_in: UpstreamSignIn, sessions: BrowserSessions) -> None:
+        self._pages = pages
+        self._sign_in = sign_in
+        self._sessions = sessions
+
+    async def show(self, context: RequestContext, step: Step | AskConfirm) -> Response:
+        """The answer for a step."""
+        match step:
+            case Leave(url, browser):
+                cookies = () if browser is None else (self._sign_in.cookie_of(context, browser),)
+                status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
+                headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
+                return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
+            case SignedIn(user_id, next_path):
+                cookie = await self._sessions.do_begin(user_id, context)
+                return see_other(own_path(next_path, "/"), cookies=(cookie,))
+            case AskName():
+                return self._ask_name(context, step)
+            case AskClient(flow_id, user_id, redirect_url):
+                return self._make(
+                    context,
+                    "upstream_client.html",
+                    {
+                        "path": CLIENT_PATH,
+                        "flow_id": flow_id,
+                        "user_id": user_id,
+                        "client": _shown_client(redirect_url),
+                    },
+                    leads_to=(f"{urlsplit(redirect_url).scheme}:",),
+                )
+            case AskConfirm(flow_id, browser, operation, user_id, providers):
+                fields: dict[str, object] = {
+                    "path": CONFIRM_PATH,
+                    "flow_id": flow_id,
+                    "user_id": user_id,
+                    "what": next((name for name, start in _OPERATIONS if operation.startswith(start)), ""),
+                    "providers": providers,
+                }
+                cookies = (self._sign_in.cookie_of(context, browser),)
+                return self._make(
+                    context, "upstream_confirm.html", fields, leads_to=("https:", "http:"), cookies=cookies
+                )
+            case Confirmed():
+                return self._make(context, "upstream_done.html", {}, script=_DONE)
+
+    def refuse(self, context: RequestContext, refused: Refused) -> Response:
+        """The page that says why it did not work."""
+        self.log.info("a sign-in with a provider ends: {reason}: {why}", reason=refused.reason.value, why=refused)
+        status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
+        return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
+
+    def choose(self, context: RequestContext, redirect_url: str) -> Response:
+        """The page to choose a provider on."""
+        providers = [
+            {
+                "name": info.name,
+                "href": f"{REDIRECT_PATH}/{quote(info.provider_id)}?{urlencode({'redirectUrl': redirect_url})}",
+            }
+            for info in self._sign_in.providers
+        ]
+        return self._make(context, "upstream_choice.html", {"providers": providers})
+
+    def _ask_name(self, context: RequestContext, step: AskName) -> Response:
+        fields: dict[str, object] = {
+            "path": NAME_PATH,
+            "flow_id": step.flow_id,
+            "provider": step.provider,
+            "username": step.username,
+            "display_name": step.identity.display_name,
+            "emails": step.identity.emails,
+            "error": "" if step.error is None else _problem(step.error),
+        }
+        leads_to = (f"{urlsplit(step.purpose.redirect_url).scheme}:",) if isinstance(step.purpose, ForClient) else ()
+        return self._make(context, "upstream_name.html", fields, leads_to=leads_to)
+
+    def _make(
+        self,
+        context: RequestContext,
+        template: str,
+        fields: dict[str, object],
+        status: int = HTTPStatus.OK,
+        *,
+        cookies: tuple[str, ...] = (),
+        leads_to: tuple[str, ...] = (),
+        script: str = "",
+    ) -> Response:
+        language = self._pages.choose(context.languages)
+        return self._pages.make(template, language, fields, status, cookies=cookies, leads_to=leads_to, script=script)
+
+
+def read_form(body: bytes) -> dict[str, str]:
+    """What was filled in, as far as it can be read. That it comes from our page is seen by the flow and its cookie."""
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
+    except ValueError:
+        return {}
+    return {name: value.replace("\0", "") for name, value in pairs}
+
+
+def _problem(error: MatrixError) -> str:
+    if isinstance(error, UserInUse):
+        return "taken"
+    return "reserved" if isinstance(error, Exclusive) else "wrong"
+
+
+def _shown_client(redirect_url: str) -> str:
+    """What people know a client by: its host, or the scheme under which an app has itself called."""
+    parts = urlsplit(redirect_url)
+    return parts.netloc if parts.scheme in ("http", "https") else f"{parts.scheme}:"
+
+
+@endpoint(
+    "GET",
+    f"{REDIRECT_PATH}/{{idp_id}}",
+    REDIRECT_PATH,
+    "/_matrix/client/r0/login/sso/redirect/{idp_id}",
+    "/_matrix/client/r0/login/sso/redirect",
+    auth=Auth.NONE,
+    limit=Limit.LOGIN,
+    cost=0.2,
+)
+async def get_sso_redirect(
+    pages: UpstreamPages,
+    sign_in: UpstreamSignIn,
+    context: RequestContext,
+    *,
+    idp_id: str | None = None,
+    redirect_url: Annotated[str, Names("redirectUrl")] = "",
+) -> Response:
+    """Send the browser to the provider, or show a page to choose one on."""
+    try:
+        sign_in.check_client(redirect_url)
+        if idp_id is None and len(sign_in.providers) > 1:
+            return pages.choose(context, redirect_url)
+        wanted = idp_id or (sign_in.providers[0].provider_id if sign_in.providers else "")
+        return await pages.show(
+            context, await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context))
+        )
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("GET", SIGN_IN_WITH_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
+async def get_sign_in_with(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, provider: str = "", next: str = ""
+) -> Response:
+    """A button of the sign-in page: send the browser to the provider, and afterwards to a path of this server."""
+    try:
+        purpose = ForPage(own_path(next, "/"))
+        return await pages.show(context, await sign_in.depart(provider, purpose, sign_in.find_browser(context)))
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint(
+    "GET",
+    FALLBACK_PATH,
+    "/_matrix/client/r0/auth/m.login.sso/fallback/web",
+    auth=Auth.NONE,
+    limit=Limit.LOGIN,
+    cost=0.2,
+)
+async def get_sso_fallback(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, session: str = ""
+) -> Response:
+    """Say what a client is about to do, and with whom it can be confirmed."""
+    try:
+        return await pages.show(context, await sign_in.begin_confirmation(session, sign_in.find_browser(context)))
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("POST", CONFIRM_PATH, auth=Auth.NONE, max_body=MAX_FORM)
+async def post_confirm(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes
+) -> Response:
+    """The person has read it, and goes to the provider."""
+    form = read_form(body)
+    try:
+        return await pages.show(
+            context,
+            await sign_in.do_begin_confirmation(
+                form.get("flow", ""), form.get("provider", ""), sign_in.find_browser(context)
+            ),
+        )
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("POST", NAME_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_FORM)
+async def post_name(pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes) -> Response:
+    """The name of a new account was chosen."""
+    form = read_form(body)
+    username = form.get("username", "").strip().lower()[:255]
+    try:
+        browser = sign_in.find_browser(context)
+        step = await sign_in.do_choose_name(form.get("flow", ""), username, browser, context.languages)
+        return await pages.show(context, step)
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("POST", CLIENT_PATH, auth=Auth.NONE, max_body=MAX_FORM)
+async def post_client(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, body: bytes
+) -> Response:
+    """The person agrees to go on to the client."""
+    try:
+        step = await sign_in.do_go_to_client(read_form(body).get("flow", ""), sign_in.find_browser(context))
+        return await pages.show(context, step)
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("GET", HELD_PATH, auth=Auth.NONE)
+async def get_go_on(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, flow: str = ""
+) -> Response:
+    """The browser comes with its cookie for an answer that was sent without."""
+    try:
+        step = await sign_in.go_on(flow, sign_in.find_browser(context), context.languages)
+        return await pages.show(context, step)
+    except Refused as refused:
+        return pages.refuse(context, refused)

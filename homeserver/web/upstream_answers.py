@@ -1,0 +1,124 @@
+"""Where identity providers send people back to, and what providers ask and tell by themselves.
+
+The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import Unrecognized
+from homeserver.http.answers import Response
+from homeserver.services.upstream.cas import PROVIDER_ID as CAS_ID
+from homeserver.services.upstream.cas import TICKET_PATH, CASProvider
+from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.oidc.provider import CALLBACK_PATH, OIDC
+from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
+from homeserver.services.upstream.saml import LONGEST_RESPONSE, METADATA_PATH, RESPONSE_PATH, SAMLSignIn
+from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
+from homeserver.services.upstream.sign_in import UpstreamSignIn
+from homeserver.web.pages import see_other
+from homeserver.web.upstream import HELD_PATH, UpstreamPages, read_form
+
+LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
+MAX_LOGOUT: Final = 65536
+MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
+"""Base64 in a form is longer than what it says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Askable:
+    """The providers whose answers come here."""
+
+    oidc: tuple[OIDC, ...]
+    cas: CASProvider | None
+
+
+@endpoint("GET", f"/{CALLBACK_PATH}", auth=Auth.NONE)
+async def get_oidc_callback(
+    pages: UpstreamPages,
+    sign_in: UpstreamSignIn,
+    askable: Askable,
+    context: RequestContext,
+    *,
+    state: str = "",
+    code: str = "",
+    error: str = "",
+    iss: str = "",
+) -> Response:
+    """Somebody comes back from an OpenID provider. spec: openid-connect-core-1_0#AuthResponse"""
+    browser = sign_in.find_browser(context)
+    try:
+        flow = await sign_in.take_back(state, browser)
+        provider = next((each for each in askable.oidc if each.info.provider_id == flow.provider), None)
+        if provider is None or browser is None:
+            raise Refused(Reason.OLD)
+        identity = await provider.identify(flow, code, error, iss)
+        return await pages.show(context, await sign_in.arrive(flow, identity, browser, context.languages))
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("POST", LOGOUT_PATH, auth=Auth.NONE, max_body=MAX_LOGOUT)
+async def post_backchannel_logout(sign_out: UpstreamSignOut, *, body: bytes) -> Response:
+    """An OpenID provider says that somebody has signed out. spec: openid-connect-backchannel-1_0#BCRequest"""
+    if not sign_out.is_offered:
+        raise Unrecognized
+    headers = {"Cache-Control": "no-store", "Content-Type": "application/json"}
+    try:
+        await sign_out.do_end(read_form(body).get("logout_token", ""))
+    except Refused as refused:
+        answer = {"error": "invalid_request", "error_description": str(refused)[:200]}
+        return Response(HTTPStatus.BAD_REQUEST, headers, answer)
+    return Response(HTTPStatus.OK, headers, {})
+
+
+@endpoint("GET", f"/{TICKET_PATH}", "/_matrix/client/r0/login/cas/ticket", auth=Auth.NONE)
+async def get_cas_ticket(
+    pages: UpstreamPages,
+    sign_in: UpstreamSignIn,
+    askable: Askable,
+    context: RequestContext,
+    *,
+    flow: str = "",
+    ticket: str = "",
+) -> Response:
+    """Somebody comes back from the CAS server."""
+    browser = sign_in.find_browser(context)
+    try:
+        begun = await sign_in.take_back(flow, browser)
+        if askable.cas is None or begun.provider != CAS_ID or browser is None:
+            raise Refused(Reason.OLD)
+        identity = await askable.cas.identify(flow, ticket)
+        return await pages.show(context, await sign_in.arrive(begun, identity, browser, context.languages))
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("POST", f"/{RESPONSE_PATH}", auth=Auth.NONE, max_body=MAX_SAML_FORM)
+async def post_saml_response(
+    pages: UpstreamPages, sign_in: UpstreamSignIn, saml: SAMLSignIn, context: RequestContext, *, body: bytes
+) -> Response:
+    """The page of a SAML provider sends its answer; no cookie of ours comes with it, but with what follows.
+
+    spec: saml-bindings-2.0-os section 3.5
+    """
+    form = read_form(body)
+    try:
+        if saml.provider is None:
+            raise Refused(Reason.UNKNOWN_PROVIDER)
+        flow, browser_hash = await sign_in.take_back_from_anywhere(SAML_ID, form.get("RelayState", ""))
+        identity = await saml.provider.identify(flow, form.get("SAMLResponse", ""))
+        held = await sign_in.hold(flow, identity, browser_hash)
+        return see_other(f"{HELD_PATH}?flow={held}")
+    except Refused as refused:
+        return pages.refuse(context, refused)
+
+
+@endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE)
+async def get_saml_metadata(saml: SAMLSignIn) -> Response:
+    """What this server tells a SAML provider of itself. spec: saml-metadata-2.0-os"""
+    if saml.provider is None:
+        raise Unrecognized
+    return Response(HTTPStatus.OK, {"Content-Type": "application/samlmetadata+xml"}, await saml.provider.metadata())

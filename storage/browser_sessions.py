@@ -1,0 +1,68 @@
+"""Browsers in which somebody is signed in to the server's own pages. Kept as hashes of their cookies; what has grown old
+is swept."""
+
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class BrowserSessionRow:
+    """One, with what a page has to know of its account. Times are milliseconds since 1970."""
+
+    user_id: str
+    proved_ts: int
+    expires_ts: int
+    is_admin: bool
+    suspended: bool
+
+
+class BrowserSessionStore:
+    """The table of them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_browser_session(self, token_hash: bytes, now: int) -> BrowserSessionRow | None:
+        """The session of a cookie, unless its time is over or its account is closed or locked."""
+
+        def read(txn: Transaction) -> BrowserSessionRow | None:
+            row = txn.query_one(
+                "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended"
+                " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
+                " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL AND a.locked = 0",
+                (token_hash, now),
+            )
+            return None if row is None else BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]))
+
+        return await self._database.read_quickly("get_browser_session", read)
+
+    def add_browser_session(
+        self, txn: WriteTransaction, token_hash: bytes, user_id: str, proved_ts: int, expires_ts: int
+    ) -> None:
+        """Begin one."""
+        txn.execute(
+            "INSERT INTO browser_sessions (token_hash, user_id, proved_ts, expires_ts) VALUES (?, ?, ?, ?)",
+            (token_hash, user_id, proved_ts, expires_ts),
+        )
+
+    def remove_browser_session(self, txn: WriteTransaction, token_hash: bytes) -> bool:
+        """End one; False where there is none."""
+        return bool(txn.execute("DELETE FROM browser_sessions WHERE token_hash = ?", (token_hash,)))
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """End all of a user's."""
+        txn.execute("DELETE FROM browser_sessions WHERE user_id = ?", (user_id,))
+
+    async def remove_old(self, now: int, limit: int) -> int:
+        """Remove up to `limit` whose time is over; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = (
+                "DELETE FROM browser_sessions WHERE token_hash IN"
+                " (SELECT token_hash FROM browser_sessions WHERE expires_ts <= ? LIMIT ?)"
+            )
+            return txn.execute(sql, (now, limit))
+
+        return await self._database.write("remove_old_browser_sessions", write)

@@ -1,0 +1,84 @@
+"""Sign-ins with an identity provider that are under way, and SAML assertions that were taken.
+
+Laws:
+- A flow is at one step, for one browser, for minutes. To go on with it is to take it: nobody finds it again.
+- An assertion is taken once.
+"""
+
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFlowRow:
+    """A flow. `content` is JSON; see the service. Times are milliseconds since 1970."""
+
+    flow_id: str
+    step: str
+    browser_hash: bytes
+    expires_ts: int
+    content: str
+
+
+_COLUMNS = "flow_id, step, browser_hash, expires_ts, content"
+
+
+class UpstreamFlowStore:
+    """The tables of flows and of assertions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add_flow(self, row: UpstreamFlowRow) -> None:
+        """Begin one."""
+
+        def write(txn: WriteTransaction) -> None:
+            values = (row.flow_id, row.step, row.browser_hash, row.expires_ts, row.content)
+            txn.execute(f"INSERT INTO upstream_flows ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", values)
+
+        await self._database.write("add_upstream_flow", write)
+
+    async def take_flow(self, flow_id: str, step: str, browser_hash: bytes | None, now: int) -> UpstreamFlowRow | None:
+        """The flow, and its end; None where there is none at this step for this browser, or it has grown old. Without
+        `browser_hash`, of whichever browser."""
+
+        def write(txn: WriteTransaction) -> UpstreamFlowRow | None:
+            sql = f"SELECT {_COLUMNS} FROM upstream_flows WHERE flow_id = ?"
+            found = txn.query_one(sql, (flow_id,))
+            row = None if found is None else UpstreamFlowRow(found[0], found[1], bytes(found[2]), *found[3:])
+            if row is None or row.step != step or row.expires_ts <= now:
+                return None
+            if browser_hash is not None and row.browser_hash != browser_hash:
+                return None
+            return row if txn.execute("DELETE FROM upstream_flows WHERE flow_id = ?", (flow_id,)) else None
+
+        return await self._database.write("take_upstream_flow", write)
+
+    async def add_taken_assertion(self, assertion_id: str, expires_ts: int) -> bool:
+        """Note that an assertion is taken; False where it was before."""
+
+        def write(txn: WriteTransaction) -> bool:
+            sql = "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?) ON CONFLICT DO NOTHING"
+            return bool(txn.execute(sql, (assertion_id, expires_ts)))
+
+        return await self._database.write("add_taken_assertion", write)
+
+    async def remove_old(self, now: int, limit: int) -> int:
+        """Remove up to `limit` flows and as many assertions that have grown old; how many in all, `limit` at most."""
+
+        def write(txn: WriteTransaction) -> int:
+            flows = txn.execute(
+                "DELETE FROM upstream_flows WHERE flow_id IN"
+                " (SELECT flow_id FROM upstream_flows WHERE expires_ts <= ? LIMIT ?)",
+                (now, limit),
+            )
+            assertions = txn.execute(
+                "DELETE FROM taken_assertions WHERE assertion_id IN"
+                " (SELECT assertion_id FROM taken_assertions WHERE expires_ts <= ? LIMIT ?)",
+                (now, limit),
+            )
+            return min(limit, flows + assertions)
+
+        return await self._database.write("remove_old_upstream_flows", write)

@@ -1,0 +1,57 @@
+"""Which sign-in at an identity provider each device was signed in with.
+
+A provider that says when somebody signs out there names the sign-in, or the person for all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSessionRow:
+    """A device, and the sign-in at a provider. `session`: the provider's name for it, where it has one."""
+
+    user_id: str
+    device_id: str
+    provider: str
+    subject: str
+    session: str | None
+
+
+_COLUMNS = "user_id, device_id, provider, subject, session"
+
+
+class UpstreamSessionStore:
+    """The table of these devices."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def set_upstream_session(self, txn: WriteTransaction, row: UpstreamSessionRow) -> None:
+        """Note with what a device was signed in; what was noted of it before is forgotten."""
+        self.remove_devices(txn, row.user_id, [row.device_id])
+        values = (row.user_id, row.device_id, row.provider, row.subject, row.session)
+        txn.execute(f"INSERT INTO upstream_sessions ({_COLUMNS}) VALUES (?, ?, ?, ?, ?)", values)
+
+    def get_upstream_sessions(
+        self, txn: Transaction, provider: str, subject: str | None, session: str | None
+    ) -> list[UpstreamSessionRow]:
+        """The devices of a sign-in, or of a person; of both where both are said."""
+        conditions = ["provider = ?"]
+        args = [provider]
+        for column, value in (("subject", subject), ("session", session)):
+            if value is not None:
+                conditions.append(f"{column} = ?")
+                args.append(value)
+        sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE {' AND '.join(conditions)}"
+        return [UpstreamSessionRow(*row) for row in txn.query(sql, args)]
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+        """Forget these devices."""
+        txn.execute_many(
+            "DELETE FROM upstream_sessions WHERE user_id = ? AND device_id = ?",
+            [(user_id, device_id) for device_id in device_ids],
+        )

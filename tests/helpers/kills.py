@@ -1,0 +1,58 @@
+"""Clients of a server that is killed under their hands: what got no answer is asked again, of whoever serves then."""
+
+import http.client
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.helpers.running import Reply, RunningServer, exchange
+
+
+@dataclass
+class Where:
+    """The process that serves now; None while there is none. Told to all threads."""
+
+    server: RunningServer | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+    over: bool = False
+
+    def tell(self, server: RunningServer | None, *, over: bool = False) -> None:
+        with self.changed:
+            self.server, self.over = server, over
+            self.changed.notify_all()
+
+    def wait(self) -> RunningServer:
+        """The process that serves, once there is one."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.server is not None, 60)
+            assert self.server is not None
+            return self.server
+
+
+class Caller:
+    """Somebody's client, on one connection as long as it lasts; for one thread."""
+
+    def __init__(self, where: Where, token: str) -> None:
+        self.token = token
+        self.repeated = 0
+        """How often something was asked again."""
+        self._where = where
+        self._connection: http.client.HTTPConnection | None = None
+        self._server: RunningServer | None = None
+
+    def until_answered(self, method: str, path: str, body: Any) -> Reply:
+        """The answer, which has to be 200."""
+        while True:
+            server = self._where.wait()
+            if server is not self._server or self._connection is None:
+                self._server, self._connection = server, server.connect()
+            try:
+                reply = exchange(self._connection, method, path, body, token=self.token)
+            except (OSError, http.client.HTTPException):
+                self._connection = None
+                self.repeated += 1
+                time.sleep(0.01)
+                continue
+            assert reply.status == 200, (method, path, reply.status, reply.body)
+            return reply

@@ -1,0 +1,245 @@
+"""Signing in to the server's own pages: the cookie, forms of others, where a page leads on to, what ends a session."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from federation.protocol.endpoint import RequestContext
+from federation.protocol.ids import UserID
+from homeserver.services.browser_sessions import BrowserSession
+from homeserver.services.cookies import Cookies
+from homeserver.services.own_paths import own_path
+from homeserver.services.sign_in_choices import ProviderButton, SignInChoices
+from homeserver.web.forms import TOKEN_FIELD
+from homeserver.web.sign_in import SIGN_IN_PATH, SIGN_OUT_PATH, SignInPage, sign_in_link
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer, User
+
+HTTPS = "public_baseurl: https://matrix.example.org/\n"
+FOREIGN_PATHS = [
+    "",
+    "a",
+    "//evil.example",
+    "/\\evil.example",
+    "\\/evil.example",
+    "https://evil.example/",
+    "/\t/evil.example",
+    "/a\\b",
+    " /a",
+    "/a b",
+    "/a\r\nSet-Cookie: b",
+    "javascript:alert(1)",
+    "/" + "a" * 5000,
+    "/\u2028a",
+]
+WAYS_OUT = ["password", "everywhere", "locked", "deactivated", "a day"]
+
+
+def context_of(browser: Browser) -> RequestContext:
+    return RequestContext("1", "GET", "/", "127.0.0.1", "", cookies=tuple(browser.cookies.items()))
+
+
+def signed_in(browser: Browser) -> BrowserSession | None:
+    """As a page finds out who looks at it."""
+    sessions = browser.server.app.pages.sessions
+    return browser.server.run(sessions.get(context_of(browser)))
+
+
+def sign_in(browser: Browser, name: str = "alice", password: str = "wonderland") -> None:
+    browser.open(sign_in_link("/"))
+    browser.send(name=name, password=password)
+
+
+def test_somebody_signs_in_and_out(server: TestServer) -> None:
+    alice = server.register("alice")
+    browser = Browser(server)
+    browser.open(sign_in_link("/?from=page"))
+    before = dict(browser.cookies)
+    browser.send(name="alice", password="wonderland")
+    assert (browser.status, browser.path) == (200, "/?from=page")
+    found = signed_in(browser)
+    assert found is not None
+    assert (found.user_id, found.proved_ts) == (alice.user_id, int(server.clock.seconds() * 1000))
+    assert "mahalla_session" not in before
+    browser.open(SIGN_IN_PATH)
+    assert browser.path == "/"  # led on at once
+    old = dict(browser.cookies)
+    token = server.app.pages.forms.token(context_of(browser)).text
+    browser.post(SIGN_OUT_PATH, {TOKEN_FIELD: token})
+    assert signed_in(browser) is None
+    browser.cookies = old
+    assert signed_in(browser) is None  # the cookie that somebody kept is worth nothing
+
+
+def test_names_as_people_type_them(server: TestServer) -> None:
+    server.register("alice")
+    for name in ("alice", "ALICE", "@alice:example.org", " alice "):
+        browser = Browser(server)
+        sign_in(browser, name)
+        assert signed_in(browser) is not None
+
+
+def test_a_wrong_password_is_told_in_the_readers_language(server: TestServer) -> None:
+    server.register("alice")
+    browser = Browser(server, languages="uz")
+    sign_in(browser, password="wrong")
+    assert browser.status == 403
+    assert "Nom yoki parol noto‘g‘ri." in browser.words
+    assert browser.page.forms[0].fields["name"] == "alice"
+    assert "wrong" not in browser.text
+    assert signed_in(browser) is None
+
+
+def test_too_many_attempts_are_told(tmp_path: Path, sqlite_database: Database) -> None:
+    limits = "rc_login: {failed_attempts: {per_second: 0.01, burst_count: 2}}\n"
+    server = TestServer(tmp_path, sqlite_database, limits)
+    server.register("alice")
+    browser = Browser(server)
+    for _ in range(2):
+        sign_in(browser, password="wrong")
+    sign_in(browser)
+    assert browser.status == 429
+    assert "Wait 2 min" in browser.words
+
+
+def test_a_form_of_another_site_does_nothing(server: TestServer) -> None:
+    server.register("alice")
+    browser, other = Browser(server), Browser(server)
+    fields = {"name": "alice", "password": "wonderland"}
+    assert browser.post(SIGN_IN_PATH, fields).status == 403
+    other.open(SIGN_IN_PATH)
+    stolen = other.page.forms[0].fields[TOKEN_FIELD]
+    browser.open(SIGN_IN_PATH)
+    assert browser.post(SIGN_IN_PATH, {**fields, TOKEN_FIELD: stolen}).status == 403
+    assert signed_in(browser) is None
+    sign_in(browser)
+    assert browser.post(SIGN_OUT_PATH, {TOKEN_FIELD: stolen}).status == 403
+    assert signed_in(browser) is not None
+
+
+def test_broken_forms_are_refused(server: TestServer) -> None:
+    browser = Browser(server)
+    browser.open(SIGN_IN_PATH)
+    browser._request("POST", SIGN_IN_PATH, b"\xff\xfe=%ff")
+    assert browser.status == 403
+    browser._request("POST", SIGN_IN_PATH, b"a=b&" * 1000)
+    assert browser.status == 403
+
+
+def test_cookies_are_for_this_host_alone(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, HTTPS)
+    server.register("alice")
+    browser = Browser(server)
+    sign_in(browser)
+    assert {cookie.partition("=")[0] for cookie in browser.set_cookies} == {
+        "__Host-mahalla_session",
+        "__Host-mahalla_visitor",
+    }
+    for cookie in browser.set_cookies:
+        assert "; Path=/; HttpOnly; SameSite=Lax; Secure" in cookie
+        assert "Domain" not in cookie
+    page = browser.open(SIGN_IN_PATH)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    # one that a neighbour of this host has set is not looked at
+    browser.cookies["mahalla_session"] = browser.cookies.pop("__Host-mahalla_session")
+    assert signed_in(browser) is None
+
+
+def test_a_session_that_was_there_before_is_not_taken_over(server: TestServer) -> None:
+    server.register("alice")
+    server.register("mallory")
+    mallory = Browser(server)
+    sign_in(mallory, "mallory")
+    laid = dict(mallory.cookies)
+    alice = Browser(server)
+    alice.open(SIGN_IN_PATH)
+    alice.cookies.update(laid)
+    cookie = server.run(server.app.pages.sessions.do_begin(UserID("@alice:example.org"), context_of(alice)))
+    assert cookie.partition("=")[2].partition(";")[0] != laid["mahalla_session"]
+    assert signed_in(mallory) is None
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_what_ends_a_session(server: TestServer, way: str) -> None:
+    alice = server.register("alice")
+    browser = Browser(server)
+    sign_in(browser)
+    _end(server, alice, way)
+    assert signed_in(browser) is None
+    if way == "locked":
+        server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=False))
+        assert signed_in(browser) is None
+    if way in ("password", "a day"):
+        server.clock.advance(1)
+        assert server.run(server.app.pages.sessions.do_sweep(10)) == (1 if way == "a day" else 0)
+
+
+def _end(server: TestServer, alice: User, way: str) -> None:
+    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    match way:
+        case "password":
+            body = {"new_password": "looking glass", "auth": proof}
+            assert alice.post("/_matrix/client/v3/account/password", body).status == 200
+        case "everywhere":
+            assert alice.post("/_matrix/client/v3/logout/all").status == 200
+        case "locked":
+            server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
+        case "deactivated":
+            assert alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
+        case _:
+            server.clock.advance(24 * 3600)
+
+
+@pytest.mark.parametrize("path", ["/", "/_mahalla/account?action=a&b=%2f", "/a//b", "/a?next=//b"])
+def test_own_paths(path: str) -> None:
+    assert own_path(path, "/home") == path
+
+
+@pytest.mark.parametrize("path", FOREIGN_PATHS)
+def test_paths_of_others(path: str) -> None:
+    assert own_path(path, "/home") == "/home"
+
+
+def test_a_page_does_not_lead_to_others(server: TestServer) -> None:
+    server.register("alice")
+    for path in FOREIGN_PATHS:
+        browser = Browser(server)
+        browser.open(sign_in_link(path[:3000]))
+        browser.send(name="alice", password="wonderland", next=path)
+        assert (browser.status, browser.path) == (200, "/")
+
+
+class Ministry:
+    """A service by which people sign in."""
+
+    def buttons(self, next_path: str) -> Sequence[ProviderButton]:
+        return [ProviderButton("Ministry <of> Tea", f"/_mahalla/tea?next={next_path}", "/_mahalla/tea.png")]
+
+
+def test_other_services_have_buttons(server: TestServer) -> None:
+    pages = server.app.pages
+    page = SignInPage(
+        pages.pages,
+        pages.forms,
+        server.app.accounts.sign_in,
+        server.app.accounts.registration,
+        SignInChoices([Ministry()]),
+    )
+    browser = Browser(server)
+    response = page.make(context_of(browser), "/x")
+    assert isinstance(response.body, bytes)
+    browser.answer = Answer(response.status, response.headers, response.body)
+    assert browser.page.links == {"Ministry <of> Tea": "/_mahalla/tea?next=/x"}
+    assert 'src="/_mahalla/tea.png"' in browser.text
+
+
+def test_requests_say_whether_they_are_secure_where_nothing_else_does() -> None:
+    cookies = Cookies(None)
+    secure = RequestContext("1", "GET", "/", "::1", "", is_secure=True)
+    assert cookies.make(secure, "a", "b" * 16).startswith("__Host-a=")
+    plain = RequestContext("1", "GET", "/", "::1", "", cookies=(("a", "<script>"), ("b", "c" * 20)))
+    assert cookies.find(plain, "a") is None
+    assert cookies.find(plain, "b") == "c" * 20

@@ -1,0 +1,89 @@
+"""Answers go to the system at once, in their order, and again so once a client has taken what did not fit."""
+
+from typing import Any, cast
+
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.address import IPv4Address
+
+from homeserver.http.channel import MatrixChannel
+from homeserver.http.site import Site
+from tests.helpers.http import Client
+
+GET = b"GET /_matrix/client/versions HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class _Writers:
+    """The reactor, as far as a transport needs it: knows who waits until it can write."""
+
+    def __init__(self) -> None:
+        self.waiting: set[object] = set()
+
+    def addReader(self, _: object) -> None:
+        """Nothing is read."""
+
+    def removeReader(self, _: object) -> None:
+        """Nothing is read."""
+
+    def addWriter(self, writer: object) -> None:
+        self.waiting.add(writer)
+
+    def removeWriter(self, writer: object) -> None:
+        self.waiting.discard(writer)
+
+
+class _Socket(FileDescriptor):
+    """A connection whose system takes `room` bytes more."""
+
+    def __init__(self, site: Site, room: int) -> None:
+        self.reactor_ = _Writers()
+        super().__init__(cast(Any, self.reactor_))
+        self.room = room
+        self.taken = b""
+        self.connected = 1
+        self.channel: MatrixChannel = site.buildProtocol(None)
+        self.channel.makeConnection(cast(Any, self))
+
+    def getPeer(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 1)
+
+    def writeSomeData(self, data: bytes) -> int:
+        size = min(self.room, len(data))
+        self.room -= size
+        self.taken += data[:size]
+        return size
+
+    def make_room(self, size: int) -> None:
+        """The client takes so many bytes, and the reactor tells the transport."""
+        self.room += size
+        while self.reactor_.waiting and self.room:
+            self.doWrite()
+
+    def waits(self) -> bool:
+        return bool(self.reactor_.waiting)
+
+
+def test_answers_are_written_at_once_and_in_order_whatever_the_client_takes(client: Client) -> None:
+    whole = _Socket(client.site, 1 << 20)
+    whole.channel.dataReceived(GET)
+    answer = whole.taken
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert not whole.waits()
+
+    slow = _Socket(client.site, len(answer) - 5)
+    for _ in range(3):
+        slow.channel.dataReceived(GET)
+    assert slow.taken == answer[:-5]
+    assert slow.waits()
+    assert slow.channel.is_full
+    slow.make_room(len(answer))
+    assert slow.taken == (answer * 3)[: 2 * len(answer) - 5]
+    slow.make_room(1 << 20)
+    assert slow.taken == answer * 3
+    assert not slow.waits()
+
+    slow.channel.dataReceived(GET)
+    assert slow.taken == answer * 4, "once nothing is queued, an answer goes out at once again"
+    assert not slow.waits()
+    for socket in (whole, slow):
+        socket.connectionLost(None)
+        assert socket.producer is None

@@ -1,0 +1,293 @@
+"""What is believed of an OpenID provider, and what is not: tokens, addresses, keys, claims, and who signs out."""
+
+import hmac
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode, urlsplit
+
+import msgspec
+import pytest
+from joserfc import jwt
+from joserfc.jwk import OKPKey, RSAKey
+
+from federation.outbound.client import WebAnswer
+from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.images import picture
+from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
+from tests.helpers.server import TestServer, User
+from tests.http.test_upstream import ALICE, leave, sign_in
+
+FAILED = "does not answer as it should"
+
+
+@pytest.fixture
+def provider() -> OpenIDProvider:
+    return OpenIDProvider()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
+
+
+def come_back(provider: OpenIDProvider, server: TestServer, **claims: Any) -> Browser:
+    """A browser that has left and come back."""
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **(claims or ALICE)))
+    return browser
+
+
+def without_signature(claims: dict[str, Any]) -> str:
+    parts = (b'{"alg":"none"}', msgspec.json.encode(claims), b"")
+    return ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+
+
+def with_public_key_as_secret(provider: OpenIDProvider) -> Callable[[dict[str, Any]], str]:
+    assert isinstance(provider.key, RSAKey)
+    secret = provider.key.as_pem(private=False)
+
+    def forge(claims: dict[str, Any]) -> str:
+        parts = (b'{"alg":"HS256"}', msgspec.json.encode(claims))
+        signed = ".".join(urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+        signature = urlsafe_b64encode(hmac.digest(secret, signed.encode(), "sha256")).rstrip(b"=").decode()
+        return f"{signed}.{signature}"
+
+    return forge
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "of another issuer": {"iss": "https://evil.example"},
+    "for another client": {"aud": "other"},
+    "for nobody": {"aud": []},
+    "issued to another client": {"aud": ["matrix", "other"], "azp": "other"},
+    "expired": {"exp": 1_600_000_000},
+    "for ever": {"exp": None},
+    "until a text": {"exp": "2100"},
+    "of the future": {"iat": 2_000_000_000},
+    "of another sign-in": {"nonce": "another"},
+    "of no sign-in": {"nonce": None},
+    "of nobody": {"sub": None},
+    "of a number": {"sub": 1},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_token_that_is(server: TestServer, provider: OpenIDProvider, name: str) -> None:
+    provider.change = lambda claims: claims.update(WRONG[name])
+    browser = come_back(provider, server)
+    assert browser.status == 403
+    assert FAILED in browser.words
+
+
+def test_signatures_that_are_none(server: TestServer, provider: OpenIDProvider) -> None:
+    other = RSAKey.generate_key(2048, parameters={"kid": "one"})
+    forgeries: tuple[Callable[[dict[str, Any]], str], ...] = (
+        without_signature,
+        with_public_key_as_secret(provider),
+        lambda claims: jwt.encode({"alg": "RS256", "kid": "one"}, claims, other),
+        lambda claims: provider.sign(claims)[:-4] + "AAAA",
+        lambda _: "not a token",
+        lambda _: "",
+    )
+    for forgery in forgeries:
+        provider.make_token = forgery
+        assert FAILED in come_back(provider, server).words
+    provider.make_token = provider.sign
+    assert "Go on to" in come_back(provider, server).words
+
+
+def test_an_algorithm_that_was_not_agreed_on(server: TestServer, provider: OpenIDProvider) -> None:
+    provider.algorithm = "PS256"
+    assert FAILED in come_back(provider, server).words
+
+
+def test_an_algorithm_of_the_configuration(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    further = CONFIG + "  id_token_signing_alg_values_supported: [Ed25519]\n" + TEMPLATES
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    assert FAILED in come_back(provider, server).words  # it signs with RSA
+    provider.key, provider.algorithm = OKPKey.generate_key("Ed25519", parameters={"kid": "two"}), "Ed25519"
+    server.clock.advance(61)
+    provider.now += 61
+    assert "Go on to" in come_back(provider, server).words
+
+
+def test_keys_that_are_new_are_fetched_once_a_minute(server: TestServer, provider: OpenIDProvider) -> None:
+    assert "Go on to" in come_back(provider, server).words
+    provider.key = RSAKey.generate_key(2048, parameters={"kid": "two"})
+    assert FAILED in come_back(provider, server).words
+    server.clock.advance(61)
+    provider.now += 61
+    assert "Go on to" in come_back(provider, server).words
+    assert provider.asked.count("/keys") == 2
+
+
+def test_state_and_codes(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    back = provider.sign_in(leave(browser), **ALICE)
+    state = parse_qs(urlsplit(back).query)["state"][0]
+    for query in ({"code": "code0"}, {"code": "code0", "state": "x" * 24}, {"state": "\u00e4"}):
+        browser.open(f"{CALLBACK}?{urlencode(query)}")
+        assert browser.status == 400
+    for query, text in (
+        ({"state": state, "code": "wrong"}, FAILED),
+        ({"code": "code0", "state": state}, "was used before"),
+    ):
+        browser.open(f"{CALLBACK}?{urlencode(query)}")
+        assert text in browser.words
+
+
+def test_who_does_not_want_to(server: TestServer) -> None:
+    browser = Browser(server)
+    state = parse_qs(urlsplit(leave(browser)).query)["state"][0]
+    browser.open(f"{CALLBACK}?{urlencode({'error': 'access_denied', 'state': state})}")
+    assert "You did not sign in there" in browser.words
+
+
+def test_an_answer_of_another_issuer(server: TestServer, provider: OpenIDProvider) -> None:
+    provider.document["authorization_response_iss_parameter_supported"] = True
+    for iss, text in (("", FAILED), ("&iss=https://evil.example", FAILED), (f"&iss={ISSUER}", "Go on to")):
+        browser = Browser(server)
+        browser.open(provider.sign_in(leave(browser), **ALICE) + iss)
+        assert text in browser.words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"issuer": "https://evil.example"}, {"token_endpoint": "http://login.example.com/token"}, {"jwks_uri": 5}],
+)
+def test_documents_that_are_not_believed(
+    server: TestServer, provider: OpenIDProvider, change: dict[str, object]
+) -> None:
+    provider.document |= change
+    browser = Browser(server)
+    browser.open("/_matrix/client/v3/login/sso/redirect?redirectUrl=https://client.example/")
+    assert (browser.status, FAILED in browser.words) == (403, True)
+
+
+def test_a_provider_that_is_down(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    back = provider.sign_in(leave(browser), **ALICE)
+    provider.is_down = True
+    browser.open(back)
+    assert FAILED in browser.words
+
+
+def test_the_secret_and_pkce(server: TestServer, provider: OpenIDProvider) -> None:
+    where = parse_qs(urlsplit(leave(Browser(server))).query)
+    assert where["code_challenge_method"] == ["S256"]
+    assert len(where["code_challenge"][0]) == 43
+    assert where["scope"] == ["openid profile"]
+    come_back(provider, server)
+    assert provider.headers["Authorization"] == "Basic bWF0cml4Om9wZW4rc2VzYW1l"  # matrix:open+sesame
+    provider.document["code_challenge_methods_supported"] = []
+    server.clock.advance(3601)
+    assert "code_challenge" not in leave(Browser(server))
+
+
+def test_claims_may_come_from_userinfo(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    further = CONFIG + "  user_profile_method: userinfo_endpoint\n" + TEMPLATES
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    provider.userinfo = {**ALICE, "preferred_username": "alicia"}
+    assert "@alicia:example.org" in come_back(provider, server).words
+    provider.userinfo = {**ALICE, "sub": "2"}
+    assert FAILED in come_back(provider, server).words
+
+
+def test_groups_are_required(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    further = CONFIG + "  attribute_requirements: [{attribute: groups, one_of: [staff, guests]}]\n" + TEMPLATES
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    for groups, text in ((None, "not among those"), (["pupils"], "not among those"), (["x", "staff"], "Go on to")):
+        assert text in come_back(provider, server, **ALICE, groups=groups).words
+
+
+def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -> None:
+    name = "Ünal \u202e& <b>co</b>"
+    browser = come_back(provider, server, sub="9", preferred_username=name, name=["a"], email=7, picture={})
+    assert "@=c3=bcnal=20=e2=80=ae=26=20=3cb=3eco=3c/b=3e:example.org" in browser.words
+    assert FAILED in come_back(provider, server, sub="x" * 600).words
+
+
+def test_an_address_that_the_provider_does_not_vouch_for(server: TestServer, provider: OpenIDProvider) -> None:
+    provider.change = lambda claims: claims.update(email_verified=False)
+    alice = sign_in(server, provider, Browser(server))
+    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"] == []
+
+
+def test_a_picture_is_taken_over_once(server: TestServer, provider: OpenIDProvider) -> None:
+    url = "https://pictures.example/alice.png"
+    provider.pictures[url] = WebAnswer(url, 200, {"content-type": "image/png"}, picture(8, 8))
+    alice = sign_in(server, provider, Browser(server), picture=url)
+    profile = server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json
+    media = profile["avatar_url"].removeprefix("mxc://")
+    assert alice.get(f"/_matrix/client/v1/media/download/{media}").body == picture(8, 8)
+    script = "https://pictures.example/script"
+    provider.pictures[script] = WebAnswer(script, 200, {"content-type": "text/html"}, b"<script>")
+    bob = sign_in(server, provider, Browser(server), sub="2", preferred_username="bob", picture=script)
+    assert "avatar_url" not in server.get(f"/_matrix/client/v3/profile/{bob.user_id}").json
+
+
+# Signing out there.
+
+
+@pytest.fixture
+def linked(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
+    return TestServer(
+        tmp_path, sqlite_database, CONFIG + "  backchannel_logout_enabled: true\n" + TEMPLATES, web=provider
+    )
+
+
+def tell(server: TestServer, token: str) -> int:
+    return server.post(LOGOUT, body=urlencode({"logout_token": token}).encode()).status
+
+
+def is_in(user: User) -> bool:
+    return user.get("/_matrix/client/v3/account/whoami").status == 200
+
+
+def test_a_session_ends_with_the_one_at_the_provider(linked: TestServer, provider: OpenIDProvider) -> None:
+    phone = sign_in(linked, provider, Browser(linked), sid="p")
+    desk = sign_in(linked, provider, Browser(linked), sid="d")
+    other = sign_in(linked, provider, Browser(linked), sub="2", preferred_username="bob", sid="p2")
+    event: dict[str, object] = {LOGOUT_EVENT: {}}
+    wrong = (
+        provider.claims(sid="p", sub="1"),
+        provider.claims(sid="p", sub="1", events=event, nonce="n"),
+        provider.claims(events=event),
+        provider.claims(sid="p", events=event, iss="https://evil.example"),
+        provider.claims(sid="p", events=event, aud="other"),
+        {**provider.claims(sid="p", events=event), "iat": provider.now - 301},
+        {**provider.claims(sid="p", events=event), "exp": provider.now - 61},
+    )
+    assert [tell(linked, provider.sign(claims)) for claims in wrong] == [400] * len(wrong)
+    assert tell(linked, without_signature(provider.claims(sid="p", events=event))) == 400
+    assert tell(linked, "x") == 400
+    assert (is_in(phone), is_in(desk), is_in(other)) == (True, True, True)
+    assert tell(linked, provider.sign(provider.claims(sid="p", sub="1", events=event))) == 200
+    assert (is_in(phone), is_in(desk), is_in(other)) == (False, True, True)
+    assert tell(linked, provider.sign(provider.claims(sub="1", events=event))) == 200
+    assert (is_in(desk), is_in(other)) == (False, True)
+
+
+def test_a_session_that_began_anew_by_other_means_stays(linked: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(linked, provider, Browser(linked), sid="p")
+    linked.run(linked.app.people.accounts.do_set_password(alice.user_id, "wonderland"))
+    identifier = {"type": "m.id.user", "user": alice.user_id}
+    body = {
+        "type": "m.login.password",
+        "identifier": identifier,
+        "password": "wonderland",
+        "device_id": alice.device_id,
+    }
+    again = User(linked, linked.post("/_matrix/client/v3/login", body).json)
+    assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
+    assert is_in(again)
+
+
+def test_nobody_is_signed_out_where_that_is_not_wanted(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server), sid="p")
+    assert tell(server, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 404
+    assert is_in(alice)

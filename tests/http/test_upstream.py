@@ -1,0 +1,321 @@
+"""Signing in with an identity provider: from a client there and back, the first time and later, and all that goes wrong."""
+
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
+from tests.helpers.server import TestServer, User
+
+REDIRECT = "/_matrix/client/v3/login/sso/redirect"
+FALLBACK = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
+CLIENT = "https://client.example/done"
+ALICE = {"sub": "1", "preferred_username": "alice", "name": "Alice Liddell", "email": "Alice@Example.com"}
+
+
+@pytest.fixture
+def provider() -> OpenIDProvider:
+    return OpenIDProvider()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES, web=provider)
+
+
+def leave(browser: Browser, client: str = CLIENT) -> str:
+    """Where the server sends a browser that signs in for a client."""
+    answer = browser.open(f"{REDIRECT}/oidc-town?redirectUrl={client}")
+    assert answer.status == 302, browser.words
+    return browser.location
+
+
+def sign_in(server: TestServer, provider: OpenIDProvider, browser: Browser, **claims: str) -> User:
+    """The whole way."""
+    browser.open(provider.sign_in(leave(browser), **{**ALICE, **claims}))
+    assert browser.status == 200, browser.words
+    browser.send("/_mahalla/upstream/client")
+    return redeem(server, browser)
+
+
+def redeem(server: TestServer, browser: Browser, **further: str) -> User:
+    """The client takes the token that the browser brings."""
+    assert browser.status in (302, 303), browser.words
+    token = parse_qs(urlsplit(browser.location).query)["loginToken"][0]
+    answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token, **further})
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)
+
+
+def test_clients_are_told(server: TestServer) -> None:
+    flows = server.get("/_matrix/client/v3/login").json["flows"]
+    assert {"type": "m.login.sso", "identity_providers": [{"id": "oidc-town", "name": "Town hall"}]} in flows
+    assert {"type": "m.login.token"} in flows
+
+
+def test_who_comes_first_gets_an_account(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    where = leave(browser, CLIENT + "?a=b%26c%26loginToken%3Dold")
+    assert where.startswith("https://login.example.com/authorize?")
+    browser.open(provider.sign_in(where, **ALICE))
+    assert "Go on to client.example?" in browser.words
+    assert "@alice:example.org" in browser.words
+    assert "form-action 'self' https:" in browser.answer.headers["content-security-policy"]
+    browser.send()
+    assert re.fullmatch(re.escape(CLIENT) + r"\?a=b&c&loginToken=\w{32}", browser.location)
+    alice = redeem(server, browser, device_id="PHONE")
+    assert (alice.user_id, alice.device_id) == ("@alice:example.org", "PHONE")
+    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
+    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+
+
+def test_who_comes_again_is_the_same_whatever_the_name(server: TestServer, provider: OpenIDProvider) -> None:
+    first = sign_in(server, provider, Browser(server))
+    again = sign_in(server, provider, Browser(server), preferred_username="queen", name="Queen")
+    assert again.user_id == first.user_id
+    assert server.get(f"/_matrix/client/v3/profile/{first.user_id}").json["displayname"] == "Alice Liddell"
+
+
+def test_a_name_may_be_taken_over_each_time(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
+    further = (
+        CONFIG + TEMPLATES + "sso: {update_profile_information: true, client_whitelist: ['https://client.example/']}"
+    )
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    browser = Browser(server)
+    for name in ("Alice", "Alice the Great"):
+        browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": name}))
+        alice = redeem(server, browser)  # a client of the white list, so no question
+    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice the Great"
+
+
+def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenIDProvider) -> None:
+    server.register("alice")
+    server.register("bob")
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    assert "This name is taken" in browser.words
+    assert "Alice Liddell" in browser.words
+    assert "alice@example.com" in browser.words
+    assert browser.page.forms[0].fields["username"] == "alice"
+    browser.send(username="bob")
+    assert "This name is taken" in browser.words
+    browser.send(username="not a name")
+    assert "A name may only have" in browser.words
+    browser.send(username="Alice2")
+    assert "@alice2:example.org" in browser.words
+    browser.send()
+    assert redeem(server, browser).user_id == "@alice2:example.org"
+
+
+def test_without_a_template_people_choose(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG, web=provider)
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), sub="7"))
+    assert browser.page.forms[0].fields["username"] == ""
+    browser.send(username="white.rabbit")
+    assert "@white.rabbit:example.org" in browser.words
+
+
+def test_a_page_is_good_once_and_in_one_browser(server: TestServer, provider: OpenIDProvider) -> None:
+    browser, other = Browser(server), Browser(server)
+    back = provider.sign_in(leave(browser), **ALICE)
+    leave(other)
+    assert "opened in another browser" in _words(other, back)
+    browser.open(back)
+    form = browser.page.forms[0]
+    other.post(form.action, form.fields)
+    assert (other.status, "location" in other.answer.headers) == (400, False)
+    browser.send()
+    assert browser.status == 303
+    browser.post(form.action, form.fields)
+    assert browser.status == 400
+    assert "was used before" in _words(browser, back)
+
+
+def _words(browser: Browser, path: str) -> str:
+    browser.open(path)
+    assert browser.status == 400
+    return browser.words
+
+
+def test_what_waits_too_long_is_over(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    back = provider.sign_in(leave(browser), **ALICE)
+    server.clock.advance(15 * 60)
+    assert "has grown old" in _words(browser, back)
+
+
+def test_a_token_is_good_for_a_minute_and_once(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.send()
+    redeem(server, browser)
+    with pytest.raises(AssertionError, match="M_FORBIDDEN"):
+        redeem(server, browser)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    browser.send()
+    server.clock.advance(61)
+    with pytest.raises(AssertionError, match="M_FORBIDDEN"):
+        redeem(server, browser)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "client.example", "javascript:alert(1)", "JavaScript:alert(1)", "data:text/html,hi", "https://u:p@client.example/",
+     "https:///nowhere", "https://client.example/%0a", "https://client.example/" + "a" * 5000],
+)  # fmt: skip
+def test_a_token_goes_to_no_such_address(server: TestServer, address: str) -> None:
+    browser = Browser(server)
+    browser.open(f"{REDIRECT}/oidc-town?redirectUrl={address}")
+    assert (browser.status, "location" in browser.answer.headers) == (400, False)
+
+
+def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser, "io.element.app:/done"), **ALICE))
+    assert "Go on to io.element.app:?" in browser.words
+    assert "form-action 'self' io.element.app:;" in browser.answer.headers["content-security-policy"]
+    browser.send()
+    assert browser.location.startswith("io.element.app:/done?loginToken=")
+
+
+def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
+    browser = Browser(server)
+    browser.open(f"{REDIRECT}/nobody?redirectUrl={CLIENT}")
+    assert browser.status == 404
+    assert "no such way to sign in" in browser.words
+
+
+def test_one_of_several_is_chosen(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    further = CONFIG + "cas_config: {enabled: true, server_url: 'https://cas.example.com/cas', idp_name: The <other>}"
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    browser = Browser(server)
+    browser.open(f"{REDIRECT}?redirectUrl={CLIENT}%3Fa=b")
+    assert list(browser.page.links) == ["Town hall", "The <other>"]
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, sub="1"))
+    assert browser.status == 200
+    browser.open(f"{REDIRECT}?redirectUrl={CLIENT}")
+    browser.follow("The <other>")
+    assert browser.location.startswith("https://cas.example.com/cas/login?service=https%3A%2F%2Fmatrix.example.org%2F")
+
+
+def test_existing_accounts_are_linked_only_where_that_is_wanted(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
+    further = CONFIG + TEMPLATES + "  allow_existing_users: true\n"
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    before = server.register("alice")
+    assert sign_in(server, provider, Browser(server)).user_id == before.user_id
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **{**ALICE, "sub": "2"}))
+    assert browser.status == 403
+    assert "belongs to somebody else" in browser.words
+
+
+def test_no_accounts_are_made_where_that_is_not_wanted(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "  enable_registration: false\n", web=provider)
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    assert browser.status == 403
+    assert "You have no account on this server" in browser.words
+
+
+def test_accounts_that_nobody_may_use(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server))
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    assert "This account is locked" in browser.words
+    server.run(server.app.people.deactivation.do_deactivate(alice.user_id, erase=False))
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    assert (browser.status, "has been closed" in browser.words) == (403, True)
+
+
+def test_an_account_that_is_locked_while_the_page_waits(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server))
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, locked=True))
+    browser.send()
+    assert browser.status == 403
+
+
+def test_pages_speak_the_language_of_the_reader(server: TestServer) -> None:
+    browser = Browser(server, languages="ru")
+    browser.open(CALLBACK)
+    assert "Войти не удалось" in browser.words
+
+
+# Confirming with the provider.
+
+
+def _delete(alice: User, device: str, auth: object = None) -> tuple[int, dict[str, object]]:
+    answer = alice.delete(f"/_matrix/client/v3/devices/{device}", {"auth": auth} if auth else {})
+    return answer.status, answer.json
+
+
+def test_something_is_confirmed_with_the_provider(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    alice = sign_in(server, provider, browser)
+    other = sign_in(server, provider, Browser(server))
+    status, asked = _delete(alice, other.device_id)
+    assert (status, asked["flows"]) == (401, [{"stages": ["m.login.sso"]}])
+    session = asked["session"]
+    auth = {"type": "m.login.sso", "session": session}
+    assert _delete(alice, other.device_id, auth)[0] == 401
+    browser.open(f"{FALLBACK}?session={session}")
+    assert "sign out devices" in browser.words
+    assert "@alice:example.org" in browser.words
+    browser.send(button="oidc-town")
+    browser.open(provider.sign_in(browser.location, **ALICE))
+    assert "it is confirmed" in browser.words
+    assert "window.onAuthDone" in browser.text
+    assert "script-src 'sha256-" in browser.answer.headers["content-security-policy"]
+    assert _delete(alice, other.device_id, {"session": session})[0] == 200
+
+
+def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server))
+    sign_in(server, provider, Browser(server), sub="2", preferred_username="mallory")
+    session = _delete(alice, alice.device_id)[1]["session"]
+    browser = Browser(server)
+    browser.open(f"{FALLBACK}?session={session}")
+    browser.send(button="oidc-town")
+    browser.open(provider.sign_in(browser.location, sub="2"))
+    assert browser.status == 403
+    assert "Somebody else is signed in there" in browser.words
+    assert _delete(alice, alice.device_id, {"session": session})[0] == 401
+
+
+def test_nothing_is_confirmed_without_being_read(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server))
+    session = _delete(alice, alice.device_id)[1]["session"]
+    browser, other = Browser(server), Browser(server)
+    browser.open(f"{FALLBACK}?session={session}")
+    form = browser.page.forms[0]
+    other.post(form.action, {**form.fields, "provider": "oidc-town"})
+    assert other.status == 400
+    browser.open(f"{FALLBACK}?session=unknown")
+    assert browser.status == 400
+
+
+# The server's own pages.
+
+
+def test_the_sign_in_page_has_a_button(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    browser.open("/_mahalla/sign_in?next=/%3Fhello")
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE))
+    assert (browser.status, browser.path) == (200, "/?hello")
+    browser.open("/_mahalla/sign_in?next=/%3Fagain")
+    assert browser.path == "/?again"

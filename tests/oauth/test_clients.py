@@ -1,0 +1,179 @@
+"""Apps register themselves: what is taken, what is refused, what is forgotten."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeserver.services.oauth.addresses import is_registered, may_lead_to, origin_of
+from homeserver.services.oauth.clients import UNUSED_MS
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
+from tests.helpers.oauth import CONFIG, METADATA, Program
+from tests.helpers.server import TestServer
+
+PATH = "/_mahalla/oauth/register"
+
+WEB = ["https://example.com/callback", "https://app.example.com/callback", "https://example.com:5173/?query=value"]
+NATIVE = [
+    "com.example.app:/callback",
+    "com.example:/",
+    "com.example:callback",
+    "http://localhost/callback",
+    "http://127.0.0.1/callback",
+    "http://[::1]/callback",
+    *WEB,
+]
+NEVER = [
+    "",
+    "https://example.com/callback#fragment",
+    "https://example.com/#",
+    "http://example.com/callback",
+    "https://user@example.com/",
+    "https://user:password@example.com/",
+    "https://example.com@evil.example/",
+    "https://evil.example/",
+    "https://notexample.com/",
+    "https://example.com.evil.example/",
+    "https://example.com\\@evil.example/",
+    "https://evil.example\\.example.com/",
+    "https://example.com:port/",
+    "https://[::1/",
+    "https:///callback",
+    "https://exa mple.com/",
+    "https://example.com/\n",
+    "https://\u0435xample.com/",
+    "https://localhost/callback",
+    "http://localhost:1234/callback",
+    "http://localhost.evil.example/callback",
+    "http://127.0.0.2/callback",
+    "http://user@localhost/",
+    "example:/callback",
+    "com:/callback",
+    "com.exampleapp:/callback",
+    "com.example.app://callback",
+    "javascript:alert(1)",
+    "data:text/html,hello",
+    "com.example.app:/\x00",
+    "//example.com/",
+]
+
+
+def test_addresses_that_the_specification_allows() -> None:
+    assert [uri for uri in WEB if not may_lead_to(uri, "example.com", "web")] == []
+    assert [uri for uri in NATIVE if not may_lead_to(uri, "example.com", "native")] == []
+    assert [uri for uri in NATIVE if uri not in WEB and may_lead_to(uri, "example.com", "web")] == []
+
+
+@pytest.mark.parametrize("uri", NEVER)
+def test_addresses_that_nobody_may_have(uri: str) -> None:
+    assert not may_lead_to(uri, "example.com", "native")
+    assert not may_lead_to(uri, "example.com", "web")
+
+
+def test_a_top_level_domain_owns_nobody() -> None:
+    assert not may_lead_to("https://evil.com/", "com", "web")
+    assert not may_lead_to("com:/x", "com", "native")
+    assert may_lead_to("https://matrix/", "matrix", "web")
+
+
+def test_any_port_of_the_loopback_interface() -> None:
+    registered = ("http://127.0.0.1/callback", "http://[::1]/", "https://example.com/")
+    for uri in ("http://127.0.0.1/callback", "http://127.0.0.1:5678/callback", "http://[::1]:1/"):
+        assert is_registered(uri, registered)
+    for uri in (
+        "http://127.0.0.1:5678/other",
+        "http://localhost:5678/callback",
+        "https://example.com:444/",
+        "http://x@127.0.0.1:1/callback",
+        "http://127.0.0.1:x/callback",
+        "",
+    ):
+        assert not is_registered(uri, registered)
+
+
+def test_where_forms_may_lead() -> None:
+    assert origin_of("https://example.com:5173/a?b") == "https://example.com:5173"
+    assert origin_of("io.element.android:/") == "io.element.android:"
+
+
+def test_what_was_registered_is_told(server: TestServer) -> None:
+    further = {
+        "software_id": "x",
+        "tos_uri#fr": "https://element.io/fr",
+        "grant_types": [*METADATA["grant_types"], "x"],
+    }
+    answer = server.post(PATH, {**METADATA, **further})
+    assert answer.status == 201
+    told = answer.json
+    assert told.pop("client_id")
+    assert told == METADATA
+
+
+def test_the_same_metadata_is_the_same_client(server: TestServer) -> None:
+    first, again = Program(server), Program(server)
+    other = Program(server, {**METADATA, "client_name": "Other"})
+    assert first.client_id == again.client_id != other.client_id
+
+
+def test_what_belongs_to_others_is_left_out(server: TestServer) -> None:
+    answer = server.post(PATH, {**METADATA, "policy_uri": "https://other.example/", "logo_uri": "http://element.io/"})
+    assert {"policy_uri", "logo_uri"} & answer.json.keys() == set()
+
+
+WRONG: list[tuple[Mapping[str, Any], str]] = [
+    ({"client_uri": None}, "invalid_client_metadata"),
+    ({"client_uri": 1}, "invalid_client_metadata"),
+    ({"client_uri": "http://element.io/"}, "invalid_client_metadata"),
+    ({"client_uri": "https://u:p@element.io/"}, "invalid_client_metadata"),
+    ({"client_name": {}}, "invalid_client_metadata"),
+    ({"client_name": "a\0b"}, "invalid_client_metadata"),
+    ({"client_name": "x" * 5000}, "invalid_client_metadata"),
+    ({"application_type": "desktop"}, "invalid_client_metadata"),
+    ({"token_endpoint_auth_method": "client_secret_basic"}, "invalid_client_metadata"),
+    ({"grant_types": ["password"]}, "invalid_client_metadata"),
+    ({"grant_types": "authorization_code"}, "invalid_client_metadata"),
+    ({"response_types": ["token"]}, "invalid_client_metadata"),
+    ({"redirect_uris": None}, "invalid_redirect_uri"),
+    ({"redirect_uris": []}, "invalid_redirect_uri"),
+    ({"redirect_uris": [1]}, "invalid_client_metadata"),
+    ({"redirect_uris": ["https://evil.example/"]}, "invalid_redirect_uri"),
+    ({"redirect_uris": [f"https://element.io/{n}" for n in range(30)]}, "invalid_redirect_uri"),
+    ({"redirect_uris": ["https://element.io/" + "x" * 2000]}, "invalid_redirect_uri"),
+]
+
+
+def test_wrong_registrations(server: TestServer) -> None:
+    for changed, error in WRONG:
+        answer = server.post(PATH, {**METADATA, **changed})
+        assert (answer.status, answer.json["error"]) == (400, error), changed
+    assert server.post(PATH, []).errcode == "M_BAD_JSON"
+    assert server.client.request("POST", PATH, body=b"x" * 40000).status == 413
+
+
+def test_a_program_without_a_browser_needs_no_address(server: TestServer) -> None:
+    metadata = {"client_uri": "https://tv.example/", "grant_types": ["urn:ietf:params:oauth:grant-type:device_code"]}
+    told = server.post(PATH, metadata).json
+    assert {"redirect_uris", "response_types"} & told.keys() == set()
+
+
+def test_registrations_are_counted(tmp_path: Path, sqlite_database: Database) -> None:
+    limits = CONFIG.replace("rc_oauth: {}", "rc_oauth: {client_registration: {per_second: 0.01, burst_count: 2}}")
+    server = TestServer(tmp_path, sqlite_database, limits)
+    answers: list[Answer] = [server.post(PATH, METADATA) for _ in range(3)]
+    assert [answer.status for answer in answers] == [201, 201, 429]
+
+
+def test_who_is_not_used_is_forgotten(program: Program, browser: Browser) -> None:
+    server = program.server
+    idle = Program(server, {**METADATA, "client_name": "Idle"})
+    program.sign_in(browser)
+    clients = server.app.oauth.clients
+    assert server.run(clients.do_sweep(10)) == 0
+    server.clock.advance(UNUSED_MS / 1000 + 1)
+    server.run(server.app.oauth.authorization.do_sweep(10))
+    assert server.run(clients.do_sweep(10)) == 1
+    assert idle.refresh("x").json["error"] == "invalid_client"
+    assert program.refresh().status == 200

@@ -1,0 +1,222 @@
+"""Tokens of the OAuth 2.0 API: renewed, stolen, ended, and told of to services that are trusted."""
+
+from base64 import b64encode
+from pathlib import Path
+
+import pytest
+
+from homeserver.services.secret_text import family_of
+from storage.accounts import AccountStore
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
+from tests.helpers.oauth import CONFIG, METADATA, Program
+from tests.helpers.server import TestServer, User
+
+WHOAMI = "/_matrix/client/v3/account/whoami"
+TRUSTING = CONFIG + "oauth: {trusted_services: {calendar: sesame}}\n"
+
+
+def refused(answer: Answer, error: str = "invalid_grant", status: int = 400) -> None:
+    assert (answer.status, answer.json.get("error")) == (status, error), answer.body
+
+
+@pytest.fixture
+def alice(program: Program, browser: Browser) -> User:
+    return program.sign_in(browser)
+
+
+def test_tokens_are_renewed(program: Program, alice: User) -> None:
+    first = program.tokens
+    program.server.clock.advance(301)
+    old = alice.get(WHOAMI)
+    assert (old.status, old.json["soft_logout"]) == (401, True)
+    answer = program.refresh()
+    assert answer.json.keys() == first.keys()
+    assert answer.json["scope"] == program.scope
+    assert program.take(answer).device_id == alice.device_id
+    for _ in range(3):
+        program.take(program.refresh())
+
+
+def test_an_answer_that_is_lost_can_be_asked_for_again(program: Program, browser: Browser) -> None:
+    program.sign_in(browser)
+    first = str(program.tokens["refresh_token"])
+    lost = program.refresh(first)
+    again = program.refresh(first)
+    assert again.status == 200
+    # what was lost and never used is no longer good, which is no theft
+    refused(program.refresh(lost.json["refresh_token"]))
+    assert program.take(again).get(WHOAMI).status == 200
+
+
+def test_a_refresh_token_that_is_used_again_ends_the_session(program: Program, alice: User) -> None:
+    stolen = str(program.tokens["refresh_token"])
+    for _ in range(5):
+        alice = program.take(program.refresh())
+    refused(program.refresh(stolen))
+    assert alice.get(WHOAMI).errcode == "M_UNKNOWN_TOKEN"
+    refused(program.refresh())
+    assert len(_devices(program.server)) == 1  # the one that registered
+
+
+def test_a_made_up_token_ends_nothing(program: Program, alice: User) -> None:
+    real = str(program.tokens["refresh_token"])
+    family = family_of(real)
+    assert family is not None
+    for token in ("", "x", "mho_" + "a" * 54, real[:-1], real + "x", real.swapcase(), "mhr_" + real[4:], "\x00"):
+        assert program.refresh(token).status == 400
+    assert family_of(real[:-7] + "!" + real[-6:]) is None
+    assert alice.get(WHOAMI).status == 200
+
+
+def test_a_token_belongs_to_one_program(program: Program, alice: User) -> None:
+    other = Program(program.server, {**METADATA, "client_name": "Other"})
+    refused(program.refresh(client_id=other.client_id))
+    refused(program.refresh(client_id="nobody"), "invalid_client", 401)
+    assert alice.get(WHOAMI).status == 200
+    assert program.refresh().status == 200
+
+
+def test_the_older_refresh_takes_no_such_token_and_this_no_older(program: Program, browser: Browser) -> None:
+    program.sign_in(browser)
+    server = program.server
+    token = str(program.tokens["refresh_token"])
+    assert server.post("/_matrix/client/v3/refresh", {"refresh_token": token}).errcode == "M_UNKNOWN_TOKEN"
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
+    older = server.post("/_matrix/client/v3/login", {**body, "password": "wonderland", "refresh_token": True}).json
+    refused(program.refresh(older["refresh_token"]))
+    assert server.post("/_matrix/client/v3/refresh", {"refresh_token": older["refresh_token"]}).status == 200
+
+
+def test_sessions_end_when_their_time_is_over(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "session_lifetime: 1h\n")
+    server.register("alice")
+    program = Program(server)
+    program.sign_in(Browser(server))
+    server.clock.advance(1800)
+    program.take(program.refresh())
+    server.clock.advance(1800)
+    refused(program.refresh())
+
+
+def test_a_locked_account_keeps_its_sessions(program: Program, alice: User) -> None:
+    accounts = program.server.app.people.accounts
+    program.server.run(accounts.do_set_flags(alice.user_id, locked=True))
+    program.server.clock.advance(301)
+    answer = program.refresh()
+    assert answer.status == 200
+    program.tokens = answer.json
+    locked = program.server.client.request("GET", WHOAMI, token=answer.json["access_token"])
+    assert locked.errcode == "M_USER_LOCKED"
+    program.server.run(accounts.do_set_flags(alice.user_id, locked=False))
+    assert program.take(program.refresh()).user_id == alice.user_id
+
+
+def test_somebody_signs_in_anew_on_the_device(program: Program, browser: Browser) -> None:
+    first = program.sign_in(browser)
+    old = str(program.tokens["refresh_token"])
+    second = program.sign_in(browser)
+    assert (first.get(WHOAMI).status, second.get(WHOAMI).status) == (401, 200)
+    refused(program.refresh(old))
+    assert second.get(WHOAMI).status == 200  # the old session was over: nothing was stolen from this one
+    # by the older sign-in the device is no longer one of this API
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}}
+    login = {**body, "password": "wonderland", "device_id": program.device_id}
+    assert program.server.post("/_matrix/client/v3/login", login).status == 200
+    refused(program.refresh())
+
+
+@pytest.mark.parametrize("kind", ["access_token", "refresh_token"])
+def test_an_app_signs_out(program: Program, alice: User, kind: str) -> None:
+    token = str(program.tokens[kind])
+    answer = program.form("revocation_endpoint", token=token, token_type_hint=kind, client_id=program.client_id)
+    assert answer.status == 200
+    assert alice.get(WHOAMI).status == 401
+    refused(program.refresh())
+    assert program.form("revocation_endpoint", token=token).status == 200  # once more is no error
+    assert alice.device_id not in _devices(program.server)
+
+
+def test_who_finds_a_token_may_end_it(program: Program, alice: User) -> None:
+    assert program.form("revocation_endpoint", token=alice.token, client_id="a scanner").status == 200
+    assert alice.get(WHOAMI).status == 401
+    refused(program.form("revocation_endpoint"), "invalid_request")
+    assert program.form("revocation_endpoint", token="mha_unknown").status == 200
+
+
+def test_other_ways_to_end_a_session(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    assert alice.post("/_matrix/client/v3/logout").status == 200
+    refused(program.refresh())
+    alice = program.sign_in(browser)
+    assert alice.post("/_matrix/client/v3/logout/all").status == 200
+    refused(program.refresh())
+
+
+def test_what_needs_a_password_is_not_for_apps(alice: User) -> None:
+    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    for path, body in (
+        ("account/password", {"new_password": "x"}),
+        ("account/deactivate", {}),
+        ("delete_devices", {"devices": [alice.device_id]}),
+    ):
+        answer = alice.post(f"/_matrix/client/v3/{path}", {**body, "auth": proof})
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), path
+        assert "/_mahalla/account" in answer.json["error"]
+
+
+@pytest.fixture
+def trusting(tmp_path: Path, sqlite_database: Database) -> Program:
+    server = TestServer(tmp_path, sqlite_database, TRUSTING)
+    server.register("alice")
+    return Program(server)
+
+
+def test_services_that_are_trusted_ask_whose_a_token_is(trusting: Program) -> None:
+    alice = trusting.sign_in(Browser(trusting.server))
+
+    def ask(token: str) -> Answer:
+        return trusting.form("introspection_endpoint", token=token, client_id="calendar", client_secret="sesame")
+
+    found = ask(alice.token).json
+    assert found == {
+        "active": True,
+        "iss": "https://matrix.example.org/",
+        "sub": "@alice:example.org",
+        "username": "alice",
+        "scope": trusting.scope,
+        "device_id": "ELEMENTX01",
+        "client_id": trusting.client_id,
+        "token_type": "access_token",
+        "exp": int(trusting.server.clock.seconds()) + 300,
+    }
+    assert ask(str(trusting.tokens["refresh_token"])).json["token_type"] == "refresh_token"
+    older = trusting.server.register("bob")
+    assert ask(older.token).json["scope"] == f"urn:matrix:client:api:* urn:matrix:client:device:{older.device_id}"
+    for token in ("unknown", "mha_x", "\udcff"):
+        assert ask(token).json == {"active": False} if token.isascii() else True
+    database, accounts = trusting.server.app.database, AccountStore(trusting.server.app.database)
+    trusting.server.run(database.write("lock", accounts.set_flags, older.user_id, locked=True))
+    assert ask(older.token).json == {"active": False}
+    trusting.server.clock.advance(301)
+    assert ask(alice.token).json == {"active": False}
+
+
+def test_others_are_told_nothing(trusting: Program) -> None:
+    path = trusting.path_of("introspection_endpoint")
+    for name, secret in (("calendar", "wrong"), ("other", "sesame"), ("", "")):
+        answer = trusting.form("introspection_endpoint", token="x", client_id=name, client_secret=secret)
+        refused(answer, "invalid_client", 401)
+    for header, status in ((_basic("calendar:sesame"), 200), (_basic("calendar:x"), 401), ("Basic !", 401)):
+        answer = trusting.server.client.request("POST", path, body=b"token=x", headers={"Authorization": header})
+        assert answer.status == status
+
+
+def _basic(text: str) -> str:
+    return "Basic " + b64encode(text.encode()).decode()
+
+
+def _devices(server: TestServer) -> list[str]:
+    rows = server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"]))
+    return [row.device_id for row in rows["@alice:example.org"]]
