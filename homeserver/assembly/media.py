@@ -105,7 +105,9 @@ class MediaParts:
             refused=storage.prevent_media_downloads_from,
             authenticated_only=storage.enable_authenticated_media,
         )
-        thumbnails = Thumbnails(self.contents, self._workers, storage.max_image_pixels)
+        thumbnails = Thumbnails(
+            self.contents, self._workers, storage.max_image_pixels, programs=storage.thumbnails_by_programs
+        )
         self.previews = PreviewParts(
             config, clock, database, self.contents, thumbnails, preview_web, threads.images, random
         )

@@ -24,6 +24,8 @@ class ImageJob(msgspec.Struct, frozen=True):
     method: Literal["crop", "scale"]
     animated: bool
     max_pixels: int
+    programs: bool = False
+    """Whether ffmpeg and pdftoppm may take a picture out of films and documents."""
 
 
 class _Head(msgspec.Struct, frozen=True):

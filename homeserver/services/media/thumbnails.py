@@ -37,10 +37,12 @@ class Thumbnail:
 class Thumbnails:
     """Makes and finds them."""
 
-    def __init__(self, contents: Contents, workers: ImageWorkers, max_pixels: int) -> None:
+    def __init__(self, contents: Contents, workers: ImageWorkers, max_pixels: int, *, programs: bool = False) -> None:
+        """`programs`: whether other programs may take pictures out of films and documents."""
         self._contents = contents
         self._workers = workers
         self._max_pixels = max_pixels
+        self._programs = programs
         self._being_made: dict[tuple[bytes, str], list[Deferred[ImageResult]]] = {}
 
     async def get(self, content: Content, width: int, height: int, method: Method, *, animated: bool) -> Thumbnail:
@@ -55,7 +57,7 @@ class Thumbnails:
         else:
 
             def job(path: Path) -> ImageJob:
-                return ImageJob(str(path), width, height, method, animated, self._max_pixels)
+                return ImageJob(str(path), width, height, method, animated, self._max_pixels, self._programs)
 
             result = await self._make(content, name, job)
         if result.kind == "too large":
