@@ -75,10 +75,22 @@ class StateCompletion:
         self._chains = chains
 
     def gather(
-        self, txn: WriteTransaction, room_nid: int, entries: Mapping[tuple[str, str], int], *, afresh: bool = False
+        self,
+        txn: WriteTransaction,
+        room: RoomRow,
+        before: bytes | None,
+        entries: Mapping[tuple[str, str], int],
+        *,
+        afresh: bool = False,
     ) -> bytes | None:
-        """Add entries to what has been gathered of the state before the join (`afresh`: to nothing); its root."""
-        root = None if afresh else select_gathered(txn, room_nid)
+        """Add entries to what has been gathered of the state before the join (`afresh`: to nothing); its root.
+
+        Raises HeadMoved where that is not `before` any more: another node gathers too, and may have been told another state.
+        """
+        room_nid = room.room_nid
+        if select_gathered(txn, room_nid) != before:
+            raise HeadMoved(room.room_id)
+        root = None if afresh else before
         root = self._trees.apply(txn, room_nid, root, entries)
         set_gathered(txn, room_nid, root)
         return root

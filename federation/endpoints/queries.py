@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.errors import Unrecognized
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID
 from federation.remote.directory import DirectoryQuery
 
@@ -39,6 +40,12 @@ async def query_directory(answers: QueryAnswers, *, room_alias: RoomAlias) -> di
     """The room of an alias."""
     room_id, servers = await answers.get_alias(room_alias)
     return {"room_id": room_id, "servers": list(servers)}
+
+
+@endpoint("GET", "/_matrix/federation/v1/query/{query_type}", auth=Auth.SERVER, resource="federation")
+async def query_other(*, query_type: str) -> dict[str, Any]:
+    """Anything else: that is not known here. spec: server-server-api#get_matrixfederationv1queryquerytype"""
+    raise Unrecognized(f"This server does not answer queries of the type {query_type[:40]!r}")
 
 
 @endpoint("GET", "/_matrix/federation/v1/publicRooms", auth=Auth.SERVER, resource="federation")

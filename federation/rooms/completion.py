@@ -199,6 +199,8 @@ class Completions:
                 done = await self._attempt(room_nid)
             finally:
                 self._at_once.release()
+        except HeadMoved:
+            self._log.info("another node is at work on the state of room {nid}", nid=room_nid)
         except (RemoteError, MatrixError) as error:
             self._log.info("the state of room {nid} is not complete: {error}", nid=room_nid, error=str(error))
         except Exception:  # a bug of ours, or the database is away: the next attempt may do better
@@ -328,7 +330,7 @@ class Completions:
         for start in range(0, len(left), CHUNK):
             chunk = dict(left[start : start + CHUNK])
             root = await tables.database.write(
-                "gather_state", tables.completion.gather, nid, chunk, afresh=afresh and not start
+                "gather_state", tables.completion.gather, room, root, chunk, afresh=afresh and not start
             )
         return root
 

@@ -3,6 +3,10 @@
 from typing import Any
 from urllib.parse import quote
 
+import pytest
+
+from federation.protocol.ids import ServerName
+from federation.requests import RefusedByRemote
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.network import Network
 from tests.helpers.server import User
@@ -135,3 +139,11 @@ def test_who_has_no_account_asks_no_other_server(network: Network) -> None:
 
     assert refused(south.get(f"{V3}/publicRooms?server={NORTH}")) == (401, "M_MISSING_TOKEN")
     assert not network.log
+
+
+async def test_queries_of_other_types_are_refused_clearly(network: Network) -> None:
+    _alice, bob = pair(network)
+    requests = bob.server.app.federation.requests
+    with pytest.raises(RefusedByRemote, match="queries of the type 'weather'") as refusal:
+        await requests.get(ServerName(NORTH), "/_matrix/federation/v1/query/weather")
+    assert (refusal.value.status, refusal.value.errcode) == (404, "M_UNRECOGNIZED")
