@@ -42,6 +42,7 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    rendezvous,
     reports,
     room_creation,
     room_directory,
@@ -67,7 +68,18 @@ from homeserver.http import probes
 from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
-from homeserver.web import authorize, confirm_email, landing, link, sign_in, unsubscribe, upstream, upstream_answers
+from homeserver.web import account as account_page
+from homeserver.web import (
+    authorize,
+    confirm_email,
+    landing,
+    link,
+    reset_password,
+    sign_in,
+    unsubscribe,
+    upstream,
+    upstream_answers,
+)
 from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
@@ -85,6 +97,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     account_moderation,
+    account_page,
     authorize,
     capabilities,
     confirm_email,
@@ -119,7 +132,9 @@ SOURCES: tuple[ModuleType, ...] = (
     register_page,
     registration,
     relations,
+    rendezvous,
     reports,
+    reset_password,
     room_creation,
     room_directory,
     room_events,

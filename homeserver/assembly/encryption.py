@@ -27,7 +27,7 @@ class EncryptionParts:
         rooms: RoomParts,
     ) -> None:
         self.cross_signing = CrossSigning(
-            database, rooms.cross_signing_store, rooms.published_keys, accounts.device_store, people
+            database, rooms.cross_signing_store, rooms.published_keys, accounts.device_store, people, accounts.resets
         )
         self.dehydrated_devices = DehydratedDevices(
             database,
