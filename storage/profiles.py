@@ -34,16 +34,21 @@ class ProfileStore:
             profiles.setdefault(user_id, {})[field] = bytes(value)
         return profiles
 
-    async def get_changes(self, since: int, upto: int) -> dict[str, dict[str, bytes | None]]:
-        """By user, the fields that changed after `since`, up to `upto`; None for what was removed."""
+    async def get_changes(self, since: int, upto: int, limit: int) -> dict[str, dict[str, bytes | None]] | None:
+        """By user, the fields that changed after `since`, up to `upto`; None for what was removed.
 
-        def read(txn: Transaction) -> dict[str, dict[str, bytes | None]]:
+        None altogether where more than `limit` fields changed.
+        """
+
+        def read(txn: Transaction) -> dict[str, dict[str, bytes | None]] | None:
             bounds = "WHERE position > ? AND position <= ?"
             rows = txn.query(
                 f"SELECT user_id, field, value FROM profiles {bounds}"
-                f" UNION ALL SELECT user_id, field, NULL FROM profile_removals {bounds}",
-                (since, upto, since, upto),
+                f" UNION ALL SELECT user_id, field, NULL FROM profile_removals {bounds} LIMIT ?",
+                (since, upto, since, upto, limit + 1),
             )
+            if len(rows) > limit:
+                return None
             changes: dict[str, dict[str, bytes | None]] = {}
             for user_id, field, value in rows:
                 changes.setdefault(user_id, {})[field] = None if value is None else bytes(value)

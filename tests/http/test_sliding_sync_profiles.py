@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from homeserver.services.sliding_sync import profiles
 from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, say
 from tests.http.test_sliding_sync_extensions import ended
@@ -123,3 +124,21 @@ def test_what_was_not_asked_for_meanwhile_is_told_anew(alice: User, bob: User) -
 
 def test_the_feature_is_announced(server: TestServer) -> None:
     assert server.get("/_matrix/client/versions").json["unstable_features"]["org.matrix.msc4262"] is True
+
+
+def test_who_was_away_for_too_many_changes_begins_anew(alice: User, bob: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    room_id = create(alice, preset="public_chat")
+    act(bob, room_id, "join")
+    client = client_of(alice)
+    client.sync()
+    monkeypatch.setattr(profiles, "MOST_CHANGES", 3)
+    for number in range(3):
+        set_field(bob, f"m.x{number}", number)
+    assert set(users_in(client.sync())[bob.user_id]["updated"]) == {"m.x0", "m.x1", "m.x2"}
+    for number in range(4):
+        set_field(bob, f"m.y{number}", number)
+    answer = alice.post(client.path(), client.body)
+    assert (answer.status, answer.errcode) == (400, "M_UNKNOWN_POS")
+    client.pos = None
+    say(bob, room_id, "hello")
+    assert users_in(client.sync())[bob.user_id]["updated"]["m.y3"] == 3

@@ -10,13 +10,15 @@ async def test_changes_by_position(database: Database) -> None:
     store = ProfileStore(database)
     first = await database.write("t", store.set_field, ALICE, "m.tz", b'"UTC"', propagate=False)
     second = await database.write("t", store.set_field, ALICE, "m.x", b"1", propagate=False)
-    assert await store.get_changes(0, second) == {ALICE: {"m.tz": b'"UTC"', "m.x": b"1"}}
-    assert await store.get_changes(first, second) == {ALICE: {"m.x": b"1"}}
+    assert await store.get_changes(0, second, 10) == {ALICE: {"m.tz": b'"UTC"', "m.x": b"1"}}
+    assert await store.get_changes(first, second, 10) == {ALICE: {"m.x": b"1"}}
+    assert await store.get_changes(0, second, 2) is not None
+    assert await store.get_changes(0, second, 1) is None
     third = await database.write("t", store.remove_field, ALICE, "m.tz", propagate=False)
     assert third is not None
-    assert await store.get_changes(second, third) == {ALICE: {"m.tz": None}}
+    assert await store.get_changes(second, third, 10) == {ALICE: {"m.tz": None}}
     fourth = await database.write("t", store.set_field, ALICE, "m.tz", b"null", propagate=False)
-    assert await store.get_changes(second, fourth) == {ALICE: {"m.tz": b"null"}}
+    assert await store.get_changes(second, fourth, 10) == {ALICE: {"m.tz": b"null"}}
 
 
 async def test_removals_are_bounded(database: Database) -> None:
@@ -24,5 +26,6 @@ async def test_removals_are_bounded(database: Database) -> None:
     for number in range(REMOVALS_KEPT + 5):
         await database.write("t", store.set_field, ALICE, f"m.f{number}", b"1", propagate=False)
         await database.write("t", store.remove_field, ALICE, f"m.f{number}", propagate=False)
-    changes = await store.get_changes(0, database.streams.current())
+    changes = await store.get_changes(0, database.streams.current(), 2 * REMOVALS_KEPT)
+    assert changes is not None
     assert set(changes[ALICE]) == {f"m.f{number}" for number in range(5, REMOVALS_KEPT + 5)}

@@ -15,7 +15,7 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
-from homeserver.services.sliding_sync.connections import Connection
+from homeserver.services.sliding_sync.connections import Connection, UnknownPos
 from homeserver.services.sliding_sync.rooms import RoomWork
 from storage.memberships import MembershipRow, MembershipStore
 from storage.profiles import ProfileStore
@@ -24,6 +24,8 @@ from storage.streams import Topic
 EVERY_FIELD: Final = frozenset({"*"})
 MOST_WHOLE: Final = 500
 """How many whole profiles are in one answer."""
+MOST_CHANGES: Final = 5_000
+"""So many fields of profiles may have changed since a client's last answer, whosoever they are."""
 LEFT: Final = frozenset({"leave", "ban"})
 
 
@@ -51,7 +53,10 @@ class ProfileNews:
         works: Sequence[RoomWork],
         upto: int,
     ) -> dict[str, Any]:
-        """By user: fields that are set, fields that are set no longer; None for who shares no room any more."""
+        """By user: fields that are set, fields that are set no longer; None for who shares no room any more.
+
+        Raises UnknownPos.
+        """
         followed = connection.state.profile_fields
         users: dict[str, Any] = {}
         if followed is not None and connection.position < upto:
@@ -78,9 +83,13 @@ class ProfileNews:
         return people
 
     async def _changes(self, user_id: UserID, fields: Set[str], since: int, upto: int) -> dict[str, Any]:
+        """Raises UnknownPos for who was away for so long that to begin anew is less than all that changed."""
         changed: Mapping[str, Mapping[str, bytes | None]] = {}
         if self._recent.users_since(Topic.PROFILE, since) != set():
-            changed = await self._profiles.get_changes(since, upto)
+            found = await self._profiles.get_changes(since, upto, MOST_CHANGES)
+            if found is None:
+                raise UnknownPos
+            changed = found
         gone = await self._who_left(user_id, since, upto)
         others = {*changed, *gone} - {user_id}
         if not others and not changed:
