@@ -14,6 +14,7 @@ from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
 from homeserver.admin import federation_policy, register
+from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
@@ -59,6 +60,7 @@ from homeserver.client import (
     thread_subscriptions,
     threepids,
     to_device,
+    url_previews,
     user_directory,
     versions,
     voip,
@@ -93,6 +95,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_media,
     admin_pushers,
     account,
     account_data,
@@ -154,6 +157,7 @@ SOURCES: tuple[ModuleType, ...] = (
     unsubscribe,
     upstream,
     upstream_answers,
+    url_previews,
     user_directory,
     versions,
     voip,
