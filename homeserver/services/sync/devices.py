@@ -70,7 +70,7 @@ class DeviceNewsReader:
         # up to where nothing waits any more for a device, as far as this node knows
         self._clean: OrderedDict[tuple[UserID, DeviceID], int] = OrderedDict()
 
-    async def find_messages(self, request: SyncRequest, span: Range) -> "Waiting":
+    async def find_messages(self, request: SyncRequest, span: Range) -> Waiting:
         """The messages that wait for the device, as many as one answer takes."""
         device_id = request.caller.device_id
         if device_id is None:
