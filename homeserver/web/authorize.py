@@ -56,7 +56,7 @@ class ConsentPage:
                 return see_other(register_link(here))
             return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT)))
         if decision == "allow":
-            return see_other(await self._authorization.do_allow(request, session.user_id))
+            return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
         if decision == "deny":
             return see_other(self._authorization.deny(request))
         return self._page(context, language, given, request, session)

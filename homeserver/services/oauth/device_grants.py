@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.scopes import parse_scope
@@ -102,7 +103,10 @@ class DeviceGrants:
         """Somebody who has seen what asks lets it in, or not; False where that is no longer open."""
 
         def write(txn: WriteTransaction) -> bool:
-            return self._store.set_decided(txn, _plain(user_code), user_id, self._now(), allowed=allowed)
+            decided = self._store.set_decided(txn, _plain(user_code), user_id, self._now(), allowed=allowed)
+            if decided and allowed:
+                note(txn, user_id, Happened.APP_ALLOWED, self._now())
+            return decided
 
         return await self._database.write("decide_device_grant", write)
 

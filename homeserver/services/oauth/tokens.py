@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
@@ -194,7 +195,9 @@ class OAuthTokens:
     def _end_family(self, txn: WriteTransaction, family_hash: bytes) -> None:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is not None:
-            self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
+            device_id = DeviceID(row.device_id)
+            note(txn, UserID(row.user_id), Happened.TOKEN_REUSED, self._now(), device_id=device_id)
+            self._sessions.remove_devices(txn, UserID(row.user_id), [device_id])
 
     # Ending.
 
