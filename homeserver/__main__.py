@@ -1,19 +1,14 @@
 """The command line: `python -m homeserver COMMAND`."""
 
-import gc
 import os
-import signal
-import sqlite3
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from random import Random
 from typing import TextIO, TypeVar, cast
 
 import click
-import psycopg2
 from OpenSSL import SSL
 from prometheus_client import CollectorRegistry
 from twisted.internet import reactor as installed_reactor
@@ -22,43 +17,43 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IReactorSSL, IReactorTCP, IReactorTime, IReactorUNIX
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger, LogLevel, globalLogBeginner
-from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
+from twisted.logger import Logger
 
-from federation.outbound.proxy import BadProxy
-from federation.outbound.tls import BadAuthorities, TlsTrust
 from federation.protocol.errors import MatrixError
-from federation.protocol.signing import SigningKey
 from homeserver.app import Server, build
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import MediaThreads
-from homeserver.assembly.outbound import OutboundParts
-from homeserver.config.load import ConfigError, Loaded, load_config
+from homeserver.assembly.media_stores import OBJECT_THREADS
+from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
-from homeserver.config.server import Log
 from homeserver.config.whole import Config
 from homeserver.endpoints import declared_routes
-from homeserver.first_files import CONFIG_NAME, CannotInit, read_signing_keys, write_first_files
-from homeserver.http.listeners import TlsContext, advice_on
+from homeserver.first_files import CONFIG_NAME, CannotInit, write_first_files
+from homeserver.http.listeners import advice_on
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.access import AccessLines, AccessLog
 from homeserver.observe.database import DatabaseMetrics
-from homeserver.observe.logs import JsonObserver, LogFile, TextObserver
+from homeserver.observe.logs import LogFile
 from homeserver.observe.page import write_metrics_page
-from homeserver.services.passwords import HashingThreads
+from homeserver.openings import (
+    DATABASE_ERRORS,
+    claim_storage,
+    hashing_threads,
+    load,
+    open_outbound,
+    open_storage,
+    read_key,
+    unusable_files,
+    waiting_threads,
+)
+from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done
 from homeserver.services.registration import Wish
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
-from storage.database import Database, make_engine, open_database
-from storage.engine import DatabaseUnavailable, UnsuitableDatabase
+from storage.database import make_engine
 from storage.executors import InlineExecutor, ThreadExecutor
-from storage.migrate import MigrationFailed, SchemaTooNew
-from storage.observer import Observer
-from storage.sole_server import DatabaseInUse, SoleServer
-from storage.sqlite import SQLiteConfig
 
 T = TypeVar("T")
 
@@ -66,26 +61,8 @@ SECONDS_TO_FLUSH = 1.0
 """For so long lines of the access log may wait to be written together."""
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
-WAITING_THREADS = 8
-HASHING_THREADS = 2
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
-NAME_THREADS = 8
-"""How many names of servers are looked up at the same time."""
-COLLECTOR_THRESHOLDS = (10_000, 20, 100)
-"""Of `gc`: the young are looked at every 10,000 objects that were made and not freed, and so on."""
-
-DATABASE_ERRORS = (
-    DatabaseInUse,
-    DatabaseUnavailable,
-    MigrationFailed,
-    SchemaTooNew,
-    UnsuitableDatabase,
-    OSError,
-    sqlite3.Error,
-    psycopg2.Error,
-)
-"""What opening a database may raise; each text says what to do."""
 
 config_option = click.option(
     "--config",
@@ -165,17 +142,6 @@ def sample(docs: bool) -> None:
     click.echo(write_docs() if docs else write_sample(), nl=False)
 
 
-def calm_collector() -> None:
-    """Let the collector of cycles leave alone what stays, and look less often at what came since.
-
-    The caches hold many small objects that are in no cycle, and a full collection walks them all; what a request leaves
-    behind is freed without it.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
-
-
 @main.command()
 @config_option
 def run(paths: tuple[Path, ...]) -> None:
@@ -204,6 +170,12 @@ def run(paths: tuple[Path, ...]) -> None:
             media_threads=MediaThreads(
                 files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
                 images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+                objects=ThreadExecutor(
+                    reactor,
+                    "objects",
+                    OBJECT_THREADS if loaded.config.storage.media_object_store.bucket else 1,
+                    patience=2.0,
+                ),
             ),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
@@ -215,7 +187,9 @@ def run(paths: tuple[Path, ...]) -> None:
             access_log=access_log(loaded.config, log_file),
         )
     except OSError as error:
-        raise click.ClickException(f"the folder for files (media_store_path) cannot be used: {error}") from error
+        raise click.ClickException(
+            f"the place for files (media_store_path, media_object_store) cannot be used: {error}"
+        ) from error
     except ValueError as error:
         raise click.ClickException(str(error)) from error
     flushing = LoopingCall(log_file.flush)
@@ -311,11 +285,6 @@ def copy(source: Path, target: Path) -> None:
     click.echo(f"copied {sum(copied.tables.values())} rows in {len(copied.tables)} tables to {writing.where}")
 
 
-def on_hangup(reactor: ReactorBase, call: Callable[[], None]) -> None:
-    """Call this, on the reactor's thread, whenever SIGHUP comes."""
-    signal.signal(signal.SIGHUP, lambda _number, _frame: reactor.callFromThread(call))
-
-
 def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
     """Read the configuration again, for what can be changed while the server runs. One that is wrong changes nothing."""
     try:
@@ -330,92 +299,6 @@ def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
         log.error("a certificate was not read again: {error}", error=error)
         return
     log.info("read the configuration again: the policy for other servers, and certificates")
-
-
-def load(paths: tuple[Path, ...]) -> Loaded:
-    """The configuration, or the end of the command with all that is wrong."""
-    try:
-        return load_config(paths, os.environ)
-    except ConfigError as error:
-        lines = "\n".join(f"  {line}" for line in error.lines)
-        raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
-
-
-def unusable_files(config: Config) -> list[str]:
-    """What is wrong with the files that a server with this configuration needs to start, a line each."""
-    found = []
-    try:
-        read_signing_keys(config.signing_key_path)
-    except CannotInit as error:
-        found.append(f"signing_key_path: {error}")
-    try:
-        TlsTrust(config.federation.federation_custom_ca_list or None)
-    except BadAuthorities as error:
-        found.append(f"federation_custom_ca_list: {error}")
-    network = config.network
-    if any(listener.tls for listener in network.listeners):
-        assert network.tls_certificate_path is not None  # the configuration was checked
-        assert network.tls_private_key_path is not None
-        try:
-            TlsContext(network.tls_certificate_path, network.tls_private_key_path)
-        except (OSError, SSL.Error) as error:
-            found.append(f"tls_certificate_path, tls_private_key_path: {error}")
-    return found
-
-
-def read_key(config: Config) -> SigningKey:
-    """The key that signs; a server without one does not start."""
-    try:
-        return read_signing_keys(config.signing_key_path)[0]
-    except CannotInit as error:
-        raise click.ClickException(str(error)) from error
-
-
-def claim_storage(config: Config) -> None:
-    """Be the only server of an SQLite file until the process ends; the end of the command where there is another."""
-    database = database_config_of(config.storage.database, config.folder)
-    if isinstance(database, SQLiteConfig):
-        try:
-            SoleServer.claim(database)
-        except DATABASE_ERRORS as error:
-            raise click.ClickException(f"cannot open the database: {error}") from error
-
-
-def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None = None) -> Database:
-    """The database, migrated; the end of the command where that fails."""
-    try:
-        return open_database(database_config_of(config.storage.database, config.folder), reactor, observer)
-    except DATABASE_ERRORS as error:
-        raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
-
-
-def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
-    """The way to other servers; the end of the command where the certificates that it needs cannot be read."""
-    threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
-    try:
-        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random, os.environ)
-    except BadAuthorities as error:
-        raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
-    except BadProxy as error:
-        raise click.ClickException(f"the variable https_proxy of the environment {error}") from error
-    reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
-    return outbound
-
-
-def hashing_threads(reactor: ReactorBase) -> HashingThreads:
-    """Threads for passwords, which end with the reactor."""
-    pool = ThreadPool(0, HASHING_THREADS, "passwords")
-    pool.start()
-    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
-    return HashingThreads(reactor, pool)
-
-
-def waiting_threads(reactor: ReactorBase) -> HashingThreads:
-    """Threads for what waits for directories, which end with the reactor; none before they are needed."""
-    pool = ThreadPool(0, WAITING_THREADS, "directories")
-    pool.start()
-    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
-    return HashingThreads(reactor, pool)
 
 
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:
@@ -438,57 +321,6 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
         return run_until_done(reactor, whole)
     except MatrixError as error:
         raise click.ClickException(error.text) from error
-
-
-def run_until_done(reactor: ReactorBase, work: Callable[[], Awaitable[T]]) -> T:
-    """Run the reactor for one piece of work. Raises what it raises."""
-    outcome: list[T | Failure] = []
-
-    async def whole() -> None:
-        try:
-            outcome.append(await work())
-        except Exception:
-            outcome.append(Failure())
-        reactor.stop()
-
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(whole()))
-    reactor.run()
-    (result,) = outcome
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
-
-
-class pid_file:  # noqa: N801 (a context manager reads as a verb)
-    """Keeps the id of the process in a file while it runs."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        if self._path is not None:
-            self._path.write_text(f"{os.getpid()}\n")
-
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-
-
-def begin_logging(log: Log) -> LogFile:
-    """Write the log to where the configuration says, from now on."""
-    file = LogFile(standard_error() if log.file is None else log.file.open("a", encoding="utf-8"))
-    observer = JsonObserver if log.format == "json" else TextObserver
-    globalLogBeginner.beginLoggingTo(
-        [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
-    )
-    return file
-
-
-def standard_error() -> TextIO:
-    """As Python opens it, but that lines for a file or another program may be written together."""
-    if sys.stderr.isatty():
-        return sys.stderr
-    return open(sys.stderr.fileno(), "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def access_log(config: Config, file: LogFile) -> AccessLog:

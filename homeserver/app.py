@@ -147,7 +147,7 @@ class Server:
                 x_forwarded=listener.x_forwarded,
                 request_id_header=listener.request_id_header,
                 compress=any(resource.compress for resource in listener.resources),
-                spool_folder=self.media.contents.spool_folder,
+                spool=self.media.contents.spool,
             ),
         )
 
@@ -335,6 +335,7 @@ def build(
         files.delivery,
         files.for_servers,
         files.repository,
+        *files.upkeep.services(),
         federation_out.everyones_keys,
         federation_out.own_devices,
         incoming.form,
@@ -400,6 +401,7 @@ def build(
             signatures=federation_out.signatures,
             turns=federation.edge.turns,
             slow_turns=federation.edge.slow_turns,
+            token_in_query=config.sessions.accept_token_in_query,
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from storage.database import Database
 from storage.directory_changes import note_directory_changes
+from storage.media_references import note_erased
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -142,6 +143,8 @@ class AccountStore:
             " erased = CASE WHEN ? = 1 THEN 1 ELSE erased END WHERE user_id = ?",
             (now, int(erase), user_id),
         )
+        if erase:
+            note_erased(txn, user_id)
         txn.execute("INSERT INTO departing_accounts (user_id) VALUES (?) ON CONFLICT DO NOTHING", (user_id,))
         self.set_account_changed(txn, user_id)
 

@@ -5,6 +5,7 @@ An id is reserved first and filled later, or both at once; a filled one is never
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
+from typing import Final
 
 from storage.database import Database
 from storage.engine import Row
@@ -37,11 +38,13 @@ class MediaRow:
     """Only for those who show a token."""
     quarantined: bool = False
     protected: bool = False
+    quarantined_by: str | None = None
+    """Who holds it back: a user id, or `system`."""
 
 
-_COLUMNS = (
+COLUMNS: Final = (
     "media_id, user_id, hash, type, size, name, created_ts, expires_ts, last_access_ts, authenticated, quarantined, "
-    "protected"
+    "protected, quarantined_by"
 )
 
 
@@ -79,7 +82,7 @@ class MediaStore:
         """Add a file, or a reservation, under an id that is new."""
         content = row.content
         txn.execute(
-            f"INSERT INTO media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"INSERT INTO media ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 row.media_id,
                 row.user_id,
@@ -93,6 +96,7 @@ class MediaStore:
                 int(row.authenticated),
                 int(row.quarantined),
                 int(row.protected),
+                row.quarantined_by,
             ),
         )
 
@@ -111,13 +115,16 @@ class MediaStore:
 
 
 def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:
-    rows = txn.query_in(f"SELECT {_COLUMNS} FROM media WHERE media_id IN {{keys}}", media_ids)
-    return {row.media_id: row for row in map(_row, rows)}
+    rows = txn.query_in(f"SELECT {COLUMNS} FROM media WHERE media_id IN {{keys}}", media_ids)
+    return {row.media_id: row for row in map(make_row, rows)}
 
 
-def _row(row: Row) -> MediaRow:
+def make_row(row: Row) -> MediaRow:
+    """A file, from `COLUMNS`."""
     content = None if row[2] is None else Content(bytes(row[2]), row[4], row[3], row[5])
-    return MediaRow(row[0], row[1], content, row[6], row[7], row[8], bool(row[9]), bool(row[10]), bool(row[11]))
+    return MediaRow(
+        row[0], row[1], content, row[6], row[7], row[8], bool(row[9]), bool(row[10]), bool(row[11]), row[12]
+    )
 
 
 def select_used_hashes(txn: Transaction, hashes: tuple[bytes, ...]) -> Set[bytes]:

@@ -12,10 +12,11 @@ After a crash between these, `sweep` (at the start, and by a job) takes away wha
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from storage.database import Database
-from storage.media_files import MediaFiles, OpenedFile
+from storage.media_files import MediaFiles, OpenedFile, ReadableBytes
+from storage.media_spool import Spool
 from storage.transaction import WriteTransaction
 
 T = TypeVar("T")
@@ -39,11 +40,11 @@ class OpenedContent(Protocol):
 class Contents(Protocol):
     """Keeps and gives out the bytes of files."""
 
-    @property
-    def spool_folder(self) -> Path:
-        """Where what arrives may wait: on the disk of the store."""
+    def spool(self, memory_bytes: int) -> Spool:
+        """For what arrives and goes on to `add`: so many bytes of it are in memory, the rest is on the disk of the store."""
+        ...
 
-    async def add(self, source: BinaryIO, write: Callable[[WriteTransaction, bytes, int], T]) -> T:
+    async def add(self, source: ReadableBytes, write: Callable[[WriteTransaction, bytes, int], T]) -> T:
         """Keep what is left of `source`, durably; then run `write` (hash, size) in a transaction, and return what it does.
 
         Where `write` raises, nobody has the bytes through this. Raises what it raised, and OSError.
@@ -56,6 +57,10 @@ class Contents(Protocol):
 
     def lend(self, hash: bytes) -> AbstractAsyncContextManager[Path | None]:
         """A content as a file on this machine, to be read while the context lasts; None when it is not there. Raises OSError."""
+        ...
+
+    async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
+        """Where whoever is told may fetch a content for some minutes, with these headers; None if only from here."""
         ...
 
     async def remove_unused(
@@ -84,11 +89,10 @@ class LocalContents:
         self._database = database
         self._files = files
 
-    @property
-    def spool_folder(self) -> Path:
-        return self._files.spool_folder
+    def spool(self, memory_bytes: int) -> Spool:
+        return self._files.spool(memory_bytes)
 
-    async def add(self, source: BinaryIO, write: Callable[[WriteTransaction, bytes, int], T]) -> T:
+    async def add(self, source: ReadableBytes, write: Callable[[WriteTransaction, bytes, int], T]) -> T:
         stored = await self._files.add(source)
         try:
             result = await self._database.write("keep_media", write, stored.hash, stored.size)
@@ -103,7 +107,11 @@ class LocalContents:
 
     @asynccontextmanager
     async def lend(self, hash: bytes) -> AsyncIterator[Path | None]:
-        yield self._files.content_path(hash) if await self._files.has(hash) else None
+        with self._files.lend(hash) as path:
+            yield path
+
+    async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
+        return None
 
     async def remove_unused(
         self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
@@ -115,3 +123,6 @@ class LocalContents:
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
         await self._files.set_thumbnail(hash, name, data, at_most)
+        # Who takes the content away takes its thumbnails after it: either they see this one, or it is seen here
+        if not await self._files.has(hash):
+            await self._files.remove_thumbnails(hash)

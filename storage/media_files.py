@@ -2,9 +2,10 @@
 
     content/ab/cd/abcd…           a content, whole: it appears by a link, never while it is written
     thumbnails/ab/cd/abcd…/NAME   what was made of it; may be deleted at any time
-    incoming/*.part               a content that is being written
+    incoming/*.part               a content that is being written or read, by whoever has it locked
     incoming/HASH.*               a content that is in its place, but not yet in the database, or no longer
-    lock                          held shared while something is in `incoming`, and exclusively to take things away
+    lock                          held shared by who puts a content in its place, until its row is committed, and exclusively
+                                  to take things away
 
 Laws:
 - The order is: bytes written and synced, linked to their place, folder synced, row committed, entry in `incoming` removed.
@@ -15,20 +16,51 @@ Laws:
 - All of it runs in the executor's threads, but for what holds the lock alone: the threads may all be waiting for it.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Sequence, Set
-from contextlib import suppress
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final, NamedTuple, Protocol
 from uuid import uuid4
 
 from storage.executors import Executor, run_in
+from storage.media_spool import DiskSpool, TakenFile
 
 COPY_BYTES: Final = 1 << 18
+READ_GRAIN_SECONDS: Final = 3600.0
+"""How exactly it is known when a content was read last."""
+
+
+class ReadableBytes(Protocol):
+    """Where bytes come from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next ones, at most so many; none at the end."""
+        ...
+
+
+class Received:
+    """Bytes that are on disk and have no place yet. Whoever has them calls `discard` in the end."""
+
+    def __init__(self, path: Path, hash: bytes, size: int, lock: int) -> None:
+        self.path = path
+        self.hash = hash
+        self.size = size
+        self.lock = lock
+
+
+class KeptFile(NamedTuple):
+    """A content in its place. `read`: when it came, or was read last, in seconds since 1970."""
+
+    hash: bytes
+    size: int
+    read: float
 
 
 class StoredFile:
@@ -61,7 +93,9 @@ class OpenedFile:
 class MediaFiles:
     """The folder. `open_folder` before anything else."""
 
-    def __init__(self, folder: Path, executor: Executor) -> None:
+    def __init__(self, folder: Path, executor: Executor, least_free_bytes: int = 0) -> None:
+        """`least_free_bytes`: what the disk is to keep free, whatever comes."""
+        self._least_free_bytes = least_free_bytes
         self._folder = folder
         self._incoming = folder / "incoming"
         self._executor = executor
@@ -70,18 +104,35 @@ class MediaFiles:
         """Make it if need be. Raises OSError. Blocks, so it belongs to start-up."""
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    @property
-    def spool_folder(self) -> Path:
-        """Where uploads may wait while they arrive: on the same disk."""
-        return self._incoming
+    def spool(self, memory_bytes: int) -> DiskSpool:
+        """For what arrives: `receive` takes it without a copy."""
+        return DiskSpool(self._incoming, memory_bytes, self._check_room)
+
+    def _check_room(self) -> None:
+        found = os.statvfs(self._incoming)
+        if found.f_bavail * found.f_frsize < self._least_free_bytes:
+            raise OSError(errno.ENOSPC, "less is free than the configuration wants to be", str(self._incoming))
 
     def content_path(self, hash: bytes) -> Path:
         """Where a content is, or would be."""
         return self._path("content", hash)
 
-    async def add(self, source: BinaryIO) -> StoredFile:
+    async def add(self, source: ReadableBytes) -> StoredFile:
         """Copy what is left of `source` to its place, durably. Raises OSError."""
         return await run_in(self._executor, lambda: self._add(source))
+
+    async def receive(self, source: ReadableBytes) -> Received:
+        """The first half of `add`: copy what is left of `source` to the disk, durably. Raises OSError."""
+        return await run_in(self._executor, lambda: self.receive_now(source))
+
+    async def place(self, received: Received) -> StoredFile:
+        """The second half: link it to its place. Raises OSError."""
+        return await run_in(self._executor, lambda: self._place(received))
+
+    def discard(self, received: Received) -> None:
+        """It is in its place, or not wanted."""
+        received.path.unlink(missing_ok=True)
+        os.close(received.lock)
 
     async def settle(self, stored: StoredFile) -> None:
         """The row is committed: the file is no longer on trial."""
@@ -99,6 +150,38 @@ class MediaFiles:
         """Whether a content is there."""
         return await run_in(self._executor, self.content_path(hash).is_file)
 
+    @contextmanager
+    def lend(self, hash: bytes) -> Iterator[Path | None]:
+        """A content under a name that it keeps while the context lasts, even if it is taken away; None when it is not there."""
+        part = self._incoming / f"{uuid4().hex}.part"
+        try:
+            os.link(self.content_path(hash), part)
+        except FileNotFoundError:
+            yield None
+            return
+        handle = os.open(part, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+            os.close(handle)
+
+    async def list_some(self, number: int) -> Sequence[KeptFile]:
+        """All contents whose hash begins with this byte."""
+        folder = self._folder / "content" / f"{number:02x}"
+        return await run_in(self._executor, lambda: [file for each in _folders(folder) for file in _list(each)])
+
+    async def list_thumbnails(self, number: int) -> Set[bytes]:
+        """The hashes, beginning with this byte, of contents of which there are thumbnails."""
+        folder = self._folder / "thumbnails" / f"{number:02x}"
+        return await run_in(self._executor, lambda: {hash for each in _folders(folder) for hash in _hashes_in(each)})
+
+    async def evict(self, hashes: Iterable[bytes]) -> None:
+        """Take away contents that are elsewhere too, and stay known."""
+        paths = [self.content_path(hash) for hash in hashes]
+        await run_in(self._executor, lambda: _unlink(paths))
+
     async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
         """What was made of a content under this name."""
         path = self._path("thumbnails", hash) / name
@@ -109,13 +192,18 @@ class MediaFiles:
         folder = self._path("thumbnails", hash)
         await run_in(self._executor, lambda: _keep(folder, name, data, at_most))
 
+    async def remove_thumbnails(self, hash: bytes) -> None:
+        """Take away what was made of a content."""
+        folder = self._path("thumbnails", hash)
+        await run_in(self._executor, lambda: shutil.rmtree(folder, ignore_errors=True))
+
     async def sweep(self, get_used_hashes: Callable[[Set[bytes]], Awaitable[Set[bytes]]]) -> int | None:
         """Take away what a crash has left; how many entries there were. None: others are writing, so nothing was done."""
         lock = self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB)
         if lock is None:
             return None
         try:
-            hashes = {path: _hash_of(path.name) for path in sorted(self._incoming.iterdir())}
+            hashes = {path: _hash_of(path.name) for path in sorted(self._incoming.iterdir()) if not _is_in_use(path)}
             used = await get_used_hashes({hash for hash in hashes.values() if hash is not None})
             self._clear(hashes, used)
             return len(hashes)
@@ -175,52 +263,112 @@ class MediaFiles:
             raise
         return lock
 
-    def _add(self, source: BinaryIO) -> StoredFile:
+    def _add(self, source: ReadableBytes) -> StoredFile:
+        received = self.receive_now(source)
+        try:
+            return self._place(received)
+        finally:
+            self.discard(received)
+
+    def receive_now(self, source: ReadableBytes) -> Received:
+        """As `receive`, on the calling thread, which may wait for the disk."""
+        taken = source.take_file() if isinstance(source, DiskSpool) else None
+        if taken is not None:
+            return _receive_file(taken)
+        self._check_room()
+        part = self._incoming / f"{uuid4().hex}.part"
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            digest, size = _copy(source, handle)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            os.close(handle)
+            raise
+        return Received(part, digest, size, handle)
+
+    def _place(self, received: Received) -> StoredFile:
         lock = self._lock(fcntl.LOCK_SH)
         assert lock is not None  # it was waited for
-        part = self._incoming / f"{uuid4().hex}.part"
         try:
-            digest, size = _copy(source, part)
-            entry = self._incoming / f"{digest.hex()}.{uuid4().hex}"
-            part.rename(entry)
+            entry = self._incoming / f"{received.hash.hex()}.{uuid4().hex}"
+            received.path.rename(entry)
             _sync_folder(self._incoming)
-            place = self.content_path(digest)
+            place = self.content_path(received.hash)
             _make_folder(place.parent, self._folder)
             with suppress(FileExistsError):
                 os.link(entry, place)
             _sync_folder(place.parent)
         except BaseException:
-            part.unlink(missing_ok=True)
             os.close(lock)
             raise
-        return StoredFile(digest, size, entry, lock)
+        return StoredFile(received.hash, received.size, entry, lock)
 
     def _open(self, path: Path) -> OpenedFile | None:
         try:
             file = path.open("rb", buffering=0)
         except FileNotFoundError:
             return None
-        return OpenedFile(self._executor, file, os.fstat(file.fileno()).st_size)
+        found = os.fstat(file.fileno())
+        now = time.time()
+        if now - found.st_mtime > READ_GRAIN_SECONDS:
+            os.utime(file.fileno(), (now, now))
+        return OpenedFile(self._executor, file, found.st_size)
 
     def _clear(self, hashes: dict[Path, bytes | None], used: Set[bytes]) -> None:
         for entry, hash in hashes.items():
             if hash is not None and hash not in used:
                 self.content_path(hash).unlink(missing_ok=True)
+                shutil.rmtree(self._path("thumbnails", hash), ignore_errors=True)
             entry.unlink(missing_ok=True)
 
 
-def _copy(source: BinaryIO, target: Path) -> tuple[bytes, int]:
+def _copy(source: ReadableBytes, target: int) -> tuple[bytes, int]:
     digest = hashlib.sha256()
     size = 0
-    with open(target, "xb", buffering=0, opener=_private) as file:
-        while piece := source.read(COPY_BYTES):
-            digest.update(piece)
-            size += len(piece)
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
+    while piece := source.read(COPY_BYTES):
+        digest.update(piece)
+        size += len(piece)
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[os.write(target, rest) :]
+    os.fsync(target)
     return digest.digest(), size
+
+
+def _receive_file(taken: TakenFile) -> Received:
+    digest = hashlib.sha256()
+    size = 0
+    piece = bytearray(COPY_BYTES)
+    view = memoryview(piece)
+    try:
+        os.lseek(taken.handle, 0, os.SEEK_SET)
+        while count := os.readv(taken.handle, [piece]):
+            digest.update(view[:count])
+            size += count
+        os.fsync(taken.handle)
+    except BaseException:
+        taken.path.unlink(missing_ok=True)
+        os.close(taken.handle)
+        raise
+    return Received(taken.path, digest.digest(), size, taken.handle)
+
+
+def _is_in_use(path: Path) -> bool:
+    """Whether somebody writes or reads this entry now."""
+    if path.suffix != ".part":
+        return False
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _private(path: str, flags: int) -> int:
@@ -232,6 +380,11 @@ def _settle(stored: StoredFile) -> None:
         stored.entry.unlink(missing_ok=True)
     finally:
         os.close(stored.lock)
+
+
+def _unlink(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> bytes | None:
@@ -256,6 +409,30 @@ def _keep(folder: Path, name: str, data: bytes, at_most: int) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _folders(folder: Path) -> Sequence[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return ()
+
+
+def _list(folder: Path) -> Iterator[KeptFile]:
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            hash = _hash_of(entry.name)
+            if hash is not None:
+                with suppress(FileNotFoundError):
+                    found = entry.stat()
+                    yield KeptFile(hash, found.st_size, found.st_mtime)
+
+
+def _hashes_in(folder: Path) -> Iterator[bytes]:
+    for name in _folders(folder):
+        hash = _hash_of(name.name)
+        if hash is not None:
+            yield hash
 
 
 def _hash_of(name: str) -> bytes | None:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from storage.database import Database
+from storage.media_references import Recheck, note_rechecks
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -98,6 +99,10 @@ class MembershipStore:
     async def set_forgotten(self, room_nid: int, user_id: str) -> None:
         """Note that the user has forgotten a room that they are not in."""
         await self._database.write("set_forgotten", _set_forgotten, room_nid, user_id)
+
+    async def set_all_forgotten(self, user_id: str) -> None:
+        """Note that the user has forgotten all rooms that they are not in."""
+        await self._database.write("set_all_forgotten", _set_all_forgotten, user_id)
 
 
 def select_memberships(txn: Transaction, room_nid: int, user_ids: Iterable[str]) -> dict[str, MembershipRow]:
@@ -268,6 +273,12 @@ def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> 
     return found
 
 
+def _set_all_forgotten(txn: WriteTransaction, user_id: str) -> None:
+    sql = "SELECT room_nid FROM memberships WHERE user_id = ? AND membership <> 'join' AND forgotten = 0"
+    for (room_nid,) in txn.query(sql, (user_id,)):
+        _set_forgotten(txn, room_nid, user_id)
+
+
 def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     row = select_memberships(txn, room_nid, [user_id]).get(user_id)
     if row is None or row.membership == "join" or row.forgotten:
@@ -275,3 +286,6 @@ def _set_forgotten(txn: WriteTransaction, room_nid: int, user_id: str) -> None:
     txn.execute("UPDATE memberships SET forgotten = 1 WHERE room_nid = ? AND user_id = ?", (room_nid, user_id))
     change = Change(txn.next_position(), Topic.MEMBERSHIP, user_id=user_id, detail=replace(row, forgotten=True))
     txn.announce(change)
+    sql = "SELECT 1 FROM memberships WHERE room_nid = ? AND is_local = 1 AND forgotten = 0 LIMIT 1"
+    if txn.query_one(sql, (room_nid,)) is None:
+        note_rechecks(txn, Recheck.ROOM, [room_nid])

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from storage.database import Database
 from storage.directory_changes import note_directory_changes
+from storage.media_references import Setting, put_setting, remove_settings
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
@@ -59,6 +60,7 @@ class ProfileStore:
             (user_id, field, value, position),
         )
         txn.execute("DELETE FROM profile_removals WHERE user_id = ? AND field = ?", (user_id, field))
+        put_setting(txn, user_id, Setting.PROFILE, field, value)
         self._announce(txn, user_id, position, propagate)
         return position
 
@@ -66,6 +68,7 @@ class ProfileStore:
         """Remove one field; the position of the change, None where it was not set."""
         if not txn.execute("DELETE FROM profiles WHERE user_id = ? AND field = ?", (user_id, field)):
             return None
+        put_setting(txn, user_id, Setting.PROFILE, field, b"")
         position = txn.next_position()
         txn.execute(
             "INSERT INTO profile_removals (user_id, field, position) VALUES (?, ?, ?)", (user_id, field, position)
@@ -81,6 +84,7 @@ class ProfileStore:
     def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all fields; rooms are not told (an erased account leaves them)."""
         txn.execute("DELETE FROM profile_removals WHERE user_id = ?", (user_id,))
+        remove_settings(txn, user_id, Setting.PROFILE)
         if txn.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,)):
             self._announce(txn, user_id, txn.next_position(), propagate=False)
 

@@ -1,11 +1,10 @@
 """What is known of files of other servers of which there is a copy here, and which bytes (by hash) they hold."""
 
-from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from storage.database import Database
 from storage.engine import Row
-from storage.media import Content, select_used_hashes
+from storage.media import Content
 from storage.transaction import Transaction, WriteTransaction
 
 
@@ -39,20 +38,6 @@ class RemoteMediaStore:
     async def set_accessed(self, origin: str, media_id: str, now_ms: int) -> None:
         """Note that somebody has read it."""
         await self._database.write("set_remote_media_accessed", _set_accessed, origin, media_id, now_ms)
-
-    async def get_unread(self, before_ms: int, limit: int) -> Sequence[RemoteMediaRow]:
-        """At most so many copies that nobody has read since, those that were read longest ago first."""
-        return await self._database.read("get_unread_remote_media", _select_unread, before_ms, limit)
-
-    def remove_unread(self, txn: WriteTransaction, rows: Sequence[RemoteMediaRow], before_ms: int) -> Set[bytes]:
-        """Forget those of the copies that nobody has read since after all; the hashes that no file has any more."""
-        for row in rows:
-            txn.execute(
-                "DELETE FROM remote_media WHERE origin = ? AND media_id = ? AND quarantined = 0 AND last_access_ts < ?",
-                (row.origin, row.media_id, before_ms),
-            )
-        hashes = {row.content.hash for row in rows}
-        return hashes - select_used_hashes(txn, tuple(hashes))
 
     def add_copy(self, txn: WriteTransaction, row: RemoteMediaRow) -> bool:
         """Add a copy; False where there is one, which stays: the file behind an address never changes."""
@@ -96,11 +81,3 @@ def _set_accessed(txn: WriteTransaction, origin: str, media_id: str, now_ms: int
         "UPDATE remote_media SET last_access_ts = ? WHERE origin = ? AND media_id = ? AND last_access_ts < ?",
         (now_ms, origin, media_id, now_ms),
     )
-
-
-def _select_unread(txn: Transaction, before_ms: int, limit: int) -> Sequence[RemoteMediaRow]:
-    sql = (
-        f"SELECT {_COLUMNS} FROM remote_media WHERE quarantined = 0 AND last_access_ts < ? "
-        "ORDER BY last_access_ts LIMIT ?"
-    )
-    return [_row(row) for row in txn.query(sql, (before_ms, limit))]

@@ -253,6 +253,16 @@ class OtherServerFailed(MatrixError):
     errcode, status, default_text = "M_UNKNOWN", 502, "Another server could not be reached, or answered wrongly"
 
 
+class StoreFull(MatrixError):
+    """Files can be read, and no more can come."""
+
+    errcode, status, default_text = "M_UNKNOWN", 507, "This server has no room for more files at the moment"
+
+
+class StoreUnavailable(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 503, "This server cannot reach its files at the moment: try again"
+
+
 class UnknownPos(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_POS", 400, "Unknown position: start a new connection"
 
@@ -264,9 +274,11 @@ class Unauthorized(MatrixError):
 
 
 class RemoteError(Exception):
-    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later."""
+    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later. Its text begins with
+    the server's name; `reason` is the text without it."""
 
     def __init__(self, destination: str, text: str, *, retryable: bool) -> None:
         super().__init__(f"{destination}: {text}")
         self.destination = destination
+        self.reason = text
         self.retryable = retryable

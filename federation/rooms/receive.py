@@ -253,7 +253,7 @@ class Receiver:
             await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
             is_past,
             send_on,
-            has_gap,
+            has_gap or (join is not None and bool(missing)),
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)

@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
+from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.audit import Audit
@@ -58,6 +59,7 @@ class AccountParts:
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
+        self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
         self.profile_store = ProfileStore(database)
@@ -101,10 +103,11 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store, self.upstream_sessions],
+            kept_by_session=[self.oauth_store],
+            upstream=self.upstream_sessions,
         )
         passwords = config.sessions.password_config
-        has_directory = bool(config.upstream.ldap_providers)
+        has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
         self.sign_in = SignIn(
             clock,
             database,
@@ -114,9 +117,10 @@ class AccountParts:
             self.sessions,
             limiter,
             server_name=server_name,
-            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_directory),
+            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             own_passwords=passwords.localdb_enabled,
+            plugins=self.plugins,
         )
         stages: list[Stage] = [
             DummyStage(),
@@ -144,6 +148,7 @@ class AccountParts:
             server_name=server_name,
             rules=_rules(config),
             reserved=NoReservedNames(),
+            plugins=self.plugins,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,

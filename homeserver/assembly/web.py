@@ -16,6 +16,7 @@ from homeserver.services.cookies import Cookies
 from homeserver.services.own_account import OwnAccount
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.buttons import UpstreamButtons
+from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
@@ -49,6 +50,7 @@ class WebParts:
         self.pages = Pages(mail.languages, config.server_name)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        devices = UpstreamDevices(database, accounts.upstream_sessions)
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
             self.pages,
@@ -79,7 +81,7 @@ class WebParts:
                 accounts.secret_text,
                 base_url=base_url,
             ),
-            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata),
+            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices),
             AccountPage(
                 self.pages,
                 self.forms,
@@ -109,7 +111,7 @@ class WebParts:
             ResetPasswordPage(
                 self.pages, self.forms, people.accounts, mail.validation, accounts.secret_text, base_url=base_url
             ),
-            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata),
+            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices),
         )
         """For the router."""
 

@@ -90,8 +90,8 @@ async def get_download(
     file_name: str = "",
     timeout_ms: int = DEFAULT_WAIT_MS,
 ) -> Response:
-    """A file, under its own name or another."""
-    asked = Asked(context.client_ip, True, timeout_ms)
+    """A file, under its own name or another; or where it is."""
+    asked = Asked(context.client_ip, True, timeout_ms, allow_redirect=True)
     return await delivery.download(server_name, media_id, file_name, asked)
 
 
@@ -105,9 +105,10 @@ async def get_public_download(
     file_name: str = "",
     timeout_ms: int = DEFAULT_WAIT_MS,
     allow_remote: bool = True,
+    allow_redirect: bool = False,
 ) -> Response:
     """As `get_download`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote)
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote, allow_redirect)
     return await delivery.download(server_name, media_id, file_name, asked)
 
 

@@ -10,6 +10,7 @@ from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomID
 from homeserver.services.delayed_events import DelayedEvents
 from homeserver.services.event_filters import RoomEventFilter, parse_room_event_filter
+from homeserver.services.media.references import MediaReferences
 from homeserver.services.presence.presence import Presence
 from homeserver.services.room_reading import DEFAULT_PAGE, RoomReading
 from homeserver.services.room_sending import RoomSending
@@ -21,6 +22,12 @@ Delay = Annotated[int | None, Names("org.matrix.msc4140.delay")]
 """In so many milliseconds the event is to be sent (MSC4140)."""
 Sticky = Annotated[int | None, Names("sticky_duration_ms", "org.matrix.msc4354.sticky_duration_ms")]
 """For so many milliseconds everyone in the room is told of the event, newcomers too (MSC4354)."""
+Attached = Annotated[list[str] | None, Names("attach_media", "org.matrix.msc3911.attach_media")]
+"""Files that belong to the event, which may be encrypted: they go with it (MSC3911)."""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    event_id: EventID
 
 
 def _paths(rest: str) -> tuple[str, str]:
@@ -38,6 +45,7 @@ def _paths(rest: str) -> tuple[str, str]:
 async def send_message(
     sending: RoomSending,
     delayed: DelayedEvents,
+    references: MediaReferences,
     presence: Presence,
     caller: Requester,
     *,
@@ -48,15 +56,22 @@ async def send_message(
     ts: int | None = None,
     delay: Delay = None,
     sticky: Sticky = None,
+    attached: Attached = None,
 ) -> Any:
     """Send an event that is no state, once for a transaction id. A suspended user may redact what they sent."""
     presence.note_active(caller)
+    files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
+        if files:
+            raise InvalidParam("No files can be attached to an event that is sent later")
         delay_id = await delayed.do_schedule(
             caller, room_id, event_type, None, body, delay, txn_id, ts, _check_sticky(sticky)
         )
         return {"delay_id": delay_id}
-    return await sending.do_send(caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky))
+    answer = await sending.do_send(caller, room_id, event_type, body, txn_id, ts, sticky_ms=_check_sticky(sticky))
+    if files:
+        await references.do_attach(msgspec.json.decode(answer, type=Sent).event_id, files)
+    return answer
 
 
 RelationTypes = Annotated[
@@ -107,6 +122,7 @@ async def redact_event(
 async def set_room_state(
     sending: RoomSending,
     delayed: DelayedEvents,
+    references: MediaReferences,
     presence: Presence,
     caller: Requester,
     *,
@@ -117,10 +133,14 @@ async def set_room_state(
     ts: int | None = None,
     delay: Delay = None,
     sticky: Sticky = None,
+    attached: Attached = None,
 ) -> dict[str, str]:
     """Set a state entry."""
     presence.note_active(caller)
+    files = await references.check_attachments(caller.user_id, attached or ())
     if delay is not None:
+        if files:
+            raise InvalidParam("No files can be attached to an event that is sent later")
         delay_id = await delayed.do_schedule(
             caller, room_id, event_type, state_key, body, delay, None, ts, _check_sticky(sticky)
         )
@@ -128,6 +148,8 @@ async def set_room_state(
     event_id = await sending.do_set_state(
         caller, room_id, event_type, state_key, body, ts, sticky_ms=_check_sticky(sticky)
     )
+    if files:
+        await references.do_attach(event_id, files)
     return {"event_id": event_id}
 
 

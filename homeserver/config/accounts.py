@@ -140,6 +140,11 @@ class Sessions:
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None, "How long an access token lives that cannot be refreshed; `null`: for ever.", minimum=1, example="24h"
     )
+    accept_token_in_query: bool = option(
+        True,
+        "Whether requests may show their access token as `access_token` in the address, as old clients do. Addresses end up in "
+        "the logs of proxies: where all clients send the header `Authorization`, switch it off.",
+    )
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."
     )

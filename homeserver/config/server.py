@@ -9,6 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
+from homeserver.config.media import MediaDeletion, MediaObjectStore
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -180,7 +181,11 @@ class MediaRetention:
         example="90d",
     )
     local_media_lifetime: Duration | None = option(
-        None, "The same for files of this server's users, which are lost then.", not_yet=True
+        None,
+        "The same for files of this server's users, which are lost then, whoever refers to them. Files that an administrator has "
+        "protected or quarantined stay.",
+        minimum=3600 * 1000 * 2,
+        example="2y",
     )
 
 
@@ -191,6 +196,12 @@ class Storage:
     database: Database = section(Database, "The database.")
     media_store_path: Path = option(
         Path("media_store"), "The folder for uploaded files; it must be on one file system, on a disk."
+    )
+    media_free_disk_floor: Size = option(
+        Size(256 * 1024 * 1024), "With less than this free on that disk no file is taken in.", minimum=0, example="256M"
+    )
+    media_object_store: MediaObjectStore = section(
+        MediaObjectStore, "A store of objects for files, such as S3, besides or in place of the folder."
     )
     max_upload_size: Size = option(
         Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
@@ -210,6 +221,7 @@ class Storage:
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
     )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
+    media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
         "Servers of which no files are given out, copies that are here already included.",

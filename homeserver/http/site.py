@@ -13,10 +13,10 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 
 # mypy: allow-untyped-calls
 
+import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 from wsgiref.handlers import format_date_time
@@ -27,7 +27,15 @@ from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, RequestContext
-from federation.protocol.errors import MatrixError, MissingToken, RemoteError, TooLarge, Unrecognized
+from federation.protocol.errors import (
+    MatrixError,
+    MissingToken,
+    RemoteError,
+    StoreFull,
+    StoreUnavailable,
+    TooLarge,
+    Unrecognized,
+)
 from homeserver.http.addresses import Networks, forwarded_address
 from homeserver.http.answers import File, Response, encode_body, error_response
 from homeserver.http.channel import Head, MatrixChannel
@@ -41,6 +49,7 @@ from homeserver.observe.access import AccessLog, AccessRecord
 from homeserver.observe.context import CURRENT, RequestInfo
 from homeserver.observe.metrics import HttpMetrics
 from storage.engine import DatabaseUnavailable
+from storage.media_spool import Spool
 
 SPOOL_BYTES: Final = 1 << 20
 """A body that is read as a file stays in memory up to here."""
@@ -64,8 +73,8 @@ class SiteOptions:
     idle_timeout: int = 60
     """Seconds without a byte, while no request is being answered."""
     max_header_bytes: int = 16384
-    spool_folder: Path | None = None
-    """Where long bodies wait; None: the system's folder, which may be in memory."""
+    spool: Callable[[int], Spool] = SpooledTemporaryFile
+    """Where long bodies wait, beyond so many bytes."""
 
 
 class MatrixRequest:
@@ -130,11 +139,7 @@ class MatrixRequest:
                     self._refuse_body()
                     return
                 if route.binding.takes_file:
-                    folder = self._site.options.spool_folder
-                    spool = SpooledTemporaryFile(  # noqa: SIM115 - closed when the request ends
-                        SPOOL_BYTES, dir=None if folder is None else str(folder)
-                    )
-                    self._file = cast(BinaryIO, spool)
+                    self._file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
         if length is not None and length > self._limit:
             self._refuse_body()
 
@@ -146,9 +151,17 @@ class MatrixRequest:
         if self._received > self._limit:
             self._refuse_body()
         elif self._file is not None:
-            self._file.write(data)
+            self._keep(self._file, data)
         else:
             self._chunks.append(data)
+
+    def _keep(self, file: BinaryIO, data: bytes) -> None:
+        try:
+            file.write(data)
+        except OSError as error:
+            self._site.log.error("a body cannot be kept: {error}", error=error)
+            self._refusal = StoreFull() if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable()
+            self._refuse_body()
 
     def run(self) -> None:
         """The request is whole."""
@@ -185,6 +198,8 @@ class MatrixRequest:
 
     def _refuse_body(self) -> None:
         self._begin()
+        if self._file is not None:
+            self._file.close()
         self._channel.refuse()
         self._respond_error(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
 

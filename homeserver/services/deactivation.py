@@ -29,7 +29,7 @@ class RoomsOfUser(Protocol):
     """The rooms that a user is in."""
 
     async def leave_all(self, user_id: UserID) -> None:
-        """Leave them all, and reject invites and take back knocks. May be called again for the same user, until it
+        """Leave them all, reject invites, take back knocks, and forget them. May be called again for the same user, until it
         returns without an error."""
         ...
 

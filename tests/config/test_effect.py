@@ -26,6 +26,7 @@ READ_AS = {
     "saml2_config": {"saml2_config", "config", "_config"},
     "database": {"database", "section"},
     "listeners": {"listener"},
+    "media_object_store": {"object_store"},
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }

@@ -293,7 +293,7 @@ def test_copies_that_nobody_reads_are_taken_away(network: Network, tmp_path: Pat
     network.clock.advance(20 * DAY)
     bob.get(f"{DOWNLOAD}/{read}")
     network.clock.advance(15 * DAY)
-    assert south.run(south.app.media.copies.do_remove_unread(50)) == 2
+    assert south.run(south.app.media.upkeep.removal.do_remove_unread_copies(50)) == 2
 
     assert len(kept(tmp_path)) == 2
     network.cut(NORTH, SOUTH)
@@ -309,7 +309,7 @@ def test_without_a_lifetime_all_stay(network: Network) -> None:
     alice, bob = pair(network)
     bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")
     network.clock.advance(3650 * DAY)
-    assert bob.server.run(bob.server.app.media.copies.do_remove_unread(50)) == 0
+    assert bob.server.run(bob.server.app.media.upkeep.removal.do_remove_unread_copies(50)) == 0
 
 
 def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path: Path) -> None:
@@ -319,9 +319,9 @@ def test_nothing_is_taken_away_while_a_file_comes_in(network: Network, tmp_path:
     media = bob.server.app.media
     with (tmp_path / "other").open("w+b") as other:
         stored = bob.server.run(media.files.add(other))
-    assert bob.server.run(media.copies.do_remove_unread(50)) == 0
+    assert bob.server.run(media.upkeep.removal.do_remove_unread_copies(50)) == 0
     bob.server.run(media.files.settle(stored))
-    assert bob.server.run(media.copies.do_remove_unread(50)) == 1
+    assert bob.server.run(media.upkeep.removal.do_remove_unread_copies(50)) == 1
 
 
 def test_what_a_crash_leaves_of_a_copy_is_swept(network: Network, tmp_path: Path) -> None:

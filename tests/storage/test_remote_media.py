@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
+from storage.media_removal import MediaRemovalStore, Reason
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
 NOW = 1_700_000_000_000
@@ -28,9 +29,17 @@ async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> Non
     assert await database.write("hold", lambda txn: store.set_quarantined(txn, "north.example", "d", quarantined=True))
     own = MediaRow("own", "@alice:example.org", rows[1].content, NOW, None, NOW, True)
     await database.write("add", MediaStore(database).add_media, own)
-    found = await store.get_unread(NOW + 1, 10)
-    assert {row.media_id for row in found} == {"a", "b", "c"}
+    removal = MediaRemovalStore(database, "example.org")
+    found = await removal.get_unread(NOW + 1, 10, own=False)
+    assert {each.address.media_id for each in found} == {"a", "b", "c"}
     await store.set_accessed("north.example", "c", NOW + 5)
-    assert await database.write("forget", store.remove_unread, found, NOW + 1) == {b"a" * 32}
+    files = [each.address for each in found]
+    removed = await database.write("forget", removal.remove, files, Reason.UNREAD, NOW + 9, unread_since=NOW + 1)
+    assert removed.unused == {b"a" * 32}
+    noted = await removal.get_deletions(None, 10)
+    assert [(each.origin, each.media_id, each.reason, each.deleted_ts) for each in noted] == [
+        ("north.example", "b", "unread", NOW + 9),
+        ("north.example", "a", "unread", NOW + 9),
+    ]
     left = [await store.get_copy("north.example", name) is not None for name in "abcd"]
     assert left == [False, False, True, True]

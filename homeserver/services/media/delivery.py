@@ -9,6 +9,7 @@ from homeserver.http.answers import File, MemorySource, Response
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media import Content
 from storage.media_contents import Contents
@@ -25,6 +26,8 @@ class Asked:
     """How long to wait for a file that is not there yet."""
     allow_remote: bool = True
     """Whether another server may be asked for it."""
+    allow_redirect: bool = False
+    """Whether the answer may be where the file is."""
 
 
 class MediaDelivery:
@@ -49,7 +52,7 @@ class MediaDelivery:
         wanted = parse_name(file_name)
         content = await self._content(server_name, media_id, asked)
         headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
-        return await self._file(content, headers)
+        return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(content, headers)
 
     async def thumbnail(
         self,
@@ -66,9 +69,10 @@ class MediaDelivery:
         return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
 
     async def download_own(self, media_id: str, timeout_ms: int) -> Response:
-        """A file of this server's users, for another server."""
+        """A file of this server's users, or where it is, for another server."""
         content = await self._own(media_id, timeout_ms)
-        return await self._file(content, file_headers(content.type, content.name, public=False))
+        headers = file_headers(content.type, content.name, public=False)
+        return await self._redirect(content, headers) or await self._file(content, headers)
 
     async def thumbnail_own(
         self, media_id: str, size: tuple[int, int], method: Method, timeout_ms: int, *, animated: bool
@@ -106,8 +110,20 @@ class MediaDelivery:
         etag = f"{content.hash.hex()}-{found.name}"
         return Response(headers=headers, body=File(MemorySource(found.data), len(found.data), etag))
 
+    async def _redirect(self, content: Content, headers: Mapping[str, str]) -> Response | None:
+        """To where the file is, if it is anywhere else; never kept by a cache, since that is for minutes only."""
+        with telling_of_the_store():
+            address = await self._contents.get_address(
+                content.hash, headers["Content-Type"], headers["Content-Disposition"]
+            )
+        if address is None:
+            return None
+        kept = {name: value for name, value in headers.items() if not name.startswith("Content-")}
+        return Response(307, {**kept, "Cache-Control": "no-store", "Location": address}, {})
+
     async def _file(self, content: Content, headers: Mapping[str, str]) -> Response:
-        opened = await self._contents.open(content.hash)
+        with telling_of_the_store():
+            opened = await self._contents.open(content.hash)
         if opened is None:
             raise NotFound("The content of this file is missing")
         return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))

@@ -9,9 +9,7 @@ Laws:
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import SpooledTemporaryFile
-from typing import BinaryIO, Final, cast
+from typing import Final
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -30,6 +28,8 @@ from federation.protocol.ids import ServerName
 from federation.remote.media import FileHeaders, RemoteFileTooLarge, RemoteMedia
 from federation.requests import RefusedByRemote
 from federation.shared_work import SharedWork
+from homeserver.services.media.store_errors import telling_of_the_store
+from storage.media_spool import Spool
 
 AT_ONCE: Final = 4
 """Files of one server on their way."""
@@ -49,7 +49,7 @@ SERVER_FAILED_SECONDS: Final = 20.0
 MAX_REMEMBERED: Final = 10_000
 
 Key = tuple[ServerName, str]
-Keep = Callable[[FileHeaders, BinaryIO], Awaitable[None]]
+Keep = Callable[[FileHeaders, Spool], Awaitable[None]]
 """Keeps a file that has come; when it returns the file is on disk."""
 
 
@@ -64,11 +64,10 @@ class _Place:
 class _ArrivingFile:
     """The sink of one file."""
 
-    def __init__(self, folder: Path, on_begin: Callable[[], None]) -> None:
+    def __init__(self, file: Spool, on_begin: Callable[[], None]) -> None:
         self.received = 0
         self.has_begun = False
-        # It has no name on disk, so that a crash leaves nothing of it
-        self.file = cast(BinaryIO, SpooledTemporaryFile(SPOOL_BYTES, dir=str(folder)))  # noqa: SIM115 - `_receive` closes it
+        self.file = file
         self._on_begin = on_begin
 
     def begin(self) -> None:
@@ -85,10 +84,10 @@ class _ArrivingFile:
 class Fetching:
     """Fetches files of at most `max_bytes`."""
 
-    def __init__(self, remote: RemoteMedia, clock: IReactorTime, spool_folder: Path, max_bytes: int) -> None:
+    def __init__(self, remote: RemoteMedia, clock: IReactorTime, spool: Callable[[int], Spool], max_bytes: int) -> None:
         self._remote = remote
         self._clock = clock
-        self._folder = spool_folder
+        self._spool = spool
         self._max_bytes = max_bytes
         self._all = DeferredSemaphore(AT_ONCE_IN_ALL)
         self._places: dict[ServerName, _Place] = {}
@@ -148,7 +147,7 @@ class Fetching:
 
     async def _receive(self, key: Key, timeout_ms: int, keep: Keep) -> None:
         server, media_id = key
-        arriving = _ArrivingFile(self._folder, lambda: self._coming.add(key))
+        arriving = _ArrivingFile(self._spool(SPOOL_BYTES), lambda: self._coming.add(key))
         seconds = timeout_ms / 1000 + CHECK_SECONDS + self._max_bytes / BYTES_PER_SECOND
         task = Deferred.fromCoroutine(
             self._remote.download(
@@ -158,7 +157,8 @@ class Fetching:
         watch = _Watch(self._clock, arriving, task, timeout_ms / 1000)
         try:
             try:
-                headers = await task
+                with telling_of_the_store():
+                    headers = await task
             except CancelledError as error:
                 raise self._remember(key, OtherServerFailed(f"{server} sends the file too slowly")) from error
             except RefusedByRemote as error:

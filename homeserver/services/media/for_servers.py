@@ -3,13 +3,16 @@
 The boundary between them is made of the file's hash, which no file can contain. spec: server-server-api#content-repository
 """
 
-from typing import get_args
+from typing import Final, get_args
 
 from federation.endpoints.media import MediaAnswers, ThumbnailQuery
 from federation.protocol.errors import InvalidParam
 from homeserver.http.answers import File, Response, Source
 from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.thumbnails import Method
+
+_BOUNDARY: Final = "elsewhere"
+"""Where there is no file."""
 
 
 class _Enveloped:
@@ -54,10 +57,19 @@ def media_answers(delivery: MediaDelivery) -> MediaAnswers:
 
 def _envelop(response: Response) -> Response:
     file = response.body
-    assert isinstance(file, File)
+    if not isinstance(file, File):
+        return _envelop_address(response.headers["Location"])
     boundary = file.etag.replace("_", "-")
     said = "".join(f"{name}: {response.headers[name]}\r\n" for name in ("Content-Type", "Content-Disposition"))
     before = f"--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n{said}\r\n".encode()
     source = _Enveloped(before, file.source, file.size, f"\r\n--{boundary}--\r\n".encode())
     headers = {"Content-Type": f"multipart/mixed; boundary={boundary}"}
     return Response(headers=headers, body=File(source, source.size, file.etag))
+
+
+def _envelop_address(address: str) -> Response:
+    """Where the file is, in place of it."""
+    first = f"--{_BOUNDARY}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n"
+    body = f"{first}--{_BOUNDARY}\r\nLocation: {address}\r\n\r\n\r\n--{_BOUNDARY}--\r\n"
+    headers = {"Content-Type": f"multipart/mixed; boundary={_BOUNDARY}"}
+    return Response(headers=headers, body=body.encode())

@@ -5,7 +5,6 @@ spec: client-server-api#content-repository, server-server-api#content-repository
 
 from collections.abc import Collection
 from contextlib import suppress
-from typing import BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -21,8 +20,10 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
+from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
 from storage.media_contents import Contents
+from storage.media_spool import Spool
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.transaction import WriteTransaction
 
@@ -44,7 +45,6 @@ class RemoteCopies:
         rate: Rate,
         refused: Collection[str],
         authenticated_only: bool,
-        lifetime_ms: int | None,
     ) -> None:
         """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are given out.
 
@@ -59,7 +59,6 @@ class RemoteCopies:
         self._rate = rate
         self._refused = frozenset(server.lower() for server in refused)
         self._authenticated_only = authenticated_only
-        self._lifetime_ms = lifetime_ms
 
     async def get_content(
         self,
@@ -96,22 +95,10 @@ class RemoteCopies:
         self._note_access(row)
         return row.content
 
-    async def do_remove_unread(self, limit: int) -> int:
-        """Take away at most so many copies that nobody has read for long; how many. A job does it."""
-        if self._lifetime_ms is None:
-            return 0
-        before = self._now_ms() - self._lifetime_ms
-        rows = await self._store.get_unread(before, limit)
-        if not rows:
-            return 0
-        hashes = {row.content.hash for row in rows}
-        removed = await self._contents.remove_unused(hashes, lambda txn: self._store.remove_unread(txn, rows, before))
-        return 0 if removed is None else len(rows)
-
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
 
-        async def keep(headers: FileHeaders, body: BinaryIO) -> None:
+        async def keep(headers: FileHeaders, body: Spool) -> None:
             await self._keep(server, media_id, headers, body)
 
         await self._fetching.fetch(server, media_id, timeout_ms, keep)
@@ -120,7 +107,7 @@ class RemoteCopies:
             self._limiter.count(Limit.REMOTE_MEDIA, address, cost=row.content.size, rate=self._rate)
         return row
 
-    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: BinaryIO) -> None:
+    async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool) -> None:
         def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
             now = self._now_ms()
             content = Content(hash, size, parse_type(headers.type), _name(headers.disposition))
@@ -128,7 +115,7 @@ class RemoteCopies:
             if not self._store.add_copy(txn, row):
                 raise _AnotherNodeWasFirst
 
-        with suppress(_AnotherNodeWasFirst):
+        with suppress(_AnotherNodeWasFirst), telling_of_the_store():
             await self._contents.add(body, write)
 
     def _note_access(self, row: RemoteMediaRow) -> None:

@@ -21,6 +21,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.headers import parse_name, parse_type
+from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.secret_text import SecretText
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
@@ -120,7 +121,8 @@ class MediaRepository:
     async def _keep(
         self, body: BinaryIO, type: str, name: str | None, write: Callable[[WriteTransaction, Content], None]
     ) -> None:
-        await self._contents.add(body, lambda txn, digest, size: write(txn, Content(digest, size, type, name)))
+        with telling_of_the_store():
+            await self._contents.add(body, lambda txn, digest, size: write(txn, Content(digest, size, type, name)))
 
     # Giving out.
 

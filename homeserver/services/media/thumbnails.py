@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 
 from federation.protocol.errors import CannotThumbnail, InvalidParam, NotFound, TooLarge
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
+from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
 from storage.media_contents import Contents
 
@@ -81,10 +82,11 @@ class Thumbnails:
         return await mine
 
     async def _make_and_keep(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
-        async with self._contents.lend(content.hash) as path:
-            if path is None:
-                raise NotFound("The content of this file is missing")
-            result = await self._workers.run(job(path))
+        with telling_of_the_store():
+            async with self._contents.lend(content.hash) as path:
+                if path is None:
+                    raise NotFound("The content of this file is missing")
+                result = await self._workers.run(job(path))
         if result.kind != "too large":  # which the next configuration may allow
             await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
         return result

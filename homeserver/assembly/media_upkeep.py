@@ -1,0 +1,60 @@
+"""Puts together what becomes of files once they are here: who refers to them, and how they go."""
+
+from collections.abc import Sequence
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import ServerName
+from homeserver.config.server import Storage
+from homeserver.jobs import Job
+from homeserver.services.media.own_uploads import OwnUploads
+from homeserver.services.media.references import FOLLOW_SECONDS, MediaReferences
+from homeserver.services.media.removal import MediaRemoval
+from storage.database import Database
+from storage.media import MediaStore
+from storage.media_contents import Contents
+from storage.media_lists import MediaListStore
+from storage.media_removal import MediaRemovalStore
+
+
+class MediaUpkeep:
+    """References and deletion."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        clock: IReactorTime,
+        database: Database,
+        server_name: ServerName,
+        store: MediaStore,
+        contents: Contents,
+    ) -> None:
+        self._deletes = storage.media_deletion.enabled
+        self.references = MediaReferences(database, store, server_name, lambda: int(clock.seconds() * 1000))
+        self.removal = MediaRemoval(
+            MediaRemovalStore(database, server_name),
+            contents,
+            clock,
+            grace_ms=storage.media_deletion.grace_period,
+            local_lifetime_ms=storage.media_retention.local_media_lifetime,
+            remote_lifetime_ms=storage.media_retention.remote_media_lifetime,
+            record_ms=storage.media_deletion.record_lifetime,
+        )
+
+        self.uploads = OwnUploads(server_name, store, MediaListStore(database), self.removal)
+
+    def services(self) -> Sequence[object]:
+        """What the router gives to handlers."""
+        return (self.references, self.removal, self.uploads)
+
+    def jobs(self) -> Sequence[Job]:
+        """What they do unasked. References are followed whether they matter now or not: they cannot be made up for later."""
+        jobs = [
+            Job("follow_media", self.references.do_follow, FOLLOW_SECONDS),
+            Job("remove_unread_media", self.removal.do_remove_unread_own, 600.0),
+            Job("remove_unread_remote_media", self.removal.do_remove_unread_copies, 600.0),
+            Job("forget_deleted_media", self.removal.do_forget_deletions, 3600.0),
+        ]
+        if self._deletes:
+            jobs.append(Job("remove_unreferenced_media", self.removal.do_remove_unreferenced, 60.0))
+        return jobs

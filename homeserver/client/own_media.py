@@ -1,0 +1,52 @@
+"""Files that one has uploaded: what there is, and taking one back. The specification has no such endpoints.
+
+An encrypted message does not show its files to the server: who has sent one can take its file away here.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.errors import InvalidParam
+from homeserver.services.media.own_uploads import MOST, OwnUploads
+
+_PATH = "/_mahalla/client/v1/media"
+
+
+@endpoint("GET", _PATH, auth=Auth.USER)
+async def get_own_media(
+    uploads: OwnUploads, caller: Requester, *, from_: Annotated[int, Names("from")] = 0, limit: int = 100
+) -> dict[str, Any]:
+    """What the caller has uploaded, newest first, and how much it is."""
+    if from_ < 0 or not 0 < limit <= MOST:
+        raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
+    page = await uploads.get_page(caller.user_id, from_, limit)
+    answer: dict[str, Any] = {
+        "media": [
+            {
+                "media_id": row.media_id,
+                "type": content.type,
+                "size": content.size,
+                "name": content.name,
+                "created_ts": row.created_ts,
+            }
+            for row in page.rows
+            if (content := row.content) is not None
+        ],
+        "total": page.count,
+        "total_size": page.size,
+    }
+    if from_ + len(page.rows) < page.count:
+        answer["next_token"] = from_ + len(page.rows)
+    return answer
+
+
+class Deleted(msgspec.Struct, frozen=True):
+    deleted: list[str]
+
+
+@endpoint("DELETE", f"{_PATH}/{{media_id}}", auth=Auth.USER)
+async def delete_own_media(uploads: OwnUploads, caller: Requester, *, media_id: str) -> Deleted:
+    """Delete a file that the caller has uploaded, for everybody, whoever refers to it. Raises NotFound, Forbidden."""
+    return Deleted([await uploads.do_delete(caller.user_id, media_id)])

@@ -1,0 +1,136 @@
+"""What commands open before they work: the configuration, the key, the database, the way out, threads.
+
+Where one of them cannot be had, the command ends there with what to do (`click.ClickException`).
+"""
+
+import os
+import sqlite3
+from pathlib import Path
+from random import Random
+
+import click
+import psycopg2
+from OpenSSL import SSL
+from twisted.internet.base import ReactorBase
+from twisted.python.threadpool import ThreadPool
+
+from federation.outbound.proxy import BadProxy
+from federation.outbound.tls import BadAuthorities, TlsTrust
+from federation.protocol.signing import SigningKey
+from homeserver.assembly.databases import database_config_of
+from homeserver.assembly.outbound import OutboundParts
+from homeserver.config.load import ConfigError, Loaded, load_config
+from homeserver.config.whole import Config
+from homeserver.first_files import CannotInit, read_signing_keys
+from homeserver.http.listeners import TlsContext
+from homeserver.services.passwords import HashingThreads
+from storage.database import Database, open_database
+from storage.engine import DatabaseUnavailable, UnsuitableDatabase
+from storage.executors import ThreadExecutor
+from storage.migrate import MigrationFailed, SchemaTooNew
+from storage.observer import Observer
+from storage.sole_server import DatabaseInUse, SoleServer
+from storage.sqlite import SQLiteConfig
+
+WAITING_THREADS = 8
+HASHING_THREADS = 2
+NAME_THREADS = 8
+"""How many names of servers are looked up at the same time."""
+
+DATABASE_ERRORS = (
+    DatabaseInUse,
+    DatabaseUnavailable,
+    MigrationFailed,
+    SchemaTooNew,
+    UnsuitableDatabase,
+    OSError,
+    sqlite3.Error,
+    psycopg2.Error,
+)
+"""What opening a database may raise; each text says what to do."""
+
+
+def load(paths: tuple[Path, ...]) -> Loaded:
+    """The configuration, or the end of the command with all that is wrong."""
+    try:
+        return load_config(paths, os.environ)
+    except ConfigError as error:
+        lines = "\n".join(f"  {line}" for line in error.lines)
+        raise click.ClickException(f"the configuration cannot be used:\n{lines}") from error
+
+
+def unusable_files(config: Config) -> list[str]:
+    """What is wrong with the files that a server with this configuration needs to start, a line each."""
+    found = []
+    try:
+        read_signing_keys(config.signing_key_path)
+    except CannotInit as error:
+        found.append(f"signing_key_path: {error}")
+    try:
+        TlsTrust(config.federation.federation_custom_ca_list or None)
+    except BadAuthorities as error:
+        found.append(f"federation_custom_ca_list: {error}")
+    network = config.network
+    if any(listener.tls for listener in network.listeners):
+        assert network.tls_certificate_path is not None  # the configuration was checked
+        assert network.tls_private_key_path is not None
+        try:
+            TlsContext(network.tls_certificate_path, network.tls_private_key_path)
+        except (OSError, SSL.Error) as error:
+            found.append(f"tls_certificate_path, tls_private_key_path: {error}")
+    return found
+
+
+def read_key(config: Config) -> SigningKey:
+    """The key that signs; a server without one does not start."""
+    try:
+        return read_signing_keys(config.signing_key_path)[0]
+    except CannotInit as error:
+        raise click.ClickException(str(error)) from error
+
+
+def claim_storage(config: Config) -> None:
+    """Be the only server of an SQLite file until the process ends; the end of the command where there is another."""
+    database = database_config_of(config.storage.database, config.folder)
+    if isinstance(database, SQLiteConfig):
+        try:
+            SoleServer.claim(database)
+        except DATABASE_ERRORS as error:
+            raise click.ClickException(f"cannot open the database: {error}") from error
+
+
+def open_storage(config: Config, reactor: ReactorBase, observer: Observer | None = None) -> Database:
+    """The database, migrated; the end of the command where that fails."""
+    try:
+        return open_database(database_config_of(config.storage.database, config.folder), reactor, observer)
+    except DATABASE_ERRORS as error:
+        raise click.ClickException(f"cannot open the database: {str(error).strip()}") from error
+
+
+def open_outbound(config: Config, reactor: ReactorBase) -> OutboundParts:
+    """The way to other servers; the end of the command where the certificates that it needs cannot be read."""
+    threads = ThreadExecutor(reactor, "names", NAME_THREADS, patience=1.0)
+    try:
+        outbound = OutboundParts(config, reactor, threads, Random(os.urandom(16)).random, os.environ)
+    except BadAuthorities as error:
+        raise click.ClickException(f"federation_custom_ca_list cannot be used: {error}") from error
+    except BadProxy as error:
+        raise click.ClickException(f"the variable https_proxy of the environment {error}") from error
+    reactor.addSystemEventTrigger("during", "shutdown", outbound.close)
+    return outbound
+
+
+def hashing_threads(reactor: ReactorBase) -> HashingThreads:
+    """Threads for passwords, which end with the reactor."""
+    pool = ThreadPool(0, HASHING_THREADS, "passwords")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return HashingThreads(reactor, pool)
+
+
+def waiting_threads(reactor: ReactorBase) -> HashingThreads:
+    """Threads for what waits for directories, which end with the reactor; none before they are needed."""
+    pool = ThreadPool(0, WAITING_THREADS, "directories")
+    pool.start()
+    reactor.addSystemEventTrigger("during", "shutdown", pool.stop)
+    return HashingThreads(reactor, pool)

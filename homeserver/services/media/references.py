@@ -1,0 +1,102 @@
+"""Follows what refers to files: a job, in small steps, and what clients say of encrypted messages.
+
+Laws:
+- Nothing of this stands in the way of a send: events are looked at after they are stored. Messages without files cost no
+  write, encrypted ones not even a look.
+- A file to which nobody ever was seen to refer stays: an encrypted message may have it.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Final
+
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import EventID, UserID
+from storage.database import Database
+from storage.media import MediaStore
+from storage.media_addresses import MediaAddress, find_addresses
+from storage.media_follower import note_events, put_events, put_settings, select_progress
+from storage.media_references import add_attachments, do_rechecks, select_batch
+from storage.media_removal import MOST_BEHIND
+from storage.transaction import WriteTransaction
+
+FOLLOW_SECONDS: Final = 5.0
+AT_ONCE: Final = 200
+"""Events that are looked at in one write."""
+LOOK_AGAIN_MS: Final = 60_000
+"""After so long it looks although nothing was announced: what is fetched from the past is not."""
+NOTE_EVERY: Final = MOST_BEHIND // 2
+"""Events without files after which it is noted that they were looked at."""
+MOST_ATTACHED: Final = 20
+"""Files that a client may attach to one event (MSC3911)."""
+
+
+class MediaReferences:
+    """The job that follows, and what clients say of encrypted messages."""
+
+    def __init__(self, database: Database, media: MediaStore, server_name: str, now_ms: Callable[[], int]) -> None:
+        self._database = database
+        self._media = media
+        self._server_name = server_name
+        self._now_ms = now_ms
+        self._seen = -1
+        """The position of the stream at which there was nothing left to do."""
+        self._looked_ms = 0
+        self._scanned = 0
+        """Up to this event none that is not noted refers to a file."""
+
+    async def do_follow(self, limit: int) -> int:
+        """Look at so many more events, or at what they have lost; how many it were. No query while nothing is written."""
+        position, now = self._database.streams.current(), self._now_ms()
+        if position == self._seen and now < self._looked_ms + LOOK_AGAIN_MS:
+            return 0
+        self._looked_ms = now
+        done = 0
+        while done < limit:
+            count = await self._step(min(AT_ONCE, limit - done))
+            if count == 0:
+                self._seen = position
+                break
+            done += count
+        return done
+
+    async def _step(self, limit: int) -> int:
+        progress = await self._database.read_quickly("read_media_progress", select_progress)
+        if not progress.has_settings:
+            return await self._database.write("follow_media_settings", put_settings, limit)
+        after = max(progress.upto, self._scanned)
+        batch = await self._database.read("read_new_media", select_batch, after, limit)
+        if batch.mentions:
+            await self._database.write("follow_media", put_events, after, batch.upto)
+        elif batch.upto - progress.upto >= NOTE_EVERY:
+            await self._database.write("note_followed_media", note_events, batch.upto)
+        self._scanned = batch.upto
+        if batch.count:
+            return batch.count
+        return await self._database.write("recheck_media", self._recheck, limit)
+
+    def _recheck(self, txn: WriteTransaction, limit: int) -> int:
+        return do_rechecks(txn, self._server_name, self._scanned, self._now_ms(), limit)
+
+    async def check_attachments(self, user_id: UserID, texts: Collection[str]) -> frozenset[MediaAddress]:
+        """The addresses of the files that a client attaches to an event. Raises InvalidParam.
+
+        They have to be the user's own: who attaches a file may take it back with the event.
+        """
+        if not texts:
+            return frozenset()
+        if len(texts) > MOST_ATTACHED:
+            raise InvalidParam(f"At most {MOST_ATTACHED} files can be attached to an event")
+        found: set[MediaAddress] = set()
+        for text in texts:
+            addresses = find_addresses(text.encode())
+            if [f"mxc://{each.origin}/{each.media_id}" for each in addresses] != [text]:
+                raise InvalidParam(f"attach_media must be an mxc:// address, not {text!r:.100}")
+            found |= addresses
+        rows = await self._media.get_media(each.media_id for each in found if each.origin == self._server_name)
+        if len({row.media_id for row in rows.values() if row.user_id == user_id}) < len(found):
+            raise InvalidParam("attach_media must name files that you have uploaded")
+        return frozenset(found)
+
+    async def do_attach(self, event_id: EventID, addresses: Collection[MediaAddress]) -> None:
+        """The files belong to the event: with its content they lose their reference."""
+        await self._database.write("attach_media", add_attachments, event_id, addresses)

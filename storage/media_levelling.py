@@ -1,0 +1,151 @@
+"""Brings folder and object store to what their roles want of them, and keeps the folder as small as it may be.
+
+Each is a step of a job: what is done is not found again, so that a job that was interrupted goes on where it was. spec of the
+roles: `storage.shared_contents`.
+"""
+
+from collections import Counter
+from collections.abc import Set
+from typing import Final
+
+from twisted.logger import Logger
+
+from storage.database import Database
+from storage.media import MediaStore, select_used_hashes
+from storage.media_files import MediaFiles
+from storage.media_objects import MediaObjectStore, StoredObject
+from storage.shared_contents import SharedContents
+from storage.transaction import WriteTransaction
+
+FOLDERS: Final = 256
+GRAIN_SECONDS: Final = 3600
+"""How exactly the age of a file in the folder counts."""
+
+
+class Levelling:
+    """Moves contents between the two."""
+
+    log = Logger()
+
+    def __init__(self, database: Database, contents: SharedContents) -> None:
+        self._database = database
+        self._contents = contents
+        self._table = MediaObjectStore(database)
+        self._after = b""
+        self._is_told = False
+
+    async def do_level(self, limit: int) -> int:
+        """Move at most so many contents to where they belong; how many. A job does it. Raises OSError."""
+        if self._contents.role == "retired":
+            done = await self._bring_back(limit)
+        else:
+            done = await self._send(limit)
+        if done:
+            await self._tell()
+        elif not self._after and not self._is_told:
+            self._is_told = True
+            self.log.info("every file is where media_object_store.role wants it")
+        return done
+
+    async def _send(self, limit: int) -> int:
+        """Write objects for contents that have none."""
+        missing = await self._table.get_missing(self._after, limit)
+        for hash, size in missing:
+            async with self._contents.lend(hash) as path:
+                if path is None:
+                    self.log.error("the content {hash} is neither in the folder nor in the store", hash=hash.hex())
+                else:
+                    name = await self._contents.write_object(path, hash, size)
+                    await self._database.write("note_media_object", self._note, name, hash)
+            self._after = hash
+        return self._go_on(len(missing), limit)
+
+    def _note(self, txn: WriteTransaction, name: str, hash: bytes) -> None:
+        """The object is there; one that nobody wants by now goes again."""
+        self._table.set_here(txn, name, hash)
+        self._table.set_leaving(txn, {hash} - select_used_hashes(txn, (hash,)))
+
+    async def _bring_back(self, limit: int) -> int:
+        """Take contents out of the store, into the folder."""
+        some = await self._table.get_some(self._after, limit)
+        used = await MediaStore(self._database).get_used_hashes({each.hash for each in some})
+        for each in some:
+            if each.hash not in used or await self._contents.bring_back(each):
+                await self._database.write("retire_media_object", self._retire, each)
+            self._after = each.hash
+        await self._contents.do_take_away(limit)
+        return self._go_on(len(some), limit)
+
+    def _retire(self, txn: WriteTransaction, found: StoredObject) -> None:
+        self._table.set_leaving(txn, {found.hash})
+
+    def _go_on(self, count: int, limit: int) -> int:
+        if count < limit:
+            self._after = b""  # from the beginning next time: what could not be moved is tried again
+        return count
+
+    async def _tell(self) -> None:
+        every, there = await self._table.count()
+        self.log.info(
+            "{there} of {every} files are in the object store, {there_bytes} of {every_bytes} bytes",
+            there=there.contents,
+            every=every.contents,
+            there_bytes=there.bytes,
+            every_bytes=every.bytes,
+        )
+        self._is_told = False
+
+
+class Trimming:
+    """Walks the folder again and again: takes away what nobody has any more (another node may have removed it), and, beyond
+    `most_bytes`, what was not read for longest and is in the store. By which age is reckoned in one walk, for the next.
+    """
+
+    def __init__(self, database: Database, files: MediaFiles, most_bytes: int | None) -> None:
+        """`most_bytes`: None for as many as come."""
+        self._database = database
+        self._files = files
+        self._table = MediaObjectStore(database)
+        self._rows = MediaStore(database)
+        self._most_bytes = most_bytes
+        self._next = 0
+        self._bytes_by_age: Counter[int] = Counter()
+        self._oldest = 0
+        """What was read before this (in grains since 1970) goes."""
+
+    async def do_trim(self, limit: int) -> int:
+        """Look at so many of the folder's 256 parts; how many were looked at. A job does it."""
+        for count in range(1, limit + 1):
+            await self._trim(self._next)
+            self._next += 1
+            if self._next == FOLDERS:
+                self._next = 0
+                self._oldest = self._find_oldest()
+                self._bytes_by_age.clear()
+                return min(count, limit - 1)
+        return limit
+
+    async def _trim(self, number: int) -> None:
+        kept = await self._files.list_some(number)
+        hashes = {each.hash for each in kept} | await self._files.list_thumbnails(number)
+        unused = await self._unused(hashes)
+        if unused:
+            await self._files.remove_unused(unused, lambda: self._unused(unused))
+        old = {each.hash for each in kept if each.read // GRAIN_SECONDS < self._oldest} - unused
+        if old and self._most_bytes is not None:
+            await self._files.evict(await self._table.get_objects(old))
+        for each in kept:
+            self._bytes_by_age[int(each.read // GRAIN_SECONDS)] += each.size
+
+    async def _unused(self, hashes: Set[bytes]) -> Set[bytes]:
+        return hashes - await self._rows.get_used_hashes(hashes)
+
+    def _find_oldest(self) -> int:
+        if self._most_bytes is None:
+            return 0
+        left = self._most_bytes
+        for age in sorted(self._bytes_by_age, reverse=True):
+            left -= self._bytes_by_age[age]
+            if left < 0:
+                return age + 1
+        return 0

@@ -1,0 +1,151 @@
+"""Which contents are in the object store: the journal of what comes there and goes.
+
+`coming` (before the object is written) → `here` (in one transaction with the row of the first file that has it) → `leaving` (in
+one with the removal of the last) → no row (after the object is gone). A `coming` one whose time is over becomes `leaving`, and
+who wrote it, should he be alive after all, learns of that when he wants to say `here`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.transaction import Transaction, WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object that is there. `size` in bytes."""
+
+    name: str
+    hash: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeavingObject:
+    """An object that is to be taken away. `is_whole`: False where it was perhaps never written to its end."""
+
+    name: str
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How many contents there are, and how many bytes they have."""
+
+    contents: int
+    bytes: int
+
+
+class MediaObjectStore:
+    """The table of objects."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_objects(self, hashes: Iterable[bytes]) -> Mapping[bytes, StoredObject]:
+        """Those of the contents that are there."""
+        return await self._database.read_quickly("get_media_objects", _select_here, tuple(hashes))
+
+    async def add_coming(self, name: str, hash: bytes, size: int, until_ms: int) -> None:
+        """Note that an object will be written, under a name that is new."""
+        await self._database.write("add_media_object", _add_coming, name, hash, size, until_ms)
+
+    async def renew(self, name: str, until_ms: int) -> None:
+        """Note that it is still being written."""
+        await self._database.write("renew_media_object", _renew, name, until_ms)
+
+    def set_here(self, txn: WriteTransaction, name: str, hash: bytes) -> bool:
+        """It is written. Where there is another with this content by now, that is the one to keep.
+
+        False where its time was over: then it is being taken away.
+        """
+        if self.is_here(txn, hash):
+            txn.execute("UPDATE media_objects SET state = 'leaving', until_ts = 0 WHERE name = ?", (name,))
+            return True
+        sql = "UPDATE media_objects SET state = 'here', until_ts = 0 WHERE name = ? AND state = 'coming'"
+        return txn.execute(sql, (name,)) > 0
+
+    def is_here(self, txn: Transaction, hash: bytes) -> bool:
+        """Whether there is an object with this content."""
+        return bool(_select_here(txn, (hash,)))
+
+    def set_leaving(self, txn: WriteTransaction, hashes: Set[bytes]) -> None:
+        """Nobody has these contents any more."""
+        txn.execute_many(
+            "UPDATE media_objects SET state = 'leaving' WHERE hash = ? AND state = 'here'",
+            [(hash,) for hash in sorted(hashes)],
+        )
+
+    async def take_leaving(self, now_ms: int, limit: int) -> Sequence[LeavingObject]:
+        """At most so many objects that are to be taken away, those that were not written in time among them."""
+        return await self._database.write("take_leaving_media_objects", _take_leaving, now_ms, limit)
+
+    async def forget(self, names: Sequence[str]) -> None:
+        """They are gone."""
+        await self._database.write("forget_media_objects", _forget, tuple(names))
+
+    async def get_missing(self, after: bytes, limit: int) -> Sequence[tuple[bytes, int]]:
+        """Hashes and sizes of at most so many contents that are in no object, in order, the first after this one."""
+        return await self._database.read("get_media_without_objects", _select_missing, after, limit)
+
+    async def get_some(self, after: bytes, limit: int) -> Sequence[StoredObject]:
+        """At most so many objects, in the order of their hashes, the first after this one."""
+        return await self._database.read("get_some_media_objects", _select_some, after, limit)
+
+    async def count(self) -> tuple[Tally, Tally]:
+        """Of all contents that files have; and of those that are in objects."""
+        return await self._database.read("count_media_objects", _count)
+
+
+def _select_here(txn: Transaction, hashes: tuple[bytes, ...]) -> Mapping[bytes, StoredObject]:
+    rows = txn.query_in("SELECT name, hash, size FROM media_objects WHERE state = 'here' AND hash IN {keys}", hashes)
+    return {bytes(row[1]): StoredObject(row[0], bytes(row[1]), row[2]) for row in rows}
+
+
+def _add_coming(txn: WriteTransaction, name: str, hash: bytes, size: int, until_ms: int) -> None:
+    txn.execute(
+        "INSERT INTO media_objects (name, hash, size, state, until_ts) VALUES (?, ?, ?, 'coming', ?)",
+        (name, hash, size, until_ms),
+    )
+
+
+def _renew(txn: WriteTransaction, name: str, until_ms: int) -> None:
+    txn.execute("UPDATE media_objects SET until_ts = ? WHERE name = ? AND state = 'coming'", (until_ms, name))
+
+
+def _take_leaving(txn: WriteTransaction, now_ms: int, limit: int) -> Sequence[LeavingObject]:
+    txn.execute("UPDATE media_objects SET state = 'leaving' WHERE state = 'coming' AND until_ts < ?", (now_ms,))
+    rows = txn.query("SELECT name, until_ts FROM media_objects WHERE state = 'leaving' LIMIT ?", (limit,))
+    return [LeavingObject(row[0], row[1] == 0) for row in rows]
+
+
+def _forget(txn: WriteTransaction, names: tuple[str, ...]) -> None:
+    txn.execute_many("DELETE FROM media_objects WHERE name = ? AND state = 'leaving'", [(name,) for name in names])
+
+
+def _select_missing(txn: Transaction, after: bytes, limit: int) -> Sequence[tuple[bytes, int]]:
+    found: dict[bytes, int] = {}
+    for table in ("media", "remote_media"):
+        sql = (
+            f"SELECT hash, size FROM {table} t WHERE hash > ? AND NOT EXISTS "
+            "(SELECT 1 FROM media_objects o WHERE o.hash = t.hash AND o.state = 'here') ORDER BY hash LIMIT ?"
+        )
+        found.update((bytes(row[0]), row[1]) for row in txn.query(sql, (after, limit)))
+    return sorted(found.items())[:limit]
+
+
+def _select_some(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:
+    sql = "SELECT name, hash, size FROM media_objects WHERE hash > ? AND state = 'here' ORDER BY hash LIMIT ?"
+    return [StoredObject(row[0], bytes(row[1]), row[2]) for row in txn.query(sql, (after, limit))]
+
+
+def _count(txn: Transaction) -> tuple[Tally, Tally]:
+    every = txn.query_one(
+        "SELECT COUNT(*), COALESCE(SUM(size), 0) FROM (SELECT hash, size FROM media WHERE hash IS NOT NULL "
+        "UNION SELECT hash, size FROM remote_media) AS contents"
+    )
+    there = txn.query_one("SELECT COUNT(*), COALESCE(SUM(size), 0) FROM media_objects WHERE state = 'here'")
+    assert every is not None
+    assert there is not None
+    return Tally(int(every[0]), int(every[1])), Tally(int(there[0]), int(there[1]))

@@ -1,0 +1,336 @@
+"""Who refers to which file: events, profiles, account data. What is here says when a file may go.
+
+Laws:
+- An event refers to every address in it while it has its content; an edit only while the event that it edits has its own.
+- A reference from a room counts while somebody of this server is in the room, or was and has not forgotten it; to files of this
+  server also while others are in the room.
+- Rows of events are written by who follows the events by their numbers (`select_batch`, `put_batch`), rows of settings in the
+  write that changes the setting. What may have lost a reference is noted in the write that takes it, and looked at later.
+- `unreferenced_ts` says since when nobody refers to a file. A file of this server to which its uploader never was seen to refer
+  has none, whatever others say and take back: it may be attached to an encrypted message.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Final
+
+from storage.engine import Row
+from storage.events import EventFlag
+from storage.media_addresses import MOST, MediaAddress, find_addresses
+from storage.relations import REPLACE
+from storage.transaction import Transaction, WriteTransaction
+
+_MEMBER, _ROOM_AVATAR, _ENCRYPTED = "m.room.member", "m.room.avatar", "m.room.encrypted"
+_EVENTS: Final = "SELECT event_nid, room_nid, type, sender, pdu, redacted_by FROM events"
+_TIMELINE: Final = int(EventFlag.TIMELINE)
+PART: Final = 2 * MOST
+"""References of a room, or files of a user, that are looked at at once; more than one event has."""
+
+
+class Role(IntEnum):
+    """How an event refers to a file."""
+
+    SHOWN = 0
+    MEMBER = 1
+    ROOM = 2
+    ATTACHED = 3
+    """Its sender said that it belongs to the event, which may be encrypted."""
+
+
+class Setting(IntEnum):
+    """What else refers to files."""
+
+    PROFILE = 0
+    ACCOUNT_DATA = 1
+
+
+class Recheck(IntEnum):
+    """What may have lost a reference."""
+
+    EVENT = 0
+    ROOM = 1
+    USER = 2
+    FILE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EventMentions:
+    """What an event refers to."""
+
+    event_nid: int
+    room_nid: int
+    role: Role
+    sender: str
+    addresses: frozenset[MediaAddress]
+    is_live: bool = True
+    """False for an edit of an event that has lost its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class MentionBatch:
+    """Some events, in the order of their numbers."""
+
+    upto: int
+    """All events up to this number have been looked at after it."""
+    count: int
+    mentions: Sequence[EventMentions]
+
+
+def referred_sql(own: str) -> tuple[str, tuple[str, str]]:
+    """Whether anybody refers to the file `k` of `known_media`, as a condition, and its arguments. `own`: this server's name."""
+    sql = (
+        "(EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid)"
+        " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
+        # the picture of somebody whose account was erased
+        f" AND NOT (e.role = {int(Role.MEMBER)} AND k.origin = ? AND EXISTS (SELECT 1 FROM media AS o"
+        " JOIN accounts AS a ON a.user_id = o.user_id WHERE o.media_id = k.media_id AND a.erased = 1))"
+        " AND (EXISTS (SELECT 1 FROM memberships AS m WHERE m.room_nid = e.room_nid AND m.is_local = 1"
+        " AND m.forgotten = 0)"
+        " OR (k.origin = ? AND EXISTS (SELECT 1 FROM rooms AS r WHERE r.room_nid = e.room_nid AND r.joined_count > 0)))))"
+    )
+    return sql, (own, own)
+
+
+# What others write.
+
+
+def put_setting(txn: WriteTransaction, user_id: str, kind: Setting, name: str, value: bytes) -> None:
+    """A field of a profile, or account data, was set; an empty value: it was removed."""
+    addresses = find_addresses(value)
+    sql = "SELECT media_nid FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ?"
+    before = {nid for (nid,) in txn.query(sql, (user_id, int(kind), name))}
+    if not before and not addresses:
+        return
+    numbers = number_media(txn, addresses)
+    _note_uploader(txn, [(numbers[address], address, user_id) for address in addresses])
+    now = set(numbers.values())
+    txn.execute_many(
+        "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? AND name = ? AND media_nid = ?",
+        [(user_id, int(kind), name, nid) for nid in before - now],
+    )
+    txn.execute_many(
+        "INSERT INTO media_in_settings (user_id, kind, name, media_nid) VALUES (?, ?, ?, ?)",
+        [(user_id, int(kind), name, nid) for nid in now - before],
+    )
+    _set_referenced(txn, now - before)
+    note_rechecks(txn, Recheck.FILE, before - now)
+
+
+def remove_settings(txn: WriteTransaction, user_id: str, kind: Setting) -> None:
+    """All of the user's were removed."""
+    sql = "DELETE FROM media_in_settings WHERE user_id = ? AND kind = ? RETURNING media_nid"
+    note_rechecks(txn, Recheck.FILE, {nid for (nid,) in txn.query(sql, (user_id, int(kind)))})
+
+
+def note_rechecks(txn: WriteTransaction, kind: Recheck, nids: Iterable[int], user_id: str = "") -> None:
+    """References may have gone with these."""
+    rows = [(int(kind), nid, user_id) for nid in nids]
+    if rows:
+        txn.execute_many(
+            "INSERT INTO media_rechecks (kind, nid, user_id, upto) VALUES (?, ?, ?, 0)"
+            " ON CONFLICT (kind, nid, user_id) DO UPDATE SET upto = 0",
+            rows,
+        )
+
+
+def note_erased(txn: WriteTransaction, user_id: str) -> None:
+    """An account was erased: of what it has uploaded, what nobody is seen to refer to is to go."""
+    note_rechecks(txn, Recheck.USER, [0], user_id)
+
+
+def add_attachments(txn: WriteTransaction, event_id: str, addresses: Collection[MediaAddress]) -> None:
+    """The event's sender says that these files belong to it. Where it has lost its content already, so have they."""
+    row = txn.query_one("SELECT event_nid, room_nid, sender, redacted_by FROM events WHERE event_id = ?", (event_id,))
+    if row is None:
+        return
+    event_nid, room_nid, sender, redacted_by = row
+    numbers = number_media(txn, addresses)
+    _note_uploader(txn, [(numbers[address], address, sender) for address in addresses])
+    _insert(txn, [(nid, event_nid, room_nid, int(Role.ATTACHED)) for nid in numbers.values()])
+    if redacted_by is None:
+        _set_referenced(txn, numbers.values())
+    else:
+        note_rechecks(txn, Recheck.EVENT, [event_nid])
+
+
+# Following the events.
+
+
+def select_batch(txn: Transaction, after: int, limit: int, at_most: int = 2**62) -> MentionBatch:
+    """The next events after a number, `limit` of them and none above `at_most`, and what they refer to.
+
+    Encrypted ones are not looked into.
+    """
+    sql = "SELECT event_nid FROM events WHERE event_nid > ? AND event_nid <= ? ORDER BY event_nid LIMIT ?"
+    numbers = txn.query(sql, (after, at_most, limit))
+    upto = numbers[-1][0] if numbers else after
+    sql = f"{_EVENTS} WHERE event_nid > ? AND event_nid <= ? AND type <> '{_ENCRYPTED}'"
+    rows = txn.query(sql, (after, upto)) if numbers else []
+    with_files = [row for row in rows if b"mxc:" in bytes(row[4])]
+    return MentionBatch(upto, len(numbers), [each for each in _mentions(txn, with_files) if each.addresses])
+
+
+def put_batch(txn: WriteTransaction, batch: MentionBatch) -> None:
+    """Write what events refer to."""
+    if not batch.mentions:
+        return
+    nids = number_media(txn, {address for each in batch.mentions for address in each.addresses})
+    pairs = [(nids[address], address, each) for each in batch.mentions for address in each.addresses]
+    live = [(nid, each) for nid, _, each in pairs if each.is_live]
+    _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid, each in live])
+    _set_referenced(txn, {nid for nid, _ in live})
+    _note_uploader(txn, [(nid, address, each.sender) for nid, address, each in pairs])
+    note_rechecks(txn, Recheck.FILE, {nid for nid, _, each in pairs if not each.is_live})
+
+
+def note_redaction(txn: WriteTransaction, event_nid: int) -> None:
+    """The event is about to lose its content: what it referred to may not have been looked at yet."""
+    batch = MentionBatch(event_nid, 1, _mentions(txn, txn.query(f"{_EVENTS} WHERE event_nid = ?", (event_nid,))))
+    put_batch(txn, batch)
+    note_rechecks(txn, Recheck.EVENT, [event_nid])
+
+
+def number_media(txn: WriteTransaction, addresses: Collection[MediaAddress]) -> Mapping[MediaAddress, int]:
+    """The numbers of files, new ones where they have none yet."""
+    wanted = sorted(addresses)
+    found = (
+        txn.query_each("SELECT media_nid FROM known_media WHERE origin = ? AND media_id = ?", wanted) if wanted else []
+    )
+    numbers = {address: rows[0][0] for address, rows in zip(wanted, found, strict=True) if rows}
+    new = [address for address in wanted if address not in numbers]
+    if new:
+        first = txn.allocate("media", len(new))
+        numbers.update(zip(new, range(first, first + len(new)), strict=True))
+        txn.execute_many(
+            "INSERT INTO known_media (media_nid, origin, media_id) VALUES (?, ?, ?)",
+            [(numbers[address], *address) for address in new],
+        )
+    return numbers
+
+
+# Looking at what may have lost a reference.
+
+
+def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, limit: int) -> int:
+    """Look at some of what was noted, `limit` at most; how many it were. A large room, and somebody who has uploaded much,
+    takes several times. `upto_event`: which events have been looked at; those above it wait."""
+    rows = txn.query(
+        "SELECT kind, nid, user_id, upto FROM media_rechecks WHERE kind <> 0 OR nid <= ?"
+        " ORDER BY kind, nid, user_id LIMIT ?",
+        (upto_event, limit),
+    )
+    lost: set[int] = {nid for kind, nid, *_ in rows if kind == Recheck.FILE}
+    lost |= _recheck_events(txn, [nid for kind, nid, *_ in rows if kind == Recheck.EVENT])
+    done = [(kind, nid, user_id) for kind, nid, user_id, _ in rows if kind in (Recheck.FILE, Recheck.EVENT)]
+    for kind, nid, user_id, upto in rows:
+        if kind == Recheck.ROOM:
+            sql = "SELECT event_nid, media_nid FROM media_in_events WHERE room_nid = ? AND event_nid > ?"
+            found = txn.query(f"{sql} ORDER BY event_nid LIMIT {PART}", (nid, upto))
+            lost |= {media_nid for _, media_nid in found}
+        elif kind == Recheck.USER:
+            sql = "SELECT created_ts, media_id FROM media WHERE user_id = ? AND created_ts > ?"
+            found = txn.query(f"{sql} ORDER BY created_ts LIMIT {PART}", (user_id, upto))
+            uploaded = number_media(txn, [MediaAddress(own, media_id) for _, media_id in found])
+            _note_uploader(txn, [(number, address, user_id) for address, number in uploaded.items()])
+            lost |= set(uploaded.values())
+        else:
+            continue
+        if len(found) < PART:
+            done.append((kind, nid, user_id))
+        else:  # of the last event, or time, some may be missing
+            sql = "UPDATE media_rechecks SET upto = ? WHERE kind = ? AND nid = ? AND user_id = ?"
+            txn.execute(sql, (found[-1][0] - 1, kind, nid, user_id))
+            break
+    condition, args = referred_sql(own)
+    for part in _chunks(sorted(lost)):
+        places = ", ".join("?" * len(part))
+        txn.execute(
+            f"UPDATE known_media AS k SET unreferenced_ts = ? WHERE media_nid IN ({places})"
+            f" AND unreferenced_ts IS NULL AND (by_uploader = 1 OR origin <> ?) AND NOT {condition}",
+            (now_ms, *part, own, *args),
+        )
+    txn.execute_many("DELETE FROM media_rechecks WHERE kind = ? AND nid = ? AND user_id = ?", done)
+    return len(rows)
+
+
+def _recheck_events(txn: WriteTransaction, event_nids: Collection[int]) -> set[int]:
+    """Take away what events, and their edits, refer to no longer; the numbers of these files."""
+    edits = txn.query_in(
+        "SELECT r.event_nid FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+        f" WHERE r.rel_type = '{REPLACE}' AND p.event_nid IN {{keys}}",
+        event_nids,
+    )
+    rows = txn.query_in(
+        f"{_EVENTS} WHERE event_nid IN {{keys}}",
+        {*event_nids, *_column(edits)},
+    )
+    redacted = {row[0] for row in rows if row[5] is not None}
+    mentions = _mentions(txn, rows)
+    nids = number_media(txn, {address for each in mentions for address in each.addresses if each.is_live})
+    lost: set[int] = set()
+    for each in mentions:
+        stay = {nids[address] for address in each.addresses if each.is_live}
+        loses_attached = not each.is_live or each.event_nid in redacted
+        before = txn.query(
+            "SELECT media_nid, role FROM media_in_events WHERE room_nid = ? AND event_nid = ?",
+            (each.room_nid, each.event_nid),
+        )
+        gone = {nid for nid, role in before if nid not in stay and (role != Role.ATTACHED or loses_attached)}
+        txn.execute_many(
+            "DELETE FROM media_in_events WHERE media_nid = ? AND event_nid = ?", [(nid, each.event_nid) for nid in gone]
+        )
+        lost |= gone
+    return lost
+
+
+def _mentions(txn: Transaction, rows: Sequence[Row]) -> list[EventMentions]:
+    """What these events refer to."""
+    found = [
+        EventMentions(nid, room_nid, _role(type), sender, find_addresses(bytes(pdu)))
+        for nid, room_nid, type, sender, pdu, _ in rows
+    ]
+    dead = _column(
+        txn.query_in(
+            "SELECT r.event_nid FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
+            f" WHERE r.rel_type = '{REPLACE}' AND p.redacted_by IS NOT NULL AND (p.flags & {_TIMELINE}) <> 0"
+            " AND p.sender = r.sender AND p.type = r.type AND p.state_key IS NULL AND r.event_nid IN {keys}",
+            [each.event_nid for each in found],
+        )
+    )
+    return [replace(each, is_live=False) if each.event_nid in dead else each for each in found]
+
+
+def _role(type: str) -> Role:
+    return {_MEMBER: Role.MEMBER, _ROOM_AVATAR: Role.ROOM}.get(type, Role.SHOWN)
+
+
+def _insert(txn: WriteTransaction, rows: Sequence[tuple[int, int, int, int]]) -> None:
+    txn.execute_many(
+        "INSERT INTO media_in_events (media_nid, event_nid, room_nid, role) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        rows,
+    )
+
+
+def _note_uploader(txn: WriteTransaction, found: Iterable[tuple[int, MediaAddress, str]]) -> None:
+    """These users refer to these files; who uploaded it is remembered to have done so."""
+    txn.execute_many(
+        "UPDATE known_media SET by_uploader = 1 WHERE media_nid = ? AND by_uploader = 0"
+        " AND EXISTS (SELECT 1 FROM media AS m WHERE m.media_id = known_media.media_id AND m.user_id = ?)",
+        [(nid, user_id) for nid, address, user_id in found if user_id.endswith(f":{address.origin}")],
+    )
+
+
+def _set_referenced(txn: WriteTransaction, media_nids: Iterable[int]) -> None:
+    txn.execute_many(
+        "UPDATE known_media SET unreferenced_ts = NULL WHERE media_nid = ? AND unreferenced_ts IS NOT NULL",
+        [(nid,) for nid in media_nids],
+    )
+
+
+def _column(rows: Iterable[tuple[int, ...]]) -> set[int]:
+    return {row[0] for row in rows}
+
+
+def _chunks(values: Sequence[int], size: int = 500) -> Iterable[Sequence[int]]:
+    return (values[start : start + size] for start in range(0, len(values), size))

@@ -1,0 +1,294 @@
+"""Contents in an object store that all nodes share, and in a folder of this machine.
+
+    role           folder                         object store
+    main           a cache, trimmed to a size     has every content
+    second_copy    has every content              has every content, if late when it fails
+    retired        gets every content back        is emptied
+
+An object's name is new for each writing: `PREFIX content/ab/cd/HASH-…`. The table `media_objects` is the journal. What changes the
+role wants is done by `storage.media_levelling`, a job, in steps that can be interrupted anywhere.
+
+Laws:
+- `main`: an upload is acknowledged when its object is whole and noted in the transaction of its row.
+- `second_copy`: it is acknowledged when the folder has it; the object is tried first.
+- What comes back from the store is checked by its hash before anybody has it, if it is brought back to the folder.
+"""
+
+from collections.abc import AsyncIterator, Callable, Set
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+from uuid import uuid4
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from storage.database import Database
+from storage.executors import Executor, run_in
+from storage.media_contents import OpenedContent
+from storage.media_files import MediaFiles, ReadableBytes, StoredFile
+from storage.media_objects import MediaObjectStore, StoredObject
+from storage.media_spool import Spool
+from storage.object_store import ObjectStore, ObjectStoreFailed, ObjectStream
+from storage.transaction import WriteTransaction
+
+T = TypeVar("T")
+
+Role = Literal["main", "second_copy", "retired"]
+
+WRITING_SECONDS: Final = 600.0
+"""For so long who writes an object is believed to live, unless he says so again."""
+RENEW_SECONDS: Final = 120.0
+WHOLE_BYTES: Final = 8 << 20
+"""What is no longer is brought to the folder when it is asked for; longer ones are read where they are."""
+MOST_ATTEMPTS: Final = 5
+
+
+class _ObjectIsGone(Exception):
+    """The object that was to be used is being taken away."""
+
+
+class SharedContents:
+    """Both of them. Implements `storage.media_contents.Contents`."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        database: Database,
+        files: MediaFiles,
+        objects: ObjectStore,
+        executor: Executor,
+        clock: IReactorTime,
+        *,
+        role: Role,
+        prefix: str,
+        give_addresses: bool,
+    ) -> None:
+        """`executor`: its threads talk with the store. `give_addresses`: clients may be sent to the store."""
+        self._database = database
+        self._files = files
+        self._objects = objects
+        self._executor = executor
+        self._clock = clock
+        self.role: Role = role
+        self._prefix = prefix
+        self._give_addresses = give_addresses
+        self._table = MediaObjectStore(database)
+        self._coming_back: dict[bytes, list[Deferred[bool]]] = {}
+
+    def spool(self, memory_bytes: int) -> Spool:
+        return self._files.spool(memory_bytes)
+
+    # Taking in.
+
+    async def add(self, source: ReadableBytes, write: Callable[[WriteTransaction, bytes, int], T]) -> T:
+        received = await self._files.receive(source)
+        try:
+            # Before its place, since nothing can be taken away from the folder from there until the row is written
+            name = await self._put(received.path, received.hash, received.size)
+            stored = await self._files.place(received)
+        finally:
+            self._files.discard(received)
+        try:
+            result = await self._write(stored, name, write)
+        except BaseException:
+            self._files.abandon(stored)
+            raise
+        await self._files.settle(stored)
+        return result
+
+    async def _write(
+        self, stored: StoredFile, name: str | None, write: Callable[[WriteTransaction, bytes, int], T]
+    ) -> T:
+        """Write row and journal, with another object where the one that was to be used has gone meanwhile."""
+        for _ in range(MOST_ATTEMPTS):
+            try:
+                return await self._database.write("keep_media", self._note, stored, name, write)
+            except _ObjectIsGone:
+                name = await self._put(stored.entry, stored.hash, stored.size)
+        raise ObjectStoreFailed("the object went away each time")
+
+    def _note(
+        self,
+        txn: WriteTransaction,
+        stored: StoredFile,
+        name: str | None,
+        write: Callable[[WriteTransaction, bytes, int], T],
+    ) -> T:
+        if name is not None:
+            is_here = self._table.set_here(txn, name, stored.hash)
+        else:
+            is_here = self.role != "main" or self._table.is_here(txn, stored.hash)
+        if not is_here:
+            raise _ObjectIsGone
+        return write(txn, stored.hash, stored.size)
+
+    async def _put(self, path: Path, hash: bytes, size: int) -> str | None:
+        """Write the object, if there is to be one and is none with this content; its name."""
+        if self.role == "retired" or hash in await self._table.get_objects([hash]):
+            return None
+        try:
+            return await self.write_object(path, hash, size)
+        except ObjectStoreFailed as error:
+            if self.role == "main":
+                raise
+            self.log.warn("the second copy of a file is made later: {error}", error=error)
+            return None
+
+    async def write_object(self, path: Path, hash: bytes, size: int) -> str:
+        """A new object with what is in a file; its name, which is not noted as `here` yet."""
+        text = hash.hex()
+        name = f"{self._prefix}content/{text[:2]}/{text[2:4]}/{text}-{uuid4().hex}"
+        await self._table.add_coming(name, hash, size, self._until())
+        renewing = LoopingCall(self._renew, name)
+        renewing.clock = self._clock
+        renewing.start(RENEW_SECONDS, now=False)
+        try:
+            await run_in(self._executor, lambda: self._objects.put(name, path))
+        finally:
+            renewing.stop()
+        return name
+
+    def _renew(self, name: str) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._table.renew(name, self._until())).addErrback(
+            lambda failure: self.log.failure("cannot note that an object is still being written", failure)
+        )
+
+    def _until(self) -> int:
+        return int((self._clock.seconds() + WRITING_SECONDS) * 1000)
+
+    # Giving out.
+
+    async def open(self, hash: bytes) -> OpenedContent | None:
+        opened = await self._files.open(hash)
+        if opened is not None:
+            return opened
+        found = (await self._table.get_objects([hash])).get(hash)
+        if found is None:
+            return None
+        if found.size > WHOLE_BYTES:
+            return _OpenedObject(self._objects, self._executor, found)
+        return await self._files.open(hash) if await self.bring_back(found) else None
+
+    @asynccontextmanager
+    async def lend(self, hash: bytes) -> AsyncIterator[Path | None]:
+        if not await self._files.has(hash):
+            found = (await self._table.get_objects([hash])).get(hash)
+            if found is None or not await self.bring_back(found):
+                yield None
+                return
+        with self._files.lend(hash) as path:
+            yield path
+
+    async def get_address(self, hash: bytes, type: str, disposition: str) -> str | None:
+        if not self._give_addresses or self.role == "retired":
+            return None
+        found = (await self._table.get_objects([hash])).get(hash)
+        if found is None:
+            return None
+        return await run_in(self._executor, lambda: self._objects.address(found.name, type, disposition))
+
+    async def bring_back(self, found: StoredObject) -> bool:
+        """Let the folder have a content, once for all who ask; whether it was there. Raises OSError."""
+        waiters = self._coming_back.get(found.hash)
+        mine: Deferred[bool] = Deferred()
+        if waiters is not None:
+            waiters.append(mine)
+            return await mine
+        self._coming_back[found.hash] = [mine]
+
+        def done(result: bool | Failure) -> None:
+            for waiter in self._coming_back.pop(found.hash):
+                waiter.callback(result)
+
+        Deferred.fromCoroutine(self._fetch(found)).addBoth(done)
+        return await mine
+
+    async def _fetch(self, found: StoredObject) -> bool:
+        stream = await run_in(self._executor, lambda: self._objects.open(found.name, 0))
+        if stream is None:
+            self.log.error("the object {name} is missing in the store", name=found.name)
+            return False
+        try:
+            received = await run_in(self._executor, lambda: self._files.receive_now(stream))
+        finally:
+            stream.close()
+        try:
+            if received.hash != found.hash:
+                raise ObjectStoreFailed(f"the object {found.name} is not what was written")
+            stored = await self._files.place(received)
+        finally:
+            self._files.discard(received)
+        await self._files.settle(stored)
+        return True
+
+    async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
+        return await self._files.get_thumbnail(hash, name)
+
+    async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
+        await self._files.set_thumbnail(hash, name, data, at_most)
+
+    # Taking away.
+
+    async def remove_unused(
+        self, hashes: Set[bytes], forget: Callable[[WriteTransaction], Set[bytes]]
+    ) -> Set[bytes] | None:
+        def forget_both(txn: WriteTransaction) -> Set[bytes]:
+            unused = forget(txn)
+            self._table.set_leaving(txn, unused)
+            return unused
+
+        removed = await self._files.remove_unused(hashes, lambda: self._database.write("forget_media", forget_both))
+        if removed:
+            try:
+                await self.do_take_away(len(removed))
+            except ObjectStoreFailed as error:
+                self.log.warn("objects of files that were removed are taken away later: {error}", error=error)
+        return removed
+
+    async def do_take_away(self, limit: int) -> int:
+        """Take away objects that nobody has any more, and what was never finished; how many. A job does it."""
+        leaving = await self._table.take_leaving(int(self._clock.seconds() * 1000), limit)
+
+        for each in leaving:
+            await run_in(self._executor, partial(self._objects.remove, each.name, is_whole=each.is_whole))
+            await self._table.forget([each.name])
+        return len(leaving)
+
+
+class _OpenedObject:
+    """An object as a source: pieces in a row come out of one answer of the store."""
+
+    def __init__(self, objects: ObjectStore, executor: Executor, found: StoredObject) -> None:
+        self.size = found.size
+        self._objects = objects
+        self._executor = executor
+        self._name = found.name
+        self._stream: ObjectStream | None = None
+        self._position = 0
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await run_in(self._executor, lambda: self._read(offset, size))
+
+    def close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if self._stream is None or self._position != offset:
+            self.close()
+            self._stream = self._objects.open(self._name, offset)
+            self._position = offset
+        if self._stream is None:
+            raise ObjectStoreFailed(f"the object {self._name} is missing in the store")
+        data = bytearray()
+        while len(data) < size and (piece := self._stream.read(size - len(data))):
+            data += piece
+        self._position += len(data)
+        return bytes(data)

@@ -1,0 +1,83 @@
+"""A process that takes files in and deletes them as fast as it can, until it is killed.
+
+    python -m tests.helpers.media_process DATABASE FOLDER SEED
+
+What a crash has left in the folder is swept first. Each file that was deleted is a line of its output.
+"""
+
+import os
+import sys
+from io import BytesIO
+from pathlib import Path
+from random import Random
+from typing import cast
+
+from twisted.internet import reactor as installed_reactor
+from twisted.internet.base import ReactorBase
+from twisted.internet.defer import Deferred
+
+from homeserver.services.media.removal import MediaRemoval
+from storage.database import Database, SQLiteConfig, open_database
+from storage.executors import ThreadExecutor
+from storage.media import Content, MediaRow, MediaStore
+from storage.media_addresses import MediaAddress
+from storage.media_contents import LocalContents
+from storage.media_files import MediaFiles
+from storage.media_removal import MediaRemovalStore, Reason
+from storage.transaction import WriteTransaction
+
+OWN = "example.org"
+CALLERS = 8
+CONTENTS = 12
+"""So few different ones that files are deleted while others come that are the same."""
+
+
+async def work_for_ever(
+    database: Database, files: MediaFiles, removal: MediaRemoval, random: Random, name: str
+) -> None:
+    store, contents = MediaStore(database), LocalContents(database, files)
+    number = 0
+    while True:
+        number += 1
+        media_id = f"{name}-{number}"
+
+        def write(txn: WriteTransaction, hash: bytes, size: int, media_id: str = media_id) -> bytes:
+            content = Content(hash, size, "text/plain", None)
+            store.add_media(txn, MediaRow(media_id, f"@a:{OWN}", content, 0, None, 0, True))
+            return hash
+
+        hash = await contents.add(BytesIO(str(random.randrange(CONTENTS)).encode()), write)
+        await contents.set_thumbnail(hash, "small", b"small", 5)
+        if random.random() < 0.8:
+            await removal.do_delete([MediaAddress(OWN, media_id)], Reason.UPLOADER, f"@a:{OWN}")
+            os.write(1, b"deleted\n")
+
+
+async def begin(database: Database, files: MediaFiles, reactor: ReactorBase, seed: int) -> None:
+    await files.sweep(MediaStore(database).get_used_hashes)
+    removal = MediaRemoval(
+        MediaRemovalStore(database, OWN),
+        LocalContents(database, files),
+        reactor,
+        grace_ms=0,
+        local_lifetime_ms=None,
+        remote_lifetime_ms=None,
+        record_ms=0,
+    )
+    for caller in range(CALLERS):
+        random = Random(seed * CALLERS + caller)
+        Deferred.fromCoroutine(work_for_ever(database, files, removal, random, f"{seed}-{caller}"))
+
+
+def main() -> None:
+    path, folder, seed = sys.argv[1:]
+    reactor = cast(ReactorBase, installed_reactor)
+    database = open_database(SQLiteConfig(path), reactor)
+    files = MediaFiles(Path(folder), ThreadExecutor(reactor, "files", 4))
+    files.open_folder()
+    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(begin(database, files, reactor, int(seed))))
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""An object store that speaks S3, made by others: moto's server, a process of its own, with nothing on disk."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import boto3
+
+from storage.object_store import S3Config
+from storage.s3 import S3
+
+SECONDS_TO_START: Final = 60.0
+KEY: Final = "testing"
+_LISTENING: Final = re.compile(r"Running on (http://127\.0\.0\.1:\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket of its own, and a look into it past the server's code."""
+
+    endpoint_url: str
+    name: str
+    client: Any
+
+    def config(self, **further: Any) -> S3Config:
+        """How to reach it."""
+        whole: dict[str, Any] = {
+            "bucket": self.name,
+            "endpoint_url": self.endpoint_url,
+            "region_name": "us-east-1",
+            "access_key_id": KEY,
+            "secret_access_key": KEY,
+            "addressing_style": "path",
+            "encryption": "none",
+            "kms_key_id": None,
+            "customer_key": None,
+            "storage_class": None,
+            "connections": 4,
+        }
+        return S3Config(**{**whole, **further})
+
+    def section(self, **further: Any) -> dict[str, Any]:
+        """The same in `homeserver.yaml`."""
+        return {
+            "bucket": self.name,
+            "endpoint_url": self.endpoint_url,
+            "region_name": "us-east-1",
+            "access_key_id": KEY,
+            "secret_access_key": KEY,
+            "addressing_style": "path",
+            **further,
+        }
+
+    def open(self, **further: Any) -> S3:
+        """The server's client of it."""
+        return S3(self.config(**further))
+
+    def names(self) -> list[str]:
+        """Of all objects."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return [each["Key"] for page in pages for each in page.get("Contents", ())]
+
+    def unfinished(self) -> list[str]:
+        """Of all objects of which there are parts only."""
+        return [each["Key"] for each in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", ())]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningObjectStore:
+    """A server of moto's."""
+
+    endpoint_url: str
+
+    def bucket(self) -> Bucket:
+        """A new one."""
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=KEY,
+            aws_secret_access_key=KEY,
+        )
+        name = f"files-{uuid4().hex}"
+        client.create_bucket(Bucket=name)
+        return Bucket(self.endpoint_url, name, client)
+
+
+@contextmanager
+def running_object_store(folder: Path) -> Iterator[RunningObjectStore]:
+    """Start one, and end it."""
+    log = folder / "moto.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        began = time.monotonic()
+        while (found := _LISTENING.search(log.read_text())) is None:
+            if process.poll() is not None or time.monotonic() - began > SECONDS_TO_START:
+                raise AssertionError(f"moto did not start: {log.read_text()}")
+            time.sleep(0.02)
+        yield RunningObjectStore(found[1])
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,46 @@
+"""A server that is killed while files come and go: after the next start no row is without its file, and no file without a row."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Set
+from pathlib import Path
+from random import Random
+
+from twisted.internet.defer import Deferred
+
+from storage.executors import InlineExecutor
+from storage.media_files import MediaFiles
+
+ROOT = Path(__file__).parents[2]
+KILLS = 3
+
+
+def _hashes(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if len(path.name) == 64}
+
+
+def test_killed_at_any_moment(tmp_path: Path) -> None:
+    path, folder = tmp_path / "database", tmp_path / "media"
+    for seed in range(KILLS):
+        command = [sys.executable, "-m", "tests.helpers.media_process", str(path), str(folder), str(seed)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
+            assert process.stdout is not None
+            for _ in range(Random(seed).randrange(10, 60)):
+                assert process.stdout.readline() == b"deleted\n"
+            process.kill()
+    with sqlite3.connect(path) as database:
+        rows = {hash.hex() for (hash,) in database.execute("SELECT DISTINCT hash FROM media")}
+        (deleted,) = database.execute("SELECT COUNT(*) FROM deleted_media").fetchone()
+        (left,) = database.execute("SELECT COUNT(*) FROM media").fetchone()
+    assert rows
+    assert deleted
+    assert left > len(rows)  # some have the same bytes
+
+    async def get_used(_hashes: Set[bytes]) -> Set[bytes]:
+        return {bytes.fromhex(each) for each in rows}
+
+    Deferred.fromCoroutine(MediaFiles(folder, InlineExecutor()).sweep(get_used))
+    assert _hashes(folder / "content") == rows
+    assert _hashes(folder / "thumbnails") <= rows

@@ -1,0 +1,151 @@
+"""References to files and their removal, on both databases: the SQL of it. What it means is tested in `tests/http`."""
+
+import pytest
+
+from storage.accounts import AccountStore
+from storage.database import Database
+from storage.media import Content, MediaRow, MediaStore
+from storage.media_addresses import MOST, MediaAddress, find_addresses
+from storage.media_follower import catch_up, put_settings
+from storage.media_lists import ORDERS, MediaListStore, Order
+from storage.media_references import Setting, do_rechecks, note_redaction, put_setting, remove_settings
+from storage.media_removal import MediaRemovalStore, Reason
+from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.transaction import WriteTransaction
+
+OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'{"url":"mxc://a.b:80/x_-1"}', {("a.b:80", "x_-1")}),
+        (rb'{"url":"mxc:\/\/[::1]\/x"}', {("[::1]", "x")}),
+        (b"<img src='mxc://a/b'> mxc://a/c, mxc://a/b#auto", {("a", "b"), ("a", "c")}),
+        (b"mxc:/a/b mxc://a mxc:///b http://a/b", set()),
+    ],
+)
+def test_addresses_are_found_wherever_they_stand(text: bytes, found: set[tuple[str, str]]) -> None:
+    assert find_addresses(text) == found
+
+
+def test_no_text_has_too_many() -> None:
+    assert len(find_addresses(b"".join(b"mxc://a/%d " % number for number in range(2 * MOST)))) == MOST
+
+
+def _add_event(txn: WriteTransaction, nid: int, sender: str, text: str) -> None:
+    txn.execute(
+        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, sender, pdu)"
+        " VALUES (?, 1, 1, 1, 16, ?, 'm.room.message', ?, ?)",
+        (nid, f"${nid}", sender, text.encode()),
+    )
+
+
+def _redact(txn: WriteTransaction, nid: int) -> None:
+    note_redaction(txn, nid)
+    txn.execute("UPDATE events SET pdu = ?, redacted_by = 99 WHERE event_nid = ?", (b"{}", nid))
+
+
+def _begin(txn: WriteTransaction) -> None:
+    """A room with Alice in it, a file of hers, and a copy of another server's, with the same bytes."""
+    txn.execute(
+        "INSERT INTO rooms (room_nid, room_id, version, head_version, extremities, depth, creation_ts)"
+        " VALUES (1, '!r', '11', 1, '[]', 1, 1)"
+    )
+    txn.execute(
+        "INSERT INTO memberships (room_nid, user_id, membership, event_nid, sender, position, is_local)"
+        " VALUES (1, ?, 'join', 1, ?, 1, 1)",
+        (ALICE, ALICE),
+    )
+
+
+async def _files(database: Database) -> None:
+    content = Content(b"\x01" * 32, 7, "image/png", None)
+    await database.write("add", MediaStore(database).add_media, MediaRow("own", ALICE, content, NOW, None, NOW, True))
+    copy = RemoteMediaRow("north.example", "copy", content, NOW, NOW, True)
+    await database.write("add", RemoteMediaStore(database).add_copy, copy)
+
+
+async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
+    await database.write("begin", _begin)
+    await _files(database)
+    while await database.write("settings", put_settings, 1):
+        pass
+    removal = MediaRemovalStore(database, OWN)
+    text = "mxc://example.org/own mxc://north.example/copy"
+    for nid in (1, 2):
+        await database.write("send", _add_event, nid, ALICE, text)
+    assert await database.write("look", catch_up, 10)
+
+    async def get_due() -> set[str]:
+        await database.write("recheck", do_rechecks, OWN, 2, NOW, 10)
+        return {each.address.media_id for each in await removal.get_unreferenced(NOW, 10)}
+
+    await database.write("redact", _redact, 1)
+    assert await get_due() == set()
+    await database.write("redact", _redact, 2)
+    assert await get_due() == {"own", "copy"}
+
+    due = await removal.get_unreferenced(NOW, 10)
+    await database.write("send", _add_event, 3, ALICE, "mxc://north.example/copy")
+    removed = await database.write("remove", removal.remove_unreferenced, due, NOW, NOW + 1)
+    assert removed.addresses == [MediaAddress(OWN, "own")]
+    assert removed.unused == set()  # the copy has the same bytes
+    removed = await database.write(
+        "remove", removal.remove, [MediaAddress("north.example", "copy")], Reason.ADMINISTRATOR, NOW + 2, by=ALICE
+    )
+    assert removed.unused == {b"\x01" * 32}
+    noted = await removal.get_deletions(None, 10)
+    assert [(each.media_id, each.user_id, each.reason, each.by_user_id) for each in noted] == [
+        ("copy", None, "administrator", ALICE),
+        ("own", ALICE, "unreferenced", None),
+    ]
+    assert await removal.get_deletions(noted[0].number, 10) == noted[1:]
+    assert await removal.remove_deletions(NOW + 2, 10) == 1
+
+
+async def test_nothing_is_removed_while_events_were_not_looked_at(database: Database) -> None:
+    await database.write("begin", _begin)
+    await _files(database)
+    await database.write("set", put_setting, ALICE, Setting.PROFILE, "avatar_url", b"mxc://example.org/own")
+    await database.write("unset", remove_settings, ALICE, Setting.PROFILE)
+    await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
+    removal = MediaRemovalStore(database, OWN)
+    due = await removal.get_unreferenced(NOW, 10)
+    assert [each.address.media_id for each in due] == ["own"]
+    assert not (await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)).addresses
+    while await database.write("settings", put_settings, 10):
+        pass
+    assert (await database.write("remove", removal.remove_unreferenced, due, NOW, NOW)).addresses
+
+
+async def test_an_account_that_is_erased_is_rechecked(database: Database) -> None:
+    await _files(database)
+    await database.write("erase", AccountStore(database).set_deactivated, ALICE, NOW, erase=True)
+    await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
+    assert len(await MediaRemovalStore(database, OWN).get_unreferenced(NOW, 10)) == 1
+
+
+async def test_of_files_that_are_not_here_it_is_forgotten_that_nobody_refers_to_them(database: Database) -> None:
+    await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", b"mxc://north.example/never")
+    await database.write("set", put_setting, ALICE, Setting.ACCOUNT_DATA, " x", b"{}")
+    await database.write("recheck", do_rechecks, OWN, 0, NOW, 10)
+    removal = MediaRemovalStore(database, OWN)
+    assert [await removal.forget_unkept(NOW, 10) for _ in range(2)] == [1, 0]
+
+
+async def test_uploads_are_listed_in_any_order(database: Database) -> None:
+    store = MediaStore(database)
+    for number in range(3):
+        content = Content(bytes([number]) * 32, number, f"a/{number}", None if number == 1 else f"{number}")
+        row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW + number, True)
+        await database.write("add", store.add_media, row)
+    lists = MediaListStore(database)
+    for order in ORDERS:
+        pages = [await lists.get_uploads(ALICE, Order(order, descending=False), start, 2) for start in (0, 2)]
+        ids = [row.media_id for page in pages for row in page.rows]
+        assert set(ids) == {"m0", "m1", "m2"}
+        assert (pages[0].count, pages[0].size) == (3, 3)
+        turned = await lists.get_uploads(ALICE, Order(order, descending=True), 0, 3)
+        assert [row.media_id for row in turned.rows] == ids[::-1]
+    assert ids

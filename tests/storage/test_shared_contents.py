@@ -1,0 +1,351 @@
+"""Contents in an object store and in a folder: with a store that others wrote, and one that fails when it is told to."""
+
+import hashlib
+import io
+import os
+import urllib.request
+from collections.abc import Callable, Iterator, Set
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from storage.database import Database
+from storage.executors import Executor, InlineExecutor
+from storage.media import Content, MediaRow, MediaStore
+from storage.media_files import MediaFiles
+from storage.media_levelling import FOLDERS, Levelling, Trimming
+from storage.media_objects import MediaObjectStore
+from storage.object_store import ObjectStore, ObjectStoreFailed
+from storage.s3 import PART_BYTES
+from storage.shared_contents import WHOLE_BYTES, WRITING_SECONDS, Role, SharedContents
+from storage.transaction import WriteTransaction
+from tests.helpers.object_store import Bucket, RunningObjectStore, running_object_store
+
+TEA = b"green tea"
+LONG = bytes(range(256)) * (WHOLE_BYTES // 256 + 100)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
+    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture
+def bucket(running: RunningObjectStore) -> Bucket:
+    return running.bucket()
+
+
+class Cut:
+    """A store that can be reached, or not; each call may be refused once."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self.store = store
+        self.is_cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.is_cut:
+            raise ObjectStoreFailed("there is no way there")
+        return getattr(self.store, name)
+
+
+class Node:
+    """One of several that share a database and a bucket."""
+
+    def __init__(
+        self,
+        database: Database,
+        folder: Path,
+        store: ObjectStore,
+        role: Role = "main",
+        executor: Executor | None = None,
+        **further: Any,
+    ) -> None:
+        self.database = database
+        self.rows = MediaStore(database)
+        self.clock = Clock()
+        self.folder = folder
+        self.clock.advance(1_700_000_000)
+        self.files = MediaFiles(folder, InlineExecutor())
+        self.files.open_folder()
+        self.contents = SharedContents(
+            database,
+            self.files,
+            store,
+            executor or InlineExecutor(),
+            self.clock,
+            role=role,
+            prefix="mahalla/",
+            **{"give_addresses": False, **further},
+        )
+        self.levelling = Levelling(database, self.contents)
+
+    async def upload(self, data: bytes, media_id: str = "a") -> bytes:
+        """Its hash."""
+
+        def write(txn: WriteTransaction, digest: bytes, size: int) -> bytes:
+            content = Content(digest, size, "text/plain", None)
+            self.rows.add_media(txn, MediaRow(media_id, "@a:b", content, 0, None, 0, True))
+            return digest
+
+        return await self.contents.add(io.BytesIO(data), write)
+
+    async def remove(self, media_id: str, digest: bytes) -> Set[bytes] | None:
+        return await self.contents.remove_unused({digest}, lambda txn: self.forget(txn, media_id, digest))
+
+    def forget(self, txn: WriteTransaction, media_id: str, digest: bytes) -> Set[bytes]:
+        txn.execute("DELETE FROM media WHERE media_id = ?", (media_id,))
+        return {digest} if txn.query_one("SELECT 1 FROM media WHERE hash = ?", (digest,)) is None else set()
+
+    async def read(self, digest: bytes) -> bytes | None:
+        opened = await self.contents.open(digest)
+        if opened is None:
+            return None
+        try:
+            return b"".join([await opened.read(at, 1 << 20) for at in range(0, opened.size, 1 << 20)])
+        finally:
+            opened.close()
+
+    def lose_folder(self) -> None:
+        for path in self.kept():
+            path.unlink()
+
+    def kept(self) -> list[Path]:
+        return [path for path in (self.folder / "content").rglob("*") if path.is_file()]
+
+    def incoming(self) -> list[Path]:
+        return list((self.folder / "incoming").iterdir())
+
+
+async def test_what_one_node_takes_in_another_gives_out_and_removes(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    north = Node(database, tmp_path / "north", bucket.open())
+    south = Node(database, tmp_path / "south", bucket.open())
+    digest, long = await north.upload(TEA), await north.upload(LONG, "long")
+    assert sorted(name.split("-")[0] for name in bucket.names()) == sorted(
+        f"mahalla/content/{each.hex()[:2]}/{each.hex()[2:4]}/{each.hex()}" for each in (digest, long)
+    )
+    assert await south.read(digest) == TEA
+    assert len(south.kept()) == 1
+    assert await south.read(long) == LONG
+    assert len(south.kept()) == 1  # it was read where it is
+    async with south.contents.lend(long) as path:
+        assert path is not None
+        assert hashlib.sha256(path.read_bytes()).digest() == long
+    assert await south.read(b"x" * 32) is None
+    assert await south.remove("a", digest) == {digest}
+    assert [name for name in bucket.names() if digest.hex() in name] == []
+    # the other node's copy goes when it looks through its folder
+    assert await Trimming(database, north.files, None).do_trim(FOLDERS + 1) == FOLDERS
+    assert await north.read(digest) is None
+    assert await south.read(digest) is None
+    assert north.incoming() == south.incoming() == []
+
+
+async def test_equal_contents_are_written_once(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    node = Node(database, tmp_path, bucket.open())
+    digest = await node.upload(TEA, "a")
+    await node.upload(TEA, "b")
+    assert len(bucket.names()) == 1
+    assert await node.remove("a", digest) == set()
+    assert len(bucket.names()) == 1
+    assert await node.remove("b", digest) == {digest}
+    assert bucket.names() == []
+    assert (await MediaObjectStore(database).count())[1].contents == 0
+
+
+@pytest.mark.parametrize(
+    "encryption", [{"encryption": "AES256"}, {"encryption": "customer", "customer_key": b"k" * 32}]
+)
+async def test_objects_are_encrypted_by_the_store(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path, encryption: dict[str, Any]
+) -> None:
+    node = Node(sqlite_database, tmp_path, bucket.open(storage_class="STANDARD_IA", **encryption))
+    digest = await node.upload(TEA)
+    node.lose_folder()
+    assert await node.read(digest) == TEA
+    (name,) = bucket.names()
+    further = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32} if "customer_key" in encryption else {}
+    head = bucket.client.head_object(Bucket=bucket.name, Key=name, **further)
+    assert head["StorageClass"] == "STANDARD_IA"
+    assert head.get("ServerSideEncryption", "") == ("" if further else "AES256")
+
+
+async def test_clients_may_be_sent_to_the_store(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    digest = await Node(sqlite_database, tmp_path, bucket.open()).upload(TEA)
+    node = Node(sqlite_database, tmp_path, bucket.open(), give_addresses=True)
+    address = await node.contents.get_address(digest, "text/plain", "attachment; filename=tea.txt")
+    assert address is not None
+    with urllib.request.urlopen(address) as answer:  # noqa: ASYNC210 - the store is another process
+        assert answer.read() == TEA
+        assert answer.headers["Content-Disposition"] == "attachment; filename=tea.txt"
+    assert await node.contents.get_address(b"x" * 32, "text/plain", "") is None
+    assert await Node(sqlite_database, tmp_path, bucket.open()).contents.get_address(digest, "text/plain", "") is None
+
+
+async def test_the_main_store_must_have_it_before_it_is_acknowledged(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    store = Cut(bucket.open())
+    node = Node(sqlite_database, tmp_path, store)
+    store.is_cut = True
+    with pytest.raises(ObjectStoreFailed):
+        await node.upload(TEA)
+    assert await node.rows.get_media(["a"]) == {}
+    assert node.kept() == node.incoming() == []
+    store.is_cut = False
+    node.clock.advance(WRITING_SECONDS + 1)
+    assert await node.contents.do_take_away(10) == 1  # what was begun
+    assert await node.contents.do_take_away(10) == 0
+
+
+async def test_a_second_copy_may_come_later(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    store = Cut(bucket.open())
+    node = Node(database, tmp_path, store, "second_copy")
+    store.is_cut = True
+    digest = await node.upload(TEA)
+    assert bucket.names() == []
+    with pytest.raises(ObjectStoreFailed):
+        await node.levelling.do_level(10)
+    store.is_cut = False
+    assert await node.levelling.do_level(10) == 1
+    assert len(bucket.names()) == 1
+    assert await node.levelling.do_level(10) == 0
+    node.lose_folder()
+    assert await node.read(digest) == TEA
+
+
+async def test_all_move_to_the_store_and_back(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    before = Node(database, tmp_path, bucket.open(), "retired")
+    digests = [await before.upload(b"%d" % number, str(number)) for number in range(7)]
+    assert bucket.names() == []
+    node = Node(database, tmp_path, bucket.open())
+    assert await node.levelling.do_level(3) == 3
+    again = Node(database, tmp_path, bucket.open())  # it was interrupted
+    assert [await again.levelling.do_level(3) for _ in range(3)] == [3, 1, 0]
+    assert len(bucket.names()) == 7
+    again.lose_folder()
+    await again.remove("3", digests[3])
+    after = Node(database, tmp_path, bucket.open(), "retired")
+    assert await after.levelling.do_level(4) == 4
+    assert len(bucket.names()) == 2
+    after = Node(database, tmp_path, bucket.open(), "retired")
+    assert await after.levelling.do_level(4) == 2
+    assert bucket.names() == []
+    assert (await MediaObjectStore(database).count())[1].contents == 0
+    assert [await after.read(each) for each in digests] == [b"0", b"1", b"2", None, b"4", b"5", b"6"]
+
+
+async def test_the_folder_is_trimmed_to_what_was_read_last(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    digests = [await node.upload(bytes([number]) * 1000, str(number)) for number in range(6)]
+    for number, digest in enumerate(digests):
+        when = 1_700_000_000 + number * 7200
+        os.utime(node.files.content_path(digest), (when, when))
+    assert await node.read(digests[0]) == bytes(1000)  # so it was read last
+    trimming = Trimming(sqlite_database, node.files, 2500)
+    for _ in range(2):
+        assert await trimming.do_trim(FOLDERS + 1) == FOLDERS
+    assert {path.name for path in node.kept()} == {digests[0].hex(), digests[5].hex()}
+    assert [await node.read(each) for each in digests] == [bytes([number]) * 1000 for number in range(6)]
+
+
+async def test_a_spoilt_object_is_given_to_nobody(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    digest = await node.upload(TEA)
+    node.lose_folder()
+    bucket.client.put_object(Bucket=bucket.name, Key=bucket.names()[0], Body=b"black tea")
+    with pytest.raises(ObjectStoreFailed, match="not what was written"):
+        await node.read(digest)
+    assert node.kept() == node.incoming() == []
+
+
+class LaterExecutor:
+    """Does what it is given when it is told to."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], None]] = []
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self.jobs.append(job)
+
+    def deliver(self, call: Callable[[], None]) -> None:
+        call()
+
+    def close(self) -> Deferred[None]:
+        raise AssertionError
+
+    def work(self) -> None:
+        while self.jobs:
+            self.jobs.pop(0)()
+
+
+async def test_an_object_that_goes_away_meanwhile_is_written_anew(
+    database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    """Somebody uploads what somebody else has, who removes it before the row of the first is written."""
+    north, south = (Node(database, tmp_path / name, bucket.open()) for name in ("north", "south"))
+    digest = await north.upload(TEA, "a")
+    place = south.files.place
+
+    async def place_late(received: Any) -> Any:
+        south.files.place = place  # type: ignore[method-assign]
+        assert await north.remove("a", digest) == {digest}
+        assert bucket.names() == []
+        return await place(received)
+
+    south.files.place = place_late  # type: ignore[method-assign]
+    assert await south.upload(TEA, "b") == digest
+    assert len(bucket.names()) == 1
+    south.lose_folder()
+    assert await south.read(digest) == TEA
+
+
+async def test_who_writes_for_long_is_believed_to_live(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    later = LaterExecutor()
+    node = Node(database, tmp_path / "a", bucket.open(), executor=later)
+    other = Node(database, tmp_path / "b", bucket.open())
+    upload = Deferred.fromCoroutine(node.upload(TEA))
+    for _ in range(20):
+        for clock in (node.clock, other.clock):
+            clock.advance(WRITING_SECONDS / 4)
+        assert await other.contents.do_take_away(10) == 0
+    later.work()
+    assert await upload == hashlib.sha256(TEA).digest()
+    assert len(bucket.names()) == 1
+
+
+async def test_what_was_never_finished_is_taken_away_with_its_parts(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    table = MediaObjectStore(sqlite_database)
+    await table.add_coming("mahalla/part", b"h" * 32, PART_BYTES * 2, 1)
+    begun = bucket.client.create_multipart_upload(Bucket=bucket.name, Key="mahalla/part")
+    bucket.client.upload_part(
+        Bucket=bucket.name, Key="mahalla/part", UploadId=begun["UploadId"], PartNumber=1, Body=b"x"
+    )
+    assert bucket.unfinished() == ["mahalla/part"]
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    assert await node.contents.do_take_away(10) == 1
+    assert bucket.unfinished() == bucket.names() == []
+
+
+async def test_a_long_file_goes_in_parts(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    data = os.urandom(PART_BYTES + 5)
+    digest = await node.upload(data)
+    (name,) = bucket.names()
+    assert bucket.client.head_object(Bucket=bucket.name, Key=name)["ETag"].endswith('-2"')
+    node.lose_folder()
+    opened = await node.contents.open(digest)
+    assert opened is not None
+    assert await opened.read(PART_BYTES - 2, 100) == data[-7:]
+    assert await opened.read(10, 3) == data[10:13]
+    assert await opened.read(13, 3) == data[13:16]
+    opened.close()
