@@ -15,6 +15,7 @@ from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import federation_policy, register
+from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
@@ -60,6 +61,7 @@ from homeserver.client import (
     thread_subscriptions,
     threepids,
     to_device,
+    url_previews,
     user_directory,
     versions,
     voip,
@@ -95,6 +97,7 @@ SOURCES: tuple[ModuleType, ...] = (
     server_keys,
     server_version,
     admin_audit,
+    admin_media,
     admin_pushers,
     account,
     account_data,
@@ -156,6 +159,7 @@ SOURCES: tuple[ModuleType, ...] = (
     unsubscribe,
     upstream,
     upstream_answers,
+    url_previews,
     user_directory,
     versions,
     voip,

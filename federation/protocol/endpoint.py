@@ -81,6 +81,7 @@ class Limit(Enum):
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"
+    URL_PREVIEW = "rc_url_preview"
 
 
 PER_ADDRESS = frozenset(

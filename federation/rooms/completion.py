@@ -342,17 +342,17 @@ class Completions:
         tables, nid = self._tables, room.room_nid
         part = await tables.trees.get_all(nid, snapshot.state.root)
         whole = {**await tables.trees.get_all(nid, known.root), **known.entries}
-        rows = await tables.memberships.get_event_nids(nid)
+        rows = await tables.memberships.get_all(nid)
         new = [
             event_nid
             for (type, key), event_nid in whole.items()
-            if type == MEMBER and (type, key) not in part and rows.get(key) != event_nid
+            if type == MEMBER and (type, key) not in part and _may_differ(rows.get(key), event_nid)
         ]
         for start in range(0, len(new), CHUNK):
             effects = await self._effects.of(room, new[start : start + CHUNK])
             await self._write_effects(room, effects.items())
         # of an earlier time that we were in the room
-        gone = [event_nid for user_id, event_nid in rows.items() if (MEMBER, user_id) not in whole]
+        gone = [event_nid for user_id, (event_nid, _) in rows.items() if (MEMBER, user_id) not in whole]
         for start in range(0, len(gone), CHUNK):
             stored = await self._events.get_events(gone[start : start + CHUNK])
             await self._write_effects(
@@ -477,3 +477,8 @@ class Completions:
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._log.failure("work on a room that is not complete failed", failure)
+
+
+def _may_differ(row: tuple[int, str] | None, event_nid: int) -> bool:
+    """Whether what is written of a membership may be another than what an event says: it may have been in no state for a while."""
+    return row is None or row[0] != event_nid or row[1] == "leave"

@@ -60,6 +60,8 @@ class Arrival:
     """It falls to us to tell the other servers in the room."""
     has_gap: bool = False
     """The state before it is assumed: in a room with a part of its state."""
+    is_mended: bool = False
+    """The state before it has more than its past gives: what could be proved later only."""
 
 
 class Placements:
@@ -169,6 +171,8 @@ class Placements:
             if not arrival.is_past and not arrival.redactions:
                 classification = await self._classify(event, await self._circumstances(snapshot, arrival))
                 flags |= classification.flags | (EventFlag.OUTCOMES if classification.outcomes else 0)
+        if arrival.is_mended:
+            flags |= EventFlag.MENDED
         return replace(
             new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
             depth=_depth(arrival),

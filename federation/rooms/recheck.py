@@ -16,12 +16,14 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
+from federation.rooms.unproved import UnprovedStates
 from storage.database import Database
 from storage.events import EventFlag
 from storage.partial_rooms import PartialEvent, PartialRoomStore
 from storage.room_writer import StateChange
 from storage.rooms import RoomRow
 from storage.state_completion import Found, StateCompletion
+from storage.unproved_state import PartOf
 
 CHUNK: Final = 100
 MAX_FETCHED: Final = 50
@@ -72,7 +74,9 @@ class Recheck:
         writer: StateCompletion,
         questions: Questions,
         placements: Placements,
+        unproved: UnprovedStates,
     ) -> None:
+        self._unproved = unproved
         self._placements = placements
         self._database = database
         self._store = store
@@ -106,6 +110,7 @@ class Recheck:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
         before = walk.before_join if is_join else await self._before(snapshot, walk, row, stored)
+        told, before = before, await self._with_noted(snapshot, before, event)
         verdict = Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, stored, before)
         flags = _flags(stored, verdict)
         if flags & EventFlag.TIMELINE and not stored.flags & EventFlag.TIMELINE:
@@ -113,6 +118,8 @@ class Recheck:
                 flags = 0
             else:
                 walk.shown.append(stored)
+        if before is not told:
+            flags |= EventFlag.MENDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
         after = before
         if is_change:
@@ -133,6 +140,18 @@ class Recheck:
             cited = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
             auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
         return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
+
+    async def _with_noted(self, snapshot: RoomSnapshot, before: StateChange, event: Event) -> StateChange:
+        """A state with what the event cites of what could be proved later only, as far as nothing is in its place."""
+        room_nid = snapshot.room.room_nid
+        noted = await self._unproved.find_noted(room_nid, event.auth_events)
+        names = [name for name in event.auth_events if noted.get(name, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN]
+        if not names:
+            return before
+        found = await self._events.get_by_id(room_nid, names)
+        cited = {stored.event.key: stored.nid for stored in found.values() if not stored.rejected}
+        known = await self._resolver.load(room_nid, before, cited)
+        return StateChange(before.root, {**before.entries, **{k: nid for k, nid in cited.items() if k not in known}})
 
     async def _takes_nothing_away(self, snapshot: RoomSnapshot, event: Event, before: StateChange) -> bool:
         """Whether it is a redaction of something that its sender may not redact. spec: rooms/v3#handling-redactions"""

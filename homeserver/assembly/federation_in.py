@@ -87,6 +87,7 @@ class IncomingParts:
                 completion,
                 federation.questions,
                 federation.placements,
+                federation.unproved,
             ),
             federation.resolver,
             federation.effects,

@@ -102,15 +102,16 @@ class OutsideServer:
         self._log.close()
 
 
-def start_npm(folder: Path, port: int, logout_url: str) -> OutsideServer:
-    """The OpenID provider at /oidc and the SAML provider at /saml."""
+def start_npm(folder: Path, port: int, logout_url: str, *, base: str = BASE, host: str = "127.0.0.1") -> OutsideServer:
+    """The OpenID provider at /oidc and the SAML provider at /saml, called `host`, for the server at `base`."""
     certificate, key = _rsa_certificate(folder)
     for name in ("providers.mjs", "package.json"):
         shutil.copy(ROOT / "tests" / "upstream" / "js" / name, folder)
     (folder / "node_modules").symlink_to(NPM / "node_modules")
     options = {
+        "host": host,
         "port": port,
-        "base": BASE,
+        "base": base,
         "logoutUrl": logout_url,
         "cert": str(certificate),
         "key": str(key),

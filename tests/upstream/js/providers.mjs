@@ -1,9 +1,9 @@
 // An OpenID provider (oidc-provider) at /oidc and a SAML identity provider (samlp) at /saml, on one port of the loopback.
 //
-//     node providers.mjs '{"port": …, "base": "https://…/", "logoutUrl": "…", "cert": PATH, "key": PATH}'
+//     node providers.mjs '{"host": "localhost", "port": …, "base": "https://…/", "logoutUrl": "…", "cert": PATH, "key": PATH}'
 //
 // At /oidc people sign in with any password: their name is what they type, and what they have is in `PEOPLE`. At /saml
-// whoever the query names (?user=) is signed in already.
+// whoever the query (?user=) or a cookie names is signed in already. At /app is where an app would be.
 
 import { readFileSync } from 'node:fs';
 
@@ -12,7 +12,7 @@ import Provider from 'oidc-provider';
 import samlp from 'samlp';
 
 const options = JSON.parse(process.argv[2]);
-const here = `http://127.0.0.1:${options.port}`;
+const here = `http://${options.host}:${options.port}`;
 const credentials = { cert: readFileSync(options.cert), key: readFileSync(options.key) };
 
 const PEOPLE = {
@@ -61,6 +61,8 @@ const issuer = `${here}/saml/metadata`;
 const profileMapper = (user) => new Attributes(user);
 profileMapper.prototype = Attributes.prototype;
 
+const nameIn = (req) => req.query.user ?? /(?:^|; )user=(\w+)/.exec(req.headers.cookie)?.[1] ?? 'alice';
+
 const app = express();
 const answer = (settings) => samlp.auth({
   issuer,
@@ -69,7 +71,7 @@ const answer = (settings) => samlp.auth({
   destination: acs,
   recipient: acs,
   getPostURL: (audience, request, req, callback) => callback(null, acs),
-  getUserFromRequest: (req) => ({ id: req.query.user ?? 'alice', ...PEOPLE[req.query.user ?? 'alice'] }),
+  getUserFromRequest: (req) => ({ id: nameIn(req), ...PEOPLE[nameIn(req)] }),
   ...settings,
 });
 app.get('/saml', answer({}));
@@ -78,5 +80,6 @@ app.get('/saml/unsigned_altogether', answer({ signAssertion: false }));
 app.get('/saml/for_others', answer({ audience: 'https://other.example/' }));
 app.get('/saml/expired', answer({ lifetimeInSeconds: -600 }));
 app.get('/saml/metadata', samlp.metadata({ issuer, ...credentials, profileMapper, redirectEndpointPath: '/saml', postEndpointPath: '/saml' }));
+app.get('/app', (req, res) => res.type('text').send('the app'));
 app.use('/oidc', oidc.callback());
 app.listen(options.port, '127.0.0.1', () => console.log('ready'));

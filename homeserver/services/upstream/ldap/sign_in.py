@@ -69,6 +69,7 @@ class DirectoryPasswords:
         one that the name means here, if any. Raises `DirectoryUnavailable`, `LimitExceeded`, `UserDeactivated`,
         `UserLocked`, `Forbidden`."""
         links = {} if account is None else await self._links_of(account.user_id)
+        is_in_use = account is not None and account.deactivated_ts is None
         failed: DirectoryFailed | None = None
         for directory in self._directories:
             link = links.get(directory.info.provider_id)
@@ -82,7 +83,7 @@ class DirectoryPasswords:
                 continue
             if verdict.entry is not None:
                 return await self._admit(directory, verdict)
-            if link is not None and not verdict.exists:
+            if link is not None and link.left_ts is None and not verdict.exists and is_in_use:
                 await directory.leavers.do_check(1)
         if failed is not None:
             raise DirectoryUnavailable
