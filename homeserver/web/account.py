@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import MatrixError, NotFound
+from federation.protocol.errors import MatrixError, NotFound, UserSuspended
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.audit import Audit, Happened
@@ -184,6 +184,8 @@ class AccountPage:
         ]
 
     async def _set_name(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        if session.is_suspended:
+            raise UserSuspended
         await self._account.do_set_name(session.user_id, fields.get("name", "").strip())
         return _done("name")
 

@@ -114,6 +114,11 @@ class DeviceGrants:
         """Tokens for who was let in. Raises `OAuthError`: `authorization_pending` and `slow_down` while nobody has
         decided, `access_denied`, `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
+        if (
+            await self._database.read_quickly("get_device_grant", self._store.get_grant, hash_token(device_code))
+            is None
+        ):
+            raise _unknown()  # what is made up costs no write
         family = self._secret_text.oauth_family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -129,7 +134,7 @@ class DeviceGrants:
         row = self._store.get_grant(txn, code_hash)
         now = self._now()
         if row is None or row.client_id != client.client_id:
-            return OAuthError("invalid_grant", "The device_code is unknown; begin again")
+            return _unknown()
         if row.expires_ts <= now:
             return OAuthError("expired_token", "Nobody allowed this in time; begin again")
         if row.allowed is None:
@@ -158,3 +163,7 @@ class DeviceGrants:
 def _plain(user_code: str) -> str:
     """A code as it is kept, whatever people type between its letters."""
     return "".join(letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha())
+
+
+def _unknown() -> OAuthError:
+    return OAuthError("invalid_grant", "The device_code is unknown; begin again")

@@ -90,6 +90,8 @@ class OAuthTokens:
     async def do_exchange_code(self, client_id: str, code: str, redirect_uri: str, verifier: str) -> Granted:
         """Tokens for a code. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
+        if await self._database.read_quickly("get_oauth_code", self._store.get_code, hash_token(code)) is None:
+            raise _invalid("The code is unknown; begin again")  # what is made up costs no write
         family = self._secret_text.oauth_family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
