@@ -302,6 +302,7 @@ def build(
     )
     services: Sequence[object] = (
         *federation.edge.services,
+        accounts.audit,
         accounts.registration,
         accounts.sessions,
         accounts.shared_secret_registration,

@@ -13,6 +13,7 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
+from homeserver.admin import audit as admin_audit
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
@@ -95,6 +96,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_audit,
     admin_media,
     admin_pushers,
     account,

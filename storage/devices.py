@@ -10,6 +10,7 @@ Laws:
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from storage.audit import AuditRecord, note_first_of_address
 from storage.database import Database
 from storage.device_list_log import log_changes
 from storage.streams import Change, Topic
@@ -38,6 +39,10 @@ class DeviceSighting:
     ts: int
     ip: str
     user_agent: str
+    first_of_address: str | None = None
+    """What a record of the account says when it is the first one from there; None: nothing."""
+    address: str = ""
+    """Where `ip` belongs to: what counts as one address."""
 
 
 _COLUMNS = "user_id, device_id, display_name, created_ts, last_seen_ts, last_seen_ip, last_seen_user_agent"
@@ -134,8 +139,13 @@ class DeviceStore:
                 " WHERE user_id = ? AND device_id = ?",
                 rows,
             )
+            firsts = [s for s in noted if s.first_of_address is not None]
+            note_first_of_address(
+                txn, [AuditRecord(s.user_id, s.ts, s.first_of_address or "", s.address, s.device_id) for s in firsts]
+            )
 
-        rows: list[tuple[str | int, ...]] = [(s.ts, s.ip, s.user_agent, s.user_id, s.device_id) for s in sightings]
+        noted = list(sightings)
+        rows: list[tuple[str | int, ...]] = [(s.ts, s.ip, s.user_agent, s.user_id, s.device_id) for s in noted]
         await self._database.write("set_sightings", write, rows)
 
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]) -> None:

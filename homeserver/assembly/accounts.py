@@ -10,6 +10,7 @@ from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
@@ -24,6 +25,7 @@ from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
+from storage.audit import AuditStore
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
 from storage.dehydrated_devices import DehydratedDeviceStore
@@ -107,6 +109,7 @@ class AccountParts:
         passwords = config.sessions.password_config
         has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
         self.sign_in = SignIn(
+            clock,
             database,
             self.store,
             mail.threepids,
@@ -128,6 +131,7 @@ class AccountParts:
             SSOStage(),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
+        self.audit = Audit(clock, AuditStore(database), keep_ms=config.sessions.audit.keep_for)
         self.resets = CrossSigningResets(clock, database, self.reset_store, self.uia)
         self.registration = Registration(
             clock,

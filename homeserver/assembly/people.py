@@ -71,6 +71,7 @@ class PeopleParts:
             ],
         )
         self.accounts = Accounts(
+            clock,
             database,
             accounts.store,
             accounts.passwords,

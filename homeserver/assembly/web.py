@@ -45,6 +45,7 @@ class WebParts:
         rooms: RoomParts,
     ) -> None:
         base_url = config.name.public_baseurl or ""
+        self._audit = accounts.audit
         self.cookies = Cookies(config.name.public_baseurl)
         self.pages = Pages(mail.languages, config.server_name)
         self.forms = Forms(self.cookies, accounts.secret_text)
@@ -100,6 +101,7 @@ class WebParts:
                     AccountDataStore(database),
                     rooms.room_memberships,
                 ),
+                accounts.audit,
                 accounts.resets,
                 people.threepids,
                 mail.validation,
@@ -115,4 +117,7 @@ class WebParts:
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
-        return (Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),)
+        return (
+            Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),
+            Job("forget_audit_records", self._audit.do_sweep, 3600.0),
+        )

@@ -90,6 +90,13 @@ class LoginFromSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecords:
+    """What is kept of sign-ins, failures and changes of accounts, for their owners and for administrators."""
+
+    keep_for: Duration = option(Duration(90 * 24 * 3600 * 1000), "How long.", minimum=24 * 3600 * 1000, example="90d")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OAuth:
     """The OAuth 2.0 API: apps sign people in on this server's own pages, and never see a password."""
 
@@ -141,5 +148,6 @@ class Sessions:
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."
     )
+    audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
     ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

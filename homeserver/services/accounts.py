@@ -6,9 +6,12 @@ spec: client-server-api#legacy-account-management, client-server-api#account-mod
 from collections.abc import Sequence
 from typing import Protocol
 
+from twisted.internet.interfaces import IReactorTime
+
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
+from homeserver.services.audit import Happened, note
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
@@ -35,6 +38,7 @@ class Accounts:
 
     def __init__(
         self,
+        clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
         passwords: Passwords,
@@ -50,6 +54,7 @@ class Accounts:
     ) -> None:
         """`by_email`: who has forgotten the password may set a new one with their e-mail address; `account_page`: where
         people manage their accounts in a browser."""
+        self._clock = clock
         self._database = database
         self._accounts = accounts
         self._passwords = passwords
@@ -108,6 +113,7 @@ class Accounts:
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_password_hash(txn, user_id, password_hash)
+            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now())
             if log_out_all or log_out_but is not None:
                 self._sessions.remove_sessions(txn, user_id, log_out_but)
 
@@ -134,11 +140,18 @@ class Accounts:
         suspended: bool | None = None,
     ) -> None:
         """Lay something on an account, or lift it; None leaves it. Raises `NotFound`."""
-        await self.get_account(user_id)
+        account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+            if locked is not None and locked != account.locked:
+                note(txn, user_id, Happened.LOCKED if locked else Happened.UNLOCKED, self._now())
+            if suspended is not None and suspended != account.suspended:
+                note(txn, user_id, Happened.SUSPENDED if suspended else Happened.UNSUSPENDED, self._now())
             if locked:
                 self._sessions.remove_ways_in(txn, user_id)
 
         await self._database.write("set_account_flags", write)
+
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)

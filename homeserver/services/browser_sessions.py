@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import UserID
+from homeserver.services.audit import Happened, note
 from homeserver.services.cookies import Cookies
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.browser_sessions import BrowserSessionStore
@@ -70,6 +71,7 @@ class BrowserSessions:
             if old is not None:
                 self._store.remove_browser_session(txn, hash_token(old))
             self._store.add_browser_session(txn, hash_token(token), user_id, now, now + self._lifetime_ms, origin)
+            note(txn, user_id, Happened.BROWSER_SIGNED_IN, now, ip=context.client_ip)
 
         await self._database.write("begin_browser_session", write)
         return self._cookies.make(context, COOKIE, token, seconds=self._lifetime_ms // 1000)

@@ -13,6 +13,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
+from homeserver.services.audit import Happened, note
 from homeserver.services.uia import UIA, AuthData, Operation
 from storage.database import Database
 from storage.oauth import CrossSigningResetStore
@@ -56,7 +57,12 @@ class CrossSigningResets:
 
     async def do_allow(self, user_id: UserID) -> None:
         """Allow it, to whoever uses this account."""
-        await self._database.write("allow_reset", self._store.set_until, user_id, self._now() + ALLOWED_MS)
+
+        def write(txn: WriteTransaction) -> None:
+            self._store.set_until(txn, user_id, self._now() + ALLOWED_MS)
+            note(txn, user_id, Happened.KEYS_RESET_ALLOWED, self._now())
+
+        await self._database.write("allow_reset", write)
 
     async def is_allowed(self, user_id: UserID) -> bool:
         """Whether it is allowed now."""

@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
+from homeserver.services.audit import Happened, note
 from homeserver.services.sessions import Sessions
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
@@ -76,6 +77,7 @@ class Deactivation:
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
+            note(txn, user_id, Happened.DEACTIVATED, now)
             self._sessions.remove_sessions(txn, user_id)
             self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:

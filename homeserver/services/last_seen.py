@@ -13,6 +13,8 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.rate_limits import address_key
+from homeserver.services.audit import Happened
 from storage.devices import DeviceSighting, DeviceStore
 
 _LONGEST_USER_AGENT: Final = 512
@@ -56,7 +58,9 @@ class LastSeen:
             self._noted.clear()
         self._noted[key] = now
         agent = user_agent[:_LONGEST_USER_AGENT].replace("\0", "")
-        self._waiting[key] = DeviceSighting(user_id, device_id, int(now * 1000), ip, agent)
+        self._waiting[key] = DeviceSighting(
+            user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address_key(ip)
+        )
 
     async def flush(self) -> None:
         """Write what waits. A failure loses no request: it is logged, and the notes come again in time."""

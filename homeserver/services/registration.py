@@ -29,6 +29,7 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.audit import Happened, note
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
@@ -324,6 +325,7 @@ class Registration:
     ) -> bool:
         if not self._accounts.add_account(txn, account):
             return False
+        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts)
         # Until people choose a name, rooms show the local part instead of the whole address.
         name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)

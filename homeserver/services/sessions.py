@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
+from homeserver.services.audit import Happened, note
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
 from storage.accounts import AccountStore
 from storage.cross_signing import has_cross_signing_key
@@ -177,6 +178,7 @@ class Sessions:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
+        note(txn, session.user_id, Happened.SESSION_BEGAN, session.now, device_id=session.device_id)
 
     async def do_begin(self, session: NewSession) -> None:
         """Write a prepared session."""
@@ -288,6 +290,8 @@ class Sessions:
             store.remove_devices(txn, user_id, gone)
         self._devices.remove_devices(txn, user_id, gone)
         self._accounts.set_account_changed(txn, user_id)
+        for device_id in gone:
+            note(txn, user_id, Happened.SESSION_ENDED, self._now(), device_id=device_id)
 
     def remove_sessions(self, txn: WriteTransaction, user_id: UserID, but: Requester | None = None) -> None:
         """Remove all devices and sessions of a user, but the one that asks, if it is to stay."""

@@ -11,6 +11,10 @@ spec: client-server-api#legacy-login, client-server-api#identifier-types
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     BadJson,
@@ -24,11 +28,13 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.threepids import ThreepidStore
+from storage.transaction import WriteTransaction
 
 _WRONG: Final = "Wrong user name or password"
 _LONGEST_NAME: Final = 255
@@ -54,8 +60,11 @@ class OtherPasswords(Protocol):
 class SignIn:
     """Checks passwords and begins sessions with them."""
 
+    _log = Logger()
+
     def __init__(
         self,
+        clock: IReactorTime,
         database: Database,
         accounts: AccountStore,
         threepids: ThreepidStore,
@@ -70,6 +79,7 @@ class SignIn:
         plugins: Plugins | None = None,
     ) -> None:
         """`own_passwords`: those that are kept here count."""
+        self._clock = clock
         self._plugins = plugins or Plugins()
         self._database = database
         self._accounts = accounts
@@ -144,6 +154,12 @@ class SignIn:
                 return found
             for key, cost in zip(keys, (1.0, _COST_FOR_ADDRESS), strict=True):
                 self._count_failure(key, cost)
+            if account is not None:
+                # not waited for, so that the time tells nothing of who exists
+                work = self._database.write("note_failure", self._note_failure, UserID(account.user_id), address)
+                Deferred.fromCoroutine(work).addErrback(
+                    lambda failure: self._log.failure("a failed sign-in was not recorded", failure)
+                )
             raise Forbidden(_WRONG)
         if account.deactivated_ts is not None:
             raise UserDeactivated
@@ -162,6 +178,9 @@ class SignIn:
             if user_id is not None:
                 return (await self._accounts.get_accounts([user_id]))[user_id]
         return None
+
+    def _note_failure(self, txn: WriteTransaction, user_id: UserID, address: str) -> None:
+        note(txn, user_id, Happened.SIGN_IN_FAILED, int(self._clock.seconds() * 1000), ip=address)
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

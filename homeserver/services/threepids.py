@@ -10,6 +10,7 @@ from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, ThreepidInUse
 from federation.protocol.ids import UserID
 from homeserver.services.accounts import Accounts
+from homeserver.services.audit import Happened, note
 from homeserver.services.email_validation import ADD, EMAIL, EmailValidation, Proof
 from homeserver.services.uia import AuthData
 from storage.database import Database
@@ -81,6 +82,7 @@ class Threepids:
         row = ThreepidRow(EMAIL, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
+        note(txn, user_id, Happened.ADDRESS_ADDED, self._now_ms())
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
@@ -91,6 +93,7 @@ class Threepids:
 
     def _remove(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
         if self._store.remove_threepid(txn, user_id, medium, address):
+            note(txn, user_id, Happened.ADDRESS_REMOVED, self._now_ms())
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 

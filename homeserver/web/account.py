@@ -6,7 +6,7 @@ somebody presses a button on a page that says what it does.
 spec: client-server-api#oauth-20-account-management
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Final
@@ -15,8 +15,10 @@ from urllib.parse import urlencode
 import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import MatrixError, NotFound
+from federation.protocol.errors import MatrixError, NotFound, UserSuspended
+from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
+from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.email_validation import ADD, EMAIL, EmailValidation
@@ -39,6 +41,7 @@ from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
+RECORDS_SHOWN: Final = 20
 EXPORT_PATH: Final = "/_mahalla/account/export"
 ADDRESS: Final = "address"
 """Besides the actions of the specification: where somebody comes back to from a letter."""
@@ -62,6 +65,7 @@ class AccountPage:
         forms: Forms,
         sessions: BrowserSessions,
         account: OwnAccount,
+        audit: Audit,
         resets: CrossSigningResets,
         threepids: Threepids,
         validation: EmailValidation,
@@ -73,6 +77,7 @@ class AccountPage:
         self._forms = forms
         self._sessions = sessions
         self._account = account
+        self._audit = audit
         self._resets = resets
         self._threepids = threepids
         self._validation = validation
@@ -159,6 +164,7 @@ class AccountPage:
             "address": given.get("address", ""),
             "client_secret": given.get("client_secret", ""),
             "may_add_addresses": self._validation.is_possible,
+            "records": [] if view != "home" else await self._records(session.user_id, language),
             "reset_allowed": await self._resets.is_allowed(session.user_id),
             "problem": "" if error is None else _explain(error, language),
             "done": "" if error is not None else _told(given.get("done", ""), language),
@@ -166,7 +172,20 @@ class AccountPage:
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         return self._pages.make("account.html", language, fields, status, cookies=token.cookies)
 
+    async def _records(self, user_id: UserID, language: Language) -> Sequence[tuple[str, str, str]]:
+        """What happened, when, and where."""
+        return [
+            (
+                _event(record.event, language),
+                _moment(record.ts),
+                " · ".join(each for each in (record.device_id, record.address) if each),
+            )
+            for record in await self._audit.get_records(user_id, RECORDS_SHOWN)
+        ]
+
     async def _set_name(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        if session.is_suspended:
+            raise UserSuspended
         await self._account.do_set_name(session.user_id, fields.get("name", "").strip())
         return _done("name")
 
@@ -235,6 +254,41 @@ def _explain(error: MatrixError, language: Language) -> str:
     if isinstance(error, WrongProof):
         return _("The password is wrong.")
     return explain(error, language)
+
+
+def _event(event: str, language: Language) -> str:
+    _ = language.gettext
+    match event:
+        case Happened.REGISTERED.value:
+            return _("The account was made")
+        case Happened.SESSION_BEGAN.value:
+            return _("An app signed in")
+        case Happened.SESSION_ENDED.value:
+            return _("A session ended")
+        case Happened.BROWSER_SIGNED_IN.value:
+            return _("Signed in to this page")
+        case Happened.SIGN_IN_FAILED.value:
+            return _("A wrong password was typed")
+        case Happened.NEW_ADDRESS.value:
+            return _("An app was used from a new place")
+        case Happened.TOKEN_REUSED.value:
+            return _("A secret of an app was used twice; its session was ended, in case it was stolen")
+        case Happened.APP_ALLOWED.value:
+            return _("An app was allowed")
+        case Happened.PASSWORD_CHANGED.value:
+            return _("The password was changed")
+        case Happened.ADDRESS_ADDED.value:
+            return _("An e-mail address was added")
+        case Happened.ADDRESS_REMOVED.value:
+            return _("An e-mail address was removed")
+        case Happened.KEYS_RESET_ALLOWED.value:
+            return _("An app was allowed to replace the keys")
+        case Happened.LOCKED.value | Happened.SUSPENDED.value:
+            return _("The account was locked or limited")
+        case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:
+            return _("The account was unlocked")
+        case _:
+            return event
 
 
 def _told(done: str, language: Language) -> str:

@@ -60,7 +60,7 @@ class ConsentPage:
             return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT)))
         if decision == "allow":
             await self._upstream.note(session, request.scope.device_id)
-            return see_other(await self._authorization.do_allow(request, session.user_id))
+            return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
         if decision == "deny":
             return see_other(self._authorization.deny(request))
         return self._page(context, language, given, request, session)

@@ -12,6 +12,7 @@ from federation.protocol.errors import (
     UserDeactivated,
     UserInUse,
     UserLocked,
+    UserSuspended,
     WeakPassword,
 )
 from homeserver.services.languages import Language
@@ -31,6 +32,8 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("Too many attempts. Wait %(minutes)s min, then try again.") % {"minutes": minutes}
         case UserLocked():
             return _("This account is locked. Ask the people who run this server.")
+        case UserSuspended():
+            return _("Your account is limited for now: this cannot be changed.")
         case UserDeactivated():
             return _("This account has been closed.")
         case PasswordsDiffer():

@@ -163,6 +163,7 @@ class AccountsServer:
         )
         self.threepids = ThreepidStore(database)
         self.sign_in = SignIn(
+            clock,
             database,
             self.account_store,
             self.threepids,
@@ -205,6 +206,7 @@ class AccountsServer:
             self.rooms,
         )
         self.accounts = Accounts(
+            clock,
             database,
             self.account_store,
             self.passwords,

@@ -92,6 +92,15 @@ def test_a_name_is_changed(server: TestServer, browser: Browser) -> None:
     assert found["displayname"] == "Alice <in> Wonderland"
 
 
+def test_a_suspended_account_keeps_its_name(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    store = server.app.accounts.store
+    server.run(server.app.database.write("suspend", store.set_flags, "@alice:example.org", suspended=True))
+    press(browser, "name", name="Mallory")
+    assert (browser.status, "Your account is limited for now" in browser.words) == (403, True)
+    assert server.get("/_matrix/client/v3/profile/@alice:example.org").json["displayname"] == "alice"
+
+
 def test_a_password_is_changed(program: Program, browser: Browser) -> None:
     alice = program.sign_in(browser)
     sign_in(other := Browser(program.server))

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
+from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.addresses import is_registered
 from homeserver.services.oauth.clients import CODE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError
@@ -123,7 +124,7 @@ class Authorization:
             raise Refused(returning, "interaction_required", "Somebody has to allow this")
         return AuthorizationRequest(client, returning, scope, challenge, prompts, given.get("login_hint", ""))
 
-    async def do_allow(self, request: AuthorizationRequest, user_id: UserID) -> str:
+    async def do_allow(self, request: AuthorizationRequest, user_id: UserID, ip: str) -> str:
         """Let the program in as this user. Where the browser goes."""
         code = self._secret_text.oauth_code()
         row = OAuthCodeRow(
@@ -136,7 +137,12 @@ class Authorization:
             challenge=request.challenge,
             expires_ts=self._now() + CODE_LIFETIME_MS,
         )
-        await self._database.write("add_oauth_code", self._store.add_code, row)
+
+        def write(txn: WriteTransaction) -> None:
+            self._store.add_code(txn, row)
+            note(txn, user_id, Happened.APP_ALLOWED, self._now(), ip=ip, device_id=request.scope.device_id)
+
+        await self._database.write("add_oauth_code", write)
         return self._answer(request.returning, {"code": code})
 
     def deny(self, request: AuthorizationRequest) -> str:

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Limit
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import DEVICE_GRANT, Client, Clients
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.scopes import parse_scope
@@ -102,7 +103,10 @@ class DeviceGrants:
         """Somebody who has seen what asks lets it in, or not; False where that is no longer open."""
 
         def write(txn: WriteTransaction) -> bool:
-            return self._store.set_decided(txn, _plain(user_code), user_id, self._now(), allowed=allowed)
+            decided = self._store.set_decided(txn, _plain(user_code), user_id, self._now(), allowed=allowed)
+            if decided and allowed:
+                note(txn, user_id, Happened.APP_ALLOWED, self._now())
+            return decided
 
         return await self._database.write("decide_device_grant", write)
 
@@ -110,6 +114,11 @@ class DeviceGrants:
         """Tokens for who was let in. Raises `OAuthError`: `authorization_pending` and `slow_down` while nobody has
         decided, `access_denied`, `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
+        if (
+            await self._database.read_quickly("get_device_grant", self._store.get_grant, hash_token(device_code))
+            is None
+        ):
+            raise _unknown()  # what is made up costs no write
         family = self._secret_text.oauth_family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -125,7 +134,7 @@ class DeviceGrants:
         row = self._store.get_grant(txn, code_hash)
         now = self._now()
         if row is None or row.client_id != client.client_id:
-            return OAuthError("invalid_grant", "The device_code is unknown; begin again")
+            return _unknown()
         if row.expires_ts <= now:
             return OAuthError("expired_token", "Nobody allowed this in time; begin again")
         if row.allowed is None:
@@ -154,3 +163,7 @@ class DeviceGrants:
 def _plain(user_code: str) -> str:
     """A code as it is kept, whatever people type between its letters."""
     return "".join(letter for letter in user_code.upper()[:40] if letter.isascii() and letter.isalpha())
+
+
+def _unknown() -> OAuthError:
+    return OAuthError("invalid_grant", "The device_code is unknown; begin again")

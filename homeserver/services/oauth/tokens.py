@@ -23,6 +23,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
@@ -89,6 +90,8 @@ class OAuthTokens:
     async def do_exchange_code(self, client_id: str, code: str, redirect_uri: str, verifier: str) -> Granted:
         """Tokens for a code. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
+        if await self._database.read_quickly("get_oauth_code", self._store.get_code, hash_token(code)) is None:
+            raise _invalid("The code is unknown; begin again")  # what is made up costs no write
         family = self._secret_text.oauth_family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
@@ -194,7 +197,9 @@ class OAuthTokens:
     def _end_family(self, txn: WriteTransaction, family_hash: bytes) -> None:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is not None:
-            self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
+            device_id = DeviceID(row.device_id)
+            note(txn, UserID(row.user_id), Happened.TOKEN_REUSED, self._now(), device_id=device_id)
+            self._sessions.remove_devices(txn, UserID(row.user_id), [device_id])
 
     # Ending.
 

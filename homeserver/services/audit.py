@@ -1,0 +1,68 @@
+"""What happened to accounts that their owners, and administrators, want to look up afterwards.
+
+A record is written in the write that does what it tells of: nothing happens without one, and none tells of what was undone.
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.http.rate_limits import address_key
+from storage.audit import AuditRecord, AuditStore, note_events
+from storage.transaction import WriteTransaction
+
+
+class Happened(Enum):
+    """What."""
+
+    REGISTERED = "registered"
+    SESSION_BEGAN = "session_began"
+    SESSION_ENDED = "session_ended"
+    BROWSER_SIGNED_IN = "browser_signed_in"
+    SIGN_IN_FAILED = "sign_in_failed"
+    NEW_ADDRESS = "new_address"
+    """A device was used from an address that the account had not been used from."""
+    TOKEN_REUSED = "token_reused"
+    """A code or a refresh token came twice: its session ended."""
+    APP_ALLOWED = "app_allowed"
+    PASSWORD_CHANGED = "password_changed"
+    ADDRESS_ADDED = "address_added"
+    ADDRESS_REMOVED = "address_removed"
+    KEYS_RESET_ALLOWED = "keys_reset_allowed"
+    LOCKED = "locked"
+    UNLOCKED = "unlocked"
+    SUSPENDED = "suspended"
+    UNSUSPENDED = "unsuspended"
+    DEACTIVATED = "deactivated"
+
+
+def note(
+    txn: WriteTransaction,
+    user_id: UserID,
+    what: Happened,
+    now: int,
+    *,
+    ip: str | None = None,
+    device_id: DeviceID | None = None,
+) -> None:
+    """Keep a record. `now`: milliseconds since 1970."""
+    note_events(txn, [AuditRecord(user_id, now, what.value, None if ip is None else address_key(ip), device_id)])
+
+
+class Audit:
+    """Reads records."""
+
+    def __init__(self, clock: IReactorTime, store: AuditStore, *, keep_ms: int) -> None:
+        self._clock = clock
+        self._store = store
+        self._keep_ms = keep_ms
+
+    async def get_records(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
+        """The newest of a user, newest first."""
+        return await self._store.get_records(user_id, limit)
+
+    async def do_sweep(self, limit: int) -> int:
+        """Forget up to `limit` that have grown old; how many."""
+        return await self._store.remove_old(int(self._clock.seconds() * 1000) - self._keep_ms, limit)

@@ -1,0 +1,91 @@
+"""What happens to an account is recorded: for its owner, and for administrators."""
+
+from federation.protocol.ids import UserID
+from storage.accounts import AccountStore
+from tests.helpers.browser import Browser
+from tests.helpers.oauth import Program
+from tests.helpers.server import TestServer, User
+
+ALICE = UserID("@alice:example.org")
+
+
+def admin(server: TestServer) -> User:
+    boss = server.register("boss")
+    database = server.app.database
+    server.run(database.write("make_admin", AccountStore(database).set_flags, boss.user_id, is_admin=True))
+    return boss
+
+
+def events(boss: User, user_id: str = ALICE) -> list[str]:
+    """Oldest first."""
+    answer = boss.get(f"/_mahalla/admin/v1/users/{user_id}/audit?limit=1000")
+    assert answer.status == 200, answer.body
+    return [str(record["event"]) for record in reversed(answer.json["records"])]
+
+
+def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
+    server = program.server
+    boss = admin(server)
+    browser.open(program.request())
+    browser.send("/_mahalla/sign_in", name="alice", password="wrong")
+    program.take(program.exchange(program.code(browser)))
+    server.run(server.app.accounts.last_seen.flush())
+    stolen = str(program.tokens["refresh_token"])
+    program.take(program.refresh())
+    assert program.refresh(stolen).status == 400
+    accounts = server.app.people.accounts
+    for locked in (True, True, False):
+        server.run(accounts.do_set_flags(ALICE, locked=locked))
+    server.run(accounts.do_set_password(ALICE, "new", log_out_all=True))
+    server.run(server.app.people.deactivation.do_deactivate(ALICE, erase=False))
+    assert events(boss) == [
+        "registered",
+        "session_began",
+        "sign_in_failed",
+        "browser_signed_in",
+        "app_allowed",
+        "session_began",
+        "new_address",
+        "token_reused",
+        "session_ended",
+        "locked",
+        "unlocked",
+        "password_changed",
+        "session_ended",
+        "deactivated",
+    ]
+    records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
+    failed = next(record for record in records if record["event"] == "sign_in_failed")
+    assert failed == {
+        "ts": int(server.clock.seconds() * 1000),
+        "event": "sign_in_failed",
+        "address": "127.0.0.1",
+        "device_id": None,
+    }
+
+
+def test_an_address_is_new_once(server: TestServer) -> None:
+    boss, bob = admin(server), server.register("bob")
+    for ip in ("10.0.0.1", "10.0.0.1", "2001:db8::1", "2001:db8::2", "10.0.0.1"):
+        server.clock.advance(200)
+        server.client.request("GET", "/_matrix/client/v3/account/whoami", token=bob.token, ip=ip)
+        server.run(server.app.accounts.last_seen.flush())
+    assert events(boss, bob.user_id).count("new_address") == 2
+
+
+def test_the_owner_sees_it(server: TestServer, browser: Browser) -> None:
+    browser.languages = "ru"
+    browser.open("/_mahalla/account")
+    browser.send("/_mahalla/sign_in", name="alice", password="wrong")
+    browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    assert "Введён неверный пароль" in browser.words
+    server.clock.advance(91 * 24 * 3600)
+    assert server.run(server.app.accounts.audit.do_sweep(100)) == 4
+
+
+def test_others_see_nothing(server: TestServer) -> None:
+    bob = server.register("bob")
+    path = f"/_mahalla/admin/v1/users/{ALICE}/audit"
+    assert bob.get(path).errcode == "M_FORBIDDEN"
+    assert server.get(path).errcode == "M_MISSING_TOKEN"
+    assert admin(server).get(f"{path}?limit=0").errcode == "M_INVALID_PARAM"
