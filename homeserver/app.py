@@ -296,7 +296,7 @@ def build(
     files = MediaParts(config, clock, database, limiter, federation, follow, preview_web, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
-    pages = WebParts(config, clock, database, accounts, mail, oauth)
+    pages = WebParts(config, clock, database, accounts, mail, oauth, people, rooms)
     upstream = UpstreamParts(
         config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
     )
@@ -382,6 +382,7 @@ def build(
         ),
         OfferedFeatures(
             delayed_events=config.rooms.max_event_delay_duration is not None,
+            older_qr_codes=config.sessions.oauth.qr_code == "everybody" and oauth.metadata.document is not None,
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
         ),
         rtc,
@@ -403,6 +404,7 @@ def build(
             signatures=federation_out.signatures,
             turns=federation.edge.turns,
             slow_turns=federation.edge.slow_turns,
+            token_in_query=config.sessions.accept_token_in_query,
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
@@ -414,6 +416,7 @@ def build(
         *people.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
+        *encryption.jobs(),
         *pushers.jobs(),
         *files.jobs(),
         *pages.jobs(),

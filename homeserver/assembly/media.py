@@ -29,6 +29,7 @@ from storage.database import Database
 from storage.executors import Executor, ThreadExecutor
 from storage.media import MediaStore
 from storage.media_files import MediaFiles
+from storage.media_quarantine import QuarantineStore
 from storage.remote_media import RemoteMediaStore
 
 FILE_THREADS = 4
@@ -82,12 +83,14 @@ class MediaParts:
         self.contents = stores.contents
         self._store_jobs = stores.jobs
         server_name = federation.identity.server_name
+        quarantine = QuarantineStore(database, server_name)
         self.repository = MediaRepository(
             server_name,
             clock,
             database,
             self._store,
             self.contents,
+            quarantine,
             SecretText(random),
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
@@ -97,6 +100,7 @@ class MediaParts:
         self.copies = RemoteCopies(
             RemoteMediaStore(database),
             self.contents,
+            quarantine,
             Fetching(RemoteMedia(federation.requests, follow), clock, self.contents.spool, storage.max_upload_size),
             federation.policy,
             limiter,
@@ -119,7 +123,7 @@ class MediaParts:
             self.contents,
         )
         self.for_servers = media_answers(self.delivery)
-        self.upkeep = MediaUpkeep(storage, clock, database, server_name, self._store, self.contents)
+        self.upkeep = MediaUpkeep(storage, clock, database, federation.identity, self._store, self.contents)
 
     def jobs(self) -> list[Job]:
         """What they do unasked."""

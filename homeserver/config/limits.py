@@ -42,6 +42,7 @@ class OAuthLimits:
     device_authorization: RateLimit = limit(
         0.1, 20, "Devices without a browser that ask from one address to be let in."
     )
+    rendezvous: RateLimit = limit(0.2, 20, "Sign-ins by QR code that are begun from one address.")
     user_code: RateLimit = limit(0.01, 10, "Wrong codes of such devices that one person, or one address, types.")
 
 
