@@ -19,8 +19,8 @@ await bob.joinRoom(roomId);
 assert.ok((await alice.getMediaConfig(true))["m.upload.size"] > picture.length);
 
 // What Bob's client shows: fetched with his token, as clients do since Matrix 1.11.
-async function fetched(mxc, ...size) {
-    const address = bob.mxcUrlToHttp(mxc, ...size, size.length ? "crop" : undefined, false, true, true);
+async function fetched(mxc, width, height) {
+    const address = bob.mxcUrlToHttp(mxc, width, height, width && "crop", false, true, true);
     assert.ok(address.startsWith(`${url}/_matrix/client/v1/media/`), address);
     const answer = await fetch(address, { headers: { Authorization: `Bearer ${bob.getAccessToken()}` } });
     assert.equal(answer.status, 200, `${address} ${answer.status}`);
