@@ -157,8 +157,8 @@ trailer<</Root 1 0 R>>
 """
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="ffmpeg is not installed")
 def test_films(alice: User, tmp_path: Path) -> None:
+    assert shutil.which("ffmpeg"), "ffmpeg is missing: scripts/test installs it"
     films = (
         (_film(tmp_path, "a.mp4", "-c:v", "mpeg4"), "video/mp4"),
         (_film(tmp_path, "a.webm", "-c:v", "libvpx", "-deadline", "realtime"), "video/webm"),
@@ -173,8 +173,8 @@ def test_films(alice: User, tmp_path: Path) -> None:
         assert pixel[0] > 200 > 60 > pixel[1]
 
 
-@pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="pdftoppm is not installed")
 def test_documents(alice: User) -> None:
+    assert shutil.which("pdftoppm"), "pdftoppm is missing: scripts/test installs it"
     answer = alice.get(f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160")
     assert (answer.status, answer.headers["content-type"]) == (200, "image/jpeg")
     pixel = opened(answer.body).getpixel((100, 50))
