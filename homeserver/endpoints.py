@@ -43,6 +43,7 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    rendezvous,
     reports,
     room_creation,
     room_directory,
@@ -59,6 +60,7 @@ from homeserver.client import (
     thread_subscriptions,
     threepids,
     to_device,
+    url_previews,
     user_directory,
     versions,
     voip,
@@ -68,7 +70,18 @@ from homeserver.http import probes
 from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
-from homeserver.web import authorize, confirm_email, landing, link, sign_in, unsubscribe, upstream, upstream_answers
+from homeserver.web import account as account_page
+from homeserver.web import (
+    authorize,
+    confirm_email,
+    landing,
+    link,
+    reset_password,
+    sign_in,
+    unsubscribe,
+    upstream,
+    upstream_answers,
+)
 from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
@@ -87,6 +100,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account,
     account_data,
     account_moderation,
+    account_page,
     authorize,
     capabilities,
     confirm_email,
@@ -121,7 +135,9 @@ SOURCES: tuple[ModuleType, ...] = (
     register_page,
     registration,
     relations,
+    rendezvous,
     reports,
+    reset_password,
     room_creation,
     room_directory,
     room_events,
@@ -141,6 +157,7 @@ SOURCES: tuple[ModuleType, ...] = (
     unsubscribe,
     upstream,
     upstream_answers,
+    url_previews,
     user_directory,
     versions,
     voip,

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+import click
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.logger import LogLevel, globalLogBeginner
@@ -74,12 +75,21 @@ class pid_file:  # noqa: N801 (a context manager reads as a verb)
 
 def begin_logging(log: Log) -> LogFile:
     """Write the log to where the configuration says, from now on."""
-    file = LogFile(standard_error() if log.file is None else log.file.open("a", encoding="utf-8"))
+    file = LogFile(standard_error() if log.file is None else open_log(log.file))
     observer = JsonObserver if log.format == "json" else TextObserver
     globalLogBeginner.beginLoggingTo(
         [observer(file.write, LogLevel.levelWithName(log.level))], redirectStandardIO=False
     )
     return file
+
+
+def open_log(path: Path) -> TextIO:
+    """The file of the log, to write at its end; the end of the command where it cannot be. One that is made here is for
+    its owner and group only: it says who does what when."""
+    try:
+        return open(path, "a", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o640))
+    except OSError as error:
+        raise click.ClickException(f"the log file (log.file) cannot be written: {error}") from error
 
 
 def standard_error() -> TextIO:

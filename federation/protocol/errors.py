@@ -127,6 +127,12 @@ class CannotThumbnail(MatrixError):
     errcode, status, default_text = "M_UNKNOWN", 400, "No thumbnail can be made of this file"
 
 
+class ConcurrentWrite(MatrixError):
+    """Somebody else has written first. spec: MSC4388"""
+
+    errcode, status, default_text = "M_CONCURRENT_WRITE", 409, "It was changed in the meantime; read it again"
+
+
 class UserInUse(MatrixError):
     errcode, status, default_text = "M_USER_IN_USE", 400, "This user name is taken"
 
@@ -274,9 +280,11 @@ class Unauthorized(MatrixError):
 
 
 class RemoteError(Exception):
-    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later."""
+    """A server that we asked failed or misbehaved. `retryable`: the same request may succeed later. Its text begins with
+    the server's name; `reason` is the text without it."""
 
     def __init__(self, destination: str, text: str, *, retryable: bool) -> None:
         super().__init__(f"{destination}: {text}")
         self.destination = destination
+        self.reason = text
         self.retryable = retryable

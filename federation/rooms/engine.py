@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import NotFound
+from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, RoomID
 from federation.protocol.policy_server import POLICY
@@ -150,9 +150,12 @@ class RoomEngine:
     async def send(self, room_id: RoomID, drafts: Sequence[Draft]) -> list[StoredEvent]:
         """Add the events of one request to a room, all or none of them; returns them once they are durable.
 
-        Raises NotFound, Forbidden (and other MatrixErrors of authorization and size), AlreadySent, StateIncomplete.
+        Raises Forbidden (for an unknown room as for one that the sender is not in, and other MatrixErrors of authorization
+        and size), AlreadySent, StateIncomplete.
         """
-        snapshot = await self.get_snapshot(room_id)
+        snapshot = await self.find_snapshot(room_id)
+        if snapshot is None:
+            raise Forbidden("You are not in this room")
         if snapshot.head.partial_join is not None:
             await self._wait_for_members(snapshot, drafts)
         request = _Request(drafts, Deferred())

@@ -101,7 +101,6 @@ from storage.sent_transactions import SentTransactionStore
 from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
 from storage.sticky_events import StickyEventStore
-from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
 ENCRYPTED_PRESETS = {
@@ -183,7 +182,9 @@ class RoomParts:
             capacity=sizes.rooms,
         )
         self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
-        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored, self.permissions)
+        self.push_decisions = PushDecisions(
+            self.engine, membership_store, past, push.rules, ignored, self.permissions, push.threads
+        )
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
@@ -247,10 +248,9 @@ class RoomParts:
             guests,
             self.restricted,
             personal_settings,
-            self.permissions,
+            self.invite_policy,
             self.residence,
             RoomsElsewhere(self.elsewhere, room_store, self.memberships, self.servers, limiter),
-            only_admins_invite=config.rooms.block_non_admin_invites,
             profile_on_invite=config.people.include_profile_data_on_invite,
             forget_on_leave=config.rooms.forget_rooms_on_leave,
         )
@@ -296,7 +296,7 @@ class RoomParts:
             RoomAnswers(streams, capacity=sizes.answer_bytes),
             self.history,
         )
-        self.thread_subscription_store = ThreadSubscriptionStore(database)
+        self.thread_subscription_store = push.threads
         self.thread_subscriptions = ThreadSubscriptions(self.thread_subscription_store, self.reading, streams)
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(

@@ -96,6 +96,12 @@ class OAuth:
     enabled: bool = option(
         True, "Whether apps may sign people in so. It needs `public_baseurl`; the older sign-in stays beside it."
     )
+    qr_code: Literal["off", "signed_in", "everybody"] = option(
+        "signed_in",
+        "Who may begin a sign-in by QR code: nobody; who is signed in on another device; or everybody, which older apps "
+        "(MSC4108 of 2024) need, and new devices that show the code. The server passes 4 KiB on between the two devices for some "
+        "minutes.",
+    )
     trusted_services: Mapping[str, Secret] = option(
         {},
         "Services that may ask whose an access token is (RFC 7662), by name, with their secrets.",
@@ -126,6 +132,11 @@ class Sessions:
     )
     nonrefreshable_access_token_lifetime: Duration | None = option(
         None, "How long an access token lives that cannot be refreshed; `null`: for ever.", minimum=1, example="24h"
+    )
+    accept_token_in_query: bool = option(
+        True,
+        "Whether requests may show their access token as `access_token` in the address, as old clients do. Addresses end up in "
+        "the logs of proxies: where all clients send the header `Authorization`, switch it off.",
     )
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."

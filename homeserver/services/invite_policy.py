@@ -1,18 +1,20 @@
-"""Which invites of our users by others elsewhere are taken: what people have said of invites, and how many they get.
+"""Which invites of our users are taken: whether they are there, what they have said of invites, and how many they get.
 
 spec: client-server-api#invite-permission
 """
 
-from federation.protocol.endpoint import Limit
+from collections.abc import Collection
+
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import Forbidden, InviteBlocked, NotFound
 from federation.protocol.ids import RoomID, UserID
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.invite_permissions import InvitePermissions, Verdict
-from storage.accounts import AccountStore
+from storage.accounts import AccountRow, AccountStore
 
 
 class InvitePolicy:
-    """Checks invites of this server's users: the `InviteGate` of invites from other servers."""
+    """Checks invites of this server's users: by one another, and as the `InviteGate` of invites from other servers."""
 
     def __init__(
         self,
@@ -27,11 +29,21 @@ class InvitePolicy:
         self._limiter = limiter
         self._only_admins_invite = only_admins_invite
 
+    def check_may_invite(self, caller: Requester) -> None:
+        """Raises Forbidden where only administrators may invite."""
+        if self._only_admins_invite and not caller.is_admin:
+            raise Forbidden("Only administrators of this server may invite")
+
+    async def check_invited_here(self, inviter: UserID, targets: Collection[UserID]) -> None:
+        """Whether these users of this server may be invited by another of its users. Raises NotFound, InviteBlocked."""
+        accounts = await self._accounts.get_accounts(targets)
+        for target in targets:
+            _check_exists(target, accounts.get(target))
+            await self._permissions.check_may_invite(inviter, target)
+
     async def check_may_be_invited(self, target: UserID, inviter: UserID, room_id: RoomID) -> None:
         """Whether a user of another server may invite ours. Raises Forbidden, InviteBlocked, NotFound, LimitExceeded."""
-        account = (await self._accounts.get_accounts([target])).get(target)
-        if account is None or account.deactivated_ts is not None:
-            raise NotFound(f"There is no user {target} here")
+        _check_exists(target, (await self._accounts.get_accounts([target])).get(target))
         if self._only_admins_invite:
             raise Forbidden("People of this server cannot be invited from elsewhere")
         verdict = await self._permissions.judge(target, inviter)
@@ -41,3 +53,8 @@ class InvitePolicy:
             raise Forbidden("This user does not want to be invited by you")
         self._limiter.check(Limit.INVITE_ROOM, room_id)
         self._limiter.check(Limit.INVITE_USER, target)
+
+
+def _check_exists(user_id: UserID, account: AccountRow | None) -> None:
+    if account is None or account.deactivated_ts is not None:
+        raise NotFound(f"There is no user {user_id} here")

@@ -59,14 +59,18 @@ class RemoteDirectory:
             raise NotFound("The profile has no such field")
         return {field: profile[field]}
 
-    async def get_alias(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
-        """The room of another server's alias, and servers in it. Raises NotFound, Forbidden, OtherServerFailed."""
+    async def get_alias(self, alias: RoomAlias, *, anew: bool = False) -> tuple[RoomID, Sequence[ServerName]]:
+        """The room of another server's alias, and servers in it. `anew`: whatever is remembered, for who is about to enter
+        the room: an upgrade may just have moved the alias. Raises NotFound, Forbidden, OtherServerFailed."""
         server = domain_of(alias)
 
         async def ask() -> tuple[RoomID, Sequence[ServerName]]:
             return await self._requests.get_alias(server, alias)
 
-        return await self._find(server, ("alias", alias), ask, "alias")
+        key = ("alias", alias)
+        if anew:
+            self._remembered.pop(key, None)
+        return await self._find(server, key, ask, "alias")
 
     async def get_public_rooms(self, server: ServerName, query: DirectoryQuery) -> dict[str, Any]:
         """A page of another server's directory. Raises Forbidden, OtherServerFailed."""
@@ -85,7 +89,8 @@ class RemoteDirectory:
         if known is None or known.until <= self._clock.seconds():
             known = await self._ask(server, key, ask, what)
         if isinstance(known.value, MatrixError):
-            raise known.value
+            # one of its own for each: an exception that was raised holds all that the request had
+            raise type(known.value)(known.value.text)
         found: T = known.value
         return found
 
@@ -119,4 +124,4 @@ def _explain(error: RemoteError, what: str) -> MatrixError:
             return NotFound(f"{error.destination} knows of no such {what}")
         if error.status == 403:
             return Forbidden(f"{error.destination} refused: {error.text}")
-    return OtherServerFailed(f"{error.destination} could not be asked: {error}")
+    return OtherServerFailed(f"{error.destination} could not be asked: {error.reason}")

@@ -35,6 +35,9 @@ from storage.transaction import WriteTransaction
 
 MAX_INITIAL_STATE: Final = 200
 MAX_INVITES: Final = 100
+TOMBSTONE: Final = "m.room.tombstone"
+TOMBSTONE_LEVEL: Final = 150
+"""Where creators stand above all levels, others may end the room only if they are given more than is needed for its state."""
 
 Preset = Literal["private_chat", "public_chat", "trusted_private_chat"]
 
@@ -119,7 +122,7 @@ class RoomCreation:
 
     async def do_create(self, caller: Requester, wish: CreateRoom) -> RoomID:
         """Create the room; its id. Raises InvalidParam, RoomInUse, UnsupportedRoomVersion, InvalidRoomState, Forbidden,
-        InviteBlocked."""
+        NotFound, InviteBlocked."""
         version = self._find_version(wish)
         invites = [parse_user_id(user_id) for user_id in dict.fromkeys(wish.invite or ())]
         if wish.invite_3pid:
@@ -127,13 +130,12 @@ class RoomCreation:
                 "Inviting by e-mail or phone number needs an identity server, and none is configured here"
             )
         alias = await self._check_alias(wish)
-        if invites:
-            self._memberships.check_may_invite(caller)
-        if invites and caller.rate_limited:
-            self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
         if caller.user_id in invites:
             raise InvalidParam("You cannot invite yourself")
-        await self._memberships.check_may_be_invited(caller.user_id, invites)
+        if invites:
+            if caller.rate_limited:
+                self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
+            await self._memberships.check_inviting(caller, invites)
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
 
@@ -277,7 +279,6 @@ def _power_levels(
             "m.room.history_visibility": 100,
             "m.room.encryption": 100,
             "m.room.server_acl": 100,
-            "m.room.tombstone": 150 if version.creators_privileged else 100,
         },
         "events_default": 0,
         "state_default": 50,
@@ -286,8 +287,14 @@ def _power_levels(
         "redact": 50,
         "invite": 50 if preset == "public_chat" else 0,
     }
+    if not version.creators_privileged:
+        content["events"][TOMBSTONE] = 100
     for override in overrides:
         content |= override
+    events, state_default = content["events"], content["state_default"]
+    if version.creators_privileged and isinstance(events, dict) and isinstance(state_default, int):
+        # clients replace all of `events` for one entry; only who names this one may put it as low as other state
+        content["events"] = {TOMBSTONE: max(TOMBSTONE_LEVEL, state_default + 1), **events}
     return content
 
 

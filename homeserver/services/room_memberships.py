@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound
+from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, OtherServerFailed
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, domain_of, parse_user_id
 from federation.rooms.drafts import Draft
@@ -20,7 +20,7 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.templates import AUTHORISER
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.guest_access import GuestAccess
-from homeserver.services.invite_permissions import InvitePermissions
+from homeserver.services.invite_policy import InvitePolicy
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profiles import Profiles
 from homeserver.services.rooms_elsewhere import RoomsElsewhere
@@ -42,6 +42,12 @@ class StillInRoom(MatrixError):
     errcode, status, default_text = "M_UNKNOWN", 400, "Leave the room before you forget it"
 
 
+class NotBanned(BadState):
+    """The status is what the endpoint has. spec: client-server-api#post_matrixclientv3roomsroomidunban"""
+
+    status = 403
+
+
 class RoomMemberships:
     """Changes memberships for this server's users."""
 
@@ -58,11 +64,10 @@ class RoomMemberships:
         guests: GuestAccess,
         restricted: RestrictedJoins,
         personal_settings: PersonalSettings,
-        permissions: InvitePermissions,
+        invites: InvitePolicy,
         residence: Residence,
         elsewhere: RoomsElsewhere,
         *,
-        only_admins_invite: bool,
         profile_on_invite: bool,
         forget_on_leave: bool,
     ) -> None:
@@ -79,10 +84,9 @@ class RoomMemberships:
         self._guests = guests
         self._restricted = restricted
         self._personal_settings = personal_settings
-        self._permissions = permissions
+        self._invites = invites
         self._residence = residence
         self._elsewhere = elsewhere
-        self._only_admins_invite = only_admins_invite
         self._profile_on_invite = profile_on_invite
         self._forget_on_leave = forget_on_leave
 
@@ -120,11 +124,33 @@ class RoomMemberships:
                 return room_id
             snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
-        if present != "join":
+        if present != "join" and not await self._enter_in_part(caller, snapshot, present, content, signed, servers):
             snapshot = await self._engine.get_whole(room_id)
             await self._enter(caller, snapshot, present, content, signed, servers)
         await self._personal_settings.do_copy(caller.user_id, snapshot)
         return room_id
+
+    async def _enter_in_part(
+        self,
+        caller: Requester,
+        snapshot: RoomSnapshot,
+        present: str | None,
+        content: dict[str, Any],
+        signed: Mapping[str, Any] | None,
+        servers: Sequence[str],
+    ) -> bool:
+        """Join a room of whose state a part is lacking here, by the word of a server that has all of it; False: the state decides.
+
+        It does where no server lets the user in: whoever says no may be wrong, or away.
+        """
+        if snapshot.head.partial_join is None or signed is not None:
+            return False
+        await self._check_joining(caller, snapshot, present)
+        try:
+            await self._elsewhere.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+        except (NotFound, Forbidden, OtherServerFailed):
+            return False
+        return True
 
     async def _enter(
         self,
@@ -218,7 +244,6 @@ class RoomMemberships:
 
     async def do_invite(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Invite someone. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed."""
-        await self._engine.get_snapshot(room_id)
         await self._check_inviting(caller, room_id, target)
         shown = target if self._profile_on_invite else None
         content = await self._content("invite", shown, reason)
@@ -238,17 +263,22 @@ class RoomMemberships:
         return await self._elsewhere.do_invite(caller, room_id, target, content)
 
     async def do_kick(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
-        """Remove someone, their invite or their knock. Raises NotFound, Forbidden."""
-        await self._check_membership(room_id, target, PRESENT, "is not in the room")
+        """Remove someone, their invite or their knock. Raises Forbidden."""
+        snapshot = await self._check_joined(caller, room_id)
+        if not await self._has(snapshot, target, PRESENT):
+            raise Forbidden(f"{target} is not in the room")
         await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def do_ban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
-        """Ban someone. Raises NotFound, Forbidden."""
+        """Ban someone. Raises Forbidden."""
+        await self._check_joined(caller, room_id)
         await self._send(caller, room_id, target, await self._content("ban", None, reason))
 
     async def do_unban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
-        """Lift a ban. Raises NotFound, Forbidden; BadState for who is not banned."""
-        await self._check_membership(room_id, target, BANNED, "is not banned")
+        """Lift a ban. Raises Forbidden, NotBanned."""
+        snapshot = await self._check_joined(caller, room_id)
+        if not await self._has(snapshot, target, BANNED):
+            raise NotBanned(f"{target} is not banned")
         await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def leave_all(self, user_id: UserID) -> None:
@@ -299,23 +329,18 @@ class RoomMemberships:
         return {} if authoriser is None else {AUTHORISER: authoriser}
 
     async def _check_inviting(self, caller: Requester, room_id: RoomID, target: UserID) -> None:
-        self.check_may_invite(caller)
+        await self._check_joined(caller, room_id)
         if caller.rate_limited:
             self._limiter.check(Limit.INVITE_ROOM, room_id)
             self._limiter.check(Limit.INVITE_USER, target)
             self._limiter.check(Limit.INVITE, caller.user_id)
-        await self.check_may_be_invited(caller.user_id, [target])
+        await self.check_inviting(caller, [target])
 
-    def check_may_invite(self, caller: Requester) -> None:
-        """Raises Forbidden where only administrators may invite."""
-        if self._only_admins_invite and not caller.is_admin:
-            raise Forbidden("Only administrators of this server may invite")
-
-    async def check_may_be_invited(self, inviter: UserID, targets: Iterable[UserID]) -> None:
-        """Raises InviteBlocked where one of these, of this server, takes no invites from the user."""
-        for target in targets:
-            if self._identity.is_local(target):
-                await self._permissions.check_may_invite(inviter, target)
+    async def check_inviting(self, caller: Requester, targets: Iterable[UserID]) -> None:
+        """Whether the caller may invite, and these may be invited. Raises Forbidden, NotFound, InviteBlocked."""
+        self._invites.check_may_invite(caller)
+        here = [target for target in targets if self._identity.is_local(target)]
+        await self._invites.check_invited_here(caller.user_id, here)
 
     async def _redeem_invite(self, user_id: UserID, snapshot: RoomSnapshot, signed: Mapping[str, Any]) -> Draft:
         """The invite that an address was promised, for the user who has proved that it is theirs: sent in the name of
@@ -341,15 +366,20 @@ class RoomMemberships:
             content["reason"] = reason
         return content
 
-    async def _check_membership(
-        self, room_id: RoomID, target: UserID, expected: frozenset[str], otherwise: str
-    ) -> None:
+    async def _check_joined(self, caller: Requester, room_id: RoomID) -> RoomSnapshot:
+        """The room, for who is in it: nobody else learns who is, or whether it exists. Raises Forbidden."""
+        snapshot = await self._engine.find_snapshot(room_id)
+        if snapshot is None or await self._present(caller.user_id, snapshot) != "join":
+            raise Forbidden("You are not in this room")
+        return snapshot
+
+    async def _has(self, snapshot: RoomSnapshot, target: UserID, expected: frozenset[str]) -> bool:
+        """Whether the user has one of these memberships of the room."""
         key = StateKey("m.room.member", target)
-        present = await (await self._engine.get_snapshot(room_id)).state.get(key)
+        present = await snapshot.state.get(key)
         if present is None:
-            present = await (await self._engine.get_whole(room_id)).state.get(key)
-        if present is None or present.event.membership not in expected:
-            raise BadState(f"{target} {otherwise}") if expected == BANNED else Forbidden(f"{target} {otherwise}")
+            present = await (await self._engine.get_whole(snapshot.room_id)).state.get(key)
+        return present is not None and present.event.membership in expected
 
 
 def member_content(membership: str, names: Names | None) -> dict[str, Any]:

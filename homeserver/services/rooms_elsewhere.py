@@ -39,7 +39,7 @@ class RoomsElsewhere:
 
     async def resolve(self, alias: RoomAlias) -> tuple[RoomID, Sequence[ServerName]]:
         """The room of another server's alias, and servers in it. Raises NotFound, Forbidden, OtherServerFailed."""
-        return await self._elsewhere.directory.get_alias(alias)
+        return await self._elsewhere.directory.get_alias(alias, anew=True)
 
     async def do_join(
         self, caller: Requester, room_id: RoomID, content: Mapping[str, Any], servers: Sequence[str]

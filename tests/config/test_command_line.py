@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from federation.protocol.signing import parse_signing_keys
 from homeserver.__main__ import main
+from homeserver.process import open_log
 from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from tests.helpers.databases import open_inline
@@ -118,6 +119,33 @@ def test_a_server_without_its_key_does_not_start(tmp_path: Path) -> None:
     started = run_command("run", "--config", str(tmp_path / "homeserver.yaml"))
     assert started.returncode == 1
     assert "there is no signing key" in started.stderr
+
+
+def test_the_log_is_for_its_owner_and_group(tmp_path: Path) -> None:
+    path = tmp_path / "server.log"
+    before = os.umask(0)
+    try:
+        with open_log(path) as file:
+            file.write("salom\n")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
+    path.chmod(0o644)  # whoever runs the server may want it otherwise
+    with open_log(path) as file:
+        file.write("yana\n")
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert path.read_text() == "salom\nyana\n"
+
+
+def test_a_log_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    call("init", "example.org", "--folder", tmp_path)
+    config = tmp_path / "homeserver.yaml"
+    with config.open("a") as file:
+        file.write("\nlog: {file: nowhere/server.log}\n")
+    started = run_command("run", "--config", str(config))
+    assert started.returncode == 1
+    assert "the log file (log.file) cannot be written: " in started.stderr
+    assert "Traceback" not in started.stderr
 
 
 def run_command(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:

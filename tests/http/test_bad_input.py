@@ -7,6 +7,7 @@ again.
 
 # mypy: allow-untyped-calls
 
+import gc
 import hmac
 import inspect
 import json
@@ -17,6 +18,7 @@ from random import Random
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 from urllib.parse import quote
+from weakref import ref
 
 import msgspec
 import pytest
@@ -26,7 +28,7 @@ from zope.interface import provider
 from federation.protocol.endpoint import Auth, Endpoint, Names
 from homeserver.endpoints import SOURCES
 from storage.database import Database
-from tests.helpers.http import Answer
+from tests.helpers.http import Answer, Pending
 from tests.helpers.server import TestServer
 
 REQUESTS = 90
@@ -271,12 +273,15 @@ def bugs() -> Iterator[list[str]]:
 
 
 def ask(world: World, method: str, path: str, token: str | None, body: bytes | None) -> Answer:
-    pending = world.server.client.start(method, path, token=token, body=body)
+    return wait_for(world, world.server.client.start(method, path, token=token, body=body)).answer
+
+
+def wait_for(world: World, pending: Pending) -> Pending:
     waited = 0.0
     while not pending.done and waited < LONGEST_WAIT:
         world.server.clock.advance(10)
         waited += 10
-    return pending.answer
+    return pending
 
 
 def check(answer: Answer, request: tuple[object, ...], bugs: list[str]) -> None:
@@ -312,3 +317,30 @@ def test_bad_input_is_answered(name: str, declaration: Endpoint, world: World, b
         seen.add(answer.status)
     if "{" in declaration.paths[0] or maker.body is not None:
         assert seen - {401, 404, 405, 429}, "every request was stopped at the door, which proves nothing"
+
+
+ELSEWHERE = (
+    *("/_matrix/client/v3/profile/@x:else.where", "/_matrix/client/v3/directory/room/%23x:else.where"),
+    *("/_matrix/client/v3/publicRooms?server=else.where", "/_matrix/client/v1/room_summary/%23x:else.where"),
+    *("/_matrix/client/v1/media/download/else.where/x", "/_matrix/client/v1/rooms/!x:else.where/hierarchy"),
+)
+"""What another server is asked for, which is not to be had; asked twice, as what is remembered of it is answered too."""
+
+
+def test_nothing_of_a_request_stays_in_memory(world: World) -> None:
+    random = Random("memory")
+    alice = world.tokens[0]
+    requests: list[tuple[str, str, str | None, bytes | None]] = []
+    requests += [("GET", path, alice, None) for path in (*ELSEWHERE, *ELSEWHERE)]
+    for _, declaration in ENDPOINTS:
+        if not any("logout" in path or "deactivate" in path for path in declaration.paths):
+            maker = Maker(declaration, world, random)
+            requests += [(declaration.method, maker.path(), alice, maker.payload()) for _ in range(3)]
+    channels = []
+    for method, path, token, body in requests:
+        pending = wait_for(world, world.server.client.start(method, path, token=token, body=body))
+        pending.disconnect()
+        channels.append((ref(pending.connection.channel), f"{method} {path[:200]}"))
+    del pending
+    gc.collect()
+    assert [path for channel, path in channels if channel() is not None] == []

@@ -1,5 +1,6 @@
 """Who is let in, and as whom."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,7 +8,9 @@ import pytest
 from federation.protocol.endpoint import Auth, Peer, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, Unauthorized
 from federation.protocol.ids import DeviceID, ServerName, UserID
+from storage.database import Database
 from tests.helpers.http import Client, client_for
+from tests.helpers.server import TestServer
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
@@ -32,6 +35,13 @@ def test_a_token_may_come_in_the_query_unless_switched_off(client: Client) -> No
     assert client.request("POST", OBJECT + "?access_token=alice").status == 200
     strict = client_for([endpoints], {Bell: Bell()}, tokens=TOKENS, token_in_query=False)
     assert strict.request("POST", OBJECT + "?access_token=alice").errcode == "M_MISSING_TOKEN"
+
+
+def test_tokens_in_addresses_are_switched_off_by_the_configuration(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "accept_token_in_query: false\n")
+    alice = server.register("alice")
+    assert server.get(f"/_matrix/client/v3/account/whoami?access_token={alice.token}").errcode == "M_MISSING_TOKEN"
+    assert alice.get("/_matrix/client/v3/account/whoami").json["user_id"] == alice.user_id
 
 
 @pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Basic YTpi", "alice", ""])

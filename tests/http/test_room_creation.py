@@ -118,6 +118,27 @@ def test_every_room_version(alice: User, bob: User, version: str) -> None:
     say(bob, room_id, "salom")
 
 
+@pytest.mark.parametrize(
+    ("override", "level"),
+    [
+        ({"events": {"org.matrix.msc3401.call.member": 0}}, 150),  # as Element Web asks for rooms
+        ({"state_default": 200}, 201),
+        ({"state_default": 200, "events": {"m.room.name": 0}}, 201),
+        ({"events": {"m.room.tombstone": 60}}, 60),
+    ],
+)
+def test_who_may_only_change_state_does_not_end_a_room(alice: User, override: dict[str, Any], level: int) -> None:
+    levels = get_state(alice, create(alice, power_level_content_override=override), "m.room.power_levels")
+    assert levels["events"].pop("m.room.tombstone") == level
+    if "events" in override:
+        assert levels["events"] == {name: at for name, at in override["events"].items() if name != "m.room.tombstone"}
+
+
+def test_in_older_versions_the_levels_are_as_the_client_says(alice: User) -> None:
+    room_id = create(alice, room_version="11", power_level_content_override={"events": {"m.room.name": 0}})
+    assert get_state(alice, room_id, "m.room.power_levels")["events"] == {"m.room.name": 0}
+
+
 def test_the_default_version_names_the_room_by_its_first_event(alice: User) -> None:
     room_id = create(alice)
     created = messages(alice, room_id, "f", limit=1)["chunk"][0]

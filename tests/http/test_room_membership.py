@@ -27,6 +27,7 @@ from tests.helpers.talk import (
 )
 
 NOWHERE = "!nowhere:example.org"
+PASSWORD = "wonderland"
 FORBIDDEN = (403, "M_FORBIDDEN")
 
 
@@ -182,8 +183,34 @@ def test_banning(alice: User, bob: User, carol: User) -> None:
     assert refused(membership(alice, room_id, "kick", bob)) == FORBIDDEN
     ok(membership(alice, room_id, "unban", bob))
     assert member(alice, room_id, bob) == {"membership": "leave"}
-    assert refused(membership(alice, room_id, "unban", bob)) == (400, "M_BAD_STATE")
+    assert refused(membership(alice, room_id, "unban", bob)) == (403, "M_BAD_STATE")
     join(bob, room_id)
+
+
+@pytest.mark.parametrize("action", ["invite", "kick", "ban", "unban"])
+def test_strangers_learn_nothing_of_a_room(alice: User, bob: User, carol: User, action: str) -> None:
+    room_id = create(alice)
+    invite(alice, room_id, carol)
+    answers = [membership(bob, room, action, target) for room in (room_id, NOWHERE) for target in (alice, carol, bob)]
+    assert {refused(answer) for answer in answers} == {FORBIDDEN}
+    assert len({answer.body for answer in answers}) == 1, "whom the room has can be told from the answers"
+
+
+def test_who_is_not_there_is_not_invited(alice: User, bob: User) -> None:
+    room_id = create(alice)
+    ok(
+        bob.post(
+            f"{V3}/account/deactivate", {"auth": {"type": "m.login.password", "user": "bob", "password": PASSWORD}}
+        )
+    )
+    for user_id in ("@nobody:example.org", bob.user_id):
+        assert refused(alice.post(room_path(room_id, "invite"), {"user_id": user_id})) == (404, "M_NOT_FOUND")
+        assert refused(put_state(alice, room_id, "m.room.member", {"membership": "invite"}, user_id)) == (
+            404,
+            "M_NOT_FOUND",
+        )
+        assert refused(alice.post(f"{V3}/createRoom", {"invite": [user_id]})) == (404, "M_NOT_FOUND")
+    assert ok(alice.get(f"{V3}/joined_rooms")) == {"joined_rooms": [room_id]}
 
 
 def test_who_has_left_cannot_act(alice: User, bob: User) -> None:

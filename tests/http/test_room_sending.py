@@ -142,7 +142,8 @@ def test_types_and_keys_are_bounded(alice: User) -> None:
 def test_strangers_and_the_powerless_send_nothing(alice: User, bob: User) -> None:
     room_id = create(alice, preset="public_chat")
     assert refused(put_event(bob, room_id, "m.room.message", {"body": "x"})) == FORBIDDEN
-    assert refused(put_event(bob, "!nowhere:example.org", "m.room.message", {})) == (404, "M_NOT_FOUND")
+    assert refused(put_event(bob, "!nowhere:example.org", "m.room.message", {})) == FORBIDDEN
+    assert refused(put_state(bob, "!nowhere:example.org", "m.room.topic", {})) == FORBIDDEN
     join(bob, room_id)
     assert refused(put_state(bob, room_id, "m.room.name", {"name": "Bobniki"})) == FORBIDDEN
     set_state(alice, room_id, "m.room.power_levels", {"events_default": 10})

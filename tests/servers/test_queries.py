@@ -69,7 +69,9 @@ def test_a_server_is_asked_few_questions_at_once(network: Network) -> None:
 def test_a_profile_of_a_server_that_is_away(network: Network) -> None:
     alice, bob = pair(network)
     network.cut(NORTH, SOUTH)
-    assert refused(bob.get(f"{V3}/profile/{alice.user_id}")) == (502, "M_UNKNOWN")
+    answer = bob.get(f"{V3}/profile/{alice.user_id}")
+    assert refused(answer) == (502, "M_UNKNOWN")
+    assert answer.json["error"].count(NORTH) == 1
 
 
 def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
@@ -84,6 +86,18 @@ def test_an_alias_and_the_servers_of_its_room(network: Network) -> None:
     assert ok(alice.get(path)) == {"room_id": room_id, "servers": [NORTH, SOUTH]}
     assert refused(carol.get(f"{V3}/directory/room/{quote(f'#none:{NORTH}')}")) == (404, "M_NOT_FOUND")
     assert refused(join_via(carol, f"#none:{NORTH}")) == (404, "M_NOT_FOUND")
+
+
+def test_who_joins_by_an_alias_that_has_just_moved_enters_the_new_room(network: Network) -> None:
+    alice, bob = pair(network)
+    old = create(alice, preset="public_chat", room_alias_name="tea")
+    path = f"{V3}/directory/room/{quote(f'#tea:{NORTH}')}"
+    assert ok(bob.get(path))["room_id"] == old
+    new = ok(alice.post(f"{V3}/rooms/{quote(old)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    assert ok(bob.get(path))["room_id"] == old, "who only looks is told what was remembered"
+
+    assert ok(join_via(bob, f"#tea:{NORTH}")) == {"room_id": new}
+    assert ok(bob.get(path))["room_id"] == new
 
 
 def names(page: Any) -> list[str]:
