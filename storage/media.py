@@ -78,6 +78,13 @@ class MediaStore:
         )
         return 0 if row is None else int(row[0])
 
+    def sum_sizes(self, txn: Transaction, user_id: str, since_ms: int) -> int:
+        """How many bytes of files the user has that were begun since then."""
+        row = txn.query_one(
+            "SELECT SUM(size) FROM media WHERE user_id = ? AND created_ts > ? AND hash IS NOT NULL", (user_id, since_ms)
+        )
+        return 0 if row is None else int(row[0] or 0)
+
     def add_media(self, txn: WriteTransaction, row: MediaRow) -> None:
         """Add a file, or a reservation, under an id that is new."""
         content = row.content

@@ -59,7 +59,7 @@ class MediaListStore:
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
     ) -> Sequence[str]:
-        """Ids of files that nobody has read since, by their order after one; neither held back nor protected.
+        """Ids of files that nobody has read since, by their order after one; neither held back nor protected, nor of previews.
 
         `keep_profiles`: nor pictures of users, members or rooms.
         """
@@ -70,7 +70,7 @@ class MediaListStore:
             f" AND e.role IN ({int(Role.MEMBER)}, {int(Role.ROOM)}))))"
         )
         sql = (
-            "SELECT m.media_id FROM media AS m WHERE m.hash IS NOT NULL AND m.quarantined = 0 AND m.protected = 0"
+            "SELECT m.media_id FROM media AS m WHERE m.hash IS NOT NULL AND m.user_id <> '' AND m.quarantined = 0 AND m.protected = 0"
             f" AND m.last_access_ts < ? AND m.size > ? AND m.media_id > ?{kept if keep_profiles else ''}"
             " ORDER BY m.media_id LIMIT ?"
         )

@@ -82,9 +82,14 @@ class MediaRemovalStore:
         return await self._database.read("get_unreferenced_media", self._select_unreferenced, before_ms, limit)
 
     async def get_unread(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
-        """At most so many files, of this server or copies of others', that nobody has read since, longest first."""
+        """At most so many files, of this server or copies of others', that nobody has read since, longest first.
+
+        Pictures of previews are not among them: these go with their previews.
+        """
         table, origin, kept = (
-            ("media", "?", " AND protected = 0") if own else ("remote_media", "COALESCE(?, origin)", "")
+            ("media", "?", " AND protected = 0 AND user_id <> ''")
+            if own
+            else ("remote_media", "COALESCE(?, origin)", "")
         )
         sql = (
             f"SELECT {origin}, media_id, hash FROM {table} WHERE hash IS NOT NULL AND quarantined = 0{kept}"

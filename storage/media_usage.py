@@ -48,7 +48,7 @@ class MediaUsageStore:
         self._own = own
 
     async def get_of_users(self, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
-        """By user, what was uploaded in a span of time; users without files are missing."""
+        """By user, what was uploaded in a span of time; users without files are missing, and so are pictures of previews."""
         return await self._database.read("get_media_usage_of_users", _select_users, from_ms, until_ms)
 
     async def get_of_server(self, rooms: int) -> ServerUsage:
@@ -59,7 +59,7 @@ class MediaUsageStore:
 def _select_users(txn: Transaction, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
     rows = txn.query(
         "SELECT u.user_id, p.value, u.files, u.bytes FROM (SELECT user_id, COUNT(*) AS files, SUM(size) AS bytes FROM media"
-        " WHERE hash IS NOT NULL AND created_ts >= ? AND created_ts <= ? GROUP BY user_id) AS u"
+        " WHERE hash IS NOT NULL AND user_id <> '' AND created_ts >= ? AND created_ts <= ? GROUP BY user_id) AS u"
         " LEFT JOIN profiles AS p ON p.user_id = u.user_id AND p.field = 'displayname' ORDER BY u.user_id",
         (from_ms, 2**62 if until_ms is None else until_ms),
     )

@@ -143,6 +143,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     user_agent: str
     content_type: str = ""
     """What the client says the body is; only where an endpoint takes the body as a file."""
+    body_size: int = 0
+    """How many bytes the body has."""
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()

@@ -91,6 +91,12 @@ class LimitExceeded(MatrixError):
     errcode, status, default_text = "M_LIMIT_EXCEEDED", 429, "Too many requests"
 
 
+class UserLimitExceeded(MatrixError):
+    """A limit of the user's account. Fields: `info_uri: str`, a page about it. spec: client-server-api#common-error-codes"""
+
+    errcode, status, default_text = "M_USER_LIMIT_EXCEEDED", 403, "You have reached a limit of your account"
+
+
 class InvalidParam(MatrixError):
     errcode, status, default_text = "M_INVALID_PARAM", 400, "A parameter has an invalid value"
 

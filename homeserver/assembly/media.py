@@ -20,6 +20,7 @@ from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.for_servers import media_answers
 from homeserver.services.media.image_workers import ImageWorkers
+from homeserver.services.media.quotas import Allowance, Quotas
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Thumbnails
@@ -91,6 +92,14 @@ class MediaParts:
             self._store,
             self.contents,
             quarantine,
+            Quotas(
+                database,
+                self._store,
+                allowances=[Allowance(each.time_period, each.max_size) for each in storage.media_upload_limits],
+                total=storage.media_user_quota,
+                by_type=storage.max_upload_size_by_type,
+                info_uri=storage.media_limits_info_uri or config.name.public_baseurl or f"https://{server_name}/",
+            ),
             SecretText(random),
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,

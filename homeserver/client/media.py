@@ -14,7 +14,7 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import EMPTY, Empty, Response
 from homeserver.services.media.delivery import Asked, MediaDelivery
-from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.repository import MediaRepository, Upload
 from homeserver.services.media.thumbnails import Method
 
 _ID = "/{server_name}/{media_id}"
@@ -43,7 +43,9 @@ async def post_upload(
     media: MediaRepository, caller: Requester, context: RequestContext, *, body: BinaryIO, filename: str = ""
 ) -> Uploaded:
     """Upload a file."""
-    return Uploaded(await media.do_upload(caller.user_id, body, context.content_type, filename))
+    return Uploaded(
+        await media.do_upload(caller.user_id, Upload(body, context.body_size, context.content_type, filename))
+    )
 
 
 @endpoint(
@@ -70,7 +72,8 @@ async def put_upload(
     filename: str = "",
 ) -> Empty:
     """Upload a file to an address that was reserved."""
-    await media.do_fill(caller.user_id, server_name, media_id, body, context.content_type, filename)
+    upload = Upload(body, context.body_size, context.content_type, filename)
+    await media.do_fill(caller.user_id, server_name, media_id, upload)
     return EMPTY
 
 

@@ -5,7 +5,7 @@ from base64 import b64decode
 from dataclasses import dataclass
 from typing import Literal
 
-from homeserver.config.option import Duration, Secret, Size, option
+from homeserver.config.option import Duration, Secret, Size, option, required
 
 CUSTOMER_KEY_BYTES = 32
 DAY = 24 * 3600 * 1000
@@ -58,6 +58,14 @@ class MediaObjectStore:
         "Whether clients and servers that allow it are sent to the store, with an address that is good for five minutes. Then what "
         "protects browsers from hostile files is the store's business; give it a host name of its own.",
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaUploadLimit:
+    """How much one user may upload in a span of time."""
+
+    time_period: Duration = required("The span of time, back from now.", minimum=1000)
+    max_size: Size = required("How many bytes in it.", minimum=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

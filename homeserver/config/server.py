@@ -9,7 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaDeletion, MediaObjectStore
+from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -18,6 +18,10 @@ def _check_server_name(name: str) -> str | None:
     if is_server_name(name) and len(name) <= 230:
         return None
     return "must be a host name, with :PORT if need be, as in user ids: no https://, no path"
+
+
+def _check_optional_url(url: str | None) -> str | None:
+    return None if url is None else _check_base_url(url)
 
 
 def _check_base_url(url: str) -> str | None:
@@ -205,6 +209,22 @@ class Storage:
     )
     max_upload_size: Size = option(
         Size(50 * 1024 * 1024), "The largest file that may be uploaded.", minimum=0, example="50M"
+    )
+    max_upload_size_by_type: Mapping[str, Size] = option(
+        {},
+        "The same by type, as the uploader says it, or by its first half. Encrypted files are `application/octet-stream`.",
+        example='{"video/*": 200M, "application/octet-stream": 100M}',
+    )
+    media_upload_limits: tuple[MediaUploadLimit, ...] = option(
+        (),
+        "How much one user may upload in spans of time; all of them hold.",
+        example="[{time_period: 1h, max_size: 500M}, {time_period: 4w, max_size: 10G}]",
+    )
+    media_user_quota: Size | None = option(
+        None, "How many bytes of files one user may have; deleting some makes room.", minimum=0, example="20G"
+    )
+    media_limits_info_uri: str | None = option(
+        None, "A page about these limits, for whom they stop; without it, `public_baseurl`.", check=_check_optional_url
     )
     max_pending_media_uploads: int = option(
         5, "How many files that are announced, but not uploaded yet, one user may have.", minimum=1

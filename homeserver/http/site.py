@@ -257,6 +257,7 @@ class MatrixRequest:
             client_ip=self._client_ip,
             user_agent="" if agent is None else agent.decode("utf-8", "replace")[:500],
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
+            body_size=self._received,
             is_secure=self._is_secure(),
             cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
             header=self._header_named,

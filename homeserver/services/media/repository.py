@@ -5,6 +5,7 @@ An upload is answered only when its bytes and its row are on disk. spec: client-
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from twisted.internet.defer import Deferred
@@ -21,6 +22,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.headers import parse_name, parse_type
+from homeserver.services.media.quotas import Quotas
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.secret_text import SecretText
 from storage.database import Database
@@ -33,6 +35,16 @@ ACCESS_GRAIN_MS: Final = 3600 * 1000
 """How exactly it is known when a file was read last: reading must not cost a write each time."""
 LONGEST_WAIT_MS: Final = 60_000
 MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that comes, and what its sender says of it."""
+
+    body: BinaryIO
+    size: int
+    claimed_type: str
+    name: str
 
 
 class MediaRepository:
@@ -48,6 +60,7 @@ class MediaRepository:
         store: MediaStore,
         contents: Contents,
         quarantine: QuarantineStore,
+        quotas: Quotas,
         texts: SecretText,
         *,
         max_upload_size: int,
@@ -63,6 +76,7 @@ class MediaRepository:
         self._store = store
         self._contents = contents
         self._quarantine = quarantine
+        self._quotas = quotas
         self._texts = texts
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
@@ -71,16 +85,16 @@ class MediaRepository:
 
     # Taking in.
 
-    async def do_upload(self, user_id: UserID, body: BinaryIO, claimed_type: str, name: str) -> str:
-        """Keep a file; its `mxc://` address. Raises `InvalidParam`."""
-        type, file_name = parse_type(claimed_type), parse_name(name)
+    async def do_upload(self, user_id: UserID, upload: Upload) -> str:
+        """Keep a file; its `mxc://` address. Raises `InvalidParam`, and what `Quotas.check_upload` does."""
+        type, name = parse_type(upload.claimed_type), parse_name(upload.name)
         media_id = self._texts.media_id()
 
         def write(txn: WriteTransaction, content: Content) -> None:
             now = self._now_ms()
             self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
 
-        await self._keep(body, type, file_name, write)
+        await self._keep(user_id, upload, type, name, write)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
@@ -100,11 +114,10 @@ class MediaRepository:
         await self._database.write("create_media", write)
         return self._address(media_id), expires
 
-    async def do_fill(
-        self, user_id: UserID, server_name: ServerName, media_id: str, body: BinaryIO, claimed_type: str, name: str
-    ) -> None:
-        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, `InvalidParam`."""
-        type, file_name = parse_type(claimed_type), parse_name(name)
+    async def do_fill(self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload) -> None:
+        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, `InvalidParam`,
+        and what `Quotas.check_upload` does."""
+        type, name = parse_type(upload.claimed_type), parse_name(upload.name)
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
             raise NotFound("This address was not reserved, or no longer is")
@@ -117,19 +130,27 @@ class MediaRepository:
             if not self._store.set_content(txn, media_id, content, self._now_ms()):
                 raise CannotOverwriteMedia
 
-        await self._keep(body, type, file_name, write)
+        await self._keep(user_id, upload, type, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
 
     async def _keep(
-        self, body: BinaryIO, type: str, name: str | None, write: Callable[[WriteTransaction, Content], None]
+        self,
+        user_id: UserID,
+        upload: Upload,
+        type: str,
+        name: str | None,
+        write: Callable[[WriteTransaction, Content], None],
     ) -> None:
+        await self._quotas.check_upload(user_id, type, upload.size, self._now_ms())
+
         def keep(txn: WriteTransaction, digest: bytes, size: int) -> None:
+            self._quotas.check_in(txn, user_id, size, self._now_ms())
             write(txn, Content(digest, size, type, name))
             self._quarantine.hold_known(txn, digest)
 
         with telling_of_the_store():
-            await self._contents.add(body, keep)
+            await self._contents.add(upload.body, keep)
 
     # Giving out.
 

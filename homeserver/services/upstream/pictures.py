@@ -8,13 +8,14 @@ Laws:
 from collections.abc import Mapping
 from http import HTTPStatus
 from io import BytesIO
-from typing import BinaryIO, Final, Protocol
+from typing import Final, Protocol
 
 from twisted.logger import Logger
 
 from federation.outbound.errors import OutboundError
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID
+from homeserver.services.media.repository import Upload
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.upstream.web_documents import place_of
 
@@ -26,7 +27,7 @@ _TYPES: Final = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"}
 class Uploads(Protocol):
     """Keeps files."""
 
-    async def do_upload(self, user_id: UserID, body: BinaryIO, claimed_type: str, name: str) -> str:
+    async def do_upload(self, user_id: UserID, upload: Upload) -> str:
         """Its `mxc://` address. Raises `MatrixError`."""
         ...
 
@@ -64,7 +65,7 @@ class UpstreamPictures:
             type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             if answer.status != HTTPStatus.OK or type not in _TYPES:
                 raise OutboundError(f"it answers {answer.status} {type[:50]}")
-            uploaded = await self._uploads.do_upload(user_id, BytesIO(answer.body), type, "")
+            uploaded = await self._uploads.do_upload(user_id, Upload(BytesIO(answer.body), len(answer.body), type, ""))
             await self._avatars.do_set_avatar(user_id, uploaded)
         except (OutboundError, MatrixError, OSError) as error:
             self.log.info("no picture from {place}: {why}", place=place_of(address)[:200], why=error)

@@ -1,0 +1,91 @@
+"""How much somebody may upload: in spans of time, in all, and of which type.
+
+It is looked at before a file is stored, since what is refused then costs nothing, and once more in the write that keeps it, since
+others of the same user may have come meanwhile.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from federation.protocol.errors import TooLarge, UserLimitExceeded
+from federation.protocol.ids import UserID
+from storage.database import Database
+from storage.media import MediaStore
+from storage.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """So many bytes in so many milliseconds."""
+
+    period_ms: int
+    size: int
+
+
+class Quotas:
+    """Says no to uploads that are too much."""
+
+    def __init__(
+        self,
+        database: Database,
+        store: MediaStore,
+        *,
+        allowances: Sequence[Allowance],
+        total: int | None,
+        by_type: Mapping[str, int],
+        info_uri: str,
+    ) -> None:
+        """`total`: bytes that a user may have in all. `by_type`: the largest file by type, or by its first half (`video/*`).
+
+        `info_uri`: a page about these limits.
+        """
+        self._database = database
+        self._store = store
+        self._allowances = tuple(allowances)
+        self._total = total
+        self._by_type = {type.lower(): size for type, size in by_type.items()}
+        self._info_uri = info_uri
+
+    async def check_upload(self, user_id: UserID, type: str, size: int, now_ms: int) -> None:
+        """Raises TooLarge, UserLimitExceeded."""
+        kind = type.partition(";")[0].strip().lower()
+        most = self._by_type.get(kind, self._by_type.get(f"{kind.partition('/')[0]}/*"))
+        if most is not None and size > most:
+            raise TooLarge(f"Files of the type {kind} may have at most {_words(most)}")
+        if self._allowances or self._total is not None:
+            await self._database.read("check_media_quotas", self.check_in, user_id, size, now_ms)
+
+    def check_in(self, txn: Transaction, user_id: UserID, size: int, now_ms: int) -> None:
+        """As `check_upload`, of what counts together with other files, in a transaction."""
+        for allowance in self._allowances:
+            used = self._store.sum_sizes(txn, user_id, now_ms - allowance.period_ms)
+            if used + size > allowance.size:
+                raise UserLimitExceeded(
+                    f"You may upload {_words(allowance.size)} in {_time(allowance.period_ms)}, and have uploaded "
+                    f"{_words(used)}; this file has {_words(size)}",
+                    info_uri=self._info_uri,
+                )
+        if self._total is not None:
+            used = self._store.sum_sizes(txn, user_id, 0)
+            if used + size > self._total:
+                raise UserLimitExceeded(
+                    f"You may have {_words(self._total)} of files here, and have {_words(used)}; this file has "
+                    f"{_words(size)}. Deleting files makes room",
+                    info_uri=self._info_uri,
+                )
+
+
+def _words(size: int) -> str:
+    """A size for people."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+def _time(milliseconds: int) -> str:
+    """A span of time for people."""
+    for seconds, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if milliseconds >= seconds * 1000:
+            return f"{milliseconds / seconds / 1000:g} {unit}"
+    return f"{milliseconds / 1000:g} seconds"
