@@ -24,8 +24,7 @@ from homeserver.app import Server, build
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
-from homeserver.assembly.media import MediaThreads
-from homeserver.assembly.media_stores import OBJECT_THREADS
+from homeserver.assembly.media import start_media_threads
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.whole import Config
@@ -61,8 +60,6 @@ SECONDS_TO_FLUSH = 1.0
 """For so long lines of the access log may wait to be written together."""
 SECONDS_TO_STOP = 4.0
 """After so long a stop is forced."""
-FILE_THREADS = 4
-IMAGE_PROCESSES = 2
 
 config_option = click.option(
     "--config",
@@ -167,21 +164,13 @@ def run(paths: tuple[Path, ...]) -> None:
             key=key,
             threads=hashing_threads(reactor),
             directory_threads=waiting_threads(reactor),
-            media_threads=MediaThreads(
-                files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
-                images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
-                objects=ThreadExecutor(
-                    reactor,
-                    "objects",
-                    OBJECT_THREADS if loaded.config.storage.media_object_store.bucket else 1,
-                    patience=2.0,
-                ),
-            ),
+            media_threads=start_media_threads(reactor, loaded.config.storage),
             mail_thread=ThreadExecutor(reactor, "mail", 1, patience=2.0),
             wire=outbound.wire,
             web=outbound.client,
             fetch=outbound.fetch,
             follow=outbound.follow,
+            preview_web=outbound.previews,
             random=os.urandom,
             registry=registry,
             access_log=access_log(loaded.config, log_file),

@@ -62,6 +62,7 @@ from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.discovery import Discovery
 from homeserver.services.offered_features import OfferedFeatures
 from homeserver.services.passwords import Threads
+from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
@@ -247,6 +248,7 @@ def build(
     web: Web,
     fetch: Fetch,
     follow: Follow,
+    preview_web: PreviewWeb,
     random: RandomBytes,
     access_log: AccessLog,
     registry: CollectorRegistry | None = None,
@@ -254,9 +256,9 @@ def build(
 ) -> Server:
     """Put a server together. `threads` hash passwords, `directory_threads` wait for directories; `wire` reaches other
     servers, `web` push gateways and identity providers, `fetch` what is at addresses of the federation, `follow` what is
-    where another server says; `random` gives so many unguessable bytes; `registry` may hold metrics of what was made
-    before, such as the database. Raises OSError where the folder of files cannot be made, `ValueError` for settings of
-    identity providers that cannot be used."""
+    where another server says, `preview_web` what people link to; `random` gives so many unguessable
+    bytes; `registry` may hold metrics of what was made before, such as the database. Raises OSError where the folder of files
+    cannot be made, `ValueError` for settings of identity providers that cannot be used."""
     server_name = ServerName(config.server_name)
     name = config.name
     registry = registry or CollectorRegistry()
@@ -291,10 +293,10 @@ def build(
     )
     federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
-    files = MediaParts(config, clock, database, limiter, federation, follow, media_threads, random)
+    files = MediaParts(config, clock, database, limiter, federation, follow, preview_web, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
-    pages = WebParts(config, clock, database, accounts, mail, oauth)
+    pages = WebParts(config, clock, database, accounts, mail, oauth, people, rooms)
     upstream = UpstreamParts(
         config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
     )
@@ -334,6 +336,7 @@ def build(
         files.delivery,
         files.for_servers,
         files.repository,
+        files.previews.previews,
         *files.upkeep.services(),
         federation_out.everyones_keys,
         federation_out.own_devices,
@@ -375,9 +378,11 @@ def build(
             threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
             login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
+            url_previews=config.previews.url_preview_enabled,
         ),
         OfferedFeatures(
             delayed_events=config.rooms.max_event_delay_duration is not None,
+            older_qr_codes=config.sessions.oauth.qr_code == "everybody" and oauth.metadata.document is not None,
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
         ),
         rtc,
@@ -411,6 +416,7 @@ def build(
         *people.jobs(),
         *incoming.jobs(),
         *federation_out.jobs(),
+        *encryption.jobs(),
         *pushers.jobs(),
         *files.jobs(),
         *pages.jobs(),

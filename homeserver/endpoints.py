@@ -14,6 +14,7 @@ from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
 from homeserver.admin import federation_policy, register
+from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
@@ -42,6 +43,7 @@ from homeserver.client import (
     receipts,
     registration,
     relations,
+    rendezvous,
     reports,
     room_creation,
     room_directory,
@@ -58,6 +60,7 @@ from homeserver.client import (
     thread_subscriptions,
     threepids,
     to_device,
+    url_previews,
     user_directory,
     versions,
     voip,
@@ -67,7 +70,18 @@ from homeserver.http import probes
 from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
-from homeserver.web import authorize, confirm_email, landing, link, sign_in, unsubscribe, upstream, upstream_answers
+from homeserver.web import account as account_page
+from homeserver.web import (
+    authorize,
+    confirm_email,
+    landing,
+    link,
+    reset_password,
+    sign_in,
+    unsubscribe,
+    upstream,
+    upstream_answers,
+)
 from homeserver.web import register as register_page
 
 SOURCES: tuple[ModuleType, ...] = (
@@ -81,10 +95,12 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_media,
     admin_pushers,
     account,
     account_data,
     account_moderation,
+    account_page,
     authorize,
     capabilities,
     confirm_email,
@@ -119,7 +135,9 @@ SOURCES: tuple[ModuleType, ...] = (
     register_page,
     registration,
     relations,
+    rendezvous,
     reports,
+    reset_password,
     room_creation,
     room_directory,
     room_events,
@@ -139,6 +157,7 @@ SOURCES: tuple[ModuleType, ...] = (
     unsubscribe,
     upstream,
     upstream_answers,
+    url_previews,
     user_directory,
     versions,
     voip,

@@ -16,6 +16,8 @@ class BrowserSessionRow:
     expires_ts: int
     is_admin: bool
     suspended: bool
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came, if any."""
 
 
 class BrowserSessionStore:
@@ -29,22 +31,30 @@ class BrowserSessionStore:
 
         def read(txn: Transaction) -> BrowserSessionRow | None:
             row = txn.query_one(
-                "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended"
+                "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin"
                 " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
                 " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL AND a.locked = 0",
                 (token_hash, now),
             )
-            return None if row is None else BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]))
+            if row is None:
+                return None
+            return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5])
 
         return await self._database.read_quickly("get_browser_session", read)
 
     def add_browser_session(
-        self, txn: WriteTransaction, token_hash: bytes, user_id: str, proved_ts: int, expires_ts: int
+        self,
+        txn: WriteTransaction,
+        token_hash: bytes,
+        user_id: str,
+        proved_ts: int,
+        expires_ts: int,
+        origin: str | None = None,
     ) -> None:
         """Begin one."""
         txn.execute(
-            "INSERT INTO browser_sessions (token_hash, user_id, proved_ts, expires_ts) VALUES (?, ?, ?, ?)",
-            (token_hash, user_id, proved_ts, expires_ts),
+            "INSERT INTO browser_sessions (token_hash, user_id, proved_ts, expires_ts, origin) VALUES (?, ?, ?, ?, ?)",
+            (token_hash, user_id, proved_ts, expires_ts, origin),
         )
 
     def remove_browser_session(self, txn: WriteTransaction, token_hash: bytes) -> bool:

@@ -38,6 +38,8 @@ class EventFlag:
     """This server tells others of it: made by our own users where others are in the room, or passed on for another server."""
     RESOLVED: Final = 512
     """With its arrival the current state changed in more, or in something else, than what it sets: forks were resolved."""
+    MENDED: Final = 1024
+    """The state after it has more than its past gives: what could be proved later only."""
 
 
 class EventRow(msgspec.Struct, frozen=True, gc=False):

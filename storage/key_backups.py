@@ -1,11 +1,19 @@
-"""Backups of room keys: versions, and in each the keys of sessions. The server cannot read them."""
+"""Backups of room keys: versions, and in each the keys of sessions. The server cannot read them.
+
+A version that is deleted is gone at once for who asks; its keys, of which there may be hundreds of thousands, are removed in
+small steps.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
+
+REMOVED_AT_ONCE: Final = 500
+"""Keys of a version that is deleted; more wait for the job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +76,15 @@ class KeyBackupStore:
         await self._database.write("set_backup_auth_data", _set_auth_data, user_id, version, auth_data)
 
     async def remove_backup(self, user_id: str, version: int) -> None:
-        """Delete a version with its keys; one that was deleted before is no error. Raises NoSuchBackup."""
+        """Delete a version with its keys, which are removed in small steps; one that was deleted before is no error.
+
+        Raises NoSuchBackup.
+        """
         await self._database.write("remove_key_backup", _remove_backup, user_id, version)
+
+    async def sweep(self, limit: int) -> int:
+        """Remove some keys of versions that were deleted; how many."""
+        return await self._database.write("sweep_key_backups", _sweep, limit)
 
     async def get_keys(
         self, user_id: str, version: int, room_id: str | None, session_id: str | None
@@ -131,12 +146,34 @@ def _set_auth_data(txn: WriteTransaction, user_id: str, version: int, auth_data:
 
 
 def _remove_backup(txn: WriteTransaction, user_id: str, version: int) -> None:
-    changed = txn.execute(
-        "UPDATE key_backups SET deleted = 1, key_count = 0 WHERE user_id = ? AND version = ?", (user_id, version)
-    )
+    # `key_count` says from now on that there are keys left to remove
+    changed = txn.execute("UPDATE key_backups SET deleted = 1 WHERE user_id = ? AND version = ?", (user_id, version))
     if not changed:
         raise NoSuchBackup(version)
-    txn.execute("DELETE FROM backed_up_keys WHERE user_id = ? AND version = ?", (user_id, version))
+    _remove_some(txn, user_id, version, REMOVED_AT_ONCE)
+
+
+def _sweep(txn: WriteTransaction, limit: int) -> int:
+    backup = txn.query_one("SELECT user_id, version FROM key_backups WHERE deleted = 1 AND key_count > 0 LIMIT 1")
+    if backup is None:
+        return 0
+    user_id, version = backup
+    _remove_some(txn, user_id, version, limit)
+    return limit  # whether there are further ones is seen by the next step
+
+
+def _remove_some(txn: WriteTransaction, user_id: str, version: int, limit: int) -> None:
+    """Remove some of the keys of a backup that is deleted."""
+    of_backup = (user_id, version)
+    gone = txn.query(
+        "SELECT room_id, session_id FROM backed_up_keys WHERE user_id = ? AND version = ? LIMIT ?", (*of_backup, limit)
+    )
+    txn.execute_many(
+        "DELETE FROM backed_up_keys WHERE user_id = ? AND version = ? AND room_id = ? AND session_id = ?",
+        [(*of_backup, *key) for key in gone],
+    )
+    if len(gone) < limit:
+        txn.execute("UPDATE key_backups SET key_count = 0 WHERE user_id = ? AND version = ?", of_backup)
 
 
 def _where(user_id: str, version: int, room_id: str | None, session_id: str | None) -> tuple[str, list[str | int]]:

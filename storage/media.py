@@ -108,11 +108,6 @@ class MediaStore:
         )
         return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, media_id)) > 0
 
-    def set_quarantined(self, txn: WriteTransaction, media_id: str, *, quarantined: bool) -> bool:
-        """Hold a file back from everybody, or give it free. False for one that is not there, or is protected."""
-        sql = "UPDATE media SET quarantined = ? WHERE media_id = ? AND protected = 0"
-        return txn.execute(sql, (int(quarantined), media_id)) > 0
-
 
 def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:
     rows = txn.query_in(f"SELECT {COLUMNS} FROM media WHERE media_id IN {{keys}}", media_ids)

@@ -7,7 +7,7 @@ from typing import Final
 from storage.database import Database
 from storage.media import COLUMNS, MediaRow, make_row
 from storage.media_addresses import MediaAddress
-from storage.media_references import Role
+from storage.media_references import Role, Setting
 from storage.transaction import Transaction
 
 _ORDERS: Final = {
@@ -42,10 +42,11 @@ class Page:
 
 
 class MediaListStore:
-    """Reads lists of files."""
+    """Reads lists of files. `own`: this server's name."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, own: str) -> None:
         self._database = database
+        self._own = own
 
     async def get_uploads(self, user_id: str, order: Order, start: int, limit: int) -> Page:
         """What a user has uploaded; reservations are no files."""
@@ -54,6 +55,37 @@ class MediaListStore:
     async def get_in_room(self, room_id: str) -> Sequence[MediaAddress]:
         """The files that events of a room show; pictures of members are not among them."""
         return await self._database.read("get_media_in_room", _select_in_room, room_id)
+
+    async def get_old_uploads(
+        self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
+    ) -> Sequence[str]:
+        """Ids of files that nobody has read since, by their order after one; neither held back nor protected.
+
+        `keep_profiles`: nor pictures of users, members or rooms.
+        """
+        kept = (
+            " AND NOT EXISTS (SELECT 1 FROM known_media AS k WHERE k.origin = ? AND k.media_id = m.media_id AND ("
+            f"EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = k.media_nid AND s.kind = {int(Setting.PROFILE)})"
+            " OR EXISTS (SELECT 1 FROM media_in_events AS e WHERE e.media_nid = k.media_nid"
+            f" AND e.role IN ({int(Role.MEMBER)}, {int(Role.ROOM)}))))"
+        )
+        sql = (
+            "SELECT m.media_id FROM media AS m WHERE m.hash IS NOT NULL AND m.quarantined = 0 AND m.protected = 0"
+            f" AND m.last_access_ts < ? AND m.size > ? AND m.media_id > ?{kept if keep_profiles else ''}"
+            " ORDER BY m.media_id LIMIT ?"
+        )
+        args = (before_ms, larger_than, after, *((self._own,) if keep_profiles else ()), limit)
+        rows = await self._database.read("get_old_uploads", lambda txn: txn.query(sql, args))
+        return [media_id for (media_id,) in rows]
+
+    async def get_old_copies(self, before_ms: int, after: MediaAddress, limit: int) -> Sequence[MediaAddress]:
+        """Copies of other servers' files that nobody has read since, by their order after one; not those held back."""
+        sql = (
+            "SELECT origin, media_id FROM remote_media WHERE quarantined = 0 AND last_access_ts < ?"
+            " AND (origin, media_id) > (?, ?) ORDER BY origin, media_id LIMIT ?"
+        )
+        rows = await self._database.read("get_old_copies", lambda txn: txn.query(sql, (before_ms, *after, limit)))
+        return [MediaAddress(origin, media_id) for origin, media_id in rows]
 
 
 def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, limit: int) -> Page:

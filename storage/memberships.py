@@ -61,9 +61,12 @@ class MembershipStore:
         """Everybody with that membership, in the order in which they got it."""
         return await self._database.read("get_members", _select_members, room_nid, membership)
 
-    async def get_event_nids(self, room_nid: int) -> Mapping[str, int]:
-        """By user the number of the event that set their membership, of everybody who ever had one."""
-        return await self._database.read("get_membership_events", _select_event_nids, room_nid)
+    async def get_all(self, room_nid: int) -> Mapping[str, tuple[int, str]]:
+        """By user the number of the event that set their membership, and the membership, of everybody who ever had one.
+
+        That may be to leave by an event that says otherwise: it is in the state no more.
+        """
+        return await self._database.read("get_all_memberships", _select_all, room_nid)
 
     async def get_local_members(self, room_nid: int) -> list[str]:
         """This server's users who are joined."""
@@ -188,8 +191,9 @@ def select_first_members(
     return first
 
 
-def _select_event_nids(txn: Transaction, room_nid: int) -> dict[str, int]:
-    return dict(txn.query("SELECT user_id, event_nid FROM memberships WHERE room_nid = ?", (room_nid,)))
+def _select_all(txn: Transaction, room_nid: int) -> dict[str, tuple[int, str]]:
+    rows = txn.query("SELECT user_id, event_nid, membership FROM memberships WHERE room_nid = ?", (room_nid,))
+    return {user_id: (event_nid, membership) for user_id, event_nid, membership in rows}
 
 
 def select_new_invites(txn: Transaction, after: int, upto: int, limit: int) -> list[MembershipRow]:

@@ -23,7 +23,7 @@ class PartialRoom:
     resident: str
     """The server that let us in."""
     completed: int | None
-    """The position from which on all of its state is known."""
+    """The position from which on all of its state is known, or nobody of ours is there who would want to know it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,12 @@ def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
     for table in ("partial_rooms", "partial_servers"):
         txn.execute(f"DELETE FROM {table} WHERE room_nid = ?", (room_nid,))
     txn.execute("UPDATE partial_events SET is_past = 1 WHERE room_nid = ?", (room_nid,))
+
+
+def abandon_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
+    """Note that nothing more is fetched: all of ours have left the room. The servers in it stay known, since they have to hear of
+    that."""
+    txn.execute("UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?", (position, room_nid))
 
 
 def end_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:

@@ -34,7 +34,9 @@ WRITE_LOCK = 0x4D61_6861_6C6C_61
 """The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
 MIGRATION_LOCK = WRITE_LOCK + 1
 
-SAVE_COUNTERS = "INSERT INTO counters (name, value) VALUES %s ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+SAVE_COUNTERS = (
+    b"INSERT INTO counters (name, value) VALUES %b ON CONFLICT (name) DO UPDATE SET value = excluded.value; "
+)
 
 NOT_TEXT = "\U0010ffff"
 """Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps free of characters."""
@@ -262,10 +264,12 @@ class PostgresConnection:
             self._cursor.execute("ROLLBACK TO SAVEPOINT one; RELEASE SAVEPOINT one")
 
     def commit(self, counters: dict[str, int]) -> None:
-        self._flush()
+        # in one message with what waits to be sent and the counters
+        text, self._prefix = self._prefix.encode(), ""
         if counters:
-            execute_values(self._cursor, SAVE_COUNTERS, list(counters.items()))
-        self._cursor.execute("COMMIT")
+            values = b", ".join(self._cursor.mogrify("(%s, %s)", counter) for counter in counters.items())
+            text += SAVE_COUNTERS % values
+        self._cursor.execute(text + b"COMMIT")
         if self._cursor.statusmessage != "COMMIT":
             # A transaction in which a statement failed is rolled back by COMMIT, without an error.
             raise DatabaseUnavailable("the transaction had failed before its commit")

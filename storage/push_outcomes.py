@@ -7,7 +7,6 @@ An outcome is 0 (nothing), 1 (notifies) or 3 (notifies and is highlighted).
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
-from typing import Final
 
 from storage.database import Database
 from storage.events import EventFlag
@@ -58,16 +57,11 @@ _HIGHLIGHTED = {0: (_CALLING, _OWN), 1: (_CALLING, _OWN), 2: (_OWN_ONLY,)}
 """Where highlighted ones are found."""
 
 
-# plain numbers: testing a flag of the enumeration takes ten times as long
-_NOTIFIES: Final = int(EventFlag.NOTIFIES)
-_CALLS_ROOM: Final = int(EventFlag.CALLS_ROOM)
-
-
 def flags_outcome(flags: int, attention: int) -> int:
     """What an event with these flags is to a user without an own row."""
-    if flags & _CALLS_ROOM and attention < 2:
+    if flags & EventFlag.CALLS_ROOM and attention < 2:
         return NOTIFIES | HIGHLIGHTED
-    return NOTIFIES if flags & _NOTIFIES and attention == 0 else 0
+    return NOTIFIES if flags & EventFlag.NOTIFIES and attention == 0 else 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,13 @@ class RemoteMediaRow:
     authenticated: bool
     """Only for those who show a token."""
     quarantined: bool = False
+    quarantined_by: str | None = None
+    """Who holds it back: a user id, or `system`."""
 
 
-_COLUMNS = "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated, quarantined"
+_COLUMNS = (
+    "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated, quarantined, quarantined_by"
+)
 
 
 class RemoteMediaStore:
@@ -43,7 +47,7 @@ class RemoteMediaStore:
         """Add a copy; False where there is one, which stays: the file behind an address never changes."""
         content = row.content
         count = txn.execute(
-            f"INSERT INTO remote_media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            f"INSERT INTO remote_media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (origin, media_id) DO NOTHING",
             (
                 row.origin,
@@ -56,14 +60,10 @@ class RemoteMediaStore:
                 row.last_access_ts,
                 int(row.authenticated),
                 int(row.quarantined),
+                row.quarantined_by,
             ),
         )
         return count > 0
-
-    def set_quarantined(self, txn: WriteTransaction, origin: str, media_id: str, *, quarantined: bool) -> bool:
-        """Hold a copy back from everybody, or give it free. False for one that is not there."""
-        sql = "UPDATE remote_media SET quarantined = ? WHERE origin = ? AND media_id = ?"
-        return txn.execute(sql, (int(quarantined), origin, media_id)) > 0
 
 
 def _select(txn: Transaction, origin: str, media_id: str) -> RemoteMediaRow | None:
@@ -73,7 +73,7 @@ def _select(txn: Transaction, origin: str, media_id: str) -> RemoteMediaRow | No
 
 def _row(row: Row) -> RemoteMediaRow:
     content = Content(bytes(row[2]), row[4], row[3], row[5])
-    return RemoteMediaRow(row[0], row[1], content, row[6], row[7], bool(row[8]), bool(row[9]))
+    return RemoteMediaRow(row[0], row[1], content, row[6], row[7], bool(row[8]), bool(row[9]), row[10])
 
 
 def _set_accessed(txn: WriteTransaction, origin: str, media_id: str, now_ms: int) -> None:

@@ -60,6 +60,8 @@ SUMMARY_COLUMNS = frozenset(
 """The columns that a state event may set."""
 
 ROOMS_SEARCHED_AT_ONCE = 500
+FEW_ROOMS = 20
+"""As many as a client of sliding sync shows at first: they are read without another thread where that costs less."""
 
 _COLUMNS = (
     "r.room_nid, r.room_id, r.version, r.joined_count, s.name, s.topic, s.canonical_alias, s.avatar_url, s.join_rule,"
@@ -76,7 +78,9 @@ class RoomSummaryStore:
 
     async def get_rosters(self, user_id: str, room_nids: Iterable[int], heroes: int) -> Mapping[int, Roster]:
         """For each room what names it to the user; so many heroes at most."""
-        return await self._database.read("get_rosters", _select_rosters, user_id, list(room_nids), heroes)
+        nids = list(room_nids)
+        read = self._database.read_quickly if len(nids) <= FEW_ROOMS else self._database.read
+        return await read("get_rosters", _select_rosters, user_id, nids, heroes)
 
     async def get_summaries(self, room_nids: Iterable[int]) -> Mapping[int, SummaryRow]:
         """Summaries by room."""

@@ -13,21 +13,19 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
-from storage.directory_changes import note_directory_changes
 from storage.events import EventFlag, EventRow, select_event_nids
-from storage.media_references import Recheck, note_rechecks, note_redaction
-from storage.memberships import count_members, put_memberships, select_memberships
+from storage.media_references import Recheck, note_rechecks
+from storage.memberships import count_members
 from storage.partial_rooms import add_partial_events
 from storage.push_outcomes import add_outcomes
-from storage.relations import Relation, RelationRow, add_relations, remove_relation
+from storage.redactions import Redaction, redact_event
+from storage.relations import Relation, RelationRow, add_relations
 from storage.room_effects import NO_EFFECT, StateEffect, apply_effects
-from storage.room_summaries import set_summary_fields
 from storage.rooms import Head, RoomRow, move_head
 from storage.search import note_placed
 from storage.sent_transactions import SentTransaction, add_transaction
-from storage.spaces import remove_child_of_event
 from storage.state_tree import StateTreeStore
-from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events, remove_sticky_event
+from storage.sticky_events import LONGEST_MS, StickyRow, add_sticky_events
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
@@ -36,16 +34,6 @@ MAY_STICK = EventFlag.TIMELINE | EventFlag.SOFT_FAILED
 
 class HeadMoved(Exception):
     """The room's head is no longer the one that the batch was built upon."""
-
-
-@dataclass(frozen=True, slots=True)
-class Redaction:
-    """The taking away of an event's content."""
-
-    target_nid: int
-    pruned_pdu: bytes
-    effect: StateEffect | None
-    """What the pruned target means, when it is current state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +156,7 @@ class RoomWriter:
         for row, event in zip(rows, events, strict=True):
             if event.redaction is not None:
                 # before the effects: what replaces the target in the same batch has the last word
-                self._redact(txn, room.room_nid, row, event.redaction)
+                redact_event(txn, room.room_nid, row.event_nid, row.position, event.redaction)
         joined, invited = apply_effects(txn, room.room_nid, effects)
         joined, invited = head.joined_count + joined, head.invited_count + invited
         if current is not None and current.recount:
@@ -289,7 +277,7 @@ class RoomWriter:
                 position = row.position if row.position is not None else txn.next_position()
                 txn.announce(Change(position, Topic.PLACED, detail=row.event_nid))
             if event.redaction is not None:
-                self._redact(txn, room.room_nid, row, event.redaction)
+                redact_event(txn, room.room_nid, row.event_nid, row.position, event.redaction)
             if row.position is not None:
                 txn.announce(Change(row.position, Topic.EVENT, room.room_id, event.sender, row))
 
@@ -422,35 +410,6 @@ class RoomWriter:
         if missing:
             known |= select_event_nids(txn, missing)
         return tuple((known[event_id], event_id) for event_id in extremities)
-
-    def _redact(self, txn: WriteTransaction, room_nid: int, row: EventRow, redaction: Redaction) -> None:
-        note_redaction(txn, redaction.target_nid)
-        changed = txn.execute(
-            "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
-            (redaction.pruned_pdu, row.event_nid, redaction.target_nid, room_nid),
-        )
-        if not changed:
-            return
-        position = row.position if row.position is not None else txn.next_position()
-        txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
-        remove_relation(txn, redaction.target_nid)
-        remove_sticky_event(txn, redaction.target_nid)
-        if redaction.effect is None:
-            return
-        if redaction.effect.summary:
-            set_summary_fields(txn, room_nid, redaction.effect.summary)
-        child = redaction.effect.child
-        if child is not None:
-            remove_child_of_event(txn, room_nid, redaction.target_nid, child.child_id)
-        member = redaction.effect.membership
-        if member is not None:
-            old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
-            if old is not None and old.event_nid == redaction.target_nid:
-                nameless = replace(old, display_name=None, avatar_url=None)
-                put_memberships(txn, [nameless])
-                if not nameless.is_local:
-                    note_directory_changes(txn, [(nameless.user_id, position)])
-                txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))
 
 
 def _row(

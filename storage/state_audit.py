@@ -31,7 +31,6 @@ _SELECT_ARRIVED = f"""
     AND room_nid IN (SELECT room_nid FROM room_servers)
     AND room_nid NOT IN (SELECT room_nid FROM partial_rooms WHERE completed IS NULL)
     AND room_nid NOT IN (SELECT room_nid FROM partial_events)
-    AND room_nid NOT IN (SELECT room_nid FROM unproved_state)
 """
 
 

@@ -17,13 +17,14 @@ from storage.memberships import count_members
 from storage.partial_rooms import (
     FoundRow,
     PartialRoom,
+    abandon_partial,
     end_partial,
-    forget_partial,
     select_gathered,
     set_found,
     set_gathered,
 )
-from storage.relations import remove_relation
+from storage.redactions import Redaction, redact_event
+from storage.relations import RelationRow, add_relations, remove_relation
 from storage.room_effects import StateEffect, apply_effects
 from storage.room_writer import HeadMoved, StateChange
 from storage.rooms import Head, RoomRow, move_head
@@ -60,6 +61,10 @@ class Completed:
     """What those entries mean that differ from what was written before."""
     hidden: Collection[int]
     """Events that were in the timeline and are there no more."""
+    children: Sequence[RelationRow] = ()
+    """What relates to others, of the events that are in the timeline now and were not."""
+    redactions: Sequence[tuple[int, Redaction]] = ()
+    """By number of the redaction, what takes content away of these events."""
 
 
 class StateCompletion:
@@ -115,12 +120,17 @@ class StateCompletion:
             (nid,),
         )
         self._hide(txn, nid, completed.hidden)
+        add_relations(txn, completed.children)
+        for child in completed.children:
+            txn.announce(Change(position, Topic.RELATED, detail=child.relation.target))
         root = self._trees.apply(txn, nid, completed.state.root, completed.state.entries)
         apply_effects(txn, nid, [(event_nid, position, effect) for event_nid, effect in completed.effects])
         joined, invited = count_members(txn, nid)
         new = Head(head.version + 1, completed.extremities, head.depth, root, joined, invited)
         if not move_head(txn, nid, head.version, new):
             raise HeadMoved(room.room_id)
+        for redaction_nid, redaction in completed.redactions:
+            redact_event(txn, nid, redaction_nid, position, redaction)
         end_partial(txn, nid, position)
         for event_nid, _ in events:
             txn.announce(Change(position, Topic.PLACED, detail=event_nid))
@@ -135,8 +145,9 @@ class StateCompletion:
         new = structs.replace(head, version=head.version + 1)
         if not move_head(txn, room.room_nid, head.version, new):
             raise HeadMoved(room.room_id)
-        forget_partial(txn, room.room_nid)
-        txn.announce(Change(txn.next_position(), Topic.COMPLETENESS, room.room_id))
+        position = txn.next_position()
+        abandon_partial(txn, room.room_nid, position)
+        txn.announce(Change(position, Topic.COMPLETENESS, room.room_id))
         return new
 
     @staticmethod

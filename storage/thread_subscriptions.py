@@ -37,6 +37,24 @@ class ThreadSubscriptionStore:
         """What a user last wanted of a thread; None where they never said."""
         return await self._database.read_quickly("get_thread_subscription", _select_one, user_id, room_id, root)
 
+    async def get_followers(self, room_id: str, root: str) -> frozenset[str]:
+        """Who follows a thread."""
+
+        def read(txn: Transaction) -> frozenset[str]:
+            sql = "SELECT user_id FROM thread_subscriptions WHERE room_id = ? AND root = ? AND subscribed = 1"
+            return frozenset(user_id for (user_id,) in txn.query(sql, (room_id, root)))
+
+        return await self._database.read_quickly("get_thread_followers", read)
+
+    async def get_followed(self, user_id: str, room_id: str) -> frozenset[str]:
+        """The roots of the threads of a room that a user follows."""
+
+        def read(txn: Transaction) -> frozenset[str]:
+            sql = "SELECT root FROM thread_subscriptions WHERE user_id = ? AND room_id = ? AND subscribed = 1"
+            return frozenset(root for (root,) in txn.query(sql, (user_id, room_id)))
+
+        return await self._database.read_quickly("get_followed_threads", read)
+
     async def get_changes(self, user_id: str, after: int, upto: int, limit: int) -> list[ThreadSubscriptionRow]:
         """The newest changes in a stretch of the sequence, newest first."""
         return await self._database.read("get_thread_subscriptions", _select_changes, user_id, after, upto, limit)

@@ -1,6 +1,6 @@
 """What was left out of the states of rooms since it could not be checked in time: kept until it is proved, and then put in.
 
-What was put in stays noted while this server is in the room: events that cite it may stand upon states that were written without.
+What was put in stays noted: events that cite it may stand upon states that were written without.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Final
 
 from storage.database import Database
+from storage.events import EventFlag
 from storage.memberships import count_members
 from storage.partial_rooms import note_completed
 from storage.room_effects import StateEffect, apply_effects
@@ -27,9 +28,11 @@ class PartOf(IntEnum):
 
     AUTH_CHAIN = 0
     """Others of these rest on it."""
-    SOME_STATE = 1
+    EARLIER_STATE = 1
+    """A state of a time before all of ours had left the room: it is not put in, and events upon states of that time may cite it."""
+    SOME_STATE = 2
     """The state at some event, as a server in the room tells it."""
-    OUR_STATE = 2
+    OUR_STATE = 3
     """The state before our join, as the server that let us in tells it."""
 
 
@@ -95,9 +98,12 @@ def add_unproved(txn: WriteTransaction, room_nid: int, events: Sequence[LeftOut]
     )
 
 
-def forget_unproved(txn: WriteTransaction, room_nid: int) -> None:
-    """Forget what is noted for a room: it is entered anew."""
-    txn.execute("DELETE FROM unproved_state WHERE room_nid = ?", (room_nid,))
+def end_unproved(txn: WriteTransaction, room_nid: int) -> None:
+    """The room is entered anew: what is noted for it is of an earlier time."""
+    txn.execute(
+        "UPDATE unproved_state SET part_of = ? WHERE room_nid = ? AND part_of > ?",
+        (int(PartOf.EARLIER_STATE), room_nid, int(PartOf.EARLIER_STATE)),
+    )
 
 
 class UnprovedWriter:
@@ -138,7 +144,10 @@ class UnprovedWriter:
             after = self._trees.apply(
                 txn, nid, before, {key: number for key, number in entries.items() if key not in there}
             )
-            txn.execute("UPDATE events SET state_root = ? WHERE event_nid = ?", (after, event_nid))
+            txn.execute(
+                "UPDATE events SET state_root = ?, flags = flags | ? WHERE event_nid = ?",
+                (after, EventFlag.MENDED, event_nid),
+            )
             txn.announce(Change(position, Topic.PLACED, detail=event_nid))
         apply_effects(txn, nid, [(event_nid, position, effect) for event_nid, effect in effects])
         joined, invited = count_members(txn, nid)

@@ -8,7 +8,7 @@ Laws:
 from dataclasses import dataclass
 
 from storage.database import Database
-from storage.transaction import WriteTransaction
+from storage.transaction import Transaction, WriteTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +42,22 @@ class UpstreamFlowStore:
 
     async def take_flow(self, flow_id: str, step: str, browser_hash: bytes | None, now: int) -> UpstreamFlowRow | None:
         """The flow, and its end; None where there is none at this step for this browser, or it has grown old. Without
-        `browser_hash`, of whichever browser."""
+        `browser_hash`, of whichever browser. Who asks for what is not there costs a read, and no write."""
 
-        def write(txn: WriteTransaction) -> UpstreamFlowRow | None:
-            sql = f"SELECT {_COLUMNS} FROM upstream_flows WHERE flow_id = ?"
-            found = txn.query_one(sql, (flow_id,))
-            row = None if found is None else UpstreamFlowRow(found[0], found[1], bytes(found[2]), *found[3:])
-            if row is None or row.step != step or row.expires_ts <= now:
-                return None
-            if browser_hash is not None and row.browser_hash != browser_hash:
-                return None
-            return row if txn.execute("DELETE FROM upstream_flows WHERE flow_id = ?", (flow_id,)) else None
+        def read(txn: Transaction) -> UpstreamFlowRow | None:
+            found = txn.query_one(f"SELECT {_COLUMNS} FROM upstream_flows WHERE flow_id = ?", (flow_id,))
+            return None if found is None else UpstreamFlowRow(found[0], found[1], bytes(found[2]), *found[3:])
 
-        return await self._database.write("take_upstream_flow", write)
+        row = await self._database.read_quickly("get_upstream_flow", read)
+        if row is None or row.step != step or row.expires_ts <= now:
+            return None
+        if browser_hash is not None and row.browser_hash != browser_hash:
+            return None
+
+        def write(txn: WriteTransaction) -> bool:
+            return bool(txn.execute("DELETE FROM upstream_flows WHERE flow_id = ?", (flow_id,)))
+
+        return row if await self._database.write("take_upstream_flow", write) else None
 
     async def add_taken_assertion(self, assertion_id: str, expires_ts: int) -> bool:
         """Note that an assertion is taken; False where it was before."""

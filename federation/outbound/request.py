@@ -21,7 +21,9 @@ _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 def encode_request(method: str, target: str, host: str, headers: Sequence[tuple[str, str]], body: bytes) -> bytes:
     """The bytes. Raises ValueError where a part would break out of its line, which is our mistake."""
-    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "User-Agent: Mahalla", "Accept-Encoding: gzip"]
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Accept-Encoding: gzip"]
+    if not any(name.lower() == "user-agent" for name, _ in headers):
+        lines.append("User-Agent: Mahalla")
     lines += [f"{name}: {value}" for name, value in headers]
     if body or method in _WITH_BODY:
         lines.append(f"Content-Length: {len(body)}")

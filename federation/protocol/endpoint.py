@@ -57,6 +57,7 @@ class Limit(Enum):
     LOGIN = "rc_login.address"
     LOGIN_ACCOUNT = "rc_login.account"
     LOGIN_FAILED = "rc_login.failed_attempts"
+    RENDEZVOUS = "rc_oauth.rendezvous"
     CLIENT_REGISTRATION = "rc_oauth.client_registration"
     DEVICE_AUTHORIZATION = "rc_oauth.device_authorization"
     USER_CODE = "rc_oauth.user_code"
@@ -80,6 +81,7 @@ class Limit(Enum):
     USER_DIRECTORY = "rc_user_directory"
     KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"
+    URL_PREVIEW = "rc_url_preview"
 
 
 PER_ADDRESS = frozenset(
@@ -90,6 +92,7 @@ PER_ADDRESS = frozenset(
         Limit.THREEPID,
         Limit.CLIENT_REGISTRATION,
         Limit.DEVICE_AUTHORIZATION,
+        Limit.RENDEZVOUS,
     }
 )
 
@@ -125,6 +128,10 @@ class Peer:
     server_name: ServerName
 
 
+def _no_header(_name: str) -> str | None:
+    return None
+
+
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What else a handler may need to know of the request."""
 
@@ -139,8 +146,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
-    authorization: str = ""
-    """The header of that name, for endpoints that read it themselves."""
+    header: Callable[[str], str | None] = _no_header
+    """Any other header, by its name; the last of several."""
     languages: str = ""
     """What the client wants to read, as it says it in `Accept-Language`."""
 

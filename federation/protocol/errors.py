@@ -121,6 +121,12 @@ class CannotThumbnail(MatrixError):
     errcode, status, default_text = "M_UNKNOWN", 400, "No thumbnail can be made of this file"
 
 
+class ConcurrentWrite(MatrixError):
+    """Somebody else has written first. spec: MSC4388"""
+
+    errcode, status, default_text = "M_CONCURRENT_WRITE", 409, "It was changed in the meantime; read it again"
+
+
 class UserInUse(MatrixError):
     errcode, status, default_text = "M_USER_IN_USE", 400, "This user name is taken"
 

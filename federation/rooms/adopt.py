@@ -43,7 +43,7 @@ from storage.state_tree import StateTreeStore
 from storage.streams import Change, Topic
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction
-from storage.unproved_state import LeftOut, PartOf, add_unproved, forget_unproved
+from storage.unproved_state import LeftOut, PartOf, add_unproved, end_unproved
 
 MAX_EVENTS = 500_000
 """Of the state and its auth chain together."""
@@ -291,7 +291,7 @@ class Adoptions:
         # an invite may have said another version since it was proved
         note_room(txn, room.room_id, room.version, self._now_ms())
         forget_partial(txn, room_nid)
-        forget_unproved(txn, room_nid)
+        end_unproved(txn, room_nid)
         if left_out:
             add_unproved(txn, room_nid, left_out, self._first_attempt())
         move_backward_extremities(txn, room_nid, [new.event_id], missing, new.depth)

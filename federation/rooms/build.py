@@ -37,7 +37,8 @@ from federation.rooms.relations import read_relation
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from storage.events import EventFlag
-from storage.room_writer import NewEvent, Redaction
+from storage.redactions import Redaction
+from storage.room_writer import NewEvent
 
 MAX_DEPTH = 2**53 - 1
 MAX_PREV_EVENTS = 20

@@ -23,12 +23,14 @@ from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.rooms.build import prune
 from federation.rooms.effects import StoredEffects, effect_of_absence
 from federation.rooms.engine import RoomEngine
 from federation.rooms.inbox import Inbox
 from federation.rooms.memberships import Memberships
 from federation.rooms.partial_rooms import PartialRooms
 from federation.rooms.recheck import Recheck, Walk
+from federation.rooms.relations import read_relation
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
@@ -40,6 +42,8 @@ from federation.rooms.unproved import UnprovedStates, is_of_type
 from storage.database import Database
 from storage.memberships import MembershipStore
 from storage.partial_rooms import PartialRoom, PartialRoomStore
+from storage.redactions import Redaction
+from storage.relations import RelationRow
 from storage.room_effects import NO_EFFECT, StateEffect
 from storage.room_writer import Appended, HeadMoved, RoomWriter, StateChange
 from storage.rooms import RoomRow, RoomStore
@@ -338,17 +342,17 @@ class Completions:
         tables, nid = self._tables, room.room_nid
         part = await tables.trees.get_all(nid, snapshot.state.root)
         whole = {**await tables.trees.get_all(nid, known.root), **known.entries}
-        rows = await tables.memberships.get_event_nids(nid)
+        rows = await tables.memberships.get_all(nid)
         new = [
             event_nid
             for (type, key), event_nid in whole.items()
-            if type == MEMBER and (type, key) not in part and rows.get(key) != event_nid
+            if type == MEMBER and (type, key) not in part and _may_differ(rows.get(key), event_nid)
         ]
         for start in range(0, len(new), CHUNK):
             effects = await self._effects.of(room, new[start : start + CHUNK])
             await self._write_effects(room, effects.items())
         # of an earlier time that we were in the room
-        gone = [event_nid for user_id, event_nid in rows.items() if (MEMBER, user_id) not in whole]
+        gone = [event_nid for user_id, (event_nid, _) in rows.items() if (MEMBER, user_id) not in whole]
         for start in range(0, len(gone), CHUNK):
             stored = await self._events.get_events(gone[start : start + CHUNK])
             await self._write_effects(
@@ -401,6 +405,7 @@ class Completions:
                 state,
                 await self._find_effects(room, snapshot, changes, gone),
                 walk.hidden,
+                *await self._find_late(snapshot, walk),
             )
             try:
                 head = await tables.database.write(
@@ -413,6 +418,24 @@ class Completions:
             self._engine.advance(fresh, Appended(head, []))
             return
         raise RuntimeError(f"the head of {room.room_id} moved {MAX_TRIES} times while it was completed")
+
+    async def _find_late(
+        self, snapshot: RoomSnapshot, walk: Walk
+    ) -> tuple[Sequence[RelationRow], Sequence[tuple[int, Redaction]]]:
+        """What those events say of others that are shown now and were not."""
+        children: list[RelationRow] = []
+        redactions: list[tuple[int, Redaction]] = []
+        for stored in walk.shown:
+            event = stored.event
+            relation = None if stored.redacted_by is not None else read_relation(event)
+            if relation is not None:
+                place = (stored.nid, event.event_id, stored.room_nid, stored.depth)
+                children.append(RelationRow(relation, *place, event.type, event.sender, event.origin_server_ts))
+            target_id = event.redacts
+            target = None if target_id is None else await self._events.get_event(stored.room_nid, target_id)
+            if target is not None and target.redacted_by is None:
+                redactions.append((stored.nid, await prune(snapshot, target, self._identity)))
+        return children, redactions
 
     async def _find_effects(
         self,
@@ -454,3 +477,8 @@ class Completions:
     def _failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
             self._log.failure("work on a room that is not complete failed", failure)
+
+
+def _may_differ(row: tuple[int, str] | None, event_nid: int) -> bool:
+    """Whether what is written of a membership may be another than what an event says: it may have been in no state for a while."""
+    return row is None or row[0] != event_nid or row[1] == "leave"

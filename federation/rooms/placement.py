@@ -28,8 +28,9 @@ from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import CREATE, POWER_LEVELS, RoomSnapshot
 from storage.database import Database
 from storage.events import EventFlag, EventRow, select_flags
+from storage.redactions import Redaction
 from storage.room_effects import NO_EFFECT, StateEffect
-from storage.room_writer import Appended, HeadMoved, NewCurrentState, NewEvent, Redaction, RoomWriter, StateChange
+from storage.room_writer import Appended, HeadMoved, NewCurrentState, NewEvent, RoomWriter, StateChange
 from storage.rooms import RoomRow, select_head
 from storage.timelines import move_backward_extremities
 from storage.transaction import WriteTransaction
@@ -59,6 +60,8 @@ class Arrival:
     """It falls to us to tell the other servers in the room."""
     has_gap: bool = False
     """The state before it is assumed: in a room with a part of its state."""
+    is_mended: bool = False
+    """The state before it has more than its past gives: what could be proved later only."""
 
 
 class Placements:
@@ -124,7 +127,7 @@ class Placements:
         for redaction in redactions:
             if redaction.room_nid == room.room_nid and redaction.in_timeline:
                 state = StateChange(redaction.state_root)
-                if await self._may_redact(room, redaction.event, event.sender, state):
+                if await self.may_redact(room, redaction.event, event.sender, state):
                     effective.append(redaction)
         return effective
 
@@ -143,7 +146,8 @@ class Placements:
             member_count += joins(event, None if before is None else before.event)
         return Circumstances(room_nid, member_count, await self._levels(snapshot.room, arrival.before))
 
-    async def _may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
+    async def may_redact(self, room: RoomRow, redaction: Event, target_sender: UserID, before: StateChange) -> bool:
+        """Whether a redaction upon a state takes content of that user away."""
         levels = await self._levels(room, before)
         return levels is not None and may_redact(
             redaction.version,
@@ -167,6 +171,8 @@ class Placements:
             if not arrival.is_past and not arrival.redactions:
                 classification = await self._classify(event, await self._circumstances(snapshot, arrival))
                 flags |= classification.flags | (EventFlag.OUTCOMES if classification.outcomes else 0)
+        if arrival.is_mended:
+            flags |= EventFlag.MENDED
         return replace(
             new_event(event, int(flags), [other.nid for other in arrival.auth], arrival.redactions),
             depth=_depth(arrival),
@@ -182,7 +188,7 @@ class Placements:
     async def _may_take_effect(self, snapshot: RoomSnapshot, arrival: Arrival) -> bool:
         """Whether it is no redaction of something that its sender may not redact. spec: rooms/v3#handling-redactions"""
         target = await self._target(snapshot, arrival)
-        return target is None or await self._may_redact(
+        return target is None or await self.may_redact(
             snapshot.room, arrival.event, target.event.sender, arrival.before
         )
 

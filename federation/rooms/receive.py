@@ -32,6 +32,7 @@ from federation.rooms.templates import MEMBER
 from federation.rooms.unproved import UnprovedStates
 from storage.events import EventFlag, EventStore, Waiting
 from storage.room_writer import HeadMoved, StateChange
+from storage.unproved_state import PartOf
 
 MAX_PDUS = 500
 """How many PDUs are taken at once; a transaction has 50 at most."""
@@ -47,8 +48,8 @@ class _Known:
     states: Mapping[EventID, Collection[EventID]]
     signers: Mapping[EventID, Collection[ServerName]]
     """Of those that were looked at before."""
-    told: Collection[int]
-    """Cited events that we were told were in force when we joined, and could prove later only."""
+    noted: Mapping[str, PartOf]
+    """Cited events that are part of states that we were told, and could prove later only."""
 
 
 class Receiver:
@@ -104,8 +105,8 @@ class Receiver:
         signers = await self._find_signers(candidates)
 
         async def work() -> list[Outcome]:
-            told = await self._unproved.settle_cited(room_id, _cited(candidates))
-            return await self._receive(room_id, candidates, past, states or {}, signers, told, send_on)
+            noted = await self._unproved.settle_cited(room_id, _cited(candidates))
+            return await self._receive(room_id, candidates, past, states or {}, signers, noted, send_on)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -148,14 +149,14 @@ class Receiver:
         past: bool,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
-        told: Collection[int],
+        noted: Mapping[str, PartOf],
         send_on: bool,
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
             raise NotFound("This server is not in the room")
         batch = Batch(candidates, room_id)
-        known = await self._load(snapshot, batch.ordered, states, signers, told)
+        known = await self._load(snapshot, batch.ordered, states, signers, noted)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_one(
                 room_id, batch.candidates[event.event_id], known, past, send_on
@@ -168,14 +169,14 @@ class Receiver:
         events: Sequence[Event],
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
-        told: Collection[int],
+        noted: Mapping[str, PartOf],
     ) -> _Known:
         """One batch of reads for all that the events name."""
         own = [event.event_id for event in events]
         named = {name for event in events for name in (event.event_id, *event.prev_events, *event.auth_events)}
         found = dict(await self._events.get_anywhere(named))
         waiting = await self._store.get_waiting(snapshot.room.room_nid, own) if own else Waiting({}, frozenset())
-        return _Known(found, waiting, states, signers, told)
+        return _Known(found, waiting, states, signers, noted)
 
     async def _receive_one(
         self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool
@@ -226,13 +227,17 @@ class Receiver:
             return Outcome(event.event_id, None, is_crowded_out=True)
         try:
             before = await self._state_before(snapshot, event, prev, known.states, join if has_gap else None)
-            believed = [other for other in auth if _is_believed(other, known.told, in_part=join is not None)]
-            before = await self._with_cited(snapshot, before, believed)
+            believed = [other for other in auth if _is_believed(other, known.noted, in_part=join is not None)]
+            told = before
+            before = await self._with_cited(snapshot, told, believed)
         except MatrixError as error:
             return Outcome(event.event_id, Verdict.DROP, error)
         current = None if is_past else StateChange(snapshot.head.state_root)
         if current is not None:
-            current = await self._with_cited(snapshot, current, believed)
+            # what was told of another state than that before our join may be over
+            ours = PartOf.OUR_STATE
+            lasting = [other for other in believed if known.noted.get(other.event.event_id, ours) is ours]
+            current = await self._with_cited(snapshot, current, lasting)
         if own is not None:
             signers = required_signers(event)  # they were checked when it was stored
         create = await snapshot.create_event()
@@ -253,7 +258,8 @@ class Receiver:
             await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
             is_past,
             send_on,
-            has_gap,
+            has_gap or (join is not None and bool(missing)),
+            is_mended=join is None and before is not told,
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
@@ -322,11 +328,13 @@ def _cited(candidates: Sequence[Candidate]) -> set[EventID]:
     return cited
 
 
-def _is_believed(cited: StoredEvent, told: Collection[int], *, in_part: bool) -> bool:
+def _is_believed(cited: StoredEvent, noted: Mapping[str, PartOf], *, in_part: bool) -> bool:
     """Whether something cited counts where the state has nothing in its place."""
     if cited.rejected or cited.event.state_key is None:
         return False
-    return (in_part and cited.event.type == MEMBER) or cited.nid in told
+    if in_part and cited.event.type == MEMBER:
+        return True
+    return noted.get(cited.event.event_id, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN
 
 
 def _follows(missing: Collection[EventID], join: StoredEvent) -> bool:

@@ -11,16 +11,19 @@ from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
+from federation.rooms.placement import Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import Questions, StoredSources
+from federation.rooms.unproved import UnprovedStates
 from storage.database import Database
 from storage.events import EventFlag
 from storage.partial_rooms import PartialEvent, PartialRoomStore
 from storage.room_writer import StateChange
 from storage.rooms import RoomRow
 from storage.state_completion import Found, StateCompletion
+from storage.unproved_state import PartOf
 
 CHUNK: Final = 100
 MAX_FETCHED: Final = 50
@@ -43,6 +46,11 @@ class Walk:
     unseen: dict[EventID, Sequence[EventID]] = field(default_factory=dict)
     """What was refused, with what it follows."""
     hidden: set[int] = field(default_factory=set)
+    """What was shown and is no more."""
+    shown: list[StoredEvent] = field(default_factory=list)
+    """What was refused and is shown now."""
+    assumed: set[int] = field(default_factory=set)
+    """Events the state before which nobody tells, and what follows them: what that does not allow is not refused for good."""
     fetched: int = 0
 
     def pass_by(self, event: Event) -> None:
@@ -65,7 +73,11 @@ class Recheck:
         resolver: StateResolver,
         writer: StateCompletion,
         questions: Questions,
+        placements: Placements,
+        unproved: UnprovedStates,
     ) -> None:
+        self._unproved = unproved
+        self._placements = placements
         self._database = database
         self._store = store
         self._events = events
@@ -97,9 +109,17 @@ class Recheck:
     async def _look(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent) -> Found:
         event = stored.event
         is_join = stored.nid == snapshot.head.partial_join
-        before = walk.before_join if is_join else await self._before(snapshot, walk, row, event)
+        before = walk.before_join if is_join else await self._before(snapshot, walk, row, stored)
+        told, before = before, await self._with_noted(snapshot, before, event)
         verdict = Verdict.ACCEPT if is_join else await self._judge(snapshot, walk, row, stored, before)
         flags = _flags(stored, verdict)
+        if flags & EventFlag.TIMELINE and not stored.flags & EventFlag.TIMELINE:
+            if await self._takes_nothing_away(snapshot, event, before):
+                flags = 0
+            else:
+                walk.shown.append(stored)
+        if before is not told:
+            flags |= EventFlag.MENDED
         is_change = event.state_key is not None and verdict is not Verdict.REJECT
         after = before
         if is_change:
@@ -121,14 +141,37 @@ class Recheck:
             auth = [other.nid for other in cited.values() if other.event.state_key is not None and not other.rejected]
         return Found(row.place, stored.nid, event.key if is_change else None, flags, before, current, auth)
 
-    async def _before(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, event: Event) -> StateChange:
+    async def _with_noted(self, snapshot: RoomSnapshot, before: StateChange, event: Event) -> StateChange:
+        """A state with what the event cites of what could be proved later only, as far as nothing is in its place."""
+        room_nid = snapshot.room.room_nid
+        noted = await self._unproved.find_noted(room_nid, event.auth_events)
+        names = [name for name in event.auth_events if noted.get(name, PartOf.AUTH_CHAIN) is not PartOf.AUTH_CHAIN]
+        if not names:
+            return before
+        found = await self._events.get_by_id(room_nid, names)
+        cited = {stored.event.key: stored.nid for stored in found.values() if not stored.rejected}
+        known = await self._resolver.load(room_nid, before, cited)
+        return StateChange(before.root, {**before.entries, **{k: nid for k, nid in cited.items() if k not in known}})
+
+    async def _takes_nothing_away(self, snapshot: RoomSnapshot, event: Event, before: StateChange) -> bool:
+        """Whether it is a redaction of something that its sender may not redact. spec: rooms/v3#handling-redactions"""
+        target = None if event.redacts is None else await self._events.get_event(snapshot.room.room_nid, event.redacts)
+        return target is not None and not await self._placements.may_redact(
+            snapshot.room, event, target.event.sender, before
+        )
+
+    async def _before(self, snapshot: RoomSnapshot, walk: Walk, row: PartialEvent, stored: StoredEvent) -> StateChange:
+        event = stored.event
         if not event.prev_events:
             return StateChange(None)
         if row.has_gap:
             told = await self._before_gap(snapshot, walk, event)
             if told is not None:
                 return told
+            walk.assumed.add(stored.nid)
         known = await self._events.get_by_id(snapshot.room.room_nid, event.prev_events)
+        if any(prev.nid in walk.assumed for prev in known.values()):
+            walk.assumed.add(stored.nid)
         states = [
             walk.after.get(prev.nid) or StateChange(prev.state_root) for prev in known.values() if not prev.is_outlier
         ]
@@ -167,7 +210,10 @@ class Recheck:
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
-            Candidate(event.version, event.pdu, event), RoomID(snapshot.room.room_id), sources
+            Candidate(event.version, event.pdu, event),
+            RoomID(snapshot.room.room_id),
+            sources,
+            in_part=stored.nid in walk.assumed,
         )
         return Verdict.REJECT if checked.verdict is Verdict.DROP else checked.verdict
 

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, RemoteError
+from federation.protocol.errors import BadState, Forbidden, InvalidParam, MatrixError, RemoteError
 from federation.protocol.events import Event
 from federation.protocol.ids import RoomID, ServerName, UserID, domain_of, is_server_name, is_user_id
 from federation.protocol.room_versions import ROOM_VERSIONS
@@ -97,13 +97,15 @@ class RemoteMemberships:
     async def join_vouched_for(
         self, room_id: RoomID, user_id: UserID, content: Mapping[str, Any], servers: Iterable[str]
     ) -> None:
-        """Join a room that this server is in, by the word of another: nobody here may let the user in.
+        """Join a room that this server is in, by the word of another: nobody here may let the user in, or a part of the room's
+        state is lacking here.
 
         Raises NotFound, Forbidden, OtherServerFailed.
         """
 
         async def ask(server: ServerName) -> None:
-            event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=False)
+            in_part = await self._is_in_part(room_id)
+            event, answer = await self._shake_hands(server, room_id, user_id, content, omit_members=in_part)
             await self._receive(server, event, answer)
 
         await self._candidates.ask(servers, ask)
@@ -179,11 +181,17 @@ class RemoteMemberships:
             await self._take_back(server, room_id, user_id)
             raise
 
+    async def _is_in_part(self, room_id: RoomID) -> bool:
+        snapshot = await self._residence.find(room_id)
+        return snapshot is not None and snapshot.head.partial_join is not None
+
     async def _receive(self, server: ServerName, event: Event, answer: JoinedState) -> None:
         """Take a join into a room that this server is in. Raises Forbidden, BadState."""
         room_id = event.room_id
         (outcome,) = await self._receiver.receive(room_id, [event.pdu])
         if outcome.is_waiting:
+            if answer.members_omitted and not await self._is_in_part(room_id):
+                raise BadState("The room has become whole meanwhile, and what is told of a part is too little")
             room = (await self._rooms.get_rooms([room_id]))[room_id]
             outcomes = await self._imports.keep(room, [*answer.auth_chain, *answer.state])
             state = kept_ids(outcomes[len(answer.auth_chain) :])

@@ -4,7 +4,7 @@ The cache holds what never changes. The two exceptions, a redaction and an outli
 the stream and drop the event.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from typing import Final
@@ -34,11 +34,12 @@ class StoredEvent:
     """An event with what storage knows of it."""
 
     __slots__ = (
-        "_client_prefix",
+        "client_prefix",
         "current_root",
         "depth",
         "event",
         "flags",
+        "is_plain",
         "nid",
         "pdu",
         "position",
@@ -49,6 +50,9 @@ class StoredEvent:
         "state_root",
         "thread_root",
     )
+
+    client_prefix: bytes
+    """The client form, without `room_id`, `unsigned` and the closing brace; encoded once."""
 
     def __init__(self, event: Event, row: EventRow) -> None:
         self.event = event
@@ -73,21 +77,22 @@ class StoredEvent:
         self.pdu = row.pdu
         self.sent: tuple[str, str] | None = None
         """Device and transaction id, or that there is none, as far as it is known."""
-        self._client_prefix: bytes | None = None
+        self.is_plain = row.replaces is None and row.redacted_by is None and event.sticky_ms is None
+        """Whether a reader is told nothing of it beside the event, but for children and transaction ids."""
 
     def with_content_of(self, event: Event) -> "StoredEvent":
         """The same with another form of the event, for a reader who is not to get all of it."""
         other = copy(self)
         other.event = event
-        other._client_prefix = None
+        other.client_prefix = client_form_prefix(event)
         return other
 
-    @property
-    def client_prefix(self) -> bytes:
-        """The client form, without `room_id`, `unsigned` and the closing brace; encoded once."""
-        if self._client_prefix is None:
-            self._client_prefix = client_form_prefix(self.event)
-        return self._client_prefix
+    def __getattr__(self, name: str) -> bytes:
+        """Called for what is not there yet: the client form is made when it is first asked for."""
+        if name != "client_prefix":
+            raise AttributeError(name)
+        self.client_prefix = client_form_prefix(self.event)
+        return self.client_prefix
 
     @property
     def in_timeline(self) -> bool:
@@ -147,9 +152,7 @@ class RoomEvents:
             missing = [nid for nid, event in zip(wanted, cached, strict=True) if event is None]
             wanted = [nid for nid, event in zip(wanted, cached, strict=True) if event is not None]
         found = dict(zip(wanted, filter(None, cached), strict=True))
-        use = cache.move_to_end
-        for nid in found:
-            use(nid)
+        deque(map(cache.move_to_end, found), 0)
         self.hits += len(found)
         self.misses += len(missing)
         while missing:

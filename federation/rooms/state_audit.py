@@ -106,8 +106,8 @@ class StateAudit:
         for placed, _ in arrived:
             prev = [known.get(name) for name in links[placed.event_id]]
             before = [each for each in prev if each is not None and _came_before(each, placed)]
-            if not before or len(before) < len(prev):
-                continue  # the first event; or its place was told by another server
+            if not before or len(before) < len(prev) or placed.flags & EventFlag.MENDED:
+                continue  # the first event; or its place, or something of the state, was told by another server
             count += 1
             if placed.state_key is None and len(before) == 1 and before[0].state_root == placed.state_root:
                 continue

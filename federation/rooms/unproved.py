@@ -130,20 +130,21 @@ class UnprovedStates:
             await self._store.add(room_nid, left_out, self.first_attempt())
             self._forget()
 
-    async def settle_cited(self, room_id: RoomID, cited: Collection[EventID]) -> Collection[int]:
-        """Put in what of the cited events is noted and stored by now; by number those that the server which let us in told of.
-
-        In the turn of the room. No query in rooms for which nothing is noted.
-        """
-        snapshot = await self._engine.get_snapshot(room_id)
-        room_nid = snapshot.room.room_nid
+    async def find_noted(self, room_nid: int, cited: Collection[EventID]) -> Mapping[str, PartOf]:
+        """Those of the cited events that are noted, proved by now or not. No query in rooms for which nothing is."""
         if room_nid not in await self._get_known():
-            return ()
+            return {}
+        return {name: part_of for name, (part_of, _) in (await self._store.find(room_nid, cited)).items()}
+
+    async def settle_cited(self, room_id: RoomID, cited: Collection[EventID]) -> Mapping[str, PartOf]:
+        """Put in what of the cited events is noted and stored by now; those that are noted. In the turn of the room."""
+        room_nid = (await self._engine.get_snapshot(room_id)).room.room_nid
+        if room_nid not in await self._get_known():
+            return {}
         noted = await self._store.find(room_nid, cited)
         if any(event_nid is None for _, event_nid in noted.values()):
             await self.settle(room_id)
-            noted = await self._store.find(room_nid, cited)
-        return {nid for part_of, nid in noted.values() if nid is not None and part_of is PartOf.OUR_STATE}
+        return {name: part_of for name, (part_of, _) in noted.items()}
 
     # ------------------------------------------------------------------------------------------------ putting it in
 

@@ -7,6 +7,8 @@ spec: client-server-api#room-history-visibility
 """
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -20,6 +22,9 @@ from storage.memberships import MembershipRow
 from storage.state_tree import StateTreeStore
 
 _TIMELINE: Final = EventFlag.TIMELINE
+_is_shown: Final = EventFlag.TIMELINE.__and__
+_flags: Final = attrgetter("flags")
+_position: Final = attrgetter("position")
 MAX_DEPTH: Final = 2**53 - 1
 MAX_CHANGES_BACK: Final = 20
 """How many changes of a former member's membership are followed back to the last time they were in the room."""
@@ -49,9 +54,10 @@ class Visibility:
             return await self._filter_by_state(user_id, own, [event for event in events if event.flags & _TIMELINE])
         # since the latest change of their membership they have been in the room: they see all, whatever its settings
         since = own.position
+        positions = list(map(_position, events))
+        if None not in positions and min(positions, default=0) > since and all(map(_is_shown, map(_flags, events))):
+            return list(map(Seen, events, repeat("join")))
         page = [Seen(event, "join") for event in events if event.flags & _TIMELINE and (event.position or 0) > since]
-        if len(page) == len(events):
-            return page
         later = {each.event.nid: each for each in page}
         before = [event for event in events if event.flags & _TIMELINE and event.nid not in later]
         seen = later | {each.event.nid: each for each in await self._filter_by_state(user_id, own, before)}

@@ -7,10 +7,13 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
+from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
+from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
 from homeserver.services.secret_text import RandomBytes, SecretText
@@ -54,6 +57,7 @@ class AccountParts:
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
+        self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
         self.profile_store = ProfileStore(database)
@@ -97,10 +101,11 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store, self.upstream_sessions],
+            kept_by_session=[self.oauth_store],
+            upstream=self.upstream_sessions,
         )
         passwords = config.sessions.password_config
-        has_directory = bool(config.upstream.ldap_providers)
+        has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
         self.sign_in = SignIn(
             database,
             self.store,
@@ -109,18 +114,21 @@ class AccountParts:
             self.sessions,
             limiter,
             server_name=server_name,
-            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_directory),
+            password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             own_passwords=passwords.localdb_enabled,
+            plugins=self.plugins,
         )
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
             EmailStage(mail.validation),
+            *(OAuthStage(name, _reset_page(config)) for name in STAGES),
             SSOStage(),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
+        self.resets = CrossSigningResets(clock, database, self.reset_store, self.uia)
         self.registration = Registration(
             clock,
             self.secret_text,
@@ -136,6 +144,7 @@ class AccountParts:
             server_name=server_name,
             rules=_rules(config),
             reserved=NoReservedNames(),
+            plugins=self.plugins,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,
@@ -145,6 +154,10 @@ class AccountParts:
             self.registration,
             secret=config.registration.registration_shared_secret,
         )
+
+
+def _reset_page(config: Config) -> str:
+    return f"{(config.name.public_baseurl or '').rstrip('/')}{ACCOUNT_PATH}?action={CROSS_SIGNING_RESET}"
 
 
 def _passwords(config: Config, threads: Threads) -> Passwords:

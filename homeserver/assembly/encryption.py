@@ -1,9 +1,12 @@
 """Puts together what has to do with end-to-end encryption."""
 
+from collections.abc import Sequence
+
 from federation.identity import ServerIdentity
 from federation.policy import Policy
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.rooms import RoomParts
+from homeserver.jobs import Job
 from homeserver.services.accounts import Accounts
 from homeserver.services.cross_signing import CrossSigning
 from homeserver.services.dehydrated_devices import DehydratedDevices
@@ -27,7 +30,7 @@ class EncryptionParts:
         rooms: RoomParts,
     ) -> None:
         self.cross_signing = CrossSigning(
-            database, rooms.cross_signing_store, rooms.published_keys, accounts.device_store, people
+            database, rooms.cross_signing_store, rooms.published_keys, accounts.device_store, people, accounts.resets
         )
         self.dehydrated_devices = DehydratedDevices(
             database,
@@ -49,3 +52,7 @@ class EncryptionParts:
             policy,
             rooms.now_ms,
         )
+
+    def jobs(self) -> Sequence[Job]:
+        """What is done unasked."""
+        return (Job("sweep_key_backups", self.backups.do_sweep, 60.0),)

@@ -60,7 +60,7 @@ class FederationParts:
         self.signed_requests = self.edge.signed_requests
         store = EventStore(database)
         self.resolver = StateResolver(database, rooms.trees, rooms.chains, rooms.events)
-        placements = Placements(
+        self.placements = placements = Placements(
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
         policy_servers = PolicyServers(

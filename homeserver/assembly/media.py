@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.remote.media import Follow, RemoteMedia
 from homeserver.assembly.federation import FederationParts
-from homeserver.assembly.media_stores import stores_of
+from homeserver.assembly.media_stores import OBJECT_THREADS, stores_of
 from homeserver.assembly.media_upkeep import MediaUpkeep
+from homeserver.assembly.previews import PreviewParts
+from homeserver.config.server import Storage
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.jobs import Job
@@ -20,12 +23,17 @@ from homeserver.services.media.image_workers import ImageWorkers
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Thumbnails
+from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
-from storage.executors import Executor
+from storage.executors import Executor, ThreadExecutor
 from storage.media import MediaStore
 from storage.media_files import MediaFiles
+from storage.media_quarantine import QuarantineStore
 from storage.remote_media import RemoteMediaStore
+
+FILE_THREADS = 4
+IMAGE_PROCESSES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,16 @@ class MediaThreads:
     files: Executor
     images: Executor
     objects: Executor
+
+
+def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
+    """The threads of a server."""
+    object_threads = OBJECT_THREADS if storage.media_object_store.bucket is not None else 1
+    return MediaThreads(
+        files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
+        images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+        objects=ThreadExecutor(reactor, "objects", object_threads, patience=2.0),
+    )
 
 
 class MediaParts:
@@ -50,6 +68,7 @@ class MediaParts:
         limiter: RateLimiter,
         federation: FederationParts,
         follow: Follow,
+        preview_web: PreviewWeb,
         threads: MediaThreads,
         random: RandomBytes,
     ) -> None:
@@ -64,12 +83,14 @@ class MediaParts:
         self.contents = stores.contents
         self._store_jobs = stores.jobs
         server_name = federation.identity.server_name
+        quarantine = QuarantineStore(database, server_name)
         self.repository = MediaRepository(
             server_name,
             clock,
             database,
             self._store,
             self.contents,
+            quarantine,
             SecretText(random),
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
@@ -79,6 +100,7 @@ class MediaParts:
         self.copies = RemoteCopies(
             RemoteMediaStore(database),
             self.contents,
+            quarantine,
             Fetching(RemoteMedia(federation.requests, follow), clock, self.contents.spool, storage.max_upload_size),
             federation.policy,
             limiter,
@@ -87,21 +109,28 @@ class MediaParts:
             refused=storage.prevent_media_downloads_from,
             authenticated_only=storage.enable_authenticated_media,
         )
+        thumbnails = Thumbnails(
+            self.contents, self._workers, storage.max_image_pixels, programs=storage.thumbnails_by_programs
+        )
+        self.previews = PreviewParts(
+            config, clock, database, self.contents, thumbnails, preview_web, threads.images, random
+        )
         self.delivery = MediaDelivery(
             server_name,
             self.repository,
             self.copies,
-            Thumbnails(self.contents, self._workers, storage.max_image_pixels),
+            thumbnails,
             self.contents,
         )
         self.for_servers = media_answers(self.delivery)
-        self.upkeep = MediaUpkeep(storage, clock, database, server_name, self._store, self.contents)
+        self.upkeep = MediaUpkeep(storage, clock, database, federation.identity, self._store, self.contents)
 
     def jobs(self) -> list[Job]:
         """What they do unasked."""
         return [
             Job("end_media_reservations", self.repository.do_remove_expired, 600.0),
             *self._store_jobs,
+            *self.previews.jobs(),
             *self.upkeep.jobs(),
         ]
 
@@ -118,8 +147,9 @@ class MediaParts:
             self.log.info("swept {count} uploads that a crash had left", count=count)
 
     def close_workers(self) -> None:
-        """End the processes that make thumbnails."""
+        """End the processes that make thumbnails and read pages."""
         self._workers.close()
+        self.previews.close_workers()
 
     async def stop(self) -> None:
         """Finish what is being written, and end the processes."""

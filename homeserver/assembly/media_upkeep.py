@@ -4,17 +4,22 @@ from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.ids import ServerName
+from federation.identity import ServerIdentity
 from homeserver.config.server import Storage
 from homeserver.jobs import Job
+from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.media.own_uploads import OwnUploads
 from homeserver.services.media.references import FOLLOW_SECONDS, MediaReferences
 from homeserver.services.media.removal import MediaRemoval
+from storage.accounts import AccountStore
 from storage.database import Database
 from storage.media import MediaStore
 from storage.media_contents import Contents
 from storage.media_lists import MediaListStore
+from storage.media_quarantine import QuarantineStore
 from storage.media_removal import MediaRemovalStore
+from storage.media_usage import MediaUsageStore
+from storage.remote_media import RemoteMediaStore
 
 
 class MediaUpkeep:
@@ -25,10 +30,11 @@ class MediaUpkeep:
         storage: Storage,
         clock: IReactorTime,
         database: Database,
-        server_name: ServerName,
+        identity: ServerIdentity,
         store: MediaStore,
         contents: Contents,
     ) -> None:
+        server_name = identity.server_name
         self._deletes = storage.media_deletion.enabled
         self.references = MediaReferences(database, store, server_name, lambda: int(clock.seconds() * 1000))
         self.removal = MediaRemoval(
@@ -41,11 +47,22 @@ class MediaUpkeep:
             record_ms=storage.media_deletion.record_lifetime,
         )
 
-        self.uploads = OwnUploads(server_name, store, MediaListStore(database), self.removal)
+        lists = MediaListStore(database, server_name)
+        self.uploads = OwnUploads(server_name, store, lists, self.removal)
+        self.administration = MediaAdministration(
+            identity,
+            AccountStore(database),
+            store,
+            RemoteMediaStore(database),
+            lists,
+            MediaUsageStore(database, server_name),
+            QuarantineStore(database, server_name),
+            self.removal,
+        )
 
     def services(self) -> Sequence[object]:
         """What the router gives to handlers."""
-        return (self.references, self.removal, self.uploads)
+        return (self.references, self.uploads, self.administration)
 
     def jobs(self) -> Sequence[Job]:
         """What they do unasked. References are followed whether they matter now or not: they cannot be made up for later."""

@@ -13,7 +13,9 @@ from homeserver.services.oauth.clients import Clients
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import OAuthMetadata
 from homeserver.services.oauth.tokens import OAuthTokens
+from homeserver.services.rendezvous import Rendezvous
 from storage.database import Database
+from storage.rendezvous import RendezvousStore
 
 
 class OAuthParts:
@@ -57,7 +59,11 @@ class OAuthParts:
             self.tokens,
             limiter,
         )
+        self.rendezvous = Rendezvous(
+            clock, database, RendezvousStore(database), accounts.secret_text, who=config.sessions.oauth.qr_code
+        )
         self.services: Sequence[object] = (
+            self.rendezvous,
             self.metadata,
             self.clients,
             self.authorization,
@@ -69,6 +75,7 @@ class OAuthParts:
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
         return (
+            Job("end_old_rendezvous", self.rendezvous.do_sweep, 60.0),
             Job("forget_oauth_clients", self.clients.do_sweep, 3600.0),
             Job("forget_oauth_codes", self.authorization.do_sweep, 600.0),
             Job("forget_device_grants", self.device_grants.do_sweep, 600.0),

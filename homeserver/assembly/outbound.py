@@ -27,7 +27,8 @@ MAX_DOCUMENT_BYTES = 8 << 20
 
 
 class OutboundParts:
-    """The ways out. `wire` leads to other servers, `client` to what is no Matrix server, such as push gateways."""
+    """The ways out. `wire` leads to other servers, `client` to what is no Matrix server, such as push gateways, `previews` to
+    linked pages."""
 
     def __init__(
         self,
@@ -57,6 +58,10 @@ class OutboundParts:
         routes = Routes(self._clock, self._peers, self._names, draw)
         self.wire = Agent(self._clock, routes, dialler, self._pool, trust)
         self.client = GuardedClient(self._clock, dialler, self._pool, self._system_trust)
+        previews = config.previews
+        self.previews = self.client_for(
+            previews.url_preview_ip_range_blacklist, previews.url_preview_ip_range_whitelist
+        )
 
     async def fetch(self, url: str) -> bytes:
         """What is at an address of the federation, which has the authorities of its servers. Raises OutboundError."""

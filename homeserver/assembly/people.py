@@ -82,7 +82,10 @@ class PeopleParts:
             by_email=mail.outbox is not None,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamProofs(
-                ExternalIdStore(database), config.upstream.browser_ids, config.upstream.directory_ids
+                ExternalIdStore(database),
+                config.upstream.browser_ids,
+                config.upstream.directory_ids,
+                by_plugins=accounts.plugins.check_passwords,
             ),
         )
         self.threepids = Threepids(
@@ -103,6 +106,7 @@ class PeopleParts:
             accounts.upstream_sessions,
             accounts.store,
             self.accounts,
+            accounts.sign_in,
             accounts.sessions,
             limiter,
             from_sessions=config.sessions.login_via_existing_session.enabled,

@@ -13,6 +13,7 @@ from storage.database import Database
 from storage.memberships import MembershipStore
 from storage.push_attention import PushAttentionStore
 from storage.push_outcomes import PushOutcomeStore
+from storage.thread_subscriptions import ThreadSubscriptionStore
 
 USERS_CACHED = 20_000
 ROOMS_CACHED = 20_000
@@ -37,4 +38,7 @@ class PushParts:
         self.changes = RuleChanges(account_data, attention)
         self.rules = OwnRules(account_data, attention, compiler, streams, capacity=USERS_CACHED)
         room_rules = RoomRules(attention, memberships, self.rules, compiler, streams, capacity=ROOMS_CACHED)
-        self.outcomes = Outcomes(identity, compiler, self.rules, room_rules, memberships, membership_store, events)
+        self.threads = ThreadSubscriptionStore(database)
+        self.outcomes = Outcomes(
+            identity, compiler, self.rules, room_rules, memberships, membership_store, events, self.threads
+        )

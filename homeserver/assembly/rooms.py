@@ -101,7 +101,6 @@ from storage.sent_transactions import SentTransactionStore
 from storage.spaces import SpaceStore
 from storage.state_tree import StateTreeStore
 from storage.sticky_events import StickyEventStore
-from storage.thread_subscriptions import ThreadSubscriptionStore
 from storage.timelines import TimelineStore
 
 ENCRYPTED_PRESETS = {
@@ -183,7 +182,9 @@ class RoomParts:
             capacity=sizes.rooms,
         )
         self.sticky_checks = StickyChecks(sticky_store, room_store, self.engine, self.events, streams, now_ms)
-        self.push_decisions = PushDecisions(self.engine, membership_store, past, push.rules, ignored, self.permissions)
+        self.push_decisions = PushDecisions(
+            self.engine, membership_store, past, push.rules, ignored, self.permissions, push.threads
+        )
         relation_store = RelationStore(database)
         sent_store = SentTransactionStore(database)
         childless = ChildlessEvents(streams, capacity=sizes.events)
@@ -295,7 +296,7 @@ class RoomParts:
             RoomAnswers(streams, capacity=sizes.answer_bytes),
             self.history,
         )
-        self.thread_subscription_store = ThreadSubscriptionStore(database)
+        self.thread_subscription_store = push.threads
         self.thread_subscriptions = ThreadSubscriptions(self.thread_subscription_store, self.reading, streams)
         self.relations = RoomRelations(relation_store, self.reading, client_events, ignored)
         self.directory = RoomDirectory(

@@ -17,6 +17,7 @@ from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.jobs import Job
 from homeserver.services.passwords import Threads
+from homeserver.services.plugin_passwords import PluginPasswords
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.cas import CASProvider
@@ -101,11 +102,12 @@ class UpstreamParts:
             known_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
         )
-        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, accounts.sessions, oidc)
+        self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, self._links, accounts.sessions, oidc)
         self.jwt_sign_in = JWTSignIn(
             clock,
             accounts.store,
             accounts.registration,
+            accounts.sign_in,
             accounts.sessions,
             limiter,
             upstream.jwt_config,
@@ -114,6 +116,8 @@ class UpstreamParts:
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
         if self._directories:
             accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))
+        if accounts.plugins.check_passwords:
+            accounts.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
         self.services: Sequence[object] = (
             self.sign_in,
             OfferedProviders(tuple(self.sign_in.providers)),
@@ -121,7 +125,7 @@ class UpstreamParts:
             self.jwt_sign_in,
             SAMLSignIn(saml),
             Askable(oidc, cas),
-            UpstreamPages(pages.pages, self.sign_in, pages.sessions),
+            UpstreamPages(pages.pages, self.sign_in, accounts.sign_in, pages.sessions),
         )
         """For the router."""
 

@@ -63,7 +63,7 @@ async def post_threepid_add(
 @endpoint("POST", "/_matrix/client/v3/account/3pid/delete", "/_matrix/client/r0/account/3pid/delete", auth=Auth.USER)
 async def post_threepid_delete(threepids: Threepids, caller: Requester, *, body: RemoveThreepid) -> dict[str, object]:
     """Remove an address. No identity server knows it from us."""
-    await threepids.do_remove(caller, body.medium, body.address)
+    await threepids.do_remove(caller.user_id, body.medium, body.address)
     return {"id_server_unbind_result": "no-support"}
 
 

@@ -96,6 +96,12 @@ class OAuth:
     enabled: bool = option(
         True, "Whether apps may sign people in so. It needs `public_baseurl`; the older sign-in stays beside it."
     )
+    qr_code: Literal["off", "signed_in", "everybody"] = option(
+        "signed_in",
+        "Who may begin a sign-in by QR code: nobody; who is signed in on another device; or everybody, which older apps "
+        "(MSC4108 of 2024) need, and new devices that show the code. The server passes 4 KiB on between the two devices for some "
+        "minutes.",
+    )
     trusted_services: Mapping[str, Secret] = option(
         {},
         "Services that may ask whose an access token is (RFC 7662), by name, with their secrets.",

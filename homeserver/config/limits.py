@@ -42,6 +42,7 @@ class OAuthLimits:
     device_authorization: RateLimit = limit(
         0.1, 20, "Devices without a browser that ask from one address to be let in."
     )
+    rendezvous: RateLimit = limit(0.2, 20, "Sign-ins by QR code that are begun from one address.")
     user_code: RateLimit = limit(0.01, 10, "Wrong codes of such devices that one person, or one address, types.")
 
 
@@ -104,6 +105,7 @@ class Limits:
     )
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
+    rc_url_preview: RateLimit = limit(1, 30, "Previews of links that one user asks for.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.")

@@ -156,24 +156,6 @@ class Federation:
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class URLPreviews:
-    """Previews of linked pages."""
-
-    url_preview_enabled: bool = option(
-        False, "Whether the server fetches linked pages to show previews of them.", not_yet=True
-    )
-    url_preview_ip_range_blacklist: tuple[Network, ...] = option(
-        tuple(Network(each) for each in PRIVATE_NETWORKS), "Addresses that previews never fetch from.", not_yet=True
-    )
-    url_preview_ip_range_whitelist: tuple[Network, ...] = option(
-        (), "Exceptions from `url_preview_ip_range_blacklist`.", not_yet=True
-    )
-    url_preview_accept_language: tuple[str, ...] = option(
-        ("en",), "The languages in which pages are asked for, best first.", not_yet=True
-    )
-
-
 def _check_transports(transports: tuple[Mapping[str, JSON], ...]) -> str | None:
     for transport in transports:
         if not isinstance(transport.get("type"), str):

@@ -220,6 +220,11 @@ class Storage:
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
     )
+    thumbnails_by_programs: bool = option(
+        True,
+        "Whether thumbnails of films are made by ffmpeg and of PDF documents by pdftoppm, where these are installed. They get files "
+        "that strangers made, with limits of time and memory, and no network.",
+    )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
     media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
     prevent_media_downloads_from: tuple[str, ...] = option(

@@ -252,6 +252,14 @@ class JWT:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Plugin:
+    """A plug-in."""
+
+    module: str = required("The class, as `package.module.Class`.")
+    config: Mapping[str, JSON] = option({}, "What it is made with.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Upstream:
     """Who else may say who somebody is."""
 
@@ -269,6 +277,11 @@ class Upstream:
     cas_config: CAS = section(CAS, "A Central Authentication Service.")
     saml2_config: SAML2 = section(SAML2, "A SAML 2 identity provider.")
     jwt_config: JWT = section(JWT, "Signing in with a token that another program signed.")
+    plugins: tuple[Plugin, ...] = option(
+        (),
+        "Plug-ins that know passwords, or refuse accounts and sign-ins; see docs/plugins.md.",
+        example="[{module: our_plugins.OfficeHours, config: {from: 7, until: 19}}]",
+    )
     sso: SSO = section(SSO, "What holds for OpenID Connect, CAS and SAML.")
 
     @property

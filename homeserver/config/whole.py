@@ -11,7 +11,8 @@ from homeserver.config.accounts import Registration, Sessions
 from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
 from homeserver.config.memory import Memory
-from homeserver.config.others import Calls, Federation, Others, URLPreviews
+from homeserver.config.others import Calls, Federation, Others
+from homeserver.config.previews import URLPreviews
 from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search

@@ -8,7 +8,7 @@ from typing import Final
 CORS_HEADERS: Final = (
     b"Access-Control-Allow-Origin: *\r\n"
     b"Access-Control-Allow-Methods: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n"
-    b"Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization\r\n"
+    b"Access-Control-Allow-Headers: X-Requested-With, Content-Type, Authorization, If-Match, If-None-Match\r\n"
     b"Access-Control-Expose-Headers: Retry-After, ETag, Location, Content-Disposition\r\n"
 )
 

@@ -259,7 +259,7 @@ class MatrixRequest:
             content_type=self._header(b"Content-Type") or "" if self._file is not None else "",
             is_secure=self._is_secure(),
             cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
-            authorization=self._header(b"Authorization") or "",
+            header=self._header_named,
             languages="" if languages is None else languages.decode("latin-1"),
         )
         if self._file is not None:
@@ -370,6 +370,9 @@ class MatrixRequest:
     def _header(self, name: bytes) -> str | None:
         value = self._head_.last.get(name.lower())
         return None if value is None else value.decode("latin-1")
+
+    def _header_named(self, name: str) -> str | None:
+        return self._header(name.encode("ascii"))
 
     def _header_lines(self, name: bytes) -> list[str]:
         return [value.decode("latin-1") for value in self._head_.get(name.lower())]

@@ -37,7 +37,7 @@ def wanted(parameters: Mapping[str, str], name: str) -> str:
 
 def parse_service(context: RequestContext, parameters: Mapping[str, str]) -> tuple[str, str]:
     """The name and the secret that a service shows, in the header or in the form. spec: RFC 6749 section 2.3.1"""
-    scheme, _, encoded = context.authorization.partition(" ")
+    scheme, _, encoded = (context.header("Authorization") or "").partition(" ")
     if scheme.lower() == "basic":
         try:
             name, _, secret = b64decode(encoded.strip(), validate=True).decode("utf-8").partition(":")

@@ -9,6 +9,9 @@ spec: client-server-api#aggregations-of-child-events
 """
 
 from collections.abc import Collection, Sequence
+from itertools import compress
+from operator import attrgetter, not_
+from typing import Final
 
 import msgspec
 
@@ -21,6 +24,8 @@ from homeserver.services.childless import ChildlessEvents
 from homeserver.services.event_filters import RoomEventFilter
 from homeserver.services.ignored_users import IgnoredUsers
 from storage.relations import REFERENCE, REPLACE, THREAD, Children, RelationStore
+
+_event_id: Final = attrgetter("event.event_id")
 
 
 class Thread(msgspec.Struct, frozen=True, gc=False):
@@ -60,12 +65,9 @@ class Aggregations:
 
     async def load(self, user_id: UserID, events: Sequence[StoredEvent]) -> dict[int, Aggregation]:
         """For those of the events that have children of which to tell, by number."""
-        childless = self._childless.known
-        parents = {
-            event.nid: event
-            for event in events
-            if event.event.event_id not in childless and event.event.state_key is None
-        }
+        are_childless = map(self._childless.known.__contains__, map(_event_id, events))
+        unknown = compress(events, map(not_, are_childless))
+        parents = {event.nid: event for event in unknown if event.event.state_key is None}
         if not parents:
             return {}
         ignored = await self._ignored.of_user(user_id)

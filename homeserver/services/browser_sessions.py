@@ -34,6 +34,8 @@ class BrowserSession:
     """When they last proved who they are, in milliseconds since 1970."""
     is_admin: bool = False
     is_suspended: bool = False
+    origin: str | None = None
+    """JSON: the sign-in at an identity provider by which they came, if any."""
 
 
 class BrowserSessions:
@@ -56,9 +58,10 @@ class BrowserSessions:
         self._cookies = cookies
         self._lifetime_ms = lifetime_ms
 
-    async def do_begin(self, user_id: UserID, context: RequestContext) -> str:
+    async def do_begin(self, user_id: UserID, context: RequestContext, origin: str | None = None) -> str:
         """Sign somebody in, who has proved who they are and whose account may be used; what this browser had before
-        ends. The cookie, to be set with the answer (`Response.cookies`)."""
+        ends. `origin`: the sign-in at an identity provider by which they came. The cookie, to be set with the answer
+        (`Response.cookies`)."""
         token = self._secret_text.browser_token()
         old = self._cookies.find(context, COOKIE)
         now = self._now()
@@ -66,7 +69,7 @@ class BrowserSessions:
         def write(txn: WriteTransaction) -> None:
             if old is not None:
                 self._store.remove_browser_session(txn, hash_token(old))
-            self._store.add_browser_session(txn, hash_token(token), user_id, now, now + self._lifetime_ms)
+            self._store.add_browser_session(txn, hash_token(token), user_id, now, now + self._lifetime_ms, origin)
 
         await self._database.write("begin_browser_session", write)
         return self._cookies.make(context, COOKIE, token, seconds=self._lifetime_ms // 1000)
@@ -77,7 +80,7 @@ class BrowserSessions:
         row = None if token is None else await self._store.get_browser_session(hash_token(token), self._now())
         if row is None:
             return None
-        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended)
+        return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin)
 
     async def do_end(self, context: RequestContext) -> str:
         """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set with the answer."""

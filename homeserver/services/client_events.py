@@ -8,6 +8,7 @@ spec: client-server-api#room-event-format
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from itertools import filterfalse, repeat
 from operator import attrgetter
 from typing import Any, Final
 
@@ -29,6 +30,14 @@ BUNDLE_LEVELS: Final = 2
 
 _encode = msgspec.json.encode
 _event: Final = attrgetter("event")
+_is_plain: Final = attrgetter("is_plain")
+_sender: Final = attrgetter("event.sender")
+_nid: Final = attrgetter("nid")
+_client_prefix: Final = attrgetter("client_prefix")
+_origin_server_ts: Final = attrgetter("event.origin_server_ts")
+
+_CLIENT_FORM: Final = b'%b,"unsigned":{"age":%d,"membership":%b%b%b'
+"""Of the event itself, its age, the reader's membership, what else is told, the end."""
 _membership: Final = attrgetter("membership")
 
 
@@ -78,23 +87,25 @@ class ClientEvents:
     ) -> list[msgspec.Raw]:
         now = self._now_ms()
         extras = await self._load_extras(user_id, device_id, seen)
-        presented: list[msgspec.Raw] = []
+        for stored in filterfalse(_is_plain, map(_event, seen)):
+            if stored.event.sticky_ms is not None:
+                extras[stored.nid] = extras.get(stored.nid, b"") + self._time_to_live(stored, now)
+        for nid, bundle in bundles.items():
+            extras[nid] = extras.get(nid, b"") + b',"m.relations":' + bundle
         memberships = {membership: _encode(membership) for membership in set(map(_membership, seen))}
-        for each in seen:
-            stored = each.event
-            event, nid = stored.event, stored.nid
-            further = extras.get(nid, b"")
-            if event.sticky_ms is not None:
-                further += self._time_to_live(stored, now)
-            if nid in bundles:
-                further += b',"m.relations":' + bundles[nid]
-            if with_room_id:
-                further += b'},"room_id":"%b"}' % event.room_id.encode()
-            else:
-                further += b"}}"
-            parts = (stored.client_prefix, now - event.origin_server_ts, memberships[each.membership], further)
-            presented.append(msgspec.Raw(b'%b,"unsigned":{"age":%d,"membership":%b%b' % parts))
-        return presented
+        events = list(map(_event, seen))
+        ends: Iterable[bytes] = repeat(b"}}")
+        if with_room_id:
+            ends = [b'},"room_id":"%b"}' % event.event.room_id.encode() for event in events]
+        parts = zip(
+            map(_client_prefix, events),
+            map(now.__sub__, map(_origin_server_ts, events)),
+            map(memberships.__getitem__, map(_membership, seen)),
+            map(extras.get, map(_nid, events), repeat(b"")),
+            ends,
+            strict=False,
+        )
+        return [msgspec.Raw(_CLIENT_FORM % each) for each in parts]
 
     def _time_to_live(self, event: StoredEvent, now: int) -> bytes:
         """For how long an event is still sticky, beginning with a comma; nothing once that is over (MSC4354)."""
@@ -127,7 +138,7 @@ class ClientEvents:
         """Further members of `unsigned`, beginning with a comma, for those events that have any."""
         events: list[StoredEvent] = list(map(_event, seen))
         sent: dict[int, tuple[str, str]] = {}
-        if device_id is not None:
+        if device_id is not None and user_id in map(_sender, events):
             own = [event for event in events if event.event.sender == user_id]
             unknown = [event for event in own if event.sent is None]
             if unknown:
@@ -135,11 +146,9 @@ class ClientEvents:
                 for event in unknown:
                     event.sent = found.get(event.nid, NO_TRANSACTION)
             sent = {event.nid: event.sent for event in own if event.sent is not None and event.sent[1]}
-        special = [
-            event
-            for event in events
-            if event.replaces is not None or event.redacted_by is not None or event.nid in sent
-        ]
+        special = list(filterfalse(_is_plain, events))
+        if sent:
+            special += [event for event in events if event.is_plain and event.nid in sent]
         if not special:
             return {}
         others = {event.replaces for event in special if event.replaces is not None}

@@ -3,7 +3,7 @@
 spec: client-server-api#cross-signing
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from federation.protocol.ids import KeyID
 from federation.protocol.signing import is_signed_by
 from federation.published_keys import KeysOfPeople
 from homeserver.services.accounts import Accounts
+from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
 from storage.database import Database
@@ -45,12 +46,14 @@ class CrossSigning:
         published: KeysOfPeople,
         devices: DeviceStore,
         accounts: Accounts,
+        resets: CrossSigningResets,
     ) -> None:
         self._database = database
         self._store = store
         self._published = published
         self._devices = devices
         self._accounts = accounts
+        self._resets = resets
 
     async def do_upload(self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str) -> None:
         """Set keys; the first ones, and the same again, need no confirmation, to add or replace some does. Raises
@@ -84,10 +87,31 @@ class CrossSigning:
         await self._check_no_device(caller, given)
         changed = [key for usage, key in given.items() if usage not in present or present[usage] != key]
         if MASTER in present and any(_is_new(key, present) for key in given.values()) and caller.appservice_id is None:
-            await self._accounts.check_confirmed(caller, "POST keys/device_signing/upload", auth, address)
+            return await self._replace(caller, present, changed, auth, address)
         if not changed:
             return True
         return await self._database.write("set_cross_signing_keys", self._store.set_keys, present, changed)
+
+    async def _replace(
+        self,
+        caller: Requester,
+        present: Keys,
+        changed: Sequence[CrossSigningKey],
+        auth: AuthData | None,
+        address: str,
+    ) -> bool:
+        """Set keys, of which some take the place of others, once that is confirmed."""
+        operation = "POST keys/device_signing/upload"
+        allowed = await self._resets.is_allowed(caller.user_id)
+        if not allowed and caller.oauth_client is not None:
+            await self._resets.ask(caller, operation, auth, address)
+        elif not allowed:
+            await self._accounts.check_confirmed(caller, operation, auth, address)
+        if not await self._database.write("set_cross_signing_keys", self._store.set_keys, present, changed):
+            return False
+        if allowed:
+            await self._resets.do_end(caller.user_id)
+        return True
 
     async def do_sign(self, caller: Requester, signed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """Add signatures; what was wrong with which of them. spec: client-server-api#post_matrixclientv3keyssignaturesupload"""

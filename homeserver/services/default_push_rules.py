@@ -12,8 +12,11 @@ import msgspec
 Action = str | dict[str, Any]
 Condition = dict[str, Any]
 
-KINDS: Final = ("override", "content", "room", "sender", "underride")
+KINDS: Final = ("override", "content", "postcontent", "room", "sender", "underride")
 """In the order in which they are checked."""
+
+ONLY_DEFAULT: Final = "postcontent"
+"""The kind of which nobody has rules of their own (MSC4306)."""
 
 MASTER: Final = ".m.rule.master"
 """The one default rule that comes before a user's own."""
@@ -45,11 +48,16 @@ def _is(key: str, value: str | bool) -> Condition:
 
 _OF_TWO: Final[Condition] = {"kind": "room_member_count", "is": "2"}
 _POLL: Final = "org.matrix.msc3381.poll"
+_THREADS: Final = "io.element.msc4306"
 _HIGHLIGHT: Final[Action] = {"set_tweak": "highlight"}
 
 
 def _sound(name: str) -> Action:
     return {"set_tweak": "sound", "value": name}
+
+
+def _follows(*, follows: bool) -> Condition:
+    return {"kind": f"{_THREADS}.thread_subscription", "subscribed": follows}
 
 
 def _poll_rules(what: str) -> tuple[PushRule, PushRule]:
@@ -99,6 +107,16 @@ def default_rules(user_id: str | TheUser) -> Mapping[str, tuple[PushRule, ...]]:
             ),
             PushRule(".org.matrix.msc3930.rule.poll_response", [], conditions=[_is("type", f"{_POLL}.response")]),
             PushRule(".m.rule.suppress_edits", [], conditions=[_is(r"content.m\.relates_to.rel_type", "m.replace")]),
+        ),
+        # MSC4306: what threads are to those who follow them and to others, once a client has switched it on
+        "postcontent": (
+            PushRule(f".{_THREADS}.rule.unsubscribed_thread", [], enabled=False, conditions=[_follows(follows=False)]),
+            PushRule(
+                f".{_THREADS}.rule.subscribed_thread",
+                ["notify", _sound("default")],
+                enabled=False,
+                conditions=[_follows(follows=True)],
+            ),
         ),
         "underride": (
             PushRule(".m.rule.call", ["notify", _sound("ring")], conditions=[_match("type", "m.call.invite")]),

@@ -83,6 +83,10 @@ class KeyBackups:
         with _translated():
             await self._store.remove_backup(user_id, _number(version))
 
+    async def do_sweep(self, limit: int) -> int:
+        """Remove some keys of versions that were deleted; how many."""
+        return await self._store.sweep(limit)
+
     async def get_keys(
         self, user_id: UserID, version: str, room_id: str | None = None, session_id: str | None = None
     ) -> dict[str, Any]:

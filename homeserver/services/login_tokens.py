@@ -19,6 +19,7 @@ from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts import Accounts
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import AuthData
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -50,6 +51,7 @@ class LoginTokens:
         upstream_sessions: UpstreamSessionStore,
         account_store: AccountStore,
         accounts: Accounts,
+        sign_in: SignIn,
         sessions: Sessions,
         limiter: RateLimiter,
         *,
@@ -67,6 +69,7 @@ class LoginTokens:
         self._upstream_sessions = upstream_sessions
         self._account_store = account_store
         self._accounts = accounts
+        self._sign_in = sign_in
         self._sessions = sessions
         self._limiter = limiter
         self.from_sessions = from_sessions
@@ -115,6 +118,7 @@ class LoginTokens:
             raise Forbidden("This token is not valid (any more); ask for a new one")
         if account.locked:
             raise UserLocked(soft_logout=True)
+        await self._sign_in.check_allowed(account.user_id, "token", address)
         session = self._sessions.prepare(
             UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
         )

@@ -14,7 +14,11 @@ ENCRYPTED: Final = {
 class OfferedFeatures:
     """Names as in `unstable_features` of /versions; only what is offered stands there."""
 
-    def __init__(self, *, delayed_events: bool, encrypted_presets: Set[str] = frozenset()) -> None:
+    def __init__(
+        self, *, delayed_events: bool, encrypted_presets: Set[str] = frozenset(), older_qr_codes: bool = False
+    ) -> None:
         self.features = {name: True for preset, name in ENCRYPTED.items() if preset in encrypted_presets}
+        if older_qr_codes:
+            self.features["org.matrix.msc4108"] = True
         if delayed_events:
             self.features["org.matrix.msc4140"] = True

@@ -155,7 +155,8 @@ class OldSync:
             if "end" in page:
                 messages["start"] = page["end"]
         room_nid = reader.snapshot.room.room_nid
-        entries = await parts.account_data.get_room_account_data(caller.user_id, room_id)
+        kept = await parts.account_data.get_rooms_account_data(caller.user_id, [room_id])
+        entries = kept.get(room_id, {})
         is_public = (await parts.rooms.get_public_flags([room_nid])).get(room_nid, False)
         answer: dict[str, Any] = {
             "room_id": room_id,

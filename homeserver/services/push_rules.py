@@ -16,7 +16,7 @@ import msgspec
 
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
-from homeserver.services.default_push_rules import KINDS, Action, Condition, PushRule, default_rules
+from homeserver.services.default_push_rules import KINDS, ONLY_DEFAULT, Action, Condition, PushRule, default_rules
 from homeserver.services.push.kept_rules import PUSH_RULES, DefaultChange, KeptRules, decode_kept
 from homeserver.services.push.rule_changes import RuleChanges
 from storage.account_data import AccountDataStore
@@ -67,6 +67,8 @@ class PushRules:
         Raises `InvalidParam` (also where the rule that it is to stand by is not one of the user's), `TooLarge`.
         """
         _check_kind(kind)
+        if kind == ONLY_DEFAULT:
+            raise InvalidParam(f"Of the kind {kind} nobody has rules of their own")
         _check_own_id(rule_id)
         if (pattern is None) == (kind == "content"):
             raise InvalidParam("A content rule has a pattern, and no other has one")

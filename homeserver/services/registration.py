@@ -10,7 +10,7 @@ Laws:
 spec: client-server-api#post_matrixclientv3register
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -27,6 +27,7 @@ from federation.protocol.errors import (
     UserInUse,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
+from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
@@ -159,7 +160,9 @@ class Registration:
         server_name: ServerName,
         rules: RegistrationRules,
         reserved: ReservedNames,
+        plugins: Plugins | None = None,
     ) -> None:
+        self._plugins = plugins or Plugins()
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -256,6 +259,9 @@ class Registration:
             return await self._repeat(wish, UserID(confirmation.result))
         if taken is not None:
             raise taken
+        proved = confirmation.completed.get(EMAIL_IDENTITY)
+        emails = [] if proved is None else [parse_proof(proved).address]
+        await self._check_allowed(wish.username, emails, address)
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(wish, confirmation)
 
@@ -269,11 +275,17 @@ class Registration:
         """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
         open or not; `also` takes part in the write. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
         assert wish.username is not None
+        await self._check_allowed(wish.username, wish.emails, "")
         account = AccountRow(await self.check_username(wish.username), None, self._now())
         if not await self._database.write("register", self._write, account, None, None, wish, also):
             raise UserInUse("User ID already taken")
         await self._newcomers.welcome(UserID(account.user_id))
         return UserID(account.user_id)
+
+    async def _check_allowed(self, username: str | None, emails: Sequence[str], address: str) -> None:
+        objection = await self._plugins.check_registration(username, emails, address)
+        if objection is not None:
+            raise Forbidden(objection)
 
     async def do_register_guest(self, device_name: str | None, refreshable: bool, address: str) -> Registered:
         """Make a guest. Raises `Forbidden`, `LimitExceeded`."""

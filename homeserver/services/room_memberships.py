@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Limit, Requester
-from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound
+from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, OtherServerFailed
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID, RoomAlias, RoomID, UserID, domain_of, parse_user_id
 from federation.rooms.drafts import Draft
@@ -124,11 +124,33 @@ class RoomMemberships:
                 return room_id
             snapshot = await self._engine.get_snapshot(room_id)
         present = await self._present(caller.user_id, snapshot)
-        if present != "join":
+        if present != "join" and not await self._enter_in_part(caller, snapshot, present, content, signed, servers):
             snapshot = await self._engine.get_whole(room_id)
             await self._enter(caller, snapshot, present, content, signed, servers)
         await self._personal_settings.do_copy(caller.user_id, snapshot)
         return room_id
+
+    async def _enter_in_part(
+        self,
+        caller: Requester,
+        snapshot: RoomSnapshot,
+        present: str | None,
+        content: dict[str, Any],
+        signed: Mapping[str, Any] | None,
+        servers: Sequence[str],
+    ) -> bool:
+        """Join a room of whose state a part is lacking here, by the word of a server that has all of it; False: the state decides.
+
+        It does where no server lets the user in: whoever says no may be wrong, or away.
+        """
+        if snapshot.head.partial_join is None or signed is not None:
+            return False
+        await self._check_joining(caller, snapshot, present)
+        try:
+            await self._elsewhere.do_join_vouched_for(caller, snapshot.room_id, content, servers)
+        except (NotFound, Forbidden, OtherServerFailed):
+            return False
+        return True
 
     async def _enter(
         self,

@@ -85,6 +85,10 @@ class SecretText:
         """32 letters and digits, 190 bits: the cookie of a browser."""
         return self._text(_ALPHABET, 32)
 
+    def rendezvous_id(self) -> str:
+        """24 letters, 136 bits: who knows it may read and replace what two devices tell each other."""
+        return self._text(ascii_letters, 24)
+
     def openid_token(self) -> str:
         """24 letters, 136 bits: who knows it can prove to others to be its owner, for an hour."""
         return self._text(ascii_letters, 24)

@@ -26,6 +26,7 @@ from storage.dehydrated_devices import select_dehydrated
 from storage.devices import DeviceRow, DeviceStore
 from storage.tokens import TokenStore
 from storage.transaction import WriteTransaction
+from storage.upstream_sessions import UpstreamSessionStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +106,11 @@ class Sessions:
         ends_with_sessions: Sequence[EndsWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
+        upstream: UpstreamSessionStore | None = None,
     ) -> None:
         """`ends_with_sessions`: goes when all sessions of a user do; `kept_by_device`: goes with a device;
-        `kept_by_session`: also when somebody signs in anew on the device."""
+        `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
+        providers devices were signed in."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -116,7 +119,8 @@ class Sessions:
         self._tokens = tokens
         self._ends_with_sessions = tuple(ends_with_sessions)
         self._lifetimes = lifetimes or Lifetimes()
-        self._kept_by_device = tuple(kept_by_device)
+        self._kept_by_device = (*kept_by_device, *([] if upstream is None else [upstream]))
+        self._upstream = upstream
         self._kept_by_session = tuple(kept_by_session)
 
     def prepare(
@@ -167,6 +171,8 @@ class Sessions:
         )
         if not self._devices.add_device(txn, device):
             self._tokens.remove_tokens_of_devices(txn, session.user_id, [session.device_id])
+            if self._upstream is not None:
+                self._upstream.begin_session(txn, session.user_id, session.device_id)
             for store in self._kept_by_session:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)

@@ -22,6 +22,7 @@ from federation.protocol.errors import (
     UserLocked,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID
+from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import NewSession, Sessions
@@ -66,8 +67,10 @@ class SignIn:
         password_login: bool = True,
         password_confirmation: bool = True,
         own_passwords: bool = True,
+        plugins: Plugins | None = None,
     ) -> None:
         """`own_passwords`: those that are kept here count."""
+        self._plugins = plugins or Plugins()
         self._database = database
         self._accounts = accounts
         self._threepids = threepids
@@ -80,11 +83,11 @@ class SignIn:
         self.password_confirmation = password_confirmation
         """Whether a password confirms, in user-interactive authentication, who somebody is."""
         self.own_passwords = own_passwords
-        self._other_passwords: OtherPasswords | None = None
+        self._other_passwords: list[OtherPasswords] = []
 
     def ask_too(self, other_passwords: OtherPasswords) -> None:
-        """From now on let these count too."""
-        self._other_passwords = other_passwords
+        """From now on let these count too, after those that do."""
+        self._other_passwords.append(other_passwords)
 
     async def do_sign_in(
         self,
@@ -112,8 +115,16 @@ class SignIn:
         account = await self.check_password(name, password, address)
         if account.locked:
             raise UserLocked(soft_logout=True)
+        await self.check_allowed(account.user_id, "password", address)
         self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
         return account
+
+    async def check_allowed(self, user_id: str, way: str, address: str) -> None:
+        """Whether plug-ins let somebody in who has proved who they are, in this `way` (see `Hooks.check_sign_in`). Raises
+        `Forbidden`."""
+        objection = await self._plugins.check_sign_in(user_id, way, address)
+        if objection is not None:
+            raise Forbidden(objection)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
         """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
@@ -144,10 +155,13 @@ class SignIn:
         return account
 
     async def _ask_others(self, name: str, account: AccountRow | None, password: str) -> AccountRow | None:
-        if self._other_passwords is None or len(name) > _LONGEST_NAME or "\0" in name:
+        if len(name) > _LONGEST_NAME or "\0" in name:
             return None
-        user_id = await self._other_passwords.check(name, account, password)
-        return None if user_id is None else (await self._accounts.get_accounts([user_id]))[user_id]
+        for passwords in self._other_passwords:
+            user_id = await passwords.check(name, account, password)
+            if user_id is not None:
+                return (await self._accounts.get_accounts([user_id]))[user_id]
+        return None
 
     def _count_failure(self, key: str, cost: float) -> None:
         try:

@@ -60,12 +60,21 @@ class Threepids:
 
         Raises `Forbidden`, `ThreepidAuthFailed`, `ThreepidInUse`, `AuthenticationRequired`.
         """
-        self.check_changes()
-        proof = await self._validation.check_confirmed(ADD, {"sid": sid, "client_secret": client_secret})
-        if len(await self.get_threepids(caller.user_id)) >= MOST_ADDRESSES:
-            raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
+        proof = await self._check(caller.user_id, sid, client_secret)
         await self._accounts.check_confirmed(caller, f"POST account/3pid/add {sid}", auth, ip)
         await self._database.write("add_threepid", self._add, caller.user_id, proof)
+
+    async def do_take(self, user_id: UserID, sid: str, client_secret: str) -> None:
+        """As `do_add`, for who has confirmed it in another way."""
+        proof = await self._check(user_id, sid, client_secret)
+        await self._database.write("add_threepid", self._add, user_id, proof)
+
+    async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
+        self.check_changes()
+        proof = await self._validation.check_confirmed(ADD, {"sid": sid, "client_secret": client_secret})
+        if len(await self.get_threepids(user_id)) >= MOST_ADDRESSES:
+            raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
+        return proof
 
     def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof) -> None:
         self._validation.use(txn, proof)
@@ -73,12 +82,12 @@ class Threepids:
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
 
-    async def do_remove(self, caller: Requester, medium: str, address: str) -> None:
-        """Take an address from the caller's account; one that it has not is no error. Raises `Forbidden`."""
+    async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
+        """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
         self.check_changes()
         if "\0" in address or "\0" in medium:
             return
-        await self._database.write("remove_threepid", self._remove, caller.user_id, medium, address.strip().lower())
+        await self._database.write("remove_threepid", self._remove, user_id, medium, address.strip().lower())
 
     def _remove(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
         if self._store.remove_threepid(txn, user_id, medium, address):

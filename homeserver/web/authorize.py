@@ -13,6 +13,7 @@ from homeserver.services.oauth.addresses import origin_of
 from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
+from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.register import register_link
@@ -31,12 +32,14 @@ class ConsentPage:
         sessions: BrowserSessions,
         authorization: Authorization,
         metadata: OAuthMetadata,
+        upstream: UpstreamDevices,
     ) -> None:
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
         self._authorization = authorization
         self._metadata = metadata
+        self._upstream = upstream
 
     async def answer(self, context: RequestContext, given: Mapping[str, str], decision: str | None) -> Response:
         """The page for a request, or where the browser goes: to sign in first, or back to the app with what was decided
@@ -56,6 +59,7 @@ class ConsentPage:
                 return see_other(register_link(here))
             return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT)))
         if decision == "allow":
+            await self._upstream.note(session, request.scope.device_id)
             return see_other(await self._authorization.do_allow(request, session.user_id))
         if decision == "deny":
             return see_other(self._authorization.deny(request))

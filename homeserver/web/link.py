@@ -9,6 +9,7 @@ from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import LINK_PATH, OAuthMetadata
+from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
@@ -19,13 +20,20 @@ class LinkPage:
     """The page."""
 
     def __init__(
-        self, pages: Pages, forms: Forms, sessions: BrowserSessions, grants: DeviceGrants, metadata: OAuthMetadata
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        grants: DeviceGrants,
+        metadata: OAuthMetadata,
+        upstream: UpstreamDevices,
     ) -> None:
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
         self._grants = grants
         self._metadata = metadata
+        self._upstream = upstream
 
     async def answer(self, context: RequestContext, user_code: str, decision: str | None) -> Response:
         """The page: where the code is typed, what asks by it, and what was decided (`allow`, `deny`)."""
@@ -51,6 +59,8 @@ class LinkPage:
             details = {"state": "confirm", "client": client, "device_id": grant.device_id}
             return self._page(context, session, {**fields, **details, "user_code": grant.user_code})
         allowed = decision == "allow"
+        if allowed:
+            await self._upstream.note(session, grant.device_id)
         await self._grants.do_decide(user_code, session.user_id, allowed=allowed)
         return self._page(context, session, {**fields, "state": "allowed" if allowed else "denied"})
 

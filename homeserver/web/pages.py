@@ -75,10 +75,17 @@ class Pages:
         return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
 
     def message(
-        self, context: RequestContext, title: str, texts: Sequence[str], status: int = HTTPStatus.OK
+        self,
+        context: RequestContext,
+        title: str,
+        texts: Sequence[str],
+        status: int = HTTPStatus.OK,
+        *,
+        link: tuple[str, str] | None = None,
     ) -> Response:
-        """A page that only says something, in words that are translated already."""
-        return self.make("message.html", self.choose(context.languages), {"title": title, "texts": texts}, status)
+        """A page that only says something, in words that are translated already. `link`: its text, and a path."""
+        fields: dict[str, object] = {"title": title, "texts": texts, "link": link}
+        return self.make("message.html", self.choose(context.languages), fields, status)
 
     def stale_form(self, context: RequestContext) -> Response:
         """The page for who has sent a form that is not, or no longer, one of ours."""

@@ -24,6 +24,7 @@ from homeserver.web.refusals import explain
 
 SIGN_IN_PATH: Final = "/_mahalla/sign_in"
 REGISTER_PATH: Final = "/_mahalla/register"
+RESET_PATH: Final = "/_mahalla/reset_password"
 SIGN_OUT_PATH: Final = "/_mahalla/sign_out"
 HOME: Final = ACCOUNT_PATH
 """Where people go who came from nowhere."""
@@ -33,13 +34,22 @@ class SignInPage:
     """The page."""
 
     def __init__(
-        self, pages: Pages, forms: Forms, sign_in: SignIn, registration: Registration, choices: SignInChoices
+        self,
+        pages: Pages,
+        forms: Forms,
+        sign_in: SignIn,
+        registration: Registration,
+        choices: SignInChoices,
+        *,
+        resets_passwords: bool = False,
     ) -> None:
+        """`resets_passwords`: who has forgotten theirs can have a letter."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
         self._registration = registration
         self._choices = choices
+        self._resets_passwords = resets_passwords
 
     def make(
         self,
@@ -60,6 +70,7 @@ class SignInPage:
             "name": name,
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
+            "reset_path": RESET_PATH if self._resets_passwords else "",
             "buttons": self._choices.buttons(next_path),
             "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}" if self._registration.is_open else "",
         }

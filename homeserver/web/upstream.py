@@ -7,13 +7,15 @@ from http import HTTPStatus
 from typing import Annotated, Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
+import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
-from federation.protocol.errors import Exclusive, MatrixError, UserInUse
+from federation.protocol.errors import Exclusive, Forbidden, MatrixError, UserInUse
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.own_paths import own_path
+from homeserver.services.sign_in import SignIn
 from homeserver.services.upstream.buttons import SIGN_IN_WITH_PATH
 from homeserver.services.upstream.identity import ForClient, ForPage, Reason, Refused
 from homeserver.services.upstream.sign_in import (
@@ -58,7 +60,8 @@ class UpstreamPages:
 
     log = Logger()
 
-    def __init__(self, pages: Pages, sign_in: UpstreamSignIn, sessions: BrowserSessions) -> None:
+    def __init__(self, pages: Pages, sign_in: UpstreamSignIn, own_sign_in: SignIn, sessions: BrowserSessions) -> None:
+        self._own_sign_in = own_sign_in
         self._pages = pages
         self._sign_in = sign_in
         self._sessions = sessions
@@ -71,8 +74,12 @@ class UpstreamPages:
                 status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
                 headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
-            case SignedIn(user_id, next_path):
-                cookie = await self._sessions.do_begin(user_id, context)
+            case SignedIn(user_id, next_path, origin):
+                try:
+                    await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
+                except Forbidden as error:
+                    raise Refused(Reason.NOT_ALLOWED, error.text) from None
+                cookie = await self._sessions.do_begin(user_id, context, msgspec.json.encode(origin).decode())
                 return see_other(own_path(next_path, "/"), cookies=(cookie,))
             case AskName():
                 return self._ask_name(context, step)

@@ -6,7 +6,8 @@ CREATE TABLE unproved_state (
     depth BIGINT NOT NULL,
     -- as it came
     pdu BYTES NOT NULL,
-    -- 0: only others of these rest on it; 1: it is of the state at some event; 2: of the state before our join
+    -- 0: only others of these rest on it; 1: it is of a state of a time before all of ours had left the room; 2: of the state at some
+    -- event; 3: of the state before our join
     part_of INTEGER NOT NULL,
     -- its number, once it was proved and has been put in
     event_nid BIGINT,

@@ -126,8 +126,14 @@ class FollowedTimeline:
 
     async def start(self) -> None:
         """Begin to follow, or to follow anew."""
+        self.end()
         self._following = Following()
         self._handle = await self.timeline.add_listener(self._following)
+
+    def end(self) -> None:
+        """Hear no more: the engine's threads outlive the test, and must not call into an interpreter that ends."""
+        if self._handle is not None:
+            self._handle.cancel()
 
     async def straighten(self) -> None:
         """Follow anew, if what was told cannot be."""
@@ -288,12 +294,17 @@ async def person(
     rooms = await service.room_list_service().all_rooms()
     entries = rooms.entries_with_dynamic_adapters(PAGE, listed)
     entries.controller().set_filter(sdk.RoomListEntriesDynamicFilterKind.NON_LEFT())
-    somebody = Person(client, service, listed, [rooms, entries, entries.entries_stream()])
+    stream = entries.entries_stream()
+    somebody = Person(client, service, listed, [rooms, entries])
     await service.start()
     try:
         yield somebody
     finally:
         await service.stop()
+        stream.cancel()
+        for held in somebody.held:
+            if isinstance(held, FollowedTimeline):
+                held.end()
 
 
 def _version() -> dict[str, Any]:

@@ -70,6 +70,8 @@ class Browser:
         self.cookies: dict[str, str] = {}
         self.set_cookies: list[str] = []
         """Every header `Set-Cookie` that came."""
+        self.visited: list[str] = []
+        """Every path that was asked for, in order."""
         self.answer = Answer(0, {}, b"")
         self.path = ""
 
@@ -115,9 +117,17 @@ class Browser:
         """Send a form that may be on no page."""
         return self._go("POST", path, urlencode(fields).encode())
 
+    def post_from_elsewhere(self, path: str, fields: Mapping[str, str]) -> Answer:
+        """A page of another site sends a form: no cookie comes with it. Where it leads on to is not followed."""
+        cookies, self.cookies = self.cookies, {}
+        self._request("POST", path, urlencode(fields).encode())
+        self.cookies |= cookies
+        return self.answer
+
     def _go(self, method: str, path: str, body: bytes | None = None) -> Answer:
         for _ in range(MOST_REDIRECTS):
             self.path = path
+            self.visited.append(path)
             self._request(method, path, body)
             target = self.answer.headers.get("location", "")
             if self.answer.status != 303 or urlsplit(target).netloc or not target.startswith("/"):

@@ -114,6 +114,7 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         wire=CutWire(),
         fetch=fetch_nothing,
         follow=follow_nowhere,
+        preview_web=CutWeb(),
         web=CutWeb(),
         random=urandom,
         access_log=SilentAccessLog(),

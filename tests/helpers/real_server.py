@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -72,12 +72,16 @@ class RealServer:
 
 
 @contextmanager
-def running_server(folder: Path, database: DatabaseConfig) -> Iterator[RealServer]:
-    """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not end well."""
+def running_server(
+    folder: Path, database: DatabaseConfig, *, baseurl: bool = False, configuration: Mapping[str, object] | None = None
+) -> Iterator[RealServer]:
+    """A server from `init` and `run`, ended by SIGTERM; fails when it does not start, or does not end well. `baseurl`: it is
+    told where it is reached; `configuration`: what else it is told."""
     port = _free_port()
+    told = {**({"public_baseurl": f"http://127.0.0.1:{port}/"} if baseurl else {}), **(configuration or {})}
     _run("init", SERVER_NAME, "--folder", str(folder))
     further = folder / "for_tests.yaml"
-    further.write_text(yaml.safe_dump(_configuration(port, database)), encoding="utf-8")
+    further.write_text(yaml.safe_dump({**_configuration(port, database), **told}), encoding="utf-8")
     arguments = ["-m", "homeserver", "run", "--config", str(folder / "homeserver.yaml"), "--config", str(further)]
     server = RealServer([sys.executable, *arguments], port, folder / "log")
     try:

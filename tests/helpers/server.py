@@ -34,6 +34,7 @@ from homeserver.assembly.media import MediaThreads
 from homeserver.config.load import load_config
 from homeserver.observe.access import SilentAccessLog
 from homeserver.services.mail.relay import CannotDeliver
+from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from storage.database import Database
 from storage.executors import InlineExecutor
@@ -90,6 +91,7 @@ class CutWeb:
         max_bytes: int = 1 << 20,
         redirects: int = 0,
         only_https: bool = False,
+        take: TakeBody | None = None,
     ) -> WebAnswer:
         raise OutboundError("there is no such place")
 
@@ -136,12 +138,13 @@ class TestServer:
         wire: Wire | None = None,
         fetch: Fetch = fetch_nothing,
         follow: Follow = follow_nowhere,
+        preview_web: PreviewWeb | None = None,
         web: Web | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
-        `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where files are, `web` to push
-        gateways; by default to none.
+        `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where files are, `preview_web` to
+        linked pages, `web` to push gateways; by default to none.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -171,6 +174,7 @@ class TestServer:
             web=web if web is not None else CutWeb(),
             fetch=fetch,
             follow=follow,
+            preview_web=preview_web if preview_web is not None else CutWeb(),
             random=Random(seed).randbytes,
             access_log=SilentAccessLog(),
             registry=self.registry,

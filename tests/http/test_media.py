@@ -223,14 +223,6 @@ def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database:
     assert answer.headers["content-disposition"] == "inline; filename=b"
 
 
-async def test_what_is_quarantined_is_given_to_nobody(server: TestServer, alice: User) -> None:
-    file = _upload(alice, b"x")
-    store = MediaStore(server.app.database)
-    media_id = file.partition("/")[2]
-    await server.app.database.write("q", lambda txn: store.set_quarantined(txn, media_id, quarantined=True))
-    assert alice.get(DOWNLOAD + file).errcode == "M_NOT_FOUND"
-
-
 async def test_reading_is_noted_to_the_hour(server: TestServer, alice: User) -> None:
     file = _upload(alice, b"x")
     store = MediaStore(server.app.database)

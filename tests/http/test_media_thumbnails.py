@@ -10,8 +10,9 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
-from homeserver.services.media.image_workers import MOST_WAITING, SECONDS_A_JOB, ImageJob, ImageWorkers
+from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import MOST_KEPT, Thumbnails, round_up
+from homeserver.services.worker_processes import MOST_WAITING
 from storage.database import Database
 from storage.executors import InlineExecutor
 from storage.media import Content

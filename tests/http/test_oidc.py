@@ -17,6 +17,7 @@ from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.images import picture
+from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
 from tests.http.test_upstream import ALICE, leave, sign_in
@@ -285,6 +286,27 @@ def test_a_session_that_began_anew_by_other_means_stays(linked: TestServer, prov
     again = User(linked, linked.post("/_matrix/client/v3/login", body).json)
     assert tell(linked, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 200
     assert is_in(again)
+
+
+def test_what_began_by_the_oauth_api_ends_too(linked: TestServer, provider: OpenIDProvider) -> None:
+    desk, tv = Program(linked), Program(linked, device_id="TV00000001")
+    browser = Browser(linked)
+    browser.open(desk.request())  # an app sends the browser, which signs in with the provider
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE, sid="s"))
+    browser.send(desk.path_of("authorization_endpoint"), button="allow")
+    alice = desk.take(desk.exchange(returned(browser)["code"]))
+    asked = tv.form("device_authorization_endpoint", client_id=tv.client_id, scope=tv.scope).json
+    browser.open(f"/_mahalla/link?user_code={asked['user_code']}")
+    browser.send("/_mahalla/link", button="allow")
+    grant = "urn:ietf:params:oauth:grant-type:device_code"
+    on_tv = tv.take(tv.token(grant_type=grant, device_code=asked["device_code"]))
+    assert (alice.user_id, on_tv.user_id) == ("@alice:example.org", "@alice:example.org")
+    assert tell(linked, provider.sign(provider.claims(sub="1", sid="s", events={LOGOUT_EVENT: {}}))) == 200
+    assert (is_in(alice), is_in(on_tv)) == (False, False)
+    assert desk.refresh().status == 400
+    browser.open(desk.request())
+    assert browser.path.startswith("/_mahalla/sign_in")  # the browser is signed out as well
 
 
 def test_nobody_is_signed_out_where_that_is_not_wanted(server: TestServer, provider: OpenIDProvider) -> None:

@@ -39,7 +39,7 @@ def test_everybody_has_the_default_rules(alice: User) -> None:
     rules = alice.get(RULES + "/").json
     assert list(rules) == ["global"]
     assert rules["global"] == alice.get(GLOBAL).json
-    assert set(rules["global"]) == {"override", "content", "room", "sender", "underride"}
+    assert set(rules["global"]) == {"override", "content", "postcontent", "room", "sender", "underride"}
     assert ids(alice, "override") == [
         ".m.rule.master",
         ".org.matrix.msc4028.encrypted_event",

@@ -416,3 +416,43 @@ def test_the_accepted_form(server: TestServer) -> None:
     assert pending.answer.json["rooms"][room_id]["name"] is None
     pending = alice.start("POST", STABLE, {**body, "pos": pending.answer.json["pos"], "timeout": 30000})
     assert not pending.done
+
+
+def test_the_accepted_form_tells_when_a_room_becomes_a_direct_chat_or_ceases_to_be_one(
+    server: TestServer, tmp_path: Path
+) -> None:
+    alice, bob = server.register("alice"), server.register("bob")
+    older, newer = (create(alice, name=name) for name in ("older", "newer"))
+    body: dict[str, Any] = {"lists": {"a": {"range": [0, 1], "timeline_limit": 1}}}
+    pos = alice.post(STABLE, body).json["pos"]
+
+    def direct(*rooms: str) -> None:
+        path = f"/_matrix/client/v3/user/{alice.user_id}/account_data/m.direct"
+        assert alice.put(path, {bob.user_id: list(rooms)}).status == 200
+
+    def told(**further: Any) -> dict[str, Any]:
+        nonlocal pos
+        answer = alice.post(STABLE, {**body, **further, "pos": pos}).json
+        pos = answer["pos"]
+        rooms: dict[str, Any] = answer["rooms"]
+        return rooms
+
+    assert told() == {}
+    direct(newer)
+    moved = told()
+    assert moved[newer]["is_dm"] is True
+    assert "timeline" not in moved[newer]
+    assert "name" not in moved[newer]
+    assert set(moved) == {newer}
+    assert told() == {}
+    say(alice, newer, "hello")
+    assert told()[newer]["is_dm"] is True
+
+    only_newest = {"lists": {"a": {"range": [0, 0], "timeline_limit": 1}}}
+    direct(older)
+    assert told(**only_newest)[newer]["is_dm"] is False
+    assert told(**only_newest) == {}
+    assert {room_id: entry["is_dm"] for room_id, entry in told().items()} == {older: True}
+    assert told() == {}
+    alice.server = TestServer(tmp_path, server.app.database, seed=2)
+    assert told() == {}, "what was told outlives a restart"

@@ -168,7 +168,7 @@ def test_a_token_is_good_for_a_minute_and_once(server: TestServer, provider: Ope
 @pytest.mark.parametrize(
     "address",
     ["", "client.example", "javascript:alert(1)", "JavaScript:alert(1)", "data:text/html,hi", "https://u:p@client.example/",
-     "https:///nowhere", "https://client.example/%0a", "https://client.example/" + "a" * 5000],
+     "https:///nowhere", "https://evil.example%5C.client.example/", "https://client.example/%0a", "https://client.example/" + "a" * 5000],
 )  # fmt: skip
 def test_a_token_goes_to_no_such_address(server: TestServer, address: str) -> None:
     browser = Browser(server)

@@ -375,3 +375,24 @@ def test_a_message_to_somebody_who_is_not_written_to_for_now_costs_no_query_for_
     pass_time(server, 12 * MINUTE)
     assert len(server.relay.letters) == 1, "who has read meanwhile is written to"
     run_coroutine(database.close(), None)
+
+
+def test_the_queries_for_a_letter_do_not_grow_with_what_it_looks_at(tmp_path: Path, sqlite: SQLiteConfig) -> None:
+    counter = QueryCounter()
+    database = open_inline(sqlite, counter)
+    server = start(tmp_path, database)
+    alice, bob = reader(server), server.register("bob")
+    costs: list[int] = []
+    for number in (1, 30):
+        room_id = room_of(alice, bob)
+        for each in range(number):
+            say(bob, room_id, str(each))
+        pass_time(server, 9 * MINUTE)
+        server.relay.letters.clear()
+        counter.clear()
+        pass_time(server, 2 * MINUTE)
+        assert len(server.relay.letters) == 1
+        assert counter.reads["get_memberships"] <= 2
+        costs.append(sum(counter.queries.values()))
+    assert costs[1] <= costs[0] + 2, costs
+    run_coroutine(database.close(), None)

@@ -69,3 +69,16 @@ def test_a_push_writes_nothing_and_its_queries_do_not_grow_with_the_members(coun
     further = {name: number - none.get(name, 0) for name, number in all_of_them.items() if number > none.get(name, 0)}
     assert sum(further.values()) <= 5, further
     assert not [name for name in further if name.startswith(("set_", "add_", "remove_"))]
+
+
+def test_who_has_muted_the_room_costs_nothing(counting: Counting) -> None:
+    people, room = counting.crowd(12)
+    before = counting.cost(people[0], room)
+    for number, user in enumerate(people[1:]):
+        set_pusher(user, f"key{number}")
+        assert user.put(f"/_matrix/client/v3/pushrules/global/room/{room}", {"actions": []}).status == 200
+    settle(counting.server)
+    after = counting.cost(people[0], room)
+    assert counting.gateway.taken == []
+    further = {name: number - before.get(name, 0) for name, number in after.items() if number > before.get(name, 0)}
+    assert further == {}

@@ -172,14 +172,47 @@ async def test_memberships_of_others_are_changed_when_they_are_known(network: Ne
     assert get_state(alice, room_id, "m.room.member", member(34))["membership"] == "ban"
 
 
+async def test_the_next_one_here_joins_at_once_by_the_word_of_another_server(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol = network.servers[SOUTH].register("carol")
+    ok(join_via(bob, room_id, NORTH))
+    say(bob, room_id, "salom")
+
+    assert ok(carol.post(f"{V3}/join/{room_id}", {})) == {"room_id": room_id}
+
+    assert not is_whole(carol, room_id)
+    say(carol, room_id, "va alaykum")
+    complete(network)
+    assert members(alice, room_id)[carol.user_id] == "join"
+    assert {event["content"]["body"] for event in messages(alice, room_id)} == {"salom", "va alaykum"}
+    await same_state(alice, bob, room_id)
+
+
+async def test_the_next_one_here_joins_though_nothing_is_known_of_what_is_there(network: Network) -> None:
+    alice, bob, room_id = await large_room(network)
+    carol = network.servers[SOUTH].register("carol")
+    ok(join_via(bob, room_id, NORTH))
+    network.cut(NORTH, SOUTH)
+    say(alice, room_id, "you do not hear this")
+    network.mend(NORTH, SOUTH)
+
+    assert ok(carol.post(f"{V3}/join/{room_id}", {})) == {"room_id": room_id}
+
+    complete(network)
+    assert members(alice, room_id)[carol.user_id] == "join"
+    await same_state(alice, bob, room_id)
+
+
 async def test_the_next_one_here_joins_when_it_is_known_who_may(network: Network) -> None:
     alice, bob, room_id = await large_room(network)
     carol, dora = (network.servers[SOUTH].register(name) for name in ("carol", "dora"))
     ok(membership(alice, room_id, "ban", dora))
     ok(join_via(bob, room_id, NORTH))
+    network.cut(NORTH, SOUTH)
     carols = carol.start("POST", f"{V3}/join/{room_id}", {})
     doras = dora.start("POST", f"{V3}/join/{room_id}", {})
     assert not carols.done
+    network.mend(NORTH, SOUTH)
 
     complete(network)
 

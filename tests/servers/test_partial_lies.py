@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from federation.policy import make_rules
-from federation.protocol.events import Event
-from federation.protocol.ids import RoomID, ServerName
+from federation.protocol.events import Event, StateKey
+from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
@@ -13,7 +13,7 @@ from tests.helpers.handshakes import NORTH, SOUTH, WEST, join_via
 from tests.helpers.large_rooms import MEMBERS, complete, is_whole, large_room, lazily, messages, same_state
 from tests.helpers.network import Network
 from tests.helpers.server import User
-from tests.helpers.talk import V3, get_state, membership, ok, say
+from tests.helpers.talk import V3, get_state, membership, ok, room_path, say
 
 
 async def follow(banned: User, room_id: str, last: Event, text: str) -> tuple[Event, list[Any]]:
@@ -154,4 +154,61 @@ async def test_another_server_than_that_which_let_us_in_is_believed_about_the_me
     network.settle()
 
     assert is_whole(bob, room_id)
+    await same_state(alice, bob, room_id)
+
+
+async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(network: Network) -> None:
+    """Somebody had been banned, and had come back; the part has the ban only."""
+    alice, bob, room_id = await large_room(network)
+    wanda = network.add(WEST).register("wanda")
+    ok(join_via(wanda, room_id, NORTH))
+    complete(network)
+    bob.server.app.incoming.completions.stop()
+    ok(membership(alice, room_id, "ban", wanda))
+    north, south = Side(alice.server), Side(bob.server)
+    key = StateKey("m.room.member", wanda.user_id)
+    ban = await north.pdu(RoomID(room_id), (await north.state(RoomID(room_id)))[key])
+    cited = [await north.pdu(RoomID(room_id), event_id) for event_id in ban["auth_events"]]
+    ok(membership(alice, room_id, "unban", wanda))
+    network.settle()
+    ok(join_via(wanda, room_id, NORTH))
+
+    def lie(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if "/send_join/" not in request.uri:
+            return answer
+        said = json.loads(answer.body)
+        said["state"] = [event for event in said["state"] if event.get("state_key") != wanda.user_id] + [ban]
+        said["auth_chain"] += cited
+        return WireAnswer(200, answer.headers, json.dumps(said).encode())
+
+    network.forge(NORTH, lie)
+    ok(join_via(bob, room_id, NORTH))
+    salom = say(bob, room_id, "salom")
+    network.settle()
+    reaction = {"m.relates_to": {"rel_type": "m.annotation", "event_id": salom, "key": "+"}}
+    ok(wanda.put(room_path(room_id, "send", "m.reaction", "r"), reaction))
+    oops = say(wanda, room_id, "oops")
+    ok(wanda.put(room_path(room_id, "redact", oops, "x"), {}))
+    network.settle()
+    second = await Side(wanda.server).build_next(RoomID(room_id), wanda.user_id, "m.room.redaction", {"redacts": salom})
+    await Side(wanda.server).push(SOUTH, [second.pdu])
+    network.clock.pump([60.0] * 3)
+    network.settle()
+    assert [event["content"]["body"] for event in messages(bob, room_id)] == ["salom"]
+    stored = await south.find(RoomID(room_id), EventID(oops))
+    assert stored is not None
+    assert not stored.rejected
+    assert not stored.in_timeline
+
+    complete(network)
+
+    shown = {event["event_id"]: event for event in messages(bob, room_id)}
+    assert shown[salom]["content"]["body"] == "salom"  # who may not redact it took nothing away
+    assert shown[oops]["content"] == {}
+    related = ok(bob.get(f"/_matrix/client/v1/rooms/{room_id}/relations/{salom}"))["chunk"]
+    assert [event["type"] for event in related] == ["m.reaction"]
+    nothing = await south.find(RoomID(room_id), second.event_id)
+    assert nothing is not None
+    assert not nothing.rejected
+    assert not nothing.in_timeline
     await same_state(alice, bob, room_id)

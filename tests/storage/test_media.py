@@ -4,6 +4,9 @@ from dataclasses import replace
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
+from storage.media_addresses import MediaAddress
+from storage.media_quarantine import QuarantineStore
+from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
 NOW = 1_700_000_000_000
 CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
@@ -65,13 +68,23 @@ async def test_used_hashes(database: Database) -> None:
 async def test_what_is_protected_is_not_quarantined(database: Database) -> None:
     store = MediaStore(database)
     await _add(database, store, ROW, replace(ROW, media_id="safe", protected=True))
-
-    async def quarantine(media_id: str) -> bool:
-        return await database.write("q", lambda txn: store.set_quarantined(txn, media_id, quarantined=True))
-
-    assert (await quarantine("abc"), await quarantine("safe"), await quarantine("unknown")) == (True, False, False)
+    copies, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
+    copy = RemoteMediaRow("north.example", "copy", CONTENT, NOW, NOW, True)
+    await database.write("add", copies.add_copy, copy)
+    assert (
+        await quarantine.set_held([MediaAddress("example.org", each) for each in ("safe", "unknown")], "@root:x") == 0
+    )
+    assert await quarantine.set_held([MediaAddress("example.org", "abc")], "@root:x") == 2
     rows = await store.get_media(["abc", "safe"])
-    assert (rows["abc"].quarantined, rows["safe"].quarantined) == (True, False)
+    assert [rows[each].quarantined_by for each in ("abc", "safe")] == ["@root:x", None]
+    assert await copies.get_copy("north.example", "copy") == replace(copy, quarantined=True, quarantined_by="@root:x")
+    await _add(database, store, replace(ROW, media_id="later"))
+    await database.write("hold", quarantine.hold_known, CONTENT.hash)
+    assert (await store.get_media(["later"]))["later"].quarantined_by == "system"
+    assert await quarantine.set_free(MediaAddress("north.example", "copy")) == 3
+    changes, latest = await quarantine.get_changes(2, 10)
+    assert (changes[0].address.media_id, changes[0].quarantined) == ("later", True)
+    assert (latest, {each.quarantined for each in changes[1:]}) == (6, {False})
 
 
 async def test_the_last_access_only_moves_on(database: Database) -> None:

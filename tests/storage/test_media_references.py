@@ -140,7 +140,7 @@ async def test_uploads_are_listed_in_any_order(database: Database) -> None:
         content = Content(bytes([number]) * 32, number, f"a/{number}", None if number == 1 else f"{number}")
         row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW + number, True)
         await database.write("add", store.add_media, row)
-    lists = MediaListStore(database)
+    lists = MediaListStore(database, OWN)
     for order in ORDERS:
         pages = [await lists.get_uploads(ALICE, Order(order, descending=False), start, 2) for start in (0, 2)]
         ids = [row.media_id for page in pages for row in page.rows]

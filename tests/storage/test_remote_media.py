@@ -4,6 +4,8 @@ from dataclasses import replace
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
+from storage.media_addresses import MediaAddress
+from storage.media_quarantine import QuarantineStore
 from storage.media_removal import MediaRemovalStore, Reason
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
@@ -26,7 +28,7 @@ async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> Non
     rows = [replace(ROW, media_id=name, content=replace(CONTENT, hash=name.encode() * 32)) for name in "abcd"]
     for row in rows:
         await database.write("add", store.add_copy, row)
-    assert await database.write("hold", lambda txn: store.set_quarantined(txn, "north.example", "d", quarantined=True))
+    assert await QuarantineStore(database, "example.org").set_held([MediaAddress("north.example", "d")], "@root:x") == 1
     own = MediaRow("own", "@alice:example.org", rows[1].content, NOW, None, NOW, True)
     await database.write("add", MediaStore(database).add_media, own)
     removal = MediaRemovalStore(database, "example.org")

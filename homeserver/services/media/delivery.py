@@ -26,6 +26,8 @@ class Asked:
     """How long to wait for a file that is not there yet."""
     allow_remote: bool = True
     """Whether another server may be asked for it."""
+    held_too: bool = False
+    """Whether it is given out although it is held back: to administrators."""
     allow_redirect: bool = False
     """Whether the answer may be where the file is."""
 
@@ -88,7 +90,11 @@ class MediaDelivery:
     async def _content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
         if server_name == self._server_name:
             return await self._repository.get_content(
-                server_name, media_id, asked.timeout_ms, authenticated=asked.authenticated
+                server_name,
+                media_id,
+                asked.timeout_ms,
+                authenticated=asked.authenticated,
+                held_too=asked.held_too,
             )
         return await self._copies.get_content(
             server_name,
@@ -97,6 +103,7 @@ class MediaDelivery:
             authenticated=asked.authenticated,
             allow_remote=asked.allow_remote,
             client_ip=asked.client_ip,
+            held_too=asked.held_too,
         )
 
     async def _thumbnail(

@@ -10,24 +10,52 @@ import json
 import math
 import os
 import resource
+import shutil
+import subprocess
 import sys
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from PIL import Image, ImageOps, ImageSequence
+from PIL import AvifImagePlugin, Image, ImageOps, ImageSequence
 
-FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP")
-TYPES: Final = {"PNG": "image/png", "JPEG": "image/jpeg", "MPO": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
+FORMATS: Final = ("PNG", "JPEG", "GIF", "WEBP", "AVIF")
+TYPES: Final = {
+    "PNG": "image/png",
+    "JPEG": "image/jpeg",
+    "MPO": "image/jpeg",
+    "GIF": "image/gif",
+    "WEBP": "image/webp",
+    "AVIF": "image/avif",
+}
 MEMORY_BYTES: Final = 1 << 30
 MAX_FRAMES: Final = 300
 MAX_FRAME_PIXELS: Final = 1 << 27
 """Of all frames of what moves, before and after."""
 MAX_PROFILE_BYTES: Final = 16384
+HEAD_BYTES: Final = 64
+PROGRAM_SECONDS: Final = 12
+"""Less than a job has, so that no program outlives this process."""
+FRAME_PIXELS: Final = 1280
+"""How large what is taken out of a film or a document is at most, in its longer direction."""
+FRAMES_TO_CHOOSE: Final = 24
+FILM_FORMATS: Final = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg"
+STILL_BRANDS: Final = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix")
+"""What has the form of a film and is a picture."""
 _ORIENTATION: Final = 0x0112
 
 
 def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
     """What became of a job: `made` with the bytes, `original` (it is small enough as it is), or `too large`."""
-    with open(job["path"], "rb") as file, Image.open(file, formats=FORMATS) as image:
+    with open(job["path"], "rb") as file:
+        program = program_for(file.read(HEAD_BYTES), job) if job["programs"] else None
+        if program is None:
+            file.seek(0)
+            return make_of_image(file, job, is_frame=False)
+    return make_of_image(io.BytesIO(run(program)), job, is_frame=True)
+
+
+def make_of_image(file: BinaryIO, job: dict[str, Any], *, is_frame: bool) -> tuple[dict[str, object], bytes]:
+    """The same of an image. `is_frame`: it is not the file itself, but was taken out of it."""
+    with Image.open(file, formats=FORMATS) as image:
         if image.width * image.height > job["max_pixels"]:
             return {"kind": "too large"}, b""
         frames = int(getattr(image, "n_frames", 1))
@@ -38,14 +66,74 @@ def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
         if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
             size = (image.height, image.width)
         covered, box = plan(size, (job["width"], job["height"]), crop=job["method"] == "crop")
-        if covered == size and box is None and (stays_moving or not moves):
+        if covered == size and box is None and (stays_moving or not moves) and not is_frame:
             # It is decoded nonetheless: what is broken has no thumbnail.
             image.load()
-            return {"kind": "original", "type": TYPES[str(image.format)]}, b""
+            return {"kind": "original", "type": TYPES[str(image.format)], **_sides(size)}, b""
         if stays_moving:
-            return {"kind": "made", "type": "image/webp"}, moving(image, covered, box)
-        type, data = still(image, covered, box)
-        return {"kind": "made", "type": type}, data
+            return {"kind": "made", "type": "image/webp", **_sides(size)}, moving(image, covered, box)
+        type, data = still(image, covered, box, is_photo=is_frame)
+        return {"kind": "made", "type": type, **_sides(size)}, data
+
+
+def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
+    """What takes a picture out of a file that begins so: a frame of a film, the first page of a document.
+
+    ffmpeg reads files only, and films only: a playlist could lead it to other files. None where there is no such
+    program, or the file is neither.
+    """
+    path, pixels = job["path"], str(job["max_pixels"])
+    is_film = (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (b"\x1aE\xdf\xa3", b"OggS")
+    if is_film and (ffmpeg := shutil.which("ffmpeg")) is not None:
+        reading = [
+            "-protocol_whitelist",
+            "file",
+            "-format_whitelist",
+            FILM_FORMATS,
+            "-max_pixels",
+            pixels,
+            "-threads",
+            "1",
+        ]
+        shrinking = f"scale=w='min({FRAME_PIXELS},iw)':h=-2,thumbnail=n={FRAMES_TO_CHOOSE}"
+        writing = [
+            "-an",
+            "-sn",
+            "-dn",
+            "-frames:v",
+            "1",
+            "-vf",
+            shrinking,
+            "-threads",
+            "1",
+            "-f",
+            "image2pipe",
+            "-c:v",
+            "png",
+        ]
+        return [ffmpeg, "-nostdin", "-v", "quiet", *reading, "-i", f"file:{path}", *writing, "pipe:1"]
+    if head.startswith(b"%PDF-") and (pdftoppm := shutil.which("pdftoppm")) is not None:
+        return [pdftoppm, "-q", "-png", "-f", "1", "-l", "1", "-singlefile", "-scale-to", str(FRAME_PIXELS), path]
+    return None
+
+
+def run(program: list[str]) -> bytes:
+    """What a program writes. It has the limits of this process, and less time. Raises what subprocess.run does."""
+    done = subprocess.run(
+        program,
+        check=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=PROGRAM_SECONDS,
+        env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "LC_ALL": "C.UTF-8"},
+        cwd="/",
+    )
+    return done.stdout
+
+
+def _sides(size: tuple[int, int]) -> dict[str, int]:
+    return {"width": size[0], "height": size[1]}
 
 
 def plan(
@@ -63,15 +151,17 @@ def plan(
     return covered, (left, top, left + width, top + height)
 
 
-def still(image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None) -> tuple[str, bytes]:
+def still(
+    image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None, *, is_photo: bool
+) -> tuple[str, bytes]:
     """One picture: a JPEG where it was one, a PNG otherwise. Only colours are taken over, no place and no camera."""
-    is_photo = image.format in ("JPEG", "MPO")
+    is_photo = is_photo or image.format in ("JPEG", "MPO")
     longest = max(covered)
     image.draft(None, (longest, longest))
     picture: Image.Image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile") if picture.mode in ("RGB", "RGBA") else None
     picture = resized(in_colour(picture), covered, box)
-    if image.format == "WEBP" and picture.mode == "RGB":
+    if image.format in ("WEBP", "AVIF") and picture.mode == "RGB":
         is_photo = True
     target = io.BytesIO()
     further: dict[str, Any] = {}
@@ -125,6 +215,7 @@ def main() -> None:
     os.nice(10)
     # The limit is the job's own, and is looked at before anything is decoded.
     Image.MAX_IMAGE_PIXELS = None
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     output = sys.stdout.buffer
     for line in sys.stdin.buffer:
         try:

@@ -23,6 +23,7 @@ from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_M
 from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
 from storage.media_contents import Contents
+from storage.media_quarantine import QuarantineStore
 from storage.media_spool import Spool
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.transaction import WriteTransaction
@@ -37,6 +38,7 @@ class RemoteCopies:
         self,
         store: RemoteMediaStore,
         contents: Contents,
+        quarantine: QuarantineStore,
         fetching: Fetching,
         policy: Policy,
         limiter: RateLimiter,
@@ -52,6 +54,7 @@ class RemoteCopies:
         """
         self._store = store
         self._contents = contents
+        self._quarantine = quarantine
         self._fetching = fetching
         self._policy = policy
         self._limiter = limiter
@@ -69,10 +72,12 @@ class RemoteCopies:
         authenticated: bool,
         allow_remote: bool,
         client_ip: str,
+        held_too: bool = False,
     ) -> Content:
         """What a file is, once there is a copy. Raises what `Fetching.fetch` does, and InvalidParam.
 
-        `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched.
+        `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched. `held_too`:
+        also one that is held back.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
@@ -88,7 +93,7 @@ class RemoteCopies:
             if self._authenticated_only and not authenticated:
                 raise NotFound("Files of other servers are only for those who show an access token")
             row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address_key(client_ip))
-        if row is None or row.quarantined:
+        if row is None or (row.quarantined and not held_too):
             raise NotFound("There is no such file")
         if row.authenticated and self._authenticated_only and not authenticated:
             raise NotFound("There is no such file for those who show no access token")
@@ -114,6 +119,7 @@ class RemoteCopies:
             row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
             if not self._store.add_copy(txn, row):
                 raise _AnotherNodeWasFirst
+            self._quarantine.hold_known(txn, hash)
 
         with suppress(_AnotherNodeWasFirst), telling_of_the_store():
             await self._contents.add(body, write)

@@ -26,6 +26,7 @@ from homeserver.services.secret_text import SecretText
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
 from storage.media_contents import Contents
+from storage.media_quarantine import QuarantineStore
 from storage.transaction import WriteTransaction
 
 ACCESS_GRAIN_MS: Final = 3600 * 1000
@@ -46,6 +47,7 @@ class MediaRepository:
         database: Database,
         store: MediaStore,
         contents: Contents,
+        quarantine: QuarantineStore,
         texts: SecretText,
         *,
         max_upload_size: int,
@@ -60,6 +62,7 @@ class MediaRepository:
         self._database = database
         self._store = store
         self._contents = contents
+        self._quarantine = quarantine
         self._texts = texts
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
@@ -121,32 +124,38 @@ class MediaRepository:
     async def _keep(
         self, body: BinaryIO, type: str, name: str | None, write: Callable[[WriteTransaction, Content], None]
     ) -> None:
+        def keep(txn: WriteTransaction, digest: bytes, size: int) -> None:
+            write(txn, Content(digest, size, type, name))
+            self._quarantine.hold_known(txn, digest)
+
         with telling_of_the_store():
-            await self._contents.add(body, lambda txn, digest, size: write(txn, Content(digest, size, type, name)))
+            await self._contents.add(body, keep)
 
     # Giving out.
 
     async def get_content(
-        self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool
+        self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool, held_too: bool = False
     ) -> Content:
         """What a file is, waiting for its upload so long. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`.
 
-        `authenticated`: whether who asks has shown a token.
+        `authenticated`: whether who asks has shown a token. `held_too`: also one that is held back.
         """
         if timeout_ms < 0:
             raise InvalidParam("timeout_ms may not be negative")
-        row = await self._visible_row(server_name, media_id, authenticated=authenticated)
+        row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
         if row.content is None:
             await self._wait(media_id, min(timeout_ms, LONGEST_WAIT_MS))
-            row = await self._visible_row(server_name, media_id, authenticated=authenticated)
+            row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
         if row.content is None:
             raise NotYetUploaded
         self._note_access(row)
         return row.content
 
-    async def _visible_row(self, server_name: ServerName, media_id: str, *, authenticated: bool) -> MediaRow:
+    async def _visible_row(
+        self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+    ) -> MediaRow:
         row = await self._row(server_name, media_id)
-        if row is None or row.quarantined or _is_over(row, self._now_ms()):
+        if row is None or (row.quarantined and not held_too) or _is_over(row, self._now_ms()):
             raise NotFound("There is no such file")
         if row.authenticated and self._authenticated_only and not authenticated:
             raise NotFound("There is no such file for those who show no access token")

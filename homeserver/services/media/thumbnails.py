@@ -37,10 +37,12 @@ class Thumbnail:
 class Thumbnails:
     """Makes and finds them."""
 
-    def __init__(self, contents: Contents, workers: ImageWorkers, max_pixels: int) -> None:
+    def __init__(self, contents: Contents, workers: ImageWorkers, max_pixels: int, *, programs: bool = False) -> None:
+        """`programs`: whether other programs may take pictures out of films and documents."""
         self._contents = contents
         self._workers = workers
         self._max_pixels = max_pixels
+        self._programs = programs
         self._being_made: dict[tuple[bytes, str], list[Deferred[ImageResult]]] = {}
 
     async def get(self, content: Content, width: int, height: int, method: Method, *, animated: bool) -> Thumbnail:
@@ -55,7 +57,7 @@ class Thumbnails:
         else:
 
             def job(path: Path) -> ImageJob:
-                return ImageJob(str(path), width, height, method, animated, self._max_pixels)
+                return ImageJob(str(path), width, height, method, animated, self._max_pixels, self._programs)
 
             result = await self._make(content, name, job)
         if result.kind == "too large":
@@ -63,6 +65,17 @@ class Thumbnails:
         if result.kind == "no image":
             raise CannotThumbnail
         return Thumbnail(name, result.type, result.data if result.kind == "made" else None)
+
+    async def measure(self, content: Content) -> tuple[int, int]:
+        """Width and height of an image, as it is shown. Raises what `get` does."""
+        with telling_of_the_store():
+            async with self._contents.lend(content.hash) as path:
+                if path is None:
+                    raise NotFound("The content of this file is missing")
+                result = await self._workers.run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels))
+        if result.kind not in ("made", "original"):
+            raise CannotThumbnail
+        return result.original_size
 
     async def _make(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
         """Once, however many ask for it at the same time, and to the end, though they may go away."""

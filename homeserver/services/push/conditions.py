@@ -26,6 +26,8 @@ NOBODY: Final = ""
 DISPLAY_NAME: Final = "contains_display_name"
 EVENT_MATCH: Final = "event_match"
 PROPERTY_IS: Final = "event_property_is"
+THREAD_SUBSCRIPTION: Final = frozenset({"thread_subscription", "io.element.msc4306.thread_subscription"})
+"""MSC4306"""
 
 
 def compile_condition(condition: Condition) -> Holds:
@@ -35,6 +37,8 @@ def compile_condition(condition: Condition) -> Holds:
         return _contains_display_name
     if kind == "room_member_count":
         return _member_count(condition.get("is"))
+    if kind in THREAD_SUBSCRIPTION:
+        return _follows_thread(condition.get("subscribed"))
     if not isinstance(key, str):
         return _never
     if kind == EVENT_MATCH:
@@ -136,6 +140,12 @@ def _member_count(wanted: object) -> Holds:
     if found[1] == ">=":
         return lambda occasion, _user, _name: occasion.member_count >= number
     return lambda occasion, _user, _name: occasion.member_count == number
+
+
+def _follows_thread(wanted: object) -> Holds:
+    if not isinstance(wanted, bool):
+        return _never
+    return lambda occasion, user, _name: occasion.thread_root is not None and (user in occasion.followers) is wanted
 
 
 def _permission(group: str) -> Holds:

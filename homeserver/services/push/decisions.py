@@ -5,7 +5,7 @@ Counts do not ask here: theirs is decided when the event arrives (`outcomes.py`)
 spec: client-server-api#push-rules
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence, Set
 
 from federation.protocol.ids import UserID
 from federation.protocol.power_levels import PowerLevels
@@ -20,6 +20,7 @@ from homeserver.services.push.occasion import Occasion
 from homeserver.services.push.own_rules import OwnRules
 from homeserver.services.push.rule_sets import RuleSet, named_users
 from storage.memberships import MembershipRow, MembershipStore
+from storage.thread_subscriptions import ThreadSubscriptionStore
 
 
 class PushDecisions:
@@ -33,6 +34,7 @@ class PushDecisions:
         rules: OwnRules,
         ignored: IgnoredUsers,
         permissions: InvitePermissions,
+        threads: ThreadSubscriptionStore,
     ) -> None:
         self._engine = engine
         self._memberships = memberships
@@ -40,6 +42,7 @@ class PushDecisions:
         self._rules = rules
         self._ignored = ignored
         self._permissions = permissions
+        self._threads = threads
 
     async def get_actions(self, stored: StoredEvent, user_ids: Collection[UserID]) -> Mapping[UserID, Actions]:
         """What the event is to do for each of these local users; whom it tells nothing is missing from the answer.
@@ -50,64 +53,103 @@ class PushDecisions:
         want no invites of its sender.
 
         Costs at most five queries whatever the number of users, and none of them where rules, ignored users and the room are
-        in memory but that for the memberships. A set of rules is asked once for all users who have it, unless the event
-        names them. The room's members and power levels are those of now.
+        in memory but that for the memberships of those who may be told: who has muted the room costs nothing. A set of rules is
+        asked once for all users who have it, unless the event names them. The room's members and power levels are those of now.
         """
         event = stored.event
-        if stored.position is None or stored.redacted_by is not None or not stored.in_timeline:
+        if not _is_news(stored):
             return {}
-        members = await self._members_then(stored, [user for user in user_ids if user != event.sender])
-        ignored = await self._ignored.of_users(members)
-        told = [user for user in members if event.sender not in ignored[user]]
-        if not told:
+        rules = await self._rules.of_users([user for user in user_ids if user != event.sender])
+        if not rules:
             return {}
-        rules = await self._rules.of_users(told)
         occasion = await self.occasion_of(stored)
         named = named_users(event)
-        found: dict[UserID, Actions] = {}
+        followers: Set[str] = frozenset()
+        if stored.thread_root is not None and any(own.rule_set.asks_for_threads for own in rules.values()):
+            followers = await self._threads.get_followers(event.room_id, stored.thread_root)
+            occasion.thread_root, occasion.followers = stored.thread_root, followers
         of_sets: dict[RuleSet, Actions] = {}
-        for user in told:
-            rule_set = rules[user].rule_set
-            if user in named or rule_set.asks_for_names:
-                actions = rule_set.find(occasion, user, members[user].display_name)
-            elif rule_set in of_sets:
-                actions = of_sets[rule_set]
+        singly: set[UserID] = set()
+        asked: list[UserID] = []
+        for user, own in rules.items():
+            rule_set = own.rule_set
+            if user in named or rule_set.asks_for_names or (user in followers and rule_set.asks_for_threads):
+                singly.add(user)
             else:
-                actions = of_sets[rule_set] = rule_set.find(occasion)
+                if rule_set not in of_sets:
+                    of_sets[rule_set] = rule_set.find(occasion)
+                if not of_sets[rule_set].notify:
+                    continue
+            asked.append(user)
+        if not asked:
+            return {}
+        rows = await self._memberships.get_memberships(stored.room_nid, asked)
+        members = {user: rows[user] for user in asked if user in rows and await self._concerns(stored, rows[user])}
+        ignored = await self._ignored.of_users(members)
+        found: dict[UserID, Actions] = {}
+        for user, row in members.items():
+            if event.sender in ignored[user]:
+                continue
+            rule_set = rules[user].rule_set
+            actions = rule_set.find(occasion, user, row.display_name) if user in singly else of_sets[rule_set]
             if actions.notify:
                 found[user] = actions
         return found
 
+    async def find_notifying(self, row: MembershipRow, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+        """Those of the events of one room of which one of its members is to be told, as `get_actions` has it: at the cost of
+        one event, and an evaluation for each."""
+        user = UserID(row.user_id)
+        ignored = await self._ignored.of_user(user)
+        rule_set = (await self._rules.of_user(user)).rule_set
+        surroundings: tuple[int, PowerLevels | None] | None = None
+        followed: Set[str] = frozenset()
+        found: list[StoredEvent] = []
+        for stored in events:
+            sender = stored.event.sender
+            if sender == user or sender in ignored or not _is_news(stored) or not await self._concerns(stored, row):
+                continue
+            if surroundings is None:
+                surroundings = await self._surroundings_of(stored)
+                if rule_set.asks_for_threads:
+                    followed = await self._threads.get_followed(user, stored.event.room_id)
+            occasion = Occasion.of_event(stored.event, *surroundings)
+            if rule_set.asks_for_threads:
+                occasion.thread_root = stored.thread_root
+                occasion.followers = (user,) if stored.thread_root in followed else ()
+            if rule_set.find(occasion, user, row.display_name).notify:
+                found.append(stored)
+        return found
+
     async def occasion_of(self, stored: StoredEvent) -> Occasion:
         """The event as rules look at it, in its room of now; no query for a room that is in memory."""
+        return Occasion.of_event(stored.event, *await self._surroundings_of(stored))
+
+    async def _surroundings_of(self, stored: StoredEvent) -> tuple[int, PowerLevels | None]:
+        """How many are in the event's room, and what they may do there."""
         snapshot = await self._engine.find_snapshot(stored.event.room_id)
         if snapshot is None:
-            return Occasion.of_event(stored.event, 0, None)
+            return 0, None
         state = await snapshot.state.load([CREATE, POWER_LEVELS])
         levels = None
         if CREATE in state:
             power = state.get(POWER_LEVELS)
             levels = PowerLevels.of(snapshot.version, None if power is None else power.event, state[CREATE].event)
-        return Occasion.of_event(stored.event, snapshot.head.joined_count, levels)
+        return snapshot.head.joined_count, levels
 
-    async def _members_then(self, stored: StoredEvent, user_ids: Collection[UserID]) -> Mapping[UserID, MembershipRow]:
-        """Those of the users whom the event may be told to, with their memberships of now."""
+    async def _concerns(self, stored: StoredEvent, row: MembershipRow) -> bool:
+        """Whether the event may be told to a user with this membership of now."""
         position = stored.position
         assert position is not None
-        rows = await self._memberships.get_memberships(stored.room_nid, user_ids)
-        found: dict[UserID, MembershipRow] = {}
-        for user in user_ids:
-            row = rows.get(user)
-            if row is None:
-                continue
-            if row.membership == "join":
-                if row.position <= position or await self._past.joined_since(row) <= position:
-                    found[user] = row
-            elif (
-                row.membership == "invite"
-                and stored.event.state_key == user
-                and row.position == position
-                and not await self._permissions.hides(row)
-            ):
-                found[user] = row
-        return found
+        if row.membership == "join":
+            return row.position <= position or await self._past.joined_since(row) <= position
+        return (
+            row.membership == "invite"
+            and stored.event.state_key == row.user_id
+            and row.position == position
+            and not await self._permissions.hides(row)
+        )
+
+
+def _is_news(stored: StoredEvent) -> bool:
+    return stored.position is not None and stored.redacted_by is None and stored.in_timeline

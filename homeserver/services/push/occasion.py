@@ -6,7 +6,7 @@ spec: client-server-api#conditions-1, appendices#dot-separated-property-paths
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, Final
 
 from federation.protocol.events import Event
@@ -24,7 +24,16 @@ _ESCAPED = re.compile(r"\\([\\.])|(\.)")
 class Occasion:
     """One event in its room. For use within one moment: the room's members and power levels are those of now."""
 
-    __slots__ = ("_properties", "_texts", "member_count", "room_id", "sender", "sender_may_notify")
+    __slots__ = (
+        "_properties",
+        "_texts",
+        "followers",
+        "member_count",
+        "room_id",
+        "sender",
+        "sender_may_notify",
+        "thread_root",
+    )
 
     def __init__(
         self,
@@ -42,6 +51,10 @@ class Occasion:
         self.sender = sender
         self.member_count = member_count
         self.sender_may_notify = may_notify
+        self.thread_root: str | None = None
+        """The thread that it stands in; looked for only where some rules ask for it."""
+        self.followers: Container[str] = ()
+        """Who has subscribed to that thread."""
 
     @classmethod
     def of_event(cls, event: Event, member_count: int, levels: PowerLevels | None) -> "Occasion":

@@ -3,13 +3,14 @@
 Laws:
 - The default rules are asked once for everybody, and the answer is kept as flags of the event.
 - Users get rows only where the event is something else to them: whom it names, and whose own rules say so
-  (`room_rules.py`), each class of equal rules being asked once.
+  (`room_rules.py`), each class of equal rules being asked once; of a class whose rules ask who follows a thread (MSC4306),
+  those who follow this one are asked singly.
 - Nobody is notified of their own events. What ignored users send is left out when it is counted.
 
 spec: client-server-api#server-behaviour-13, client-server-api#push-rules
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Final
 
 from federation.identity import ServerIdentity
@@ -27,6 +28,7 @@ from storage.events import EventFlag
 from storage.memberships import MembershipStore
 from storage.push_attention import ALL
 from storage.push_outcomes import HIGHLIGHTED, NOTIFIES, flags_outcome
+from storage.thread_subscriptions import ThreadSubscriptionStore
 
 MOST_HOPS: Final = 3
 """Over how many events that relate to each other a thread is looked for. spec: client-server-api#threaded-read-receipts"""
@@ -44,6 +46,7 @@ class Outcomes:
         memberships: Memberships,
         membership_store: MembershipStore,
         events: RoomEvents,
+        threads: ThreadSubscriptionStore,
     ) -> None:
         self._identity = identity
         self._default = RuleClass(compiler.default, ALL)
@@ -52,6 +55,7 @@ class Outcomes:
         self._memberships = memberships
         self._membership_store = membership_store
         self._events = events
+        self._threads = threads
 
     async def classify(self, event: Event, around: Circumstances) -> Classification:
         """What the event is to users of this server. No query for an ordinary message in a room that is in memory."""
@@ -60,10 +64,18 @@ class Outcomes:
         singly = await self._named(event, around)
         singly |= {user for user, joined in around.moved.items() if joined and self._identity.is_local(user)}
         room = RoomClasses(0)
+        followers: Set[str] = frozenset()
         if around.room_nid:
             room = await self._room_rules.of_room(around.room_nid, event.room_id)
+            if any(each.rules.asks_for_threads for each in room.members):
+                thread = occasion.thread_root = await self._thread_of(event, around.room_nid)
+                if thread is not None:
+                    followers = occasion.followers = await self._threads.get_followers(event.room_id, thread)
+                room = await self._room_rules.of_room(around.room_nid, event.room_id)
         outcomes: dict[str, int] = {}
         for each, members in room.members.items():
+            if followers and each.rules.asks_for_threads:
+                singly |= members & followers
             if each.rules.asks_for_names:
                 singly |= members
                 continue

@@ -5,7 +5,7 @@ Laws:
 - A rule that many users have is compiled once, and users with the same rules share one `RuleSet`: the default rules are one
   object for everybody. So who evaluates an event for many users does it once for each different set.
 - What is asked of a set for nobody in particular (`NOBODY`) holds for all users whom the event does not name
-  (`named_users`), unless the set asks for display names (`asks_for_names`).
+  (`named_users`) and who do not follow its thread, unless the set asks for display names (`asks_for_names`).
 
 spec: client-server-api#push-rules
 """
@@ -28,6 +28,7 @@ from homeserver.services.push.conditions import (
     EVENT_MATCH,
     NOBODY,
     PROPERTY_IS,
+    THREAD_SUBSCRIPTION,
     Holds,
     body_matches,
     compile_condition,
@@ -57,7 +58,17 @@ class Attention(IntEnum):
 class CompiledRule:
     """One enabled rule."""
 
-    __slots__ = ("__weakref__", "actions", "asks_for_names", "conditions", "room", "room_id", "rule_id", "type")
+    __slots__ = (
+        "__weakref__",
+        "actions",
+        "asks_for_names",
+        "asks_for_threads",
+        "conditions",
+        "room",
+        "room_id",
+        "rule_id",
+        "type",
+    )
 
     def __init__(self, kind: str, rule: PushRule) -> None:
         self.rule_id: Final = rule.rule_id
@@ -68,7 +79,9 @@ class CompiledRule:
         """The room that it is about; None: it may match anywhere."""
         self.type: Final = next(filter(None, map(_named_type, rule.conditions or ())), None)
         """The only type of events that it may match, in lower case; None: any."""
-        self.asks_for_names: Final = any(condition.get("kind") == DISPLAY_NAME for condition in rule.conditions or ())
+        kinds = [condition.get("kind") for condition in rule.conditions or ()]
+        self.asks_for_names: Final = DISPLAY_NAME in kinds
+        self.asks_for_threads: Final = any(isinstance(kind, str) and kind in THREAD_SUBSCRIPTION for kind in kinds)
 
     def matches(self, occasion: Occasion, user_id: str, display_name: str | None) -> bool:
         """Whether all its conditions hold."""
@@ -81,11 +94,21 @@ class CompiledRule:
 class RuleSet:
     """All enabled rules of a user, the most important first; of a user in one room, where it was narrowed."""
 
-    __slots__ = ("__weakref__", "_attention", "_by_type", "_of_any_type", "_of_rooms", "asks_for_names", "rules")
+    __slots__ = (
+        "__weakref__",
+        "_attention",
+        "_by_type",
+        "_of_any_type",
+        "_of_rooms",
+        "asks_for_names",
+        "asks_for_threads",
+        "rules",
+    )
 
     def __init__(self, rules: Sequence[CompiledRule]) -> None:
         self.rules: Final = tuple(rules)
         self.asks_for_names: Final = any(rule.asks_for_names for rule in rules)
+        self.asks_for_threads: Final = any(rule.asks_for_threads for rule in rules)
         self._of_any_type: Final = tuple(rule for rule in rules if rule.type is None)
         self._by_type: Final = {
             type: tuple(rule for rule in rules if rule.type in (None, type)) for type in {rule.type for rule in rules}

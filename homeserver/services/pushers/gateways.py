@@ -2,14 +2,16 @@
 
 Laws:
 - A gateway is not trusted: its address is asked of the address policy, redirects are not followed, its answer is bounded.
-- So many requests to one gateway at the same time, and so many in all: one that hangs holds up no other.
+- So many requests to one gateway at the same time, and so many in all: one that hangs holds up no other. Those that have not
+  answered quickly of late share fewer among them, so that however many hang (anybody may name some as theirs), those that
+  answer find a place.
 - A gateway that cannot be reached is tried with one request at a time, after a pause that grows; all that goes there
   waits for that one. What a gateway answers concerns the one pusher it was asked for.
 
 spec: push-gateway-api#homeserver-behaviour
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -27,6 +29,12 @@ from homeserver.services.pushers.pushers import place_of
 AT_ONCE: Final = 8
 """Requests to one gateway."""
 AT_ONCE_IN_ALL: Final = 200
+"""Requests to gateways that answer quickly."""
+AT_ONCE_TO_SLOW: Final = 50
+"""Requests to all others, when one more begins: those under way to gateways that have become slow are among them."""
+QUICK_SECONDS: Final = 2.0
+QUICK_REMEMBERED: Final = 1000
+"""Gateways that answered quickly."""
 SECONDS: Final = 20.0
 MAX_ANSWER_BYTES: Final = 64 * 1024
 FIRST_PAUSE_MS: Final = 5_000
@@ -88,6 +96,9 @@ class Gateway:
     timer: IDelayedCall | None = None
     in_line: bool = False
     pumping: bool = False
+    is_quick: bool = False
+    asked: list[float] = field(default_factory=list)
+    """When the requests began that are not answered, in their order."""
 
     @property
     def is_failing(self) -> bool:
@@ -104,15 +115,18 @@ class Gateways:
         self._web = web
         self._metrics = metrics
         self._gateways: dict[str, Gateway] = {}
-        self._line: deque[Gateway] = deque()
-        self._busy = 0
+        self._quick: OrderedDict[str, None] = OrderedDict()
+        # of quick gateways, and of the others
+        self._lines: dict[bool, deque[Gateway]] = {True: deque(), False: deque()}
+        self._busy = {True: 0, False: 0}
+        self._watch: IDelayedCall | None = None
 
     def add(self, url: str, job: Job) -> None:
         """Let it send when its turn comes."""
         place = place_of(url)
         gateway = self._gateways.get(place)
         if gateway is None:
-            gateway = self._gateways[place] = Gateway(place)
+            gateway = self._gateways[place] = Gateway(place, is_quick=place in self._quick)
         gateway.waiting.append(job)
         self._pump(gateway)
 
@@ -132,12 +146,18 @@ class Gateways:
             if gateway.timer is not None and gateway.timer.active():
                 gateway.timer.cancel()
         self._gateways.clear()
-        self._line.clear()
+        for line in self._lines.values():
+            line.clear()
+        if self._watch is not None and self._watch.active():
+            self._watch.cancel()
 
     async def notify(self, url: str, pushkey: str, body: bytes) -> bool:
         """Bring a notification; False where the gateway says that nobody wants it there. Raises `PushFailed`."""
         place = place_of(url)
         started = self._clock.seconds()
+        gateway = self._gateways.get(place)
+        if gateway is not None:
+            gateway.asked.append(started)
         try:
             accepted = await self._ask(url, pushkey, body)
         except PushFailed as error:
@@ -147,6 +167,10 @@ class Gateways:
             else:
                 self._note_answer(place)
             raise
+        finally:
+            if gateway is not None:
+                gateway.asked.remove(started)
+                self._note_speed(gateway, self._clock.seconds() - started <= QUICK_SECONDS)
         self._note_answer(place)
         self._metrics.sent(place, rejected=not accepted, seconds=self._clock.seconds() - started)
         return accepted
@@ -179,19 +203,46 @@ class Gateways:
             if gateway.timer is not None and gateway.timer.active():
                 gateway.timer.cancel()
 
+    def _note_speed(self, gateway: Gateway, is_quick: bool) -> None:
+        """It answered, or failed to, within that time: what is under way there counts among those like it."""
+        if is_quick:
+            self._quick[gateway.place] = None
+            self._quick.move_to_end(gateway.place)
+            if len(self._quick) > QUICK_REMEMBERED:
+                self._quick.popitem(last=False)
+        else:
+            self._quick.pop(gateway.place, None)
+        if gateway.is_quick is not is_quick:
+            self._busy[gateway.is_quick] -= gateway.busy
+            self._busy[is_quick] += gateway.busy
+            gateway.is_quick = is_quick
+
+    def _find_slow(self) -> None:
+        """All places are taken: by some that hang?"""
+        self._watch = None
+        late = self._clock.seconds() - QUICK_SECONDS
+        for gateway in list(self._gateways.values()):
+            if gateway.is_quick and gateway.asked and gateway.asked[0] <= late:
+                self._note_speed(gateway, False)
+        self._pump_lines()
+        if self._lines[True]:
+            self._watch = self._clock.callLater(QUICK_SECONDS, self._find_slow)
+
     def _pump(self, gateway: Gateway) -> None:
         """Let those send whose turn it is."""
         if gateway.pumping or (gateway.timer is not None and gateway.timer.active()):
             return
         gateway.pumping = True  # what is sent at once must not pump again: the loop sees that a place is free
         while gateway.waiting and gateway.busy < (1 if gateway.is_failing else AT_ONCE):
-            if self._busy >= AT_ONCE_IN_ALL:
+            if self._is_full(gateway.is_quick):
                 if not gateway.in_line:
                     gateway.in_line = True
-                    self._line.append(gateway)
+                    self._lines[gateway.is_quick].append(gateway)
+                    if gateway.is_quick and self._watch is None:
+                        self._watch = self._clock.callLater(QUICK_SECONDS, self._find_slow)
                 break
             gateway.busy += 1
-            self._busy += 1
+            self._busy[gateway.is_quick] += 1
             work = Deferred.fromCoroutine(gateway.waiting.popleft().send())
             work.addErrback(lambda failure: self.log.failure("a push could not be sent", failure))
             work.addBoth(lambda _: self._done(gateway))
@@ -204,9 +255,19 @@ class Gateways:
 
     def _done(self, gateway: Gateway) -> None:
         gateway.busy -= 1
-        self._busy -= 1
+        self._busy[gateway.is_quick] -= 1
         self._pump(gateway)
-        while self._line and self._busy < AT_ONCE_IN_ALL:
-            other = self._line.popleft()
-            other.in_line = False
-            self._pump(other)
+        self._pump_lines()
+
+    def _is_full(self, quick: bool) -> bool:
+        return self._busy[quick] >= (AT_ONCE_IN_ALL if quick else AT_ONCE_TO_SLOW)
+
+    def _pump_lines(self) -> None:
+        for quick, line in self._lines.items():
+            # one that has become another kind meanwhile goes to the end of the other line, where that is full
+            for _ in range(len(line)):
+                if self._is_full(quick):
+                    break
+                other = line.popleft()
+                other.in_line = False
+                self._pump(other)

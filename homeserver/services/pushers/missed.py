@@ -90,25 +90,22 @@ class MissedEvents:
         found: list[MissedRoom] = []
         for row in invites[:MOST_ROOMS]:
             own = await self._invited.find_own(room_ids[row.room_nid], row)
-            if own is not None and await self._calls(user_id, own):
+            if own is not None and await self._decisions.find_notifying(row, [own]):
                 found.append(MissedRoom(row, room_ids[row.room_nid].room_id, [own], 0))
+        stored = await self._events.get_events(arrival.event_nid for nid in newest for arrival in latest[nid])
         for room_nid in newest:
-            stored = await self._events.get_events(arrival.event_nid for arrival in latest[room_nid])
-            events: list[StoredEvent] = []
+            waiting: list[StoredEvent] = []
             answered: set[str] = set()
             """Threads in which the user has written since: who answers has read."""
             for arrival in latest[room_nid]:
                 event = stored.get(arrival.event_nid)
-                if event is not None and event.event.sender == user_id and event.flags & EventFlag.NOTIFIES:
+                if event is None:
+                    continue
+                if event.event.sender == user_id and event.flags & EventFlag.NOTIFIES:
                     answered.add(event.thread_root or MAIN)
-                if (
-                    event is not None
-                    and len(events) < MOST_EVENTS
-                    and (event.thread_root or MAIN) not in answered
-                    and not _is_read(event, receipts.get(room_nid, ()))
-                    and await self._calls(user_id, event)
-                ):
-                    events.append(event)
+                if (event.thread_root or MAIN) not in answered and not _is_read(event, receipts.get(room_nid, ())):
+                    waiting.append(event)
+            events = (await self._decisions.find_notifying(unread[room_nid], waiting))[:MOST_EVENTS]
             if events:
                 further = max(0, counts[room_nid].total.notifications - len(events))
                 found.append(MissedRoom(unread[room_nid], room_ids[room_nid].room_id, events[::-1], further))
@@ -118,9 +115,6 @@ class MissedEvents:
         """Whether the user has read something in the room since then."""
         receipts = await self._receipts.get_receipts_of_user(user_id, [room_nid])
         return any(row.receipt_type in READ_TYPES and row.ts > ts for row in receipts.get(room_nid, ()))
-
-    async def _calls(self, user_id: UserID, event: StoredEvent) -> bool:
-        return event.event.sender != user_id and user_id in await self._decisions.get_actions(event, [user_id])
 
 
 def _is_read(event: StoredEvent, receipts: Iterable[ReceiptRow]) -> bool:

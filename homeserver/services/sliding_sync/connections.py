@@ -10,7 +10,7 @@ after a restart.
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +20,10 @@ from msgspec.structs import replace
 from federation.protocol.errors import MatrixError
 from homeserver.services.sliding_sync.request import Clause, RequiredState, RoomConfig, SlidingRequest
 from homeserver.services.stream_tokens import SyncToken, parse_sync_token
+from storage.rooms import RoomRow
 from storage.sliding_connections import ConnectionKey, SlidingConnectionStore
+
+ReadRooms = Callable[[Iterable[int]], Awaitable[Mapping[int, RoomRow]]]
 
 LIVE: Final = 0
 """Stands for the position of the `pos`, where one says up to where something was sent."""
@@ -46,6 +49,8 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
     timeline_limit: int
     """So many of the newest events up to there the client has, or all."""
     required_state: RequiredState
+    is_direct: bool = False
+    """Whether it was told to be a direct chat."""
 
     def covers(self, config: RoomConfig) -> bool:
         """Whether who was sent this lacks nothing of what the other asks for."""
@@ -55,7 +60,7 @@ class SentRoom(msgspec.Struct, frozen=True, gc=False):
 class ConnectionState:
     """What a client has. Rooms by their numbers; those that are missing were never sent. Nothing of it changes."""
 
-    __slots__ = ("_settled", "account_data", "profile_fields", "receipts", "rooms")
+    __slots__ = ("_settled", "_true_of", "account_data", "profile_fields", "receipts", "rooms")
 
     def __init__(
         self,
@@ -70,6 +75,7 @@ class ConnectionState:
         self.account_data = account_data
         self.profile_fields = profile_fields
         self._settled: tuple[RoomConfig, frozenset[int]] | None = None
+        self._true_of: tuple[Set[str], Sequence[int]] = (frozenset(), ())
 
     def settled(self, config: RoomConfig) -> frozenset[int]:
         """The live rooms that were sent with all that this asks for: of them only news are to be told.
@@ -89,6 +95,21 @@ class ConnectionState:
                     found.append(nid)
             self._settled = (config, frozenset(found))
         return self._settled[1]
+
+    async def moved_to_or_from_direct(
+        self, direct: Set[str], room_nids: Sequence[int], read_rooms: ReadRooms
+    ) -> Sequence[int]:
+        """Those of the rooms of which it was told wrongly, by now, whether they are direct chats.
+
+        While neither these chats nor the rooms are others than at the last time, and all was told rightly, nothing is compared.
+        """
+        if self._true_of[0] is direct and self._true_of[1] == room_nids:
+            return ()
+        rooms = await read_rooms(nid for nid in room_nids if nid in self.rooms)
+        moved = [nid for nid, room in rooms.items() if self.rooms[nid].is_direct != (room.room_id in direct)]
+        if not moved:
+            self._true_of = (direct, room_nids)
+        return moved
 
 
 EMPTY: Final = ConnectionState()
@@ -245,6 +266,8 @@ class _Blob(msgspec.Struct, array_like=True, frozen=True):
     receipts: dict[int, int]
     account_data: dict[int, int]
     profile_fields: list[str] | None = None
+    direct: list[int] = []
+    """The rooms that were told to be direct chats."""
 
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -262,7 +285,8 @@ def _encode(state: ConnectionState) -> bytes:
         for each in indexes
     ]
     fields = None if state.profile_fields is None else sorted(state.profile_fields)
-    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields))
+    direct = [nid for nid, sent in state.rooms.items() if sent.is_direct]
+    return _encoder.encode(_Blob(required, rooms, dict(state.receipts), dict(state.account_data), fields, direct))
 
 
 def _decode(blob: bytes) -> ConnectionState:
@@ -273,6 +297,9 @@ def _decode(blob: bytes) -> ConnectionState:
         )
         for clauses, lazy_members in stored.required
     ]
-    rooms = {nid: SentRoom(upto, limit, required[index]) for nid, (upto, limit, index) in stored.rooms.items()}
+    direct = frozenset(stored.direct)
+    rooms = {
+        nid: SentRoom(upto, limit, required[index], nid in direct) for nid, (upto, limit, index) in stored.rooms.items()
+    }
     fields = None if stored.profile_fields is None else frozenset(stored.profile_fields)
     return ConnectionState(rooms, stored.receipts, stored.account_data, fields)

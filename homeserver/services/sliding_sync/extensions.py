@@ -43,6 +43,9 @@ from storage.streams import Topic
 EVERYWHERE: Final = 0
 """Stands where the number of a room would, for account data that is of no room."""
 
+FEW_ROOMS: Final = 50
+"""So many rooms come into view at once as a rule, at most."""
+
 _position: Final = attrgetter("event.position")
 
 
@@ -162,9 +165,13 @@ class ExtensionReader:
         new = scope - known.keys()
         missed = {nid: upto for nid, upto in _not_live(known) if nid in scope}
         found: dict[int, Mapping[str, bytes]] = {}
-        if new:
+        if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
             found |= {nid: data for nid, data in whole.items() if nid in new}
+        elif new:  # of all that the user keeps, most is of rooms that are not in view
+            ids = {room.room_id: nid for nid, room in (await self._parts.rooms.get_rooms_by_nid(new)).items()}
+            kept = await store.get_rooms_account_data(user_id, ids)
+            found |= {ids[room_id]: data for room_id, data in kept.items()}
         if known and (changed or missed):
             since = min([connection.position, *missed.values()])
             latest = await self._by_room(await store.get_account_data_since(user_id, since, upto))
@@ -211,10 +218,12 @@ class ExtensionReader:
         ranges: dict[int, tuple[int, int]] = {}
         for nid in whole:
             # a receipt comes after what it is for
-            starts = [position or 0 for position in map(_position, timelines.get(nid, ()))]
+            starts = list(map(_position, timelines.get(nid, ())))
             if nid in known:
                 starts.append(connection.since(known[nid]))
-            if starts:
+            if None in starts:
+                ranges[nid] = (0, upto)
+            elif starts:
                 ranges[nid] = (min(starts), upto)
         for nid in (missed | (scope if recent is None else recent.receipts & scope)) - whole:
             ranges[nid] = (connection.since(known[nid]), upto)

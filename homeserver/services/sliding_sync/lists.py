@@ -6,7 +6,8 @@ filters need to know of rooms is read for all of them at once.
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
-from itertools import islice
+from itertools import compress, islice
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -38,6 +39,8 @@ CREATE: Final = "m.room.create"
 ENCRYPTION: Final = "m.room.encryption"
 SPACE_CHILD: Final = "m.space.child"
 ANSWERS_REMEMBERED: Final = 100_000
+_room_nid: Final = attrgetter("room_nid")
+_membership: Final = attrgetter("membership")
 
 
 class _Traits(msgspec.Struct, frozen=True, gc=False):
@@ -74,8 +77,10 @@ class Selection(msgspec.Struct, frozen=True, gc=False):
         if changed is None or not configs:
             return list(configs)
         first = next(iter(configs.values()))  # mostly what is wanted of all of them
-        settled = state.settled(first)
-        return [nid for nid, config in configs.items() if nid in changed or nid not in settled or config is not first]
+        wanted = (configs.keys() & changed) | (configs.keys() - state.settled(first))
+        if len(set(map(id, configs.values()))) > 1:
+            wanted |= {nid for nid, config in configs.items() if config is not first}
+        return list(filter(wanted.__contains__, configs)) if wanted else ()
 
 
 def news_of(row: MembershipRow, latest: Mapping[int, int]) -> int:
@@ -129,7 +134,7 @@ class RoomLists:
                 shown = await self._filter(wanted.filters, rows, candidates, labels)
                 counts[name] = len(shown)
                 listed[name] = shown
-                windows[name] = [row.room_nid for row in _cut(wanted, shown)]
+                windows[name] = list(map(_room_nid, _cut(wanted, shown)))
                 configs.add(windows[name], wanted.config)
         subscribed = {}
         for room_id, room in (await self._rooms.get_rooms(request.subscriptions)).items():
@@ -138,7 +143,8 @@ class RoomLists:
                 subscribed[room_id] = room.room_nid
                 configs.add([room.room_nid], request.subscriptions[room_id])
         rows = await self._memberships.of_user(user_id)  # it may be another mapping by now
-        joined = frozenset([nid for nid in configs.by_room if rows[nid].membership == "join"])
+        memberships = map(_membership, map(rows.__getitem__, configs.by_room))
+        joined = frozenset(compress(configs.by_room, map("join".__eq__, memberships)))
         latest = await self.latest(joined)
         return Selection(counts, windows, listed, subscribed, configs.by_room, rows, joined, latest, labels)
 
@@ -289,6 +295,9 @@ class _Configs:
 def _cut(wanted: ListRequest, rows: Collection[MembershipRow]) -> list[MembershipRow]:
     if wanted.ranges is None:
         return list(rows)
+    if len(wanted.ranges) == 1:
+        ((first, last),) = wanted.ranges
+        return list(islice(rows, first, last + 1))
     within: dict[int, MembershipRow] = {}
     for first, last in wanted.ranges:
         within.update((row.room_nid, row) for row in islice(rows, first, last + 1))

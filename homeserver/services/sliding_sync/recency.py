@@ -4,6 +4,7 @@ Whatever the stream tells of a room is its newest; so a value is read once, if e
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import filterfalse
 from typing import Final
 
 from storage.events import EventRow
@@ -47,7 +48,7 @@ class RoomRecency:
 
     async def latest(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The position of the newest event, for these rooms at least. The mapping is the cache's own: read, don't keep."""
-        while missing := [nid for nid in room_nids if nid not in self._latest]:
+        while missing := list(filterfalse(self._latest.__contains__, room_nids)):
             if len(self._latest) > self._capacity:
                 self._latest, missing = {}, list(room_nids)
                 self.generation += 1
@@ -59,7 +60,7 @@ class RoomRecency:
 
     async def bumps(self, room_nids: Collection[int]) -> Mapping[int, int]:
         """The position of the newest event that moves a room up; 0 where none is near. As for `latest`."""
-        while missing := [nid for nid in room_nids if nid not in self._bumps]:
+        while missing := list(filterfalse(self._bumps.__contains__, room_nids)):
             if len(self._bumps) > self._capacity:
                 self._bumps, missing = {}, list(room_nids)
             known = self._bumps

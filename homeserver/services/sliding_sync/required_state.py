@@ -20,6 +20,7 @@ NAME: Final = StateKey("m.room.name", "")
 AVATAR: Final = StateKey("m.room.avatar", "")
 _event: Final = attrgetter("event.event")
 _sender: Final = attrgetter("sender")
+_state_key: Final = attrgetter("state_key")
 
 
 @dataclass(slots=True)
@@ -124,5 +125,6 @@ def people_in(timeline: Sequence[Seen]) -> set[str]:
     """Whose memberships are needed to show a timeline: senders, and those whom membership events are about."""
     events = list(map(_event, timeline))
     needed: set[str] = set(map(_sender, events))
-    needed.update(event.state_key for event in events if event.state_key and event.type == MEMBER)
+    if any(map(_state_key, events)):
+        needed.update(event.state_key for event in events if event.state_key and event.type == MEMBER)
     return needed

@@ -50,6 +50,8 @@ class RoomWork:
     is_direct: bool
     in_lists: Sequence[str] = ()
     limited: bool = False
+    newest: StoredEvent | None = None
+    """The newest event of the stretch, shown or not, if anything has arrived in it."""
     shown: Sequence[Seen] = ()
     speakers: Set[str] = frozenset()
     """Those whose memberships are needed to show these events."""
@@ -68,6 +70,11 @@ class RoomWork:
         )
 
     @property
+    def is_no_longer_direct(self) -> bool:
+        """Whether the client takes it for a direct chat that it is not."""
+        return not self.initial and self.sent is not None and self.sent.is_direct and not self.is_direct
+
+    @property
     def shows_room(self) -> bool:
         """Whether timeline and state are shown: not of a room that the user was never in."""
         return self.own.membership not in OUTSIDE and self.was_in
@@ -77,7 +84,7 @@ class RoomWork:
         limit = self.config.timeline_limit
         if self.sent is not None and not self.initial and not self.limited:
             limit = max(limit, self.sent.timeline_limit)
-        return SentRoom(LIVE, limit, self.config.required_state)
+        return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,8 @@ class RoomEntries:
                 end = begin + len(work.shown)
                 entry = _make_inside(work, presented[begin:end], events, request.stable, connection, upto)
                 begin = end
-                if not entry and not work.initial and nid not in summaries:
+                moved = request.stable and work.sent is not None and work.sent.is_direct != work.is_direct
+                if not entry and not work.initial and nid not in summaries and not moved:
                     continue
                 if nid in summaries:
                     _add_people(entry, summaries[nid])
@@ -174,6 +182,8 @@ class RoomEntries:
                 entry["initial"] = True
             if work.is_direct:
                 entry["is_dm"] = True
+            elif request.stable and work.is_no_longer_direct:
+                entry["is_dm"] = False
             if request.stable:
                 entry["membership"] = work.own.membership
                 entry["lists"] = list(work.in_lists)
@@ -213,6 +223,7 @@ class RoomEntries:
             stretch = stretches[work.room.room_nid]
             arrived = list(map(events.__getitem__, map(_event_nid, stretch.arrivals)))
             work.shown = without_ignored(await parts.visibility.filter(user_id, work.own, arrived), ignored)
+            work.newest = arrived[-1] if arrived else None
             work.speakers = people_in(work.shown)
             work.limited = stretch.limited
 
@@ -222,10 +233,11 @@ class RoomEntries:
         parts, states = self._parts, self._parts.states
         changing = {work.room.room_nid: work.since for work in works if not work.initial and work.has_news}
         former = await parts.current_states.at(changing)
-        roots = await parts.current_states.at({work.room.room_nid: _end(work, upto) for work in works})
+        quiet = {work.room.room_nid: _end(work, upto) for work in works if work.newest is None}
+        roots = await parts.current_states.at(quiet)
         for work in works:
             nid, wanted = work.room.room_nid, work.config.required_state
-            root = roots[nid]
+            root = roots[nid] if work.newest is None else work.newest.current_root
             if work.initial:
                 work.state = await states.get_whole(nid, root, wanted)
             else:

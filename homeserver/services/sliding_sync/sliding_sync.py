@@ -10,7 +10,7 @@ Laws:
 Proposal: MSC4186.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -159,7 +159,13 @@ class SlidingSync:
         if connection.token is not None:
             recent = parts.recent.rooms_since(UserID(connection.key.user_id), position)
         partial = await parts.partial.get_all()
-        for nid in selection.to_look_at(connection.state, None if recent is None else recent.events):
+        moved: Collection[int] = ()
+        if request.stable:
+            moved = await connection.state.moved_to_or_from_direct(
+                selection.labels.direct, list(selection.configs), parts.rooms.get_rooms_by_nid
+            )
+        changed = selection.to_look_at(connection.state, None if recent is None else recent.events)
+        for nid in dict.fromkeys([*changed, *moved]) if moved else changed:
             config = selection.configs[nid]
             sent = sent_rooms.get(nid)
             grown = sent is not None and not sent.covers(config)
@@ -169,7 +175,7 @@ class SlidingSync:
             if completed is None and config.required_state.all_members:
                 continue  # who wants all members is told of the room when they are here
             news = max(news_of(row, selection.latest), completed or 0) > since
-            if sent is None or news or (grown and row.membership == "join"):
+            if sent is None or news or nid in moved or (grown and row.membership == "join"):
                 wanted[nid] = (row, since, news)
         rooms = await parts.rooms.get_rooms_by_nid(wanted)
         named = _lists_of(selection, wanted) if request.stable else {}

@@ -305,11 +305,15 @@ class Sync:
                 for nid, typing in self._parts.typing.get_changed(some, since).items():
                     if wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                         by_nid[nid].ephemeral.append(typing_event(typing, ignored))
+        kept = data.rooms
+        if request.since is not None:
+            new = [work.room.room_id for work in (*works, *left) if work.since == 0]
+            if new:
+                of_new = await self._parts.account_data.get_rooms_account_data(user_id, new)
+                kept = {**kept, **{room_id: of_new.get(room_id, {}) for room_id in new}}
         for work in (*works, *left):
             room_id = RoomID(work.room.room_id)
-            entries = data.rooms.get(room_id, {})
-            if work.since == 0 and request.since is not None:
-                entries = await self._parts.account_data.get_room_account_data(user_id, room_id)
+            entries = kept.get(room_id, {})
             if wanted.account_data.allows_room(room_id):
                 work.account_data = [
                     {"type": type, "content": msgspec.Raw(content)}

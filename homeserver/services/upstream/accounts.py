@@ -7,12 +7,12 @@ Laws:
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.errors import MatrixError
+from federation.protocol.errors import Forbidden, MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import ServerName, UserID, parse_new_user_id
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.uia_stages import PASSWORD, SSO
@@ -21,6 +21,9 @@ from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.external_ids import ExternalIdRow, ExternalIdStore
 from storage.transaction import WriteTransaction
+
+PLUGIN_PREFIX: Final = "plugin-"
+"""How the ids begin of what plug-ins know people by."""
 
 
 class Profiles(Protocol):
@@ -138,17 +141,22 @@ class UpstreamAccounts:
 class UpstreamProofs:
     """With what linked people confirm what they do: `in_browsers` and `by_password` are ids of providers."""
 
-    def __init__(self, links: ExternalIdStore, in_browsers: Sequence[str], by_password: Sequence[str]) -> None:
+    def __init__(
+        self, links: ExternalIdStore, in_browsers: Sequence[str], by_password: Sequence[str], *, by_plugins: bool
+    ) -> None:
+        """`by_plugins`: plug-ins know passwords too."""
+        self._by_plugins = by_plugins
         self._links = links
         self._in_browsers = frozenset(in_browsers)
         self._by_password = frozenset(by_password)
 
     async def stages_of(self, user_id: UserID) -> Sequence[str]:
         """As `OtherProofs.stages_of`."""
-        if not self._in_browsers and not self._by_password:
+        if not self._in_browsers and not self._by_password and not self._by_plugins:
             return []
         providers = {link.provider for link in (await self._links.get_links_of_users([user_id])).get(user_id, [])}
-        password = [PASSWORD] if providers & self._by_password else []
+        by_plugin = self._by_plugins and any(provider.startswith(PLUGIN_PREFIX) for provider in providers)
+        password = [PASSWORD] if by_plugin or providers & self._by_password else []
         return [*password, *([SSO] if providers & self._in_browsers else [])]
 
 
@@ -159,3 +167,12 @@ def check_usable(account: AccountRow) -> AccountRow:
     if account.locked:
         raise Refused(Reason.LOCKED, f"{account.user_id} is locked")
     return account
+
+
+def as_error(refused: Refused) -> MatrixError:
+    """What a client is told of a refusal."""
+    if refused.reason is Reason.DEACTIVATED:
+        return UserDeactivated()
+    if refused.reason is Reason.LOCKED:
+        return UserLocked(soft_logout=True)
+    return Forbidden("You may not sign in here; ask the people who run this server")

@@ -22,6 +22,7 @@ from homeserver.config.upstream import JWT
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.sign_in import SignIn
 from homeserver.services.upstream.identity import clean_name
 from storage.accounts import AccountStore
 from storage.transaction import WriteTransaction
@@ -57,6 +58,7 @@ class JWTSignIn:
         clock: IReactorTime,
         account_store: AccountStore,
         registration: Registration,
+        sign_in: SignIn,
         sessions: Sessions,
         limiter: RateLimiter,
         config: JWT,
@@ -67,6 +69,7 @@ class JWTSignIn:
         self._clock = clock
         self._account_store = account_store
         self._registration = registration
+        self._sign_in = sign_in
         self._sessions = sessions
         self._limiter = limiter
         self._config = config
@@ -105,6 +108,7 @@ class JWTSignIn:
             raise UserDeactivated
         elif account.locked:
             raise UserLocked(soft_logout=True)
+        await self._sign_in.check_allowed(user_id, "jwt", address)
         session = self._sessions.prepare(user_id, device_id=device_id, device_name=device_name, refreshable=refreshable)
         await self._sessions.do_begin(session)
         return session

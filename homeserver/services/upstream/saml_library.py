@@ -8,6 +8,7 @@ Laws:
 
 from calendar import timegm
 from collections.abc import Mapping
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,8 @@ class PySAML2:
 
     def __init__(self, settings: Mapping[str, Any], idp_entityid: str | None, base_url: str, folder: Path) -> None:
         """`folder`: where relative paths of metadata start. Raises `ValueError` for settings that are none."""
+        # what is wrong with a response is said once, by who asked; anybody may send one
+        getLogger("saml2").setLevel(CRITICAL + 1)
         try:
             config = SPConfig().load(complete_settings(settings, base_url, folder))
             self._client = Saml2Client(config=config)

@@ -142,7 +142,9 @@ class UpstreamSignIn:
         except ValueError:
             raise Refused(Reason.BAD_ADDRESS) from None
         wrong = not parts.scheme or parts.scheme in _NO_CLIENTS or len(redirect_url) > LONGEST_ADDRESS
-        if wrong or not redirect_url.isascii() or not redirect_url.isprintable() or " " in redirect_url:
+        # browsers take a backslash for a slash, so that the page would name another host than the one they go to
+        wrong = wrong or not redirect_url.isascii() or not redirect_url.isprintable()
+        if wrong or " " in redirect_url or "\\" in redirect_url:
             raise Refused(Reason.BAD_ADDRESS)
         if parts.scheme in ("http", "https") and (not parts.hostname or parts.username is not None):
             raise Refused(Reason.BAD_ADDRESS)

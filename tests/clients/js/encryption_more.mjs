@@ -1,5 +1,5 @@
-// Codes that are scanned, history that is shared with whoever is invited, and a device that wakes up with what was said while
-// nobody of its user's was there: with matrix-js-sdk and its Rust crypto.
+// Codes that are scanned, history that is shared with whoever is invited, a device that wakes up with what was said while
+// nobody of its user's was there, and keys that are withheld: with matrix-js-sdk and its Rust crypto.
 //
 // usage: node encryption_more.mjs SERVER_URL PREFIX
 //
@@ -70,5 +70,16 @@ for (const [id, body] of away) await read([bob2], roomId, id, body);
 await eventually("a new dehydrated device", async () => (await devicesOf(alice, bob2)).length === 3);
 await say(bob2, roomId, "I am back", [alice, alice2, carol]);
 await say(alice, roomId, "welcome back", [alice2, bob2, carol]);
+
+step("Alice writes to verified people only: Carol gets no key, and is told why");
+alice.getCrypto().globalBlacklistUnverifiedDevices = true;
+await alice.getCrypto().forceDiscardSession(roomId);
+const withheld = (await alice.sendTextMessage(roomId, "for whom I have verified")).event_id;
+await read([alice2, bob2], roomId, withheld, "for whom I have verified");
+await eventually("Carol to be told that the key is withheld", () =>
+    carol.getRoom(roomId).findEventById(withheld)?.decryptionFailureReason === "MEGOLM_KEY_WITHHELD_FOR_UNVERIFIED_DEVICE");
+alice.getCrypto().globalBlacklistUnverifiedDevices = false;
+await alice.getCrypto().forceDiscardSession(roomId);
+await say(alice, roomId, "for all again", [alice2, bob2, carol]);
 
 end();

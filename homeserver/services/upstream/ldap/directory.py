@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from ldap3 import AUTO_BIND_NONE, NONE, SUBTREE, Connection, Server, Tls
+from ldap3 import AUTO_BIND_NONE, BASE, NONE, SUBTREE, Connection, Server, Tls
 from ldap3.core.exceptions import LDAPException
 from ldap3.core.results import RESULT_INVALID_CREDENTIALS, RESULT_NO_SUCH_OBJECT, RESULT_SUCCESS
 from ldap3.utils.conv import escape_bytes, escape_filter_chars
@@ -44,7 +44,7 @@ class LDAPDirectory:
 
     def __init__(self, config: LDAPProvider) -> None:
         self._config = config
-        seconds = config.timeout / 1000
+        seconds = -(-config.timeout // 1000)  # the library takes whole ones
         tls = Tls(
             validate=ssl.CERT_REQUIRED,
             ca_certs_file=None if config.tls_ca_file is None else str(config.tls_ca_file),
@@ -167,8 +167,8 @@ class LDAPDirectory:
                 if connection.result["result"] in _REFUSED:
                     return Verdict(None)
                 raise DirectoryFailed(f"{server.name} cannot check a password: {_result(connection)}")
-            by_name = f"({self._config.attributes.uid}={escape_filter_chars(name)})"
-            entries = list(self._search(connection, self._filter(by_name), self._wanted()))
+            # people may read their own entry, and often no other
+            entries = list(self._search(connection, self._filter("(objectClass=*)"), self._wanted(), entry=dn))
         finally:
             connection.unbind()
         return Verdict(self._entry(*entries[0]) if len(entries) == 1 else None)
@@ -176,20 +176,21 @@ class LDAPDirectory:
     # Searching.
 
     def _search(
-        self, connection: Connection, filter: str, attributes: Sequence[str]
+        self, connection: Connection, filter: str, attributes: Sequence[str], entry: str | None = None
     ) -> Iterator[tuple[str, Mapping[str, list[bytes]]]]:
-        """All entries, page by page, by name and raw attributes. Raises `DirectoryFailed` unless all of them came."""
+        """All entries that fit, page by page, by name and raw attributes; with `entry`, that one, if it fits. Raises
+        `DirectoryFailed` unless all of them came."""
         cookie: bytes | None = None
         count = 0
         while True:
             connection.search(
-                self._config.base,
+                self._config.base if entry is None else entry,
                 filter,
-                search_scope=SUBTREE,
+                search_scope=SUBTREE if entry is None else BASE,
                 attributes=list(attributes),
                 paged_size=PAGE,
                 paged_cookie=cookie,
-                time_limit=max(1, int(self._seconds)),
+                time_limit=self._seconds,
             )
             if connection.result["result"] != RESULT_SUCCESS:
                 raise DirectoryFailed(f"{connection.server.name} does not say all: {_result(connection)}")

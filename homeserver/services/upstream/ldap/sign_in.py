@@ -11,12 +11,12 @@ from typing import Protocol
 
 from twisted.logger import Logger
 
-from federation.protocol.errors import Forbidden, MatrixError, UserDeactivated, UserLocked
+from federation.protocol.errors import Forbidden, MatrixError
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.config.directories import LDAPProvider
 from homeserver.services.passwords import Threads
-from homeserver.services.upstream.accounts import UpstreamAccounts
-from homeserver.services.upstream.identity import LONGEST_NAME, ProviderInfo, Reason, Refused, fit_localpart
+from homeserver.services.upstream.accounts import UpstreamAccounts, as_error
+from homeserver.services.upstream.identity import LONGEST_NAME, ProviderInfo, Refused, fit_localpart
 from homeserver.services.upstream.ldap.answers import AskedDirectory, DirectoryFailed, Verdict
 from storage.accounts import AccountRow
 from storage.external_ids import ExternalIdRow, ExternalIdStore
@@ -69,6 +69,7 @@ class DirectoryPasswords:
         one that the name means here, if any. Raises `DirectoryUnavailable`, `LimitExceeded`, `UserDeactivated`,
         `UserLocked`, `Forbidden`."""
         links = {} if account is None else await self._links_of(account.user_id)
+        is_in_use = account is not None and account.deactivated_ts is None
         failed: DirectoryFailed | None = None
         for directory in self._directories:
             link = links.get(directory.info.provider_id)
@@ -82,7 +83,7 @@ class DirectoryPasswords:
                 continue
             if verdict.entry is not None:
                 return await self._admit(directory, verdict)
-            if link is not None and not verdict.exists:
+            if link is not None and link.left_ts is None and not verdict.exists and is_in_use:
                 await directory.leavers.do_check(1)
         if failed is not None:
             raise DirectoryUnavailable
@@ -115,7 +116,7 @@ class DirectoryPasswords:
                 return await self._accounts.do_make(directory.info, identity, fit_localpart(identity.localpart))
         except Refused as refused:
             self.log.info("somebody of {id} is refused: {why}", id=directory.info.provider_id, why=refused)
-            raise _as_error(refused) from None
+            raise as_error(refused) from None
         user_id = UserID(account.user_id)
         if directory.config.update_profile_information:
             await self._accounts.do_update(user_id, identity)
@@ -125,11 +126,3 @@ class DirectoryPasswords:
 def _typed_name(name: str) -> str:
     """The name without what makes a user id of it."""
     return (localpart_of(UserID(name)) if name.startswith("@") and ":" in name else name)[:LONGEST_NAME]
-
-
-def _as_error(refused: Refused) -> MatrixError:
-    if refused.reason is Reason.DEACTIVATED:
-        return UserDeactivated()
-    if refused.reason is Reason.LOCKED:
-        return UserLocked(soft_logout=True)
-    return Forbidden("You may not sign in here; ask the people who run this server")

@@ -16,6 +16,7 @@ from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.tokens import read_unchecked
 from storage.database import Database
+from storage.external_ids import ExternalIdStore
 from storage.transaction import WriteTransaction
 from storage.upstream_sessions import UpstreamSessionStore
 
@@ -29,11 +30,13 @@ class UpstreamSignOut:
         self,
         database: Database,
         store: UpstreamSessionStore,
+        links: ExternalIdStore,
         sessions: Sessions,
         providers: Sequence[OIDC],
     ) -> None:
         self._database = database
         self._store = store
+        self._links = links
         self._sessions = sessions
         self._providers = tuple(provider for provider in providers if provider.ends_sessions)
 
@@ -57,7 +60,9 @@ class UpstreamSignOut:
             rows = self._store.get_upstream_sessions(txn, provider_id, subject, session)
             for row in rows:
                 self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-            for user_id in {row.user_id for row in rows}:
+            link = None if subject is None else self._links.get_link_in(txn, provider_id, subject)
+            people = {row.user_id for row in rows} | (set() if link is None else {link.user_id})
+            for user_id in people:
                 self._sessions.remove_ways_in(txn, user_id)
             return len(rows)
 

@@ -1,0 +1,347 @@
+"""Files, as administrators see and handle them. The paths under `/_synapse` are those of Synapse's administration API."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.errors import InvalidParam, MissingParam
+from federation.protocol.ids import RoomID, ServerName, UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.media.administration import MediaAdministration
+from storage.media import MediaRow
+from storage.media_lists import ORDERS, Order
+from storage.media_usage import Amount, UserUsage
+from storage.remote_media import RemoteMediaRow
+
+_V1: Final = "/_synapse/admin/v1"
+_OURS: Final = "/_mahalla/admin/v1"
+MOST: Final = 10_000
+"""Entries in one answer."""
+CHANGES: Final = 100
+From = Annotated[int, Names("from")]
+Direction = Literal["f", "b"]
+UsageOrder = Literal["user_id", "displayname", "media_length", "media_count"]
+
+
+# What a user has uploaded.
+
+
+@endpoint("GET", f"{_V1}/users/{{user_id}}/media", auth=Auth.ADMIN)
+async def get_users_media(
+    media: MediaAdministration,
+    *,
+    user_id: UserID,
+    from_: From = 0,
+    limit: int = 100,
+    order_by: str | None = None,
+    dir: Direction | None = None,
+) -> dict[str, Any]:
+    """What a user has uploaded; without an order the newest first."""
+    _check_page(from_, limit)
+    page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
+    answer: dict[str, Any] = {"media": [_shown(row) for row in page.rows], "total": page.count}
+    if from_ + limit < page.count:
+        answer["next_token"] = from_ + len(page.rows)
+    return answer
+
+
+@endpoint("DELETE", f"{_V1}/users/{{user_id}}/media", auth=Auth.ADMIN)
+async def delete_users_media(
+    media: MediaAdministration,
+    caller: Requester,
+    *,
+    user_id: UserID,
+    from_: From = 0,
+    limit: int = 100,
+    order_by: str | None = None,
+    dir: Direction | None = None,
+) -> dict[str, Any]:
+    """Delete a page of what a user has uploaded."""
+    _check_page(from_, limit)
+    return _deleted(await media.do_delete_of_user(user_id, _order(order_by, dir), from_, limit, caller.user_id))
+
+
+# One file, and many.
+
+
+@endpoint("GET", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
+async def get_media_info(media: MediaAdministration, *, server_name: ServerName, media_id: str) -> dict[str, Any]:
+    """What is known of a file."""
+    row = await media.get_file(server_name, media_id)
+    if isinstance(row, RemoteMediaRow):
+        return {"media_info": _shown_copy(row)}
+    return {"media_info": {"media_origin": None, "filesystem_id": None, **_shown(row)}}
+
+
+@endpoint("DELETE", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
+async def delete_media(
+    media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
+) -> dict[str, Any]:
+    """Delete a file of this server, whoever refers to it, held back or protected or not."""
+    return _deleted(await media.do_delete(server_name, media_id, caller.user_id))
+
+
+@endpoint("POST", f"{_V1}/media/delete", auth=Auth.ADMIN)
+async def delete_old_media(
+    media: MediaAdministration,
+    caller: Requester,
+    *,
+    before_ts: int | None = None,
+    size_gt: int = 0,
+    keep_profiles: bool = True,
+) -> dict[str, Any]:
+    """Delete files of this server that nobody has read since, and that are larger than this."""
+    if before_ts is None:
+        raise MissingParam("before_ts is missing")
+    if size_gt < 0:
+        raise InvalidParam("size_gt may not be negative")
+    return _deleted(await media.do_delete_old(before_ts, size_gt, caller.user_id, keep_profiles=keep_profiles))
+
+
+@endpoint("POST", f"{_V1}/media/{{server_name}}/delete", auth=Auth.ADMIN)
+async def delete_old_media_of_server(
+    media: MediaAdministration,
+    caller: Requester,
+    *,
+    server_name: ServerName,
+    before_ts: int | None = None,
+    size_gt: int = 0,
+    keep_profiles: bool = True,
+) -> dict[str, Any]:
+    """The older spelling of `delete_old_media`."""
+    media.check_own(server_name)
+    return await delete_old_media(media, caller, before_ts=before_ts, size_gt=size_gt, keep_profiles=keep_profiles)
+
+
+@endpoint("POST", f"{_V1}/purge_media_cache", auth=Auth.ADMIN)
+async def purge_media_cache(
+    media: MediaAdministration, caller: Requester, *, before_ts: int | None = None
+) -> dict[str, int]:
+    """Delete copies of other servers' files that nobody has read since."""
+    if before_ts is None:
+        raise MissingParam("before_ts is missing")
+    return {"deleted": await media.do_purge_copies(before_ts, caller.user_id)}
+
+
+@endpoint("GET", f"{_V1}/room/{{room_id}}/media", auth=Auth.ADMIN)
+async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict[str, Any]:
+    """The files that a room shows in what is not encrypted."""
+    own, others = await media.get_in_room(room_id)
+    return {"local": own, "remote": others}
+
+
+# Holding back.
+
+
+@endpoint("POST", f"{_V1}/room/{{room_id}}/media/quarantine", f"{_V1}/quarantine_media/{{room_id}}", auth=Auth.ADMIN)
+async def quarantine_room_media(media: MediaAdministration, caller: Requester, *, room_id: RoomID) -> dict[str, int]:
+    """Hold back what a room shows."""
+    return {"num_quarantined": await media.do_hold_of_room(room_id, caller.user_id)}
+
+
+@endpoint("POST", f"{_V1}/user/{{user_id}}/media/quarantine", auth=Auth.ADMIN)
+async def quarantine_user_media(media: MediaAdministration, caller: Requester, *, user_id: UserID) -> dict[str, int]:
+    """Hold back what a user has uploaded."""
+    return {"num_quarantined": await media.do_hold_of_user(user_id, caller.user_id)}
+
+
+@endpoint("POST", f"{_V1}/media/quarantine/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
+async def quarantine_media(
+    media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
+) -> Empty:
+    """Hold a file back, and all that have the same bytes."""
+    await media.do_hold(server_name, media_id, caller.user_id)
+    return EMPTY
+
+
+@endpoint("POST", f"{_V1}/media/unquarantine/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
+async def unquarantine_media(media: MediaAdministration, *, server_name: ServerName, media_id: str) -> Empty:
+    """Give a file free, and all that have the same bytes."""
+    await media.do_free(server_name, media_id)
+    return EMPTY
+
+
+@endpoint("GET", f"{_V1}/media/quarantine_changes", auth=Auth.ADMIN)
+async def get_quarantine_changes(media: MediaAdministration, *, from_: From = 0) -> dict[str, Any]:
+    """What was held back and given free, in order."""
+    if from_ < 0:
+        raise InvalidParam("from may not be negative")
+    changes = await media.get_changes(from_, CHANGES)
+    return {
+        "next_batch": changes[-1].number if changes else from_,
+        "changes": [
+            {"origin": each.address.origin, "media_id": each.address.media_id, "quarantined": each.quarantined}
+            for each in changes
+        ],
+    }
+
+
+@endpoint("POST", f"{_V1}/media/protect/{{media_id}}", auth=Auth.ADMIN)
+async def protect_media(media: MediaAdministration, *, media_id: str) -> Empty:
+    """A file of this server is not to be held back, nor to go by itself."""
+    await media.do_protect(media_id, protected=True)
+    return EMPTY
+
+
+@endpoint("POST", f"{_V1}/media/unprotect/{{media_id}}", auth=Auth.ADMIN)
+async def unprotect_media(media: MediaAdministration, *, media_id: str) -> Empty:
+    """It may be, again."""
+    await media.do_protect(media_id, protected=False)
+    return EMPTY
+
+
+# How much there is, and what was deleted.
+
+
+@endpoint("GET", f"{_V1}/statistics/users/media", auth=Auth.ADMIN)
+async def get_media_statistics(
+    media: MediaAdministration,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    order_by: UsageOrder = "user_id",
+    dir: Direction = "f",
+    from_ts: int = 0,
+    until_ts: int | None = None,
+    search_term: str | None = None,
+) -> dict[str, Any]:
+    """How much each user has uploaded."""
+    _check_page(from_, limit)
+    if from_ts < 0 or (until_ts is not None and until_ts <= from_ts):
+        raise InvalidParam("until_ts must be after from_ts, and neither may be negative")
+    if search_term == "":
+        raise InvalidParam("search_term may not be empty")
+    found = [
+        usage
+        for usage in await media.get_usage_of_users(from_ts, until_ts)
+        if search_term is None or search_term.lower() in f"{usage.user_id}\n{usage.display_name or ''}".lower()
+    ]
+    found.sort(key=_USAGE_ORDERS[order_by], reverse=dir == "b")
+    answer: dict[str, Any] = {
+        "users": [
+            {
+                "user_id": usage.user_id,
+                "displayname": usage.display_name,
+                "media_count": usage.amount.count,
+                "media_length": usage.amount.size,
+            }
+            for usage in found[from_ : from_ + limit]
+        ],
+        "total": len(found),
+    }
+    if from_ + limit < len(found):
+        answer["next_token"] = from_ + limit
+    return answer
+
+
+@endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
+async def get_media_usage(media: MediaAdministration, *, rooms: int = 10) -> dict[str, Any]:
+    """How much there is in all, what of it is on disk, and which rooms show most."""
+    _check_page(0, rooms)
+    usage = await media.get_usage_of_server(rooms)
+    return {
+        "local": _amount(usage.own),
+        "remote": _amount(usage.copies),
+        "stored": _amount(usage.contents),
+        "quarantined": usage.quarantined,
+        "rooms": [{"room_id": room_id, **_amount(amount)} for room_id, amount in usage.rooms],
+    }
+
+
+@endpoint("GET", f"{_OURS}/media/deleted", auth=Auth.ADMIN)
+async def get_deleted_media(
+    media: MediaAdministration, *, from_: Annotated[int | None, Names("from")] = None, limit: int = 100
+) -> dict[str, Any]:
+    """Which files were deleted, when and why, the latest first."""
+    _check_page(0, limit)
+    found = await media.get_deletions(from_, limit)
+    answer: dict[str, Any] = {
+        "deleted": [
+            {
+                "deleted_ts": each.deleted_ts,
+                "media_origin": each.origin,
+                "media_id": each.media_id,
+                "user_id": each.user_id,
+                "sha256": each.hash.hex(),
+                "media_type": each.type,
+                "media_length": each.size,
+                "created_ts": each.created_ts,
+                "reason": each.reason,
+                "by": each.by_user_id,
+            }
+            for each in found
+        ]
+    }
+    if len(found) == limit:
+        answer["next_token"] = found[-1].number
+    return answer
+
+
+def _check_page(start: int, limit: int) -> None:
+    if start < 0 or not 0 < limit <= MOST:
+        raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
+
+
+def _order(by: str | None, direction: Direction | None) -> Order:
+    if by is None and direction is None:
+        return Order("created_ts", descending=True)
+    if by is not None and by not in ORDERS:
+        raise InvalidParam(f"order_by must be one of {', '.join(sorted(ORDERS))}")
+    return Order(by or "created_ts", descending=direction == "b")
+
+
+def _deleted(media_ids: Any) -> dict[str, Any]:
+    return {"deleted_media": media_ids, "total": len(media_ids)}
+
+
+def _amount(amount: Amount) -> Mapping[str, int]:
+    return {"media_count": amount.count, "media_length": amount.size}
+
+
+def _shown(row: MediaRow) -> dict[str, Any]:
+    content = row.content
+    return {
+        "media_id": row.media_id,
+        "user_id": row.user_id,
+        "media_type": "" if content is None else content.type,
+        "media_length": 0 if content is None else content.size,
+        "upload_name": None if content is None else content.name,
+        "created_ts": row.created_ts,
+        "last_access_ts": row.last_access_ts,
+        "quarantined_by": row.quarantined_by,
+        "safe_from_quarantine": row.protected,
+        "url_cache": None,
+        "authenticated": row.authenticated,
+        "sha256": None if content is None else content.hash.hex(),
+    }
+
+
+def _shown_copy(row: RemoteMediaRow) -> dict[str, Any]:
+    return {
+        "media_origin": row.origin,
+        "media_id": row.media_id,
+        "user_id": None,
+        "media_type": row.content.type,
+        "media_length": row.content.size,
+        "upload_name": row.content.name,
+        "created_ts": row.created_ts,
+        "filesystem_id": None,
+        "url_cache": None,
+        "last_access_ts": row.last_access_ts,
+        "quarantined_by": row.quarantined_by,
+        "authenticated": row.authenticated,
+        "safe_from_quarantine": None,
+        "sha256": row.content.hash.hex(),
+    }
+
+
+def _by_name(usage: UserUsage) -> Any:
+    return (usage.display_name or "").lower(), usage.user_id
+
+
+_USAGE_ORDERS: Final[Mapping[str, Any]] = {
+    "user_id": lambda usage: usage.user_id,
+    "displayname": _by_name,
+    "media_length": lambda usage: (usage.amount.size, usage.user_id),
+    "media_count": lambda usage: (usage.amount.count, usage.user_id),
+}

@@ -1,0 +1,165 @@
+"""Signing in by a QR code: where the two devices meet.
+
+The form of MSC4388 (JSON), and that of MSC4108 of 2024 (text, with ETags), which released apps still use.
+"""
+
+from http import HTTPStatus
+from typing import Final
+from wsgiref.handlers import format_date_time
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from federation.protocol.errors import ConcurrentWrite, Forbidden, InvalidParam, MissingParam
+from homeserver.http.answers import EMPTY, Empty, Response, encode_body
+from homeserver.services.oauth.metadata import OAuthMetadata
+from homeserver.services.rendezvous import Rendezvous
+from storage.rendezvous import RendezvousRow
+
+_BODY: Final = 16384
+"""Bytes of JSON: the data may be escaped."""
+_PATH: Final = "/_matrix/client/unstable/io.element.msc4388/rendezvous"
+_ONE: Final = _PATH + "/{rendezvous_id}"
+OLDER_PATH: Final = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
+_OLDER_ONE: Final = OLDER_PATH + "/{rendezvous_id}"
+_COST_OF_ONE: Final = 0.01
+"""Devices ask every second or so whether there is another word."""
+
+
+class Begin(msgspec.Struct, frozen=True):
+    data: str
+
+
+class Write(msgspec.Struct, frozen=True):
+    sequence_token: str
+    data: str
+
+
+@endpoint("GET", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+async def get_rendezvous_support(rendezvous: Rendezvous, caller: Requester | None) -> dict[str, object]:
+    """Whether the caller may begin a sign-in by QR code."""
+    rendezvous.check_offered()
+    return {"create_available": rendezvous.may_begin(caller)}
+
+
+@endpoint("POST", _PATH, auth=Auth.OPTIONAL, limit=Limit.RENDEZVOUS, max_body=_BODY)
+async def post_rendezvous(rendezvous: Rendezvous, caller: Requester | None, *, body: Begin) -> dict[str, object]:
+    """Begin one."""
+    rendezvous.check_offered()
+    rendezvous_id, row = await rendezvous.do_begin(caller, _encoded(body.data))
+    return {"id": rendezvous_id, "sequence_token": row.revision, "expires_in_ms": row.expires_ts - row.written_ts}
+
+
+@endpoint("GET", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+async def get_rendezvous(rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str) -> dict[str, object]:
+    """The last word."""
+    rendezvous.check_offered()
+    _check_no_page(context)
+    row = await rendezvous.get(rendezvous_id)
+    return {
+        "data": row.data.decode("utf-8", "replace"),
+        "sequence_token": row.revision,
+        "expires_in_ms": row.expires_ts - rendezvous.now(),
+    }
+
+
+@endpoint("PUT", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
+async def put_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str, body: Write) -> dict[str, object]:
+    """Another word."""
+    rendezvous.check_offered()
+    row = await rendezvous.do_write(rendezvous_id, body.sequence_token, _encoded(body.data))
+    return {"sequence_token": row.revision}
+
+
+@endpoint("DELETE", _ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+async def delete_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Empty:
+    """End it."""
+    rendezvous.check_offered()
+    await rendezvous.do_end(rendezvous_id)
+    return EMPTY
+
+
+@endpoint("POST", OLDER_PATH, auth=Auth.NONE, limit=Limit.RENDEZVOUS, max_body=_BODY)
+async def post_older_rendezvous(
+    rendezvous: Rendezvous, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
+) -> Response:
+    """Begin one, in the older form."""
+    rendezvous.check_offered(older=True)
+    _check_text(context)
+    rendezvous_id, row = await rendezvous.do_begin(None, body)
+    headers = {**_older_headers(row), "Content-Type": "application/json"}
+    return Response(HTTPStatus.CREATED, headers, {"url": f"{metadata.base}{OLDER_PATH}/{rendezvous_id}"})
+
+
+@endpoint("GET", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+async def get_older_rendezvous(rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str) -> Response:
+    """The last word, if the client has not seen it."""
+    rendezvous.check_offered(older=True)
+    _check_no_page(context)
+    row = await rendezvous.get(rendezvous_id)
+    if (context.header("If-None-Match") or "").strip() == _etag(row):
+        return Response(HTTPStatus.NOT_MODIFIED, _older_headers(row))
+    return Response(HTTPStatus.OK, _older_headers(row), row.data)
+
+
+@endpoint("PUT", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE, max_body=_BODY)
+async def put_older_rendezvous(
+    rendezvous: Rendezvous, context: RequestContext, *, rendezvous_id: str, body: bytes
+) -> Response:
+    """Another word, in the older form."""
+    rendezvous.check_offered(older=True)
+    _check_text(context)
+    seen = context.header("If-Match")
+    if seen is None:
+        raise MissingParam("The header If-Match is missing")
+    if len(seen) < 2 or not (seen.startswith('"') and seen.endswith('"')):
+        raise InvalidParam("If-Match must be one strong ETag")
+    try:
+        row = await rendezvous.do_write(rendezvous_id, seen[1:-1], body)
+    except ConcurrentWrite as error:
+        headers = {**_older_headers(await rendezvous.get(rendezvous_id)), "Content-Type": "application/json"}
+        return Response(HTTPStatus.PRECONDITION_FAILED, headers, encode_body(error.body()))
+    return Response(HTTPStatus.ACCEPTED, _older_headers(row))
+
+
+@endpoint("DELETE", _OLDER_ONE, auth=Auth.NONE, limit=Limit.RENDEZVOUS, cost=_COST_OF_ONE)
+async def delete_older_rendezvous(rendezvous: Rendezvous, *, rendezvous_id: str) -> Response:
+    """End it, in the older form."""
+    rendezvous.check_offered(older=True)
+    await rendezvous.do_end(rendezvous_id)
+    return Response(HTTPStatus.NO_CONTENT, {"Cache-Control": "no-store"})
+
+
+def _encoded(data: str) -> bytes:
+    return data.encode("utf-8", "surrogatepass")
+
+
+def _check_no_page(context: RequestContext) -> None:
+    """Raises `Forbidden` where a browser would show it as a page: nobody knows what is written there."""
+    if context.header("Sec-Fetch-Mode") == "navigate":
+        raise Forbidden("This is not for browsers to show")
+
+
+def _check_text(context: RequestContext) -> None:
+    kind = context.header("Content-Type")
+    if kind is None:
+        raise MissingParam("The header Content-Type is missing")
+    if kind.partition(";")[0].strip().lower() != "text/plain":
+        raise InvalidParam("Content-Type must be text/plain")
+
+
+def _etag(row: RendezvousRow) -> str:
+    return f'"{row.revision}"'
+
+
+def _older_headers(row: RendezvousRow) -> dict[str, str]:
+    return {
+        "Content-Type": "text/plain",
+        "Cache-Control": "no-store",
+        "Pragma": "no-cache",
+        "ETag": _etag(row),
+        "Expires": format_date_time(row.expires_ts / 1000),
+        "Last-Modified": format_date_time(row.written_ts / 1000),
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+    }

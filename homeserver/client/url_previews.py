@@ -1,0 +1,19 @@
+"""Previews of links. spec: client-server-api#get_matrixclientv1mediapreview_url"""
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
+from homeserver.services.previews.url_previews import URLPreviews
+
+_PATHS = (
+    "/_matrix/client/v1/media/preview_url",
+    "/_matrix/media/v3/preview_url",
+    "/_matrix/media/r0/preview_url",
+    "/_matrix/media/v1/preview_url",
+)
+
+
+@endpoint("GET", *_PATHS, auth=Auth.USER, limit=Limit.URL_PREVIEW, long_poll=True)
+async def get_url_preview(previews: URLPreviews, caller: Requester, *, url: str, ts: int = 0) -> msgspec.Raw:
+    """What a page says of itself, as it is now, whatever `ts` prefers."""
+    return await previews.get(url)

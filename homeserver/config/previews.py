@@ -1,0 +1,65 @@
+"""Options about previews of linked pages."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from homeserver.config.option import Network, Size, option
+from homeserver.config.others import PRIVATE_NETWORKS
+
+URLPart = Literal["scheme", "netloc", "username", "password", "hostname", "port", "path", "query", "fragment"]
+_LANGUAGE: Final = re.compile(r"[A-Za-z0-9*-]{1,40}(;q=[01](\.[0-9]{1,3})?)?")
+
+
+def _check_patterns(patterns: tuple[Mapping[str, str], ...] | None) -> str | None:
+    for each in patterns or ():
+        for part, pattern in each.items():
+            if part not in get_args(URLPart):
+                return f"must say parts of addresses ({', '.join(get_args(URLPart))}), not {part}"
+            if pattern.startswith("^"):
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    return f"must have regular expressions where a pattern begins with ^: {error}"
+    return None
+
+
+def _check_languages(languages: tuple[str, ...]) -> str | None:
+    fits = all(_LANGUAGE.fullmatch(each) for each in languages)
+    return None if fits else "must be languages as in the header Accept-Language"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class URLPreviews:
+    """Previews of linked pages."""
+
+    url_preview_enabled: bool = option(
+        False,
+        "Whether the server fetches linked pages to show previews of them: then their sites see that somebody here reads of them.",
+    )
+    url_preview_ip_range_blacklist: tuple[Network, ...] = option(
+        tuple(Network(each) for each in PRIVATE_NETWORKS), "Addresses that previews never fetch from."
+    )
+    url_preview_ip_range_whitelist: tuple[Network, ...] = option(
+        (), "Exceptions from `url_preview_ip_range_blacklist`."
+    )
+    url_preview_url_blacklist: tuple[Mapping[str, str], ...] = option(
+        (),
+        "Pages without previews: patterns for parts of their address (`scheme`, `netloc`, `hostname`, `port`, `path`, `query`), all of "
+        "which must fit. With `*` and `?`, or a regular expression that begins with `^`.",
+        example='[{hostname: "*.internal.example"}, {scheme: "http", netloc: "^[0-9.]+$"}]',
+        check=_check_patterns,
+    )
+    url_preview_url_allowlist: tuple[Mapping[str, str], ...] | None = option(
+        None,
+        "The only pages with previews, in the same form; `null`: all others.",
+        example='[{hostname: "*.example.org"}]',
+        check=_check_patterns,
+    )
+    url_preview_accept_language: tuple[str, ...] = option(
+        ("en",), "The languages in which pages are asked for, best first.", check=_check_languages
+    )
+    max_spider_size: Size = option(
+        Size(10 * 1024 * 1024), "The largest picture that is fetched for a preview.", minimum=1, example="10M"
+    )

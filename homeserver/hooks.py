@@ -1,0 +1,106 @@
+"""What plug-ins of an institution may do: say whose a password is, and refuse accounts and sign-ins.
+
+A plug-in is a class that is named in `plugins` of the configuration; it is made with its `config` and has methods that are
+marked with `hookimpl` and called as in `Hooks`. A method may be `async`. What it raises is a fault: the request ends
+with 500, nobody is let in, and the log has the traceback.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import isawaitable
+from typing import Any, Final, TypeVar, cast
+
+import pluggy
+
+T = TypeVar("T")
+
+PROJECT: Final = "mahalla"
+hookspec: Final = pluggy.HookspecMarker(PROJECT)
+hookimpl: Final = pluggy.HookimplMarker(PROJECT)
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Whose a password is."""
+
+    source: str
+    """What knows these people, such as `campus`: part of every link, never to be changed."""
+    subject: str
+    """Who it is there; never changes, and is never given to another."""
+    localpart: str
+    """The name of a new account."""
+    display_name: str | None = None
+    emails: tuple[str, ...] = ()
+    may_take_account: bool = False
+    """Whether an account of that name that was made otherwise is theirs."""
+
+
+class Hooks:
+    """What a plug-in may implement."""
+
+    @hookspec
+    def check_password(self, name: str, password: str) -> Awaitable[Person | None] | Person | None:
+        """Whose name and password these are; None: not known here. `name`: as it was typed, without the domain."""
+
+    @hookspec
+    def check_registration(
+        self, username: str | None, emails: Sequence[str], address: str
+    ) -> Awaitable[str | None] | str | None:
+        """Why this account may not be made, a sentence for the person; None: it may. `address`: where the request comes
+        from, empty where a provider vouches for the person. Administrators are not asked about."""
+
+    @hookspec
+    def check_sign_in(self, user_id: str, way: str, address: str) -> Awaitable[str | None] | str | None:
+        """Why this person may not sign in now, a sentence for them; None: they may. `way`: `password`, `token` (that of
+        another client, or of an identity provider), `jwt` or `browser`."""
+
+
+class Plugins:
+    """All plug-ins, in the order of the configuration."""
+
+    def __init__(self, plugins: Sequence[object] = ()) -> None:
+        """Raises `ValueError` for a plug-in whose methods fit no hook."""
+        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager.add_hookspecs(Hooks)
+        try:
+            for plugin in reversed(plugins):  # the last that is registered is called first
+                self._manager.register(plugin)
+            self._manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise ValueError(f"a plug-in does not fit: {error}") from error
+        self.check_passwords = bool(self._manager.hook.check_password.get_hookimpls())
+        """Whether any of them knows passwords."""
+
+    async def check_password(self, name: str, password: str) -> Person | None:
+        """The first answer."""
+        return await _first(self._manager.hook.check_password(name=name, password=password))
+
+    async def check_registration(self, username: str | None, emails: Sequence[str], address: str) -> str | None:
+        """The first objection."""
+        return await _first(
+            self._manager.hook.check_registration(username=username, emails=tuple(emails), address=address)
+        )
+
+    async def check_sign_in(self, user_id: str, way: str, address: str) -> str | None:
+        """The first objection."""
+        return await _first(self._manager.hook.check_sign_in(user_id=user_id, way=way, address=address))
+
+
+async def _first(answers: Sequence[Awaitable[T | None] | T | None]) -> T | None:
+    """The first that is not None. All of them are waited for, so that each plug-in has heard of everything."""
+    found: T | None = None
+    for answer in answers:
+        value = await cast(Awaitable[T | None], answer) if isawaitable(answer) else answer
+        found = value if found is None else found
+    return found
+
+
+def load_plugin(path: str, config: Mapping[str, Any]) -> object:
+    """The plug-in at `package.module.Class`, made with its settings. Raises `ValueError`."""
+    module, _, name = path.rpartition(".")
+    try:
+        made: object = getattr(import_module(module), name)(dict(config))
+    except Exception as error:  # whatever the code of others raises stops the start with a sentence
+        raise ValueError(f"the plug-in {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return made

@@ -1,0 +1,185 @@
+"""What administrators do with files: see what there is, hold back, protect, delete."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from federation.identity import ServerIdentity
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import RoomID, ServerName, UserID
+from homeserver.services.media.removal import MediaRemoval
+from storage.accounts import AccountStore
+from storage.media import MediaRow, MediaStore
+from storage.media_addresses import MediaAddress
+from storage.media_lists import MediaListStore, Order, Page
+from storage.media_quarantine import QuarantineChange, QuarantineStore
+from storage.media_removal import Deletion, Reason
+from storage.media_usage import MediaUsageStore, ServerUsage, UserUsage
+from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+
+EARLIEST_MS: Final = 30_000_000_000
+"""A time before it (1970) is one in seconds by mistake."""
+PART: Final = 1000
+
+
+class MediaAdministration:
+    """Acts on files, whosever they are."""
+
+    def __init__(
+        self,
+        identity: ServerIdentity,
+        accounts: AccountStore,
+        store: MediaStore,
+        copies: RemoteMediaStore,
+        lists: MediaListStore,
+        usage: MediaUsageStore,
+        quarantine: QuarantineStore,
+        removal: MediaRemoval,
+    ) -> None:
+        self._identity = identity
+        self._accounts = accounts
+        self._store = store
+        self._copies = copies
+        self._lists = lists
+        self._usage = usage
+        self._quarantine = quarantine
+        self._removal = removal
+
+    # Seeing.
+
+    async def get_uploads(self, user_id: UserID, order: Order, start: int, limit: int) -> Page:
+        """What a user of this server has uploaded. Raises InvalidParam, NotFound."""
+        await self._check_user(user_id)
+        return await self._lists.get_uploads(user_id, order, start, limit)
+
+    async def get_file(self, server: ServerName, media_id: str) -> MediaRow | RemoteMediaRow:
+        """What is known of a file. Raises NotFound."""
+        if server == self._identity.server_name:
+            row: MediaRow | RemoteMediaRow | None = (await self._store.get_media([media_id])).get(media_id)
+        else:
+            row = await self._copies.get_copy(server, media_id)
+        if row is None:
+            raise NotFound("There is no such file here")
+        return row
+
+    async def get_in_room(self, room_id: RoomID) -> tuple[Sequence[str], Sequence[str]]:
+        """Addresses of the files that a room shows: this server's, and others'."""
+        found = await self._lists.get_in_room(room_id)
+        own = self._identity.server_name
+        return (
+            [_format(address) for address in found if address.origin == own],
+            [_format(address) for address in found if address.origin != own],
+        )
+
+    async def get_usage_of_users(self, from_ms: int, until_ms: int | None) -> Sequence[UserUsage]:
+        """How much each user has uploaded in a span of time."""
+        return await self._usage.get_of_users(from_ms, until_ms)
+
+    async def get_usage_of_server(self, rooms: int) -> ServerUsage:
+        """How much there is in all, and in the rooms that have most."""
+        return await self._usage.get_of_server(rooms)
+
+    async def get_deletions(self, before_number: int | None, limit: int) -> Sequence[Deletion]:
+        """What was deleted, the latest first."""
+        return await self._removal.get_deletions(before_number, limit)
+
+    # Holding back.
+
+    async def do_hold(self, server: ServerName, media_id: str, by: UserID) -> int:
+        """Hold a file back, and all with the same bytes; how many."""
+        return await self._quarantine.set_held([MediaAddress(server, media_id)], by)
+
+    async def do_hold_of_user(self, user_id: UserID, by: UserID) -> int:
+        """Hold back what a user has uploaded; how many."""
+        return await self._quarantine.set_user_held(user_id, by)
+
+    async def do_hold_of_room(self, room_id: RoomID, by: UserID) -> int:
+        """Hold back what a room shows; how many."""
+        return await self._quarantine.set_room_held(room_id, by)
+
+    async def do_free(self, server: ServerName, media_id: str) -> int:
+        """Give a file free, and all with the same bytes; how many."""
+        return await self._quarantine.set_free(MediaAddress(server, media_id))
+
+    async def do_protect(self, media_id: str, *, protected: bool) -> None:
+        """A file of this server is not to be held back, nor to go by itself; or may be."""
+        await self._quarantine.set_protected(media_id, protected=protected)
+
+    async def get_changes(self, after: int, limit: int) -> Sequence[QuarantineChange]:
+        """What was held back and given free after a number. Raises InvalidParam for a number that was not given out yet."""
+        changes, latest = await self._quarantine.get_changes(after, limit)
+        if after > latest:
+            raise InvalidParam("from is not a token that was given out")
+        return changes
+
+    # Deleting.
+
+    async def do_delete(self, server: ServerName, media_id: str, by: UserID) -> Sequence[str]:
+        """Delete a file of this server, held back or protected or not; its id. Raises InvalidParam, NotFound."""
+        self.check_own(server)
+        deleted = await self._do_delete([media_id], by, held_too=True)
+        if not deleted:
+            raise NotFound("There is no such file here")
+        return deleted
+
+    async def do_delete_of_user(
+        self, user_id: UserID, order: Order, start: int, limit: int, by: UserID
+    ) -> Sequence[str]:
+        """Delete a page of what a user has uploaded; the ids. Raises InvalidParam, NotFound."""
+        page = await self.get_uploads(user_id, order, start, limit)
+        return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
+
+    async def do_delete_old(
+        self, before_ms: int, larger_than: int, by: UserID, *, keep_profiles: bool
+    ) -> Sequence[str]:
+        """Delete files of this server that nobody has read since; the ids. What is held back or protected stays.
+
+        `keep_profiles`: pictures of users, members and rooms stay too. Raises InvalidParam.
+        """
+        _check_time(before_ms)
+        deleted: list[str] = []
+        after = ""
+        while True:
+            found = await self._lists.get_old_uploads(before_ms, larger_than, after, PART, keep_profiles=keep_profiles)
+            if not found:
+                return deleted
+            after = found[-1]
+            deleted += await self._do_delete(found, by, held_too=False, unread_since=before_ms)
+
+    async def do_purge_copies(self, before_ms: int, by: UserID) -> int:
+        """Delete copies of other servers' files that nobody has read since; how many. Raises InvalidParam."""
+        _check_time(before_ms)
+        count = 0
+        after = MediaAddress("", "")
+        while found := await self._lists.get_old_copies(before_ms, after, PART):
+            after = found[-1]
+            count += len(await self._removal.do_delete(found, Reason.ADMINISTRATOR, by, unread_since=before_ms))
+        return count
+
+    def check_own(self, server: ServerName) -> None:
+        """Raises InvalidParam for a file of another server."""
+        if server != self._identity.server_name:
+            raise InvalidParam("Only files of this server can be deleted so")
+
+    async def _do_delete(
+        self, media_ids: Sequence[str], by: UserID, *, held_too: bool, unread_since: int | None = None
+    ) -> Sequence[str]:
+        addresses = [MediaAddress(self._identity.server_name, media_id) for media_id in media_ids]
+        deleted = await self._removal.do_delete(
+            addresses, Reason.ADMINISTRATOR, by, held_too=held_too, unread_since=unread_since
+        )
+        return [address.media_id for address in deleted]
+
+    async def _check_user(self, user_id: UserID) -> None:
+        if not self._identity.is_local(user_id):
+            raise InvalidParam("Only users of this server have files here")
+        if not await self._accounts.get_accounts([user_id]):
+            raise NotFound("There is no such user")
+
+
+def _check_time(before_ms: int) -> None:
+    if before_ms < EARLIEST_MS:
+        raise InvalidParam("before_ts must be in milliseconds since 1970")
+
+
+def _format(address: MediaAddress) -> str:
+    return f"mxc://{address.origin}/{address.media_id}"

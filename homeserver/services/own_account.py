@@ -1,0 +1,191 @@
+"""What people do with their own account on its page: see where they are signed in, change and end things.
+
+Laws:
+- What cannot be undone, or lets somebody else in, wants a proof: the password, or, of an account without one, a sign-in of
+  the last minutes.
+- A password change ends all sessions but the browser's that makes it.
+
+spec: client-server-api#oauth-20-account-management
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from twisted.internet.interfaces import IReactorTime
+
+from federation.protocol.errors import Forbidden, MatrixError, NotFound
+from federation.protocol.ids import DeviceID, RoomID, UserID
+from homeserver.services.accounts import Accounts
+from homeserver.services.browser_sessions import BrowserSession
+from homeserver.services.deactivation import Deactivation
+from homeserver.services.oauth.clients import Client, Clients
+from homeserver.services.profiles import DISPLAY_NAME, Profiles
+from homeserver.services.room_memberships import RoomMemberships
+from homeserver.services.sessions import Sessions
+from homeserver.services.sign_in import SignIn
+from homeserver.services.threepids import Threepids
+from storage.account_data import AccountDataStore
+from storage.database import Database
+from storage.devices import DeviceRow, DeviceStore
+from storage.oauth import OAuthStore
+
+FRESH_MS: Final = 15 * 60 * 1000
+"""For so long a sign-in is a proof, where there is no password."""
+
+
+class WrongProof(Forbidden):
+    """The password is wrong."""
+
+
+class ProveAgain(MatrixError):
+    """An account without a password: its owner has to sign in once more."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnDevice:
+    """A device, and the app that signed in on it."""
+
+    row: DeviceRow
+    client: Client | None
+
+    @property
+    def name(self) -> str:
+        """As its owner knows it."""
+        return self.row.display_name or self.row.device_id
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the page shows."""
+
+    display_name: str
+    devices: Sequence[OwnDevice]
+    addresses: Sequence[str]
+    has_password: bool
+
+
+class OwnAccount:
+    """Shows and changes it."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        accounts: Accounts,
+        sign_in: SignIn,
+        sessions: Sessions,
+        devices: DeviceStore,
+        oauth: OAuthStore,
+        clients: Clients,
+        profiles: Profiles,
+        threepids: Threepids,
+        deactivation: Deactivation,
+        account_data: AccountDataStore,
+        rooms: RoomMemberships,
+    ) -> None:
+        self._clock = clock
+        self._database = database
+        self._accounts = accounts
+        self._sign_in = sign_in
+        self._sessions = sessions
+        self._devices = devices
+        self._oauth = oauth
+        self._clients = clients
+        self._profiles = profiles
+        self._threepids = threepids
+        self._deactivation = deactivation
+        self._account_data = account_data
+        self._rooms = rooms
+
+    async def look(self, user_id: UserID) -> Overview:
+        """What there is, the devices that were seen last first."""
+        account = await self._accounts.get_account(user_id)
+        (name, _) = (await self._profiles.get_names([user_id]))[user_id]
+        rows = (await self._devices.get_devices([user_id])).get(user_id, [])
+        return Overview(
+            display_name=name or "",
+            devices=await self._with_clients(user_id, rows),
+            addresses=[row.address for row in await self._threepids.get_threepids(user_id)],
+            has_password=account.password_hash is not None,
+        )
+
+    async def _with_clients(self, user_id: UserID, rows: Sequence[DeviceRow]) -> Sequence[OwnDevice]:
+        sessions = await self._oauth.get_sessions(user_id)
+        ids = {session.client_id for session in sessions.values()}
+        clients = {client_id: await self._clients.find(client_id) for client_id in ids}
+        ordered = sorted(rows, key=lambda row: row.last_seen_ts or row.created_ts, reverse=True)
+        return [
+            OwnDevice(row, clients[sessions[row.device_id].client_id] if row.device_id in sessions else None)
+            for row in ordered
+        ]
+
+    async def get_device(self, user_id: UserID, device_id: str) -> OwnDevice:
+        """One of them. Raises `NotFound`."""
+        row = await self._devices.get_device(user_id, device_id) if device_id and "\0" not in device_id else None
+        if row is None:
+            raise NotFound("You have no such device")
+        [device] = await self._with_clients(user_id, [row])
+        return device
+
+    async def check_proof(self, session: BrowserSession, password: str, address: str) -> None:
+        """Raises `WrongProof`, `ProveAgain`, `LimitExceeded`."""
+        account = await self._accounts.get_account(session.user_id)
+        if account.password_hash is None or not self._sign_in.password_confirmation:
+            if session.proved_ts < self._clock.seconds() * 1000 - FRESH_MS:
+                raise ProveAgain
+            return
+        try:
+            await self._sign_in.check_password(session.user_id, password, address)
+        except Forbidden:
+            raise WrongProof from None
+
+    async def do_set_name(self, user_id: UserID, name: str) -> None:
+        """Change the display name. Raises `Forbidden`, `InvalidParam`."""
+        if DISPLAY_NAME in self._profiles.fixed:
+            raise Forbidden("Display names cannot be changed here")
+        await self._profiles.do_set_display_name(user_id, name)
+
+    async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str]) -> None:
+        """End the sessions of these devices."""
+        ids = [DeviceID(device_id) for device_id in device_ids]
+        await self._database.write("end_own_devices", self._sessions.remove_devices, user_id, ids)
+
+    async def do_set_password(self, user_id: UserID, new_password: str) -> None:
+        """Change the password; all sessions end, that of the browser too. Raises `WeakPassword`, `InvalidParam`."""
+        await self._accounts.do_set_password(user_id, new_password, log_out_all=True)
+
+    async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
+        """Close the account for good."""
+        await self._deactivation.do_deactivate(user_id, erase=erase)
+
+    async def export(self, user_id: UserID) -> Mapping[str, Any]:
+        """What this server keeps of the account itself, to take along: no messages, which belong to rooms."""
+        overview = await self.look(user_id)
+        account = await self._accounts.get_account(user_id)
+        data = await self._account_data.get_account_data(user_id)
+        rooms: Sequence[RoomID] = await self._rooms.get_joined_rooms(user_id)
+        return {
+            "user_id": user_id,
+            "created_ts": account.created_ts,
+            "profile": await self._profiles.get_profile(user_id),
+            "addresses": overview.addresses,
+            "devices": [
+                {
+                    "device_id": device.row.device_id,
+                    "display_name": device.row.display_name,
+                    "created_ts": device.row.created_ts,
+                    "last_seen_ts": device.row.last_seen_ts,
+                    "last_seen_ip": device.row.last_seen_ip,
+                    "app": None if device.client is None else device.client.name,
+                }
+                for device in overview.devices
+            ],
+            "joined_rooms": rooms,
+            "account_data": {type_: msgspec.Raw(content) for type_, content in data.everywhere.items()},
+            "room_account_data": {
+                room_id: {type_: msgspec.Raw(content) for type_, content in entries.items()}
+                for room_id, entries in data.rooms.items()
+            },
+        }

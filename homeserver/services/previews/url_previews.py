@@ -1,0 +1,203 @@
+"""Previews of linked pages: made when somebody asks for one first, kept for a while, given to all who ask.
+
+What a page says of itself by Open Graph comes first, then what its oEmbed document says, then its title and its first words. The
+picture becomes a file of this server, which is nobody's, and goes a while after its preview.
+
+spec: client-server-api#get_matrixclientv1mediapreview_url
+"""
+
+from collections.abc import Sequence, Set
+from pathlib import PurePosixPath
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from twisted.internet.defer import DeferredSemaphore
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.outbound.errors import OutboundError
+from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, OtherServerFailed
+from federation.shared_work import SharedWork
+from homeserver.services.media.headers import parse_type
+from homeserver.services.media.store_errors import telling_of_the_store
+from homeserver.services.media.thumbnails import Thumbnails
+from homeserver.services.previews.fetching import Found, SiteReader
+from homeserver.services.previews.pages import PageReader, PageSays
+from homeserver.services.previews.rules import PreviewRules, parse_url
+from homeserver.services.secret_text import SecretText
+from storage.media import Content
+from storage.media_contents import Contents
+from storage.media_spool import Spool
+from storage.transaction import WriteTransaction
+from storage.url_previews import PreviewRow, URLPreviewStore
+
+AT_ONCE: Final = 10
+MOST_WAITING: Final = 100
+GOOD_MS: Final = 3600 * 1000
+"""How long a preview is given out."""
+FAILED_MS: Final = 5 * 60 * 1000
+"""How long a page is not asked again that could not be had."""
+PICTURE_MS: Final = 2 * 24 * 3600 * 1000
+"""How long a picture stays at least that no preview has any more: clients may show it still."""
+SPOOL_BYTES: Final = 1 << 18
+
+Properties = dict[str, str | int]
+
+
+class URLPreviews:
+    """Makes and finds them. Without `sites` there are none."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        server_name: str,
+        clock: IReactorTime,
+        store: URLPreviewStore,
+        contents: Contents,
+        thumbnails: Thumbnails,
+        pages: PageReader,
+        rules: PreviewRules,
+        sites: SiteReader | None,
+        texts: SecretText,
+        *,
+        authenticated_only: bool,
+    ) -> None:
+        self._server_name = server_name
+        self._clock = clock
+        self._store = store
+        self._contents = contents
+        self._thumbnails = thumbnails
+        self._pages = pages
+        self._rules = rules
+        self._sites = sites
+        self._texts = texts
+        self._authenticated_only = authenticated_only
+        self._work: SharedWork[str, PreviewRow] = SharedWork()
+        self._turns = DeferredSemaphore(AT_ONCE)
+
+    async def get(self, url: str) -> msgspec.Raw:
+        """The preview of a page, in JSON. Raises InvalidParam, Forbidden, OtherServerFailed, LimitExceeded."""
+        if self._sites is None:
+            raise Forbidden("This server makes no previews of links")
+        url = parse_url(url)
+        self._rules.check(url)
+        row = await self._store.get_preview(url, self._now_ms())
+        if row is None:
+            sites = self._sites
+            row = await self._work.run(url, lambda: self._make(url, sites))
+        if row.body is None:
+            raise OtherServerFailed("The page could not be had")
+        return msgspec.Raw(row.body.encode())
+
+    async def _make(self, url: str, sites: SiteReader) -> PreviewRow:
+        if len(self._turns.waiting) >= MOST_WAITING:
+            raise LimitExceeded("Too many previews are being made at this moment", retry_after_ms=5000)
+        await self._turns.acquire()
+        try:
+            row = await self._preview(url, sites)
+        except OutboundError as error:
+            self.log.info("no preview of {url}: {error}", url=url, error=str(error))
+            row = PreviewRow(url, None, None, self._now_ms() + FAILED_MS)
+        finally:
+            self._turns.release()
+        await self._store.put_preview(row)
+        return row
+
+    async def _preview(self, url: str, sites: SiteReader) -> PreviewRow:
+        spool = self._contents.spool(SPOOL_BYTES)
+        try:
+            found = await sites.read(url, spool)
+            properties: Properties = {}
+            picture: tuple[str, Content, tuple[int, int]] | None = None
+            if found.is_picture:
+                picture = await self._keep_picture(url, spool, found.type)
+            elif found.page is not None:
+                said = await self._with_oembed(await self._pages.read(found.page, found.url, found.charset), sites)
+                properties.update(said.properties)
+                if said.image is not None:
+                    picture = await self._picture_of(url, said.image, sites)
+        finally:
+            spool.close()
+        if not properties and found.page is None:
+            properties.update(_name_of(found))
+        if picture is not None:
+            media_id, content, size = picture
+            properties["og:image"] = f"mxc://{self._server_name}/{media_id}"
+            properties["og:image:type"] = content.type
+            properties["og:image:width"], properties["og:image:height"] = size
+            properties["matrix:image:size"] = content.size
+        body = msgspec.json.encode(properties).decode()
+        return PreviewRow(url, body, None if picture is None else picture[0], self._now_ms() + GOOD_MS)
+
+    async def _with_oembed(self, said: PageSays, sites: SiteReader) -> PageSays:
+        """What a page says, and where that is not enough, what its oEmbed document says."""
+        has_enough = said.image is not None and {"og:title", "og:site_name"} <= set(said.properties)
+        if said.oembed is None or has_enough:
+            return said
+        try:
+            document = await sites.read_document(said.oembed)
+        except OutboundError:
+            return said
+        more = await self._pages.read_oembed(document, said.oembed)
+        return PageSays({**more.properties, **said.properties}, said.image or more.image)
+
+    async def _picture_of(
+        self, url: str, address: str, sites: SiteReader
+    ) -> tuple[str, Content, tuple[int, int]] | None:
+        spool = self._contents.spool(SPOOL_BYTES)
+        try:
+            found = await sites.read(address, spool)
+            return await self._keep_picture(url, spool, found.type) if found.is_picture else None
+        except OutboundError as error:
+            self.log.info("no picture for the preview of {url}: {error}", url=url, error=str(error))
+            return None
+        finally:
+            spool.close()
+
+    async def _keep_picture(self, url: str, spool: Spool, type: str) -> tuple[str, Content, tuple[int, int]] | None:
+        """Make a file of a picture; its id, what it is and its size in pixels. None where it is no picture after all."""
+        spool.seek(0)
+        new_id = self._texts.media_id()
+
+        def write(txn: WriteTransaction, digest: bytes, size: int) -> tuple[str, Content]:
+            content = Content(digest, size, parse_type(type), None)
+            now = self._now_ms()
+            return (
+                self._store.add_picture(txn, url, new_id, content, now, authenticated=self._authenticated_only),
+                content,
+            )
+
+        with telling_of_the_store():
+            media_id, content = await self._contents.add(spool, write)
+        try:
+            size = await self._thumbnails.measure(content)
+        except MatrixError:
+            await self._remove([(media_id, content.hash)])
+            return None
+        return media_id, content, size
+
+    async def do_remove_old(self, limit: int) -> int:
+        """Forget previews that nobody has asked for, and pictures that no preview has, at most so many; a job does it."""
+        before = self._now_ms() - PICTURE_MS
+        removed = await self._store.remove_old(before, limit)
+        pictures = await self._store.get_old_pictures(before, limit)
+        if pictures and not await self._remove(pictures):
+            return removed
+        return max(removed, len(pictures))
+
+    async def _remove(self, pictures: Sequence[tuple[str, bytes]]) -> bool:
+        def forget(txn: WriteTransaction) -> Set[bytes]:
+            return self._store.forget_pictures(txn, pictures)
+
+        return await self._contents.remove_unused({hash for _media_id, hash in pictures}, forget) is not None
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+def _name_of(found: Found) -> Properties:
+    """What can be said of a file: its name."""
+    name = PurePosixPath(unquote(urlsplit(found.url).path)).name
+    return {"og:title": "".join(each for each in name if each.isprintable())[:200]} if name else {}

@@ -1,0 +1,295 @@
+"""The page where people manage their account: name, sessions, password, addresses, keys, the end.
+
+`?action=…&device_id=…` leads to what the specification names, and what links of other pages may: nothing is done before
+somebody presses a button on a page that says what it does.
+
+spec: client-server-api#oauth-20-account-management
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import MatrixError, NotFound
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.cross_signing_resets import CrossSigningResets
+from homeserver.services.email_validation import ADD, EMAIL, EmailValidation
+from homeserver.services.languages import Language
+from homeserver.services.oauth.metadata import (
+    ACCOUNT_PATH,
+    ACTIONS,
+    CROSS_SIGNING_RESET,
+    DEACTIVATE,
+    DEVICE_DELETE,
+    DEVICE_VIEW,
+    OLDER_ACTIONS,
+    PROFILE,
+)
+from homeserver.services.own_account import OwnAccount, ProveAgain, WrongProof
+from homeserver.services.secret_text import SecretText
+from homeserver.services.threepids import Threepids
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import PasswordsDiffer, explain
+from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+
+EXPORT_PATH: Final = "/_mahalla/account/export"
+ADDRESS: Final = "address"
+"""Besides the actions of the specification: where somebody comes back to from a letter."""
+_VIEWS: Final = {
+    DEVICE_VIEW: "device",
+    DEVICE_DELETE: "device",
+    DEACTIVATE: "deactivate",
+    CROSS_SIGNING_RESET: "reset",
+    ADDRESS: "address",
+}
+
+Fields = Mapping[str, str]
+
+
+class AccountPage:
+    """The page, and what its buttons do."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        account: OwnAccount,
+        resets: CrossSigningResets,
+        threepids: Threepids,
+        validation: EmailValidation,
+        secret_text: SecretText,
+        *,
+        base_url: str,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._account = account
+        self._resets = resets
+        self._threepids = threepids
+        self._validation = validation
+        self._secret_text = secret_text
+        self._base_url = base_url.rstrip("/")
+        self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
+            "name": self._set_name,
+            "end_device": self._end_device,
+            "password": self._set_password,
+            "send_letter": self._send_letter,
+            "take_address": self._take_address,
+            "remove_address": self._remove_address,
+            "reset": self._reset,
+            "deactivate": self._deactivate,
+        }
+
+    async def answer(self, context: RequestContext, given: Fields) -> Response:
+        """The page that an address names, for who is signed in; others sign in first."""
+        session = await self._sessions.get(context)
+        if session is None:
+            here = {name: given[name] for name in ("action", "device_id", "address", "client_secret") if given[name]}
+            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{urlencode(here)}" if here else ACCOUNT_PATH))
+        try:
+            return await self._page(context, session, given)
+        except NotFound:
+            return await self._page(context, session, {"action": PROFILE})
+
+    async def press(self, context: RequestContext, fields: Fields) -> Response:
+        """A button was pressed."""
+        session = await self._sessions.get(context)
+        if session is None:
+            return see_other(sign_in_link(ACCOUNT_PATH))
+        button = self._buttons.get(fields.get("do", ""))
+        if button is None:
+            return see_other(ACCOUNT_PATH)
+        try:
+            return await button(context, session, fields)
+        except NotFound:
+            return _done("session_ended")
+        except ProveAgain:
+            back = urlencode({name: fields[name] for name in ("action", "device_id") if fields.get(name)})
+            cookie = await self._sessions.do_end(context)
+            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}"), cookies=(cookie,))
+        except MatrixError as error:
+            return await self._page(context, session, fields, error=error)
+
+    async def export(self, context: RequestContext) -> Response:
+        """A file with what is kept of the account."""
+        session = await self._sessions.get(context)
+        if session is None:
+            return see_other(sign_in_link(ACCOUNT_PATH))
+        body = msgspec.json.format(msgspec.json.encode(await self._account.export(session.user_id)))
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Disposition": 'attachment; filename="account.json"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        return Response(HTTPStatus.OK, headers, body)
+
+    async def _page(
+        self, context: RequestContext, session: BrowserSession, given: Fields, *, error: MatrixError | None = None
+    ) -> Response:
+        language = self._pages.choose(context.languages)
+        action = given.get("action", "")
+        action = OLDER_ACTIONS.get(action, action)
+        view = _VIEWS.get(action, "home")
+        overview = await self._account.look(session.user_id)
+        token = self._forms.token(context)
+        device = None
+        if view == "device":
+            device = await self._account.get_device(session.user_id, given.get("device_id", ""))
+        fields: dict[str, object] = {
+            "view": view,
+            "action": action if action in (*ACTIONS, ADDRESS) else "",
+            "path": ACCOUNT_PATH,
+            "export_path": EXPORT_PATH,
+            "sign_out_path": SIGN_OUT_PATH,
+            "here": ACCOUNT_PATH,
+            "form_token": token.text,
+            "user_id": session.user_id,
+            "overview": overview,
+            "device": device,
+            "moment": _moment,
+            "address": given.get("address", ""),
+            "client_secret": given.get("client_secret", ""),
+            "may_add_addresses": self._validation.is_possible,
+            "reset_allowed": await self._resets.is_allowed(session.user_id),
+            "problem": "" if error is None else _explain(error, language),
+            "done": "" if error is not None else _told(given.get("done", ""), language),
+        }
+        status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
+        return self._pages.make("account.html", language, fields, status, cookies=token.cookies)
+
+    async def _set_name(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.do_set_name(session.user_id, fields.get("name", "").strip())
+        return _done("name")
+
+    async def _end_device(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        device = await self._account.get_device(session.user_id, fields.get("device_id", ""))
+        await self._account.do_end_devices(session.user_id, [device.row.device_id])
+        return _done("session_ended")
+
+    async def _set_password(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        if fields.get("password", "") != fields.get("password_again"):
+            raise PasswordsDiffer
+        await self._account.do_set_password(session.user_id, fields.get("password", ""))
+        return _done("password", cookies=(await self._sessions.do_begin(session.user_id, context),))
+
+    async def _send_letter(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        self._threepids.check_changes()
+        secret, address = self._secret_text.session_id(), fields.get("address", "")
+        back = {"action": ADDRESS, "address": address, "client_secret": secret}
+        await self._validation.do_request_token(
+            ADD,
+            address,
+            secret,
+            1,
+            f"{self._base_url}{ACCOUNT_PATH}?{urlencode(back)}" if self._base_url else None,
+            self._pages.choose(context.languages),
+            context.client_ip,
+        )
+        return see_other(f"{ACCOUNT_PATH}?{urlencode({**back, 'done': 'letter'})}")
+
+    async def _take_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        secret = fields.get("client_secret", "")
+        sid = await self._validation.find(ADD, fields.get("address", ""), secret)
+        await self._threepids.do_take(session.user_id, sid or "", secret)
+        return _done("address")
+
+    async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._threepids.do_remove(session.user_id, EMAIL, fields.get("address", ""))
+        return _done("address_removed")
+
+    async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        await self._resets.do_allow(session.user_id)
+        return see_other(f"{ACCOUNT_PATH}?{urlencode({'action': CROSS_SIGNING_RESET, 'done': 'reset'})}")
+
+    async def _deactivate(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        await self._account.do_deactivate(session.user_id, erase=fields.get("erase") == "true")
+        _ = self._pages.choose(context.languages).gettext
+        texts = [_("All of its sessions have ended, and it leaves its rooms now. Nobody else ever gets your address.")]
+        return self._pages.message(context, _("Your account is closed"), texts)
+
+
+def _done(what: str, *, cookies: tuple[str, ...] = ()) -> Response:
+    return see_other(f"{ACCOUNT_PATH}?{urlencode({'done': what})}", cookies=cookies)
+
+
+def _moment(ts: int | None) -> str:
+    """A time as people of every language read it; of the server's clock, in UTC."""
+    return "–" if ts is None else datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _explain(error: MatrixError, language: Language) -> str:
+    _ = language.gettext
+    if isinstance(error, WrongProof):
+        return _("The password is wrong.")
+    return explain(error, language)
+
+
+def _told(done: str, language: Language) -> str:
+    _ = language.gettext
+    match done:
+        case "name":
+            return _("Your name is changed.")
+        case "session_ended":
+            return _("The session has ended.")
+        case "password":
+            return _("Your password is changed, and all apps are signed out.")
+        case "letter":
+            return _("A letter is on its way. Open its link, press the button there, and come back here.")
+        case "address":
+            return _("The address is added.")
+        case "address_removed":
+            return _("The address is removed.")
+        case "reset":
+            return _("Allowed. Go back to your app within ten minutes.")
+        case _:
+            return ""
+
+
+@endpoint("GET", ACCOUNT_PATH, auth=Auth.NONE)
+async def get_account_page(
+    page: AccountPage,
+    context: RequestContext,
+    *,
+    action: str = "",
+    device_id: str = "",
+    address: str = "",
+    client_secret: str = "",
+    done: str = "",
+) -> Response:
+    """The page."""
+    given = {
+        "action": action,
+        "device_id": device_id,
+        "address": address,
+        "client_secret": client_secret,
+        "done": done,
+    }
+    return await page.answer(context, given)
+
+
+@endpoint("POST", ACCOUNT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_account_page(
+    page: AccountPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """A button of it."""
+    fields = forms.read(context, body)
+    return pages.stale_form(context) if fields is None else await page.press(context, fields)
+
+
+@endpoint("GET", EXPORT_PATH, auth=Auth.NONE)
+async def get_account_export(page: AccountPage, context: RequestContext) -> Response:
+    """A file with what is kept of the account."""
+    return await page.export(context)

@@ -1,0 +1,127 @@
+"""The page for who has forgotten the password: a letter to the address of the account leads to a new one."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import MatrixError, MissingToken
+from homeserver.http.answers import Response
+from homeserver.services.accounts import Accounts
+from homeserver.services.email_validation import PASSWORD_RESET, EmailValidation
+from homeserver.services.secret_text import SecretText
+from homeserver.services.uia import AuthenticationRequired
+from homeserver.services.uia_stages import EMAIL_IDENTITY
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages
+from homeserver.web.refusals import PasswordsDiffer, explain
+from homeserver.web.sign_in import RESET_PATH, SIGN_IN_PATH
+
+_SET_PATH: Final = "/_mahalla/reset_password/new"
+
+
+class ResetPasswordPage:
+    """The page."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        accounts: Accounts,
+        validation: EmailValidation,
+        secret_text: SecretText,
+        *,
+        base_url: str,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._accounts = accounts
+        self._validation = validation
+        self._secret_text = secret_text
+        self._base_url = base_url.rstrip("/")
+
+    def make(
+        self, context: RequestContext, given: Mapping[str, str], *, state: str, error: MatrixError | None = None
+    ) -> Response:
+        """The page. `state`: `address`, `letter` (one is under way), `password`."""
+        language = self._pages.choose(context.languages)
+        _ = language.gettext
+        if not self._validation.is_possible:
+            texts = [_("This server sends no letters. Ask the people who run it for a new password.")]
+            return self._pages.message(context, _("Have you forgotten your password?"), texts, HTTPStatus.NOT_FOUND)
+        token = self._forms.token(context)
+        fields: dict[str, object] = {
+            "state": state,
+            "path": RESET_PATH,
+            "set_path": _SET_PATH,
+            "form_token": token.text,
+            "address": given.get("address", ""),
+            "client_secret": given.get("client_secret", ""),
+            "problem": "" if error is None else explain(error, language),
+        }
+        status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
+        return self._pages.make("reset_password.html", language, fields, status, cookies=token.cookies)
+
+    async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """Send a letter to the address of an account."""
+        given = {"address": fields.get("address", ""), "client_secret": self._secret_text.session_id()}
+        back = f"{self._base_url}{RESET_PATH}?{urlencode(given)}" if self._base_url else None
+        language = self._pages.choose(context.languages)
+        try:
+            await self._validation.do_request_token(
+                PASSWORD_RESET, given["address"], given["client_secret"], 1, back, language, context.client_ip
+            )
+        except MatrixError as error:
+            return self.make(context, given, state="address", error=error)
+        return self.make(context, given, state="letter")
+
+    async def set_password(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """Set a new one, for who has confirmed the address."""
+        address, secret = fields.get("address", ""), fields.get("client_secret", "")
+        sid = await self._validation.find(PASSWORD_RESET, address, secret)
+        proof = {"type": EMAIL_IDENTITY, "threepid_creds": {"sid": sid or "", "client_secret": secret}}
+        try:
+            if fields.get("password", "") != fields.get("password_again"):
+                raise PasswordsDiffer
+            await self._accounts.do_reset_password(fields.get("password", ""), proof, context.client_ip, log_out=True)
+        except AuthenticationRequired as required:
+            return self.make(context, fields, state="password", error=required.error or required)
+        except MissingToken as error:
+            return self.make(context, fields, state="address", error=error)
+        except MatrixError as error:
+            return self.make(context, fields, state="password", error=error)
+        _ = self._pages.choose(context.languages).gettext
+        link = (_("Sign in"), SIGN_IN_PATH)
+        return self._pages.message(context, _("Your password is set"), [_("All apps are signed out.")], link=link)
+
+
+@endpoint("GET", RESET_PATH, auth=Auth.NONE)
+async def get_reset_password(
+    page: ResetPasswordPage, context: RequestContext, *, address: str = "", client_secret: str = ""
+) -> Response:
+    """Where somebody begins, or comes back to from a letter."""
+    given = {"address": address, "client_secret": client_secret}
+    return page.make(context, given, state="password" if client_secret else "address")
+
+
+@endpoint("POST", RESET_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_reset_password(
+    page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """An address was given, or the letter has been read."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    if fields.get("client_secret"):
+        return page.make(context, fields, state="password")
+    return await page.send_letter(context, fields)
+
+
+@endpoint("POST", _SET_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_new_password(
+    page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """A new password was typed."""
+    fields = forms.read(context, body)
+    return pages.stale_form(context) if fields is None else await page.set_password(context, fields)

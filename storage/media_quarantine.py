@@ -1,0 +1,134 @@
+"""Files that are held back from everybody, and files that may not be.
+
+Laws:
+- What is held back is the content: all files with the same bytes, of this server and of others, and those that come later.
+- A protected file is not held back, whatever else has its bytes.
+- Each change has a number; who reads the changes in their order misses none.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from storage.database import Database
+from storage.media_addresses import MediaAddress
+from storage.media_references import Role
+from storage.transaction import Transaction, WriteTransaction
+
+SYSTEM: Final = "system"
+"""Who holds back a file whose bytes were held back already."""
+_COUNTER: Final = "quarantine_change"
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineChange:
+    """A file was held back, or given free."""
+
+    number: int
+    address: MediaAddress
+    quarantined: bool
+
+
+class QuarantineStore:
+    """Holds files back. `own`: this server's name."""
+
+    def __init__(self, database: Database, own: str) -> None:
+        self._database = database
+        self._own = own
+
+    async def set_held(self, addresses: Iterable[MediaAddress], by: str) -> int:
+        """Hold these files back, and all that have the same bytes; how many."""
+        return await self._database.write("hold_media", self._hold_files, list(addresses), by)
+
+    async def set_user_held(self, user_id: str, by: str) -> int:
+        """Hold back what a user has uploaded; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            sql = "SELECT DISTINCT hash FROM media WHERE user_id = ? AND quarantined = 0 AND protected = 0 AND hash IS NOT NULL"
+            return self._set(txn, [bytes(hash) for (hash,) in txn.query(sql, (user_id,))], by)
+
+        return await self._database.write("hold_media_of_user", write)
+
+    async def set_room_held(self, room_id: str, by: str) -> int:
+        """Hold back what events of a room show, but for the pictures of its members; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            rows = txn.query(
+                "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
+                f" JOIN known_media AS k ON k.media_nid = e.media_nid WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}",
+                (room_id,),
+            )
+            return self._hold_files(txn, [MediaAddress(*row) for row in rows], by)
+
+        return await self._database.write("hold_media_of_room", write)
+
+    async def set_free(self, address: MediaAddress) -> int:
+        """Give a file free, and all that have the same bytes; how many."""
+
+        def write(txn: WriteTransaction) -> int:
+            return self._set(txn, self._hashes(txn, [address]), None)
+
+        return await self._database.write("free_media", write)
+
+    async def set_protected(self, media_id: str, *, protected: bool) -> bool:
+        """A file of this server may not be held back, nor go by itself; or may. False where there is no such file."""
+        sql = "UPDATE media SET protected = ? WHERE media_id = ?"
+        return await self._database.write("protect_media", lambda txn: txn.execute(sql, (int(protected), media_id)) > 0)
+
+    async def get_changes(self, after: int, limit: int) -> tuple[Sequence[QuarantineChange], int]:
+        """Changes after a number, and the number of the latest change."""
+        return await self._database.read("get_quarantine_changes", _select_changes, after, limit)
+
+    def hold_known(self, txn: WriteTransaction, hash: bytes) -> None:
+        """A file with these bytes has come: where they are held back, so is it."""
+        if any(
+            txn.query_one(f"SELECT 1 FROM {table} WHERE hash = ? AND quarantined = 1 LIMIT 1", (hash,)) is not None
+            for table in ("media", "remote_media")
+        ):
+            self._set(txn, [hash], SYSTEM)
+
+    def _hold_files(self, txn: WriteTransaction, addresses: Sequence[MediaAddress], by: str) -> int:
+        return self._set(txn, self._hashes(txn, addresses), by)
+
+    def _hashes(self, txn: Transaction, addresses: Sequence[MediaAddress]) -> Sequence[bytes]:
+        """What these files hold, but for those that are protected."""
+        own = [address.media_id for address in addresses if address.origin == self._own]
+        others = [address for address in addresses if address.origin != self._own]
+        sql = "SELECT hash FROM media WHERE hash IS NOT NULL AND protected = 0 AND media_id IN {keys}"
+        rows = txn.query_in(sql, own)
+        if others:
+            found = txn.query_each("SELECT hash FROM remote_media WHERE origin = ? AND media_id = ?", others)
+            rows += [row for each in found for row in each]
+        return sorted({bytes(hash) for (hash,) in rows})
+
+    def _set(self, txn: WriteTransaction, hashes: Sequence[bytes], by: str | None) -> int:
+        """Hold all files with these bytes back, or (without `by`) give them free; how many."""
+        held = int(by is not None)
+        protected = " AND protected = 0" if held else ""
+        changed: list[MediaAddress] = []
+        for hash in hashes:
+            update = f"SET quarantined = {held}, quarantined_by = ? WHERE hash = ? AND quarantined = {1 - held}"
+            rows = txn.query(f"UPDATE media {update}{protected} RETURNING media_id", (by, hash))
+            changed += [MediaAddress(self._own, media_id) for (media_id,) in rows]
+            rows = txn.query(f"UPDATE remote_media {update} RETURNING origin, media_id", (by, hash))
+            changed += [MediaAddress(*row) for row in rows]
+        if changed:
+            first = txn.allocate(_COUNTER, len(changed))
+            txn.execute_many(
+                "INSERT INTO quarantine_changes (change_nid, origin, media_id, quarantined) VALUES (?, ?, ?, ?)",
+                [(number, *address, held) for number, address in enumerate(changed, first)],
+            )
+        return len(changed)
+
+
+def _select_changes(txn: Transaction, after: int, limit: int) -> tuple[Sequence[QuarantineChange], int]:
+    sql = (
+        "SELECT change_nid, origin, media_id, quarantined FROM quarantine_changes WHERE change_nid > ?"
+        " ORDER BY change_nid LIMIT ?"
+    )
+    changes = [
+        QuarantineChange(number, MediaAddress(origin, media_id), bool(quarantined))
+        for number, origin, media_id, quarantined in txn.query(sql, (after, limit))
+    ]
+    latest = txn.query_one("SELECT COALESCE(MAX(change_nid), 0) FROM quarantine_changes")
+    return changes, int(latest[0]) if latest is not None else 0

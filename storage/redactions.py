@@ -1,0 +1,60 @@
+"""Taking the content of an event away: from the event, and from the tables beside it."""
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from storage.directory_changes import note_directory_changes
+from storage.media_references import note_redaction
+from storage.memberships import put_memberships, select_memberships
+from storage.relations import remove_relation
+from storage.room_effects import StateEffect
+from storage.room_summaries import set_summary_fields
+from storage.spaces import remove_child_of_event
+from storage.sticky_events import remove_sticky_event
+from storage.streams import Change, Topic
+from storage.transaction import WriteTransaction
+
+
+@dataclass(frozen=True, slots=True)
+class Redaction:
+    """The taking away of an event's content."""
+
+    target_nid: int
+    pruned_pdu: bytes
+    effect: StateEffect | None
+    """What the pruned target means, when it is current state."""
+
+
+def redact_event(
+    txn: WriteTransaction, room_nid: int, redaction_nid: int, position: int | None, redaction: Redaction
+) -> None:
+    """Carry out a redaction, by its number and its position, if it arrived as news. What has no content any more stays as it is."""
+    note_redaction(txn, redaction.target_nid)
+    changed = txn.execute(
+        "UPDATE events SET pdu = ?, redacted_by = ? WHERE event_nid = ? AND room_nid = ? AND redacted_by IS NULL",
+        (redaction.pruned_pdu, redaction_nid, redaction.target_nid, room_nid),
+    )
+    if not changed:
+        return
+    if position is None:
+        position = txn.next_position()
+    txn.announce(Change(position, Topic.REDACTED, detail=redaction.target_nid))
+    remove_relation(txn, redaction.target_nid)
+    remove_sticky_event(txn, redaction.target_nid)
+    if redaction.effect is None:
+        return
+    if redaction.effect.summary:
+        set_summary_fields(txn, room_nid, redaction.effect.summary)
+    child = redaction.effect.child
+    if child is not None:
+        remove_child_of_event(txn, room_nid, redaction.target_nid, child.child_id)
+    member = redaction.effect.membership
+    if member is not None:
+        old = select_memberships(txn, room_nid, [member.user_id]).get(member.user_id)
+        if old is not None and old.event_nid == redaction.target_nid:
+            nameless = replace(old, display_name=None, avatar_url=None)
+            put_memberships(txn, [nameless])
+            if not nameless.is_local:
+                note_directory_changes(txn, [(nameless.user_id, position)])
+            txn.announce(Change(position, Topic.MEMBERSHIP, user_id=member.user_id, detail=nameless))

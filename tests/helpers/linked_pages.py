@@ -1,0 +1,51 @@
+"""Sites that a test makes up, for previews of what is linked there."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from federation.outbound.request import TakeBody
+
+PIECE_BYTES = 8192
+
+
+@dataclass
+class LinkedPages:
+    """Answers by their address; others cannot be reached."""
+
+    pages: dict[str, tuple[int, Mapping[str, str], bytes]] = field(default_factory=dict)
+    asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+
+    def put(self, url: str, body: bytes | str, type: str = "text/html; charset=utf-8") -> None:
+        """There is this from now on."""
+        self.pages[url] = (200, {"content-type": type}, body.encode() if isinstance(body, str) else body)
+
+    def redirect(self, url: str, place: str) -> None:
+        """It is there from now on."""
+        self.pages[url] = (302, {"location": place}, b"")
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+        take: TakeBody | None = None,
+    ) -> WebAnswer:
+        assert (method, redirects, body) == ("GET", 0, b"")
+        self.asked.append((url, dict(headers)))
+        if url not in self.pages:
+            raise OutboundError("there is no such place")
+        status, said, content = self.pages[url]
+        give = take(status, said) if take is not None else None
+        if give is not None:
+            for start in range(0, len(content), PIECE_BYTES):
+                give(content[start : start + PIECE_BYTES])
+            content = b""
+        return WebAnswer(url, status, dict(said), content)

@@ -1,0 +1,136 @@
+"""Plug-ins of an institution: the examples of the documentation, and what happens when a plug-in is at fault."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import pytest
+
+from homeserver.hooks import hookimpl, load_plugin
+from storage.database import Database
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer, User
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "plugins"
+
+
+@pytest.fixture(autouse=True)
+def _examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+class AtFault:
+    """Refuses to be made, or to answer."""
+
+    def __init__(self, config: dict[str, object]) -> None:
+        if config.get("at_start"):
+            raise RuntimeError("no")
+
+    @hookimpl
+    async def check_sign_in(self, user_id: str, way: str, address: str) -> str | None:
+        raise RuntimeError("no")
+
+
+class Misspelt:
+    """Has a method with a parameter that there is not."""
+
+    @hookimpl
+    def check_sign_in(self, user: str) -> str | None:
+        return None
+
+
+def make_misspelt(_config: dict[str, object]) -> Misspelt:
+    return Misspelt()
+
+
+def login(server: TestServer, name: str, password: str = "wonderland", ip: str = "127.0.0.1") -> Answer:
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": password}
+    return server.post("/_matrix/client/v3/login", body, ip=ip)
+
+
+def register(server: TestServer, name: str) -> Answer:
+    body = {"username": name, "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+    return server.post("/_matrix/client/v3/register", body)
+
+
+def test_a_plugin_knows_passwords(tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed = hashlib.scrypt(b"wonderland", salt=b"salt", n=2**14, r=8, p=1).hex()
+    people = tmp_path / "people"
+    people.write_text(f"17:alice:Alice Liddell:{b'salt'.hex()}:{hashed}\n", encoding="utf-8")
+    config = f"plugins: [{{module: campus_passwords.CampusPasswords, config: {{path: {people}}}}}]"
+
+    async def at_once(work: object, *args: object, **options: object) -> object:
+        assert callable(work)
+        return work(*args, **options)
+
+    server = TestServer(tmp_path, sqlite_database, config)
+    monkeypatch.setattr("campus_passwords.deferToThread", at_once)
+    for name, password in (
+        ("alice", "wrong"),
+        ("alice", ""),
+        ("bob", "wonderland"),
+        ("@alice:other.example", "wonderland"),
+    ):
+        assert login(server, name, password).errcode == "M_FORBIDDEN"
+    alice = User(server, login(server, "alice").json)
+    assert alice.user_id == "@alice:example.org"
+    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
+    path = f"/_matrix/client/v3/devices/{alice.device_id}"
+    asked = alice.delete(path, {}).json
+    auth = {"type": "m.login.password", "session": asked["session"], "password": "wonderland"}
+    auth |= {"identifier": {"type": "m.id.user", "user": "alice"}}
+    assert alice.delete(path, {"auth": auth}).status == 200
+    people.write_text(people.read_text(encoding="utf-8").replace("17:", "18:"), encoding="utf-8")  # somebody else
+    assert login(server, "alice").errcode == "M_FORBIDDEN"
+
+
+def test_a_plugin_refuses_accounts(tmp_path: Path, sqlite_database: Database) -> None:
+    config = "plugins: [{module: staff_names.StaffNames, config: {offices: [rector]}}]"
+    server = TestServer(tmp_path, sqlite_database, config)
+    for name, text in (("alice", "first.last"), ("the.rector", "belongs to an office")):
+        answer = register(server, name)
+        assert answer.errcode == "M_FORBIDDEN"
+        assert text in answer.json["error"]
+    assert register(server, "alice.liddell").status == 200
+
+
+def test_a_plugin_refuses_sign_ins(tmp_path: Path, sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = "plugins: [{module: office_hours.OfficeHours, config: {from: 7, until: 19, network: 10.0.0.0/8}}]"
+    server = TestServer(tmp_path, sqlite_database, config)
+    server.register("alice")
+    for hour, ip, status in (
+        (6, "192.0.2.1", 403),
+        (6, "10.1.2.3", 200),
+        (7, "192.0.2.1", 200),
+        (19, "2001:db8::1", 403),
+    ):
+        monkeypatch.setattr(
+            "office_hours.time.localtime", lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5))
+        )
+        assert login(server, "alice", ip=ip).status == status, (hour, ip)
+
+
+def test_nobody_gets_in_by_a_fault(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, f"plugins: [{{module: {__name__}.AtFault}}]")
+    server.register("alice")
+    assert login(server, "alice").status == 500
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{module: nowhere.Plugin}",
+        f"{{module: {__name__}.Nobody}}",
+        "{module: Plugin}",
+        f"{{module: {__name__}.AtFault, config: {{at_start: true}}}}",
+        f"{{module: {__name__}.make_misspelt}}",
+    ],
+)
+def test_a_plugin_that_is_none_stops_the_start(tmp_path: Path, sqlite_database: Database, entry: str) -> None:
+    with pytest.raises(ValueError, match="plug-in"):
+        TestServer(tmp_path, sqlite_database, f"plugins: [{entry}]")
+
+
+def test_a_plugin_is_made_with_its_settings() -> None:
+    made = load_plugin("office_hours.OfficeHours", {"from": 1, "until": 2, "network": "10.0.0.0/8"})
+    assert type(made).__name__ == "OfficeHours"

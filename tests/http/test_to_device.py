@@ -1,0 +1,174 @@
+"""Messages from device to device: in order, once, kept until they have arrived, and bounded.
+
+spec: client-server-api#send-to-device-messaging
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.keys import V3, sync
+from tests.helpers.server import TestServer, User
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def bob(server: TestServer) -> User:
+    return server.register("bob")
+
+
+def test_messages_to_devices_come_once_in_order_and_until_acknowledged(alice: User, bob: User) -> None:
+    since = sync(bob)["next_batch"]
+    for number in range(3):
+        body = {"messages": {bob.user_id: {bob.device_id: {"n": number}}}}
+        for _ in range(2):
+            assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+    expected = [{"type": "m.test", "sender": alice.user_id, "content": {"n": number}} for number in range(3)]
+    first = sync(bob, since)
+    assert first["to_device"]["events"] == expected
+    again = sync(bob, since)
+    assert again["to_device"]["events"] == expected, "the answer may have been lost"
+    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+    assert sync(bob, again["next_batch"])["to_device"]["events"] == []
+
+
+def test_messages_to_devices_outlive_a_restart_in_the_midst_of_it(
+    tmp_path: Path, server: TestServer, sqlite_database: Database, alice: User, bob: User
+) -> None:
+    since = sync(bob)["next_batch"]
+
+    def send(numbers: range) -> None:
+        for number in numbers:
+            body = {"messages": {bob.user_id: {bob.device_id: {"n": number}}}}
+            assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+
+    send(range(3))
+    heard = sync(bob, since)
+    assert len(heard["to_device"]["events"]) == 3
+    anew = TestServer(tmp_path, sqlite_database, seed=2, now=server.clock.seconds() + 1)
+    alice.server = bob.server = anew
+    send(range(2, 6))
+    again = sync(bob, since)["to_device"]["events"]
+    assert [event["content"]["n"] for event in again] == list(range(6)), "the answer may have been lost"
+    rest = sync(bob, heard["next_batch"])
+    assert [event["content"]["n"] for event in rest["to_device"]["events"]] == [3, 4, 5], (
+        "and a retry is not sent twice"
+    )
+    assert sync(bob, rest["next_batch"])["to_device"]["events"] == []
+
+
+def test_many_messages_come_in_several_answers(alice: User, bob: User) -> None:
+    since = sync(bob)["next_batch"]
+    for number in range(250):
+        body = {"messages": {bob.user_id: {"*": {"n": number}}}}
+        assert alice.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+    numbers: list[int] = []
+    for expected in (100, 100, 50, 0):
+        answer = sync(bob, since)
+        numbers += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        assert len(answer["to_device"]["events"]) == expected
+        since = answer["next_batch"]
+    assert numbers == list(range(250))
+
+
+def test_many_messages_come_in_several_answers_from_the_first_sync_on(alice: User, bob: User) -> None:
+    send_numbers(alice, bob, range(250))
+    numbers: list[int] = []
+    since = None
+    for expected in (100, 100, 52, 0):
+        answer = sync(bob, since)
+        assert len(answer["to_device"]["events"]) == expected
+        numbers += [event["content"]["n"] for event in answer["to_device"]["events"]]
+        since = answer["next_batch"]
+        if expected == 100:
+            send_numbers(alice, bob, range(900 + len(numbers), 901 + len(numbers)))
+    assert numbers == [*range(250), 1000, 1100]
+
+
+def test_a_first_sync_whose_answer_was_lost_is_repeated_whole(alice: User, bob: User) -> None:
+    send_numbers(alice, bob, range(250))
+    for _ in range(2):
+        first = sync(bob)
+        assert [event["content"]["n"] for event in first["to_device"]["events"]] == list(range(100))
+    second = sync(bob, first["next_batch"])
+    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 200))
+
+
+def test_a_token_from_amid_a_long_backlog_serves_whoever_takes_tokens(alice: User, bob: User) -> None:
+    room_id = bob.post(f"{V3}/createRoom").json["room_id"]
+    send_numbers(alice, bob, range(150))
+    token = sync(bob)["next_batch"]
+    bob.put(f"{V3}/rooms/{room_id}/send/m.room.message/1", {"body": "later", "msgtype": "m.text"})
+    page = bob.get(f"{V3}/rooms/{room_id}/messages?dir=f&from={token}").json
+    assert [event["content"]["body"] for event in page["chunk"]] == ["later"]
+    assert bob.get(f"{V3}/keys/changes?from={token}&to={token}").json == {"changed": [], "left": []}
+    second = sync(bob, token)
+    assert [event["content"]["n"] for event in second["to_device"]["events"]] == list(range(100, 150))
+    assert [event["content"] for event in second["rooms"]["join"][room_id]["timeline"]["events"]] == [
+        {"body": "later", "msgtype": "m.text"}
+    ]
+    assert sync(bob, second["next_batch"])["to_device"]["events"] == []
+
+
+def test_what_arrives_amid_a_long_backlog_comes_after_it_and_once(alice: User, bob: User) -> None:
+    send_numbers(alice, bob, range(350))
+    since, numbers, next_number = sync(bob)["next_batch"], list(range(100)), 350
+    while events := sync(bob, since)["to_device"]["events"]:
+        repeated = sync(bob, since)
+        assert repeated["to_device"]["events"] == events
+        numbers += [event["content"]["n"] for event in events]
+        since = repeated["next_batch"]
+        if len(numbers) < 400:
+            send_numbers(alice, bob, range(next_number, next_number + 1))
+            next_number += 1
+    assert numbers == list(range(next_number))
+
+
+def test_a_message_to_a_device_is_as_large_as_an_event_at_most(alice: User, bob: User) -> None:
+    for to in (bob.user_id, "@far:elsewhere.example"):
+        body = {"messages": {to: {bob.device_id: {"text": "x" * 70_000}}, alice.user_id: {alice.device_id: {}}}}
+        answer = alice.put(f"{V3}/sendToDevice/m.test/large-{to[1:4]}", body)
+        assert (answer.status, answer.errcode) == (413, "M_TOO_LARGE")
+    assert sync(alice)["to_device"]["events"] == [], "none of a request that is refused is sent"
+
+
+def test_a_wildcard_means_the_devices_there_are(server: TestServer, alice: User, bob: User) -> None:
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+    }
+    second = User(server, server.post(f"{V3}/login", login).json)
+    body = {"messages": {bob.user_id: {"*": {"n": 1}}, alice.user_id: {"*": {"n": 2}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    later = User(server, server.post(f"{V3}/login", login).json)
+    got = [
+        [event["content"]["n"] for event in sync(user)["to_device"]["events"]] for user in (bob, second, later, alice)
+    ]
+    assert got == [[1], [1], [], [2]]
+
+
+def send_numbers(sender: User, to: User, numbers: range) -> None:
+    for number in numbers:
+        body = {"messages": {to.user_id: {to.device_id: {"n": number}}}}
+        assert sender.put(f"{V3}/sendToDevice/m.test/{number}", body).status == 200
+
+
+def test_messages_for_a_device_that_is_gone_are_gone(server: TestServer, alice: User, bob: User) -> None:
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": bob.user_id},
+        "password": "wonderland",
+        "device_id": bob.device_id,
+    }
+    body: dict[str, Any] = {"messages": {bob.user_id: {"NOSUCHDEVICE": {}, bob.device_id: {}}}}
+    assert alice.put(f"{V3}/sendToDevice/m.test/1", body).status == 200
+    assert bob.post(f"{V3}/logout", {}).status == 200
+    again = User(server, server.post(f"{V3}/login", login).json)
+    assert sync(again)["to_device"]["events"] == [], "a new device of the old name is a new device"

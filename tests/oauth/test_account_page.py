@@ -1,0 +1,273 @@
+"""The account page: what is there, what its buttons do, who may press them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.keys import cross_signing_key
+from tests.helpers.oauth import CONFIG, Program
+from tests.helpers.server import TestServer, User
+
+ACCOUNT = "/_mahalla/account"
+SIGN_IN = "/_mahalla/sign_in"
+WHOAMI = "/_matrix/client/v3/account/whoami"
+MAIL = f"""{CONFIG}
+email: {{smtp_host: mail.example.org, notif_from: "server@example.org"}}
+rc_3pid_validation: *unlimited
+"""
+
+
+def sign_in(browser: Browser, path: str = ACCOUNT, password: str = "wonderland") -> None:
+    browser.open(path)
+    browser.send(SIGN_IN, name="alice", password=password)
+    assert browser.status == 200
+
+
+def press(browser: Browser, do: str, **fields: str) -> None:
+    """Press the button of a form of the account page."""
+    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
+    browser.post(form.action, {**form.fields, **fields})
+
+
+def master_key(user: User, seed: int) -> dict[str, Any]:
+    return {"master_key": cross_signing_key(user, "master", seed)[1]}
+
+
+def test_sessions_are_seen_and_ended(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    program.server.run(program.server.app.accounts.last_seen.flush())
+    browser.open(ACCOUNT)
+    assert "Element X" in browser.words
+    browser.open(f"{ACCOUNT}?action=org.matrix.device_view&device_id={alice.device_id}")
+    assert "element.io" in browser.words
+    assert "2023-11-14" in browser.words
+    assert alice.get(WHOAMI).status == 200
+    browser.open(f"{ACCOUNT}?action=org.matrix.device_delete&device_id={alice.device_id}")
+    assert alice.get(WHOAMI).status == 200  # to open a link does nothing
+    press(browser, "end_device")
+    assert "The session has ended." in browser.words
+    assert alice.get(WHOAMI).status == 401
+    assert program.refresh().json["error"] == "invalid_grant"
+
+
+@pytest.mark.parametrize("action", ["session_end", "org.matrix.session_view"])
+def test_older_names_of_actions(program: Program, browser: Browser, action: str) -> None:
+    alice = program.sign_in(browser)
+    browser.open(f"{ACCOUNT}?action={action}&device_id={alice.device_id}")
+    assert "End this session" in browser.words
+
+
+def test_devices_of_others_are_not_there(server: TestServer, browser: Browser) -> None:
+    bob = server.register("bob")
+    sign_in(browser)
+    browser.open(f"{ACCOUNT}?action=org.matrix.device_delete&device_id={bob.device_id}")
+    assert "End this session" not in browser.words
+    form = browser.page.forms[-1].fields
+    browser.post(ACCOUNT, {**form, "do": "end_device", "device_id": bob.device_id})
+    assert bob.get(WHOAMI).status == 200
+
+
+def test_other_sites_press_no_button(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    for do in ("end_device", "deactivate", "reset", "password"):
+        fields = {"do": do, "device_id": alice.device_id, "old_password": "wonderland"}
+        assert browser.post(ACCOUNT, fields).status == 403
+    assert alice.get(WHOAMI).status == 200
+    nobody = Browser(program.server)
+    nobody.open(SIGN_IN)
+    nobody.post(ACCOUNT, {**nobody.page.forms[0].fields, "do": "deactivate"})
+    assert nobody.path.startswith(SIGN_IN)
+
+
+def test_a_name_is_changed(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    press(browser, "name", name="Alice <in> Wonderland")
+    assert "Your name is changed." in browser.words
+    assert "Alice &lt;in&gt; Wonderland" in browser.text
+    found = server.get("/_matrix/client/v3/profile/@alice:example.org").json
+    assert found["displayname"] == "Alice <in> Wonderland"
+
+
+def test_a_password_is_changed(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    sign_in(other := Browser(program.server))
+    browser.open(ACCOUNT)
+    press(browser, "password", old_password="wrong", password="new", password_again="new")
+    assert (browser.status, "The password is wrong." in browser.words) == (403, True)
+    press(browser, "password", old_password="wonderland", password="new", password_again="other")
+    assert "The two passwords differ" in browser.words
+    assert alice.get(WHOAMI).status == 200
+    press(browser, "password", old_password="wonderland", password="new", password_again="new")
+    assert "Your password is changed" in browser.words  # this browser stays signed in
+    assert alice.get(WHOAMI).status == 401
+    other.open(ACCOUNT)
+    assert other.path.startswith(SIGN_IN)
+    sign_in(other, password="new")
+
+
+def test_keys_are_replaced_once_that_is_allowed(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    path = "/_matrix/client/v3/keys/device_signing/upload"
+    first, second, third = (master_key(alice, seed) for seed in (1, 2, 3))
+    assert alice.post(path, first).status == 200
+    asked = alice.post(path, second)
+    assert asked.status == 401
+    assert asked.json["flows"] == [{"stages": ["m.oauth"]}, {"stages": ["org.matrix.cross_signing_reset"]}]
+    url = asked.json["params"]["m.oauth"]["url"]
+    assert url == "https://matrix.example.org/_mahalla/account?action=org.matrix.cross_signing_reset"
+    auth = {"session": asked.json["session"]}
+    assert alice.post(path, {**second, "auth": auth}).status == 401
+    assert alice.post(path, {**second, "auth": {**auth, "type": "m.oauth"}}).errcode == "M_FORBIDDEN"
+    browser.open(url.removeprefix("https://matrix.example.org"))
+    press(browser, "reset", old_password="wrong")
+    assert alice.post(path, {**second, "auth": auth}).status == 401
+    press(browser, "reset", old_password="wonderland")
+    assert "Go back to your app within ten minutes" in browser.words
+    assert alice.post(path, {**second, "auth": auth}).status == 200
+    assert alice.post(path, third).status == 401  # once
+
+
+def test_the_permission_ends_after_ten_minutes(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    path = "/_matrix/client/v3/keys/device_signing/upload"
+    assert alice.post(path, master_key(alice, 1)).status == 200
+    browser.open(f"{ACCOUNT}?action=org.matrix.cross_signing_reset")
+    press(browser, "reset", old_password="wonderland")
+    program.server.clock.advance(600)
+    alice = program.take(program.refresh())
+    assert alice.post(path, master_key(alice, 2)).status == 401
+
+
+def test_an_account_is_closed(program: Program, browser: Browser) -> None:
+    alice = program.sign_in(browser)
+    browser.open(f"{ACCOUNT}?action=org.matrix.account_deactivate")
+    press(browser, "deactivate", old_password="wrong")
+    assert alice.get(WHOAMI).status == 200
+    press(browser, "deactivate", old_password="wonderland")
+    assert "Your account is closed" in browser.words
+    assert alice.get(WHOAMI).status == 401
+    browser.open(ACCOUNT)
+    assert browser.path.startswith(SIGN_IN)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    assert browser.status == 403
+
+
+def test_an_account_without_a_password_signs_in_once_more(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    store = server.app.accounts.store
+    server.run(server.app.database.write("no_password", store.set_password_hash, "@alice:example.org", None))
+    server.clock.advance(16 * 60)
+    browser.open(f"{ACCOUNT}?action=org.matrix.account_deactivate")
+    assert "Your password" not in browser.words
+    press(browser, "deactivate")
+    assert browser.path.startswith(SIGN_IN)
+    browser.open(ACCOUNT)
+    assert browser.path.startswith(SIGN_IN)
+
+
+def test_what_the_server_keeps_is_taken_along(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    alice = _user(server)
+    alice.put(f"/_matrix/client/v3/user/{alice.user_id}/account_data/org.example.tea", {"milk": False})
+    answer = browser.open("/_mahalla/account/export")
+    assert answer.headers["content-disposition"] == 'attachment; filename="account.json"'
+    assert answer.json["user_id"] == "@alice:example.org"
+    assert answer.json["account_data"]["org.example.tea"] == {"milk": False}
+    assert Browser(server).open("/_mahalla/account/export").headers["content-type"].startswith("text/html")
+
+
+def _user(server: TestServer) -> User:
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    return User(server, server.post("/_matrix/client/v3/login", body).json)
+
+
+@pytest.fixture
+def mailing(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    server = TestServer(tmp_path, sqlite_database, MAIL)
+    server.register("alice")
+    return server
+
+
+def link_of(server: TestServer) -> str:
+    """The link of the last letter, without the host."""
+    text = server.relay.letters[-1][1].get_body(("plain",))
+    assert text is not None
+    [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
+    return str(link)
+
+
+def confirm(server: TestServer) -> str:
+    """Press the button behind the link, in another browser; where the page leads on to."""
+    other = Browser(server)
+    other.open(link_of(server))
+    other.send("/_mahalla/confirm_email")
+    return str(other.page.links["Go on to matrix.example.org"]).removeprefix("https://matrix.example.org")
+
+
+def test_an_address_is_added_and_serves_to_reset_the_password(mailing: TestServer) -> None:
+    browser = Browser(mailing)
+    sign_in(browser)
+    press(browser, "send_letter", address="Alice@Example.org")
+    assert "A letter is on its way" in browser.words
+    press(browser, "take_address", old_password="wonderland")
+    assert "The address is not confirmed yet" in browser.words
+    browser.open(confirm(mailing))
+    press(browser, "take_address", old_password="wonderland")
+    assert "The address is added." in browser.words
+    assert "alice@example.org" in browser.words
+
+    forgetful = Browser(mailing)
+    forgetful.open(SIGN_IN)
+    forgetful.follow("Have you forgotten your password?")
+    forgetful.send(address="nobody@example.org")
+    assert "No account has this e-mail address." in forgetful.words
+    forgetful.send(address="alice@example.org")
+    forgetful.send()
+    forgetful.send(password="new", password_again="new")
+    assert "The address is not confirmed yet" in forgetful.words
+    forgetful.open(confirm(mailing))
+    forgetful.send(password="new", password_again="new")
+    assert "Your password is set" in forgetful.words
+    forgetful.follow("Sign in")
+    forgetful.send(SIGN_IN, name="alice@example.org", password="new")
+    assert forgetful.path == ACCOUNT
+    press(forgetful, "remove_address")
+    assert "The address is removed." in forgetful.words
+
+
+def test_an_account_is_made_with_an_address_and_a_token(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(
+        tmp_path, sqlite_database, MAIL + "registration_requires_token: true\nregistrations_require_3pid: [email]\n"
+    )
+    token = server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None))
+    program, browser = Program(server), Browser(server)
+    browser.open(program.request(prompt="create"))
+    browser.send(address="bob@example.org")
+    assert "A letter is on its way to bob@example.org" in browser.words
+    browser.open(confirm(server))
+    wish = {"name": "bob", "password": "builder", "password_again": "builder"}
+    browser.send(**wish, registration_token="wrong")
+    assert browser.status == 403
+    browser.send(**wish, registration_token=token)
+    assert "Let Element X use your account?" in browser.words
+    assert "@bob:example.org" in browser.words
+
+
+def test_a_server_without_letters_says_so(browser: Browser) -> None:
+    browser.open(SIGN_IN)
+    assert "Have you forgotten your password?" not in browser.words
+    assert browser.open("/_mahalla/reset_password").status == 404
+
+
+def test_nobody_registers_where_that_is_closed(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "enable_registration: false\n")
+    browser = Browser(server)
+    browser.open("/_mahalla/register")
+    assert browser.status == 403
+    assert "Nobody can register here" in browser.words
+    metadata: dict[str, Any] = server.get("/_matrix/client/v1/auth_metadata").json
+    assert metadata["prompt_values_supported"] == []

@@ -1,0 +1,133 @@
+"""Gateways that hang, and those that answer: who finds a place."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from prometheus_client import CollectorRegistry
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from homeserver.observe.push import PushMetrics
+from homeserver.services.pushers.gateways import (
+    AT_ONCE,
+    AT_ONCE_IN_ALL,
+    AT_ONCE_TO_SLOW,
+    QUICK_SECONDS,
+    SECONDS,
+    Gateways,
+    PushFailed,
+)
+
+
+@dataclass
+class HangingWeb:
+    """Answers at once, but for hosts that hang: those say nothing until the time is over."""
+
+    clock: Clock
+    hanging: Callable[[str], bool]
+    under_way: Counter[str] = field(default_factory=Counter)
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        if self.hanging(url):
+            over: Deferred[None] = Deferred()
+            self.under_way[url] += 1
+            self.clock.callLater(seconds, over.callback, None)
+            await over
+            self.under_way[url] -= 1
+            raise OutboundError("it did not answer in time", retryable=True)
+        return WebAnswer(url, 200, {}, b"")
+
+
+@dataclass
+class Job:
+    """One push."""
+
+    gateways: Gateways
+    url: str
+    outcome: list[str]
+
+    async def send(self) -> None:
+        try:
+            await self.gateways.notify(self.url, "key", b"{}")
+        except PushFailed as error:
+            self.outcome.append(str(error))
+        else:
+            self.outcome.append("taken")
+
+
+class Pushing:
+    def __init__(self, hanging: Callable[[str], bool]) -> None:
+        self.clock = Clock()
+        self.web = HangingWeb(self.clock, hanging)
+        self.gateways = Gateways(self.clock, self.web, PushMetrics(CollectorRegistry()))
+
+    def push(self, host: str) -> list[str]:
+        outcome: list[str] = []
+        url = f"https://{host}/_matrix/push/v1/notify"
+        self.gateways.add(url, Job(self.gateways, url, outcome))
+        return outcome
+
+
+def test_however_many_hang_from_the_start_those_that_answer_find_a_place() -> None:
+    pushing = Pushing(lambda url: "hangs" in url)
+    for number in range(100):
+        for _ in range(2 * AT_ONCE):
+            pushing.push(f"hangs{number}.example")
+    assert pushing.web.under_way.total() == AT_ONCE_TO_SLOW
+    fresh = pushing.push("good.example")
+    assert fresh == [], "nobody knows it yet"
+    pushing.clock.pump([1.0] * int(SECONDS * 40))
+    assert fresh == ["taken"], "it has its turn among those that hang"
+    for number in range(100, 200):
+        for _ in range(2 * AT_ONCE):
+            pushing.push(f"hangs{number}.example")
+    assert pushing.push("good.example") == ["taken"], "from then on it waits for none of them"
+    pushing.gateways.stop()
+
+
+def test_gateways_that_begin_to_hang_hold_their_places_for_a_moment_only() -> None:
+    evil = False
+    pushing = Pushing(lambda url: evil and "turns" in url)
+    hosts = [f"turns{number}.example" for number in range(AT_ONCE_IN_ALL // AT_ONCE + 5)]
+    assert pushing.push("good.example") == ["taken"]
+    assert all(pushing.push(host) == ["taken"] for host in hosts)
+    evil = True
+    for host in hosts:
+        for _ in range(AT_ONCE):
+            pushing.push(host)
+    assert pushing.web.under_way.total() == AT_ONCE_IN_ALL
+    waits = pushing.push("good.example")
+    assert waits == []
+    pushing.clock.advance(QUICK_SECONDS)
+    assert waits == ["taken"]
+    assert pushing.push("good.example") == ["taken"]
+    pushing.clock.pump([1.0] * 60)
+    assert max(pushing.web.under_way.values()) <= 1, "each is tried with one push"
+    evil = False
+    pushing.clock.pump([30.0] * 60)
+    assert all(pushing.push(host) == ["taken"] for host in hosts), "who answers again is as before"
+    assert not pushing.clock.getDelayedCalls()
+
+
+@pytest.mark.parametrize("number", [1, AT_ONCE, AT_ONCE + 3])
+def test_one_gateway_has_so_many_places(number: int) -> None:
+    pushing = Pushing(lambda _: True)
+    for _ in range(number):
+        pushing.push("hangs.example")
+    assert pushing.web.under_way.total() == min(number, AT_ONCE)
+    pushing.gateways.stop()

@@ -1,0 +1,161 @@
+"""What administrators do with files: of two servers, so that copies are there too."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.files_between import DAY, DOWNLOAD, THUMBNAIL, kept, pair, upload
+from tests.helpers.handshakes import NORTH, SOUTH
+from tests.helpers.images import picture
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import create, say
+
+ADMIN = "/_synapse/admin/v1"
+OURS = "/_mahalla/admin/v1/media"
+
+
+@pytest.fixture
+def people(network: Network) -> tuple[User, User, User]:
+    """Alice on the other server, Bob on this one, and its administrator."""
+    alice, bob = pair(network)
+    root = bob.server.register("root")
+    bob.server.run(bob.server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    return alice, bob, root
+
+
+def _id(address: str) -> str:
+    return address.partition("/")[2]
+
+
+def _statuses(user: User, *addresses: str) -> list[int]:
+    return [user.get(f"{DOWNLOAD}/{address}").status for address in addresses]
+
+
+def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> None:
+    alice, bob, root = people
+    image = picture(80, 60)
+    own, same, theirs, other = upload(bob, image), upload(root, image), upload(alice, image), upload(bob, b"other")
+    assert _statuses(bob, own, same, theirs, other) == [200] * 4
+    assert root.post(f"{ADMIN}/media/quarantine/{theirs}").json == {}
+    for user in (bob, root):
+        assert _statuses(user, own, same, theirs, other) == [404, 404, 404, 200]
+    assert _statuses(alice, own, theirs) == [404, 200]  # its own server has not held it back
+    assert bob.get(f"{THUMBNAIL}/{own}?width=32&height=32").status == 404
+    assert _statuses(bob, upload(bob, image)) == [404]
+
+    bypass = "?admin_unsafely_bypass_quarantine=true"
+    assert root.get(f"{DOWNLOAD}/{theirs}{bypass}").body == image
+    assert bob.get(f"{DOWNLOAD}/{theirs}{bypass}").errcode == "M_FORBIDDEN"
+    info = root.get(f"{ADMIN}/media/{theirs}").json["media_info"]
+    assert (info["media_origin"], info["quarantined_by"]) == (NORTH, root.user_id)
+
+    changes = root.get(f"{ADMIN}/media/quarantine_changes").json
+    assert [each["quarantined"] for each in changes["changes"]] == [True] * 4
+    after = f"{ADMIN}/media/quarantine_changes?from={changes['next_batch']}"
+    assert root.get(after).json == {"next_batch": changes["next_batch"], "changes": []}
+    assert root.get(after.replace("from=", "from=9")).errcode == "M_INVALID_PARAM"
+
+    assert root.post(f"{ADMIN}/media/unquarantine/{own}").json == {}
+    assert _statuses(bob, own, same, theirs) == [200] * 3
+    assert len(root.get(after).json["changes"]) == 4
+
+
+def test_protected_files_are_not_held_back(people: tuple[User, User, User]) -> None:
+    _, bob, root = people
+    safe, other = upload(bob, b"safe"), upload(bob, b"other")
+    assert root.post(f"{ADMIN}/media/protect/{_id(safe)}").json == {}
+    assert root.post(f"{ADMIN}/user/{bob.user_id}/media/quarantine").json == {"num_quarantined": 1}
+    assert _statuses(bob, safe, other) == [200, 404]
+    assert root.post(f"{ADMIN}/media/unprotect/{_id(safe)}").json == {}
+    assert root.post(f"{ADMIN}/user/{bob.user_id}/media/quarantine").json == {"num_quarantined": 1}
+    assert _statuses(bob, safe, other) == [404, 404]
+    assert bob.delete(f"/_mahalla/client/v1/media/{_id(other)}").errcode == "M_FORBIDDEN"
+
+
+def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
+    alice, bob, root = people
+    own, theirs, face = upload(bob, b"own"), upload(alice, b"theirs"), upload(bob, b"face")
+    bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{face}"})
+    room = create(bob)
+    say(bob, room, f"mxc://{own} mxc://{theirs}")
+    bob.get(f"{DOWNLOAD}/{theirs}")
+    while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
+        pass
+    assert root.get(f"{ADMIN}/room/{room}/media").json == {"local": [f"mxc://{own}"], "remote": [f"mxc://{theirs}"]}
+    usage = root.get(f"{OURS}/usage").json
+    assert usage == {
+        "local": {"media_count": 2, "media_length": 7},
+        "remote": {"media_count": 1, "media_length": 6},
+        "stored": {"media_count": 3, "media_length": 13},
+        "quarantined": 0,
+        "rooms": [{"room_id": room, "media_count": 2, "media_length": 9}],
+    }
+    assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 2}
+    assert _statuses(bob, own, theirs, face) == [404, 404, 200]
+    assert root.post(f"{ADMIN}/quarantine_media/{room}").json == {"num_quarantined": 0}
+
+
+def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
+    _, bob, root = people
+    files = [upload(bob, b"x" * size, query=f"?filename={name}") for size, name in ((3, "c"), (1, "a"), (2, "b"))]
+    path = f"{ADMIN}/users/{bob.user_id}/media"
+    page = root.get(f"{path}?order_by=media_length&limit=2").json
+    assert [each["upload_name"] for each in page["media"]] == ["a", "b"]
+    assert (page["total"], page["next_token"]) == (3, 2)
+    assert "next_token" not in root.get(f"{path}?from=2&order_by=upload_name&dir=b").json
+    assert root.get(f"{path}?order_by=nonsense").errcode == "M_INVALID_PARAM"
+    assert root.get(f"{path}?limit=0").errcode == "M_INVALID_PARAM"
+    assert root.get(f"{ADMIN}/users/@nobody:{SOUTH}/media").status == 404
+    assert root.get(f"{ADMIN}/users/@alice:{NORTH}/media").status == 400
+    assert bob.get(path).errcode == "M_FORBIDDEN"
+
+    found = root.get(f"{ADMIN}/statistics/users/media?search_term=BOB").json
+    assert found == {
+        "users": [{"user_id": bob.user_id, "displayname": "bob", "media_count": 3, "media_length": 6}],
+        "total": 1,
+    }
+    assert root.get(f"{ADMIN}/statistics/users/media?search_term=").errcode == "M_INVALID_PARAM"
+    assert root.get(f"{ADMIN}/statistics/users/media?from_ts=5&until_ts=5").errcode == "M_INVALID_PARAM"
+
+    first = root.delete(f"{path}?order_by=media_length&limit=1").json
+    assert first == {"deleted_media": [_id(files[1])], "total": 1}
+    root.post(f"{ADMIN}/media/quarantine/{files[0]}")
+    assert root.delete(f"{ADMIN}/media/{files[0]}").json == {"deleted_media": [_id(files[0])], "total": 1}
+    assert root.delete(f"{ADMIN}/media/{files[0]}").status == 404
+    assert root.delete(f"{ADMIN}/media/{NORTH}/abc").status == 400
+    assert _statuses(bob, *files) == [404, 404, 200]
+    assert len(kept(tmp_path)) == 1
+    noted = root.get(f"{OURS}/deleted?limit=1").json
+    assert [(each["media_id"], each["reason"], each["by"]) for each in noted["deleted"]] == [
+        (_id(files[0]), "administrator", root.user_id)
+    ]
+    rest = root.get(f"{OURS}/deleted?from={noted['next_token']}").json
+    assert [each["media_id"] for each in rest["deleted"]] == [_id(files[1])]
+
+
+def test_old_files_are_deleted(people: tuple[User, User, User], network: Network) -> None:
+    alice, bob, root = people
+    small, large, held, face, copy = (
+        upload(bob, b"small"),
+        upload(bob, b"l" * 100),
+        upload(bob, b"h" * 100),
+        upload(bob, b"f" * 100),
+        upload(alice, b"copy"),
+    )
+    bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{face}"})
+    root.post(f"{ADMIN}/media/quarantine/{held}")
+    bob.get(f"{DOWNLOAD}/{copy}")
+    network.clock.advance(10 * DAY)
+    late = upload(bob, b"t" * 100)
+    before = int((network.clock.seconds() - DAY) * 1000)
+    for path in (f"{ADMIN}/media/delete", f"{ADMIN}/purge_media_cache"):
+        assert root.post(path).errcode == "M_MISSING_PARAM"
+        assert root.post(f"{path}?before_ts=1700000000").errcode == "M_INVALID_PARAM"
+    assert root.post(f"{ADMIN}/media/delete?before_ts={before}&size_gt=50").json["deleted_media"] == [_id(large)]
+    assert root.post(f"{ADMIN}/media/{NORTH}/delete?before_ts={before}").status == 400
+    path = f"{ADMIN}/media/{SOUTH}/delete?before_ts={before}&keep_profiles=false"
+    assert set(root.post(path).json["deleted_media"]) == {_id(small), _id(face)}
+    assert root.post(f"{ADMIN}/purge_media_cache?before_ts={before}").json == {"deleted": 1}
+    assert _statuses(bob, small, large, face, late, copy) == [404, 404, 404, 200, 200]  # it was fetched again
+    assert root.get(f"{ADMIN}/media/{held}").status == 200

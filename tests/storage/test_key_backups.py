@@ -1,0 +1,41 @@
+"""Backups of room keys: one that is deleted is gone at once, and its keys go in small steps."""
+
+import pytest
+
+from storage.database import Database, Transaction
+from storage.key_backups import REMOVED_AT_ONCE, BackedUpKey, KeyBackupStore, NoSuchBackup
+
+USER = "@alice:example.org"
+
+
+def keys(number: int) -> list[BackedUpKey]:
+    return [BackedUpKey(f"!{at % 7}:example.org", f"s{at}", 0, 0, False, b"{}") for at in range(number)]
+
+
+async def left(database: Database) -> int:
+    def read(txn: Transaction) -> int:
+        ((number,),) = txn.query("SELECT count(*) FROM backed_up_keys")
+        return int(number)
+
+    return await database.read("count_keys", read)
+
+
+@pytest.mark.parametrize("number", [3, REMOVED_AT_ONCE, 2 * REMOVED_AT_ONCE + 250])
+async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(database: Database, number: int) -> None:
+    store = KeyBackupStore(database)
+    first = await store.add_backup(USER, "a", b"{}")
+    await store.put_keys(USER, first, keys(number))
+    second = await store.add_backup(USER, "a", b"{}")
+    kept = await store.put_keys(USER, second, keys(4))
+    await store.remove_backup(USER, first)
+    assert await store.get_backup(USER, first) is None
+    assert await left(database) == 4 + max(0, number - REMOVED_AT_ONCE)
+    with pytest.raises(NoSuchBackup):
+        await store.put_keys(USER, first, keys(1))
+    await store.remove_backup(USER, first)
+    steps = 0
+    while await store.sweep(100):
+        steps += 1
+    assert steps <= 1 + number // 100
+    assert await left(database) == kept.key_count == 4
+    assert await store.get_backup(USER, None) == kept

@@ -1,0 +1,85 @@
+// An OpenID provider (oidc-provider) at /oidc and a SAML identity provider (samlp) at /saml, on one port of the loopback.
+//
+//     node providers.mjs '{"host": "localhost", "port": …, "base": "https://…/", "logoutUrl": "…", "cert": PATH, "key": PATH}'
+//
+// At /oidc people sign in with any password: their name is what they type, and what they have is in `PEOPLE`. At /saml
+// whoever the query (?user=) or a cookie names is signed in already. At /app is where an app would be.
+
+import { readFileSync } from 'node:fs';
+
+import express from 'express';
+import Provider from 'oidc-provider';
+import samlp from 'samlp';
+
+const options = JSON.parse(process.argv[2]);
+const here = `http://${options.host}:${options.port}`;
+const credentials = { cert: readFileSync(options.cert), key: readFileSync(options.key) };
+
+const PEOPLE = {
+  alice: { name: 'Alice Liddell', email: 'alice@example.com', groups: ['staff'] },
+  bob: { name: 'Bob', email: 'bob@example.com', groups: ['guests'] },
+};
+
+const oidc = new Provider(`${here}/oidc`, {
+  clients: [{
+    client_id: 'matrix',
+    client_secret: 'open sesame',
+    redirect_uris: [`${options.base}_synapse/client/oidc/callback`],
+    backchannel_logout_uri: options.logoutUrl,
+    backchannel_logout_session_required: true,
+  }],
+  claims: { openid: ['sub'], profile: ['name', 'preferred_username', 'groups'], email: ['email', 'email_verified'] },
+  conformIdTokenClaims: false,
+  features: { backchannelLogout: { enabled: true } },
+  // it would not tell a server on the loopback of a sign-out
+  fetch: (url, { dispatcher, ...rest }) => globalThis.fetch(url, rest),
+  cookies: { keys: ['a key of the tests'] },
+  findAccount: (ctx, id) => ({
+    accountId: id,
+    claims: () => ({ sub: `id-${id}`, preferred_username: id, email_verified: true, ...PEOPLE[id] }),
+  }),
+});
+
+class Attributes {
+  constructor(user) { this.user = user; }
+
+  getClaims() {
+    return {
+      'urn:oid:0.9.2342.19200300.100.1.1': this.user.id,
+      'urn:oid:2.16.840.1.113730.3.1.241': this.user.name,
+      'urn:oid:0.9.2342.19200300.100.1.3': this.user.email,
+      'urn:oid:1.3.6.1.4.1.5923.1.1.1.1': this.user.groups,
+    };
+  }
+
+  getNameIdentifier() { return { nameIdentifier: this.user.id }; }
+}
+Attributes.prototype.metadata = [];
+
+const acs = `${options.base}_synapse/client/saml2/authn_response`;
+const issuer = `${here}/saml/metadata`;
+const profileMapper = (user) => new Attributes(user);
+profileMapper.prototype = Attributes.prototype;
+
+const nameIn = (req) => req.query.user ?? /(?:^|; )user=(\w+)/.exec(req.headers.cookie)?.[1] ?? 'alice';
+
+const app = express();
+const answer = (settings) => samlp.auth({
+  issuer,
+  ...credentials,
+  profileMapper,
+  destination: acs,
+  recipient: acs,
+  getPostURL: (audience, request, req, callback) => callback(null, acs),
+  getUserFromRequest: (req) => ({ id: nameIn(req), ...PEOPLE[nameIn(req)] }),
+  ...settings,
+});
+app.get('/saml', answer({}));
+app.get('/saml/unsigned', answer({ signAssertion: false, signResponse: true }));
+app.get('/saml/unsigned_altogether', answer({ signAssertion: false }));
+app.get('/saml/for_others', answer({ audience: 'https://other.example/' }));
+app.get('/saml/expired', answer({ lifetimeInSeconds: -600 }));
+app.get('/saml/metadata', samlp.metadata({ issuer, ...credentials, profileMapper, redirectEndpointPath: '/saml', postEndpointPath: '/saml' }));
+app.get('/app', (req, res) => res.type('text').send('the app'));
+app.use('/oidc', oidc.callback());
+app.listen(options.port, '127.0.0.1', () => console.log('ready'));

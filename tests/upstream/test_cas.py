@@ -1,0 +1,125 @@
+"""Signing in with a CAS server that others wrote, django-cas-server; and what is believed of an answer."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homeserver.services.upstream.cas import read_validation
+from homeserver.services.upstream.identity import Refused
+from storage.database import Database
+from tests.helpers.identity_providers import BASE, HAS_CAS, NO_CAS, OutsideServer, start_cas
+from tests.helpers.server import TestServer
+from tests.helpers.traveller import OutsideWeb, Traveller
+from tests.upstream.conftest import free_ports
+
+START = f"{BASE}_matrix/client/v3/login/sso/redirect/cas?redirectUrl=https://client.example/"
+
+
+@pytest.fixture(scope="module")
+def cas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideServer]:
+    if not HAS_CAS:
+        pytest.skip(NO_CAS)
+    server = start_cas(tmp_path_factory.mktemp("cas"), *free_ports(1))
+    yield server
+    server.end()
+
+
+def serve(folder: Path, database: Database, cas: OutsideServer, further: str = "") -> TestServer:
+    config = f"""
+public_baseurl: {BASE}
+sso: {{client_whitelist: ["https://client.example/"]}}
+cas_config:
+  enabled: true
+  server_url: {cas.url}/cas/
+  displayname_attribute: displayName
+{further}"""
+    return TestServer(folder, database, config, web=OutsideWeb(), now=time.time())
+
+
+def test_people_sign_in(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+    server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: library}")
+    traveller = Traveller(server, BASE)
+    traveller.go(START)
+    assert traveller.url.startswith(f"{cas.url}/cas/login?service=")
+    traveller.send(username="alice", password="wrong")
+    assert "credentials" in traveller.words.lower()
+    traveller.send(username="alice", password="wonderland")
+    token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
+    session = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token}).json
+    assert session["user_id"] == "@alice:example.org"
+    profile = server.get("/_matrix/client/v3/profile/@alice:example.org").json
+    assert profile["displayname"] == "Alice <Liddell>"
+    traveller.go(START)  # they are signed in there, so they come back at once
+    assert traveller.url.startswith("https://client.example/?loginToken=")
+
+
+def test_a_ticket_is_good_once(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+    server = serve(tmp_path, sqlite_database, cas)
+    traveller = Traveller(server, BASE)
+    traveller.go(START)
+    traveller.send(username="alice", password="wonderland")
+    (back,) = [path for path in traveller.home.visited if "ticket=" in path]
+    assert "was used before" in _words(traveller, back)
+    leaving = Traveller(server, BASE)
+    leaving.go(START)  # another sign-in that is under way, and the ticket of the first
+    flow = parse_qs(urlsplit(parse_qs(urlsplit(leaving.url).query)["service"][0]).query)["flow"][0]
+    ticket = parse_qs(urlsplit(back).query)["ticket"][0]
+    leaving.go(f"{BASE}_matrix/client/v3/login/cas/ticket?flow={flow}&ticket={ticket}")
+    assert "does not answer as it should" in leaving.words
+
+
+def _words(traveller: Traveller, path: str) -> str:
+    traveller.home.open(path)
+    return traveller.home.words
+
+
+def test_who_lacks_an_attribute(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+    server = serve(tmp_path, sqlite_database, cas, "  required_attributes: {affiliation: pupils}")
+    traveller = Traveller(server, BASE)
+    traveller.go(START)
+    traveller.send(username="alice", password="wonderland")
+    assert "not among those who may use this server" in traveller.words
+
+
+SUCCESS = """<cas:serviceResponse xmlns:cas="http://www.yale.edu/tp/cas"><cas:authenticationSuccess>
+<cas:user>{user}</cas:user>{rest}</cas:authenticationSuccess></cas:serviceResponse>"""
+
+
+def test_both_forms_of_attributes() -> None:
+    rest = (
+        "<cas:attributes><cas:mail>a@example.com</cas:mail><cas:mail>b@example.com</cas:mail>"
+        '<cas:attribute name="cn" value="Alice"/></cas:attributes>'
+    )
+    name, attributes = read_validation(SUCCESS.format(user=" alice ", rest=rest).encode())
+    assert (name, attributes) == ("alice", {"mail": ["a@example.com", "b@example.com"], "cn": ["Alice"]})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "<",
+        "<a/>",
+        "yes\nalice\n",
+        SUCCESS.format(user="", rest=""),
+        SUCCESS.format(user="alice", rest="").replace("yale.edu", "evil.example"),
+        SUCCESS.format(user="alice", rest="").replace("Success", "Failure"),
+        '<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>' + SUCCESS.format(user="&e;", rest=""),
+        '<!DOCTYPE a [<!ENTITY e "alice">]>' + SUCCESS.format(user="&e;", rest=""),
+        '<?xml version="1.0" encoding="x-unknown"?>' + SUCCESS.format(user="alice", rest=""),
+    ],
+)
+def test_answers_that_are_refused(answer: str) -> None:
+    with pytest.raises(Refused):
+        read_validation(answer.encode())
+
+
+@given(st.binary(max_size=200))
+def test_no_answer_is_a_fault_of_ours(answer: bytes) -> None:
+    with pytest.raises(Refused):
+        read_validation(answer)

@@ -1,0 +1,246 @@
+"""Passwords and people of a real directory, OpenLDAP's slapd."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeserver.services.upstream.ldap import directory as asking
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.certificates import Authority
+from tests.helpers.http import Answer
+from tests.helpers.server import TestServer, User
+from tests.helpers.slapd import BASE, PEOPLE, SECRET, STAFF, Slapd, config_of
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, config_of(slapd))
+
+
+def login(server: TestServer, name: str, password: str = "wonderland") -> Answer:
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": password}
+    return server.post("/_matrix/client/v3/login", body)
+
+
+def signed_in(server: TestServer, name: str, password: str = "wonderland") -> User:
+    answer = login(server, name, password)
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)
+
+
+def look(server: TestServer) -> None:
+    """What the server does by itself within a minute."""
+    server.app.start_jobs()
+    server.clock.advance(60)
+
+
+def whoami(user: User) -> Answer:
+    return user.get("/_matrix/client/v3/account/whoami")
+
+
+def test_people_sign_in_with_their_password_there(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("alice", cn="Alice Liddell", mail="Alice@Example.com")
+    alice = signed_in(server, "alice")
+    assert alice.user_id == "@alice:example.org"
+    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
+    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+    for name in ("Alice", "@alice:example.org", "alice"):
+        assert signed_in(server, name).user_id == alice.user_id
+    browser = Browser(server)
+    browser.open("/_mahalla/sign_in?next=/%3Fin")
+    browser.send(name="alice", password="wonderland")
+    assert browser.path == "/?in"
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.thirdparty", "medium": "email",
+            "address": "alice@example.com"}, "password": "wonderland"}  # fmt: skip
+    assert server.post("/_matrix/client/v3/login", body).status == 200
+
+
+def test_what_is_wrong_is_wrong(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("bob")
+    slapd.add_person("visitor", staff=False)
+    for name, password in (
+        ("bob", "wrong"),
+        ("bob", ""),
+        ("bob", "wonder\0land"),
+        ("bob", "w" * 600),
+        ("visitor", "wonderland"),
+        ("nobody", "wonderland"),
+        ("*", "wonderland"),
+        ("b*b", "wonderland"),
+        ("bob)(uid=*", "wonderland"),
+        ("bob\\2a", "wonderland"),
+        ("@bob:elsewhere.example", "wonderland"),
+        ("", "wonderland"),
+        ("bob\0", "wonderland"),
+    ):
+        answer = login(server, name, password)
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN"), (name, password)
+    assert signed_in(server, "bob").user_id == "@bob:example.org"
+
+
+def test_a_name_that_signs_need_escaping_in(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("o(brien)*")
+    assert signed_in(server, "o(brien)*").user_id == "@o=28brien=29=2a:example.org"
+    assert signed_in(server, "@o=28brien=29=2a:example.org").user_id == "@o=28brien=29=2a:example.org"
+
+
+def test_an_account_belongs_to_the_entry_and_not_to_the_name(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("carol", "first")
+    carol = signed_in(server, "carol", "first")
+    slapd.remove_person("carol")
+    slapd.add_person("carol", "second")  # somebody else of that name
+    assert login(server, "carol", "second").status == 403
+    look(server)  # the first Carol has left
+    assert whoami(carol).status == 401
+    assert login(server, "carol", "second").status == 403
+
+
+def test_accounts_made_otherwise(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+    server = TestServer(tmp_path, sqlite_database, config_of(slapd))
+    slapd.add_person("dora", "directory")
+    server.register("dora", "own")
+    assert login(server, "dora", "directory").status == 403
+    assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
+    server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  allow_existing_users: true"), 2)
+    assert signed_in(server, "dora", "directory").user_id == "@dora:example.org"
+    assert signed_in(server, "dora", "own").user_id == "@dora:example.org"
+
+
+def test_own_passwords_may_not_count(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+    further = config_of(slapd, "  allow_existing_users: true") + "\npassword_config: {localdb_enabled: false}"
+    server = TestServer(tmp_path, sqlite_database, further)
+    slapd.add_person("emil", "directory")
+    server.register("emil", "own")
+    assert login(server, "emil", "own").status == 403
+    assert signed_in(server, "emil", "directory").user_id == "@emil:example.org"
+
+
+def test_names_are_taken_over_at_each_sign_in(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("fay", cn="Fay")
+    fay = signed_in(server, "fay")
+    slapd.set("fay", cn="Fay Wray")
+    signed_in(server, "fay")
+    assert server.get(f"/_matrix/client/v3/profile/{fay.user_id}").json["displayname"] == "Fay Wray"
+
+
+def test_something_is_confirmed_with_the_password_there(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("gus")
+    gus = signed_in(server, "gus")
+    path = f"/_matrix/client/v3/devices/{gus.device_id}"
+    asked = gus.delete(path, {})
+    assert (asked.status, asked.json["flows"]) == (401, [{"stages": ["m.login.password"]}])
+    auth: dict[str, Any] = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "gus"},
+        "session": asked.json["session"],
+    }
+    assert gus.delete(path, {"auth": {**auth, "password": "wrong"}}).status == 401
+    assert gus.delete(path, {"auth": {**auth, "password": "wonderland"}}).status == 200
+
+
+def test_the_mode_bind_and_tls_from_the_start(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+    slapd.add_person("hal,9000")
+    further = f"""
+ldap_providers:
+- {{uri: ["ldap://127.0.0.1:1", "{slapd.secure_url}"], tls_ca_file: {slapd.authority}, base: "{PEOPLE}", mode: bind}}
+"""
+    server = TestServer(tmp_path, sqlite_database, further)
+    assert signed_in(server, "hal,9000").user_id == "@hal=2c9000:example.org"
+    assert login(server, "hal,9000", "wrong").status == 403
+    assert login(server, "hal", "wonderland").status == 403
+
+
+def test_a_certificate_that_does_not_fit(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+    slapd.add_person("ida")
+    other = Authority(tmp_path, "other").path
+    port = slapd.url.rpartition(":")[2]
+    for uri, authority in (
+        (slapd.url, other),
+        (slapd.secure_url, other),
+        (f"ldap://localhost:{port}", slapd.authority),
+    ):
+        further = f"ldap_providers: [{{uri: ['{uri}'], tls_ca_file: {authority}, base: '{PEOPLE}', mode: bind}}]"
+        answer = login(TestServer(tmp_path, sqlite_database, further), "ida")
+        assert (answer.status, answer.errcode) == (503, "M_UNKNOWN"), uri
+
+
+# Who leaves.
+
+
+@pytest.mark.parametrize("leaves", ["remove_person", "dismiss"])
+def test_who_leaves_loses_the_account(server: TestServer, slapd: Slapd, leaves: str) -> None:
+    stays, goes = f"stays-{leaves}", f"goes-{leaves}"
+    for uid in (stays, goes):
+        slapd.add_person(uid)
+    staying, going = signed_in(server, stays), signed_in(server, goes)
+    look(server)
+    assert (whoami(staying).status, whoami(going).status) == (200, 200)
+    getattr(slapd, leaves)(goes)
+    look(server)
+    assert (whoami(staying).status, whoami(going).status) == (200, 401)
+    assert login(server, goes).status == 403
+
+
+def test_an_attempt_to_sign_in_makes_the_server_look(server: TestServer, slapd: Slapd) -> None:
+    slapd.add_person("jack")
+    jack = signed_in(server, "jack")
+    slapd.dismiss("jack")
+    assert login(server, "jack").status == 403
+    assert whoami(jack).status == 401
+
+
+def test_who_is_locked_out_comes_back(tmp_path: Path, sqlite_database: Database, slapd: Slapd) -> None:
+    server = TestServer(tmp_path, sqlite_database, config_of(slapd, "  leavers: lock"))
+    for uid in ("kate", "karl"):
+        slapd.add_person(uid)
+    kate, karl = signed_in(server, "kate"), signed_in(server, "karl")
+    server.run(server.app.people.accounts.do_set_flags(karl.user_id, locked=True))
+    for uid in ("kate", "karl"):
+        slapd.dismiss(uid)
+        look(server)
+    assert whoami(kate).errcode == "M_USER_LOCKED"
+    for uid in ("kate", "karl"):
+        slapd.hire(uid)
+    look(server)
+    assert whoami(kate).status == 200
+    assert whoami(karl).errcode == "M_USER_LOCKED"  # an administrator did that
+
+
+def test_nobody_goes_by_mistake(
+    tmp_path: Path, sqlite_database: Database, slapd: Slapd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"crowd{number}" for number in range(4)]
+    for uid in names:
+        slapd.add_person(uid)
+    server = TestServer(tmp_path, sqlite_database, config_of(slapd))
+    crowd = [signed_in(server, uid) for uid in names]
+
+    def all_are_here() -> bool:
+        look(server)
+        return all(whoami(each).status == 200 for each in crowd)
+
+    slapd.stop()  # it does not answer
+    assert all_are_here()
+    answer = login(server, names[0])
+    assert (answer.status, answer.errcode) == (503, "M_UNKNOWN")
+    slapd.start()
+
+    for further in (  # it lets nobody look, it has nothing there, nobody fits
+        config_of(slapd).replace(SECRET, "wrong"),
+        config_of(slapd).replace(PEOPLE, f"ou=nowhere,{BASE}"),
+        config_of(slapd).replace(STAFF, f"cn=nobody,{BASE}"),
+    ):
+        server = TestServer(tmp_path, sqlite_database, further, 2)
+        assert all_are_here()
+
+    server = TestServer(tmp_path, sqlite_database, config_of(slapd), 3)
+    monkeypatch.setattr(asking, "PAGE", 2)  # in several pages
+    assert all_are_here()
+    for uid in names[:2]:  # half of them at once: more than may be
+        slapd.dismiss(uid)
+    assert all_are_here()
+    slapd.hire(names[0])
+    look(server)
+    assert [whoami(each).status for each in crowd] == [200, 401, 200, 200]

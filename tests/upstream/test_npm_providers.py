@@ -1,0 +1,239 @@
+"""Signing in with providers that others wrote: oidc-provider for OpenID Connect, samlp for SAML 2."""
+
+import base64
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import urlopen
+from xml.etree.ElementTree import fromstring
+
+import pytest
+from twisted.logger import capturedLogs
+
+from storage.database import Database
+from tests.helpers.identity_providers import BASE, HAS_NPM, HAS_SAML, NO_NPM, OutsideServer, start_npm
+from tests.helpers.server import TestServer, User
+from tests.helpers.traveller import OutsideWeb, Traveller
+from tests.upstream.conftest import free_ports
+
+REDIRECT = f"{BASE}_matrix/client/v3/login/sso/redirect"
+CLIENT = "https://client.example/"
+ACS = "_synapse/client/saml2/authn_response"
+
+
+class LogoutListener:
+    """Where the provider says that somebody has signed out: keeps the forms."""
+
+    def __init__(self) -> None:
+        self.forms: list[bytes] = []
+        forms = self.forms
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                forms.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Says nothing."""
+
+        self._server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[LogoutListener]:
+    made = LogoutListener()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def providers(tmp_path_factory: pytest.TempPathFactory, listener: LogoutListener) -> Iterator[OutsideServer]:
+    if not HAS_NPM:
+        pytest.skip(NO_NPM)
+    folder = tmp_path_factory.mktemp("providers")
+    server = start_npm(folder, free_ports(1)[0], listener.url)
+    yield server
+    server.end()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, providers: OutsideServer) -> TestServer:
+    saml = ""
+    if HAS_SAML:
+        with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
+            (tmp_path / "idp.xml").write_bytes(answer.read())
+        saml = """
+saml2_config:
+  idp_name: School
+  sp_config: {metadata: {local: [idp.xml]}}
+  attribute_requirements: [{attribute: eduPersonAffiliation, value: staff}]
+"""
+    config = f"""
+public_baseurl: {BASE}
+sso: {{client_whitelist: ["{CLIENT}"]}}
+oidc_providers:
+- idp_id: town
+  idp_name: Town hall
+  issuer: {providers.url}/oidc
+  skip_verification: true
+  client_id: matrix
+  client_secret: open sesame
+  scopes: [openid, profile, email]
+  backchannel_logout_enabled: true
+  attribute_requirements: [{{attribute: groups, one_of: [staff]}}]
+  user_mapping_provider:
+    config:
+      localpart_template: "{{{{ user.preferred_username }}}}"
+      display_name_template: "{{{{ user.name }}}}"
+      email_template: "{{{{ user.email }}}}"
+{saml}"""
+    return TestServer(tmp_path, sqlite_database, config, web=OutsideWeb(), now=time.time())
+
+
+def redeem(server: TestServer, traveller: Traveller) -> User:
+    assert traveller.url.startswith(CLIENT), traveller.words
+    token = parse_qs(urlsplit(traveller.url).query)["loginToken"][0]
+    answer = server.post("/_matrix/client/v3/login", {"type": "m.login.token", "token": token})
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)
+
+
+# OpenID Connect: oidc-provider.
+
+
+def sign_in_at_the_town_hall(traveller: Traveller, name: str) -> None:
+    traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
+    traveller.send(login=name, password="whatever")
+    assert "Authorize" in traveller.words
+    traveller.send()
+
+
+def test_people_sign_in_with_openid_connect(
+    server: TestServer, providers: OutsideServer, listener: LogoutListener
+) -> None:
+    traveller = Traveller(server, BASE)
+    sign_in_at_the_town_hall(traveller, "alice")
+    alice = redeem(server, traveller)
+    assert alice.user_id == "@alice:example.org"
+    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
+    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+    traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")  # signed in there: nobody is asked
+    assert redeem(server, traveller).user_id == alice.user_id
+    traveller.go(f"{providers.url}/oidc/session/end")
+    traveller.send(button="yes")
+    (form,) = listener.forms
+    assert server.post("/_synapse/client/oidc/backchannel_logout", body=form).status == 200
+    assert alice.get("/_matrix/client/v3/account/whoami").status == 401
+
+
+def test_who_is_in_another_group_is_refused(server: TestServer) -> None:
+    traveller = Traveller(server, BASE)
+    sign_in_at_the_town_hall(traveller, "bob")
+    assert "not among those who may use this server" in traveller.words
+
+
+def test_who_does_not_want_to_comes_back(server: TestServer) -> None:
+    traveller = Traveller(server, BASE)
+    traveller.go(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
+    cancel = next(link for words, link in traveller.page.links.items() if "Cancel" in words)
+    traveller.go(f"{urlsplit(traveller.url).scheme}://{urlsplit(traveller.url).netloc}{urlsplit(cancel).path}")
+    assert "You did not sign in there" in traveller.words
+
+
+# SAML 2: samlp.
+
+needs_saml = pytest.mark.skipif(not HAS_SAML, reason=NO_NPM)
+
+
+def answer_of(server: TestServer, path: str = "/saml", user: str = "alice") -> Traveller:
+    """Somebody at the page with which the provider sends them back."""
+    traveller = Traveller(server, BASE)
+    answer = traveller.home.open(f"/_matrix/client/v3/login/sso/redirect/saml?redirectUrl={CLIENT}")
+    assert answer.status == 302
+    there = urlsplit(traveller.home.location)
+    assert there.path == "/saml"
+    traveller.go(f"{there.scheme}://{there.netloc}{path}?{there.query}&user={user}")
+    return traveller
+
+
+@needs_saml
+def test_people_sign_in_with_saml(server: TestServer) -> None:
+    traveller = answer_of(server)
+    form = traveller.page.forms[0]
+    traveller.home.cookies.clear()
+    traveller.home.post(f"/{ACS}", form.fields)
+    assert "opened in another browser" in traveller.home.words
+    traveller = answer_of(server)
+    traveller.home.post_from_elsewhere(f"/{ACS}", traveller.page.forms[0].fields)
+    traveller.go(BASE.rstrip("/") + traveller.home.location)
+    alice = redeem(server, traveller)
+    assert alice.user_id == "@alice:example.org"
+    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice Liddell"
+    assert alice.get("/_matrix/client/v3/account/3pid").json["threepids"][0]["address"] == "alice@example.com"
+
+
+@needs_saml
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("unsigned", "Signature missing for assertion"),
+        ("unsigned_altogether", "Signature missing for assertion"),
+        ("for_others", "AudienceRestrictions conditions not satisfied"),
+        ("expired", "Condition not OK"),
+    ],
+)
+def test_assertions_that_are_refused(server: TestServer, path: str, reason: str) -> None:
+    traveller = answer_of(server, f"/saml/{path}")
+    with capturedLogs() as logged:
+        traveller.send()
+    assert "does not answer as it should" in traveller.words
+    assert reason in str([event.get("why") for event in logged])
+
+
+@needs_saml
+def test_assertions_that_were_changed_or_taken(server: TestServer) -> None:
+    first = answer_of(server)
+    fields = first.page.forms[0].fields
+    second = answer_of(server)
+    other = second.page.forms[0].fields
+    second.home.post(f"/{ACS}", {**fields, "RelayState": other["RelayState"]})  # the answer to another request
+    assert "does not answer as it should" in second.home.words
+    third = answer_of(server)
+    good = base64.b64decode(third.page.forms[0].fields["SAMLResponse"]).decode()
+    changed = base64.b64encode(good.replace(">alice<", ">admin<").encode()).decode()
+    third.send(SAMLResponse=changed)
+    assert "does not answer as it should" in third.words
+    first.send()
+    redeem(server, first)
+    first.home.post(f"/{ACS}", fields)  # once more
+    assert "was used before" in first.home.words
+    for fields in ({}, {"SAMLResponse": "x", "RelayState": "y"}):
+        first.home.post(f"/{ACS}", fields)
+        assert first.home.status == 400
+
+
+@needs_saml
+def test_who_lacks_an_attribute(server: TestServer) -> None:
+    traveller = answer_of(server, user="bob")
+    traveller.send()
+    assert "not among those who may use this server" in traveller.words
+
+
+@needs_saml
+def test_the_provider_is_told_of_this_server(server: TestServer) -> None:
+    answer = server.get("/_synapse/client/saml2/metadata.xml")
+    assert answer.headers["content-type"].startswith("application/samlmetadata+xml")
+    root = fromstring(answer.body)
+    assert root.attrib["entityID"] == f"{BASE}_synapse/client/saml2/metadata.xml"
+    assert b'WantAssertionsSigned="true"' in answer.body
+    assert f'Location="{BASE}{ACS}"'.encode() in answer.body
