@@ -15,6 +15,7 @@ VERSIONS: Final = tuple(f"v1.{minor}" for minor in range(1, 20))
 UNSTABLE_FEATURES: Final = {
     "uk.tcpip.msc4133": True,
     "uk.tcpip.msc4133.stable": True,
+    "org.matrix.e2e_cross_signing": True,
     "org.matrix.msc2285.stable": True,
     "org.matrix.msc3440.stable": True,
     "org.matrix.msc3715.stable": True,

@@ -180,7 +180,7 @@ def test_power_levels_can_be_overridden(alice: User) -> None:
     room_id = create(alice, power_level_content_override=override)
     levels = get_state(alice, room_id, "m.room.power_levels")
     assert levels["users_default"] == 10
-    assert levels["events"] == {"m.room.name": 0}
+    assert levels["events"] == {"m.room.name": 0, "m.room.tombstone": 150}
     assert levels["ban"] == 50
 
 
