@@ -115,7 +115,7 @@ async def get_public_download(
     allow_redirect: bool = False,
 ) -> Response:
     """As `get_download`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote, allow_redirect)
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote, allow_redirect=allow_redirect)
     return await delivery.download(server_name, media_id, file_name, asked)
 
 
@@ -153,5 +153,5 @@ async def get_public_thumbnail(
     allow_remote: bool = True,
 ) -> Response:
     """As `get_thumbnail`, for everybody: files from before the freeze."""
-    asked = Asked(context.client_ip, False, timeout_ms, allow_remote)
+    asked = Asked(context.client_ip, False, timeout_ms, allow_remote=allow_remote)
     return await delivery.thumbnail(server_name, media_id, (width, height), method, asked, animated=animated)

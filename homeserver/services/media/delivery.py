@@ -1,7 +1,7 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
@@ -24,6 +24,7 @@ class Asked:
     """Whether who asks has shown a token."""
     timeout_ms: int
     """How long to wait for a file that is not there yet."""
+    _: KW_ONLY
     allow_remote: bool = True
     """Whether another server may be asked for it."""
     held_too: bool = False
