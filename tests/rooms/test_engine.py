@@ -78,7 +78,7 @@ async def test_who_is_not_in_the_room_cannot_speak(parts: RoomParts) -> None:
 
 
 async def test_unknown_room(parts: RoomParts) -> None:
-    with pytest.raises(NotFound):
+    with pytest.raises(Forbidden):
         await parts.send(RoomID("!nowhere:a.test"), ALICE, "hello?")
 
 
