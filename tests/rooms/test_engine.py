@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.python.failure import Failure
 
-from federation.protocol.errors import Forbidden, NotFound
+from federation.protocol.errors import Forbidden
 from federation.protocol.event_signing import sign_event
 from federation.protocol.events import StateKey, parse_event
 from federation.protocol.ids import RoomID
