@@ -14,7 +14,7 @@ A name in the path with no parameter, or a service that nobody provides, stops s
 may leave out a name whose parameter has a default; an empty segment matches only such a parameter.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ParamSpec, TypeVar
@@ -128,10 +128,6 @@ class Peer:
     server_name: ServerName
 
 
-def _no_header(_name: str) -> str | None:
-    return None
-
-
 class RequestContext(msgspec.Struct, frozen=True, gc=False):
     """What else a handler may need to know of the request."""
 
@@ -148,10 +144,16 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     is_secure: bool = False
     """Whether the client came by TLS, to us or to the proxy that we trust."""
     cookies: tuple[tuple[str, str], ...] = ()
-    header: Callable[[str], str | None] = _no_header
-    """Any other header, by its name; the last of several."""
+    headers: Mapping[bytes, bytes] = msgspec.field(default_factory=dict)
+    """The last value of each, by names in small letters. (Plain values: a way back to the request would be a cycle that no
+    collection sees.)"""
     languages: str = ""
     """What the client wants to read, as it says it in `Accept-Language`."""
+
+    def header(self, name: str) -> str | None:
+        """Any other header; the last of several."""
+        value = self.headers.get(name.lower().encode("ascii"))
+        return None if value is None else value.decode("latin-1")
 
 
 @dataclass(frozen=True, slots=True)

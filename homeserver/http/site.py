@@ -260,7 +260,7 @@ class MatrixRequest:
             body_size=self._received,
             is_secure=self._is_secure(),
             cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
-            header=self._header_named,
+            headers=head.last,
             languages="" if languages is None else languages.decode("latin-1"),
         )
         if self._file is not None:
@@ -371,9 +371,6 @@ class MatrixRequest:
     def _header(self, name: bytes) -> str | None:
         value = self._head_.last.get(name.lower())
         return None if value is None else value.decode("latin-1")
-
-    def _header_named(self, name: str) -> str | None:
-        return self._header(name.encode("ascii"))
 
     def _header_lines(self, name: bytes) -> list[str]:
         return [value.decode("latin-1") for value in self._head_.get(name.lower())]
