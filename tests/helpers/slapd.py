@@ -50,20 +50,21 @@ access to * by dn.exact="cn=matrix,dc=example,dc=org" read by self read by * non
 
 
 class Slapd:
-    """The server. `url` and `secure_url` are its addresses on 127.0.0.1; its certificate is for that address."""
+    """The server. `url` and `secure_url` are its addresses; its certificate is for `localhost`: with some versions of Python
+    ldap3 checks names only."""
 
     def __init__(self, folder: Path, port: int, secure_port: int) -> None:
         assert BINARY is not None
         folder.joinpath("data").mkdir()
         authority = Authority(folder)
-        certificate, key = authority.issue("127.0.0.1")
+        certificate, key = authority.issue("localhost")
         self.authority = authority.path
         config = folder / "slapd.conf"
         config.write_text(
             _CONFIG.format(folder=folder, authority=authority.path, certificate=certificate, key=key), encoding="utf-8"
         )
-        self.url = f"ldap://127.0.0.1:{port}"
-        self.secure_url = f"ldaps://127.0.0.1:{secure_port}"
+        self.url = f"ldap://localhost:{port}"
+        self.secure_url = f"ldaps://localhost:{secure_port}"
         self._command = [BINARY, "-f", str(config), "-h", f"{self.url} {self.secure_url}", "-d", "0"]
         self._log = (folder / "log").open("wb")
         self._process: subprocess.Popen[bytes] | None = None

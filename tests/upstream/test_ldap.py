@@ -159,7 +159,7 @@ def test_a_certificate_that_does_not_fit(tmp_path: Path, sqlite_database: Databa
     for uri, authority in (
         (slapd.url, other),
         (slapd.secure_url, other),
-        (f"ldap://localhost:{port}", slapd.authority),
+        (f"ldap://127.0.0.1:{port}", slapd.authority),
     ):
         further = f"ldap_providers: [{{uri: ['{uri}'], tls_ca_file: {authority}, base: '{PEOPLE}', mode: bind}}]"
         answer = login(TestServer(tmp_path, sqlite_database, further), "ida")
