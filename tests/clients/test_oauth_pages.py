@@ -88,10 +88,15 @@ class Visitor:
     def __init__(self, browser: Browser, server: RealServer, locale: str, **options: Any) -> None:
         self.url = server.url
         self.locale = locale
-        self.page: Page = browser.new_context(locale=locale, **options).new_page()
-        self.page.set_default_timeout(SECONDS * 1000)
-        self.page.on("console", self._hear)
+        self._context = browser.new_context(locale=locale, **options)
+        self.page = self._new_page()
         self._pictures = 0
+
+    def _new_page(self) -> Page:
+        page = self._context.new_page()
+        page.set_default_timeout(SECONDS * 1000)
+        page.on("console", self._hear)
+        return page
 
     def _hear(self, message: Any) -> None:
         assert "Content Security Policy" not in message.text, message.text
@@ -128,14 +133,18 @@ class Visitor:
         self.press(f"button[value={decision}]")
 
     def go_back_to_app(self) -> str:
-        """Allow what an app asks; where the browser goes then, though there is no app on this machine."""
+        """Allow what an app asks; where the browser goes then. There is no app on this machine, so the page is left, which
+        would still be turning into one that says so."""
         self.look()
         with self.page.expect_request(f"{APP}**") as asked:
             self.page.click("button[value=allow]")
         sent = asked.value.redirected_from
         response = None if sent is None else sent.response()
         assert response is not None
-        return response.headers["location"]
+        location: str = response.headers["location"]
+        self.page.close()
+        self.page = self._new_page()
+        return location
 
     def press(self, what: str) -> None:
         """Press a button or a link, and wait for what it leads to."""
