@@ -81,7 +81,7 @@ def s3_config_of(object_store: MediaObjectStore) -> S3Config:
 def open_s3(config: S3Config) -> ObjectStore:
     """The client of the store. Raises ObjectStoreFailed.
 
-    Its module is imported here and not above, since it takes 50 MB and a second, which most servers do not need.
+    Its module is imported here and not above, since it takes 50 MB and two seconds, which most servers do not need.
     """
     return cast(ObjectStore, import_module("storage.s3").S3(config))
 

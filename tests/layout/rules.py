@@ -61,6 +61,20 @@ def no_import_in_a_function(file: SourceFile) -> Iterator[str]:
                     yield file.at(node, "an import inside a function hides what a module needs")
 
 
+def no_hidden_import(file: SourceFile) -> Iterator[str]:
+    if (
+        not file.is_product
+        or file.path.parts[:2] == ("homeserver", "assembly")
+        or str(file.path) == "homeserver/hooks.py"
+    ):
+        return  # what few servers need is loaded at assembly; plug-ins are named by the configuration
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            yield file.at(
+                node, "an import by name hides what a module needs: see docs/adr/0020-loaded-where-configured.md"
+            )
+
+
 def no_import_for_types_alone(file: SourceFile) -> Iterator[str]:
     for node in ast.walk(file.tree):
         if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("TYPE_CHECKING"):
@@ -166,6 +180,7 @@ def no_stub(file: SourceFile) -> Iterator[str]:
 
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
+    no_hidden_import,
     no_import_for_types_alone,
     no_sql_outside_storage,
     no_comparison_of_room_versions,

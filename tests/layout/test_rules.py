@@ -21,6 +21,9 @@ BAD: list[tuple[Rule, str, str]] = [
         "class A:\n    async def f(self):\n        from os import path\n",
         "tests/test_x.py",
     ),
+    (rules.no_hidden_import, 'from importlib import import_module\nimport_module("os")\n', "homeserver/services/a.py"),
+    (rules.no_hidden_import, 'import importlib\nimportlib.import_module("os")\n', "storage/a.py"),
+    (rules.no_hidden_import, '__import__("os")\n', "federation/rooms/a.py"),
     (
         rules.no_import_for_types_alone,
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import os\n",
@@ -57,6 +60,8 @@ BAD: list[tuple[Rule, str, str]] = [
 
 GOOD: list[tuple[Rule, str, str]] = [
     (rules.no_import_in_a_function, "import os\ndef f():\n    return os\n", "homeserver/app.py"),
+    (rules.no_hidden_import, 'from importlib import import_module\nimport_module("os")\n', "homeserver/assembly/a.py"),
+    (rules.no_hidden_import, 'from importlib import import_module\nimport_module("os")\n', "homeserver/hooks.py"),
     (rules.no_import_for_types_alone, "from typing import Any\n", "homeserver/app.py"),
     (rules.no_sql_outside_storage, 'q = "SELECT a FROM b"\n', "storage/rooms.py"),
     (rules.no_sql_outside_storage, 'text = "Select a room from the list; update it"\n', "homeserver/client/a.py"),

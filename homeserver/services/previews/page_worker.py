@@ -12,6 +12,7 @@ import os
 import re
 import resource
 import sys
+import traceback
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
@@ -275,8 +276,11 @@ def main() -> None:
                 found = read_oembed(page, job["url"])
             else:
                 found = read_page(page, job["url"], job["charset"])
-        except Exception:  # a parser raises whatever it likes for a broken page
-            found = {"properties": {}, "image": None, "oembed": None}
+        except Exception as error:  # a parser raises whatever it likes for a broken page
+            # where it broke, for the log; not the words of the error, which may be the page's
+            at = traceback.extract_tb(error.__traceback__)[-1]
+            problem = f"{type(error).__name__} in {at.name}, line {at.lineno}"
+            found = {"properties": {}, "image": None, "oembed": None, "problem": problem}
         sys.stdout.buffer.write(json.dumps({**found, "size": 0}).encode() + b"\n")
         sys.stdout.buffer.flush()
 

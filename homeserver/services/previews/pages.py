@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
+from twisted.logger import Logger
 
 from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
 from storage.executors import Executor
@@ -26,10 +27,14 @@ class PageSays(msgspec.Struct, frozen=True):
     properties: Mapping[str, str] = {}
     image: str | None = None
     oembed: str | None = None
+    problem: str = ""
+    """What the reading broke at; nothing was read then."""
 
 
 class PageReader:
     """The processes."""
+
+    log = Logger()
 
     def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
         self._processes = WorkerProcesses(executor, Path(__file__).with_name("page_worker.py"), SECONDS_A_PAGE, clock)
@@ -46,8 +51,12 @@ class PageReader:
         try:
             line, _ = await self._processes.run(job, data)
         except WorkerDied:
+            self.log.info("a process that read a {kind} for a preview ended, or took too long", kind=job.kind)
             return PageSays()
-        return msgspec.json.decode(line, type=PageSays)
+        says = msgspec.json.decode(line, type=PageSays)
+        if says.problem:
+            self.log.info("a {kind} could not be read for a preview: {problem}", kind=job.kind, problem=says.problem)
+        return says
 
     def close(self) -> None:
         """End the processes, those that are at work too."""
