@@ -122,7 +122,7 @@ class MediaParts:
             self.contents, self._workers, storage.max_image_pixels, programs=storage.thumbnails_by_programs
         )
         self.previews = PreviewParts(
-            config, clock, database, self.contents, thumbnails, preview_web, threads.images, random
+            config, clock, database, self.contents, thumbnails, quarantine, preview_web, threads.images, random
         )
         self.delivery = MediaDelivery(
             server_name,

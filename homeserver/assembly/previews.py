@@ -13,6 +13,7 @@ from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
 from storage.executors import Executor
 from storage.media_contents import Contents
+from storage.media_quarantine import QuarantineStore
 from storage.url_previews import URLPreviewStore
 
 
@@ -26,6 +27,7 @@ class PreviewParts:
         database: Database,
         contents: Contents,
         thumbnails: Thumbnails,
+        quarantine: QuarantineStore,
         web: PreviewWeb,
         executor: Executor,
         random: RandomBytes,
@@ -45,6 +47,7 @@ class PreviewParts:
             URLPreviewStore(database),
             contents,
             thumbnails,
+            quarantine,
             self._pages,
             rules,
             SiteReader(web, clock, rules, headers, most) if previews.url_preview_enabled else None,

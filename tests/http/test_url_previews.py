@@ -11,6 +11,7 @@ import pytest
 from homeserver.services.previews.fetching import MAX_PAGE_BYTES
 from homeserver.services.previews.page_worker import TEXT_CHARS, decode, read_page
 from storage.database import Database
+from tests.helpers.files_between import upload
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, picture
 from tests.helpers.linked_pages import LinkedPages
@@ -72,6 +73,18 @@ def test_what_a_page_says_by_open_graph(alice: User, pages: LinkedPages, path: s
     assert (got.status, got.body) == (200, picture(300, 200))
     thumbnail = alice.get(f"/_matrix/client/v1/media/thumbnail/{address.removeprefix('mxc://')}?width=96&height=96")
     assert thumbnail.status == 200
+
+
+def test_a_picture_that_is_held_back_does_not_come_back_with_a_preview(alice: User, pages: LinkedPages) -> None:
+    root = alice.server.register("root")
+    alice.server.run(alice.server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    pages.put(PAGE, '<meta property="og:title" content="A"><meta property="og:image" content="/a.png">')
+    pages.put("https://site.example/a.png", picture(30, 20), "image/png")
+    address = upload(alice, picture(30, 20))
+    assert root.post(f"/_synapse/admin/v1/media/quarantine/{address}").status == 200
+    shown = _ask(alice).json["og:image"].removeprefix("mxc://")
+    assert alice.get(f"/_matrix/client/v1/media/download/{shown}").status == 404
+    assert alice.get(f"/_matrix/client/v1/media/thumbnail/{shown}?width=9&height=9").status == 404
 
 
 def test_the_agent_says_what_it_is_and_which_languages_are_read(

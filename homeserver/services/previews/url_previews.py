@@ -28,6 +28,7 @@ from homeserver.services.previews.rules import PreviewRules, parse_url
 from homeserver.services.secret_text import SecretText
 from storage.media import Content
 from storage.media_contents import Contents
+from storage.media_quarantine import QuarantineStore
 from storage.media_spool import Spool
 from storage.transaction import WriteTransaction
 from storage.url_previews import PreviewRow, URLPreviewStore
@@ -57,6 +58,7 @@ class URLPreviews:
         store: URLPreviewStore,
         contents: Contents,
         thumbnails: Thumbnails,
+        quarantine: QuarantineStore,
         pages: PageReader,
         rules: PreviewRules,
         sites: SiteReader | None,
@@ -69,6 +71,7 @@ class URLPreviews:
         self._store = store
         self._contents = contents
         self._thumbnails = thumbnails
+        self._quarantine = quarantine
         self._pages = pages
         self._rules = rules
         self._sites = sites
@@ -163,11 +166,11 @@ class URLPreviews:
 
         def write(txn: WriteTransaction, digest: bytes, size: int) -> tuple[str, Content]:
             content = Content(digest, size, parse_type(type), None)
-            now = self._now_ms()
-            return (
-                self._store.add_picture(txn, url, new_id, content, now, authenticated=self._authenticated_only),
-                content,
+            media_id = self._store.add_picture(
+                txn, url, new_id, content, self._now_ms(), authenticated=self._authenticated_only
             )
+            self._quarantine.hold_known(txn, digest)
+            return media_id, content
 
         with telling_of_the_store():
             media_id, content = await self._contents.add(spool, write)
