@@ -19,13 +19,6 @@ from storage.events import EventFlag, EventRow, EventStore
 from storage.rooms import RoomRow, RoomStore
 from storage.streams import Change, Streams, Topic
 
-# plain numbers: testing a flag of the enumeration takes ten times as long
-_TIMELINE = int(EventFlag.TIMELINE)
-_REJECTED = int(EventFlag.REJECTED)
-_OUTLIER = int(EventFlag.OUTLIER)
-_RESOLVED = int(EventFlag.RESOLVED)
-
-
 NO_TRANSACTION: Final = ("", "")
 """In the place of device and transaction id, of what no client has sent."""
 
@@ -97,22 +90,22 @@ class StoredEvent:
     @property
     def in_timeline(self) -> bool:
         """Accepted, and neither outlier nor soft-failed: what readers may see."""
-        return bool(self.flags & _TIMELINE)
+        return bool(self.flags & EventFlag.TIMELINE)
 
     @property
     def resolved(self) -> bool:
         """Whether the current state changed with its arrival by more than what it sets, since forks were resolved."""
-        return bool(self.flags & _RESOLVED)
+        return bool(self.flags & EventFlag.RESOLVED)
 
     @property
     def rejected(self) -> bool:
         """Refused by authorization."""
-        return bool(self.flags & _REJECTED)
+        return bool(self.flags & EventFlag.REJECTED)
 
     @property
     def is_outlier(self) -> bool:
         """Kept without a place in the room."""
-        return bool(self.flags & _OUTLIER)
+        return bool(self.flags & EventFlag.OUTLIER)
 
 
 class RoomEvents:
