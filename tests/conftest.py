@@ -31,7 +31,7 @@ REACTOR_SECONDS = 30.0
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reactor(seconds): an async test that needs the real reactor, at most so long")
     if not hasattr(config, "workerinput"):
-        postgres.prepare()
+        postgres.prepare(in_memory=True)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
