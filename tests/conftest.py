@@ -7,7 +7,9 @@
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
 """
 
+import gc
 import inspect
+import os
 from collections.abc import Coroutine, Iterator
 from functools import wraps
 from pathlib import Path
@@ -32,6 +34,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reactor(seconds): an async test that needs the real reactor, at most so long")
     if not hasattr(config, "workerinput"):
         postgres.prepare(in_memory=True)
+        if folder := postgres.memory():
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)  # where pytest puts `tmp_path`
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: it need not be looked through for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -10,11 +10,12 @@ capitals), the file that the environment names (`…_FILE`), the option itself, 
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from homeserver.config.option import JSON, Description, Duration, Network, Secret, Size, default_of, description_of
 from homeserver.config.yaml_text import Place
@@ -73,6 +74,15 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
+def types_of(kind: type[Any]) -> Mapping[str, Any]:
+    """The type of each option of a section."""
+    return _types_of(cast(Hashable, kind))
+
+
+_types_of = cache(get_type_hints)
+"""To compile what the annotations say takes longer than to read a file."""
+
+
 def read_section(kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading) -> Any:
     """Make a section of type `kind` from the mapping that stands at `place`; None when a required option is missing."""
     known: list[str] = []
@@ -87,7 +97,7 @@ def read_fields(
     kind: type[Any], values: Mapping[str, Any], place: Place, reading: Reading, known: list[str]
 ) -> dict[str, Any] | None:
     """Read the options of `kind` that stand in `values`; adds the keys that it looked for to `known`."""
-    types = get_type_hints(kind)
+    types = types_of(kind)
     made: dict[str, Any] = {}
     complete = True
     for declared in fields(kind):
@@ -307,7 +317,7 @@ def check_bounds(value: Any, description: Description) -> None:
 
 def each_option(kind: type[Any], place: Place = ()) -> Iterator[tuple[Place, Any, Field[Any]]]:
     """Every option of a section and of the sections in it: where, its type, its declaration."""
-    types = get_type_hints(kind)
+    types = types_of(kind)
     for declared in fields(kind):
         here = (*place, declared.name)
         yield here, types[declared.name], declared

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, BinaryIO, Final, Literal, NewType, Union, get_args, get_origin, get_type_hints
 from urllib.parse import unquote_to_bytes
@@ -133,7 +133,7 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
     """Read a handler's signature. Raises `DeclarationError`."""
     handler = declaration.handler
     where = f"{handler.__module__}.{handler.__qualname__}"
-    hints = get_type_hints(handler, include_extras=True)
+    signature = _signature(handler)
     in_path = [path_names(path) for path in declaration.paths]
     named = set().union(*in_path)
     positional: list[object] = []
@@ -141,10 +141,9 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
     query_parameters: list[_Parameter] = []
     decode_body: Callable[[bytes], object] | None = None
     takes_file = False
-    for name, parameter in inspect.signature(handler).parameters.items():
-        if name not in hints:
+    for name, (parameter, hint) in signature.items():
+        if hint is None:
             raise DeclarationError(f"{where}: the parameter {name} has no type")
-        hint = hints[name]
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             positional.append(_service(where, name, hint, declaration.auth, services))
         elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
@@ -180,6 +179,13 @@ def bind(declaration: Endpoint, services: Mapping[type, object], identifiers: Id
         takes_file=takes_file,
         optional_in_path=optional,
     )
+
+
+@cache
+def _signature(handler: Callable[..., Any]) -> Mapping[str, tuple[inspect.Parameter, Any]]:
+    """Each parameter and its type, None where it has none. A process with several servers asks the same of each handler."""
+    hints = get_type_hints(handler, include_extras=True)
+    return {name: (each, hints.get(name)) for name, each in inspect.signature(handler).parameters.items()}
 
 
 def path_names(path: str) -> set[str]:

@@ -41,27 +41,34 @@ class Language:
 
 
 class Languages:
-    """All of them."""
+    """All of them. A language is read when somebody first asks for it."""
 
     def __init__(self) -> None:
-        """Reads the files. Raises OSError, and `babel.messages.pofile.PoFileError` for one that is damaged."""
-        self.by_code: dict[str, Language] = {ENGLISH: Language(ENGLISH, {})}
-        for entry in sorted(
-            files("homeserver.services").joinpath("translations").iterdir(), key=lambda each: each.name
-        ):
-            code, dot, suffix = entry.name.partition(".")
-            if dot and suffix == "po":
-                with entry.open("rb") as file:
-                    catalog = read_po(file, locale=_known_locale(code), abort_invalid=True)
-                self.by_code[code] = Language(
-                    code, {str(each.id): str(each.string) for each in catalog if each.id and each.string}
-                )
+        self._files = {
+            entry.name.removesuffix(".po"): entry
+            for entry in files("homeserver.services").joinpath("translations").iterdir()
+            if entry.name.endswith(".po")
+        }
+        self._read = {ENGLISH: Language(ENGLISH, {})}
+
+    @property
+    def codes(self) -> list[str]:
+        """The codes of all languages, English among them."""
+        return sorted({ENGLISH, *self._files})
+
+    def get(self, code: str) -> Language:
+        """Raises `KeyError` for an unknown code, OSError, and `babel.messages.pofile.PoFileError` for a damaged file."""
+        if code not in self._read:
+            with self._files[code].open("rb") as file:
+                catalog = read_po(file, locale=_known_locale(code), abort_invalid=True)
+            messages = {str(each.id): str(each.string) for each in catalog if each.id and each.string}
+            self._read[code] = Language(code, messages)
+        return self._read[code]
 
     def choose(self, accept_language: str) -> Language:
         """The language that suits a header `Accept-Language` best; English where none does."""
         wanted = [RELATED.get(code, code) for code in _asked(accept_language)]
-        found = negotiate_locale(wanted, list(self.by_code))
-        return self.by_code[found or ENGLISH]
+        return self.get(negotiate_locale(wanted, self.codes) or ENGLISH)
 
 
 def _known_locale(code: str) -> str | None:

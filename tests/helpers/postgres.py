@@ -57,11 +57,11 @@ def prepare(*, in_memory: bool = False) -> None:
 
     A database for one test is some hundred small files, which most disks take ten times as long to write.
     """
-    os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mahalla-postgres-", dir=_memory() if in_memory else None)
+    os.environ[DIRECTORY] = tempfile.mkdtemp(prefix="mahalla-postgres-", dir=memory() if in_memory else None)
     os.environ[OWNER] = str(os.getpid())
 
 
-def _memory() -> str | None:
+def memory() -> str | None:
     """A folder that is kept in memory; None where there is none, or too little room in it (as in most containers)."""
     if MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES:
         return str(MEMORY)
