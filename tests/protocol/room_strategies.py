@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from hypothesis import strategies as st
 
 from federation.protocol.auth_rules import AuthError
@@ -77,8 +78,7 @@ class GrownRoom:
         return order[-1 - distance % len(order)]
 
 
-@dataclass(frozen=True, slots=True)
-class Dispute:
+class Dispute(msgspec.Struct, frozen=True):
     """States of one room that are to be resolved, and what is needed for it."""
 
     room: GrownRoom
