@@ -15,7 +15,6 @@ may leave out a name whose parameter has a default; an empty segment matches onl
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ParamSpec, TypeVar
 
@@ -154,14 +153,13 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
         return None if value is None else value.decode("latin-1")
 
 
-@dataclass(frozen=True, slots=True)
 class Names:
     """The names of a query parameter on the wire, by preference, where they are not the parameter's own."""
 
-    names: tuple[str, ...]
+    __slots__ = ("names",)
 
     def __init__(self, *names: str) -> None:
-        object.__setattr__(self, "names", names)
+        self.names = names
 
 
 class Endpoint(msgspec.Struct, frozen=True):

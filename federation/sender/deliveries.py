@@ -5,10 +5,10 @@ sends something, it is back, and is tried at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Final
 
 import msgspec
+from msgspec.structs import asdict
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger

@@ -178,6 +178,14 @@ def no_stub(file: SourceFile) -> Iterator[str]:
             yield file.at(node, "a stub: write it, or leave it out")
 
 
+def values_are_structs(file: SourceFile) -> Iterator[str]:
+    if not file.is_product or file.path.parts[:2] == ("homeserver", "config"):
+        return  # an option's declaration is metadata of a dataclass field: see docs/adr/0005-configuration.md
+    for node in ast.walk(file.tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
+            yield file.at(node, "a value is a msgspec.Struct: see docs/adr/0021-values-are-structs.md")
+
+
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
@@ -191,6 +199,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     one_kind_of_waiting,
     no_global_state,
     no_stub,
+    values_are_structs,
 )
 
 

@@ -1,7 +1,6 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY
 
 import msgspec
 
@@ -25,7 +24,6 @@ class Asked(msgspec.Struct, frozen=True):
     """Whether who asks has shown a token."""
     timeout_ms: int
     """How long to wait for a file that is not there yet."""
-    _: KW_ONLY
     allow_remote: bool = True
     """Whether another server may be asked for it."""
     held_too: bool = False
