@@ -19,6 +19,7 @@ import pytest
 from twisted.internet import reactor as installed_reactor
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
+from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
 from storage.database import Database, PostgresConfig, SQLiteConfig, open_database
@@ -32,6 +33,8 @@ REACTOR_SECONDS = 30.0
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "reactor(seconds): an async test that needs the real reactor, at most so long")
+    # Until somebody listens, Twisted keeps what is logged, and with it the servers that said it.
+    globalLogBeginner.beginLoggingTo([], discardBuffer=True, redirectStandardIO=False)
     if not hasattr(config, "workerinput"):
         postgres.prepare(in_memory=True)
         if folder := postgres.memory():

@@ -12,7 +12,7 @@ CREATE = StateKey("m.room.create", "")
 POWER_LEVELS = StateKey("m.room.power_levels", "")
 
 
-class RoomSnapshot(msgspec.Struct, frozen=True, gc=False):
+class RoomSnapshot(msgspec.Struct, frozen=True):
     """Immutable; the engine makes a new one when the room moves."""
 
     room: RoomRow
