@@ -4,6 +4,7 @@
   only by `clock.advance`. Where it waits for ever, the test fails and says so.
 - With `@pytest.mark.reactor` the real reactor turns until the test is done, for at most as many seconds as the mark
   says (`reactor(60)`; 30 by default).
+- Several workers share the work (`--dist loadgroup`).
 - `database` runs a test on SQLite and on PostgreSQL; `sqlite_database` and `postgres_database` on one of them.
 """
 
@@ -29,6 +30,11 @@ from tests.helpers.network import Network
 from tests.helpers.server import TestServer
 
 REACTOR_SECONDS = 30.0
+LONG = ("interop", "nodes", "clients", "upstream")
+"""Folders of tests with processes of their own, which mostly wait."""
+
+TOGETHER = {"interop": True, "clients": False, "upstream": False, "layout": True}
+"""Folders whose tests share what is costly to make: in all of the folder, or within a file."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +45,16 @@ def pytest_configure(config: pytest.Config) -> None:
         postgres.prepare(in_memory=True)
         if folder := postgres.memory():
             os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)  # where pytest puts `tmp_path`
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares servers or much reading stays on one worker, and what takes long begins first."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in TOGETHER:
+            item.add_marker(pytest.mark.xdist_group(folder if TOGETHER[folder] else f"{folder}/{item.path.stem}"))
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
 
 
 def pytest_collection_finish() -> None:

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -46,6 +46,11 @@ class SourceFile:
     def tree(self) -> ast.Module:
         return ast.parse(self.text)
 
+    @cached_property
+    def nodes(self) -> Sequence[ast.AST]:
+        """All of the tree: most rules look at each."""
+        return list(ast.walk(self.tree))
+
     def at(self, node: ast.AST, text: str) -> str:
         return f"{self.path}:{getattr(node, 'lineno', 1)}: {text}"
 
@@ -54,8 +59,8 @@ Rule = Callable[[SourceFile], Iterator[str]]
 
 
 def no_import_in_a_function(file: SourceFile) -> Iterator[str]:
-    for function in ast.walk(file.tree):
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+    for function in file.nodes:
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):
                 if isinstance(node, ast.Import | ast.ImportFrom):
                     yield file.at(node, "an import inside a function hides what a module needs")
@@ -68,7 +73,7 @@ def no_hidden_import(file: SourceFile) -> Iterator[str]:
         or str(file.path) == "homeserver/hooks.py"
     ):
         return  # what few servers need is loaded at assembly; plug-ins are named by the configuration
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("import_module", "__import__"):
             yield file.at(
                 node, "an import by name hides what a module needs: see docs/adr/0020-loaded-where-configured.md"
@@ -76,7 +81,7 @@ def no_hidden_import(file: SourceFile) -> Iterator[str]:
 
 
 def no_import_for_types_alone(file: SourceFile) -> Iterator[str]:
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).endswith("TYPE_CHECKING"):
             yield file.at(node, "an import under TYPE_CHECKING hides a cycle")
 
@@ -84,7 +89,7 @@ def no_import_for_types_alone(file: SourceFile) -> Iterator[str]:
 def no_sql_outside_storage(file: SourceFile) -> Iterator[str]:
     if not file.is_product or file.package == "storage":
         return
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.search(node.value + " "):
             yield file.at(node, "SQL belongs in storage/")
 
@@ -92,7 +97,7 @@ def no_sql_outside_storage(file: SourceFile) -> Iterator[str]:
 def no_comparison_of_room_versions(file: SourceFile) -> Iterator[str]:
     if not file.is_product or file.path.name == "room_versions.py":
         return
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
         elif isinstance(node, ast.Match):
@@ -144,7 +149,7 @@ def fits_the_eye(file: SourceFile) -> Iterator[str]:
 
 
 def no_mock(file: SourceFile) -> Iterator[str]:
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.ImportFrom | ast.Import) and any("mock" in name for name in _imported(node)):
             yield file.at(node, "a fake is a small class in tests/helpers, not a Mock")
 
@@ -152,7 +157,7 @@ def no_mock(file: SourceFile) -> Iterator[str]:
 def one_kind_of_waiting(file: SourceFile) -> Iterator[str]:
     if str(file.path).startswith("tests/clients/"):
         return  # other people's clients, in a process of their own kind; the server is another process
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.ImportFrom | ast.Import):
             names = _imported(node)
             if "asyncio" in names or any(name.endswith("inlineCallbacks") for name in names):
@@ -165,7 +170,7 @@ def _imported(node: ast.ImportFrom | ast.Import) -> list[str]:
 
 
 def no_global_state(file: SourceFile) -> Iterator[str]:
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Global):
             yield file.at(node, "no module state: pass it to whoever needs it")
 
@@ -173,7 +178,7 @@ def no_global_state(file: SourceFile) -> Iterator[str]:
 def no_stub(file: SourceFile) -> Iterator[str]:
     if not file.is_product:
         return
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.Raise) and node.exc is not None and "NotImplementedError" in ast.unparse(node.exc):
             yield file.at(node, "a stub: write it, or leave it out")
 
@@ -181,7 +186,7 @@ def no_stub(file: SourceFile) -> Iterator[str]:
 def values_are_structs(file: SourceFile) -> Iterator[str]:
     if not file.is_product or file.path.parts[:2] == ("homeserver", "config"):
         return  # an option's declaration is metadata of a dataclass field: see docs/adr/0005-configuration.md
-    for node in ast.walk(file.tree):
+    for node in file.nodes:
         if isinstance(node, ast.ImportFrom) and node.module == "dataclasses":
             yield file.at(node, "a value is a msgspec.Struct: see docs/adr/0021-values-are-structs.md")
 
