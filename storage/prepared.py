@@ -90,9 +90,13 @@ def with_places(sql: str) -> str:
 
 
 def _type_of(value: Argument) -> str:
+    known = _TYPES.get(type(value))
+    if known is not None:
+        return known
     if isinstance(value, list):
-        return f"{_TYPES[type(value[0])]}[]" if value else "text[]"
-    return _TYPES[type(value)]
+        return f"{_type_of(value[0])}[]" if value else "text[]"
+    # a kind of text or number of its own
+    return next((name for kind, name in _TYPES.items() if isinstance(value, kind)), "unknown")
 
 
 def _call(name: str, count: int) -> str:

@@ -1,5 +1,6 @@
 """Statements that come again are prepared on PostgreSQL, and mean what they meant before."""
 
+from http import HTTPStatus
 from typing import Any
 
 import psycopg2
@@ -67,6 +68,17 @@ def test_counting_is_bounded_and_other_statements_are_left_alone() -> None:
     assert len(prepared._uses) <= MOST_COUNTED
     for _ in range(USES + 1):
         assert run(prepared, "CREATE TABLE t (a TEXT)", []) == ("", "CREATE TABLE t (a TEXT)")
+
+
+def test_text_and_numbers_of_a_kind_of_their_own() -> None:
+    class Address(str):
+        __slots__ = ()
+
+    prepared = Prepared()
+    for _ in range(USES):
+        before, _ = run(prepared, "SELECT ?, ?, ?", [Address("x"), HTTPStatus.OK, [Address("x")]])
+    assert before == "PREPARE s1 (text, bigint, text[]) AS SELECT $1, $2, $3"
+    assert run(prepared, "SELECT ?, ?, ?", ["y", 2, ["y"]]) == ("", "EXECUTE s1 (%s, %s, %s)")
 
 
 async def test_the_same_comes_back_before_and_after(database: Database) -> None:
