@@ -4,10 +4,12 @@ All rooms of an answer are worked on together. Rooms that the user has left are 
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.ids import DeviceID
 from federation.rooms.current_states import CurrentStates
@@ -33,8 +35,7 @@ from storage.timelines import Place
 _event_nid: Final = attrgetter("event_nid")
 
 
-@dataclass(slots=True)
-class RoomWork:
+class RoomWork(msgspec.Struct, gc=False):
     """A room on its way into the answer."""
 
     room: RoomRow
@@ -55,8 +56,8 @@ class RoomWork:
     shown: Sequence[Seen] = ()
     speakers: Set[str] = frozenset()
     """Those whose memberships are needed to show these events."""
-    state: StateOfRoom = field(default_factory=lambda: StateOfRoom({}, {}))
-    people: set[str] = field(default_factory=set)
+    state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
+    people: set[str] = set()
     """Who comes into view with the entry."""
 
     @property
