@@ -1,7 +1,9 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
+
+import msgspec
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
@@ -15,8 +17,7 @@ from storage.media import Content
 from storage.media_contents import Contents
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """Who asks for a file, and how."""
 
     client_ip: str
