@@ -176,17 +176,17 @@ class DeviceKeyStore:
 
 def select_counts(txn: Transaction, user_id: str, device_id: str) -> KeyCounts:
     """The form of `get_counts` for use inside a transaction."""
-    counts: dict[str, int] = dict(
-        txn.query(
-            "SELECT algorithm, count(*) FROM one_time_keys WHERE user_id = ? AND device_id = ? GROUP BY algorithm",
-            (user_id, device_id),
-        )
+    rows = txn.query(
+        "SELECT algorithm, count(*), NULL FROM one_time_keys WHERE user_id = ? AND device_id = ? GROUP BY algorithm"
+        " UNION ALL SELECT algorithm, 0, used FROM fallback_keys WHERE user_id = ? AND device_id = ? ORDER BY algorithm",
+        (user_id, device_id, user_id, device_id),
     )
-    fallback = txn.query(
-        "SELECT algorithm, used FROM fallback_keys WHERE user_id = ? AND device_id = ? ORDER BY algorithm",
-        (user_id, device_id),
+    fallback = [(algorithm, used) for algorithm, _, used in rows if used is not None]
+    return KeyCounts(
+        {algorithm: count for algorithm, count, used in rows if used is None},
+        [algorithm for algorithm, used in fallback if not used],
+        len(fallback),
     )
-    return KeyCounts(counts, [algorithm for algorithm, used in fallback if not used], len(fallback))
 
 
 def select_device_keys(txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[DeviceKeysRow]]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
+from itertools import chain, islice
 from struct import Struct
 
 import msgspec
@@ -26,23 +27,30 @@ from psycopg2.extensions import (
     new_type,
     register_type,
 )
-from psycopg2.extras import execute_batch, execute_values
+from psycopg2.extras import execute_values
 
 from storage.engine import Connection, DatabaseUnavailable, Row, SQLValue, UnsuitableDatabase
+from storage.prepared import Argument, Prepared, with_places
 
 WRITE_LOCK = 0x4D61_6861_6C6C_61
 """The key of the advisory lock of whoever writes ("Mahalla" in ASCII)."""
 MIGRATION_LOCK = WRITE_LOCK + 1
 
-SAVE_COUNTERS = (
-    b"INSERT INTO counters (name, value) VALUES %b ON CONFLICT (name) DO UPDATE SET value = excluded.value; "
+PREPARE_WRITES = (
+    f"PREPARE take_lock AS SELECT pg_advisory_xact_lock({WRITE_LOCK}); "
+    "PREPARE read_counters AS SELECT name, value FROM counters; "
+    "PREPARE save_counters (text[], bigint[]) AS INSERT INTO counters (name, value) SELECT * FROM unnest($1, $2)"
+    " ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 )
+"""What every batch does, planned once."""
 
 NOT_TEXT = "\U0010ffff"
 """Stands for U+0000, which PostgreSQL's text cannot hold. It is a code point that Unicode keeps free of characters."""
 
 FEWEST_COPIED = 4
-"""Rows from which on COPY, which takes a round trip more, costs less than INSERT."""
+"""Rows from which on COPY, which takes a round trip more, costs less than INSERT; up to there each has its own statement."""
+AT_ONCE = 500
+"""Rows that travel in one message."""
 _COPY_BEGIN = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _COPY_END = b"\xff\xff"
 _COUNT, _LENGTH, _WHOLE, _BROKEN = Struct(">h"), Struct(">i"), Struct(">iq"), Struct(">id")
@@ -54,8 +62,9 @@ _KEYS = re.compile(r"\bIN\s*\{keys\}", re.IGNORECASE)
 _COLLATIONS = ("C", "POSIX", "C.UTF-8", "C.UTF8")
 """Those that order text by code point, as SQLite does, and do so for ever."""
 
-_RETRIED_CLASSES = ("40", "08", "57P0")
-"""SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting."""
+_RETRIED_CLASSES = ("40", "08", "57P0", "0A000")
+"""SQLSTATEs by their beginning: conflict between transactions, lost connection, server shutting down or starting, a table
+that another program changed under a prepared statement (a new connection has none)."""
 
 _OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
 """Lost connection, no room or memory, an operator's intervention, an error of the system, lock timeout."""
@@ -84,42 +93,50 @@ def _bytes_of(value: str | bytes | None, _: cursor) -> bytes | None:
 _BYTES = new_type(psycopg2.BINARY.values, "BYTES", _bytes_of)
 
 
-@lru_cache(maxsize=4096)
-def _translate(sql: str) -> str:
-    return sql.replace("%", "%%").replace("?", "%s")
-
-
 @lru_cache(maxsize=1024)
-def _translate_in(sql: str) -> str:
-    translated, replaced = _KEYS.subn("= ANY(?)", sql)
-    if replaced != 1:
+def _with_any(sql: str) -> str:
+    """The statement with one argument for its list of keys."""
+    replaced, count = _KEYS.subn("= ANY(?)", sql)
+    if count != 1:
         raise ValueError(f"the statement must have 'IN {{keys}}' once: {sql}")
-    return _translate(translated)
+    return replaced
 
 
 @lru_cache(maxsize=1024)
-def _translate_each(sql: str, count: int) -> str:
-    """One statement for many rows of arguments; the first column of what it finds is the number of the row."""
+def _for_each(sql: str, types: tuple[str, ...]) -> str:
+    """One statement for many rows of arguments, which are given as columns; it finds the number of the row first."""
     first, *rest = sql.split("?")
     each = first + "".join(f"wanted.a{at}{part}" for at, part in enumerate(rest))
     names = ", ".join(f"a{at}" for at in range(len(rest)))
-    values = ", ".join([f"({', '.join(['?'] * (len(rest) + 1))})"] * count)
-    return _translate(
-        f"SELECT wanted.nr, found.* FROM (VALUES {values}) AS wanted (nr, {names}) CROSS JOIN LATERAL ({each}) AS found"
+    return (
+        f"SELECT wanted.nr, found.* FROM unnest({_arrays(types)}) WITH ORDINALITY AS wanted ({names}, nr)"
+        f" CROSS JOIN LATERAL ({each}) AS found"
     )
 
 
+def _arrays(types: Iterable[str]) -> str:
+    return ", ".join(f"?::{type}[]" for type in types)
+
+
+def _column_types(row: Sequence[SQLValue]) -> tuple[str, ...]:
+    return tuple("text" if isinstance(value, str) else "bigint" for value in row)
+
+
+def _columns(rows: Iterable[Sequence[SQLValue]]) -> list[list[SQLValue]]:
+    return [list(column) for column in zip(*map(_adapt, rows), strict=True)]
+
+
 @lru_cache(maxsize=1024)
-def _translate_many(sql: str) -> tuple[str, str | None]:
-    """The statement for `execute_values` and the template of a row; no template where it has to be run row by row.
+def _values_of(sql: str) -> tuple[str, str] | None:
+    """The statement for `execute_values` and the template of a row; None where it has to be run row by row.
 
     `DO UPDATE` is run row by row, since two rows of one statement may not meet in the same row of the table.
     """
     match = _VALUES.search(sql)
     if match is None or "?" in sql[: match.start()] + sql[match.end() :] or "DO UPDATE" in sql.upper():
-        return _translate(sql), None
+        return None
     around = sql[: match.start(1)].replace("%", "%%"), sql[match.end(1) :].replace("%", "%%")
-    return f"{around[0]}%s{around[1]}", _translate(match[1])
+    return f"{around[0]}%s{around[1]}", with_places(match[1])
 
 
 def _adapt(args: Sequence[SQLValue]) -> Sequence[SQLValue]:
@@ -162,7 +179,7 @@ def _encode_rows(width: int, rows: Iterable[Sequence[SQLValue]]) -> bytes:
 class PostgresConnection:
     """A connection to the server. See `storage.engine.Connection`."""
 
-    __slots__ = ("_connection", "_cursor", "_info", "_prefix")
+    __slots__ = ("_connection", "_cursor", "_info", "_prefix", "_prepared", "_writes")
 
     def __init__(self, opened: connection) -> None:
         self._connection = opened
@@ -170,46 +187,53 @@ class PostgresConnection:
         self._info = opened.info
         # Statements without results that travel with the next one.
         self._prefix = ""
+        self._prepared = Prepared()
+        self._writes = False
 
     def query(self, sql: str, args: Sequence[SQLValue]) -> list[Row]:
-        self._run(_translate(sql), _adapt(args))
+        self._run(sql, _adapt(args))
         return self._cursor.fetchall()
 
     def query_one(self, sql: str, args: Sequence[SQLValue]) -> Row | None:
-        self._run(_translate(sql), _adapt(args))
+        self._run(sql, _adapt(args))
         return self._cursor.fetchone()
 
     def query_in(
         self, sql: str, keys: Sequence[SQLValue], before: Sequence[SQLValue], after: Sequence[SQLValue]
     ) -> list[Row]:
-        self._run(_translate_in(sql), (*_adapt(before), list(_adapt(keys)), *_adapt(after)))
+        self._run(_with_any(sql), (*_adapt(before), list(_adapt(keys)), *_adapt(after)))
         return self._cursor.fetchall()
 
     def query_each(self, sql: str, rows: Sequence[Sequence[SQLValue]]) -> list[list[Row]]:
-        numbered = [value for at, args in enumerate(rows) for value in (at, *_adapt(args))]
-        self._run(_translate_each(sql, len(rows)), numbered)
+        self._run(_for_each(sql, _column_types(rows[0])), _columns(rows))
         found: list[list[Row]] = [[] for _ in rows]
-        for at, *row in self._cursor.fetchall():
-            found[at].append(tuple(row))
+        for number, *row in self._cursor.fetchall():
+            found[number - 1].append(tuple(row))
         return found
 
     def query_with(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]], sql: str) -> list[Row]:
-        arrays = ", ".join("?::text[]" if isinstance(value, str) else "?::bigint[]" for value in rows[0])
-        statement = f"WITH {name} ({', '.join(columns)}) AS (SELECT * FROM unnest({arrays})) {sql}"
-        self._run(_translate(statement), [list(column) for column in zip(*map(_adapt, rows), strict=True)])
+        table = f"SELECT * FROM unnest({_arrays(_column_types(rows[0]))})"
+        self._run(f"WITH {name} ({', '.join(columns)}) AS ({table}) {sql}", _columns(rows))
         return self._cursor.fetchall()
 
     def execute(self, sql: str, args: Sequence[SQLValue]) -> int:
-        self._run(_translate(sql), _adapt(args))
+        self._run(sql, _adapt(args))
         return self._cursor.rowcount
 
     def execute_many(self, sql: str, rows: Iterable[Sequence[SQLValue]]) -> None:
-        self._flush()
-        statement, template = _translate_many(sql)
-        if template is None:
-            execute_batch(self._cursor, statement, map(_adapt, rows), page_size=500)
-        else:
-            execute_values(self._cursor, statement, map(_adapt, rows), template, page_size=500)
+        coming = iter(map(_adapt, rows))
+        first = list(islice(coming, FEWEST_COPIED))
+        values = _values_of(sql)
+        if values is not None and len(first) == FEWEST_COPIED:
+            self._flush()
+            execute_values(self._cursor, values[0], chain(first, coming), values[1], page_size=AT_ONCE)
+            return
+        together = first + list(islice(coming, AT_ONCE))
+        while together:
+            statements = [self._cursor.mogrify(self._find(sql, args), args) for args in together]
+            self._flush()
+            self._cursor.execute(b"; ".join(statements))
+            together = list(islice(coming, AT_ONCE))
 
     def insert_rows(self, table: str, columns: Sequence[str], rows: Sequence[Sequence[SQLValue]]) -> None:
         names = ", ".join(columns)
@@ -238,7 +262,10 @@ class PostgresConnection:
     def begin_write(self) -> dict[str, int]:
         # The counters are read by a statement of its own, which sees what was committed while the lock was waited for.
         self._prefix = ""
-        self._cursor.execute(f"BEGIN; SELECT pg_advisory_xact_lock({WRITE_LOCK}); SELECT name, value FROM counters")
+        if not self._writes:
+            self._cursor.execute(PREPARE_WRITES)
+            self._writes = True
+        self._cursor.execute("BEGIN; EXECUTE take_lock; EXECUTE read_counters")
         return dict(self._cursor.fetchall())
 
     def begin_migration(self) -> None:
@@ -266,8 +293,7 @@ class PostgresConnection:
         # in one message with what waits to be sent and the counters
         text, self._prefix = self._prefix.encode(), ""
         if counters:
-            values = b", ".join(self._cursor.mogrify("(%s, %s)", counter) for counter in counters.items())
-            text += SAVE_COUNTERS % values
+            text += self._cursor.mogrify("EXECUTE save_counters (%s, %s); ", (list(counters), list(counters.values())))
         self._cursor.execute(text + b"COMMIT")
         if self._cursor.statusmessage != "COMMIT":
             # A transaction in which a statement failed is rolled back by COMMIT, without an error.
@@ -293,14 +319,24 @@ class PostgresConnection:
     def close(self) -> None:
         self._connection.close()
 
-    def _run(self, sql: str, args: Sequence[SQLValue | list[SQLValue]]) -> None:
+    def _find(self, sql: str, args: Sequence[Argument]) -> str:
+        """The text that runs a statement; prepares it first where that is due."""
+        before, text = self._prepared.find(sql, args)
+        if before:
+            self._prefix += before
+            self._flush()
+            self._prepared.keep(sql, args, text)
+        return text
+
+    def _run(self, sql: str, args: Sequence[Argument]) -> None:
+        text = self._find(sql, args)
         if self._prefix:
             # The prefix is spent only once the text is complete: an argument that cannot be sent leaves it.
-            text = self._prefix.encode() + self._cursor.mogrify(sql, args)
+            message = self._prefix.encode() + self._cursor.mogrify(text, args)
             self._prefix = ""
-            self._cursor.execute(text)
+            self._cursor.execute(message)
         else:
-            self._cursor.execute(sql, args)
+            self._cursor.execute(text, args)
 
     def _flush(self) -> None:
         if self._prefix:

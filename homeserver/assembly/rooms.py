@@ -351,13 +351,14 @@ class RoomParts:
             self.events,
             self.partial,
         )
+        summaries = RoomSummaries(summary_store, self.partial, streams, capacity=sizes.listed_rooms)
         joined = JoinedRooms(
             self.events,
             timelines,
             current_states,
             visibility,
             RoomStates(trees, self.events),
-            RoomSummaries(summary_store),
+            summaries,
             client_events,
             LazyMembers(capacity=sizes.lazy_members),
             aggregations,
@@ -367,6 +368,7 @@ class RoomParts:
             room_store,
             self.memberships,
             joined,
+            summaries,
             history,
             unread,
             receipt_store,

@@ -19,7 +19,6 @@ from homeserver.services.sliding_sync.required_state import RequiredStates
 from homeserver.services.sliding_sync.rooms import RoomEntries, RoomParts
 from homeserver.services.sliding_sync.sliding_sync import SlidingParts
 from homeserver.services.sync.lazy_members import LazyMembers
-from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sync import SyncParts
 from homeserver.services.thread_subscriptions import ThreadSubscriptions
 from storage.database import Database
@@ -71,7 +70,7 @@ def sliding_parts(
             synced.invited,
             synced.ignored,
             RequiredStates(trees),
-            RoomSummaries(summary_store),
+            synced.summaries,
             synced.unread,
             recency,
             client_events,

@@ -54,7 +54,7 @@ class _Parameter(msgspec.Struct, frozen=True):
             values = next(query[name] for name in self.wire_names if name in query)
         if self.repeated:
             return [self.from_text(value) for value in values]
-        return self.from_text(values[0])
+        return values[0] if self.parse is str else self.from_text(values[0])
 
 
 class Binding(msgspec.Struct, frozen=True):

@@ -74,7 +74,7 @@ class ClientEvents:
         parents = list(map(_event, seen))
         if bundled_in is not None:
             parents = [event for event in parents if event.room_nid in bundled_in]
-        bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS)
+        bundles = await self._bundle(user_id, device_id, parents, BUNDLE_LEVELS) if parents else {}
         return await self._present(user_id, device_id, seen, bundles, with_room_id)
 
     async def _present(

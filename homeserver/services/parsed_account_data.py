@@ -37,7 +37,11 @@ class ParsedAccountData(Generic[T]):
 
     async def of_user(self, user_id: UserID) -> T:
         """What the user has set."""
-        return (await self.of_users([user_id]))[user_id]
+        known = self._parsed.get(user_id)
+        if known is None:
+            return (await self.of_users([user_id]))[user_id]
+        self._parsed.move_to_end(user_id)
+        return known
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, T]:
         """What these users have set: one query for all that is not known."""

@@ -53,42 +53,51 @@ class RoomUnread(msgspec.Struct, frozen=True, gc=False):
     @property
     def total(self) -> Unread:
         """Of the room as a whole, for clients that know of no threads."""
+        if not self.threads:
+            return self.main
         parts = (self.main, *self.threads.values())
         return Unread(sum(part.notifications for part in parts), sum(part.highlights for part in parts))
 
 
-class _Numbers(msgspec.Struct):
+NOTHING: Final = RoomUnread(Unread(0, 0), {})
+
+
+class _Numbers(msgspec.Struct, gc=False):
     notifications: int = 0
     highlights: int = 0
 
 
-class _Count(msgspec.Struct):
+class _Count(msgspec.Struct, gc=False):
     upto: int
     ignored: Set[str]
-    threads: dict[str, _Numbers] = msgspec.field(default_factory=dict)
+    threads: dict[str, _Numbers] = {}
 
     def add(self, thread: str, outcome: int) -> None:
-        numbers = self.threads.setdefault(thread, _Numbers())
+        numbers = self.threads.get(thread)
+        if numbers is None:
+            numbers = self.threads[thread] = _Numbers()
         numbers.notifications += 1
         numbers.highlights += outcome >= HIGHLIGHTED
 
     def freeze(self) -> RoomUnread:
+        main = self.threads.get(MAIN)
+        if len(self.threads) == (main is not None):
+            return NOTHING if main is None else RoomUnread(Unread(main.notifications, main.highlights), {})
         numbers = {thread: Unread(each.notifications, each.highlights) for thread, each in self.threads.items()}
-        main = numbers.pop(MAIN, Unread(0, 0))
-        return RoomUnread(main, numbers)
+        return RoomUnread(numbers.pop(MAIN, NOTHING.main), numbers)
 
 
-class _Counted(msgspec.Struct, frozen=True):
+class _Counted(msgspec.Struct, frozen=True, gc=False):
     position: int
     sender: str
     flags: int
     thread: str
 
 
-class _Recent(msgspec.Struct):
+class _Recent(msgspec.Struct, gc=False):
     complete_from: int
     """Every counted event after this position is in the list."""
-    events: list[_Counted] = msgspec.field(default_factory=list)
+    events: list[_Counted] = []
     """Oldest first."""
 
     def after(self, position: int, upto: int) -> list[_Counted]:
@@ -134,18 +143,21 @@ class UnreadCounts:
         upto = self._streams.current()
         attention = (await self._rules.of_user(user_id)).attention
         room_ids = await self._room_ids(rooms) if attention.changes else {}
-        known_after = self._with_own_outcomes(user_id, rooms, upto)
-        outcomes = await self._outcomes.get_outcomes(user_id, known_after) if known_after else {}
+        kept = self._kept(user_id, rooms, upto, ignored)
+        after = {nid: count.upto for nid, (count, news) in kept.items() if news and _have_outcomes(news)}
+        outcomes: Mapping[int, int] = {}
+        if after:
+            outcomes = await self._outcomes.get_outcomes(user_id, after)
+            kept = self._kept(user_id, rooms, upto, ignored, after)  # others may have been carried on meanwhile
         found: dict[int, RoomUnread] = {}
         missing: list[MembershipRow] = []
         for row in rooms:
-            key = (user_id, row.room_nid)
-            count = self._counts.get(key)
-            news = None if count is None else self._news(row.room_nid, count, upto, ignored, known_after)
-            if count is None or news is None:
+            known = kept.get(row.room_nid)
+            if known is None:
                 missing.append(row)
                 continue
-            self._counts.move_to_end(key)
+            count, news = known
+            self._counts.move_to_end((user_id, row.room_nid))
             if news:
                 _carry_on(user_id, count, news, attention, room_ids.get(row.room_nid, ""), outcomes)
             count.upto = max(count.upto, upto)
@@ -203,30 +215,34 @@ class UnreadCounts:
         found = await self._rooms.get_rooms_by_nid({row.room_nid for row in rooms})
         return {nid: room.room_id.lower() for nid, room in found.items()}
 
-    def _with_own_outcomes(self, user_id: UserID, rooms: Collection[MembershipRow], upto: int) -> dict[int, int]:
-        """The rooms in which some event that carries the count on may be something else to the user, with after what."""
-        after: dict[int, int] = {}
-        for row in rooms:
-            count, recent = self._counts.get((user_id, row.room_nid)), self._recent.get(row.room_nid)
-            if count is not None and recent is not None and _have_outcomes(recent.after(count.upto, upto)):
-                after[row.room_nid] = count.upto
-        return after
+    def _kept(
+        self,
+        user_id: UserID,
+        rooms: Collection[MembershipRow],
+        upto: int,
+        ignored: Set[str],
+        known_after: Mapping[int, int] | None = None,
+    ) -> dict[int, tuple[_Count, Sequence[_Counted]]]:
+        """The counts that were taken, each with all that has come since; not those of which that is not known.
 
-    def _news(
-        self, room_nid: int, count: _Count, upto: int, ignored: Set[str], known_after: Mapping[int, int]
-    ) -> Sequence[_Counted] | None:
-        """All that has come since the count was taken; None: that is not known."""
-        if count.ignored != ignored:
-            return None
-        recent = self._recent.get(room_nid)
-        if recent is None:
-            return () if count.upto >= self._dropped_upto else None
-        if count.upto < recent.complete_from:
-            return None
-        news = recent.after(count.upto, upto)
-        if _have_outcomes(news) and known_after.get(room_nid, upto) > count.upto:
-            return None  # the count came between
-        return news
+        `known_after`: by room after what it is known what events are to the user; None where that does not matter yet.
+        """
+        kept: dict[int, tuple[_Count, Sequence[_Counted]]] = {}
+        for row in rooms:
+            room_nid = row.room_nid
+            count = self._counts.get((user_id, room_nid))
+            if count is None or count.ignored != ignored:
+                continue
+            recent = self._recent.get(room_nid)
+            if recent is None:
+                if count.upto >= self._dropped_upto:
+                    kept[room_nid] = (count, ())
+            elif count.upto >= recent.complete_from:
+                news = recent.after(count.upto, upto)
+                # else the count came between
+                if known_after is None or known_after.get(room_nid, upto) <= count.upto or not _have_outcomes(news):
+                    kept[room_nid] = (count, news)
+        return kept
 
     def _keep(self, key: tuple[str, int], count: _Count) -> None:
         self._counts[key] = count

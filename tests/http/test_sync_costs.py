@@ -163,3 +163,41 @@ def test_who_ignores_a_sender_hides_no_children_from_others(server: TestServer) 
     event = f"/_matrix/client/v3/rooms/{room}/event/{said}"
     assert "m.relations" not in bob.get(event).json["unsigned"]
     assert carol.get(event).json["unsigned"]["m.relations"]
+
+
+def test_what_names_a_room_is_read_once_until_something_of_it_changes(
+    server: TestServer, counter: QueryCounter
+) -> None:
+    alice, bob, carol = server.register("alice"), server.register("bob"), server.register("carol")
+    room = rooms.create(alice, bob, name="Garden")
+
+    def summary() -> dict[str, Any]:
+        """As an initial answer says it; asked twice, read at most once."""
+        told: dict[str, Any] = sync(alice)["rooms"]["join"][room]["summary"]
+        counter.clear()
+        assert sync(alice)["rooms"]["join"][room]["summary"] == told
+        assert ("get_rosters" in counter.reads) is ("m.heroes" in told), "of a room without a name the people are read"
+        return told
+
+    def counts(joined: int, invited: int) -> dict[str, int]:
+        return {"m.joined_member_count": joined, "m.invited_member_count": invited}
+
+    assert summary() == counts(2, 0)
+    counter.clear()
+    rooms.say(bob, room)
+    sync(bob)
+    assert "get_rosters" not in counter.reads, "a message changes nothing of it, and it is the same for all"
+    rooms.act(alice, room, "invite", carol)
+    assert summary() == counts(2, 1)
+    rooms.join(carol, room)
+    assert summary() == counts(3, 0)
+    rooms.act(alice, room, "kick", carol)
+    assert summary() == counts(2, 0)
+    rooms.act(bob, room, "leave")
+    assert summary() == counts(1, 0)
+    rooms.state(alice, room, "m.room.name", {"name": ""})
+    assert summary()["m.heroes"] == [carol.user_id, bob.user_id]
+    name = rooms.state(alice, room, "m.room.name", {"name": "Orchard"})
+    assert summary() == counts(1, 0)
+    rooms.redact(alice, room, name)
+    assert summary()["m.heroes"] == [carol.user_id, bob.user_id]

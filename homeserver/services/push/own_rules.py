@@ -49,7 +49,11 @@ class OwnRules:
 
     async def of_user(self, user_id: UserID) -> UserRules:
         """One user's."""
-        return (await self.of_users([user_id]))[user_id]
+        known = self._known.get(user_id)
+        if known is None:
+            return (await self.of_users([user_id]))[user_id]
+        self._known.move_to_end(user_id)
+        return known
 
     async def of_users(self, user_ids: Iterable[UserID]) -> dict[UserID, UserRules]:
         """These users': two queries for all that is not known."""

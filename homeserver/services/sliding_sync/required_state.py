@@ -22,14 +22,14 @@ _sender: Final = attrgetter("sender")
 _state_key: Final = attrgetter("state_key")
 
 
-class StateOfRoom(msgspec.Struct):
+class StateOfRoom(msgspec.Struct, gc=False):
     """The entries that an answer has of a room: numbers of events by key."""
 
-    entries: dict[StateKey, int]
-    named: dict[StateKey, int | None]
+    entries: dict[StateKey, int] = {}
+    named: dict[StateKey, int | None] = {}
     """Name and avatar, as far as they may have changed; None where one is not set."""
     members_changed: bool = False
-    changed_members: dict[str, int] = msgspec.field(default_factory=dict)
+    changed_members: dict[str, int] = {}
     """All memberships that changed, asked for or not."""
     removed: Sequence[StateKey] = ()
     """Entries that are no longer set."""
@@ -73,7 +73,7 @@ class RequiredStates:
     ) -> StateOfRoom:
         """What is asked for and differs from a former state."""
         if former == root:
-            return StateOfRoom({}, {})
+            return StateOfRoom()
         changes = {
             StateKey(*key): new for key, (_, new) in (await self._trees.get_diff(room_nid, former, root)).items()
         }

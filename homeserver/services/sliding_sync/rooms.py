@@ -34,7 +34,7 @@ from storage.timelines import Place
 _event_nid: Final = attrgetter("event_nid")
 
 
-class RoomWork(msgspec.Struct):
+class RoomWork(msgspec.Struct, gc=False):
     """A room on its way into the answer."""
 
     room: RoomRow
@@ -55,8 +55,8 @@ class RoomWork(msgspec.Struct):
     shown: Sequence[Seen] = ()
     speakers: Set[str] = frozenset()
     """Those whose memberships are needed to show these events."""
-    state: StateOfRoom = msgspec.field(default_factory=lambda: StateOfRoom({}, {}))
-    people: set[str] = msgspec.field(default_factory=set)
+    state: StateOfRoom = msgspec.field(default_factory=StateOfRoom)
+    people: set[str] = set()
     """Who comes into view with the entry."""
 
     @property

@@ -43,7 +43,7 @@ FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
 
-class RoomWork(msgspec.Struct):
+class RoomWork(msgspec.Struct, gc=False):
     """A room on its way into the answer."""
 
     room: RoomRow
@@ -62,9 +62,9 @@ class RoomWork(msgspec.Struct):
     prev_batch: str | None = None
     state: Sequence[StoredEvent] = ()
     summary: Summary | None = None
-    ephemeral: list[Any] = msgspec.field(default_factory=list)
+    ephemeral: list[Any] = []
     sticky: Sequence[msgspec.Raw] = ()
-    account_data: list[Any] = msgspec.field(default_factory=list)
+    account_data: list[Any] = []
 
 
 class JoinedRooms:

@@ -18,9 +18,9 @@ MAX_MEMBERS = 5_000
 """Remembered for a device; past that it may be sent some again."""
 
 
-class _Device(msgspec.Struct):
-    confirmed: set[Member] = msgspec.field(default_factory=set)
-    pending: set[Member] = msgspec.field(default_factory=set)
+class _Device(msgspec.Struct, gc=False):
+    confirmed: set[Member] = set()
+    pending: set[Member] = set()
     pending_token: str = ""
 
 
@@ -38,14 +38,17 @@ class LazyMembers:
         key = (user_id, device_id)
         if since is None:
             self._forget(self._devices.pop(key, None))
-        device = self._devices.setdefault(key, _Device())
+        device = self._devices.get(key)
+        if device is None:
+            device = self._devices[key] = _Device()
         self._devices.move_to_end(key)
         before = len(device.confirmed)
         if since is not None and since == device.pending_token:
             if len(device.confirmed) + len(device.pending) > MAX_MEMBERS:
                 device.confirmed = set()
             device.confirmed |= device.pending
-        device.pending = set()
+        if device.pending:
+            device.pending = set()
         self._remembered += len(device.confirmed) - before
         while self._remembered + len(self._devices) > self._capacity and len(self._devices) > 1:
             self._forget(self._devices.popitem(last=False)[1])

@@ -37,6 +37,7 @@ from homeserver.services.sync.invited import InvitedRooms
 from homeserver.services.sync.joined import JoinedRooms, RoomWork
 from homeserver.services.sync.presence import PresenceReader
 from homeserver.services.sync.request import Range, SyncRequest
+from homeserver.services.sync.room_summary import RoomSummaries
 from homeserver.services.sync.sticky import StickyReader
 from homeserver.services.typing import Typing
 from homeserver.services.unread import COUNTED, Unread, UnreadCounts
@@ -57,6 +58,7 @@ class SyncParts(msgspec.Struct, frozen=True):
     rooms: RoomStore
     memberships: Memberships
     joined: JoinedRooms
+    summaries: RoomSummaries
     invited: InvitedRooms
     unread: UnreadCounts
     receipts: ReceiptStore
@@ -286,10 +288,12 @@ class Sync:
         """Receipts, typing and account data of the rooms that the user is in; account data of those that they left."""
         wanted = request.filter.room
         user_id = request.caller.user_id
+        is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
+        changed = self._parts.recent.rooms_since(user_id, span.since) if request.since is not None else None
+        is_known = all(work.since for work in works) and all(work.since for work in left)
+        if is_quiet and is_known and changed is not None and not (changed.receipts or data.rooms):
+            return  # messages alone, as mostly
         by_nid = {work.room.room_nid: work for work in works}
-        changed = (
-            self._parts.recent.rooms_since(request.caller.user_id, span.since) if request.since is not None else None
-        )
         reading = [nid for nid, work in by_nid.items() if changed is None or nid in changed.receipts or work.since == 0]
         if reading and wanted.ephemeral.allows("m.receipt", None):
             ranges = {nid: (by_nid[nid].since, span.upto) for nid in reading}
@@ -297,7 +301,6 @@ class Sync:
                 shown = visible_receipts(receipts, user_id, ignored)
                 if shown and wanted.ephemeral.allows_room(by_nid[nid].room.room_id):
                     by_nid[nid].ephemeral += receipt_events(shown)
-        is_quiet = self._parts.typing.is_quiet_since(None if request.since is None else request.since.ephemeral)
         if not is_quiet and wanted.ephemeral.allows("m.typing", None):
             for since, some in _by_ephemeral(request, works):
                 for nid, typing in self._parts.typing.get_changed(some, since).items():

@@ -1,0 +1,110 @@
+"""Statements that a session of PostgreSQL has prepared: to parse and plan one costs it several times what it does.
+
+A statement is prepared once it has come a few times on its connection. After some runs the server decides by itself
+whether one plan serves all arguments. What is prepared outlives a transaction that is rolled back.
+
+Laws:
+- Arguments have the types that literals of them would have, so that a statement means the same before and after.
+- What a session keeps is bounded: what was not used for longest is given up first.
+"""
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from storage.engine import SQLValue
+
+Argument = SQLValue | list[SQLValue]
+
+USES: Final = 3
+"""A statement is prepared when it comes for the so-many-th time."""
+MOST_PREPARED: Final = 200
+"""Of a session: each plan takes some ten kilobytes of the server."""
+MOST_COUNTED: Final = 2000
+"""Of how many statements it is known how often they came."""
+
+_PREPARABLE = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b", re.IGNORECASE)
+_TYPES: Final[dict[type, str]] = {
+    str: "text",
+    int: "bigint",
+    float: "double precision",
+    bytes: "bytea",
+    type(None): "unknown",  # of what it stands beside
+}
+
+_Key = tuple[str, tuple[str, ...]]
+"""A statement, and the types of its arguments."""
+
+
+class Prepared:
+    """What one session has prepared."""
+
+    __slots__ = ("_calls", "_given_up", "_last", "_most", "_uses")
+
+    def __init__(self, most: int = MOST_PREPARED) -> None:
+        self._most = most
+        self._calls: OrderedDict[_Key, tuple[str, str]] = OrderedDict()
+        """Its name on the server, and the text that runs it."""
+        self._uses: dict[_Key, int] = {}
+        self._given_up = ""
+        """What ends the statement that was given up last, to travel with the next preparation."""
+        self._last = 0
+
+    def find(self, sql: str, args: Sequence[Argument]) -> tuple[str, str]:
+        """What has to be run before, if anything, and the text that then runs the statement, with `%s` for its arguments.
+
+        Once what comes before was run, tell `keep`.
+        """
+        key = (sql, tuple(map(_type_of, args)))
+        call = self._calls.get(key)
+        if call is not None:
+            self._calls.move_to_end(key)
+            return "", call[1]
+        uses = self._uses.get(key, 0) + 1
+        if uses < USES or not _PREPARABLE.match(sql):
+            if len(self._uses) >= MOST_COUNTED:
+                self._uses.clear()
+            self._uses[key] = uses
+            return "", with_places(sql)
+        self._last += 1
+        name = f"s{self._last}"
+        before, self._given_up = f"{self._given_up}{_preparation(name, *key)}", ""
+        return before, _call(name, len(args))
+
+    def keep(self, sql: str, args: Sequence[Argument], text: str) -> None:
+        """The statement that `find` was asked for last is prepared now, and `text` runs it."""
+        key = (sql, tuple(map(_type_of, args)))
+        self._uses.pop(key, None)
+        self._calls[key] = (f"s{self._last}", text)
+        if len(self._calls) > self._most:
+            _, (name, _) = self._calls.popitem(last=False)
+            self._given_up = f"DEALLOCATE {name}; "
+
+
+@lru_cache(maxsize=4096)
+def with_places(sql: str) -> str:
+    """The statement with the driver's `%s` for arguments."""
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+def _type_of(value: Argument) -> str:
+    known = _TYPES.get(type(value))
+    if known is not None:
+        return known
+    if isinstance(value, list):
+        return f"{_type_of(value[0])}[]" if value else "text[]"
+    # a kind of text or number of its own
+    return next((name for kind, name in _TYPES.items() if isinstance(value, kind)), "unknown")
+
+
+def _call(name: str, count: int) -> str:
+    return f"EXECUTE {name} ({', '.join(['%s'] * count)})" if count else f"EXECUTE {name}"
+
+
+def _preparation(name: str, sql: str, types: Sequence[str]) -> str:
+    first, *rest = sql.split("?")
+    text = first + "".join(f"${at}{part}" for at, part in enumerate(rest, start=1))
+    declared = f" ({', '.join(types)})" if types else ""
+    return f"PREPARE {name}{declared} AS {text}"

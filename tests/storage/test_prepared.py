@@ -1,0 +1,167 @@
+"""Statements that come again are prepared on PostgreSQL, and mean what they meant before."""
+
+from http import HTTPStatus
+from typing import Any
+
+import psycopg2
+import pytest
+
+from storage.database import Database, PostgresConfig, SQLValue, Transaction, WriteTransaction, make_engine
+from storage.prepared import MOST_COUNTED, USES, Argument, Prepared
+from tests.storage.test_engine import make_table
+
+PREPARED = "SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE ?"
+
+
+def run(prepared: Prepared, sql: str, args: list[Argument]) -> tuple[str, str]:
+    """What is run for a statement, and that it went well is told."""
+    before, text = prepared.find(sql, args)
+    if before:
+        prepared.keep(sql, args, text)
+    return before, text
+
+
+def test_a_statement_is_prepared_once_it_comes_again() -> None:
+    prepared = Prepared()
+    sql = "SELECT a FROM t WHERE b = ? AND c = ?"
+    args: list[Argument] = [1, "x"]
+    for _ in range(USES - 1):
+        assert run(prepared, sql, args) == ("", "SELECT a FROM t WHERE b = %s AND c = %s")
+    assert run(prepared, sql, args) == (
+        "PREPARE s1 (bigint, text) AS SELECT a FROM t WHERE b = $1 AND c = $2",
+        "EXECUTE s1 (%s, %s)",
+    )
+    assert run(prepared, sql, args) == ("", "EXECUTE s1 (%s, %s)")
+
+
+def test_arguments_of_other_types_are_another_statement() -> None:
+    prepared = Prepared()
+    shapes: list[list[Argument]] = [[1], ["x"], [None], [b"x"], [1.5], [[1, 2]], [["x"]], [[b"x"]], [[]]]
+    types = ["bigint", "text", "unknown", "bytea", "double precision", "bigint[]", "text[]", "bytea[]", "text[]"]
+    for args, expected in zip(shapes, types, strict=True):
+        found = [run(prepared, "DELETE FROM t WHERE a = ?", args)[0] for _ in range(USES)]
+        if args == [[]]:  # as a list of text, which is prepared already
+            assert found == [""] * USES
+        else:
+            assert f"({expected}) AS DELETE FROM t WHERE a = $1" in found[-1]
+
+
+def test_what_was_not_used_for_longest_is_given_up() -> None:
+    prepared = Prepared(most=2)
+    for sql in ("SELECT 1", "SELECT 2"):
+        for _ in range(USES):
+            run(prepared, sql, [])
+    run(prepared, "SELECT 1", [])
+    for _ in range(USES):
+        before, _ = run(prepared, "SELECT 3", [])
+    assert before == "PREPARE s3 AS SELECT 3"
+    for _ in range(USES):
+        before, _ = run(prepared, "SELECT 4", [])
+    assert before == "DEALLOCATE s2; PREPARE s4 AS SELECT 4"
+    assert run(prepared, "SELECT 2", []) == ("", "SELECT 2")
+
+
+def test_counting_is_bounded_and_other_statements_are_left_alone() -> None:
+    prepared = Prepared()
+    for number in range(2 * MOST_COUNTED):
+        run(prepared, f"SELECT {number}", [])
+    assert len(prepared._uses) <= MOST_COUNTED
+    for _ in range(USES + 1):
+        assert run(prepared, "CREATE TABLE t (a TEXT)", []) == ("", "CREATE TABLE t (a TEXT)")
+
+
+def test_text_and_numbers_of_a_kind_of_their_own() -> None:
+    class Address(str):
+        __slots__ = ()
+
+    prepared = Prepared()
+    for _ in range(USES):
+        before, _ = run(prepared, "SELECT ?, ?, ?", [Address("x"), HTTPStatus.OK, [Address("x")]])
+    assert before == "PREPARE s1 (text, bigint, text[]) AS SELECT $1, $2, $3"
+    assert run(prepared, "SELECT ?, ?, ?", ["y", 2, ["y"]]) == ("", "EXECUTE s1 (%s, %s, %s)")
+
+
+async def test_the_same_comes_back_before_and_after(database: Database) -> None:
+    await make_table(database)
+    rows: list[tuple[SQLValue, ...]] = [(1, "a%s", b"\0\xff"), (2, None, None), (-(2**63), "'\\", b"")]
+
+    def add_one_by_one(txn: WriteTransaction) -> int:
+        sql = "INSERT INTO things (id, text, raw) VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text"
+        return sum(txn.execute(sql, row) for row in rows)
+
+    def look(txn: Transaction) -> list[Any]:
+        return [
+            txn.query(
+                "SELECT id, text, raw FROM things WHERE text = ? OR text LIKE '''%' ORDER BY text DESC", (rows[0][1],)
+            ),
+            txn.query_in("SELECT id FROM things WHERE id IN {keys} ORDER BY id", [1, 2, 3]),
+            txn.query_in("SELECT id FROM things WHERE raw IN {keys} ORDER BY id", [b"", b"x"]),
+            txn.query_each("SELECT raw FROM things WHERE id = ? AND text = ?", [(1, "a%s"), (2, "a"), (1, "a%s")]),
+            txn.query_one("SELECT coalesce(?, text), id + ? FROM things WHERE id > ?", (None, 5, 1)),
+            txn.query("SELECT id FROM things WHERE raw = ? AND id < ?", (b"\0\xff", True)),
+        ]
+
+    first = None
+    for _ in range(USES + 3):
+        assert await database.write("add", add_one_by_one) == len(rows)
+        found = await database.read("look", look)
+        first = found if first is None else first
+        assert found == first
+    assert first == [
+        [(1, "a%s", b"\0\xff"), (-(2**63), "'\\", b"")],
+        [(1,), (2,)],
+        [(-(2**63),)],
+        [[(b"\0\xff",)], [], [(b"\0\xff",)]],
+        (None, 7),
+        [],
+    ]
+
+
+async def test_rows_that_are_updated_one_by_one(database: Database) -> None:
+    await make_table(database)
+    sql = "INSERT INTO things (id, text) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET text = excluded.text"
+    rows: list[tuple[SQLValue, ...]] = [(at % 700, f"{at}" if at % 3 else None) for at in range(1500)]
+    await database.write("many", lambda txn: txn.execute_many(sql, rows))
+    last = {row[0]: row[1] for row in rows}
+    found = await database.read("all", lambda txn: txn.query("SELECT id, text FROM things"))
+    assert dict(found) == last
+
+
+async def test_a_plan_is_kept_though_its_transaction_is_undone(postgres_database: Database) -> None:
+    await make_table(postgres_database)
+
+    def fail(txn: WriteTransaction) -> None:
+        for number in range(USES + 1):
+            txn.execute("INSERT INTO things (id) VALUES (?)", (number % USES,))
+
+    for _ in range(3):
+        with pytest.raises(psycopg2.errors.UniqueViolation):
+            await postgres_database.write("fail", fail)
+    await postgres_database.write("add", lambda txn: txn.execute("INSERT INTO things (id) VALUES (?)", (9,)))
+    find = "SELECT id FROM things WHERE id = ?"
+
+    def look(txn: Transaction) -> int:
+        for _ in range(USES):
+            assert txn.query(find, (9,)) == [(9,)]
+        row = txn.query_one(PREPARED, ("%FROM things WHERE id%",))
+        assert row is not None
+        return int(row[0])
+
+    assert await postgres_database.read("look", look) == 1
+
+
+async def test_a_table_that_changes_under_a_statement_costs_a_new_connection(postgresql: PostgresConfig) -> None:
+    engine = make_engine(postgresql)
+    connection = engine.connect_writer()
+    connection.execute("CREATE TABLE things (id BIGINT, other BIGINT)", ())
+    find = "SELECT id, other FROM things WHERE id > ?"
+    for _ in range(USES):
+        assert connection.query(find, (0,)) == []
+    connection.execute("ALTER TABLE things ALTER COLUMN other TYPE TEXT", ())
+    with pytest.raises(psycopg2.errors.FeatureNotSupported) as failed:
+        connection.query(find, (0,))
+    assert engine.is_worth_retrying(failed.value)
+    connection.close()
+    connection = engine.connect_reader()
+    assert connection.query(find, (0,)) == []
+    connection.close()
