@@ -75,7 +75,7 @@ class KeyNotary:
         old = [name for name in names if self._is_old(stored.get(name), criteria[name])]
         asked = [name for name in old[:FETCHES_A_QUESTION] if self._may_fetch()]
         if asked:
-            await gatherResults([Deferred.fromCoroutine(self._keyring.renew(name)) for name in asked])
+            await gatherResults([Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked])
             stored = {**stored, **await self._store.get_documents(asked)}
         left = ANSWER_BYTES
         for name in names:
