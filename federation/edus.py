@@ -7,7 +7,7 @@ Laws for a handler:
   does not wait for other servers, which would hold up everything that its sender sends.
 - It can be given the same EDU again: a transaction that was not acknowledged is repeated.
 - Whatever is wrong with an EDU it raises as a MatrixError, or ignores. Either way the other EDUs go on.
-- Room ACLs have been applied: of a list of receipts the rooms that deny the sender are gone.
+- Room ACLs have been applied: of what is told of rooms, those are gone that deny the sender, or that it is not in.
 
 spec: server-server-api#edus, server-server-api#server-access-control-lists-acls
 """
@@ -27,7 +27,7 @@ EduHandler = Callable[[ServerName, Mapping[str, Any]], Awaitable[None]]
 
 MAX_TYPE_CHARS = 255
 MAX_ROOMS = 1000
-"""Of the rooms that one EDU with receipts speaks of."""
+"""That the receipts in one transaction speak of."""
 TYPING = "m.typing"
 RECEIPT = "m.receipt"
 
@@ -51,6 +51,7 @@ class EduReceivers:
 
         Raises DatabaseUnavailable: then they have to be given again.
         """
+        left = MAX_ROOMS
         for edu in edus:
             if not isinstance(edu, dict):
                 continue
@@ -58,8 +59,12 @@ class EduReceivers:
             if not isinstance(edu_type, str) or len(edu_type) > MAX_TYPE_CHARS or not isinstance(content, dict):
                 continue
             handler = self._handlers.get(edu_type)
-            if handler is not None:
-                await self._hand(handler, origin, edu_type, content)
+            if handler is None:
+                continue
+            if edu_type == RECEIPT:
+                content = dict(list(content.items())[:left])
+            left -= len(content) if edu_type == RECEIPT else 0
+            await self._hand(handler, origin, edu_type, content)
 
     async def _hand(self, handler: EduHandler, origin: ServerName, edu_type: str, content: Mapping[str, Any]) -> None:
         try:
@@ -79,14 +84,10 @@ class EduReceivers:
         """What is left of the content; None for nothing."""
         if edu_type == TYPING:
             room_id = content.get("room_id")
-            if not isinstance(room_id, str) or not await self._access.is_allowed_in(RoomID(room_id), origin):
+            if not isinstance(room_id, str) or not await self._access.find_allowed(origin, [RoomID(room_id)]):
                 return None
             return content
         if edu_type == RECEIPT:
-            rooms = list(content.items())[:MAX_ROOMS]
-            return {
-                room_id: receipts
-                for room_id, receipts in rooms
-                if await self._access.is_allowed_in(RoomID(room_id), origin)
-            }
+            allowed = await self._access.find_allowed(origin, [RoomID(room_id) for room_id in content])
+            return {room_id: receipts for room_id, receipts in content.items() if room_id in allowed}
         return content

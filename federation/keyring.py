@@ -6,6 +6,8 @@ Laws:
 - One fetch serves all who wait for it. A server that failed, or has not the key that was asked for, is asked again
   after a pause that doubles up to five minutes: whoever sends us forged names makes us ask little.
 - A document counts when the server has signed it itself; one that a notary hands us, when the notary has signed it too.
+- Whoever has proved nothing yet waits at the door: anybody can name servers in requests, as many as they like, and let each answer
+  slowly. The keys of events, and those of servers that have proved themselves before, are fetched beside that.
 - Of a server whose keys are pinned no others are believed, and nobody is asked for them.
 - Servers are asked themselves, and then the notaries of the configuration, if there are any. When many are wanted at
   once, as when a large room is joined, the notaries come first: one question instead of hundreds.
@@ -22,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import BadEvent, BadJson, MatrixError, RemoteError, Unauthorized
+from federation.protocol.errors import BadEvent, BadJson, LimitExceeded, MatrixError, RemoteError, Unauthorized
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event, encode_reference
 from federation.protocol.ids import KeyID, ServerName
@@ -34,6 +36,10 @@ from storage.server_keys import ServerKeyStore, StoredDocument, StoredKey
 
 AT_ONCE = 30
 """Servers that are asked at the same time."""
+AT_DOOR = 20
+"""Servers of which nothing is known that are asked at the same time since somebody named them."""
+MOST_AT_DOOR = 50
+"""Of them that wait for that; what is more is refused. Each of their requests is held in memory meanwhile."""
 MANY = 10
 """From so many servers on the notaries are asked first."""
 FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 5_000, 300_000
@@ -95,11 +101,19 @@ class Keyring:
         self._pauses: dict[ServerName, _Pause] = {}
         self._fetches: SharedWork[ServerName, bool] = SharedWork()
         self._line = DeferredSemaphore(AT_ONCE)
+        self._door = DeferredSemaphore(AT_DOOR)
 
     async def get_keys(self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int) -> Mapping[KeyID, bytes]:
         """Those of the keys that were valid then; what cannot be had is left out."""
         wanted = dict.fromkeys(key_ids, valid_at_ms)
         return valid_keys((await self._find({server: wanted}))[server].keys, wanted)
+
+    async def get_keys_of_caller(
+        self, server: ServerName, key_ids: Collection[KeyID], valid_at_ms: int
+    ) -> Mapping[KeyID, bytes]:
+        """As `get_keys`, for a request that is yet to be proved. Raises LimitExceeded where too many wait at the door."""
+        wanted = dict.fromkeys(key_ids, valid_at_ms)
+        return valid_keys((await self._find({server: wanted}, at_door=True))[server].keys, wanted)
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         """Those of an event's required signers whose valid signatures it has. Raises BadEvent as `required_signers`."""
@@ -139,17 +153,22 @@ class Keyring:
             return False
         return any(self._lacks(server, keys) for server, keys in wanted.items())
 
-    async def renew(self, server: ServerName) -> bool:
-        """Ask a server for its keys now, unless it is its pause; whether it answered well."""
-        if self._is_paused(server) or not await self._fetches.run(server, self._fetching(server)):
+    async def renew(self, server: ServerName, *, at_door: bool = False) -> bool:
+        """Ask a server for its keys now, unless it is its pause; whether it answered well.
+
+        `at_door`: for anybody, so not where too many wait there.
+        """
+        if self._is_paused(server) or (at_door and self._is_door_full()):
+            return False
+        if not await self._fetches.run(server, self._fetching(server, at_door)):
             return False
         self._pauses.pop(server, None)
         return True
 
     # ---- finding
 
-    async def _find(self, wanted: Wanted) -> Mapping[ServerName, _Known]:
-        """What is known of each server once all that could be done is done."""
+    async def _find(self, wanted: Wanted, *, at_door: bool = False) -> Mapping[ServerName, _Known]:
+        """What is known of each server once all that could be done is done. Raises LimitExceeded at the door."""
         unread = [each for each in wanted if each not in self._known and self._given(each) is None]
         if unread:
             for name, stored in (await self._store.get_keys(unread)).items():
@@ -159,7 +178,10 @@ class Keyring:
                 self._remember(ServerName(name), keys, stored.fetched_at, stored.valid_until)
         lacking = {server: keys for server, keys in wanted.items() if self._lacks(server, keys)}
         if lacking:
-            await self._fetch_all(lacking)
+            at_door = at_door and not lacking.keys() & self._known.keys()
+            if at_door and self._is_door_full():
+                raise LimitExceeded("Too many servers make themselves known just now", retry_after_ms=FIRST_PAUSE_MS)
+            await self._fetch_all(lacking, at_door)
         now = self._now_ms()
         for server in wanted:
             if server not in lacking and self._get(server).renew_at <= now and not self._is_paused(server):
@@ -184,19 +206,22 @@ class Keyring:
             return False
         return bool(keys) and not valid_keys(self._get(server).keys, keys)
 
+    def _is_door_full(self) -> bool:
+        return len(self._door.waiting) >= MOST_AT_DOOR
+
     def _is_paused(self, server: ServerName) -> bool:
         pause = self._pauses.get(server)
         return pause is not None and pause.until > self._now_ms()
 
     # ---- fetching
 
-    async def _fetch_all(self, lacking: Wanted) -> None:
+    async def _fetch_all(self, lacking: Wanted, at_door: bool) -> None:
         lacking = {server: keys for server, keys in lacking.items() if not self._is_paused(server)}
         left = lacking
         if self._notaries and len(left) >= MANY:
             await self._ask_notaries(left)
             left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
-        await _all([self._fetches.run(server, self._fetching(server)) for server in left])
+        await _all([self._fetches.run(server, self._fetching(server, at_door)) for server in left])
         left = {server: keys for server, keys in left.items() if self._lacks(server, keys)}
         if left and self._notaries and len(lacking) < MANY:
             await self._ask_notaries(left)
@@ -206,12 +231,12 @@ class Keyring:
             else:
                 self._pauses.pop(server, None)
 
-    def _fetching(self, server: ServerName) -> Callable[[], Coroutine[Deferred[Any], Any, bool]]:
-        return lambda: self._fetch(server)
+    def _fetching(self, server: ServerName, at_door: bool) -> Callable[[], Coroutine[Deferred[Any], Any, bool]]:
+        return lambda: self._fetch(server, self._door if at_door else self._line)
 
-    async def _fetch(self, server: ServerName) -> bool:
+    async def _fetch(self, server: ServerName, line: DeferredSemaphore) -> bool:
         """Ask a server for its keys; whether it answered well."""
-        await self._line.acquire()
+        await line.acquire()
         try:
             document = read_keys(server, await self._remote.fetch(server), self._now_ms())
         except (RemoteError, MatrixError) as error:
@@ -219,7 +244,7 @@ class Keyring:
             self._pause(server)
             return False
         finally:
-            self._line.release()
+            line.release()
         await self._keep(document)
         return True
 

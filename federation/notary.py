@@ -27,6 +27,8 @@ FETCHES_A_QUESTION = 10
 FETCHES_AT_ONCE = 200
 FETCHES_A_SECOND = 2.0
 """That are made for others: in a burst, and in the long run."""
+ANSWER_BYTES = 1 << 20
+"""An honest document has about a thousand. Whoever asks can be anybody, and have made long ones beforehand."""
 
 Criteria = Mapping[str, Mapping[str, int | None]]
 """Servers, their keys, and until when each shall be valid, in milliseconds; None: now. An empty id: whatever keys."""
@@ -54,7 +56,8 @@ class KeyNotary:
         self._counted_at = now_ms()
 
     async def get_documents(self, criteria: Criteria) -> list[msgspec.Raw]:
-        """What servers say about their keys, signed by us too; servers of which nothing is known are left out.
+        """What servers say about their keys, signed by us too; servers of which nothing is known are left out, and those that
+        come after `ANSWER_BYTES` of others.
 
         Raises TooLarge where too many are asked for.
         """
@@ -72,9 +75,13 @@ class KeyNotary:
         old = [name for name in names if self._is_old(stored.get(name), criteria[name])]
         asked = [name for name in old[:FETCHES_A_QUESTION] if self._may_fetch()]
         if asked:
-            await gatherResults([Deferred.fromCoroutine(self._keyring.renew(name)) for name in asked])
+            await gatherResults([Deferred.fromCoroutine(self._keyring.renew(name, at_door=True)) for name in asked])
             stored = {**stored, **await self._store.get_documents(asked)}
-        documents += [self._sign(stored[name]) for name in names if name in stored]
+        left = ANSWER_BYTES
+        for name in names:
+            if name in stored and len(stored[name].document) <= left:
+                documents.append(self._sign(stored[name]))
+                left -= len(stored[name].document)
         return documents
 
     def _is_old(self, stored: StoredDocument | None, keys: Mapping[str, int | None]) -> bool:

@@ -53,6 +53,10 @@ class MembershipStore:
         """Memberships of a room for some users; who never had one is missing from the answer."""
         return await self._database.read_quickly("get_memberships", select_memberships, room_nid, list(user_ids))
 
+    async def get_joined(self, pairs: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
+        """Those of the pairs of a room and a user where the user is joined."""
+        return await self._database.read_quickly("get_joined", _select_joined, pairs)
+
     async def get_joined_profiles(self, room_nid: int) -> list[tuple[str, str | None, str | None]]:
         """Of everybody who is joined the id, and the name and avatar that they have there."""
         return await self._database.read("get_joined_profiles", _select_profiles, room_nid)
@@ -157,6 +161,12 @@ def _row(row: tuple[int, str, str, int, str, int, int, str | None, str | None, i
     return MembershipRow(
         nid, user_id, membership, event_nid, sender, position, bool(is_local), name, avatar, bool(forgotten)
     )
+
+
+def _select_joined(txn: Transaction, pairs: Sequence[tuple[int, str]]) -> set[tuple[int, str]]:
+    sql = "SELECT membership FROM memberships WHERE room_nid = ? AND user_id = ?"
+    found = zip(pairs, txn.query_each(sql, pairs), strict=True)
+    return {pair for pair, rows in found if rows and rows[0][0] == "join"}
 
 
 def _select_of_user(txn: Transaction, user_id: str) -> dict[int, MembershipRow]:

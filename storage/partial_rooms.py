@@ -23,7 +23,7 @@ class PartialRoom(msgspec.Struct, frozen=True):
     resident: str
     """The server that let us in."""
     completed: int | None
-    """The position from which on all of its state is known, or nobody of ours is there who would want to know it."""
+    """The position from which on all of its state is known, or nobody waits for it: none of ours is there, or nobody tells it."""
 
 
 class PartialEvent(msgspec.Struct, frozen=True):
@@ -72,6 +72,10 @@ class PartialRoomStore:
         """Whether the room has events that were placed upon a part of its state."""
         return bool(await self.get_events(room_nid, 0, 1))
 
+    async def get_incomplete(self) -> list[int]:
+        """The rooms that lack a part of their state, without those that all of ours have left and that nobody asks for."""
+        return await self._database.read("get_incomplete_rooms", _select_incomplete)
+
     async def count_incomplete(self) -> int:
         """How many rooms lack a part of their state."""
         return await self._database.read("count_partial_rooms", _count_incomplete)
@@ -103,8 +107,8 @@ def forget_partial(txn: WriteTransaction, room_nid: int) -> None:
 
 
 def abandon_partial(txn: WriteTransaction, room_nid: int, position: int) -> None:
-    """Note that nothing more is fetched: all of ours have left the room. The servers in it stay known, since they have to hear of
-    that."""
+    """Note that nobody waits for more: all of ours have left the room, or nobody tells it. The servers in it stay known, since they
+    have to hear of what is said."""
     txn.execute("UPDATE partial_rooms SET completed = ?, gathered = NULL WHERE room_nid = ?", (position, room_nid))
 
 
@@ -204,6 +208,15 @@ def _set_lease(txn: WriteTransaction, room_nid: int, until_ms: int) -> None:
 def _is_free(txn: Transaction, room_nid: int, now_ms: int) -> bool:
     row = txn.query_one("SELECT 1 FROM partial_rooms WHERE room_nid = ? AND leased_until > ?", (room_nid, now_ms))
     return row is None
+
+
+def _select_incomplete(txn: Transaction) -> list[int]:
+    rows = txn.query(
+        "SELECT p.room_nid FROM partial_rooms AS p JOIN rooms AS r ON r.room_nid = p.room_nid"
+        " WHERE r.partial_join IS NOT NULL AND (p.completed IS NULL OR EXISTS (SELECT 1 FROM memberships AS m"
+        " WHERE m.room_nid = p.room_nid AND m.membership = 'join' AND m.is_local = 1)) ORDER BY p.room_nid"
+    )
+    return [room_nid for (room_nid,) in rows]
 
 
 def _count_incomplete(txn: Transaction) -> int:

@@ -57,9 +57,14 @@ class RemoteDeviceStore:
             "set_remote_list", _set_list, TrackedList(user_id, stream_id, is_stale), devices, cross_signing
         )
 
-    async def set_device(self, user_id: str, device_id: str, stream_id: int, device: DeviceKeysRow | None) -> None:
-        """One device is another one now, or (None) gone: the change with this number, which follows what is kept."""
-        await self._database.write("set_remote_device", _set_device, user_id, device_id, stream_id, device)
+    async def set_device(
+        self, user_id: str, device_id: str, stream_id: int, device: DeviceKeysRow | None, most: int
+    ) -> None:
+        """One device is another one now, or (None) gone: the change with this number, which follows what is kept.
+
+        A new one is passed over where there are `most` already.
+        """
+        await self._database.write("set_remote_device", _set_device, user_id, device_id, stream_id, device, most)
 
     async def set_cross_signing(self, user_id: str, keys: Sequence[CrossSigningKey]) -> None:
         """A user has these keys of cross-signing now."""
@@ -143,11 +148,15 @@ def _set_list(
 
 
 def _set_device(
-    txn: WriteTransaction, user_id: str, device_id: str, stream_id: int, device: DeviceKeysRow | None
+    txn: WriteTransaction, user_id: str, device_id: str, stream_id: int, device: DeviceKeysRow | None, most: int
 ) -> None:
+    others = txn.query_one(
+        "SELECT count(*) FROM remote_devices WHERE user_id = ? AND device_id != ?", (user_id, device_id)
+    )
+    assert others is not None
     if device is None:
         txn.execute("DELETE FROM remote_devices WHERE user_id = ? AND device_id = ?", (user_id, device_id))
-    else:
+    elif others[0] < most:
         txn.execute(
             "INSERT INTO remote_devices (user_id, device_id, keys, display_name) VALUES (?, ?, ?, ?)"
             " ON CONFLICT (user_id, device_id) DO UPDATE SET keys = excluded.keys, display_name = excluded.display_name",

@@ -148,17 +148,18 @@ class StateCompletion:
         txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=replace(partial, completed=position)))
         return new
 
-    def abandon(self, txn: WriteTransaction, room: RoomRow, head: Head) -> Head:
+    def abandon(self, txn: WriteTransaction, room: RoomRow, partial: PartialRoom, head: Head) -> Head:
         """Let the room stay with the part that it has; nobody waits for the rest. Raises HeadMoved.
 
-        Its head goes on saying so: what still comes is judged by a part, and looked at again when somebody has come back.
+        Its head goes on saying so: what still comes is judged by a part, and looked at again when somebody has come back, or
+        the rest is told after all.
         """
         new = structs.replace(head, version=head.version + 1)
         if not move_head(txn, room.room_nid, head.version, new):
             raise HeadMoved(room.room_id)
         position = txn.next_position()
         abandon_partial(txn, room.room_nid, position)
-        txn.announce(Change(position, Topic.COMPLETENESS, room.room_id))
+        txn.announce(Change(position, Topic.COMPLETENESS, room.room_id, detail=replace(partial, completed=position)))
         return new
 
     @staticmethod

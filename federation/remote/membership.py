@@ -15,6 +15,7 @@ from federation.protocol.errors import RemoteError
 from federation.protocol.events import Event, encode_pdu
 from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS, EventFormat, RoomVersion
+from federation.remote.events import MAX_STATE_EVENTS
 from federation.requests import Query, RefusedByRemote, Requests, path_of
 
 STATE_BYTES: Final = 256 << 20
@@ -99,7 +100,7 @@ class MembershipRequests:
             answer: JoinedState = await self._requests.put(
                 server, path, body, query, seconds=STATE_SECONDS, max_bytes=STATE_BYTES, form=JoinedState
             )
-            return answer
+            return _bounded(server, answer)
         except RefusedByRemote as refusal:
             if not _is_old(refusal, event):
                 raise
@@ -107,7 +108,7 @@ class MembershipRequests:
             pair: tuple[int, JoinedState] = await self._requests.put(
                 server, path, body, seconds=STATE_SECONDS, max_bytes=STATE_BYTES, form=tuple[int, JoinedState]
             )
-            return pair[1]
+            return _bounded(server, pair[1])
 
     async def send_leave(self, server: ServerName, event: Event) -> None:
         """Leave the room, or decline an invite. Raises RemoteError, Forbidden (the policy)."""
@@ -162,6 +163,13 @@ class MembershipRequests:
         if not isinstance(signed, dict):
             raise RemoteError(server, "the answer holds no event", retryable=False)
         return signed
+
+
+def _bounded(server: ServerName, answer: JoinedState) -> JoinedState:
+    """Raises RemoteError."""
+    if len(answer.state) + len(answer.auth_chain) > MAX_STATE_EVENTS:
+        raise RemoteError(server, "the state is longer than any that is read", retryable=False)
+    return answer
 
 
 def _is_old(refusal: RefusedByRemote, event: Event) -> bool:

@@ -11,7 +11,8 @@ from federation.protocol.ids import KeyID, ServerName
 from federation.requests import Requests
 
 SECONDS = 10.0
-DOCUMENT_BYTES = 256 << 10
+DOCUMENT_BYTES = 64 << 10
+"""More than a hundred keys of each kind take. We pass such documents on, to whoever asks for many at once."""
 QUERY_BYTES = 8 << 20
 SERVERS_AT_ONCE = 100
 """That one question to a notary names."""

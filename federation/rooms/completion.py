@@ -5,7 +5,8 @@ Laws:
 - The room goes on with its part all the while; only the last step takes its queue.
 - What is fetched and found is kept as it comes. After a restart each step finds what is there already.
 - One attempt a room is under way; servers are asked in turn, first the one that let us in. After an attempt in vain the room
-  rests, longer each time. It is never given up while somebody here is in it.
+  rests, longer each time. It is never given up while somebody here is in it; but where nobody tells the rest any more
+  (`state_tellers.py`), nobody waits for it, and it is asked for each hour.
 - What cannot be checked for want of keys is left out, and noted (`unproved.py`): it is put in once it is proved.
 - Whoever waits for the room hears of it after the last write (`PartialRooms.tell`).
 """
@@ -20,7 +21,6 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.identity import ServerIdentity
-from federation.policy import Policy
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.build import prune
@@ -34,13 +34,13 @@ from federation.rooms.relations import read_relation
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
-from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_imports import StateImports
+from federation.rooms.state_tellers import StateTellers
 from federation.rooms.templates import MEMBER
 from federation.rooms.unproved import UnprovedStates, is_of_type
 from storage.database import Database
-from storage.memberships import MembershipStore
+from storage.memberships import MembershipRow, MembershipStore
 from storage.partial_rooms import PartialRoom, PartialRoomStore
 from storage.redactions import Redaction
 from storage.relations import RelationRow
@@ -54,7 +54,6 @@ from storage.unproved_state import PartOf
 
 ROOMS_AT_ONCE: Final = 2
 """A large room's state takes as much memory as its bytes."""
-SERVERS_AN_ATTEMPT: Final = 4
 MAX_NEW: Final = 500_000
 """Events that are taken in for the sake of one room."""
 CHUNK: Final = 500
@@ -63,6 +62,8 @@ MAX_TRIES: Final = 20
 FIRST_REST: Final = 5.0
 """Seconds; twice as long after each attempt in vain."""
 LONGEST_REST: Final = 600.0
+REST_IN_VAIN: Final = 3600.0
+"""Where nobody waits any longer."""
 LOOK_EVERY: Final = 60.0
 """Seconds between looks for rooms that another node has entered."""
 LEASE_MS: Final = 15 * 60_000
@@ -99,7 +100,7 @@ class Completions:
         engine: RoomEngine,
         events: RoomEvents,
         memberships: Memberships,
-        servers: RoomServers,
+        tellers: StateTellers,
         partial: PartialRooms,
         states: RemoteStates,
         imports: StateImports,
@@ -108,7 +109,6 @@ class Completions:
         resolver: StateResolver,
         effects: StoredEffects,
         inbox: Inbox,
-        policy: Policy,
         identity: ServerIdentity,
         streams: Streams,
         clock: IReactorTime,
@@ -118,7 +118,7 @@ class Completions:
         self._engine = engine
         self._events = events
         self._memberships = memberships
-        self._servers = servers
+        self._tellers = tellers
         self._partial = partial
         self._states = states
         self._imports = imports
@@ -127,7 +127,6 @@ class Completions:
         self._resolver = resolver
         self._effects = effects
         self._inbox = inbox
-        self._policy = policy
         self._identity = identity
         self._clock = clock
         self._observer = observer
@@ -138,7 +137,7 @@ class Completions:
         self._look: IDelayedCall | None = None
         self._tasks: set[Deferred[None]] = set()
         self._started = False
-        streams.subscribe(self._hear, Topic.COMPLETENESS)
+        streams.subscribe(self._hear, Topic.COMPLETENESS, Topic.MEMBERSHIP)
 
     def start(self) -> None:
         """Go on with what was under way when the server stopped; then look at intervals."""
@@ -162,6 +161,12 @@ class Completions:
                 if isinstance(room, PartialRoom) and room.completed is None:
                     # in a later turn: who enters the room has to be done with it
                     self._rest(room.room_nid, 0)
+            elif (
+                isinstance(change.detail, MembershipRow)
+                and change.detail.is_local
+                and change.detail.room_nid in self._resting  # whether somebody of ours is there may have changed
+            ):
+                self._rest(change.detail.room_nid, 0)
 
     def _rest(self, room_nid: int, seconds: float) -> None:
         call = self._resting.pop(room_nid, None)
@@ -172,9 +177,8 @@ class Completions:
     async def _resume(self, *, take_over: bool = False) -> None:
         try:
             now = int(self._clock.seconds() * 1000)
-            for room in list((await self._partial.get_all()).values()):
-                nid = room.room_nid
-                if room.completed is not None or nid in self._working or nid in self._resting:
+            for nid in await self._tables.partial.get_incomplete():
+                if nid in self._working or nid in self._resting:
                     continue
                 if take_over or await self._tables.partial.is_free(nid, now):
                     self._begin(nid)
@@ -209,27 +213,39 @@ class Completions:
             self._working.discard(room_nid)
             if done:
                 self._attempts.pop(room_nid, None)
+                self._tellers.forget(room_nid)
             elif self._started:
                 attempts = self._attempts[room_nid] = self._attempts.get(room_nid, 0) + 1
-                self._rest(room_nid, min(FIRST_REST * 2 ** (attempts - 1), LONGEST_REST))
+                is_waited_for = await self._partial.find(room_nid) is not None
+                rest = FIRST_REST * 2 ** min(attempts - 1, 20)
+                self._rest(room_nid, min(rest, LONGEST_REST) if is_waited_for else REST_IN_VAIN)
         if self._started:
             self._observer.partial_rooms_changed(await self._tables.partial.count_incomplete())
 
     async def _attempt(self, room_nid: int) -> bool:
         """Try once to complete a room; whether nothing is left to do. Raises RemoteError, MatrixError."""
-        partial = await self._partial.find(room_nid)
+        partial = (await self._partial.get_all()).get(room_nid)
         room = (await self._tables.rooms.get_rooms_by_nid([room_nid]))[room_nid]
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
         if partial is None or snapshot.head.partial_join is None:
             return True
         if not await self._memberships.local_members(room_nid):
-            await self._abandon(snapshot)
+            await self._wait_no_longer(snapshot)
             return True
         await self._tables.partial.take_lease(room_nid, int(self._clock.seconds() * 1000) + LEASE_MS)
         join = (await self._events.get_events([partial.join_nid]))[partial.join_nid]
-        servers = await self._choose(partial)
+        attempts = self._attempts.get(room_nid, 0)
+        askable = await self._tellers.find(partial)
+        servers = self._tellers.choose(partial, askable, attempts)
+        try:
+            before = await self._fetch_before(join, partial, servers, snapshot)
+        except (RemoteError, MatrixError):
+            age_ms = int(self._clock.seconds() * 1000) - join.event.origin_server_ts
+            if self._tellers.is_in_vain(room_nid, askable, attempts + 1, age_ms):
+                await self._wait_no_longer(snapshot)
+            raise
         walk = Walk(
-            StateChange(await self._gather(room, await self._fetch_before(join, partial, servers, snapshot))),
+            StateChange(await self._gather(room, before)),
             lambda event_id: self._fetch_other(servers, snapshot, event_id, walk),
         )
         snapshot = await self._engine.get_snapshot(RoomID(room.room_id))  # the room has gone on meanwhile
@@ -248,14 +264,6 @@ class Completions:
         self._inbox.wake(room_nid)
         self._log.info("all of the state of {room_id} is here", room_id=room.room_id)
         return True
-
-    async def _choose(self, partial: PartialRoom) -> list[ServerName]:
-        """Whom to ask: the server that let us in, then others, at each attempt others."""
-        resident = ServerName(partial.resident)
-        others = sorted(set(await self._servers.in_room(partial.room_nid)) - {resident})
-        at = self._attempts.get(partial.room_nid, 0) * (SERVERS_AN_ATTEMPT - 1) % max(len(others), 1)
-        turned = [resident, *others[at:], *others[:at]]
-        return [server for server in turned if self._policy.allows(server)][:SERVERS_AN_ATTEMPT]
 
     async def _fetch_before(
         self, join: StoredEvent, partial: PartialRoom, servers: Sequence[ServerName], snapshot: RoomSnapshot
@@ -303,6 +311,7 @@ class Completions:
                 return entries
             except (RemoteError, MatrixError) as error:
                 self._log.info("{server} does not tell the state: {error}", server=server, error=str(error))
+                self._tellers.note(snapshot.room.room_nid, server, error)
                 failure = error
         raise failure
 
@@ -454,20 +463,22 @@ class Completions:
             effects.append((nid, effect_of_absence(stored.event, self._identity)))
         return [(nid, effect) for nid, effect in effects if effect != NO_EFFECT]
 
-    async def _abandon(self, snapshot: RoomSnapshot) -> None:
-        """Nobody here is in the room any more: it stays as it was when we left."""
+    async def _wait_no_longer(self, snapshot: RoomSnapshot) -> None:
+        """Nobody tells the rest, or nobody here is in the room any more: until that changes, it stays with the part."""
+        room_nid = snapshot.room.room_nid
 
         async def work() -> None:
             now = await self._engine.get_snapshot(snapshot.room_id)
-            if await self._memberships.local_members(now.room.room_nid):
+            partial = await self._partial.find(room_nid)
+            if partial is None or partial.join_nid != snapshot.head.partial_join:
                 return
             head = await self._tables.database.write(
-                "abandon_room", self._tables.completion.abandon, now.room, now.head
+                "abandon_room", self._tables.completion.abandon, now.room, partial, now.head
             )
             self._engine.advance(now, Appended(head, []), {})
 
         await self._engine.in_turn(snapshot.room_id, work)
-        self._partial.tell(snapshot.room.room_nid)
+        self._partial.tell(room_nid)
 
     def _run(self, work: Coroutine[Deferred[Any], Any, None]) -> None:
         task = Deferred.fromCoroutine(work)

@@ -235,7 +235,8 @@ class Invitations:
     ) -> Mapping[str, Any]:
         """Take an invite of one of our users; the event with our signature. `state`: what the other says of the room.
 
-        Raises IncompatibleRoomVersion, InvalidParam, BadEvent, NotFound, Forbidden, InviteBlocked, LimitExceeded.
+        Raises IncompatibleRoomVersion, InvalidParam, BadEvent, NotFound, Forbidden (the room's server ACL among the reasons),
+        InviteBlocked, LimitExceeded.
         """
         version = ROOM_VERSIONS.get(version_id)
         if version is None:
@@ -250,11 +251,12 @@ class Invitations:
         if domain_of(event.sender) != origin:
             raise InvalidParam(f"The event is not by a user of {origin}")
         await check_origin_signed(event, self._get_signers)
+        snapshot = await self._residence.find_for(origin, room_id)
         await self._gate.check_may_be_invited(target, event.sender, room_id)
         stripped = [strip_event(event), *_read_state(version, room_id, state)]
         signed = sign_event(version, event.pdu, self._identity.server_name, self._identity.key)
         event = parse_event(version, signed, event_id=event.event_id)
-        if await self._residence.find(room_id) is not None:
+        if snapshot is not None:
             await self._receive_inside(event)
         elif not await self._outside.keep(event, origin, stripped):
             raise Forbidden(f"{target} is in the room already")

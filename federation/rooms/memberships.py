@@ -5,7 +5,7 @@ the same key overtakes is done again. For the reactor thread.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from federation.protocol.ids import UserID
 from storage.memberships import MembershipRow, MembershipStore
@@ -66,6 +66,23 @@ class Memberships:
         if len(self._local) > self._capacity:
             self._local.popitem(last=False)
         return members
+
+    async def find_joined(self, pairs: Iterable[tuple[int, UserID]]) -> Set[tuple[int, UserID]]:
+        """Those of the pairs of a room and a user where the user is joined: one query at most.
+
+        Nothing is remembered for it: it is for what others say, who may name whom they like.
+        """
+        found: set[tuple[int, UserID]] = set()
+        unknown: dict[tuple[int, str], UserID] = {}
+        for room_nid, user_id in pairs:
+            rooms = self._by_user.get(user_id)
+            if rooms is None:
+                unknown[room_nid, user_id] = user_id
+            elif room_nid in rooms and rooms[room_nid].membership == "join":
+                found.add((room_nid, user_id))
+        if unknown:
+            found |= {(pair[0], unknown[pair]) for pair in await self._store.get_joined(list(unknown))}
+        return found
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:

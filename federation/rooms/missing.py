@@ -50,6 +50,7 @@ MAX_AUTH_CHAINS: Final = 10
 MAX_SERVERS: Final = 4
 MAX_SECONDS: Final = 120.0
 """After so long no other server is tried."""
+PUT_OUT: Final = frozenset({"leave", "ban"})
 CHUNK: Final = 100
 """Events that are taken in at a time: between two chunks our own users have their turn."""
 
@@ -181,7 +182,25 @@ class MissingEvents:
                 if pool.is_done() or self._is_late(pool):
                     break
                 pool.forget_fetched()  # it may all be an invention of that server
+        await self._place_departures(pool, room_id)
         return {name: pool.outcomes[name] for name in pool.given}
+
+    async def _place_departures(self, pool: Pool, room_id: RoomID) -> None:
+        """Where a part of the state is lacking: place what puts a user of ours out, though what it follows cannot be had.
+
+        Who was put out is told nothing any more, so neither that nor the rest of the state may ever come.
+        """
+        departures = [
+            event
+            for name, event in pool.open.items()
+            if name in pool.given
+            and event.membership in PUT_OUT
+            and event.state_key is not None
+            and self._identity.is_local(event.state_key)
+        ]
+        if departures and (await self._engine.get_snapshot(room_id)).head.partial_join is not None:
+            outcomes = await self._receiver.receive(room_id, departures, upon_gap=True)
+            pool.outcomes.update(zip((event.event_id for event in departures), outcomes, strict=True))
 
     async def choose_servers(self, snapshot: RoomSnapshot, first: ServerName | None = None) -> list[ServerName]:
         """Servers in the room that may be asked: that one first, then who has been there longest."""

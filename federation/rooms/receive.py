@@ -5,8 +5,8 @@ Laws:
 - Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms no other.
 - What is missing is said, never fetched: that is for whoever holds the wire.
 - In a room of which only a part of the state is here, an event is judged by that part and by the memberships that it cites; what
-  follows the events before our join is taken to come upon the state that we joined upon. All of it is looked at again when the
-  rest has come (`completion.py`).
+  follows the events before our join is taken to come upon the state that we joined upon, and so is what puts a user of ours out
+  and follows what nobody tells us. All of it is looked at again when the rest has come (`completion.py`).
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -86,6 +86,7 @@ class Receiver:
         past: bool = False,
         states: Mapping[EventID, Collection[EventID]] | None = None,
         send_on: bool = False,
+        upon_gap: bool = False,
     ) -> list[Outcome]:
         """Take in events of a known room, as they came or parsed; their outcomes, in the order given.
 
@@ -93,7 +94,8 @@ class Receiver:
         fetched from the room's history, so they are no news and the present state has no say. `states` gives, for
         events some of whose prev_events cannot be had, the state before them as another server tells it, by the ids of
         stored events; it does not replace what we know of the state after the others. `send_on`: it falls to us to tell
-        the other servers in the room, since the events were made with our help.
+        the other servers in the room, since the events were made with our help. `upon_gap`: in a room of which a part of the
+        state is lacking, they need not wait for what they follow.
         Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
@@ -106,7 +108,7 @@ class Receiver:
 
         async def work() -> list[Outcome]:
             noted = await self._unproved.settle_cited(room_id, _cited(candidates))
-            return await self._receive(room_id, candidates, past, states or {}, signers, noted, send_on)
+            return await self._receive(room_id, candidates, past, states or {}, signers, noted, send_on, upon_gap)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -151,6 +153,7 @@ class Receiver:
         signers: Mapping[EventID, Collection[ServerName]],
         noted: Mapping[str, PartOf],
         send_on: bool,
+        upon_gap: bool,
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
@@ -159,7 +162,7 @@ class Receiver:
         known = await self._load(snapshot, batch.ordered, states, signers, noted)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_one(
-                room_id, batch.candidates[event.event_id], known, past, send_on
+                room_id, batch.candidates[event.event_id], known, past, send_on, upon_gap
             )
         return batch.answer()
 
@@ -179,13 +182,13 @@ class Receiver:
         return _Known(found, waiting, states, signers, noted)
 
     async def _receive_one(
-        self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool
+        self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool, upon_gap: bool
     ) -> Outcome:
         event_id = candidate.read().event_id
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
             try:
-                return await self._place(snapshot, candidate, known, past, send_on)
+                return await self._place(snapshot, candidate, known, past, send_on, upon_gap)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 self._events.forget([event_id])
@@ -193,7 +196,7 @@ class Receiver:
         raise RuntimeError(f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received")
 
     async def _place(
-        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool, send_on: bool
+        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool, send_on: bool, upon_gap: bool
     ) -> Outcome:
         event = candidate.read()
         own = known.events.get(event.event_id)
@@ -216,7 +219,8 @@ class Receiver:
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
         # while a part of the state is lacking, nothing is known of what was before our join
-        has_gap = join is not None and not has_state and bool(missing) and (past or _follows(missing, join))
+        is_assumed = join is not None and (past or upon_gap or _follows(missing, join))
+        has_gap = is_assumed and not has_state and bool(missing)
         is_past = past or event.event_id in known.waiting.backward
         if missing_auth or (missing and not has_state and not has_gap):
             lacking = () if has_state or has_gap else missing

@@ -35,12 +35,18 @@ class Residence:
         is_empty = snapshot.head.joined_count == 0 and snapshot.head.partial_join is None
         return is_empty or bool(await self._memberships.local_members(snapshot.room.room_nid))
 
-    async def get_for(self, origin: ServerName, room_id: RoomID) -> RoomSnapshot:
-        """The room, for another server that need not be in it. Raises NotFound, Forbidden (the room's server ACL)."""
+    async def find_for(self, origin: ServerName, room_id: RoomID) -> RoomSnapshot | None:
+        """The room, if this server is in it, for another server that need not be. Raises Forbidden (the room's server ACL)."""
         snapshot = await self.find(room_id)
+        if snapshot is not None:
+            await self._access.check(snapshot, origin)
+        return snapshot
+
+    async def get_for(self, origin: ServerName, room_id: RoomID) -> RoomSnapshot:
+        """As `find_for`, where all of the room's state is here. Raises NotFound, Forbidden (the room's server ACL)."""
+        snapshot = await self.find_for(origin, room_id)
         if snapshot is None:
             raise NotFound("This server is not in the room")
         if snapshot.head.partial_join is not None:
             raise NotFound("This server does not know all of the room's state yet")
-        await self._access.check(snapshot, origin)
         return snapshot

@@ -4,6 +4,7 @@ spec: server-server-api#server-access-control-lists-acls
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 
 from federation.protocol.errors import Forbidden, NotFound
 from federation.protocol.events import StateKey
@@ -13,6 +14,7 @@ from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.servers import RoomServers
 from federation.rooms.snapshots import RoomSnapshot
+from storage.rooms import RoomStore
 
 SERVER_ACL = StateKey("m.room.server_acl", "")
 KEPT_LISTS = 1000
@@ -22,8 +24,9 @@ KEPT_LISTS = 1000
 class ServerAccess:
     """Evaluates the lists of rooms, and remembers them evaluated. For the reactor thread."""
 
-    def __init__(self, engine: RoomEngine, memberships: Memberships, servers: RoomServers) -> None:
+    def __init__(self, engine: RoomEngine, rooms: RoomStore, memberships: Memberships, servers: RoomServers) -> None:
         self._engine = engine
+        self._rooms = rooms
         self._memberships = memberships
         self._servers = servers
         self._lists: OrderedDict[tuple[int, int | None], ServerACL] = OrderedDict()
@@ -55,6 +58,16 @@ class ServerAccess:
         """Raises Forbidden."""
         if not await self.is_allowed(snapshot, server):
             raise Forbidden(f"The server ACL of this room denies {server}")
+
+    async def find_allowed(self, server: ServerName, room_ids: Collection[RoomID]) -> set[RoomID]:
+        """Those of the rooms in which another server is, and that let it take part.
+
+        Two queries for all of those in which it is not, whatever names they have: it is for what others say of rooms.
+        """
+        rooms = await self._rooms.get_rooms(room_id for room_id in room_ids if "\0" not in room_id)
+        there = await self._servers.in_rooms(room.room_nid for room in rooms.values())
+        shared = [RoomID(room_id) for room_id, room in rooms.items() if server in there[room.room_nid]]
+        return {room_id for room_id in shared if await self.is_allowed_in(room_id, server)}
 
     async def is_allowed_in(self, room_id: RoomID, server: ServerName) -> bool:
         """As `is_allowed`, by the room's id; no list is known of a room that is not known."""

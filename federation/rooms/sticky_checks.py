@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.event_auth import auth_keys, check_auth
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, ServerName, UserID, domain_of
 from federation.rooms.engine import RoomEngine
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
@@ -26,6 +26,46 @@ from storage.streams import Change, Streams, Topic
 
 MOST_WHO_WAIT: Final = 10_000
 """Senders in rooms that are remembered; of more, events are not told later."""
+
+
+class WhoWaits:
+    """Senders in rooms, as many as are remembered. Where there are too many, those servers lose that have most: theirs are the
+    events that nobody may send."""
+
+    def __init__(self, most: int = MOST_WHO_WAIT) -> None:
+        self._most = most
+        self._count = 0
+        self._by_server: dict[ServerName, dict[tuple[int, str], None]] = {}
+
+    def __contains__(self, who: tuple[int, str]) -> bool:
+        return who in self._by_server.get(_server_of(who), {})
+
+    def add(self, room_nid: int, sender: str) -> None:
+        """Remember somebody, perhaps in the place of another."""
+        who = (room_nid, sender)
+        own = self._by_server.setdefault(_server_of(who), {})
+        if who in own:
+            return
+        own[who] = None
+        self._count += 1
+        if self._count > self._most:
+            largest = max(self._by_server.values(), key=len)
+            self.discard(*next(iter(largest)))
+
+    def discard(self, room_nid: int, sender: str) -> None:
+        """Forget somebody."""
+        who = (room_nid, sender)
+        server = _server_of(who)
+        own = self._by_server.get(server, {})
+        if who in own:
+            del own[who]
+            self._count -= 1
+        if not own:
+            self._by_server.pop(server, None)
+
+
+def _server_of(who: tuple[int, str]) -> ServerName:
+    return domain_of(UserID(who[1]))
 
 
 class StickyChecks:
@@ -47,7 +87,7 @@ class StickyChecks:
         self._engine = engine
         self._events = events
         self._now_ms = now_ms
-        self._who_waits: set[tuple[int, str]] = set()
+        self._who_waits = WhoWaits()
         self._others_write = False
         """Somebody may wait of whom another process knows alone: then each join is looked up."""
         streams.subscribe(self._hear, Topic.STICKY, Topic.MEMBERSHIP)
@@ -55,14 +95,15 @@ class StickyChecks:
 
     async def start(self) -> None:
         """Learn who waited before a restart."""
-        self._who_waits |= await self._store.get_who_waits(self._now_ms())
+        for room_nid, sender in await self._store.get_who_waits(self._now_ms()):
+            self._who_waits.add(room_nid, sender)
 
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
             if isinstance(row, StickyRow):
-                if row.waits and len(self._who_waits) < MOST_WHO_WAIT:
-                    self._who_waits.add((row.room_nid, row.sender))
+                if row.waits:
+                    self._who_waits.add(row.room_nid, row.sender)
             elif (
                 isinstance(row, MembershipRow)
                 and row.membership == "join"
@@ -78,7 +119,7 @@ class StickyChecks:
     async def _ask_again(self, room_nid: int, sender: str) -> None:
         rows = await self._store.get_waiting(room_nid, sender, self._now_ms())
         if not rows:
-            self._who_waits.discard((room_nid, sender))
+            self._who_waits.discard(room_nid, sender)
             return
         room = (await self._rooms.get_rooms_by_nid([room_nid]))[room_nid]
         room_id = RoomID(room.room_id)
@@ -87,7 +128,7 @@ class StickyChecks:
         if allowed:
             await self._store.release(room.room_id, allowed)
         if len(allowed) == len(rows):
-            self._who_waits.discard((room_nid, sender))
+            self._who_waits.discard(room_nid, sender)
 
     async def _find_allowed(self, room_id: RoomID, rows: Sequence[StickyRow]) -> list[StickyRow]:
         snapshot = await self._engine.get_snapshot(room_id)

@@ -9,6 +9,7 @@ from secrets import token_urlsafe
 from typing import Any, Final
 
 from federation.identity import ServerIdentity
+from federation.protocol.errors import BadEvent
 from federation.protocol.event_auth import auth_keys, check_auth
 from federation.protocol.event_signing import build_event, hash_and_sign_event
 from federation.protocol.events import Event, compute_reference_hash, parse_event
@@ -79,9 +80,14 @@ def fill_template(
     content: Mapping[str, Any],
     now_ms: int,
 ) -> Event:
-    """The event of our user: of the template no more than its place in the room. Raises BadEvent for a bad one."""
+    """The event of our user: of the template no more than its place in the room. Raises BadEvent for a bad one.
+
+    Who vouches for a join is of another server: our signature upon the event would be that of our own user for it as well.
+    """
     pdu: dict[str, Any] = {name: template[name] for name in ("auth_events", "prev_events", "depth") if name in template}
     authoriser = template["content"].get(AUTHORISER)
+    if isinstance(authoriser, str) and identity.is_local(authoriser):
+        raise BadEvent(f"The template says that {authoriser} vouches for the join, who has not been asked")
     if version.restricted_joins and content.get("membership") == "join" and isinstance(authoriser, str):
         content = {**content, AUTHORISER: authoriser}
     pdu |= {

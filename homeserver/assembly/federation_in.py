@@ -17,6 +17,7 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.served import ServedRooms, TransactionForm
 from federation.rooms.state_audit import NAME as AUDIT
 from federation.rooms.state_audit import StateAudit
+from federation.rooms.state_tellers import StateTellers
 from federation.rooms.visible_to_servers import ServerVisibility
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
@@ -74,7 +75,7 @@ class IncomingParts:
             rooms.engine,
             rooms.events,
             rooms.memberships,
-            rooms.servers,
+            StateTellers(rooms.servers, federation.policy),
             rooms.partial,
             self.states,
             federation.imports,
@@ -92,7 +93,6 @@ class IncomingParts:
             federation.resolver,
             federation.effects,
             self.inbox,
-            federation.policy,
             federation.identity,
             database.streams,
             clock,

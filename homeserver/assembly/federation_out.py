@@ -107,6 +107,7 @@ class FederationOutParts:
             rooms.store,
             rooms.events,
             rooms.memberships,
+            rooms.membership_store,
             rooms.typing,
             rooms.receipt_store,
             rooms.presence,

@@ -227,7 +227,7 @@ class RoomParts:
         )
         personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
-        self.access = ServerAccess(self.engine, self.memberships, self.servers)
+        self.access = ServerAccess(self.engine, self.store, self.memberships, self.servers)
         self.residence = Residence(self.engine, self.memberships, self.access)
         self.restricted = RestrictedJoins(self.memberships, room_store)
         self.invite_policy = InvitePolicy(

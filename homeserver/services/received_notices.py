@@ -19,12 +19,14 @@ from homeserver.services.presence.presence import Presence
 from homeserver.services.presence.remote_people import PresenceUpdate
 from homeserver.services.read_markers import MAIN_THREAD
 from homeserver.services.typing import Typing
+from storage.memberships import MembershipStore
 from storage.receipts import UNTHREADED, NewReceipt, ReceiptStore
 from storage.rooms import RoomStore
 
 MAX_RECEIPTS: Final = 1000
 """In one EDU."""
 MAX_PRESENCES: Final = 1000
+LONGEST_AGO_MS: Final = (1 << 53) - 1
 PUBLIC: Final = "m.read"
 
 
@@ -60,6 +62,7 @@ class ReceivedNotices:
         rooms: RoomStore,
         events: RoomEvents,
         memberships: Memberships,
+        membership_store: MembershipStore,
         typing: Typing,
         receipts: ReceiptStore,
         presence: Presence,
@@ -68,6 +71,7 @@ class ReceivedNotices:
         self._rooms = rooms
         self._events = events
         self._memberships = memberships
+        self._membership_store = membership_store
         self._typing = typing
         self._receipts = receipts
         self._presence = presence
@@ -87,13 +91,15 @@ class ReceivedNotices:
         found = [(room_id, UserID(user_id), receipt) for room_id, user_id, receipt in _read_receipts(origin, content)]
         rooms = await self._rooms.get_rooms({room_id for room_id, _, _ in found})
         events = await self._events.get_anywhere({EventID(receipt.event_ids[0]) for _, _, receipt in found})
+        joined = await self._memberships.find_joined(
+            (rooms[room_id].room_nid, user_id) for room_id, user_id, _ in found if room_id in rooms
+        )
         new: list[NewReceipt] = []
         for room_id, user_id, receipt in found:
             room = rooms.get(room_id)
-            if room is None or not await self._memberships.local_members(room.room_nid):
+            if room is None or (room.room_nid, user_id) not in joined:
                 continue
-            row = (await self._memberships.of_user(user_id)).get(room.room_nid)
-            if row is None or row.membership != "join":
+            if not await self._memberships.local_members(room.room_nid):
                 continue
             event_id = EventID(receipt.event_ids[0])
             event = events.get(event_id)
@@ -116,10 +122,12 @@ class ReceivedNotices:
             await self._receipts.set_receipts(new)
 
     async def receive_presence(self, origin: ServerName, content: Mapping[str, Any]) -> None:
-        """m.presence. Raises InvalidParam."""
+        """m.presence: that of users who share a room with ours. Raises InvalidParam."""
         push = content.get("push")
         if not isinstance(push, list):
             raise InvalidParam("push is missing, or malformed")
+        if not self._presence.is_on:
+            return
         updates: list[PresenceUpdate] = []
         for entry in push[:MAX_PRESENCES]:
             try:
@@ -131,12 +139,19 @@ class ReceivedNotices:
                     PresenceUpdate(
                         UserID(person.user_id),
                         person.presence,
-                        person.last_active_ago,
+                        _bounded(person.last_active_ago),
                         person.currently_active,
                         person.status_msg,
                     )
                 )
-        self._presence.receive(origin, updates)
+        # who is remembered has been looked up; others may be invented, and would take the room of those who are there
+        new = {update.user_id for update in updates if self._presence.roster.find(update.user_id) is None}
+        strangers = new - await self._membership_store.get_users_with_ours(new) if new else new
+        self._presence.receive(origin, [update for update in updates if update.user_id not in strangers])
+
+
+def _bounded(ago_ms: int | None) -> int | None:
+    return None if ago_ms is None else min(max(ago_ms, 0), LONGEST_AGO_MS)
 
 
 def _read_receipts(origin: ServerName, content: Mapping[str, Any]) -> Iterator[tuple[str, str, Receipt]]:

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from federation.protocol.errors import InvalidParam, MatrixError, RemoteError
 from federation.protocol.ids import ServerName, UserID, domain_of, is_user_id
 from federation.remote.keys import (
+    MAX_DEVICES,
     DeviceList,
     RemoteKeys,
     UserKeys,
@@ -160,7 +161,7 @@ class RemoteDevices:
             is_gone = content.get("deleted") is True or content.get("keys") is None
             if known and (is_gone or device_id in keys.devices) and (prev_ids or tracked.stream_id == 0):
                 row = None if is_gone else _rows(user_id, keys)[0]
-                await self._store.set_device(user_id, device_id, stream_id, row)
+                await self._store.set_device(user_id, device_id, stream_id, row, MAX_DEVICES)
             else:
                 await self._store.set_stale([user_id])
                 self._resync(user_id)

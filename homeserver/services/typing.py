@@ -77,8 +77,7 @@ class Typing:
         if not is_typing:
             self.stop(room_nid, user_id)
             return
-        row = (await self._memberships.of_user(user_id)).get(room_nid)
-        if row is not None and row.membership == "join":
+        if await self._memberships.find_joined([(room_nid, user_id)]):
             self.start(room_nid, user_id, DEFAULT_TIMEOUT_MS)
 
     def start(self, room_nid: int, user_id: UserID, timeout_ms: int) -> None:

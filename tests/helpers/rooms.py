@@ -102,7 +102,7 @@ class RoomParts:
         )
         questions = Questions(self.events, self.resolver, self.get_signers, self.approve, self.prepare, self.lacks_keys)
         outliers = Outliers(database, self.events, store, self.placements, writer, questions, self.tick)
-        access = ServerAccess(self.engine, self.memberships, self.servers)
+        access = ServerAccess(self.engine, self.rooms, self.memberships, self.servers)
         self.clock = Clock()
         self.unproved = UnprovedStates(
             database,

@@ -9,6 +9,7 @@ from federation.edus import EduReceivers
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import ServerName
 from storage.database import DatabaseUnavailable
+from tests.helpers.federated import adopt, create_room, set_state, shared
 from tests.helpers.network import Network
 
 NORTH, SOUTH = ServerName("north.example"), ServerName("south.example")
@@ -65,23 +66,21 @@ async def test_malformed_and_unknown_ones_are_passed_over(network: Network) -> N
 
 
 async def test_room_acls_are_applied(network: Network) -> None:
-    server = network.add(SOUTH)
-    alice = server.register("alice")
-    acl = {"allow": ["*"], "deny": ["NORTH.example"]}
-    state = [{"type": "m.room.server_acl", "state_key": "", "content": acl}]
-    closed = alice.post("/_matrix/client/v3/createRoom", {"initial_state": state}).json["room_id"]
-    open_to_all = alice.post("/_matrix/client/v3/createRoom", {}).json["room_id"]
-    edus = EduReceivers(server.app.federation.access)
+    room = await shared(network)
+    open_to_all, closed, elsewhere = room.room_id, create_room(room.bob), create_room(room.bob)
+    await adopt(room.south, room.north, room.alice.user_id, closed)
+    set_state(room.bob, closed, "m.room.server_acl", {"allow": ["*"], "deny": ["NORTH.example"]})
+    edus = EduReceivers(room.south.federation.access)
     typing, receipts = Taken(), Taken()
     edus.register("m.typing", typing.receive)
     edus.register("m.receipt", receipts.receive)
 
+    rooms = (closed, elsewhere, open_to_all, f"!unknown:{NORTH}", "!\0")
     await edus.receive(
         NORTH,
         [
-            edu("m.typing", room_id=closed, typing=True),
-            edu("m.typing", room_id=open_to_all, typing=True),
-            edu("m.receipt", **{closed: {"m.read": {}}, open_to_all: {"m.read": {}}}),
+            *(edu("m.typing", room_id=room_id, typing=True) for room_id in rooms),
+            edu("m.receipt", **{room_id: {"m.read": {}} for room_id in rooms}),
         ],
     )
 

@@ -13,15 +13,17 @@ import pytest
 from federation.protocol.event_signing import hash_and_sign_event
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
+from federation.receiver import MAX_EDUS
 from federation.requests import RefusedByRemote
 from federation.rooms.branches import MOST_OF_SERVER
 from federation.rooms.missing import MAX_ROUNDS, MAX_SECONDS
 from federation.wire import WireAnswer, WireRequest
-from homeserver.services.received_notices import MAX_PRESENCES, MAX_RECEIPTS
+from homeserver.services.presence.remote_people import MAX_REMOTE
 from tests.helpers.databases import QueryCounter, copy_sqlite, open_inline
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, create_room, say, set_state, shared, texts
 from tests.helpers.keys import identity_keys, query, sync, upload
 from tests.helpers.network import Fate, Letter, Network
+from tests.helpers.server import User
 
 V3 = "/_matrix/client/v3"
 FAR = 2**53 - 1
@@ -211,7 +213,7 @@ async def test_a_body_that_is_too_long_is_refused_before_it_is_read(network: Net
 async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template: Path) -> None:
     counter = QueryCounter()
     network = Network(tmp_path, lambda: open_inline(copy_sqlite(sqlite_template, tmp_path), counter))
-    room = await shared(network)
+    room = await shared(network, config={NORTH: "presence: {enabled: true}\n"})
     said = say(room.alice, room.room_id, "hello")
     users = [f"@u{number}:{SOUTH}" for number in range(60_000)]
     receipts = {user: {"event_ids": [said], "data": {"ts": 1}} for user in users}
@@ -223,15 +225,44 @@ async def test_long_lists_in_one_edu_cost_little(tmp_path: Path, sqlite_template
         {"edu_type": "m.receipt", "content": {room.room_id: {"m.read": receipts}}},
         {"edu_type": "m.receipt", "content": rooms},
         {"edu_type": "m.presence", "content": {"push": people}},
-    ]
+        *(
+            {"edu_type": "m.typing", "content": {"room_id": name, "user_id": users[0], "typing": True}}
+            for name in rooms
+        ),
+    ][:MAX_EDUS]
     counter.clear()
 
     await room.south.push(NORTH, [], edus)
 
-    assert sum(counter.queries.values()) < 3 * (MAX_RECEIPTS + MAX_PRESENCES)
+    assert sum(counter.queries.values()) < 2 * MAX_EDUS
     assert room.alice.get(f"{V3}/sync").status == 200
     for side in (room.north, room.south):
         await side.server.app.database.close()
+
+
+async def test_invented_people_do_not_take_the_room_of_those_who_are_there(network: Network) -> None:
+    room = await shared(network, config={NORTH: "presence: {enabled: true}\n"})
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    await room.north.push(SOUTH, [(await adopt(room.north, east, carol.user_id, room.room_id)).pdu])
+
+    def there(user: User, status: str) -> dict[str, Any]:
+        person = {"user_id": user.user_id, "presence": "online", "status_msg": status, "last_active_ago": 10**30}
+        return {"edu_type": "m.presence", "content": {"push": [person]}}
+
+    await east.push(NORTH, [], [there(carol, "here")])
+    names = [f"@u{number}:{SOUTH}" for number in range(MAX_REMOTE + 1000)]
+    crowd = [
+        {"push": [{"user_id": name, "presence": "online"} for name in names[start : start + 1000]]}
+        for start in range(0, len(names), 1000)
+    ]
+
+    await room.south.push(NORTH, [], [{"edu_type": "m.presence", "content": content} for content in crowd])
+    await room.south.push(NORTH, [], [there(room.bob, "too")])
+
+    for user, status in ((carol, "here"), (room.bob, "too")):
+        answer = room.alice.get(f"{V3}/presence/{user.user_id}/status")
+        assert (answer.json["presence"], answer.json["status_msg"]) == ("online", status)
 
 
 async def test_edus_about_others_are_passed_over(network: Network) -> None:

@@ -7,16 +7,16 @@ from urllib.parse import quote
 
 import pytest
 
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.event_signing import hash_and_sign_event
-from federation.protocol.ids import RoomID, ServerName
+from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import User
-from tests.helpers.talk import create, get_state, invite, ok, refused
+from tests.helpers.talk import V3, create, get_state, invite, ok, refused
 
 Change = Callable[[Any], Any]
 
@@ -96,6 +96,31 @@ def test_templates_for_something_else_are_not_signed(network: Network, change: C
     assert refused(join_via(bob, room_id, NORTH))[0] in (403, 502)
     assert not is_known(bob, room_id)
     assert members(alice, room_id) == {alice.user_id: "join"}
+
+
+async def test_nobody_here_vouches_without_being_asked(network: Network) -> None:
+    """Bob may let people in. A server says that he vouches for Carol, whom he may not vouch for: her join would have his
+    server's signature."""
+    alice, bob, lobby = pair(network)
+    carol = bob.server.register("carol")
+    rule = {"join_rule": "restricted", "allow": [{"type": "m.room_membership", "room_id": lobby}]}
+    state = [{"type": "m.room.join_rules", "state_key": "", "content": rule}]
+    room_id = create(alice, room_version="11", initial_state=state, power_level_content_override={"invite": 0})
+    invite(alice, room_id, bob)
+    ok(bob.post(f"{V3}/join/{room_id}"))
+    content = {"membership": "join", "join_authorised_via_users_server": bob.user_id}
+    north, carol_id = Side(alice.server), UserID(carol.user_id)
+    made = await north.build_next(RoomID(room_id), carol_id, "m.room.member", content, carol_id)
+    event = {name: value for name, value in made.pdu.items() if name not in ("hashes", "signatures")}
+    lie = WireAnswer(200, {}, json.dumps({"room_version": "11", "event": event}).encode())
+    network.liars.append(lambda _, request: lie if "/make_join/" in request.uri else None)
+
+    with pytest.raises(MatrixError):
+        await bob.server.app.rooms.elsewhere.memberships.join_vouched_for(
+            RoomID(room_id), carol_id, {"membership": "join"}, [NORTH]
+        )
+
+    assert carol.user_id not in members(alice, room_id)
 
 
 def test_a_room_of_a_version_that_is_not_known(network: Network) -> None:

@@ -39,6 +39,24 @@ def test_an_invite_is_shown_and_accepted(network: Network, version: str) -> None
     assert room_id not in rooms_in_sync(bob, "invite")
 
 
+def test_a_server_that_the_room_denies_invites_nobody_into_it(network: Network) -> None:
+    """spec: server-server-api#server-access-control-lists-acls"""
+    alice, bob = pair(network)
+    dora = network.servers[SOUTH].register("dora")
+    room_id = create(bob, preset="public_chat", power_level_content_override={"invite": 0})
+    ok(join_via(alice, room_id, SOUTH))
+    network.cut(NORTH, SOUTH)
+    set_state(bob, room_id, "m.room.server_acl", {"allow": ["*"], "deny": [NORTH]})
+    network.mend(NORTH, SOUTH)
+
+    answer = membership(alice, room_id, "invite", dora)
+
+    assert refused(answer) == (403, "M_FORBIDDEN")
+    assert "ACL" in answer.json["error"]
+    assert dora.user_id not in members(bob, room_id)
+    assert room_id not in rooms_in_sync(dora, "invite")
+
+
 def test_an_invite_wakes_who_is_invited(network: Network) -> None:
     alice, bob = pair(network)
     room_id = create(alice)

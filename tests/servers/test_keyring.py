@@ -8,9 +8,9 @@ import pytest
 from twisted.internet.defer import Deferred
 
 from federation.identity import ServerIdentity
-from federation.keyring import LONGEST_PAUSE_MS, Keyring, Notary
+from federation.keyring import AT_DOOR, LONGEST_PAUSE_MS, MOST_AT_DOOR, Keyring, Notary
 from federation.policy import Policy, make_rules
-from federation.protocol.errors import RemoteError
+from federation.protocol.errors import LimitExceeded, RemoteError
 from federation.protocol.event_signing import build_event
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import KeyID, RoomID, ServerName, UserID
@@ -189,6 +189,39 @@ async def test_made_up_key_ids_cause_few_questions(sqlite_database: Database) ->
         world.now += 1000
     assert len(world.log) <= 20
     assert await keyring.get_keys(NORTH, [A.key_id], world.now) == {A.key_id: A.public_key}
+
+
+async def test_invented_servers_at_the_door_keep_nobody_else_waiting(sqlite_database: Database) -> None:
+    """Anybody may name servers in requests, as many as they like, and let each of them take its time."""
+    world = World()
+    world.says = {NORTH: document(NORTH, A), SOUTH: document(SOUTH, B, until=START + 1)}
+    keyring = make(world, sqlite_database)
+    assert await keyring.get_keys_of_caller(SOUTH, [B.key_id], START)
+    world.now += 1000
+    world.says[SOUTH] = document(SOUTH, B)
+    world.held = []
+    crowd = [
+        Deferred.fromCoroutine(keyring.get_keys_of_caller(ServerName(f"x{number}.example"), [A.key_id], world.now))
+        for number in range(AT_DOOR + MOST_AT_DOOR)
+    ]
+
+    with pytest.raises(LimitExceeded):
+        await keyring.get_keys_of_caller(ServerName("y.example"), [A.key_id], world.now)
+    assert len(world.held) == AT_DOOR
+    assert not await keyring.renew(ServerName("y.example"), at_door=True)
+
+    proved = Deferred.fromCoroutine(keyring.get_keys_of_caller(SOUTH, [B.key_id], world.now))
+    of_event = Deferred.fromCoroutine(keyring.get_signers(event(A)))
+    for answered in world.held[AT_DOOR:]:
+        answered.callback(None)
+    assert await proved == {B.key_id: B.public_key}
+    assert await of_event == [NORTH]
+    held, world.held = world.held[:AT_DOOR], None
+    for answered in held:
+        answered.callback(None)
+    for each in crowd:
+        assert await each == {}
+    assert await keyring.renew(NORTH, at_door=True)
 
 
 async def test_a_far_future_is_not_believed(sqlite_database: Database) -> None:

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from federation.notary import FETCHES_A_QUESTION, FETCHES_AT_ONCE
-from federation.protocol.signing import is_signed_by
+from federation.notary import ANSWER_BYTES, FETCHES_A_QUESTION, FETCHES_AT_ONCE
+from federation.protocol.ids import ServerName
+from federation.protocol.signing import SigningKey, encode_base64, is_signed_by, sign_json
+from federation.remote.server_keys import DOCUMENT_BYTES
+from federation.wire import WireAnswer, WireRequest
 from tests.helpers.network import Network
 
 NORTH, SOUTH, EAST = "north.example", "south.example", "east.example"
@@ -120,3 +124,29 @@ def test_what_the_server_runs(pair: Network) -> None:
     server = pair.servers[NORTH].get("/_matrix/federation/v1/version").json["server"]
     assert server["name"] == "Mahalla"
     assert server["version"]
+
+
+def test_an_answer_of_long_documents_ends_somewhere(pair: Network) -> None:
+    """Servers make documents as long as they may, so that somebody who asks for all of them gets very much."""
+    names = [f"{SOUTH}:{number}" for number in range(1, 41)]
+    key = SigningKey("long", b"k" * 32)
+
+    def lie(to: ServerName, request: WireRequest) -> WireAnswer | None:
+        if to not in names or request.uri != "/_matrix/key/v2/server":
+            return None
+        document = {
+            "server_name": to,
+            "verify_keys": {key.key_id: {"key": encode_base64(key.public_key)}},
+            "valid_until_ts": int(pair.clock.seconds() + DAY) * 1000,
+            "padding": "x" * (DOCUMENT_BYTES - 1000),
+        }
+        return WireAnswer(200, {}, msgspec.json.encode(sign_json(document, to, key)))
+
+    pair.liars.append(lie)
+    for name in names:
+        assert documents(pair, name)
+
+    answer = pair.servers[NORTH].post(QUERY, {"server_keys": {name: {} for name in names}})
+
+    assert 0 < len(answer.json["server_keys"]) < len(names)
+    assert len(answer.body) < ANSWER_BYTES + DOCUMENT_BYTES

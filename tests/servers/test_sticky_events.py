@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from federation.protocol.ids import EventID
+from federation.rooms.sticky_checks import WhoWaits
 from storage.database import Database
 from tests.helpers.federated import NORTH, Shared, create_room, say, shared
 from tests.helpers.network import Network
@@ -117,7 +118,7 @@ async def test_so_is_what_another_process_has_soft_failed(network: Network) -> N
     room = await shared(network)
     event_id = await soft_fail(room)
     checks = room.north.rooms.sticky_checks
-    checks._who_waits.clear()  # as in a process that has only heard that another one wrote
+    checks._who_waits = WhoWaits()  # as in a process that has only heard that another one wrote
     checks._heed_others(0, 0)
     await adopt_again(room)
     assert sticky_in(room.alice, room.room_id) == [event_id]
@@ -132,3 +133,19 @@ async def adopt_again(room: Shared) -> None:
         snapshot.version, room.room_id, prev, state, user_id, "m.room.member", {"membership": "join"}, user_id
     )
     await room.south.push(NORTH, [join.pdu])
+
+
+def test_a_server_with_many_who_wait_takes_no_room_from_others() -> None:
+    who_waits = WhoWaits(most=10)
+    who_waits.add(1, f"@alice:{NORTH}")
+    for number in range(50):
+        who_waits.add(number, f"@mallory{number}:{PEER}")
+    who_waits.add(2, f"@bob:{NORTH}")
+
+    assert (1, f"@alice:{NORTH}") in who_waits
+    assert (2, f"@bob:{NORTH}") in who_waits
+    assert sum((number, f"@mallory{number}:{PEER}") in who_waits for number in range(50)) == 8
+    who_waits.discard(1, f"@alice:{NORTH}")
+    assert (1, f"@alice:{NORTH}") not in who_waits
+    who_waits.add(60, f"@mallory60:{PEER}")
+    assert (60, f"@mallory60:{PEER}") in who_waits

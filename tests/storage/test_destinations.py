@@ -131,8 +131,8 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     published = PublishedKeyStore(database)
     assert (await published.get_published([ALICE], [BOB])).devices == {BOB: [device]}
 
-    await store.set_device(BOB, "B2", 6, DeviceKeysRow(BOB, "B2", b"{}", None))
-    await store.set_device(BOB, "B1", 7, None)
+    await store.set_device(BOB, "B2", 6, DeviceKeysRow(BOB, "B2", b"{}", None), 10)
+    await store.set_device(BOB, "B1", 7, None, 10)
     assert [row.device_id for row in (await published.get_published([], [BOB])).devices[BOB]] == ["B2"]
     assert (await store.get_lists([BOB]))[BOB].stream_id == 7
     await store.set_stale([BOB, ALICE])
@@ -143,6 +143,19 @@ async def test_lists_of_others_are_kept_and_their_changes_announced(database: Da
     await store.remove_lists([BOB])
     assert await store.get_lists([BOB]) == {}
     assert (await published.get_published([], [BOB])).cross_signing == {}
+
+
+async def test_a_list_of_devices_does_not_grow_for_ever(database: Database) -> None:
+    store, published = RemoteDeviceStore(database), PublishedKeyStore(database)
+    await store.set_list(BOB, 5, [], [], is_stale=False)
+
+    for number in range(5):
+        await store.set_device(BOB, f"B{number}", 6 + number, DeviceKeysRow(BOB, f"B{number}", b"{}", None), 3)
+    await store.set_device(BOB, "B1", 20, DeviceKeysRow(BOB, "B1", b'{"n":1}', None), 3)
+
+    rows = (await published.get_published([], [BOB])).devices[BOB]
+    assert [(row.device_id, row.keys) for row in rows] == [("B0", b"{}"), ("B1", b'{"n":1}'), ("B2", b"{}")]
+    assert (await store.get_lists([BOB]))[BOB].stream_id == 20
 
 
 @pytest.mark.parametrize("kind", ["m.read", "m.read.private"])

@@ -1,0 +1,147 @@
+"""A server that is put out of a room while it lacks a part of its state: nobody tells it the rest, nor perhaps why.
+
+spec: server-server-api#server-access-control-lists-acls; MSC3902
+"""
+
+import pytest
+
+from federation.rooms.completion import REST_IN_VAIN
+from federation.rooms.state_tellers import LONGEST_MS
+from tests.helpers.handshakes import NORTH, SOUTH, join_via, members
+from tests.helpers.large_rooms import MEMBERS, complete, is_whole, large_room, lazily, member, same_state, speak
+from tests.helpers.network import Network
+from tests.helpers.server import User
+from tests.helpers.talk import V3, get_state, membership, ok, refused, room_path, say, set_state
+
+A_WHILE = 20.0
+"""Seconds in which everybody has refused often enough."""
+NO_NAME = {"name": "tea"}
+"""Who enters a room that has a name is told hardly any members."""
+
+
+def pass_time(network: Network, seconds: float) -> None:
+    for _ in range(10):
+        network.clock.advance(seconds / 10)
+        network.settle()
+
+
+async def denied(network: Network) -> tuple[User, User, str]:
+    """Bob has come into a room in part, and its ACL denies his server before it has been told the rest."""
+    alice, bob, room_id = await large_room(network, **NO_NAME)
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    set_state(alice, room_id, "m.room.server_acl", {"allow": ["*"], "deny": [SOUTH]})
+    network.settle()
+    complete(network)
+    assert not is_whole(bob, room_id)
+    return alice, bob, room_id
+
+
+@pytest.mark.parametrize("path", ["members", "joined_members", "state"])
+async def test_who_is_denied_is_answered_with_what_is_known(network: Network, path: str) -> None:
+    _alice, bob, room_id = await denied(network)
+    waiting = bob.start("GET", room_path(room_id, path))
+    assert not waiting.done
+
+    pass_time(network, A_WHILE)
+
+    assert waiting.answer.status == 200
+    assert bob.user_id in str(waiting.answer.json)
+    assert bob.get(room_path(room_id, path)).json == waiting.answer.json
+    assert not is_whole(bob, room_id)
+
+
+async def test_who_loads_members_eagerly_is_told_of_the_room_all_the_same(network: Network) -> None:
+    _alice, bob, room_id = await denied(network)
+    before = ok(bob.get(f"{V3}/sync"))
+    assert room_id not in before.get("rooms", {}).get("join", {})
+
+    pass_time(network, A_WHILE)
+
+    room = ok(bob.get(f"{V3}/sync?since={before['next_batch']}"))["rooms"]["join"][room_id]
+    assert bob.user_id in {event.get("state_key") for event in [*room["state"]["events"], *room["timeline"]["events"]]}
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_who_is_let_in_again_is_told_the_rest(network: Network, restarts: bool) -> None:
+    alice, bob, room_id = await denied(network)
+    pass_time(network, A_WHILE)
+    asked = len(network.log)
+    pass_time(network, REST_IN_VAIN / 2)
+    assert not [uri for _, _, _, uri in network.log[asked:] if "/state_ids/" in uri]
+    since = lazily(bob)["next_batch"]
+    set_state(alice, room_id, "m.room.server_acl", {"allow": ["*"], "deny": []})
+    network.settle()
+    if restarts:
+        bob.server = network.rebuild(SOUTH)
+        network.settle()
+
+    pass_time(network, REST_IN_VAIN)
+
+    assert is_whole(bob, room_id)
+    assert len(members(bob, room_id)) == MEMBERS + 2
+    assert lazily(bob, since)["rooms"]["join"][room_id]["summary"]["m.joined_member_count"] == MEMBERS + 2
+    await speak(alice.server, room_id, 7, "welcome back")
+    say(bob, room_id, "rahmat")
+    network.settle()
+    await same_state(alice, bob, room_id)
+
+
+async def test_who_is_banned_unheard_is_answered_with_what_is_known(network: Network) -> None:
+    alice, bob, room_id = await large_room(network, **NO_NAME)
+    ok(join_via(bob, room_id, NORTH))
+    network.cut(NORTH, SOUTH)
+    ok(membership(alice, room_id, "ban", bob))
+    network.settle()
+    await alice.server.app.federation_out.sender.stop()
+    network.mend(NORTH, SOUTH)
+    complete(network)
+    waiting = bob.start("GET", room_path(room_id, "members"))
+
+    pass_time(network, A_WHILE)
+
+    assert waiting.answer.status == 200
+    assert get_state(bob, room_id, "m.room.member", bob.user_id)["membership"] == "join"
+
+
+@pytest.mark.parametrize("action", ["kick", "ban"])
+async def test_who_hears_of_it_is_out_though_nothing_tells_what_was_before(network: Network, action: str) -> None:
+    alice, bob, room_id = await large_room(network)
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    network.cut(NORTH, SOUTH)
+    for number in range(60):
+        await speak(alice.server, room_id, number % MEMBERS, "you do not hear this")
+    ok(membership(alice, room_id, action, bob))
+    network.settle()
+    network.mend(NORTH, SOUTH)
+    complete(network)
+
+    pass_time(network, 3600)
+
+    expected = "ban" if action == "ban" else "leave"
+    assert members(bob, room_id)[bob.user_id] == expected
+    assert room_id not in ok(bob.get(f"{V3}/joined_rooms"))["joined_rooms"]
+    if action == "kick":
+        ok(join_via(bob, room_id, NORTH))
+        pass_time(network, A_WHILE)
+        assert is_whole(bob, room_id)
+        await same_state(alice, bob, room_id)
+
+
+async def test_nobody_waits_for_servers_that_are_gone(network: Network) -> None:
+    _alice, bob, room_id = await large_room(network, **NO_NAME)
+    ok(join_via(bob, room_id, NORTH))
+    network.cut(NORTH, SOUTH)
+    complete(network)
+    pass_time(network, 3600)
+    late = bob.start("GET", room_path(room_id, "members"))
+    pass_time(network, 60)
+    assert refused(late.answer) == (504, "M_UNKNOWN")
+
+    pass_time(network, LONGEST_MS / 1000)
+
+    assert member(33) not in members(bob, room_id)
+    network.mend(NORTH, SOUTH)
+    pass_time(network, REST_IN_VAIN)
+    assert member(33) in members(bob, room_id)
