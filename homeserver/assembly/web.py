@@ -47,7 +47,7 @@ class WebParts:
         base_url = config.name.public_baseurl or ""
         self._audit = accounts.audit
         self.cookies = Cookies(config.name.public_baseurl)
-        self.pages = Pages(mail.languages, config.server_name)
+        self.pages = Pages(mail.languages, config.server_name, mail.branding)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
         devices = UpstreamDevices(database, accounts.upstream_sessions)

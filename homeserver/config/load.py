@@ -207,6 +207,9 @@ def _check_together(config: Config) -> list[Problem]:
             )
         )
     problems += _check_mail(config)
+    branding = config.pages.branding
+    if branding.logo_dark is not None and branding.logo is None:
+        problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
