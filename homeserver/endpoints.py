@@ -14,6 +14,7 @@ from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
 from homeserver.admin import audit as admin_audit
+from homeserver.admin import consents as admin_consents
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
@@ -80,6 +81,7 @@ from homeserver.web import (
     logo,
     reset_password,
     sign_in,
+    terms,
     unsubscribe,
     upstream,
     upstream_answers,
@@ -98,6 +100,7 @@ SOURCES: tuple[ModuleType, ...] = (
     server_keys,
     server_version,
     admin_audit,
+    admin_consents,
     admin_media,
     admin_pushers,
     account,
@@ -154,6 +157,7 @@ SOURCES: tuple[ModuleType, ...] = (
     spaces,
     sync,
     tags,
+    terms,
     thread_subscriptions,
     threepids,
     third_party_networks,

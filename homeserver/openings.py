@@ -25,6 +25,7 @@ from homeserver.first_files import CannotInit, read_signing_keys
 from homeserver.http.listeners import TlsContext
 from homeserver.services.branding import branding_of
 from homeserver.services.passwords import HashingThreads
+from homeserver.services.policies import policies_of
 from storage.database import Database, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.executors import ThreadExecutor
@@ -73,6 +74,7 @@ def unusable_files(config: Config) -> list[str]:
         found.append(f"federation_custom_ca_list: {error}")
     try:
         branding_of(config.pages.branding, config.server_name)
+        policies_of(config.pages.user_consent, "")
     except ValueError as error:
         found.append(str(error))
     network = config.network

@@ -21,6 +21,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from federation.protocol.errors import ConsentNotGiven, UserSuspended
 from federation.protocol.ids import DeviceID, ServerName, UserID
 
 P = ParamSpec("P")
@@ -115,10 +116,25 @@ class Requester:
     appservice_id: str | None = None
     is_locked: bool = False
     is_suspended: bool = False
+    consent: tuple[str, str] | None = None
+    """What the caller is to be told who has not agreed to terms, and may not write before they have, and the page where they
+    agree."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
     rate_limited: bool = True
     """False for application services that are registered so, and for users whom an administrator exempts."""
+
+    @property
+    def may_only_read(self) -> bool:
+        """Whether `check_may_write` raises."""
+        return self.is_suspended or self.consent is not None
+
+    def check_may_write(self) -> None:
+        """Raises `UserSuspended`, `ConsentNotGiven` for who may only read."""
+        if self.is_suspended:
+            raise UserSuspended
+        if self.consent is not None:
+            raise ConsentNotGiven(self.consent[0], consent_uri=self.consent[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,21 @@ from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
+from homeserver.services.policies import policies_of
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
+from homeserver.services.uia_stages import (
+    DummyStage,
+    EmailStage,
+    PasswordStage,
+    RegistrationTokenStage,
+    SSOStage,
+    TermsStage,
+)
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.audit import AuditStore
@@ -34,6 +42,7 @@ from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
 from storage.oauth import CrossSigningResetStore, OAuthStore
 from storage.oauth_devices import DeviceGrantStore
+from storage.policy_consents import PolicyConsentStore
 from storage.profiles import ProfileStore
 from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
@@ -59,6 +68,8 @@ class AccountParts:
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
+        self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
+        self.policy_consents = PolicyConsentStore(database)
         self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
@@ -129,6 +140,7 @@ class AccountParts:
             EmailStage(mail.validation),
             *(OAuthStage(name, _reset_page(config)) for name in STAGES),
             SSOStage(),
+            TermsStage(self.policies),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.audit = Audit(clock, AuditStore(database), keep_ms=config.sessions.audit.keep_for)
@@ -149,6 +161,7 @@ class AccountParts:
             rules=_rules(config),
             reserved=NoReservedNames(),
             plugins=self.plugins,
+            consents=self.policy_consents,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,
@@ -201,6 +214,7 @@ def _rules(config: Config) -> RegistrationRules:
         without_verification=registration.enable_registration_without_verification,
         requires_token=registration.registration_requires_token,
         email=email,
+        terms=bool(config.pages.user_consent.policies) and config.pages.user_consent.require_at_registration,
         guests=registration.allow_guest_access,
         names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.oauth import OAuthParts
@@ -12,6 +13,7 @@ from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.jobs import Job
 from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.consents import Consents
 from homeserver.services.cookies import Cookies
 from homeserver.services.own_account import OwnAccount
 from homeserver.services.sign_in_choices import SignInChoices
@@ -26,6 +28,7 @@ from homeserver.web.pages import Pages
 from homeserver.web.register import RegisterPage
 from homeserver.web.reset_password import ResetPasswordPage
 from homeserver.web.sign_in import SignInPage
+from homeserver.web.terms import TermsPage
 from storage.account_data import AccountDataStore
 from storage.database import Database
 
@@ -38,6 +41,7 @@ class WebParts:
         config: Config,
         clock: IReactorTime,
         database: Database,
+        identity: ServerIdentity,
         accounts: AccountParts,
         mail: MailParts,
         oauth: OAuthParts,
@@ -50,6 +54,19 @@ class WebParts:
         self.pages = Pages(mail.languages, config.server_name, mail.branding)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        user_consent = config.pages.user_consent
+        self.consents = Consents(
+            clock,
+            database,
+            accounts.store,
+            accounts.policy_consents,
+            accounts.policies,
+            identity.key,
+            base_url=base_url,
+            blocked_text=user_consent.block_events_error,
+        )
+        if user_consent.policies and user_consent.block_events_error is not None:
+            accounts.access_tokens.ask_for_consent(self.consents)
         devices = UpstreamDevices(database, accounts.upstream_sessions)
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
@@ -79,9 +96,14 @@ class WebParts:
                 accounts.registration,
                 mail.validation,
                 accounts.secret_text,
+                accounts.policies,
                 base_url=base_url,
             ),
-            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices),
+            self.consents,
+            TermsPage(self.pages, self.forms, self.sessions, self.consents, accounts.uia),
+            ConsentPage(
+                self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices, self.consents
+            ),
             AccountPage(
                 self.pages,
                 self.forms,
@@ -107,11 +129,14 @@ class WebParts:
                 mail.validation,
                 accounts.secret_text,
                 base_url=base_url,
+                has_terms=bool(user_consent.policies),
             ),
             ResetPasswordPage(
                 self.pages, self.forms, people.accounts, mail.validation, accounts.secret_text, base_url=base_url
             ),
-            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices),
+            LinkPage(
+                self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices, self.consents
+            ),
         )
         """For the router."""
 

@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from homeserver.config.colours import DARK, ENOUGH, LIGHT, Ground, is_colour, least_contrast
+from homeserver.config.consent import UserConsent
 from homeserver.config.option import option, section
 
 LARGEST_LOGO: Final = 256 * 1024
@@ -128,3 +129,4 @@ class Pages:
     """Pages and letters."""
 
     branding: Branding = section(Branding, "Whose pages and letters they are, and in what colours.")
+    user_consent: UserConsent = section(UserConsent, "What people agree to: terms of service, privacy.")

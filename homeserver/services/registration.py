@@ -36,9 +36,10 @@ from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, parse_proof
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, TERMS, parse_proof, parse_versions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.policy_consents import PolicyConsentStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.threepids import ThreepidRow, ThreepidStore
@@ -103,6 +104,8 @@ class RegistrationRules:
     requires_token: bool = False
     email: Literal["none", "optional", "required"] = "none"
     """Whether people give an e-mail address."""
+    terms: bool = False
+    """Whether people agree to documents."""
     guests: bool = False
     names_can_be_asked: bool = True
     """False: a question whether a name is free is always answered with yes."""
@@ -162,7 +165,9 @@ class Registration:
         rules: RegistrationRules,
         reserved: ReservedNames,
         plugins: Plugins | None = None,
+        consents: PolicyConsentStore | None = None,
     ) -> None:
+        self._consents = consents
         self._plugins = plugins or Plugins()
         self._clock = clock
         self._secret_text = secret_text
@@ -337,6 +342,10 @@ class Registration:
             token = confirmation.completed.get(REGISTRATION_TOKEN)
             if token is not None:
                 self._tokens.set_completed(txn, token)
+            agreed = confirmation.completed.get(TERMS)
+            if agreed is not None and self._consents is not None:
+                self._consents.add_consents(txn, account.user_id, parse_versions(agreed), account.created_ts)
+                note(txn, UserID(account.user_id), Happened.TERMS_ACCEPTED, account.created_ts)
             proved = confirmation.completed.get(EMAIL_IDENTITY)
             if proved is not None:
                 proof = parse_proof(proved)
@@ -391,9 +400,10 @@ class Registration:
 def _flows(rules: RegistrationRules) -> list[list[str]]:
     """The ways to an account, as stages in their order; none where no rule lets people in."""
     first = [REGISTRATION_TOKEN] if rules.requires_token else []
+    terms = [TERMS] if rules.terms else []
+    with_address = [*first, *terms, EMAIL_IDENTITY]
     if rules.email == "required":
-        return [[*first, EMAIL_IDENTITY]]
+        return [with_address]
     if not first and not rules.without_verification:
         return []
-    with_address = [[*first, EMAIL_IDENTITY]] if rules.email == "optional" else []
-    return [first or [DUMMY], *with_address]
+    return [[*first, *terms] or [DUMMY], *([with_address] if rules.email == "optional" else [])]

@@ -20,6 +20,7 @@ from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.email_validation import ADD, EMAIL, EmailValidation
 from homeserver.services.languages import Language
@@ -72,7 +73,10 @@ class AccountPage:
         secret_text: SecretText,
         *,
         base_url: str,
+        has_terms: bool,
     ) -> None:
+        """`has_terms`: there are documents that people agree to."""
+        self._has_terms = has_terms
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
@@ -154,6 +158,7 @@ class AccountPage:
             "action": action if action in (*ACTIONS, ADDRESS) else "",
             "path": ACCOUNT_PATH,
             "export_path": EXPORT_PATH,
+            "terms_path": CONSENT_PATH if self._has_terms else "",
             "sign_out_path": SIGN_OUT_PATH,
             "here": ACCOUNT_PATH,
             "form_token": token.text,
@@ -283,6 +288,8 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.TERMS_ACCEPTED.value:
+            return _("The terms were accepted")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

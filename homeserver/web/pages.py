@@ -18,6 +18,11 @@ from homeserver.services.branding import Branding
 from homeserver.services.languages import Language, Languages
 
 STYLE: Final = "pages.css"
+AUTH_DONE: Final = (
+    "if (window.onAuthDone) { window.onAuthDone(); }"
+    ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
+)
+"""The script that tells the client that a stage is done. spec: client-server-api#fallback"""
 
 
 class Pages:

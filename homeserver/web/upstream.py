@@ -28,7 +28,7 @@ from homeserver.services.upstream.sign_in import (
     Step,
     UpstreamSignIn,
 )
-from homeserver.web.pages import Pages, see_other
+from homeserver.web.pages import AUTH_DONE, Pages, see_other
 
 REDIRECT_PATH: Final = "/_matrix/client/v3/login/sso/redirect"
 FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
@@ -37,11 +37,6 @@ CLIENT_PATH: Final = "/_mahalla/upstream/client"
 CONFIRM_PATH: Final = "/_mahalla/upstream/confirm"
 HELD_PATH: Final = "/_mahalla/upstream/go_on"
 MAX_FORM: Final = 8192
-_DONE: Final = (
-    "if (window.onAuthDone) { window.onAuthDone(); }"
-    ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
-)
-"""What tells the client. spec: client-server-api#fallback"""
 _STATUS: Final = {Reason.OLD: 400, Reason.CANCELLED: 400, Reason.BAD_ADDRESS: 400, Reason.UNKNOWN_PROVIDER: 404}
 _OPERATIONS: Final = (
     ("keys", "POST keys/device_signing/upload"),
@@ -108,7 +103,7 @@ class UpstreamPages:
                     context, "upstream_confirm.html", fields, leads_to=("https:", "http:"), cookies=cookies
                 )
             case Confirmed():
-                return self._make(context, "upstream_done.html", {}, script=_DONE)
+                return self._make(context, "upstream_done.html", {}, script=AUTH_DONE)
 
     def refuse(self, context: RequestContext, refused: Refused) -> Response:
         """The page that says why it did not work."""
