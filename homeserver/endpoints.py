@@ -13,6 +13,7 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
+from homeserver.admin import approvals as admin_approvals
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import consents as admin_consents
 from homeserver.admin import federation_policy, register
@@ -74,6 +75,7 @@ from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
 from homeserver.web import account as account_page
 from homeserver.web import (
+    approvals,
     authorize,
     confirm_email,
     landing,
@@ -99,6 +101,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_approvals,
     admin_audit,
     admin_consents,
     admin_media,
@@ -107,6 +110,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_data,
     account_moderation,
     account_page,
+    approvals,
     authorize,
     capabilities,
     confirm_email,

@@ -58,6 +58,13 @@ class ConsentNotGiven(MatrixError):
     errcode, status, default_text = "M_CONSENT_NOT_GIVEN", 403, "You have to agree to the terms of this server first"
 
 
+class UserAwaitingApproval(MatrixError):
+    """Fields: `approval_notice_medium: str`, how the user hears of the approval. spec: MSC3866"""
+
+    errcode, status = "ORG.MATRIX.MSC3866_USER_AWAITING_APPROVAL", 403
+    default_text = "An administrator has to approve this account before it can be used"
+
+
 class UserDeactivated(MatrixError):
     errcode, status, default_text = "M_USER_DEACTIVATED", 403, "This account has been deactivated"
 

@@ -10,6 +10,7 @@ from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
@@ -117,6 +118,16 @@ class AccountParts:
             kept_by_session=[self.oauth_store],
             upstream=self.upstream_sessions,
         )
+        self.approvals = Approvals(
+            clock,
+            database,
+            self.store,
+            mail.threepids,
+            mail.outbox,
+            mail.languages,
+            letters_to=config.registration.registration_approval_letters,
+            base_url=config.name.public_baseurl or "",
+        )
         passwords = config.sessions.password_config
         has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
         self.sign_in = SignIn(
@@ -132,6 +143,7 @@ class AccountParts:
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             own_passwords=passwords.localdb_enabled,
             plugins=self.plugins,
+            approvals=self.approvals,
         )
         stages: list[Stage] = [
             DummyStage(),
@@ -162,6 +174,7 @@ class AccountParts:
             reserved=NoReservedNames(),
             plugins=self.plugins,
             consents=self.policy_consents,
+            approvals=self.approvals,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,
@@ -215,6 +228,7 @@ def _rules(config: Config) -> RegistrationRules:
         requires_token=registration.registration_requires_token,
         email=email,
         terms=bool(config.pages.user_consent.policies) and config.pages.user_consent.require_at_registration,
+        needs_approval=registration.registration_requires_approval,
         guests=registration.allow_guest_access,
         names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

@@ -122,6 +122,7 @@ class PeopleParts:
         )
         if config.registration.auto_join_rooms:
             accounts.registration.greet_with(self.first_rooms)
+            accounts.approvals.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, rooms.rule_changes)
         self.filters = Filters(database, FilterStore(database))
 

@@ -20,6 +20,7 @@ from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
+from homeserver.web.approvals import ApprovalsPage
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
@@ -99,6 +100,8 @@ class WebParts:
                 accounts.policies,
                 base_url=base_url,
             ),
+            accounts.approvals,
+            ApprovalsPage(self.pages, self.forms, self.sessions, accounts.approvals, people.deactivation),
             self.consents,
             TermsPage(self.pages, self.forms, self.sessions, self.consents, accounts.uia),
             ConsentPage(

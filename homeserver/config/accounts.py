@@ -1,5 +1,6 @@
 """Options about who may have an account here, and how people sign in."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,13 @@ from homeserver.config.option import Duration, Secret, option, section
 def _check_rooms(rooms: tuple[str, ...]) -> str | None:
     wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
     return f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not" if wrong else None
+
+
+def _check_letters(letters: Mapping[str, str]) -> str | None:
+    wrong = [
+        address for address in letters if not re.fullmatch(r"[^@\s<>\x00-\x1f\x7f-\U0010ffff]+@[A-Za-z0-9.-]+", address)
+    ]
+    return f"must be e-mail addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,19 @@ class Registration:
     )
     registration_requires_token: bool = option(
         False, "Whether a registration token, made by an administrator, is needed."
+    )
+    registration_requires_approval: bool = option(
+        False,
+        "Whether a new account waits until an administrator has approved it (MSC3866), also one of somebody for whom an identity "
+        "provider vouches. Those that administrators make do not wait. They approve on the page `/_mahalla/approvals`, or "
+        "by `PUT /_mahalla/admin/v1/users/{user_id}/approval`.",
+    )
+    registration_approval_letters: Mapping[str, str] = option(
+        {},
+        "E-mail addresses of administrators who are told that an account waits, each with the language of the letter. While one "
+        "waits, none tells of the next for an hour.",
+        example='{"admin@example.org": en}',
+        check=_check_letters,
     )
     registration_shared_secret: Secret | None = option(
         None, "Who knows this secret may make any account, administrators too, even when registration is closed."

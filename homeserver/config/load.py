@@ -257,6 +257,8 @@ def _check_mail(config: Config) -> list[Problem]:
     for at, medium in enumerate(mail.registrations_require_3pid):
         if medium != "email":
             problems.append(Problem(("registrations_require_3pid", at), f"can only be `email`, not {medium!r}"))
+    if config.registration.registration_approval_letters and mail.email.smtp_host is None:
+        problems.append(Problem(("registration_approval_letters",), "needs `email.smtp_host`: nothing could be sent"))
     if mail.registrations_require_3pid and mail.email.smtp_host is None:
         problems.append(Problem(("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"))
     for at, allowed in enumerate(mail.allowed_local_3pids or ()):

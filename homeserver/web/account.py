@@ -290,6 +290,10 @@ def _event(event: str, language: Language) -> str:
             return _("An app was allowed to replace the keys")
         case Happened.TERMS_ACCEPTED.value:
             return _("The terms were accepted")
+        case Happened.APPROVED.value:
+            return _("An administrator approved the account")
+        case Happened.APPROVAL_WITHDRAWN.value:
+            return _("The account has to be approved again")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

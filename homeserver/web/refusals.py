@@ -9,12 +9,14 @@ from federation.protocol.errors import (
     ThreepidDenied,
     ThreepidInUse,
     ThreepidNotFound,
+    UserAwaitingApproval,
     UserDeactivated,
     UserInUse,
     UserLocked,
     UserSuspended,
     WeakPassword,
 )
+from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.languages import Language
 
 
@@ -30,6 +32,12 @@ def explain(error: MatrixError, language: Language) -> str:
             wait = error.fields.get("retry_after_ms")
             minutes = max(1, -(-wait // 60000)) if isinstance(wait, int) else 1
             return _("Too many attempts. Wait %(minutes)s min, then try again.") % {"minutes": minutes}
+        case UserAwaitingApproval():
+            if error.fields.get("approval_notice_medium") == BY_EMAIL:
+                return _(
+                    "An administrator of this server looks at your account first. You get a letter when it is approved."
+                )
+            return _("An administrator of this server looks at your account first. Try again later.")
         case UserLocked():
             return _("This account is locked. Ask the people who run this server.")
         case UserSuspended():

@@ -10,7 +10,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError
+from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError, UserAwaitingApproval
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
@@ -138,6 +138,8 @@ class RegisterPage:
                 if objection:
                     raise ConsentNotGiven(objection)
             registered = await self._confirm(wish, self._stages(fields), context.client_ip)
+        except UserAwaitingApproval as error:
+            return self._waits(context, error)
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
         cookie = await self._sessions.do_begin(registered, context)
@@ -164,6 +166,13 @@ class RegisterPage:
             creds = {"sid": fields["sid"], "client_secret": fields.get("client_secret", "")}
             stages.append({"type": EMAIL_IDENTITY, "threepid_creds": creds})
         return stages or [{"type": DUMMY}]
+
+    def _waits(self, context: RequestContext, error: UserAwaitingApproval) -> Response:
+        language = self._pages.choose(context.languages)
+        _ = language.gettext
+        return self._pages.message(
+            context, _("Your account is made, and waits for approval"), [explain(error, language)]
+        )
 
     def _closed(self, context: RequestContext, language: Language) -> Response:
         _ = language.gettext

@@ -11,7 +11,7 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
-from federation.protocol.errors import Exclusive, Forbidden, MatrixError, UserInUse
+from federation.protocol.errors import Exclusive, Forbidden, MatrixError, UserAwaitingApproval, UserInUse
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.own_paths import own_path
@@ -72,6 +72,8 @@ class UpstreamPages:
             case SignedIn(user_id, next_path, origin):
                 try:
                     await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
+                except UserAwaitingApproval as error:
+                    raise Refused(Reason.AWAITING_APPROVAL, error.text) from None
                 except Forbidden as error:
                     raise Refused(Reason.NOT_ALLOWED, error.text) from None
                 cookie = await self._sessions.do_begin(user_id, context, msgspec.json.encode(origin).decode())

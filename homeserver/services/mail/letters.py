@@ -128,6 +128,34 @@ class Letters:
             remark=_("If it was not you, you need do nothing."),
         )
 
+    def account_waits(self, language: Language, user_id: str, link: str) -> Letter:
+        """To an administrator who is to approve new accounts."""
+        _ = language.gettext
+        name = {"server": self._server_name, "user": user_id}
+        return Letter(
+            _("A new account on %(server)s waits for approval") % name,
+            (
+                _(
+                    "The account %(user)s was made on %(server)s, and cannot be used before an administrator approves it."
+                )
+                % name,
+                _("Others may be waiting, too. While one waits, no further letters tell of the next for an hour."),
+            ),
+            link,
+            _("Look at the accounts that wait"),
+        )
+
+    def account_approved(self, language: Language, user_id: str, link: str) -> Letter:
+        """To somebody whose account may be used from now on."""
+        _ = language.gettext
+        name = {"server": self._server_name, "user": user_id}
+        return Letter(
+            _("Your account on %(server)s is approved") % name,
+            (_("From now on you can sign in as %(user)s, in an app of your choice.") % name,),
+            link,
+            _("How to sign in"),
+        )
+
     def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
         """The letter as it goes over the wire. Raises ValueError for a recipient that is no address."""
         message = self._begin(letter.subject, recipient, now)

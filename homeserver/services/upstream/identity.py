@@ -117,6 +117,7 @@ class Reason(Enum):
     """The account is linked to another person of the provider."""
     DEACTIVATED = "deactivated"
     LOCKED = "locked"
+    AWAITING_APPROVAL = "awaiting_approval"
     OTHER_PERSON = "other_person"
     """Somebody else signed in than the one who was to confirm."""
     UNKNOWN_PROVIDER = "unknown_provider"

@@ -264,6 +264,8 @@ class UpstreamSignIn:
         return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
     async def _finish(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, browser: Browser) -> Step:
+        if (await self._account_store.get_accounts([user_id]))[user_id].awaiting_ts is not None:
+            raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved")
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
             return SignedIn(user_id, purpose.next, Origin(flow.provider, identity.subject, identity.session))
