@@ -4,6 +4,7 @@ from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
@@ -230,5 +231,6 @@ def _rules(config: Config) -> RegistrationRules:
         terms=bool(config.pages.user_consent.policies) and config.pages.user_consent.require_at_registration,
         needs_approval=registration.registration_requires_approval,
         guests=registration.allow_guest_access,
+        reserved_names=ServerPatterns(registration.reserved_usernames) if registration.reserved_usernames else None,
         names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

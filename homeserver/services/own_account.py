@@ -21,7 +21,7 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.browser_sessions import BrowserSession
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.oauth.clients import Client, Clients
-from homeserver.services.profiles import DISPLAY_NAME, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
@@ -142,10 +142,8 @@ class OwnAccount:
             raise WrongProof from None
 
     async def do_set_name(self, user_id: UserID, name: str) -> None:
-        """Change the display name. Raises `Forbidden`, `InvalidParam`."""
-        if DISPLAY_NAME in self._profiles.fixed:
-            raise Forbidden("Display names cannot be changed here")
-        await self._profiles.do_set_display_name(user_id, name)
+        """Change the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
+        await self._profiles.do_choose_display_name(user_id, name)
 
     async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str]) -> None:
         """End the sessions of these devices."""

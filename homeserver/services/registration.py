@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.policy import ServerPatterns
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     Exclusive,
@@ -100,6 +101,8 @@ class RegistrationRules:
     guests: bool = False
     names_can_be_asked: bool = True
     """False: a question whether a name is free is always answered with yes."""
+    reserved_names: ServerPatterns | None = None
+    """Local parts that only administrators give."""
     underscore_names: bool = False
     """Whether a name may begin with an underscore, as those of bridges do."""
 
@@ -405,6 +408,8 @@ class Registration:
                 raise InvalidUsername("A user name may not begin with an underscore")
             if self._reserved.is_reserved(user_id):
                 raise Exclusive
+            if self._rules.reserved_names is not None and self._rules.reserved_names.match(localpart_of(user_id)):
+                raise Exclusive("This name is reserved")
         return user_id
 
     def _now(self) -> int:

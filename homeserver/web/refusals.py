@@ -18,6 +18,7 @@ from federation.protocol.errors import (
 )
 from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.languages import Language
+from homeserver.services.profiles import NameNotAllowed
 
 
 class PasswordsDiffer(MatrixError):
@@ -38,6 +39,8 @@ def explain(error: MatrixError, language: Language) -> str:
                     "An administrator of this server looks at your account first. You get a letter when it is approved."
                 )
             return _("An administrator of this server looks at your account first. Try again later.")
+        case NameNotAllowed():
+            return _("This server does not let people be called so. Choose another name.")
         case UserLocked():
             return _("This account is locked. Ask the people who run this server.")
         case UserSuspended():
