@@ -105,7 +105,14 @@ class WebParts:
             self.consents,
             TermsPage(self.pages, self.forms, self.sessions, self.consents, accounts.uia),
             ConsentPage(
-                self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices, self.consents
+                self.pages,
+                self.forms,
+                self.sessions,
+                oauth.authorization,
+                oauth.metadata,
+                devices,
+                self.consents,
+                accounts.registration,
             ),
             AccountPage(
                 self.pages,

@@ -30,6 +30,7 @@ from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
 from storage.oauth import OAuthStore
+from storage.transaction import WriteTransaction
 
 FRESH_MS: Final = 15 * 60 * 1000
 """For so long a sign-in is a proof, where there is no password."""
@@ -149,6 +150,10 @@ class OwnAccount:
         """End the sessions of these devices."""
         ids = [DeviceID(device_id) for device_id in device_ids]
         await self._database.write("end_own_devices", self._sessions.remove_devices, user_id, ids)
+
+    def remove_sessions(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In a write: end all sessions, of apps and of browsers."""
+        self._sessions.remove_sessions(txn, user_id)
 
     async def do_set_password(self, user_id: UserID, new_password: str) -> None:
         """Change the password; all sessions end, that of the browser too. Raises `WeakPassword`, `InvalidParam`."""

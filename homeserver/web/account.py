@@ -90,6 +90,7 @@ class AccountPage:
         self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
             "name": self._set_name,
             "end_device": self._end_device,
+            "end_others": self._end_others,
             "password": self._set_password,
             "send_letter": self._send_letter,
             "take_address": self._take_address,
@@ -198,6 +199,10 @@ class AccountPage:
         device = await self._account.get_device(session.user_id, fields.get("device_id", ""))
         await self._account.do_end_devices(session.user_id, [device.row.device_id])
         return _done("session_ended")
+
+    async def _end_others(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._sessions.do_end_others(context, self._account.remove_sessions)
+        return _done("others_ended")
 
     async def _set_password(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
@@ -309,6 +314,8 @@ def _told(done: str, language: Language) -> str:
             return _("Your name is changed.")
         case "session_ended":
             return _("The session has ended.")
+        case "others_ended":
+            return _("All other sessions have ended.")
         case "password":
             return _("Your password is changed, and all apps are signed out.")
         case "letter":

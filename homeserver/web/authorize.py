@@ -14,6 +14,7 @@ from homeserver.services.oauth.addresses import origin_of
 from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
+from homeserver.services.registration import Registration
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
@@ -36,7 +37,9 @@ class ConsentPage:
         metadata: OAuthMetadata,
         upstream: UpstreamDevices,
         consents: Consents,
+        registration: Registration,
     ) -> None:
+        self._registration = registration
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
@@ -57,14 +60,13 @@ class ConsentPage:
         except OAuthError as error:
             return self._wrong(context, language, error)
         session = await self._sessions.get(context)
-        if session is None:
-            here = f"{AUTHORIZE_PATH}?{urlencode(given)}"
-            if "create" in request.prompts:
-                return see_other(register_link(here))
-            return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT)))
-        terms = await lead_to_terms(
-            self._consents, session.user_id, f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(given))}"
-        )
+        here = f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(given))}"
+        if decision is None and "create" in request.prompts and self._registration.is_open:
+            return see_other(register_link(here))
+        again = decision is None and "login" in request.prompts
+        if session is None or again:
+            return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT), again=again))
+        terms = await lead_to_terms(self._consents, session.user_id, here)
         if terms is not None and decision != "deny":
             return terms
         if decision == "allow":

@@ -55,11 +55,27 @@ class UpstreamPages:
 
     log = Logger()
 
-    def __init__(self, pages: Pages, sign_in: UpstreamSignIn, own_sign_in: SignIn, sessions: BrowserSessions) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        sign_in: UpstreamSignIn,
+        own_sign_in: SignIn,
+        sessions: BrowserSessions,
+        *,
+        own_pages: str = "",
+    ) -> None:
+        """`own_pages`: the path of the page where people sign in here for an app of the older API; empty where none do."""
+        self._own_pages = own_pages
         self._own_sign_in = own_sign_in
         self._pages = pages
         self._sign_in = sign_in
         self._sessions = sessions
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is more than the one way, of the one provider."""
+        has_own = bool(self._own_pages) and self._own_sign_in.password_login
+        return has_own or len(self._sign_in.providers) > 1
 
     async def show(self, context: RequestContext, step: Step | AskConfirm) -> Response:
         """The answer for a step."""
@@ -88,7 +104,7 @@ class UpstreamPages:
                         "path": CLIENT_PATH,
                         "flow_id": flow_id,
                         "user_id": user_id,
-                        "client": _shown_client(redirect_url),
+                        "client": shown_client(redirect_url),
                     },
                     leads_to=(f"{urlsplit(redirect_url).scheme}:",),
                 )
@@ -113,8 +129,13 @@ class UpstreamPages:
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
         return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
 
-    def choose(self, context: RequestContext, redirect_url: str) -> Response:
-        """The page to choose a provider on."""
+    def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
+        """To this server's own page to sign in, which has the providers too; without such, the page to choose one on."""
+        if self._own_pages:
+            query = {"redirectUrl": redirect_url, **({"action": action} if action else {})}
+            where = f"{self._own_pages}?{urlencode(query)}"
+            headers = {"Location": where, "Content-Type": "text/plain", "Cache-Control": "no-store"}
+            return Response(HTTPStatus.FOUND, headers, b"")
         providers = [
             {
                 "name": info.name,
@@ -167,7 +188,7 @@ def _problem(error: MatrixError) -> str:
     return "reserved" if isinstance(error, Exclusive) else "wrong"
 
 
-def _shown_client(redirect_url: str) -> str:
+def shown_client(redirect_url: str) -> str:
     """What people know a client by: its host, or the scheme under which an app has itself called."""
     parts = urlsplit(redirect_url)
     return parts.netloc if parts.scheme in ("http", "https") else f"{parts.scheme}:"
@@ -190,12 +211,13 @@ async def get_sso_redirect(
     *,
     idp_id: str | None = None,
     redirect_url: Annotated[str, Names("redirectUrl")] = "",
+    action: Annotated[str, Names("action", "org.matrix.msc3824.action")] = "",
 ) -> Response:
-    """Send the browser to the provider, or show a page to choose one on."""
+    """Send the browser to the provider, or to a page to sign in or choose one on. `action`: `login` or `register`."""
     try:
         sign_in.check_client(redirect_url)
-        if idp_id is None and len(sign_in.providers) > 1:
-            return pages.choose(context, redirect_url)
+        if idp_id is None and pages.has_choice:
+            return pages.choose(context, redirect_url, action)
         wanted = idp_id or (sign_in.providers[0].provider_id if sign_in.providers else "")
         return await pages.show(
             context, await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context))

@@ -82,6 +82,21 @@ class OfferedProviders:
     """The providers that people may choose from, in the order in which they see them."""
 
     infos: tuple[ProviderInfo, ...] = ()
+    own_pages: bool = False
+    """Whether people may sign in on this server's own pages, for apps of the older API too."""
+
+    @property
+    def flow(self) -> dict[str, object] | None:
+        """`m.login.sso` as clients are told; None where it is not offered. spec: client-server-api#oauth-20-aware-clients"""
+        if not self.infos and not self.own_pages:
+            return None
+        flow: dict[str, object] = {"type": "m.login.sso"}
+        if self.infos:
+            flow["identity_providers"] = [provider.in_login for provider in self.infos]
+        if self.own_pages:
+            # before v1.18 the flag had the second name
+            flow |= {"oauth_aware_preferred": True, "org.matrix.msc3824.delegated_oidc_compatibility": True}
+        return flow
 
 
 @dataclass(frozen=True, slots=True)
