@@ -195,6 +195,7 @@ class Endpoint:
     cancellable: bool = False
     while_locked: bool = False
     while_suspended: bool = False
+    before_consent: bool = False
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
@@ -217,6 +218,7 @@ def endpoint(
     cancellable: bool | None = None,
     while_locked: bool = False,
     while_suspended: bool | None = None,
+    before_consent: bool | None = None,
     long_poll: bool = False,
     resource: str = "client",
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
@@ -228,10 +230,13 @@ def endpoint(
     `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
     `while_locked`: an account that is locked may do this (log out).
     `while_suspended`: a suspended account may do this; by default it may GET and nothing else.
+    `before_consent`: who has not agreed to the terms may do this; by default what a suspended account may, and what
+    administrators do.
     `long_poll`: it may wait for long, which is nothing for the log of slow requests.
     `resource`: the group of endpoints that a listener serves or not (`listeners[].resources[].names`).
     """
     reads = method in ("GET", "HEAD")
+    suspended_may = reads if while_suspended is None else while_suspended
 
     def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         handler.__dict__["__endpoint__"] = Endpoint(
@@ -243,7 +248,8 @@ def endpoint(
             handler=handler,
             cancellable=(reads or long_poll) if cancellable is None else cancellable,
             while_locked=while_locked,
-            while_suspended=reads if while_suspended is None else while_suspended,
+            while_suspended=suspended_may,
+            before_consent=(suspended_may or auth is Auth.ADMIN) if before_consent is None else before_consent,
             long_poll=long_poll,
             resource=resource,
             cost=cost,

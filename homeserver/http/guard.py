@@ -144,11 +144,10 @@ class Guard:
             raise UnknownToken
         if caller.is_locked and not declaration.while_locked:
             raise UserLocked(soft_logout=True)
-        if not declaration.while_suspended:
-            if caller.is_suspended:
-                raise UserSuspended
-            if declaration.auth is not Auth.ADMIN:
-                caller.check_may_write()
+        if caller.is_suspended and not declaration.while_suspended:
+            raise UserSuspended
+        if caller.consent is not None and not declaration.before_consent:
+            caller.check_may_write()
         if caller.is_guest and declaration.auth not in (Auth.GUEST, Auth.OPTIONAL):
             raise GuestAccessForbidden
         if declaration.auth is Auth.ADMIN and not caller.is_admin:

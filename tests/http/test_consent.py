@@ -122,6 +122,9 @@ def test_a_new_version_is_asked_for_again(tmp_path: Path, sqlite_database: Datab
     assert alice.get("/_matrix/client/v3/sync").status == 200
     assert alice.get(f"/_matrix/client/v3/rooms/{room}/messages?dir=b").status == 200
     assert alice.post("/_matrix/client/v3/keys/upload").status == 200
+    assert alice.post("/_matrix/client/v3/account/password", {"new_password": "x"}).status == 401
+    away = f"/_matrix/client/v3/rooms/{room}/typing/{alice.user_id}"
+    assert alice.put(away, {"typing": True}).errcode == "M_CONSENT_NOT_GIVEN"
 
     browser = Browser(server, "uz")
     browser.open(link.removeprefix("https://matrix.example.org"))
