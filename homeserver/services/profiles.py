@@ -70,6 +70,8 @@ class NameRules:
     def __init__(self, *, longest: int = 256, pattern: str | None = None, forbidden: Sequence[str] = ()) -> None:
         """`pattern`: a regular expression that the whole name must match; `forbidden`: such as no part may match, in any
         case of letters."""
+        self.are_any = longest < _LONGEST[DISPLAY_NAME] or pattern is not None or bool(forbidden)
+        """Whether there is anything to keep to."""
         self._longest = longest
         self._pattern = None if pattern is None else re.compile(pattern)
         self._forbidden = [re.compile(each, re.IGNORECASE) for each in forbidden]
@@ -164,6 +166,15 @@ class Profiles:
             raise Forbidden("Display names cannot be changed here")
         self._name_rules.check(name)
         await self.do_set_display_name(user_id, name)
+
+    async def check_name_in_room(self, caller: Requester, name: object) -> None:
+        """Raises `NameNotAllowed` for a name that somebody gives themselves in one room, which they may not have; that of
+        their profile they have already."""
+        if caller.is_admin or not self._name_rules.are_any or not isinstance(name, str):
+            return
+        (known, _) = (await self.get_names([caller.user_id]))[caller.user_id]
+        if name != known:
+            self._name_rules.check(name)
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
         """Give somebody a name, whatever people may change themselves. Raises `InvalidParam`."""

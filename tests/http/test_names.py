@@ -51,6 +51,15 @@ def test_what_people_call_themselves(tmp_path: Path, sqlite_database: Database) 
     assert alice.put(NAME, {"displayname": 5}).errcode == "M_BAD_JSON"
     assert alice.put(NAME, {"displayname": ""}).status == 200  # to have none is no name
     assert alice.put(NAME, {"displayname": "Alisa"}).status == 200
+    # nor in a room alone
+    room = alice.post("/_matrix/client/v3/createRoom").json["room_id"]
+    member = f"/_matrix/client/v3/rooms/{room}/state/m.room.member/{alice.user_id}"
+    refused = alice.put(member, {"membership": "join", "displayname": "The ADMIN"})
+    assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
+    assert alice.put(member, {"membership": "join", "displayname": "Lisa"}).status == 200
+    server.run(server.app.rooms.profiles.do_set_display_name(alice.user_id, "Admin by decree"))
+    assert alice.put(member, {"membership": "join", "displayname": "Admin by decree"}).status == 200
+    assert alice.put(NAME, {"displayname": "Alisa"}).status == 200
     browser = Browser(server)
     browser.open("/_mahalla/account")
     browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
