@@ -297,7 +297,10 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
     database = open_storage(config, reactor)
     limiter = RateLimiter(clock, {})
     registry = CollectorRegistry()
-    mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
+    try:
+        mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail)
 
     async def whole() -> T:

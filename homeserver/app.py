@@ -296,7 +296,7 @@ def build(
     files = MediaParts(config, clock, database, limiter, federation, follow, preview_web, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
-    pages = WebParts(config, clock, database, accounts, mail, oauth, people, rooms)
+    pages = WebParts(config, clock, database, identity, accounts, mail, oauth, people, rooms)
     upstream = UpstreamParts(
         config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
     )

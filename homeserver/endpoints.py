@@ -13,7 +13,9 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
+from homeserver.admin import approvals as admin_approvals
 from homeserver.admin import audit as admin_audit
+from homeserver.admin import consents as admin_consents
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
@@ -73,12 +75,16 @@ from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
 from homeserver.web import account as account_page
 from homeserver.web import (
+    approvals,
     authorize,
     confirm_email,
     landing,
     link,
+    logo,
     reset_password,
     sign_in,
+    sso,
+    terms,
     unsubscribe,
     upstream,
     upstream_answers,
@@ -96,13 +102,16 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_approvals,
     admin_audit,
+    admin_consents,
     admin_media,
     admin_pushers,
     account,
     account_data,
     account_moderation,
     account_page,
+    approvals,
     authorize,
     capabilities,
     confirm_email,
@@ -116,6 +125,7 @@ SOURCES: tuple[ModuleType, ...] = (
     landing,
     link,
     login,
+    logo,
     logout,
     media,
     mutual_rooms,
@@ -150,8 +160,10 @@ SOURCES: tuple[ModuleType, ...] = (
     sign_in,
     sliding_sync,
     spaces,
+    sso,
     sync,
     tags,
+    terms,
     thread_subscriptions,
     threepids,
     third_party_networks,

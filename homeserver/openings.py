@@ -23,7 +23,9 @@ from homeserver.config.load import ConfigError, Loaded, load_config
 from homeserver.config.whole import Config
 from homeserver.first_files import CannotInit, read_signing_keys
 from homeserver.http.listeners import TlsContext
+from homeserver.services.branding import branding_of
 from homeserver.services.passwords import HashingThreads
+from homeserver.services.policies import policies_of
 from storage.database import Database, open_database
 from storage.engine import DatabaseUnavailable, UnsuitableDatabase
 from storage.executors import ThreadExecutor
@@ -70,6 +72,11 @@ def unusable_files(config: Config) -> list[str]:
         TlsTrust(config.federation.federation_custom_ca_list or None)
     except BadAuthorities as error:
         found.append(f"federation_custom_ca_list: {error}")
+    try:
+        branding_of(config.pages.branding, config.server_name)
+        policies_of(config.pages.user_consent, "")
+    except ValueError as error:
+        found.append(str(error))
     network = config.network
     if any(listener.tls for listener in network.listeners):
         assert network.tls_certificate_path is not None  # the configuration was checked

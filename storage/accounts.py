@@ -31,6 +31,10 @@ class AccountRow(msgspec.Struct, frozen=True):
     suspended: bool = False
     user_type: str | None = None
     appservice_id: str | None = None
+    awaiting_ts: int | None = None
+    """Since when it waits to be approved."""
+    awaiting_languages: str | None = None
+    """What its owner wants to read then, as in `Accept-Language`."""
 
 
 class AccountStore:
@@ -47,7 +51,7 @@ class AccountStore:
         """As `get_accounts`, in a transaction."""
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id FROM accounts WHERE user_id IN {keys}",
+            " user_type, appservice_id, awaiting_ts, awaiting_languages FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
         return {
@@ -63,6 +67,8 @@ class AccountStore:
                 suspended=bool(row[8]),
                 user_type=row[9],
                 appservice_id=row[10],
+                awaiting_ts=row[11],
+                awaiting_languages=row[12],
             )
             for row in rows
         }
@@ -82,8 +88,8 @@ class AccountStore:
         position = txn.next_position()
         added = txn.execute(
             "INSERT INTO accounts (user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased,"
-            " locked, suspended, user_type, appservice_id, position) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO NOTHING",
+            " locked, suspended, user_type, appservice_id, awaiting_ts, awaiting_languages, position)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (
                 account.user_id,
                 account.password_hash,
@@ -96,6 +102,8 @@ class AccountStore:
                 int(account.suspended),
                 account.user_type,
                 account.appservice_id,
+                account.awaiting_ts,
+                account.awaiting_languages,
                 position,
             ),
         )
@@ -135,6 +143,36 @@ class AccountStore:
             (*(None if flag is None else int(flag) for flag in (is_admin, locked, suspended)), user_id),
         )
         self.set_account_changed(txn, user_id)
+
+    def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:
+        """Since when an account waits to be approved, or that it does not any more; False where that is so already."""
+        waits = "awaiting_ts IS NOT NULL" if awaiting_ts is None else "awaiting_ts IS NULL"
+        changed = bool(
+            txn.execute(f"UPDATE accounts SET awaiting_ts = ? WHERE user_id = ? AND {waits}", (awaiting_ts, user_id))
+        )
+        if changed:
+            self.set_account_changed(txn, user_id)
+        return changed
+
+    def has_awaiting(self, txn: Transaction, since: int, but: str) -> bool:
+        """Whether an account in use waits since later than that to be approved, besides one."""
+        sql = (
+            "SELECT 1 FROM accounts WHERE awaiting_ts > ? AND awaiting_ts IS NOT NULL AND user_id != ?"
+            " AND deactivated_ts IS NULL LIMIT 1"
+        )
+        return txn.query_one(sql, (since, but)) is not None
+
+    async def get_awaiting(self, limit: int) -> list[tuple[str, int]]:
+        """Up to `limit` accounts that wait to be approved, and since when, the first first."""
+
+        def read(txn: Transaction) -> list[tuple[str, int]]:
+            sql = (
+                "SELECT user_id, awaiting_ts FROM accounts WHERE awaiting_ts IS NOT NULL AND deactivated_ts IS NULL"
+                " ORDER BY awaiting_ts, user_id LIMIT ?"
+            )
+            return [(row[0], row[1]) for row in txn.query(sql, (limit,))]
+
+        return await self._database.read("get_awaiting_accounts", read)
 
     def set_deactivated(self, txn: WriteTransaction, user_id: str, now: int, *, erase: bool) -> None:
         """End the account for good: no password, no rights; and note that it has rooms to leave."""

@@ -26,20 +26,23 @@ class BrowserSessionStore:
         self._database = database
 
     async def get_browser_session(self, token_hash: bytes, now: int) -> BrowserSessionRow | None:
-        """The session of a cookie, unless its time is over or its account is closed or locked."""
+        """The session of a cookie, unless its time is over or its account is closed, locked, or waits to be
+        approved."""
 
-        def read(txn: Transaction) -> BrowserSessionRow | None:
-            row = txn.query_one(
-                "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin"
-                " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
-                " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL AND a.locked = 0",
-                (token_hash, now),
-            )
-            if row is None:
-                return None
-            return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5])
+        return await self._database.read_quickly("get_browser_session", self.get_browser_session_in, token_hash, now)
 
-        return await self._database.read_quickly("get_browser_session", read)
+    def get_browser_session_in(self, txn: Transaction, token_hash: bytes, now: int) -> BrowserSessionRow | None:
+        """As `get_browser_session`, in a transaction."""
+        row = txn.query_one(
+            "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin"
+            " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
+            " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL AND a.locked = 0"
+            " AND a.awaiting_ts IS NULL",
+            (token_hash, now),
+        )
+        if row is None:
+            return None
+        return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5])
 
     def add_browser_session(
         self,

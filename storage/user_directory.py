@@ -146,7 +146,7 @@ def _select_users(txn: Transaction, query: DirectoryQuery) -> list[FoundUser]:
         "SELECT DISTINCT u.user_id, u.is_local, u.display_name, u.avatar_url, u.name_keys"
         f" FROM ({matching}) AS k JOIN directory_users AS u ON u.user_id = k.user_id"
         " LEFT JOIN accounts AS a ON a.user_id = u.user_id"
-        " WHERE a.deactivated_ts IS NULL AND (COALESCE(a.locked, 0) = 0 OR ? = 1) AND "
+        " WHERE a.deactivated_ts IS NULL AND a.awaiting_ts IS NULL AND (COALESCE(a.locked, 0) = 0 OR ? = 1) AND "
     )
     args.append(int(query.with_locked))
     found = [

@@ -20,6 +20,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
+from federation.protocol.errors import ConsentNotGiven, UserSuspended
 from federation.protocol.ids import DeviceID, ServerName, UserID
 
 P = ParamSpec("P")
@@ -113,10 +114,25 @@ class Requester(msgspec.Struct, frozen=True):
     appservice_id: str | None = None
     is_locked: bool = False
     is_suspended: bool = False
+    consent: tuple[str, str] | None = None
+    """What the caller is to be told who has not agreed to terms, and may not write before they have, and the page where they
+    agree."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
     rate_limited: bool = True
     """False for application services that are registered so, and for users whom an administrator exempts."""
+
+    @property
+    def may_only_read(self) -> bool:
+        """Whether `check_may_write` raises."""
+        return self.is_suspended or self.consent is not None
+
+    def check_may_write(self) -> None:
+        """Raises `UserSuspended`, `ConsentNotGiven` for who may only read."""
+        if self.is_suspended:
+            raise UserSuspended
+        if self.consent is not None:
+            raise ConsentNotGiven(self.consent[0], consent_uri=self.consent[1])
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -174,6 +190,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     cancellable: bool = False
     while_locked: bool = False
     while_suspended: bool = False
+    before_consent: bool = False
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
@@ -196,6 +213,7 @@ def endpoint(
     cancellable: bool | None = None,
     while_locked: bool = False,
     while_suspended: bool | None = None,
+    before_consent: bool | None = None,
     long_poll: bool = False,
     resource: str = "client",
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
@@ -207,10 +225,13 @@ def endpoint(
     `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
     `while_locked`: an account that is locked may do this (log out).
     `while_suspended`: a suspended account may do this; by default it may GET and nothing else.
+    `before_consent`: who has not agreed to the terms may do this; by default what a suspended account may, and what
+    administrators do.
     `long_poll`: it may wait for long, which is nothing for the log of slow requests.
     `resource`: the group of endpoints that a listener serves or not (`listeners[].resources[].names`).
     """
     reads = method in ("GET", "HEAD")
+    suspended_may = reads if while_suspended is None else while_suspended
 
     def declare(handler: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
         handler.__dict__["__endpoint__"] = Endpoint(
@@ -222,7 +243,8 @@ def endpoint(
             handler=handler,
             cancellable=(reads or long_poll) if cancellable is None else cancellable,
             while_locked=while_locked,
-            while_suspended=reads if while_suspended is None else while_suspended,
+            while_suspended=suspended_may,
+            before_consent=(suspended_may or auth is Auth.ADMIN) if before_consent is None else before_consent,
             long_poll=long_poll,
             resource=resource,
             cost=cost,

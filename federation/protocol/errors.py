@@ -49,6 +49,22 @@ class UserSuspended(MatrixError):
     errcode, status, default_text = "M_USER_SUSPENDED", 403, "This account is suspended and may only read"
 
 
+class ConsentNotGiven(MatrixError):
+    """Fields: `consent_uri: str`, the page where the user agrees.
+
+    COMPAT(Element Web, and whatever uses matrix-js-sdk): not in the specification, but what clients know.
+    """
+
+    errcode, status, default_text = "M_CONSENT_NOT_GIVEN", 403, "You have to agree to the terms of this server first"
+
+
+class UserAwaitingApproval(MatrixError):
+    """Fields: `approval_notice_medium: str`, how the user hears of the approval. spec: MSC3866"""
+
+    errcode, status = "ORG.MATRIX.MSC3866_USER_AWAITING_APPROVAL", 403
+    default_text = "An administrator has to approve this account before it can be used"
+
+
 class UserDeactivated(MatrixError):
     errcode, status, default_text = "M_USER_DEACTIVATED", 403, "This account has been deactivated"
 

@@ -4,25 +4,35 @@ from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
 from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
+from homeserver.services.policies import policies_of
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
-from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
+from homeserver.services.uia_stages import (
+    DummyStage,
+    EmailStage,
+    PasswordStage,
+    RegistrationTokenStage,
+    SSOStage,
+    TermsStage,
+)
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
 from storage.audit import AuditStore
@@ -34,6 +44,7 @@ from storage.devices import DeviceStore
 from storage.login_tokens import LoginTokenStore
 from storage.oauth import CrossSigningResetStore, OAuthStore
 from storage.oauth_devices import DeviceGrantStore
+from storage.policy_consents import PolicyConsentStore
 from storage.profiles import ProfileStore
 from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
@@ -59,6 +70,8 @@ class AccountParts:
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
+        self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
+        self.policy_consents = PolicyConsentStore(database)
         self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
@@ -106,6 +119,16 @@ class AccountParts:
             kept_by_session=[self.oauth_store],
             upstream=self.upstream_sessions,
         )
+        self.approvals = Approvals(
+            clock,
+            database,
+            self.store,
+            mail.threepids,
+            mail.outbox,
+            mail.languages,
+            letters_to=config.registration.registration_approval_letters,
+            base_url=config.name.public_baseurl or "",
+        )
         passwords = config.sessions.password_config
         has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
         self.sign_in = SignIn(
@@ -121,6 +144,7 @@ class AccountParts:
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             own_passwords=passwords.localdb_enabled,
             plugins=self.plugins,
+            approvals=self.approvals,
         )
         stages: list[Stage] = [
             DummyStage(),
@@ -129,6 +153,7 @@ class AccountParts:
             EmailStage(mail.validation),
             *(OAuthStage(name, _reset_page(config)) for name in STAGES),
             SSOStage(),
+            TermsStage(self.policies),
         ]
         self.uia = UIA(clock, self.secret_text, database, uia_store, stages)
         self.audit = Audit(clock, AuditStore(database), keep_ms=config.sessions.audit.keep_for)
@@ -149,6 +174,8 @@ class AccountParts:
             rules=_rules(config),
             reserved=NoReservedNames(),
             plugins=self.plugins,
+            consents=self.policy_consents,
+            approvals=self.approvals,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,
@@ -201,6 +228,9 @@ def _rules(config: Config) -> RegistrationRules:
         without_verification=registration.enable_registration_without_verification,
         requires_token=registration.registration_requires_token,
         email=email,
+        terms=bool(config.pages.user_consent.policies) and config.pages.user_consent.require_at_registration,
+        needs_approval=registration.registration_requires_approval,
         guests=registration.allow_guest_access,
+        reserved_names=ServerPatterns(registration.reserved_usernames) if registration.reserved_usernames else None,
         names_can_be_asked=not registration.inhibit_user_in_use_error,
     )

@@ -10,6 +10,7 @@ from homeserver.config.mail import Email, sender_of
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.observe.metrics import MailMetrics
+from homeserver.services.branding import branding_of
 from homeserver.services.email_validation import EMAIL, EmailValidation
 from homeserver.services.languages import Languages
 from homeserver.services.mail.letters import Letters
@@ -41,11 +42,12 @@ class MailParts:
     ) -> None:
         email = config.mail.email
         self.languages = Languages()
+        self.branding = branding_of(config.pages.branding, config.server_name)
         self.threepids = ThreepidStore(database)
         self._executor = executor
         self.outbox = None
         if email.smtp_host is not None:
-            letters = Letters(config.server_name, sender_of(email, config.server_name), email.app_name)
+            letters = Letters(config.server_name, sender_of(email, config.server_name), email.app_name, self.branding)
             self.outbox = Outbox(
                 clock, OutgoingMailStore(database), letters, make_relay(email), executor, MailMetrics(registry)
             )

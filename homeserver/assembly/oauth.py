@@ -18,6 +18,11 @@ from storage.database import Database
 from storage.rendezvous import RendezvousStore
 
 
+def has_own_pages(config: Config) -> bool:
+    """Whether people sign in on this server's own pages, for apps: where there is an OAuth 2.0 API."""
+    return config.name.public_baseurl is not None and config.sessions.oauth.enabled
+
+
 class OAuthParts:
     """The API's parts. What is public is for the other parts."""
 

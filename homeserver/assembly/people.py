@@ -9,6 +9,7 @@ from twisted.logger import Logger
 from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.mail import MailParts
+from homeserver.assembly.oauth import has_own_pages
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
@@ -113,7 +114,7 @@ class PeopleParts:
             from_sessions=config.sessions.login_via_existing_session.enabled,
             confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
-            from_providers=bool(config.upstream.browser_ids),
+            from_browsers=bool(config.upstream.browser_ids) or has_own_pages(config),
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)
@@ -122,6 +123,7 @@ class PeopleParts:
         )
         if config.registration.auto_join_rooms:
             accounts.registration.greet_with(self.first_rooms)
+            accounts.approvals.greet_with(self.first_rooms)
         self.push_rules = PushRules(database, store, rooms.rule_changes)
         self.filters = Filters(database, FilterStore(database))
 

@@ -30,6 +30,7 @@ from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.assembly.presence import presence_of
 from homeserver.assembly.push_rules import PushParts
 from homeserver.assembly.sliding import sliding_parts
+from homeserver.config.accounts import DisplayNames
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.notifier import Notifier
@@ -50,7 +51,7 @@ from homeserver.services.old_sync import OldSync, OldSyncParts
 from homeserver.services.personal_settings import PersonalSettings
 from homeserver.services.profile_access import ProfileAccess
 from homeserver.services.profile_propagation import ProfilePropagation
-from homeserver.services.profiles import Profiles
+from homeserver.services.profiles import NameRules, Profiles
 from homeserver.services.push.decisions import PushDecisions
 from homeserver.services.push.notifications import Notifications
 from homeserver.services.read_markers import ReadMarkers
@@ -224,6 +225,7 @@ class RoomParts:
             self.elsewhere,
             server_name=identity.server_name,
             fixed=fixed_profile_fields(config),
+            name_rules=name_rules_of(config.registration.display_names),
         )
         personal_settings = PersonalSettings(database, account_data_store, push.changes, self.engine)
         guests = GuestAccess(self.engine, self.memberships, accounts.store)
@@ -451,6 +453,13 @@ class RoomParts:
         Deferred.fromCoroutine(self.related_redactions.resume()).addErrback(
             lambda failure: self.log.failure("what relates to redacted events could not be redacted", failure)
         )
+
+
+def name_rules_of(display_names: DisplayNames) -> NameRules:
+    """What people may call themselves."""
+    return NameRules(
+        longest=display_names.maximum_length, pattern=display_names.pattern, forbidden=display_names.forbidden
+    )
 
 
 def fixed_profile_fields(config: Config) -> frozenset[str]:

@@ -9,6 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.ids import ServerName
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.media import MediaParts
+from homeserver.assembly.oauth import has_own_pages
 from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.assembly.web import WebParts
@@ -33,6 +34,7 @@ from homeserver.services.upstream.pictures import UpstreamPictures
 from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.services.upstream.web_documents import Documents
+from homeserver.web.sso import SSO_PATH, SSOPage
 from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from storage.database import Database
@@ -118,14 +120,31 @@ class UpstreamParts:
             accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))
         if accounts.plugins.check_passwords:
             accounts.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
+        upstream_pages = UpstreamPages(
+            pages.pages,
+            self.sign_in,
+            accounts.sign_in,
+            pages.sessions,
+            own_pages=SSO_PATH if has_own_pages(config) else "",
+        )
         self.services: Sequence[object] = (
             self.sign_in,
-            OfferedProviders(tuple(self.sign_in.providers)),
+            OfferedProviders(tuple(self.sign_in.providers), own_pages=has_own_pages(config)),
             self.sign_out,
             self.jwt_sign_in,
             SAMLSignIn(saml),
             Askable(oidc, cas),
-            UpstreamPages(pages.pages, self.sign_in, accounts.sign_in, pages.sessions),
+            upstream_pages,
+            SSOPage(
+                pages.pages,
+                pages.forms,
+                pages.sessions,
+                accounts.sign_in,
+                accounts.registration,
+                self.sign_in,
+                upstream_pages,
+                pages.consents,
+            ),
         )
         """For the router."""
 

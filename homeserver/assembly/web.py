@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.identity import ServerIdentity
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.mail import MailParts
 from homeserver.assembly.oauth import OAuthParts
@@ -12,12 +13,14 @@ from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.jobs import Job
 from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.consents import Consents
 from homeserver.services.cookies import Cookies
 from homeserver.services.own_account import OwnAccount
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
+from homeserver.web.approvals import ApprovalsPage
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
@@ -26,6 +29,7 @@ from homeserver.web.pages import Pages
 from homeserver.web.register import RegisterPage
 from homeserver.web.reset_password import ResetPasswordPage
 from homeserver.web.sign_in import SignInPage
+from homeserver.web.terms import TermsPage
 from storage.account_data import AccountDataStore
 from storage.database import Database
 
@@ -38,6 +42,7 @@ class WebParts:
         config: Config,
         clock: IReactorTime,
         database: Database,
+        identity: ServerIdentity,
         accounts: AccountParts,
         mail: MailParts,
         oauth: OAuthParts,
@@ -47,9 +52,22 @@ class WebParts:
         base_url = config.name.public_baseurl or ""
         self._audit = accounts.audit
         self.cookies = Cookies(config.name.public_baseurl)
-        self.pages = Pages(mail.languages, config.server_name)
+        self.pages = Pages(mail.languages, config.server_name, mail.branding)
         self.forms = Forms(self.cookies, accounts.secret_text)
         self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        user_consent = config.pages.user_consent
+        self.consents = Consents(
+            clock,
+            database,
+            accounts.store,
+            accounts.policy_consents,
+            accounts.policies,
+            identity.key,
+            base_url=base_url,
+            blocked_text=user_consent.block_events_error,
+        )
+        if user_consent.policies and user_consent.block_events_error is not None:
+            accounts.access_tokens.ask_for_consent(self.consents)
         devices = UpstreamDevices(database, accounts.upstream_sessions)
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
@@ -79,9 +97,23 @@ class WebParts:
                 accounts.registration,
                 mail.validation,
                 accounts.secret_text,
+                accounts.policies,
                 base_url=base_url,
             ),
-            ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices),
+            accounts.approvals,
+            ApprovalsPage(self.pages, self.forms, self.sessions, accounts.approvals, people.deactivation),
+            self.consents,
+            TermsPage(self.pages, self.forms, self.sessions, self.consents, accounts.uia),
+            ConsentPage(
+                self.pages,
+                self.forms,
+                self.sessions,
+                oauth.authorization,
+                oauth.metadata,
+                devices,
+                self.consents,
+                accounts.registration,
+            ),
             AccountPage(
                 self.pages,
                 self.forms,
@@ -107,11 +139,14 @@ class WebParts:
                 mail.validation,
                 accounts.secret_text,
                 base_url=base_url,
+                has_terms=bool(user_consent.policies),
             ),
             ResetPasswordPage(
                 self.pages, self.forms, people.accounts, mail.validation, accounts.secret_text, base_url=base_url
             ),
-            LinkPage(self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices),
+            LinkPage(
+                self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices, self.consents
+            ),
         )
         """For the router."""
 

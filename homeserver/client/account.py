@@ -31,7 +31,13 @@ async def get_whoami(caller: Requester) -> dict[str, object]:
     return answer
 
 
-@endpoint("POST", "/_matrix/client/v3/account/password", "/_matrix/client/r0/account/password", auth=Auth.OPTIONAL)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/password",
+    "/_matrix/client/r0/account/password",
+    auth=Auth.OPTIONAL,
+    before_consent=True,
+)
 async def post_password(
     accounts: Accounts, caller: Requester | None, context: RequestContext, *, body: ChangePassword
 ) -> Empty:

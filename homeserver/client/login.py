@@ -55,9 +55,8 @@ async def get_login(
     flows: list[dict[str, object]] = []
     if sign_in.password_login:
         flows.append({"type": "m.login.password"})
-    if offered.infos:
-        providers = [provider.in_login for provider in offered.infos]
-        flows.append({"type": "m.login.sso", "identity_providers": providers})
+    if offered.flow is not None:
+        flows.append(offered.flow)
     if login_tokens.from_sessions:
         flows.append({"type": "m.login.token", "get_login_token": True})
     elif login_tokens.accepted:
@@ -123,6 +122,7 @@ async def post_login(
     "/_matrix/client/v1/login/get_token",
     "/_matrix/client/unstable/org.matrix.msc3882/login/get_token",
     auth=Auth.USER,
+    before_consent=True,
 )
 async def post_get_token(
     login_tokens: LoginTokens, caller: Requester, context: RequestContext, *, body: GetToken

@@ -46,7 +46,7 @@ class Deleted(msgspec.Struct, frozen=True):
     deleted: list[str]
 
 
-@endpoint("DELETE", f"{_PATH}/{{media_id}}", auth=Auth.USER)
+@endpoint("DELETE", f"{_PATH}/{{media_id}}", auth=Auth.USER, before_consent=True)
 async def delete_own_media(uploads: OwnUploads, caller: Requester, *, media_id: str) -> Deleted:
     """Delete a file that the caller has uploaded, for everybody, whoever refers to it. Raises NotFound, Forbidden."""
     return Deleted([await uploads.do_delete(caller.user_id, media_id)])

@@ -25,7 +25,7 @@ async def get_presence(presence: Presence, caller: Requester, *, user_id: UserID
     return await presence.get_status(caller, user_id)
 
 
-@endpoint("PUT", *_PATHS, auth=Auth.USER, limit=Limit.PRESENCE, max_body=16 * 1024)
+@endpoint("PUT", *_PATHS, auth=Auth.USER, limit=Limit.PRESENCE, max_body=16 * 1024, before_consent=True)
 async def set_presence(presence: Presence, caller: Requester, *, user_id: UserID, body: PresenceBody) -> Empty:
     """Say how one is there."""
     await presence.do_set(caller, user_id, body.presence, body.status_msg)

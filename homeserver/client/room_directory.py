@@ -107,7 +107,7 @@ class DirectoryQuery(msgspec.Struct, frozen=True):
     third_party_instance_id: str | None = None
 
 
-@endpoint("POST", *_PUBLIC, auth=Auth.USER)
+@endpoint("POST", *_PUBLIC, auth=Auth.USER, before_consent=True)
 async def query_public_rooms(
     directory: RoomDirectory,
     caller: Requester,

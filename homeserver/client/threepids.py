@@ -60,14 +60,26 @@ async def post_threepid_add(
     return EMPTY
 
 
-@endpoint("POST", "/_matrix/client/v3/account/3pid/delete", "/_matrix/client/r0/account/3pid/delete", auth=Auth.USER)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/delete",
+    "/_matrix/client/r0/account/3pid/delete",
+    auth=Auth.USER,
+    before_consent=True,
+)
 async def post_threepid_delete(threepids: Threepids, caller: Requester, *, body: RemoveThreepid) -> dict[str, object]:
     """Remove an address. No identity server knows it from us."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
     return {"id_server_unbind_result": "no-support"}
 
 
-@endpoint("POST", "/_matrix/client/v3/account/3pid/unbind", "/_matrix/client/r0/account/3pid/unbind", auth=Auth.USER)
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/3pid/unbind",
+    "/_matrix/client/r0/account/3pid/unbind",
+    auth=Auth.USER,
+    before_consent=True,
+)
 async def post_threepid_unbind(*, body: RemoveThreepid) -> dict[str, object]:
     """Nothing was bound by this server."""
     return {"id_server_unbind_result": "no-support"}

@@ -1,9 +1,11 @@
 """Options about who may have an account here, and how people sign in."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from federation.policy import BadPattern, ServerPatterns
 from federation.protocol.ids import is_room_alias, is_room_id
 from homeserver.config.option import Duration, Secret, option, section
 
@@ -11,6 +13,53 @@ from homeserver.config.option import Duration, Secret, option, section
 def _check_rooms(rooms: tuple[str, ...]) -> str | None:
     wrong = [room for room in rooms if not is_room_alias(room) and not is_room_id(room)]
     return f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not" if wrong else None
+
+
+def _check_letters(letters: Mapping[str, str]) -> str | None:
+    wrong = [
+        address for address in letters if not re.fullmatch(r"[^@\s<>\x00-\x1f\x7f-\U0010ffff]+@[A-Za-z0-9.-]+", address)
+    ]
+    return f"must be e-mail addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+
+
+def _check_names(names: tuple[str, ...]) -> str | None:
+    try:
+        ServerPatterns(names)
+    except BadPattern as error:
+        return f"must be names or patterns of names: {error}"
+    return None
+
+
+def _check_expressions(expressions: tuple[str, ...]) -> str | None:
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            return f"must be regular expressions, which {expression!r} is not: {error}"
+    return None
+
+
+def _check_expression(expression: str | None) -> str | None:
+    return None if expression is None else _check_expressions((expression,))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DisplayNames:
+    """What people may call themselves, besides their user name. Administrators, and identity providers, call them as they like."""
+
+    maximum_length: int = option(256, "The most characters.", minimum=1, maximum=256)
+    pattern: str | None = option(
+        None,
+        "A regular expression that the whole name must match; `null`: any name will do.",
+        example='"[^@:]+"',
+        check=_check_expression,
+    )
+    forbidden: tuple[str, ...] = option(
+        (),
+        "Regular expressions that no part of a name may match, in capital or small letters.",
+        example='["administrat", "support team"]',
+        check=_check_expressions,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +75,19 @@ class Registration:
     registration_requires_token: bool = option(
         False, "Whether a registration token, made by an administrator, is needed."
     )
+    registration_requires_approval: bool = option(
+        False,
+        "Whether a new account waits until an administrator has approved it (MSC3866), also one of somebody for whom an identity "
+        "provider vouches. Those that administrators make do not wait. They approve on the page `/_mahalla/approvals`, or "
+        "by `PUT /_mahalla/admin/v1/users/{user_id}/approval`.",
+    )
+    registration_approval_letters: Mapping[str, str] = option(
+        {},
+        "E-mail addresses of administrators who are told that an account waits, each with the language of the letter. While one "
+        "waits, none tells of the next for an hour.",
+        example='{"admin@example.org": en}',
+        check=_check_letters,
+    )
     registration_shared_secret: Secret | None = option(
         None, "Who knows this secret may make any account, administrators too, even when registration is closed."
     )
@@ -33,6 +95,14 @@ class Registration:
     inhibit_user_in_use_error: bool = option(
         False, "Whether the question if a name is free is always answered with yes, so that names cannot be found out."
     )
+    reserved_usernames: tuple[str, ...] = option(
+        (),
+        "User names that people cannot take: names, wildcards (`*`, `?`), and regular expressions between slashes. "
+        "Administrators can.",
+        example='["admin*", "support", "/(rector|dean)[0-9]*/"]',
+        check=_check_names,
+    )
+    display_names: DisplayNames = section(DisplayNames, "What people may be called.")
     enable_set_displayname: bool = option(True, "Whether people may change their displayed name.")
     enable_set_avatar_url: bool = option(True, "Whether people may change their picture.")
     auto_join_rooms: tuple[str, ...] = option(

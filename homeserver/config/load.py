@@ -35,6 +35,7 @@ REASONS = {
     "modules": "plug-ins written for Synapse do not run here",
     "obsolete": "Synapse itself has dropped or never documented it",
     "experimental": "a switch for experiments in Synapse; what is served here is in the documentation",
+    "policies": "here each document has its version, name and text in `user_consent.policies`",
     "default": "this server always does it",
 }
 """Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
@@ -207,6 +208,10 @@ def _check_together(config: Config) -> list[Problem]:
             )
         )
     problems += _check_mail(config)
+    problems += _check_consent(config)
+    branding = config.pages.branding
+    if branding.logo_dark is not None and branding.logo is None:
+        problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
@@ -252,6 +257,8 @@ def _check_mail(config: Config) -> list[Problem]:
     for at, medium in enumerate(mail.registrations_require_3pid):
         if medium != "email":
             problems.append(Problem(("registrations_require_3pid", at), f"can only be `email`, not {medium!r}"))
+    if config.registration.registration_approval_letters and mail.email.smtp_host is None:
+        problems.append(Problem(("registration_approval_letters",), "needs `email.smtp_host`: nothing could be sent"))
     if mail.registrations_require_3pid and mail.email.smtp_host is None:
         problems.append(Problem(("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"))
     for at, allowed in enumerate(mail.allowed_local_3pids or ()):
@@ -261,6 +268,14 @@ def _check_mail(config: Config) -> list[Problem]:
             place: Place = ("allowed_local_3pids", at, "pattern")
             problems.append(Problem(place, f"is no regular expression: {error}"))
     return problems
+
+
+def _check_consent(config: Config) -> list[Problem]:
+    user_consent = config.pages.user_consent
+    has_files = any(each.path for policy in user_consent.policies.values() for each in policy.documents.values())
+    if config.name.public_baseurl is None and (has_files or user_consent.block_events_error is not None):
+        return [Problem(("user_consent",), "needs `public_baseurl`: people are led to pages of this server")]
+    return []
 
 
 SQLITE_IGNORED = {"check_same_thread", "timeout", "cp_reconnect", "cp_openfun"}

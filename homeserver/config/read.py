@@ -233,6 +233,8 @@ def _read_mapping(kind: Any, found: Any, place: Place, reading: Reading) -> dict
             values[name] = read_value(kind, each, (*place, name), reading)
         except Unfit as unfit:
             reading.complain((*place, name), f"got {show(each)}; {unfit}")
+    if is_dataclass(kind):  # what is missing in a section has been told
+        return {name: value for name, value in values.items() if value is not None}
     return values
 
 

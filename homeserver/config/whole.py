@@ -12,6 +12,7 @@ from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
 from homeserver.config.memory import Memory
 from homeserver.config.others import Calls, Federation, Others
+from homeserver.config.pages import Pages
 from homeserver.config.previews import URLPreviews
 from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
@@ -32,6 +33,7 @@ class Config:
     sessions: Sessions
     upstream: Upstream
     mail: Mail
+    pages: Pages
     notifications: Notifications
     rooms: Rooms
     people: People
@@ -65,6 +67,7 @@ GROUPS: dict[str, type] = {
     "sessions": Sessions,
     "upstream": Upstream,
     "mail": Mail,
+    "pages": Pages,
     "notifications": Notifications,
     "rooms": Rooms,
     "people": People,

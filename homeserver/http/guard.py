@@ -128,7 +128,8 @@ class Guard:
     async def admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
         """Who asks.
 
-        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `UserSuspended`, `GuestAccessForbidden`, `Forbidden`.
+        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `UserSuspended`, `ConsentNotGiven`, `GuestAccessForbidden`,
+        `Forbidden`.
         """
         if shown.token is None:
             if declaration.auth is Auth.OPTIONAL:
@@ -145,6 +146,8 @@ class Guard:
             raise UserLocked(soft_logout=True)
         if caller.is_suspended and not declaration.while_suspended:
             raise UserSuspended
+        if caller.consent is not None and not declaration.before_consent:
+            caller.check_may_write()
         if caller.is_guest and declaration.auth not in (Auth.GUEST, Auth.OPTIONAL):
             raise GuestAccessForbidden
         if declaration.auth is Auth.ADMIN and not caller.is_admin:

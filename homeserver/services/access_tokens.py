@@ -12,7 +12,7 @@ spec: client-server-api#using-access-tokens, client-server-api#refreshing-access
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -32,6 +32,14 @@ from storage.transaction import WriteTransaction
 _EVERYBODY: Final = ""
 
 
+class OwedConsents(Protocol):
+    """Who has not agreed to terms."""
+
+    async def find_block(self, user_id: UserID) -> tuple[str, str] | None:
+        """What somebody is told who may not write before they have agreed, and the page where they do; None for others."""
+        ...
+
+
 class AccessTokens:
     """Checks access tokens."""
 
@@ -48,6 +56,7 @@ class AccessTokens:
         *,
         most_remembered: int = 100_000,
     ) -> None:
+        self._consents: OwedConsents | None = None
         self._clock = clock
         self._database = database
         self._tokens = tokens
@@ -59,6 +68,10 @@ class AccessTokens:
         self._forgotten_meanwhile: list[set[str]] = []
         streams.subscribe(self._heed, Topic.ACCOUNT)
         streams.watch(self._heed_others)
+
+    def ask_for_consent(self, consents: OwedConsents) -> None:
+        """From now on tell of who is asked who has not agreed to terms that they have to agree to."""
+        self._consents = consents
 
     async def get_requester(self, token: str, context: RequestContext) -> Requester | None:
         """The owner of an access token; None for one that is not ours. Raises `UnknownToken`, with `soft_logout`, for
@@ -80,6 +93,9 @@ class AccessTokens:
         self._forgotten_meanwhile.append(forgotten)
         try:
             row = await self._tokens.get_access_token(token_hash)
+            consent = None
+            if row is not None and not row.deactivated and self._consents is not None:
+                consent = await self._consents.find_block(UserID(row.user_id))
         finally:
             self._forgotten_meanwhile = [each for each in self._forgotten_meanwhile if each is not forgotten]
         if row is None or row.deactivated:
@@ -96,6 +112,7 @@ class AccessTokens:
             is_admin=row.is_admin,
             is_locked=row.locked,
             is_suspended=row.suspended,
+            consent=consent,
             oauth_client=row.oauth_client,
         )
         if row.user_id not in forgotten and _EVERYBODY not in forgotten:

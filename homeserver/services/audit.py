@@ -36,6 +36,9 @@ class Happened(Enum):
     SUSPENDED = "suspended"
     UNSUSPENDED = "unsuspended"
     DEACTIVATED = "deactivated"
+    TERMS_ACCEPTED = "terms_accepted"
+    APPROVED = "approved"
+    APPROVAL_WITHDRAWN = "approval_withdrawn"
 
 
 def note(

@@ -8,6 +8,7 @@ Laws:
 A browser session is no device: it opens pages, and no endpoint of the client-server API.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -82,6 +83,28 @@ class BrowserSessions:
         if row is None:
             return None
         return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin)
+
+    async def do_end_others(
+        self, context: RequestContext, remove_sessions: Callable[[WriteTransaction, UserID], None]
+    ) -> None:
+        """End all sessions of who asks, of apps and of browsers, but that of the browser that asks, which stays what it
+        was. `remove_sessions`: ends all."""
+        token = self._cookies.find(context, COOKIE)
+        if token is None:
+            return
+        now = self._now()
+
+        def write(txn: WriteTransaction) -> None:
+            row = self._store.get_browser_session_in(txn, hash_token(token), now)
+            if row is None:
+                return
+            remove_sessions(txn, UserID(row.user_id))
+            self._store.remove_browser_session(txn, hash_token(token))
+            self._store.add_browser_session(
+                txn, hash_token(token), row.user_id, row.proved_ts, row.expires_ts, row.origin
+            )
+
+        await self._database.write("end_other_sessions", write)
 
     async def do_end(self, context: RequestContext) -> str:
         """Sign out who is signed in in the browser that asks. What takes the cookie away, to be set with the answer."""

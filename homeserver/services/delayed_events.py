@@ -125,12 +125,11 @@ class DelayedEvents:
     ) -> str:
         """Schedule an event, once for a transaction id; its `delay_id`.
 
-        Raises Forbidden, NotFound, InvalidParam, TooLarge, UserSuspended, DelayTooLong, TooManyDelayed.
+        Raises Forbidden, NotFound, InvalidParam, TooLarge, UserSuspended, ConsentNotGiven, DelayTooLong, TooManyDelayed.
         """
         if self._longest_ms is None:
             raise Forbidden("This server sends no delayed events")
-        if caller.is_suspended:
-            raise UserSuspended
+        caller.check_may_write()
         if delay_ms <= 0:
             raise InvalidParam("A delay is a number of milliseconds above 0")
         if delay_ms > self._longest_ms:

@@ -58,10 +58,10 @@ class LoginTokens:
         from_sessions: bool,
         confirmed: bool,
         lifetime_ms: int,
-        from_providers: bool = False,
+        from_browsers: bool = False,
     ) -> None:
         """`from_sessions`: people may ask for tokens; `confirmed`: they have to confirm that with their password.
-        `from_providers`: who signs in with an identity provider gets one."""
+        `from_browsers`: who signs in in a browser gets one."""
         self._clock = clock
         self._secret_text = secret_text
         self._database = database
@@ -73,7 +73,7 @@ class LoginTokens:
         self._sessions = sessions
         self._limiter = limiter
         self.from_sessions = from_sessions
-        self.accepted = from_sessions or from_providers
+        self.accepted = from_sessions or from_browsers
         """Whether people sign in with tokens."""
         self._confirmed = confirmed
         self._lifetime_ms = lifetime_ms
@@ -93,11 +93,12 @@ class LoginTokens:
         await self._store.add_login_token(hash_token(token), caller.user_id, self._now() + self._lifetime_ms)
         return token, self._lifetime_ms
 
-    async def do_give_to(self, user_id: UserID, origin: Origin) -> str:
-        """A token for the client of somebody who has signed in with an identity provider."""
+    async def do_give_to(self, user_id: UserID, origin: Origin | None) -> str:
+        """A token for the client of somebody who has signed in in a browser. `origin`: with an identity provider."""
         token = self._secret_text.login_token()
         expires_ts = self._now() + UPSTREAM_LIFETIME_MS
-        await self._store.add_login_token(hash_token(token), user_id, expires_ts, msgspec.json.encode(origin).decode())
+        kept = None if origin is None else msgspec.json.encode(origin).decode()
+        await self._store.add_login_token(hash_token(token), user_id, expires_ts, kept)
         return token
 
     async def do_sign_in(

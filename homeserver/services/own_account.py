@@ -20,7 +20,7 @@ from homeserver.services.accounts import Accounts
 from homeserver.services.browser_sessions import BrowserSession
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.oauth.clients import Client, Clients
-from homeserver.services.profiles import DISPLAY_NAME, Profiles
+from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
@@ -29,6 +29,7 @@ from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
 from storage.oauth import OAuthStore
+from storage.transaction import WriteTransaction
 
 FRESH_MS: Final = 15 * 60 * 1000
 """For so long a sign-in is a proof, where there is no password."""
@@ -139,15 +140,17 @@ class OwnAccount:
             raise WrongProof from None
 
     async def do_set_name(self, user_id: UserID, name: str) -> None:
-        """Change the display name. Raises `Forbidden`, `InvalidParam`."""
-        if DISPLAY_NAME in self._profiles.fixed:
-            raise Forbidden("Display names cannot be changed here")
-        await self._profiles.do_set_display_name(user_id, name)
+        """Change the display name. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
+        await self._profiles.do_choose_display_name(user_id, name)
 
     async def do_end_devices(self, user_id: UserID, device_ids: Sequence[str]) -> None:
         """End the sessions of these devices."""
         ids = [DeviceID(device_id) for device_id in device_ids]
         await self._database.write("end_own_devices", self._sessions.remove_devices, user_id, ids)
+
+    def remove_sessions(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In a write: end all sessions, of apps and of browsers."""
+        self._sessions.remove_sessions(txn, user_id)
 
     async def do_set_password(self, user_id: UserID, new_password: str) -> None:
         """Change the password; all sessions end, that of the browser too. Raises `WeakPassword`, `InvalidParam`."""

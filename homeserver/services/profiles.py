@@ -8,7 +8,9 @@ Laws:
 spec: client-server-api#profiles
 """
 
-from collections.abc import Mapping
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -58,6 +60,33 @@ class RemoteProfiles(Protocol):
         ...
 
 
+class NameNotAllowed(Forbidden):
+    default_text = "This display name is not allowed here"
+
+
+class NameRules:
+    """What people may call themselves."""
+
+    def __init__(self, *, longest: int = 256, pattern: str | None = None, forbidden: Sequence[str] = ()) -> None:
+        """`pattern`: a regular expression that the whole name must match; `forbidden`: such as no part may match, in any
+        case of letters."""
+        self.are_any = longest < _LONGEST[DISPLAY_NAME] or pattern is not None or bool(forbidden)
+        """Whether there is anything to keep to."""
+        self._longest = longest
+        self._pattern = None if pattern is None else re.compile(pattern)
+        self._forbidden = [re.compile(each, re.IGNORECASE) for each in forbidden]
+
+    def check(self, name: str) -> None:
+        """Raises `NameNotAllowed`."""
+        plain = unicodedata.normalize("NFKC", name)
+        if len(name) > self._longest:
+            raise NameNotAllowed(f"A display name has at most {self._longest} characters here")
+        if self._pattern is not None and not self._pattern.fullmatch(name):
+            raise NameNotAllowed
+        if any(each.search(form) for each in self._forbidden for form in (name, plain)):
+            raise NameNotAllowed
+
+
 class Profiles:
     """Reads and changes profiles. `fixed`: fields that people may not change themselves."""
 
@@ -71,7 +100,9 @@ class Profiles:
         *,
         server_name: ServerName,
         fixed: frozenset[str] = frozenset(),
+        name_rules: NameRules | None = None,
     ) -> None:
+        self._name_rules = name_rules or NameRules()
         self._database = database
         self._accounts = accounts
         self._profiles = profiles
@@ -115,8 +146,8 @@ class Profiles:
     async def do_set_field(
         self, caller: Requester, user_id: UserID, field: str, body: Mapping[str, msgspec.Raw], *, propagate: bool = True
     ) -> None:
-        """Set one field to `body[field]`. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`, `MissingParam`, `BadJson`,
-        `ProfileTooLarge`."""
+        """Set one field to `body[field]`. Raises `Forbidden`, `NameNotAllowed`, `InvalidParam`, `KeyTooLarge`, `MissingParam`,
+        `BadJson`, `ProfileTooLarge`."""
         self._check(caller, user_id, field)
         if field not in body:
             raise MissingParam(f"The body has no {field}")
@@ -124,7 +155,26 @@ class Profiles:
         if _is_removal(field, value):
             await self._remove(user_id, field, propagate)
         else:
+            if field == DISPLAY_NAME and not caller.is_admin:
+                _check_value(field, value)
+                self._name_rules.check(msgspec.json.decode(value, type=str))
             await self._set(user_id, field, value, propagate)
+
+    async def do_choose_display_name(self, user_id: UserID, name: str) -> None:
+        """Somebody calls themselves so. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
+        if DISPLAY_NAME in self.fixed:
+            raise Forbidden("Display names cannot be changed here")
+        self._name_rules.check(name)
+        await self.do_set_display_name(user_id, name)
+
+    async def check_name_in_room(self, caller: Requester, name: object) -> None:
+        """Raises `NameNotAllowed` for a name that somebody gives themselves in one room, which they may not have; that of
+        their profile they have already."""
+        if caller.is_admin or not self._name_rules.are_any or not isinstance(name, str):
+            return
+        (known, _) = (await self.get_names([caller.user_id]))[caller.user_id]
+        if name != known:
+            self._name_rules.check(name)
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
         """Give somebody a name, whatever people may change themselves. Raises `InvalidParam`."""

@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
+from federation.policy import ServerPatterns
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (
     Exclusive,
@@ -28,6 +29,7 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.approvals import Approvals, Newcomers
 from homeserver.services.audit import Happened, note
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
@@ -35,9 +37,10 @@ from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, parse_proof
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, TERMS, parse_proof, parse_versions
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
+from storage.policy_consents import PolicyConsentStore
 from storage.profiles import ProfileStore
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from storage.threepids import ThreepidRow, ThreepidStore
@@ -61,18 +64,6 @@ class NoReservedNames:
     def is_reserved(self, user_id: UserID) -> bool:
         """None is."""
         return False
-
-
-class Newcomers(Protocol):
-    """What is done for new accounts besides making them."""
-
-    def note(self, txn: WriteTransaction, user_id: UserID) -> None:
-        """In the write that makes the account: note what is to be done."""
-        ...
-
-    async def welcome(self, user_id: UserID) -> None:
-        """Once the account is made: do it. Raises nothing that would spoil the registration."""
-        ...
 
 
 class Addresses(Protocol):
@@ -101,9 +92,15 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     requires_token: bool = False
     email: Literal["none", "optional", "required"] = "none"
     """Whether people give an e-mail address."""
+    terms: bool = False
+    """Whether people agree to documents."""
+    needs_approval: bool = False
+    """Whether new accounts wait until an administrator has approved them; those that administrators make do not."""
     guests: bool = False
     names_can_be_asked: bool = True
     """False: a question whether a name is free is always answered with yes."""
+    reserved_names: ServerPatterns | None = None
+    """Local parts that only administrators give."""
     underscore_names: bool = False
     """Whether a name may begin with an underscore, as those of bridges do."""
 
@@ -158,7 +155,11 @@ class Registration:
         rules: RegistrationRules,
         reserved: ReservedNames,
         plugins: Plugins | None = None,
+        consents: PolicyConsentStore | None = None,
+        approvals: Approvals | None = None,
     ) -> None:
+        self._approvals = approvals
+        self._consents = consents
         self._plugins = plugins or Plugins()
         self._clock = clock
         self._secret_text = secret_text
@@ -237,7 +238,8 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good."""
+        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good. Raises
+        `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
         taken: MatrixError | None = None
         if wish.username is not None:
@@ -273,10 +275,18 @@ class Registration:
         open or not; `also` takes part in the write. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
         assert wish.username is not None
         await self._check_allowed(wish.username, wish.emails, "")
-        account = AccountRow(await self.check_username(wish.username), None, self._now())
+        now = self._now()
+        account = AccountRow(
+            await self.check_username(wish.username),
+            None,
+            now,
+            awaiting_ts=now if self._rules.needs_approval else None,
+            awaiting_languages=wish.languages if self._rules.needs_approval else None,
+        )
         if not await self._database.write("register", self._write, account, None, None, wish, also):
             raise UserInUse("User ID already taken")
-        await self._newcomers.welcome(UserID(account.user_id))
+        if account.awaiting_ts is None:
+            await self._newcomers.welcome(UserID(account.user_id))
         return UserID(account.user_id)
 
     async def _check_allowed(self, username: str | None, emails: Sequence[str], address: str) -> None:
@@ -293,6 +303,7 @@ class Registration:
 
     async def _make(self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False) -> Registered:
         password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
+        waits = self._rules.needs_approval and confirmation is not None
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
             user_id = self._user_id(wish.username or self._secret_text.localpart(), privileged=confirmation is None)
             account = AccountRow(
@@ -302,9 +313,13 @@ class Registration:
                 is_guest=is_guest,
                 is_admin=wish.is_admin,
                 user_type=wish.user_type,
+                awaiting_ts=self._now() if waits else None,
+                awaiting_languages=wish.languages if waits else None,
             )
-            registered = Registered(user_id, None if wish.inhibit_login else self._session(wish, user_id))
+            session = None if wish.inhibit_login or waits else self._session(wish, user_id)
+            registered = Registered(user_id, session)
             if await self._database.write("register", self._write, account, registered.session, confirmation, wish):
+                await self._check_approved(account)
                 if not is_guest:
                     await self._newcomers.welcome(user_id)
                 return registered
@@ -325,7 +340,9 @@ class Registration:
         # Until people choose a name, rooms show the local part instead of the whole address.
         name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
-        if not account.is_guest:
+        if account.awaiting_ts is not None and self._approvals is not None:
+            self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
+        elif not account.is_guest:
             self._newcomers.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
@@ -333,6 +350,10 @@ class Registration:
             token = confirmation.completed.get(REGISTRATION_TOKEN)
             if token is not None:
                 self._tokens.set_completed(txn, token)
+            agreed = confirmation.completed.get(TERMS)
+            if agreed is not None and self._consents is not None:
+                self._consents.add_consents(txn, account.user_id, parse_versions(agreed), account.created_ts)
+                note(txn, UserID(account.user_id), Happened.TERMS_ACCEPTED, account.created_ts)
             proved = confirmation.completed.get(EMAIL_IDENTITY)
             if proved is not None:
                 proof = parse_proof(proved)
@@ -361,10 +382,15 @@ class Registration:
         no_password = account.password_hash is None and wish.password is None
         if account.deactivated_ts is not None or not same_name or not (verdict.correct or no_password):
             raise Forbidden("This session has been used to register another account")
+        await self._check_approved(account)
         session = None if wish.inhibit_login else self._session(wish, user_id)
         if session is not None:
             await self._sessions.do_begin(session)
         return Registered(user_id, session)
+
+    async def _check_approved(self, account: AccountRow) -> None:
+        if account.awaiting_ts is not None and self._approvals is not None:
+            raise await self._approvals.refusal(UserID(account.user_id))
 
     def _session(self, wish: Wish, user_id: UserID) -> NewSession:
         return self._sessions.prepare(
@@ -378,6 +404,8 @@ class Registration:
                 raise InvalidUsername("A user name may not begin with an underscore")
             if self._reserved.is_reserved(user_id):
                 raise Exclusive
+            if self._rules.reserved_names is not None and self._rules.reserved_names.match(localpart_of(user_id)):
+                raise Exclusive("This name is reserved")
         return user_id
 
     def _now(self) -> int:
@@ -387,9 +415,10 @@ class Registration:
 def _flows(rules: RegistrationRules) -> list[list[str]]:
     """The ways to an account, as stages in their order; none where no rule lets people in."""
     first = [REGISTRATION_TOKEN] if rules.requires_token else []
+    terms = [TERMS] if rules.terms else []
+    with_address = [*first, *terms, EMAIL_IDENTITY]
     if rules.email == "required":
-        return [[*first, EMAIL_IDENTITY]]
+        return [with_address]
     if not first and not rules.without_verification:
         return []
-    with_address = [[*first, EMAIL_IDENTITY]] if rules.email == "optional" else []
-    return [first or [DUMMY], *with_address]
+    return [[*first, *terms] or [DUMMY], *([with_address] if rules.email == "optional" else [])]

@@ -188,6 +188,8 @@ class RoomMemberships:
         snapshot = await self._engine.get_snapshot(room_id)
         if not await self._residence.is_in(snapshot):
             raise NotFound("This server is not in the room: what concerns other servers has endpoints of its own")
+        if target == caller.user_id:
+            await self._profiles.check_name_in_room(caller, checked.get("displayname"))
         match checked.get("membership"):
             case "join" if target != caller.user_id:
                 raise Forbidden("You cannot make others join")

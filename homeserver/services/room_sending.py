@@ -72,12 +72,11 @@ class RoomSending:
         sent: SentTransaction | None = None,
     ) -> msgspec.Raw:
         """Send an event that is no state; the answer, the same for a repeated request. Raises Forbidden, NotFound,
-        UserSuspended for all but redactions of one's own events, DuplicateAnnotation; MatrixError for a thread at an event
-        that has a parent. `sent` names a request that was another one, of before."""
+        UserSuspended and ConsentNotGiven for all but redactions of one's own events, DuplicateAnnotation; MatrixError for a
+        thread at an event that has a parent. `sent` names a request that was another one, of before."""
         redacts = None
         if type != "m.room.redaction":
-            if caller.is_suspended:
-                raise UserSuspended
+            caller.check_may_write()
         else:
             target = content.get("redacts")
             if not isinstance(target, str) or not is_event_id(target):
@@ -117,7 +116,8 @@ class RoomSending:
         txn_id: str,
         with_rel_types: Sequence[str] = (),
     ) -> msgspec.Raw:
-        """Redact an event, and its children by relations of these types. Raises Forbidden, NotFound, UserSuspended."""
+        """Redact an event, and its children by relations of these types. Raises Forbidden, NotFound, UserSuspended,
+        ConsentNotGiven."""
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
@@ -125,7 +125,7 @@ class RoomSending:
         answer = await self._send(room_id, draft)
         if with_rel_types:
             await self._related.do_redact(
-                caller.user_id, room_id, target, with_rel_types, reason, only_own=caller.is_suspended
+                caller.user_id, room_id, target, with_rel_types, reason, only_own=caller.may_only_read
             )
         return answer
 
@@ -215,12 +215,14 @@ class RoomSending:
         return check
 
     async def _check_suspended_redacts_own(self, caller: Requester, room_id: RoomID, target: EventID) -> None:
-        if not caller.is_suspended:
+        if not caller.may_only_read:
             return
         snapshot = await self._engine.get_snapshot(room_id)
         event = await self._events.get_event(snapshot.room.room_nid, target)
         if event is None or event.event.sender != caller.user_id:
-            raise UserSuspended("While your account is suspended you may only redact your own events")
+            if caller.is_suspended:
+                raise UserSuspended("While your account is suspended you may only redact your own events")
+            caller.check_may_write()
 
     async def _check_aliases(self, room_id: RoomID, content: Mapping[str, Any]) -> None:
         """Aliases that are new in the event have to point to the room. spec: client-server-api#mroomcanonical_alias"""

@@ -28,6 +28,7 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import NewSession, Sessions
@@ -77,10 +78,12 @@ class SignIn:
         password_confirmation: bool = True,
         own_passwords: bool = True,
         plugins: Plugins | None = None,
+        approvals: Approvals | None = None,
     ) -> None:
         """`own_passwords`: those that are kept here count."""
         self._clock = clock
         self._plugins = plugins or Plugins()
+        self._approvals = approvals
         self._database = database
         self._accounts = accounts
         self._threepids = threepids
@@ -110,7 +113,7 @@ class SignIn:
         refreshable: bool = False,
     ) -> NewSession:
         """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
-        `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
+        `UserDeactivated`, `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
         account = await self.check_sign_in(name, password, address)
         session = self._sessions.prepare(
             UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
@@ -130,8 +133,10 @@ class SignIn:
         return account
 
     async def check_allowed(self, user_id: str, way: str, address: str) -> None:
-        """Whether plug-ins let somebody in who has proved who they are, in this `way` (see `Hooks.check_sign_in`). Raises
-        `Forbidden`."""
+        """Whether somebody may begin a session who has proved who they are, in this `way` (see `Hooks.check_sign_in`): they
+        need not wait, and plug-ins let them in. Raises `UserAwaitingApproval`, `Forbidden`."""
+        if self._approvals is not None:
+            await self._approvals.check(UserID(user_id))
         objection = await self._plugins.check_sign_in(user_id, way, address)
         if objection is not None:
             raise Forbidden(objection)

@@ -10,7 +10,7 @@ from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.canonical_json import encode_canonical
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import InvalidParam, TooLarge, UserSuspended
+from federation.protocol.errors import InvalidParam, TooLarge
 from federation.protocol.ids import ServerName, UserID, domain_of, is_server_name, is_user_id
 from storage.database import Database
 from storage.devices import DeviceStore
@@ -71,15 +71,15 @@ class ToDevice:
     async def do_send(self, caller: Requester, type: str, txn_id: str, messages: Messages) -> None:
         """Send each message once, however often the request is repeated. Devices that do not exist get nothing.
 
-        Raises InvalidParam; TooLarge for a message of more than `LARGEST_MESSAGE`; UserSuspended for suspended users who
-        write to others than themselves: they may still verify their own devices.
+        Raises InvalidParam; TooLarge for a message of more than `LARGEST_MESSAGE`; UserSuspended and ConsentNotGiven for
+        users who may only read, and write to others than themselves: they may still verify their own devices.
 
         spec: client-server-api#account-suspension
         """
         if len(type) > LONGEST_TYPE or len(txn_id) > LONGEST_TYPE:
             raise InvalidParam("The type or the transaction id is too long")
-        if caller.is_suspended and any(user_id != caller.user_id for user_id in messages):
-            raise UserSuspended
+        if any(user_id != caller.user_id for user_id in messages):
+            caller.check_may_write()
         sent = SentTransaction(caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id)
         now = self._now_ms()
         local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}

@@ -169,6 +169,13 @@ class UIA:
         await self._complete(operation, session, name, "")
         return True
 
+    async def do_agree(self, session_id: str, name: str) -> None:
+        """Note that a stage was done on a page, by whoever has the session, with what its check says."""
+        session = await self._store.get_session(session_id, self._oldest())
+        if session is not None:
+            operation = Operation(session.operation, UserID(session.user_id or "") or None, "")
+            await self._complete(operation, session, name, await self._stages[name].check({}, operation))
+
     def set_result(self, txn: WriteTransaction, confirmation: Confirmation, result: str) -> None:
         """Note what the operation made, for a repeated request."""
         if confirmation.session_id is not None:

@@ -1,5 +1,5 @@
 """The proofs that user-interactive authentication takes here: nothing, the account's password, a registration
-token, an e-mail address, the word of an identity provider.
+token, an e-mail address, agreement to the terms, the word of an identity provider.
 
 spec: client-server-api#authentication-types
 """
@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MissingParam
 from homeserver.services.email_validation import PASSWORD_RESET, REGISTER, EmailValidation, Proof
+from homeserver.services.policies import Policies
 from homeserver.services.sign_in import SignIn, parse_identifier
 from homeserver.services.uia import AuthData, Operation
 from storage.registration_tokens import RegistrationTokenStore
@@ -21,6 +22,7 @@ DUMMY: Final = "m.login.dummy"
 PASSWORD: Final = "m.login.password"
 EMAIL_IDENTITY: Final = "m.login.email.identity"
 SSO: Final = "m.login.sso"
+TERMS: Final = "m.login.terms"
 REGISTRATION_TOKEN: Final = "m.login.registration_token"
 
 EMAIL_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
@@ -130,6 +132,35 @@ class RegistrationTokenStage:
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
         self._tokens.remove_pending(txn, result)
+
+
+class TermsStage:
+    """Agreement to the documents that the server has; what is kept is which versions.
+
+    spec: client-server-api#terms-of-service-at-registration
+    """
+
+    name = TERMS
+
+    def __init__(self, policies: Policies) -> None:
+        self._policies = policies
+
+    def params(self) -> Mapping[str, object] | None:
+        return self._policies.params()
+
+    async def check(self, auth: AuthData, operation: Operation) -> str:
+        return msgspec.json.encode(self._policies.versions).decode()
+
+    def add(self, txn: WriteTransaction, result: str) -> None:
+        """Holds nothing: the account that comes of it has the record."""
+
+    def remove(self, txn: WriteTransaction, result: str) -> None:
+        """Held nothing."""
+
+
+def parse_versions(result: str) -> Mapping[str, str]:
+    """What `TermsStage` keeps: versions, by policies."""
+    return msgspec.json.decode(result, type=dict[str, str])
 
 
 class SSOStage:

@@ -20,6 +20,7 @@ from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.email_validation import ADD, EMAIL, EmailValidation
 from homeserver.services.languages import Language
@@ -72,7 +73,10 @@ class AccountPage:
         secret_text: SecretText,
         *,
         base_url: str,
+        has_terms: bool,
     ) -> None:
+        """`has_terms`: there are documents that people agree to."""
+        self._has_terms = has_terms
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
@@ -86,6 +90,7 @@ class AccountPage:
         self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
             "name": self._set_name,
             "end_device": self._end_device,
+            "end_others": self._end_others,
             "password": self._set_password,
             "send_letter": self._send_letter,
             "take_address": self._take_address,
@@ -154,6 +159,7 @@ class AccountPage:
             "action": action if action in (*ACTIONS, ADDRESS) else "",
             "path": ACCOUNT_PATH,
             "export_path": EXPORT_PATH,
+            "terms_path": CONSENT_PATH if self._has_terms else "",
             "sign_out_path": SIGN_OUT_PATH,
             "here": ACCOUNT_PATH,
             "form_token": token.text,
@@ -193,6 +199,10 @@ class AccountPage:
         device = await self._account.get_device(session.user_id, fields.get("device_id", ""))
         await self._account.do_end_devices(session.user_id, [device.row.device_id])
         return _done("session_ended")
+
+    async def _end_others(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._sessions.do_end_others(context, self._account.remove_sessions)
+        return _done("others_ended")
 
     async def _set_password(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
@@ -283,6 +293,12 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.TERMS_ACCEPTED.value:
+            return _("The terms were accepted")
+        case Happened.APPROVED.value:
+            return _("An administrator approved the account")
+        case Happened.APPROVAL_WITHDRAWN.value:
+            return _("The account has to be approved again")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:
@@ -298,6 +314,8 @@ def _told(done: str, language: Language) -> str:
             return _("Your name is changed.")
         case "session_ended":
             return _("The session has ended.")
+        case "others_ended":
+            return _("All other sessions have ended.")
         case "password":
             return _("Your password is changed, and all apps are signed out.")
         case "letter":

@@ -8,16 +8,19 @@ from urllib.parse import urlencode, urlsplit
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.consents import Consents
 from homeserver.services.languages import Language
 from homeserver.services.oauth.addresses import origin_of
 from homeserver.services.oauth.authorization import PARAMETERS, Authorization, AuthorizationRequest, Refused
 from homeserver.services.oauth.errors import OAuthError
 from homeserver.services.oauth.metadata import AUTHORIZE_PATH, OAuthMetadata
+from homeserver.services.registration import Registration
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.register import register_link
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+from homeserver.web.terms import lead_to_terms
 
 _HINT: Final = "mxid:"
 
@@ -33,13 +36,17 @@ class ConsentPage:
         authorization: Authorization,
         metadata: OAuthMetadata,
         upstream: UpstreamDevices,
+        consents: Consents,
+        registration: Registration,
     ) -> None:
+        self._registration = registration
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
         self._authorization = authorization
         self._metadata = metadata
         self._upstream = upstream
+        self._consents = consents
 
     async def answer(self, context: RequestContext, given: Mapping[str, str], decision: str | None) -> Response:
         """The page for a request, or where the browser goes: to sign in first, or back to the app with what was decided
@@ -53,11 +60,15 @@ class ConsentPage:
         except OAuthError as error:
             return self._wrong(context, language, error)
         session = await self._sessions.get(context)
-        if session is None:
-            here = f"{AUTHORIZE_PATH}?{urlencode(given)}"
-            if "create" in request.prompts:
-                return see_other(register_link(here))
-            return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT)))
+        here = f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(given))}"
+        if decision is None and "create" in request.prompts and self._registration.is_open:
+            return see_other(register_link(here))
+        again = decision is None and "login" in request.prompts
+        if session is None or again:
+            return see_other(sign_in_link(here, request.login_hint.removeprefix(_HINT), again=again))
+        terms = await lead_to_terms(self._consents, session.user_id, here)
+        if terms is not None and decision != "deny":
+            return terms
         if decision == "allow":
             await self._upstream.note(session, request.scope.device_id)
             return see_other(await self._authorization.do_allow(request, session.user_id, context.client_ip))
@@ -78,7 +89,7 @@ class ConsentPage:
         fields: dict[str, object] = {
             "path": AUTHORIZE_PATH,
             "sign_out_path": SIGN_OUT_PATH,
-            "here": f"{AUTHORIZE_PATH}?{urlencode({name: value for name, value in given.items() if name != 'prompt'})}",
+            "here": f"{AUTHORIZE_PATH}?{urlencode(_without_prompt(given))}",
             "form_token": token.text,
             "parameters": given,
             "user_id": session.user_id,
@@ -96,6 +107,10 @@ class ConsentPage:
         return self._pages.message(
             context, _("This app cannot sign you in"), [*texts, error.text], HTTPStatus.BAD_REQUEST
         )
+
+
+def _without_prompt(given: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in given.items() if name != "prompt"}
 
 
 @endpoint("GET", AUTHORIZE_PATH, auth=Auth.NONE)

@@ -7,6 +7,7 @@ from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import LimitExceeded
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.consents import Consents
 from homeserver.services.oauth.device_grants import DeviceGrants
 from homeserver.services.oauth.metadata import LINK_PATH, OAuthMetadata
 from homeserver.services.upstream.devices import UpstreamDevices
@@ -14,6 +15,7 @@ from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+from homeserver.web.terms import lead_to_terms
 
 
 class LinkPage:
@@ -27,6 +29,7 @@ class LinkPage:
         grants: DeviceGrants,
         metadata: OAuthMetadata,
         upstream: UpstreamDevices,
+        consents: Consents,
     ) -> None:
         self._pages = pages
         self._forms = forms
@@ -34,6 +37,7 @@ class LinkPage:
         self._grants = grants
         self._metadata = metadata
         self._upstream = upstream
+        self._consents = consents
 
     async def answer(self, context: RequestContext, user_code: str, decision: str | None) -> Response:
         """The page: where the code is typed, what asks by it, and what was decided (`allow`, `deny`)."""
@@ -42,6 +46,9 @@ class LinkPage:
         here = f"{LINK_PATH}?{urlencode({'user_code': user_code[:40]})}" if user_code else LINK_PATH
         if session is None:
             return see_other(sign_in_link(here))
+        terms = await lead_to_terms(self._consents, session.user_id, here)
+        if terms is not None:
+            return terms
         language = self._pages.choose(context.languages)
         _ = language.gettext
         fields: dict[str, object] = {"state": "ask", "user_code": user_code[:40], "problem": "", "here": here}

@@ -1,7 +1,7 @@
 """Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
 
-A page loads nothing but images of this server, and runs no script but one that the specification wants on one page. Its style
-stands in it, and is the only one that its headers allow.
+A page loads nothing but images of this server and the logo that the operator names, and runs no script but one that the
+specification wants on one page. Its style stands in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
@@ -14,15 +14,23 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from federation.protocol.endpoint import RequestContext
 from homeserver.http.answers import Response
+from homeserver.services.branding import Branding
 from homeserver.services.languages import Language, Languages
 
 STYLE: Final = "pages.css"
+AUTH_DONE: Final = (
+    "if (window.onAuthDone) { window.onAuthDone(); }"
+    ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
+)
+"""The script that tells the client that a stage is done. spec: client-server-api#fallback"""
 
 
 class Pages:
     """Makes pages."""
 
-    def __init__(self, languages: Languages, server_name: str) -> None:
+    def __init__(self, languages: Languages, server_name: str, branding: Branding | None = None) -> None:
+        self.branding = branding or Branding(server_name)
+        """Whose pages they are."""
         self._languages = languages
         self._server_name = server_name
         self._environment = Environment(
@@ -30,8 +38,9 @@ class Pages:
         )
         loader = self._environment.loader
         assert loader is not None
-        self._style = loader.get_source(self._environment, STYLE)[0]
+        self._style = loader.get_source(self._environment, STYLE)[0] + self.branding.style
         self._style_source = _source_of(self._style)
+        self._image_sources = " ".join(["'self'", self.branding.logo_source]).strip()
         self._headers = {
             "Content-Type": "text/html; charset=utf-8",
             "X-Content-Type-Options": "nosniff",
@@ -62,12 +71,13 @@ class Pages:
                 "_": language.gettext,
                 "lang": language.tag,
                 "server_name": self._server_name,
+                "brand": self.branding,
                 "style": self._style,
                 "script": script,
             }
         )
         policy = (
-            f"default-src 'none'; style-src {self._style_source}; img-src 'self'; base-uri 'none'; "
+            f"default-src 'none'; style-src {self._style_source}; img-src {self._image_sources}; base-uri 'none'; "
             f"form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
         )
         if script:

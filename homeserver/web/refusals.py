@@ -9,13 +9,16 @@ from federation.protocol.errors import (
     ThreepidDenied,
     ThreepidInUse,
     ThreepidNotFound,
+    UserAwaitingApproval,
     UserDeactivated,
     UserInUse,
     UserLocked,
     UserSuspended,
     WeakPassword,
 )
+from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.languages import Language
+from homeserver.services.profiles import NameNotAllowed
 
 
 class PasswordsDiffer(MatrixError):
@@ -30,6 +33,14 @@ def explain(error: MatrixError, language: Language) -> str:
             wait = error.fields.get("retry_after_ms")
             minutes = max(1, -(-wait // 60000)) if isinstance(wait, int) else 1
             return _("Too many attempts. Wait %(minutes)s min, then try again.") % {"minutes": minutes}
+        case UserAwaitingApproval():
+            if error.fields.get("approval_notice_medium") == BY_EMAIL:
+                return _(
+                    "An administrator of this server looks at your account first. You get a letter when it is approved."
+                )
+            return _("An administrator of this server looks at your account first. Try again later.")
+        case NameNotAllowed():
+            return _("This server does not let people be called so. Choose another name.")
         case UserLocked():
             return _("This account is locked. Ask the people who run this server.")
         case UserSuspended():

@@ -10,21 +10,23 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from federation.protocol.errors import InvalidParam, MatrixError
+from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError, UserAwaitingApproval
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.email_validation import REGISTER, EmailValidation
 from homeserver.services.languages import Language
 from homeserver.services.own_paths import own_path
+from homeserver.services.policies import Policies
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.secret_text import SecretText
 from homeserver.services.uia import AuthData, AuthenticationRequired
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, TERMS
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
+from homeserver.web.terms import find_objection, terms_fields
 
 LETTER_PATH: Final = "/_mahalla/register/letter"
 LONGEST_LINK: Final = 2000
@@ -41,6 +43,7 @@ class RegisterPage:
         registration: Registration,
         validation: EmailValidation,
         secret_text: SecretText,
+        policies: Policies,
         *,
         base_url: str,
     ) -> None:
@@ -50,6 +53,8 @@ class RegisterPage:
         self._registration = registration
         self._validation = validation
         self._secret_text = secret_text
+        self._policies = policies
+        self._asked = policies.all if registration.rules.terms else ()
         self._base_url = base_url.rstrip("/")
 
     def make(
@@ -78,6 +83,7 @@ class RegisterPage:
             "address": fields.get("address", ""),
             "sid": fields.get("sid", ""),
             "client_secret": fields.get("client_secret", ""),
+            **terms_fields(self._policies, self._asked, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
         return self._pages.make("register.html", language, shown, status, cookies=token.cookies)
@@ -126,7 +132,14 @@ class RegisterPage:
         try:
             if wish.password != fields.get("password_again"):
                 raise PasswordsDiffer
+            if self._asked:
+                language = self._pages.choose(context.languages)
+                objection = find_objection(self._policies, self._asked, fields, language)
+                if objection:
+                    raise ConsentNotGiven(objection)
             registered = await self._confirm(wish, self._stages(fields), context.client_ip)
+        except UserAwaitingApproval as error:
+            return self._waits(context, error)
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
         cookie = await self._sessions.do_begin(registered, context)
@@ -147,10 +160,19 @@ class RegisterPage:
         stages: list[AuthData] = []
         if self._registration.rules.requires_token:
             stages.append({"type": REGISTRATION_TOKEN, "token": fields.get("registration_token", "").strip()})
+        if self._registration.rules.terms:
+            stages.append({"type": TERMS})
         if fields.get("sid"):
             creds = {"sid": fields["sid"], "client_secret": fields.get("client_secret", "")}
             stages.append({"type": EMAIL_IDENTITY, "threepid_creds": creds})
         return stages or [{"type": DUMMY}]
+
+    def _waits(self, context: RequestContext, error: UserAwaitingApproval) -> Response:
+        language = self._pages.choose(context.languages)
+        _ = language.gettext
+        return self._pages.message(
+            context, _("Your account is made, and waits for approval"), [explain(error, language)]
+        )
 
     def _closed(self, context: RequestContext, language: Language) -> Response:
         _ = language.gettext

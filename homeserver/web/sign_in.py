@@ -89,18 +89,26 @@ def _as_name(name: str) -> str:
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
 
-def sign_in_link(next_path: str, name: str = "") -> str:
-    """The path of the page, which leads on to another path of this server. `name`: who will probably sign in."""
-    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **({'name': name} if name else {})})}"
+def sign_in_link(next_path: str, name: str = "", *, again: bool = False) -> str:
+    """The path of the page, which leads on to another path of this server. `name`: who will probably sign in; `again`: also
+    who is signed in proves who they are."""
+    further = {**({"name": name} if name else {}), **({"again": "true"} if again else {})}
+    return f"{SIGN_IN_PATH}?{urlencode({'next': next_path, **further})}"
 
 
 @endpoint("GET", SIGN_IN_PATH, auth=Auth.NONE)
 async def get_sign_in(
-    page: SignInPage, sessions: BrowserSessions, context: RequestContext, *, next: str = "", name: str = ""
+    page: SignInPage,
+    sessions: BrowserSessions,
+    context: RequestContext,
+    *,
+    next: str = "",
+    name: str = "",
+    again: bool = False,
 ) -> Response:
-    """The page; who is signed in already is led on."""
+    """The page; who is signed in already is led on, unless they are to sign in `again`."""
     next_path = own_path(next, HOME)
-    if await sessions.get(context) is not None:
+    if not again and await sessions.get(context) is not None:
         return see_other(next_path)
     return page.make(context, next_path, name=name[:255])
 

@@ -11,7 +11,7 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
-from federation.protocol.errors import Exclusive, Forbidden, MatrixError, UserInUse
+from federation.protocol.errors import Exclusive, Forbidden, MatrixError, UserAwaitingApproval, UserInUse
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.own_paths import own_path
@@ -28,7 +28,7 @@ from homeserver.services.upstream.sign_in import (
     Step,
     UpstreamSignIn,
 )
-from homeserver.web.pages import Pages, see_other
+from homeserver.web.pages import AUTH_DONE, Pages, see_other
 
 REDIRECT_PATH: Final = "/_matrix/client/v3/login/sso/redirect"
 FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
@@ -37,11 +37,6 @@ CLIENT_PATH: Final = "/_mahalla/upstream/client"
 CONFIRM_PATH: Final = "/_mahalla/upstream/confirm"
 HELD_PATH: Final = "/_mahalla/upstream/go_on"
 MAX_FORM: Final = 8192
-_DONE: Final = (
-    "if (window.onAuthDone) { window.onAuthDone(); }"
-    ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
-)
-"""What tells the client. spec: client-server-api#fallback"""
 _STATUS: Final = {Reason.OLD: 400, Reason.CANCELLED: 400, Reason.BAD_ADDRESS: 400, Reason.UNKNOWN_PROVIDER: 404}
 _OPERATIONS: Final = (
     ("keys", "POST keys/device_signing/upload"),
@@ -60,11 +55,27 @@ class UpstreamPages:
 
     log = Logger()
 
-    def __init__(self, pages: Pages, sign_in: UpstreamSignIn, own_sign_in: SignIn, sessions: BrowserSessions) -> None:
+    def __init__(
+        self,
+        pages: Pages,
+        sign_in: UpstreamSignIn,
+        own_sign_in: SignIn,
+        sessions: BrowserSessions,
+        *,
+        own_pages: str = "",
+    ) -> None:
+        """`own_pages`: the path of the page where people sign in here for an app of the older API; empty where none do."""
+        self._own_pages = own_pages
         self._own_sign_in = own_sign_in
         self._pages = pages
         self._sign_in = sign_in
         self._sessions = sessions
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there is more than the one way, of the one provider."""
+        has_own = bool(self._own_pages) and self._own_sign_in.password_login
+        return has_own or len(self._sign_in.providers) > 1
 
     async def show(self, context: RequestContext, step: Step | AskConfirm) -> Response:
         """The answer for a step."""
@@ -77,6 +88,8 @@ class UpstreamPages:
             case SignedIn(user_id, next_path, origin):
                 try:
                     await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
+                except UserAwaitingApproval as error:
+                    raise Refused(Reason.AWAITING_APPROVAL, error.text) from None
                 except Forbidden as error:
                     raise Refused(Reason.NOT_ALLOWED, error.text) from None
                 cookie = await self._sessions.do_begin(user_id, context, msgspec.json.encode(origin).decode())
@@ -91,7 +104,7 @@ class UpstreamPages:
                         "path": CLIENT_PATH,
                         "flow_id": flow_id,
                         "user_id": user_id,
-                        "client": _shown_client(redirect_url),
+                        "client": shown_client(redirect_url),
                     },
                     leads_to=(f"{urlsplit(redirect_url).scheme}:",),
                 )
@@ -108,7 +121,7 @@ class UpstreamPages:
                     context, "upstream_confirm.html", fields, leads_to=("https:", "http:"), cookies=cookies
                 )
             case Confirmed():
-                return self._make(context, "upstream_done.html", {}, script=_DONE)
+                return self._make(context, "upstream_done.html", {}, script=AUTH_DONE)
 
     def refuse(self, context: RequestContext, refused: Refused) -> Response:
         """The page that says why it did not work."""
@@ -116,8 +129,13 @@ class UpstreamPages:
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
         return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
 
-    def choose(self, context: RequestContext, redirect_url: str) -> Response:
-        """The page to choose a provider on."""
+    def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
+        """To this server's own page to sign in, which has the providers too; without such, the page to choose one on."""
+        if self._own_pages:
+            query = {"redirectUrl": redirect_url, **({"action": action} if action else {})}
+            where = f"{self._own_pages}?{urlencode(query)}"
+            headers = {"Location": where, "Content-Type": "text/plain", "Cache-Control": "no-store"}
+            return Response(HTTPStatus.FOUND, headers, b"")
         providers = [
             {
                 "name": info.name,
@@ -170,7 +188,7 @@ def _problem(error: MatrixError) -> str:
     return "reserved" if isinstance(error, Exclusive) else "wrong"
 
 
-def _shown_client(redirect_url: str) -> str:
+def shown_client(redirect_url: str) -> str:
     """What people know a client by: its host, or the scheme under which an app has itself called."""
     parts = urlsplit(redirect_url)
     return parts.netloc if parts.scheme in ("http", "https") else f"{parts.scheme}:"
@@ -193,12 +211,13 @@ async def get_sso_redirect(
     *,
     idp_id: str | None = None,
     redirect_url: Annotated[str, Names("redirectUrl")] = "",
+    action: Annotated[str, Names("action", "org.matrix.msc3824.action")] = "",
 ) -> Response:
-    """Send the browser to the provider, or show a page to choose one on."""
+    """Send the browser to the provider, or to a page to sign in or choose one on. `action`: `login` or `register`."""
     try:
         sign_in.check_client(redirect_url)
-        if idp_id is None and len(sign_in.providers) > 1:
-            return pages.choose(context, redirect_url)
+        if idp_id is None and pages.has_choice:
+            return pages.choose(context, redirect_url, action)
         wanted = idp_id or (sign_in.providers[0].provider_id if sign_in.providers else "")
         return await pages.show(
             context, await sign_in.depart(wanted, ForClient(redirect_url), sign_in.find_browser(context))

@@ -1,12 +1,19 @@
 """One server process per database and module; each story has people of its own."""
 
+import shutil
+import socket
 from collections.abc import Iterator
 
 import pytest
+from aiosmtpd.controller import Controller
+from playwright.sync_api import Browser, sync_playwright
 
 from storage.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.databases import PostgresTemplates
 from tests.helpers.real_server import RealServer, running_server
+from tests.helpers.visitor import Letters
+
+CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -25,3 +32,25 @@ def real_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             yield server
     finally:
         templates.drop(config)
+
+
+@pytest.fixture(scope="module")
+def letters() -> Iterator[tuple[Letters, int]]:
+    """A mail server on this machine, and its port."""
+    found = Letters()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    controller = Controller(found, hostname="127.0.0.1", port=port)
+    controller.start()
+    yield found, port
+    controller.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """Debian's."""
+    assert CHROMIUM is not None, "Chromium is missing: run scripts/browser, which installs it"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -53,7 +53,13 @@ def redeem(server: TestServer, browser: Browser, **further: str) -> User:
 
 def test_clients_are_told(server: TestServer) -> None:
     flows = server.get("/_matrix/client/v3/login").json["flows"]
-    assert {"type": "m.login.sso", "identity_providers": [{"id": "oidc-town", "name": "Town hall"}]} in flows
+    [sso] = [flow for flow in flows if flow["type"] == "m.login.sso"]
+    assert sso == {
+        "type": "m.login.sso",
+        "identity_providers": [{"id": "oidc-town", "name": "Town hall"}],
+        "oauth_aware_preferred": True,
+        "org.matrix.msc3824.delegated_oidc_compatibility": True,
+    }
     assert {"type": "m.login.token"} in flows
 
 
@@ -195,6 +201,18 @@ def test_a_client_may_be_an_app(server: TestServer, provider: OpenIDProvider) ->
     assert browser.location.startswith("io.element.app:/done?loginToken=")
 
 
+def test_an_app_goes_over_the_own_page_to_a_provider(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    browser.open(f"{REDIRECT}?redirectUrl={CLIENT}")
+    browser.open(browser.location)
+    assert browser.path.startswith("/_mahalla/sign_in")
+    browser.follow("Town hall")
+    browser.open(provider.sign_in(browser.location, **ALICE))
+    assert "Go on to client.example?" in browser.words
+    browser.send("/_mahalla/sso")
+    assert redeem(server, browser).user_id == "@alice:example.org"
+
+
 def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
     browser = Browser(server)
     browser.open(f"{REDIRECT}/nobody?redirectUrl={CLIENT}")
@@ -204,6 +222,7 @@ def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
 
 def test_one_of_several_is_chosen(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
     further = CONFIG + "cas_config: {enabled: true, server_url: 'https://cas.example.com/cas', idp_name: The <other>}"
+    further += "\noauth: {enabled: false}\n"
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     browser = Browser(server)
     browser.open(f"{REDIRECT}?redirectUrl={CLIENT}%3Fa=b")

@@ -279,4 +279,4 @@ def test_nobody_registers_where_that_is_closed(tmp_path: Path, sqlite_database: 
     assert browser.status == 403
     assert "Nobody can register here" in browser.words
     metadata: dict[str, Any] = server.get("/_matrix/client/v1/auth_metadata").json
-    assert metadata["prompt_values_supported"] == []
+    assert metadata["prompt_values_supported"] == ["login"]

@@ -27,7 +27,7 @@ def test_what_clients_look_for_is_there(server: TestServer) -> None:
     assert {"query", "fragment"} <= set(found["response_modes_supported"])
     assert {"authorization_code", "refresh_token"} <= set(found["grant_types_supported"])
     assert found["code_challenge_methods_supported"] == ["S256"]
-    assert found["prompt_values_supported"] == ["create"]
+    assert found["prompt_values_supported"] == ["login", "create"]
     assert found["account_management_uri"] == BASE + "/_mahalla/account"
 
 

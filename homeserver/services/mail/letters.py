@@ -1,6 +1,7 @@
 """Letters that the server writes to people: what they say, in the reader's language, as text and as HTML.
 
-A letter names the server that it comes from, says why it was sent, and what to do if one did not ask for it.
+A letter names the server that it comes from, says why it was sent, and what to do if one did not ask for it. It loads nothing
+from anywhere: nobody learns who reads it, and a logo comes with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,12 @@ from typing import Final
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from homeserver.services.branding import Branding
 from homeserver.services.languages import Language
 
+LOGO: Final = "logo@letter"
+"""By what a letter names the picture that comes with it."""
+SHOWN_IN_LETTERS: Final = ("image/png", "image/jpeg", "image/gif")
 LINES: Final = SMTP.clone(max_line_length=200, cte_type="7bit")
 
 
@@ -64,8 +69,11 @@ class Digest(msgspec.Struct, frozen=True):
 class Letters:
     """Writes letters."""
 
-    def __init__(self, server_name: str, sender: str, app_name: str) -> None:
+    def __init__(self, server_name: str, sender: str, app_name: str, branding: Branding | None = None) -> None:
         """`sender`: the header `From`, an address with or without a name."""
+        self._branding = branding or Branding(server_name)
+        logo = self._branding.logo
+        self._logo = logo if logo is not None and logo.content_type in SHOWN_IN_LETTERS else None
         self._server_name = server_name
         self._app_name = app_name
         self.sender = sender
@@ -116,6 +124,34 @@ class Letters:
             remark=_("If it was not you, you need do nothing."),
         )
 
+    def account_waits(self, language: Language, user_id: str, link: str) -> Letter:
+        """To an administrator who is to approve new accounts."""
+        _ = language.gettext
+        name = {"server": self._server_name, "user": user_id}
+        return Letter(
+            _("A new account on %(server)s waits for approval") % name,
+            (
+                _(
+                    "The account %(user)s was made on %(server)s, and cannot be used before an administrator approves it."
+                )
+                % name,
+                _("Others may be waiting, too. While one waits, no further letters tell of the next for an hour."),
+            ),
+            link,
+            _("Look at the accounts that wait"),
+        )
+
+    def account_approved(self, language: Language, user_id: str, link: str) -> Letter:
+        """To somebody whose account may be used from now on."""
+        _ = language.gettext
+        name = {"server": self._server_name, "user": user_id}
+        return Letter(
+            _("Your account on %(server)s is approved") % name,
+            (_("From now on you can sign in as %(user)s, in an app of your choice.") % name,),
+            link,
+            _("How to sign in"),
+        )
+
     def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
         """The letter as it goes over the wire. Raises ValueError for a recipient that is no address."""
         message = self._begin(letter.subject, recipient, now)
@@ -141,9 +177,21 @@ class Letters:
         return message
 
     def _set_text(self, message: EmailMessage, language: Language, template: str, fields: Mapping[str, object]) -> None:
-        further = {"language": language, "app_name": self._app_name, "server": self._server_name, **fields}
+        further = {
+            "language": language,
+            "app_name": self._app_name,
+            "server": self._server_name,
+            "brand": self._branding,
+            "logo": "" if self._logo is None else f"cid:{LOGO}",
+            **fields,
+        }
         message.set_content(self._environment.get_template(f"{template}.txt").render(further))
         message.add_alternative(self._environment.get_template(f"{template}.html").render(further), subtype="html")
+        if self._logo is not None:
+            html = message.get_body(("html",))
+            assert isinstance(html, EmailMessage)
+            kind = self._logo.content_type.partition("/")[2]
+            html.add_related(self._logo.content, "image", kind, cid=f"<{LOGO}>", disposition="inline")
         message["Content-Language"] = language.tag
 
 

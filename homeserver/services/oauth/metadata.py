@@ -67,7 +67,7 @@ class OAuthMetadata:
             "grant_types_supported": [CODE_GRANT, REFRESH_GRANT, DEVICE_GRANT],
             "code_challenge_methods_supported": ["S256"],
             "authorization_response_iss_parameter_supported": True,
-            "prompt_values_supported": ["create"] if registration_open else [],
+            "prompt_values_supported": ["login", "create"] if registration_open else ["login"],
             "account_management_uri": base + ACCOUNT_PATH,
             "account_management_actions_supported": actions,
             "org.matrix.msc4191.account_management_uri": base + ACCOUNT_PATH,

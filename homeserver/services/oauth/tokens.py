@@ -146,7 +146,7 @@ class OAuthTokens:
     ) -> Granted | OAuthError:
         """Begin a session, in a write; `texts`: access token and refresh token, made outside of it."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
-        if account is None or account.deactivated_ts is not None or account.locked:
+        if account is None or account.deactivated_ts is not None or account.locked or account.awaiting_ts is not None:
             return _invalid("The account may not be used")
         session = self._sessions.prepare(
             user_id,

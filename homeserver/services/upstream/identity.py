@@ -79,6 +79,21 @@ class OfferedProviders(msgspec.Struct, frozen=True):
     """The providers that people may choose from, in the order in which they see them."""
 
     infos: tuple[ProviderInfo, ...] = ()
+    own_pages: bool = False
+    """Whether people may sign in on this server's own pages, for apps of the older API too."""
+
+    @property
+    def flow(self) -> dict[str, object] | None:
+        """`m.login.sso` as clients are told; None where it is not offered. spec: client-server-api#oauth-20-aware-clients"""
+        if not self.infos and not self.own_pages:
+            return None
+        flow: dict[str, object] = {"type": "m.login.sso"}
+        if self.infos:
+            flow["identity_providers"] = [provider.in_login for provider in self.infos]
+        if self.own_pages:
+            # before v1.18 the flag had the second name
+            flow |= {"oauth_aware_preferred": True, "org.matrix.msc3824.delegated_oidc_compatibility": True}
+        return flow
 
 
 class Departure(msgspec.Struct, frozen=True):
@@ -113,6 +128,7 @@ class Reason(Enum):
     """The account is linked to another person of the provider."""
     DEACTIVATED = "deactivated"
     LOCKED = "locked"
+    AWAITING_APPROVAL = "awaiting_approval"
     OTHER_PERSON = "other_person"
     """Somebody else signed in than the one who was to confirm."""
     UNKNOWN_PROVIDER = "unknown_provider"

@@ -258,20 +258,30 @@ class UpstreamSignIn:
         return AskName(flow_id, flow.purpose, self._info(flow).name, username, identity, error)
 
     async def _finish(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, browser: Browser) -> Step:
+        if (await self._account_store.get_accounts([user_id]))[user_id].awaiting_ts is not None:
+            raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved")
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
             return SignedIn(user_id, purpose.next, Origin(flow.provider, identity.subject, identity.session))
         assert isinstance(purpose, ForClient)
-        if any(is_beginning(known, purpose.redirect_url) for known in self._known_clients):
+        if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, purpose)
         asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
         return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
 
+    def is_known(self, redirect_url: str) -> bool:
+        """Whether a token goes to this address unasked."""
+        return any(is_beginning(known, redirect_url) for known in self._known_clients)
+
+    async def do_give_token(self, user_id: UserID, origin: Origin | None, redirect_url: str) -> str:
+        """Where the browser goes of somebody who has signed in, and agrees to go on to a client: with a token."""
+        return with_token(redirect_url, await self._login_tokens.do_give_to(user_id, origin))
+
     async def _leave(self, flow: Flow, identity: UpstreamIdentity, user_id: UserID, purpose: ForClient) -> Leave:
         origin = Origin(flow.provider, identity.subject, identity.session)
-        token = await self._login_tokens.do_give_to(user_id, origin)
+        where = await self.do_give_token(user_id, origin, purpose.redirect_url)
         self.log.info("{user} signs in with {provider}", user=localpart_of(user_id), provider=flow.provider)
-        return Leave(with_token(purpose.redirect_url, token))
+        return Leave(where)
 
     async def _confirm(self, purpose: ForConfirmation, user_id: str | None) -> Confirmed:
         operation = await self._uia.get_operation(purpose.uia_session)

@@ -1,0 +1,132 @@
+"""Options about the pages and letters that people see: whose they are, and in what colours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from homeserver.config.colours import DARK, ENOUGH, LIGHT, Ground, is_colour, least_contrast
+from homeserver.config.consent import UserConsent
+from homeserver.config.option import option, section
+
+LARGEST_LOGO: Final = 256 * 1024
+_BEGINNINGS: Final = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Logo:
+    """A picture that pages show."""
+
+    content: bytes
+    content_type: str
+
+
+def read_logo(path: Path) -> Logo:
+    """The picture in a file. Raises `ValueError`, with what is wrong with the file."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_LOGO + 1)
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    if len(content) > LARGEST_LOGO:
+        raise ValueError(f"is larger than {LARGEST_LOGO // 1024}K")
+    for beginning, content_type in _BEGINNINGS:
+        if content.startswith(beginning):
+            return Logo(content, content_type)
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return Logo(content, "image/webp")
+    if content.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<svg", b"<?xml", b"<!--")) and b"<svg" in content:
+        return Logo(content, "image/svg+xml")
+    raise ValueError("is no picture of a kind that browsers show: PNG, JPEG, GIF, WebP or SVG")
+
+
+def _check_name(name: str | None) -> str | None:
+    if name is None or (len(name.strip()) > 0 and len(name) <= 60 and name.isprintable()):
+        return None
+    return "must have 1 to 60 characters in one line"
+
+
+def _check_logo_url(url: str | None) -> str | None:
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "must be an https:// address"
+    # it stands in a header that separates with these signs
+    odd = not url.isascii() or not url.isprintable() or any(sign in url for sign in " ;,'\"")
+    wrong = odd or parts.scheme != "https" or not parts.hostname or parts.username is not None
+    return "must be an https:// address" if wrong else None
+
+
+def _check_colour(colour: str | None, ground: Ground, where: str) -> str | None:
+    if colour is None:
+        return None
+    if not is_colour(colour):
+        return "must be a colour such as #086f66"
+    ratio, on = least_contrast(colour, ground)
+    if ratio >= ENOUGH:
+        return None
+    found = int(ratio * 100) / 100  # rounding up would say that it is enough
+    return (
+        f"must have a contrast of at least {ENOUGH}:1 (WCAG AA) with {where}, so that people can read it: "
+        f"it has {found:.2f}:1 on {on}"
+    )
+
+
+def _check_light(colour: str | None) -> str | None:
+    return _check_colour(colour, LIGHT, "light pages")
+
+
+def _check_dark(colour: str | None) -> str | None:
+    return _check_colour(colour, DARK, "dark pages")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Branding:
+    """Whose pages and letters they are."""
+
+    name: str | None = option(
+        None,
+        "What the service is called on pages and in letters; `null`: the server's name.",
+        example="Example University",
+        check=_check_name,
+    )
+    logo: Path | None = option(
+        None,
+        "A file with a logo (PNG, JPEG, GIF, WebP or SVG, up to 256K). Letters carry it with them, but for SVG and WebP, "
+        "which mail programs do not show.",
+        example="logo.png",
+    )
+    logo_dark: Path | None = option(None, "The logo for dark pages, where it is another one.")
+    logo_url: str | None = option(
+        None,
+        "The https address of a logo, where there is no file. Its server learns who opens the pages; letters do without it.",
+        example="https://www.example.org/logo.png",
+        check=_check_logo_url,
+    )
+    colour: str | None = option(
+        None,
+        "The colour of links and buttons, as `#rrggbb`; `null`: that of this software. White text must be legible on it, "
+        "and the colour on white (a contrast of 4.5:1).",
+        example='"#1d4f91"',
+        check=_check_light,
+    )
+    colour_dark: str | None = option(
+        None,
+        "The same for people whose screen is dark; `null`: `colour`, lighter where need be.",
+        example='"#8ab4f8"',
+        check=_check_dark,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pages:
+    """Pages and letters."""
+
+    branding: Branding = section(Branding, "Whose pages and letters they are, and in what colours.")
+    user_consent: UserConsent = section(UserConsent, "What people agree to: terms of service, privacy.")

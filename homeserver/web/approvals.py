@@ -1,0 +1,109 @@
+"""The page where administrators see which new accounts wait, approve them, or close them. spec: MSC3866"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Final
+
+from twisted.logger import Logger
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import NotFound
+from federation.protocol.ids import UserID
+from homeserver.http.answers import Response
+from homeserver.services.approvals import APPROVALS_PATH, Approvals
+from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.deactivation import Deactivation
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+
+MOST_SHOWN: Final = 100
+
+
+class ApprovalsPage:
+    """The page."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        approvals: Approvals,
+        deactivation: Deactivation,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._approvals = approvals
+        self._deactivation = deactivation
+
+    async def answer(self, context: RequestContext, fields: Mapping[str, str] | None, done: str) -> Response:
+        """The page for an administrator, or what follows when a button of it was pressed."""
+        session = await self._sessions.get(context)
+        if session is None:
+            return see_other(sign_in_link(APPROVALS_PATH))
+        if not session.is_admin:
+            _ = self._pages.choose(context.languages).gettext
+            texts = [_("Sign in as an administrator of this server.")]
+            link = (_("Sign in"), sign_in_link(APPROVALS_PATH))
+            return self._pages.message(
+                context, _("This page is for administrators"), texts, HTTPStatus.FORBIDDEN, link=link
+            )
+        if fields is None:
+            return await self._page(context, session, done)
+        return await self._decide(session, UserID(fields.get("user_id", "")), fields.get("decision", ""))
+
+    async def _decide(self, session: BrowserSession, user_id: UserID, decision: str) -> Response:
+        waits = user_id in {each.user_id for each in await self._approvals.get_waiting(MOST_SHOWN)}
+        done = "gone"
+        try:
+            if waits and decision == "approve" and await self._approvals.do_approve(user_id):
+                done = "approved"
+            elif waits and decision == "decline":
+                await self._deactivation.do_deactivate(user_id, erase=True)
+                done = "declined"
+        except NotFound:
+            done = "gone"
+        self.log.info("{admin}: {user_id} is {done}", admin=session.user_id, user_id=user_id, done=done)
+        return see_other(f"{APPROVALS_PATH}?done={done}")
+
+    async def _page(self, context: RequestContext, session: BrowserSession, done: str) -> Response:
+        language = self._pages.choose(context.languages)
+        _ = language.gettext
+        told = {
+            "approved": _("The account is approved."),
+            "declined": _("The account is closed."),
+            "gone": _("This account does not wait any more."),
+        }
+        token = self._forms.token(context)
+        shown: dict[str, object] = {
+            "path": APPROVALS_PATH,
+            "sign_out_path": SIGN_OUT_PATH,
+            "here": APPROVALS_PATH,
+            "form_token": token.text,
+            "user_id": session.user_id,
+            "waiting": [
+                (each, datetime.fromtimestamp(each.since_ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC"))
+                for each in await self._approvals.get_waiting(MOST_SHOWN)
+            ],
+            "done": told.get(done, ""),
+        }
+        return self._pages.make("approvals.html", language, shown, cookies=token.cookies)
+
+
+@endpoint("GET", APPROVALS_PATH, auth=Auth.NONE)
+async def get_approvals(page: ApprovalsPage, context: RequestContext, *, done: str = "") -> Response:
+    """Who waits."""
+    return await page.answer(context, None, done)
+
+
+@endpoint("POST", APPROVALS_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_approvals(
+    page: ApprovalsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """An administrator has decided."""
+    fields = forms.read(context, body)
+    return pages.stale_form(context) if fields is None else await page.answer(context, fields, "")

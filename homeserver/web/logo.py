@@ -1,0 +1,35 @@
+"""The operator's logo, for the pages."""
+
+from typing import Final
+
+from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.errors import NotFound
+from homeserver.config.pages import Logo
+from homeserver.http.answers import Response
+from homeserver.services.branding import LOGO_DARK_PATH, LOGO_PATH
+from homeserver.web.pages import Pages
+
+_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "public, max-age=3600",
+    # an SVG that somebody opens by itself is a document: it runs nothing and loads nothing
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+}
+
+
+@endpoint("GET", LOGO_PATH, auth=Auth.NONE)
+async def get_logo(pages: Pages) -> Response:
+    """The picture."""
+    return _answer(pages.branding.logo)
+
+
+@endpoint("GET", LOGO_DARK_PATH, auth=Auth.NONE)
+async def get_logo_dark(pages: Pages) -> Response:
+    """That for dark pages."""
+    return _answer(pages.branding.logo_dark)
+
+
+def _answer(logo: Logo | None) -> Response:
+    if logo is None:
+        raise NotFound("There is no logo")
+    return Response(200, {**_HEADERS, "Content-Type": logo.content_type}, logo.content)

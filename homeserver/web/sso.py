@@ -1,0 +1,119 @@
+"""The way of an app of the older API over the server's own pages: people sign in or register there, and go back with a token.
+
+Laws:
+- A token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
+- What the app asks for with `action` is where people begin: signing in, or making an account.
+
+spec: client-server-api#sso-client-loginauthentication, client-server-api#oauth-20-aware-clients
+"""
+
+from http import HTTPStatus
+from typing import Annotated, Final
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.protocol.errors import MatrixError
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.consents import Consents
+from homeserver.services.login_tokens import Origin
+from homeserver.services.registration import Registration
+from homeserver.services.sign_in import SignIn
+from homeserver.services.upstream.identity import Refused
+from homeserver.services.upstream.sign_in import UpstreamSignIn
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import explain
+from homeserver.web.register import register_link
+from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+from homeserver.web.terms import lead_to_terms
+from homeserver.web.upstream import UpstreamPages, shown_client
+
+SSO_PATH: Final = "/_mahalla/sso"
+REGISTER: Final = "register"
+
+
+class SSOPage:
+    """The page."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        sign_in: SignIn,
+        registration: Registration,
+        upstream: UpstreamSignIn,
+        upstream_pages: UpstreamPages,
+        consents: Consents,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._sign_in = sign_in
+        self._registration = registration
+        self._upstream = upstream
+        self._upstream_pages = upstream_pages
+        self._consents = consents
+
+    async def answer(self, context: RequestContext, redirect_url: str, action: str, *, agreed: bool) -> Response:
+        """The page that asks whether to go on to an app, or where the browser goes: to sign in or register first, or to the
+        app. `agreed`: somebody has pressed its button."""
+        try:
+            self._upstream.check_client(redirect_url)
+        except Refused as refused:
+            return self._upstream_pages.refuse(context, refused)
+        session = await self._sessions.get(context)
+        here = f"{SSO_PATH}?{urlencode({'redirectUrl': redirect_url})}"
+        if session is None:
+            registers = action == REGISTER and self._registration.is_open
+            return see_other(register_link(here) if registers else sign_in_link(here))
+        terms = await lead_to_terms(self._consents, session.user_id, here)
+        if terms is not None:
+            return terms
+        if agreed or self._upstream.is_known(redirect_url):
+            return await self._leave(context, session, redirect_url)
+        token = self._forms.token(context)
+        fields: dict[str, object] = {
+            "path": SSO_PATH,
+            "sign_out_path": SIGN_OUT_PATH,
+            "here": here,
+            "form_token": token.text,
+            "user_id": session.user_id,
+            "client": shown_client(redirect_url),
+            "redirect_url": redirect_url,
+        }
+        leads_to = (f"{urlsplit(redirect_url).scheme}:",)
+        language = self._pages.choose(context.languages)
+        return self._pages.make("sso.html", language, fields, cookies=token.cookies, leads_to=leads_to)
+
+    async def _leave(self, context: RequestContext, session: BrowserSession, redirect_url: str) -> Response:
+        language = self._pages.choose(context.languages)
+        try:
+            await self._sign_in.check_allowed(session.user_id, "browser", context.client_ip)
+        except MatrixError as error:
+            _ = language.gettext
+            return self._pages.message(
+                context, _("Signing in did not work"), [explain(error, language)], HTTPStatus.FORBIDDEN
+            )
+        origin = None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
+        return see_other(await self._upstream.do_give_token(session.user_id, origin, redirect_url))
+
+
+@endpoint("GET", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
+async def get_sso(
+    page: SSOPage, context: RequestContext, *, redirect_url: Annotated[str, Names("redirectUrl")] = "", action: str = ""
+) -> Response:
+    """Somebody comes from an app."""
+    return await page.answer(context, redirect_url, action, agreed=False)
+
+
+@endpoint("POST", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_BODY)
+async def post_sso(page: SSOPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes) -> Response:
+    """They go on to it."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    return await page.answer(context, fields.get("redirectUrl", ""), "", agreed=True)

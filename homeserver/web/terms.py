@@ -1,0 +1,201 @@
+"""The pages about terms of service: the documents, where somebody agrees to them, and the same within a registration.
+
+`GET /_mahalla/consent` is for who is signed in to the pages, or has a signed link, which apps show (`M_CONSENT_NOT_GIVEN`).
+A tick for each document, and nothing is ticked beforehand.
+
+spec: client-server-api#terms-of-service-at-registration, client-server-api#fallback
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import NotFound
+from federation.protocol.ids import UserID
+from homeserver.http.answers import Response
+from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.consents import CONSENT_PATH, Consents
+from homeserver.services.languages import Language
+from homeserver.services.own_paths import own_path
+from homeserver.services.policies import POLICY_PATH, Policies, Policy
+from homeserver.services.uia import UIA
+from homeserver.services.uia_stages import TERMS
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import AUTH_DONE, Pages, see_other
+from homeserver.web.sign_in import sign_in_link
+
+FALLBACK_PATH: Final = "/_matrix/client/v3/auth/m.login.terms/fallback/web"
+_TICK: Final = "agree_"
+
+
+def terms_fields(policies: Policies, owed: Sequence[Policy], language: Language) -> dict[str, object]:
+    """What the template `terms_fields.html` needs."""
+    documents = [(policy, policy.choose(language)) for policy in owed]
+    return {
+        "versions": policies.fingerprint,
+        "documents": [
+            {
+                "field": f"{_TICK}{policy.policy_id}",
+                "name": document.name,
+                "url": document.url,
+                "lang": document.code.replace("_", "-"),
+            }
+            for policy, document in documents
+        ],
+    }
+
+
+def find_objection(policies: Policies, owed: Sequence[Policy], fields: Mapping[str, str], language: Language) -> str:
+    """Why what was sent with those fields is no agreement; empty where it is one."""
+    _ = language.gettext
+    if fields.get("versions") != policies.fingerprint:
+        return _("The documents have changed since you opened this page. Please read them again.")
+    if any(fields.get(f"{_TICK}{policy.policy_id}") != "true" for policy in owed):
+        return _("To go on, you have to accept each of the documents.")
+    return ""
+
+
+async def lead_to_terms(consents: Consents, user_id: UserID, here: str) -> Response | None:
+    """To the page, and from there back `here`, for who has not agreed to the documents of now."""
+    if not await consents.get_owed(user_id):
+        return None
+    return see_other(f"{CONSENT_PATH}?{urlencode({'next': here})}")
+
+
+class TermsPage:
+    """The page where somebody agrees."""
+
+    def __init__(self, pages: Pages, forms: Forms, sessions: BrowserSessions, consents: Consents, uia: UIA) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._consents = consents
+        self._uia = uia
+
+    async def answer(
+        self, context: RequestContext, given: Mapping[str, str], fields: Mapping[str, str] | None
+    ) -> Response:
+        """The page, or what follows when it was sent with `fields`. `given`: `user`, `signature`, `next`."""
+        user, signature = given.get("user", ""), given.get("signature", "")
+        next_path = own_path(given.get("next", ""), "")
+        signed = bool(user) and self._consents.is_signed(user, signature)
+        if signed:
+            user_id = UserID(user)
+        else:
+            session = await self._sessions.get(context)
+            if session is None:
+                return see_other(sign_in_link(f"{CONSENT_PATH}?{urlencode({'next': next_path})}"))
+            user_id = session.user_id
+        language = self._pages.choose(context.languages)
+        owed = await self._consents.get_owed(user_id)
+        problem = ""
+        if fields is not None and owed:
+            problem = find_objection(self._consents.policies, owed, fields, language)
+            if not problem:
+                await self._consents.do_agree(user_id, context.client_ip)
+                owed = ()
+        if not owed and next_path:
+            return see_other(next_path)
+        shown: dict[str, object] = {
+            "path": CONSENT_PATH,
+            "user": user if signed else "",
+            "signature": signature if signed else "",
+            "next_path": next_path,
+            "user_id": user_id,
+            "session": "",
+        }
+        return self._page(context, language, "ask" if owed else "done", owed, problem, shown)
+
+    async def answer_fallback(
+        self, context: RequestContext, session_id: str, fields: Mapping[str, str] | None
+    ) -> Response:
+        """The same within a registration, for apps that do not know this stage."""
+        language = self._pages.choose(context.languages)
+        operation = await self._uia.get_operation(session_id) if session_id and "\0" not in session_id else None
+        policies = self._consents.policies
+        if operation is None or operation.user_id is not None or not policies.all:
+            _ = language.gettext
+            texts = [_("Go back to your app and begin again there.")]
+            return self._pages.message(context, _("This page is too old"), texts, HTTPStatus.BAD_REQUEST)
+        problem = "" if fields is None else find_objection(policies, policies.all, fields, language)
+        shown: dict[str, object] = {"path": FALLBACK_PATH, "session": session_id, "user_id": ""}
+        shown |= {"user": "", "signature": "", "next_path": ""}
+        if fields is None or problem:
+            return self._page(context, language, "ask", policies.all, problem, shown)
+        await self._uia.do_agree(session_id, TERMS)
+        return self._page(context, language, "done", (), "", shown, script=AUTH_DONE)
+
+    def _page(
+        self,
+        context: RequestContext,
+        language: Language,
+        state: str,
+        owed: Sequence[Policy],
+        problem: str,
+        shown: dict[str, object],
+        *,
+        script: str = "",
+    ) -> Response:
+        token = self._forms.token(context)
+        everything = owed or self._consents.policies.all
+        fields = {
+            **shown,
+            **terms_fields(self._consents.policies, everything, language),
+            "state": state,
+            "problem": problem,
+            "form_token": token.text,
+        }
+        status = HTTPStatus.BAD_REQUEST if problem else HTTPStatus.OK
+        return self._pages.make("terms.html", language, fields, status, cookies=token.cookies, script=script)
+
+
+@endpoint("GET", CONSENT_PATH, auth=Auth.NONE)
+async def get_consent(
+    page: TermsPage, context: RequestContext, *, user: str = "", signature: str = "", next: str = ""
+) -> Response:
+    """The documents, with a tick for each."""
+    return await page.answer(context, {"user": user, "signature": signature, "next": next}, None)
+
+
+@endpoint("POST", CONSENT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_consent(
+    page: TermsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """They were ticked, or not."""
+    fields = forms.read(context, body)
+    return pages.stale_form(context) if fields is None else await page.answer(context, fields, fields)
+
+
+@endpoint("GET", FALLBACK_PATH, "/_matrix/client/r0/auth/m.login.terms/fallback/web", auth=Auth.NONE)
+async def get_terms_fallback(page: TermsPage, context: RequestContext, *, session: str = "") -> Response:
+    """The documents, for who registers in an app that does not know the stage."""
+    return await page.answer_fallback(context, session, None)
+
+
+@endpoint("POST", FALLBACK_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_terms_fallback(
+    page: TermsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """They were ticked, or not."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    return await page.answer_fallback(context, fields.get("session", ""), fields)
+
+
+@endpoint("GET", POLICY_PATH, auth=Auth.NONE)
+async def get_policy(
+    consents: Consents, pages: Pages, context: RequestContext, *, policy_id: str, version: str, code: str
+) -> Response:
+    """The text of a document that this server has."""
+    document = consents.policies.find(policy_id, version, code)
+    if document is None:
+        raise NotFound("There is no such document")
+    fields: dict[str, object] = {
+        "document": document,
+        "document_lang": document.code.replace("_", "-"),
+        "version": version,
+    }
+    return pages.make("policy.html", pages.choose(context.languages), fields)

@@ -1,0 +1,130 @@
+"""The way to an account in a real browser: terms of service, an administrator who approves, branding; in two languages.
+
+One server and one browser for the file; see `tests/helpers/visitor.py`.
+"""
+
+import json
+from collections.abc import Iterator
+from urllib.request import Request, urlopen
+
+import pytest
+from playwright.sync_api import Browser
+
+from homeserver.services.registration import Wish
+from homeserver.services.shared_secret_registration import compute_mac
+from storage.database import SQLiteConfig
+from tests.helpers.images import picture
+from tests.helpers.real_server import RealServer, running_server
+from tests.helpers.visitor import SECONDS, Letters, Visitor, confirm_address
+
+SECRET = "a secret for tests"
+UZBEK = """# Umumiy qoidalar
+
+Xizmatdan faqat o‘qish va ish uchun foydalaning.
+
+- Parolingizni hech kimga bermang.
+- Boshqalarga hurmat bilan munosabatda bo‘ling.
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int]) -> Iterator[RealServer]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "logo.png").write_bytes(picture(64, 64))
+    (folder / "shartlar.txt").write_text(UZBEK, encoding="utf-8")
+    configuration = {
+        "email": {"smtp_host": "127.0.0.1", "smtp_port": letters[1], "notif_from": "server@example.org"},
+        "rc_3pid_validation": {"per_second": 1000, "burst_count": 1000},
+        "registration_shared_secret": SECRET,
+        "registration_requires_approval": True,
+        "registration_approval_letters": {"admin@example.org": "ru"},
+        "registrations_require_3pid": ["email"],
+        "allowed_local_3pids": [{"medium": "email", "pattern": "[^@]+@example[.]org"}],
+        "branding": {"name": "Namuna universiteti", "logo": "logo.png", "colour": "#7a2e00"},
+        "user_consent": {
+            "block_events_error": "%(consent_uri)s",
+            "policies": {
+                "terms": {
+                    "version": "1.0",
+                    "documents": {
+                        "uz": {"name": "Foydalanish shartlari", "path": "shartlar.txt"},
+                        "ru": {"name": "Условия использования", "url": "https://example.org/terms-ru"},
+                    },
+                }
+            },
+        },
+    }
+    database = SQLiteConfig(str(folder / "homeserver.db"))
+    with running_server(folder, database, baseurl=True, configuration=configuration) as server:
+        yield server
+
+
+def make_administrator(url: str) -> None:
+    path = f"{url}/_synapse/admin/v1/register"
+    with urlopen(path, timeout=SECONDS) as answer:
+        nonce = json.load(answer)["nonce"]
+    mac = compute_mac(SECRET, nonce, Wish(username="root", password="wonderland", is_admin=True))
+    body = {"nonce": nonce, "username": "root", "password": "wonderland", "admin": True, "mac": mac}
+    request = Request(path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=SECONDS) as answer:
+        assert json.load(answer)["user_id"] == "@root:localhost"
+
+
+def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tuple[Letters, int]) -> None:
+    size = {"width": 360, "height": 740}
+    alice = Visitor(chromium, served, "uz", viewport=size, color_scheme="dark", is_mobile=True)
+    alice.open("/")
+    alice.look()
+    alice.open("/_mahalla/register")
+    assert alice.page.inner_text("header") == "Namuna universiteti"
+    alice.fill(address="alice@elsewhere.example")
+    assert "Tashkilotingiz pochtasini" in alice.page.inner_text("[role=alert]")
+    alice.fill(address="alice@example.org")
+    confirm_address(alice, letters[0], 1)
+    links = alice.page.locator("a[hreflang=uz]")
+    assert links.inner_text() == "Foydalanish shartlari"
+    document = links.get_attribute("href")
+    assert document is not None
+    alice.page.check("[name=agree_terms]")
+    alice.fill(name="alice", password="wonderland", password_again="wonderland")
+    assert alice.page.inner_text("h1") == "Hisobingiz yaratildi va tasdiqlanishini kutmoqda"
+    alice.look()
+    alice.open("/_mahalla/account")
+    alice.fill(name="alice", password="wonderland")
+    assert "ma’muri ko‘rib chiqadi" in alice.page.inner_text("[role=alert]")
+    alice.look()
+
+    make_administrator(served.url)
+    root = Visitor(chromium, served, "ru")
+    root.wait_for_letters(letters[0], 2)
+    assert letters[0].links[1].endswith("/_mahalla/approvals")
+    root.open(letters[0].links[1])
+    root.fill(name="root", password="wonderland")
+    assert "@alice:localhost" in root.page.inner_text("main")
+    root.look()
+    root.page.click("summary")
+    root.look()
+    root.press("button[value=approve]")
+    assert root.page.inner_text("[role=status]") == "Учётная запись подтверждена."
+    root.look()
+
+    # who was not asked at first is asked before an app is let in, and finds the page by the account page, too
+    root.open("/_mahalla/account")
+    root.look()
+    root.press("a[href$='/_mahalla/consent']")
+    assert root.page.locator("a[hreflang=ru]").inner_text() == "Условия использования"
+    root.look()
+    root.page.focus("[name=agree_terms]")
+    root.page.keyboard.press("Space")
+    root.press("form.fields button")
+    assert root.page.inner_text("h1") == "Спасибо"
+    root.look()
+
+    alice.wait_for_letters(letters[0], 3)
+    alice.open("/_mahalla/account")
+    alice.fill(name="alice", password="wonderland")
+    assert alice.page.inner_text("h1") == "Hisobingiz"
+    alice.look()
+    alice.open(document)
+    assert alice.page.inner_text("h1") == "Foydalanish shartlari"
+    alice.look()

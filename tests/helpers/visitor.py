@@ -1,0 +1,123 @@
+"""Somebody with a real browser (Debian's Chromium), and the mail server that their letters come from.
+
+axe looks at each page for what people with a screen reader or a keyboard would stumble over. With the environment variable
+`MAHALLA_SCREENSHOTS`, a folder gets a picture of each page.
+"""
+
+import os
+import re
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from pathlib import Path
+from typing import Any
+
+from aiosmtpd.smtp import Envelope
+from playwright.sync_api import Browser, Page
+
+from tests.helpers.real_server import RealServer
+
+AXE = Path(__file__).parents[2] / ".cache" / "js" / "node_modules" / "axe-core" / "axe.min.js"
+APP = "https://app.example.com/"
+SECONDS = 60
+
+
+class Letters:
+    """A mail server on this machine."""
+
+    def __init__(self) -> None:
+        self.links: list[str] = []
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:
+        letter = message_from_bytes(envelope.original_content or b"", policy=default)
+        assert isinstance(letter, EmailMessage)
+        text = letter.get_body(("plain",))
+        assert text is not None
+        self.links += re.findall(r"http://127\.0\.0\.1:\S+", text.get_content())
+        return "250 taken"
+
+
+class Visitor:
+    """Somebody with a browser, in a language."""
+
+    def __init__(self, browser: Browser, server: RealServer, locale: str, **options: Any) -> None:
+        self.url = server.url
+        self.locale = locale
+        self._context = browser.new_context(locale=locale, **options)
+        self.page = self._new_page()
+        self._pictures = 0
+
+    def _new_page(self) -> Page:
+        page = self._context.new_page()
+        page.set_default_timeout(SECONDS * 1000)
+        page.on("console", self._hear)
+        return page
+
+    def _hear(self, message: Any) -> None:
+        assert "Content Security Policy" not in message.text, message.text
+
+    def open(self, path: str) -> None:
+        self.page.goto(path if "://" in path else self.url + path)
+
+    def look(self) -> None:
+        """Let axe look at the page."""
+        folder = os.environ.get("MAHALLA_SCREENSHOTS")
+        if folder:
+            self._pictures += 1
+            self.page.screenshot(path=f"{folder}/{self.locale}-{self._pictures:02}.png", full_page=True)
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = self.page.evaluate("axe.run()")
+        faults = [
+            (fault["id"], fault["help"], [node["html"] for node in fault["nodes"]])
+            for fault in found["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+        assert faults == [], f"{self.page.url}: {faults}"
+
+    def fill(self, button: str = "form.fields button", **fields: str) -> None:
+        """Look at the page, fill in a form, and send it with the keyboard."""
+        self.look()
+        for name, value in fields.items():
+            self.page.fill(f"form.fields [name={name}]:not([type=hidden])", value)
+        self.page.focus(button)
+        with self.page.expect_navigation():
+            self.page.keyboard.press("Enter")
+
+    def decide(self, decision: str) -> None:
+        self.look()
+        self.press(f"button[value={decision}]")
+
+    def go_back_to_app(self) -> str:
+        """Allow what an app asks; where the browser goes then. There is no app on this machine, so the page is left, which
+        would still be turning into one that says so."""
+        self.look()
+        with self.page.expect_request(f"{APP}**") as asked:
+            self.page.click("button[value=allow]")
+        sent = asked.value.redirected_from
+        response = None if sent is None else sent.response()
+        assert response is not None
+        location: str = response.headers["location"]
+        self.page.close()
+        self.page = self._new_page()
+        return location
+
+    def wait_for_letters(self, letters: Letters, number: int) -> None:
+        """Until so many letters with links have come."""
+        for _ in range(100):
+            if len(letters.links) >= number:
+                break
+            self.page.wait_for_timeout(100)
+
+    def press(self, what: str) -> None:
+        """Press a button or a link, and wait for what it leads to."""
+        with self.page.expect_navigation():
+            self.page.click(what)
+
+
+def confirm_address(visitor: Visitor, letters: Letters, number: int) -> None:
+    """Open the link of a letter, press its button, and go on from there."""
+    visitor.wait_for_letters(letters, number)
+    visitor.open(letters.links[number - 1])
+    visitor.look()
+    visitor.press("form button")
+    visitor.press("a.button")

@@ -1,0 +1,261 @@
+"""Accounts that wait until an administrator approves them (MSC3866)."""
+
+from pathlib import Path
+
+import pytest
+from joserfc import jwt
+from joserfc.jwk import OctKey
+
+from federation.protocol.ids import UserID
+from homeserver.services.registration import Wish
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.oauth import CONFIG as OAUTH
+from tests.helpers.oauth import Program
+from tests.helpers.server import TestServer, User
+
+WAITS = f"""{OAUTH}
+registration_requires_approval: true
+"""
+MAIL = f"""{WAITS}
+email: {{smtp_host: mail.example.org, notif_from: "server@example.org"}}
+rc_3pid_validation: *unlimited
+registration_approval_letters: {{admin@example.org: ru}}
+"""
+REGISTER = "/_matrix/client/v3/register"
+LOGIN = "/_matrix/client/v3/login"
+ERRCODE = "ORG.MATRIX.MSC3866_USER_AWAITING_APPROVAL"
+APPROVALS = "/_mahalla/approvals"
+DUMMY = {"type": "m.login.dummy"}
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, WAITS)
+
+
+def privileged(server: TestServer, name: str, *, is_admin: bool = False) -> None:
+    wish = Wish(username=name, password="wonderland", inhibit_login=True, is_admin=is_admin)
+    server.run(server.app.accounts.registration.do_register_privileged(wish))
+
+
+def wait(server: TestServer, name: str = "alice") -> UserID:
+    """An account that waits."""
+    answer = server.post(REGISTER, {"username": name, "password": "wonderland", "auth": DUMMY})
+    assert (answer.status, answer.errcode) == (403, ERRCODE), answer.body
+    return UserID(f"@{name}:example.org")
+
+
+def sign_in(server: TestServer, name: str) -> User:
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+    answer = server.post(LOGIN, login)
+    assert answer.status == 200, answer.body
+    return User(server, answer.json)
+
+
+def admin_browser(server: TestServer, languages: str = "en") -> Browser:
+    privileged(server, "root", is_admin=True)
+    browser = Browser(server, languages)
+    browser.open(APPROVALS)
+    browser.send("/_mahalla/sign_in", name="root", password="wonderland")
+    assert browser.path == APPROVALS
+    return browser
+
+
+def test_nobody_gets_in_who_waits(server: TestServer) -> None:
+    session = server.post(REGISTER, {"username": "alice", "password": "wonderland"}).json["session"]
+    wanted = {"username": "alice", "password": "wonderland", "auth": {**DUMMY, "session": session}}
+    for _ in range(2):  # a repeated request is told the same
+        answer = server.post(REGISTER, wanted)
+        assert (answer.status, answer.errcode) == (403, ERRCODE)
+        assert answer.json["approval_notice_medium"] == "m.none"
+        assert "access_token" not in answer.json
+    assert server.get(f"{REGISTER}/available?username=alice").errcode == "M_USER_IN_USE"
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    refused = server.post(LOGIN, login)
+    assert (refused.status, refused.errcode) == (403, ERRCODE)
+    assert server.post(LOGIN, {**login, "password": "wrong"}).errcode == "M_FORBIDDEN"
+    browser = Browser(server)
+    browser.open(Program(server).request())
+    browser.send("/_mahalla/sign_in", name="alice", password="wonderland")
+    assert browser.status == 403
+    assert "looks at your account first" in browser.words
+    browser.send("/_mahalla/sign_in", name="alice", password="wrong")
+    assert "looks at your account first" not in browser.words
+    assert server.run(server.app.accounts.store.get_accounts(["@alice:example.org"]))
+    assert server.run(server.app.accounts.device_store.get_devices(["@alice:example.org"])) == {}
+
+
+def test_who_is_not_in_the_directory_yet(tmp_path: Path, sqlite_database: Database) -> None:
+    config = f"{WAITS}user_directory: {{search_all_users: true}}\n"
+    server = TestServer(tmp_path, sqlite_database, config)
+    alice = wait(server)
+    privileged(server, "bob")
+    bob = sign_in(server, "bob")
+
+    async def update_directory() -> None:
+        for job in server.app.finding.jobs:
+            await job.step(100)
+
+    server.run(update_directory())
+    search = "/_matrix/client/v3/user_directory/search"
+    assert bob.post(search, {"search_term": "alice"}).json["results"] == []
+    server.run(server.app.accounts.approvals.do_approve(alice))
+    assert [each["user_id"] for each in bob.post(search, {"search_term": "alice"}).json["results"]] == [alice]
+
+
+def test_administrators_make_accounts_that_do_not_wait(server: TestServer) -> None:
+    privileged(server, "bob")
+    assert sign_in(server, "bob").get("/_matrix/client/v3/account/whoami").status == 200
+
+
+def test_the_page_for_administrators(server: TestServer) -> None:
+    alice, mallory = wait(server), wait(server, "mallory")
+    browser = admin_browser(server)
+    assert alice in browser.text
+    assert "2023-11-14" in browser.words
+    form = next(form for form in browser.page.forms if form.fields.get("user_id") == alice)
+    browser.post(APPROVALS, {**form.fields, "decision": "approve"})
+    assert "The account is approved." in browser.words
+    assert alice not in browser.text
+    assert sign_in(server, "alice").get("/_matrix/client/v3/account/whoami").status == 200
+    form = next(form for form in browser.page.forms if form.fields.get("user_id") == mallory)
+    browser.post(APPROVALS, {**form.fields, "decision": "decline"})
+    assert "The account is closed." in browser.words
+    assert "No account waits." in browser.words
+    login = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": "mallory"},
+        "password": "wonderland",
+    }
+    assert server.post(LOGIN, login).status == 403
+    # accounts that do not wait are not closed here, whatever a form says
+    browser.post(APPROVALS, {**form.fields, "user_id": alice, "decision": "decline"})
+    assert "does not wait any more" in browser.words
+    assert sign_in(server, "alice").get("/_matrix/client/v3/account/whoami").status == 200
+    browser.post(APPROVALS, {"user_id": alice, "decision": "approve"})
+    assert browser.status == 403
+
+
+def test_others_do_not_see_it(server: TestServer) -> None:
+    alice = wait(server)
+    privileged(server, "bob")
+    browser = Browser(server)
+    browser.open(APPROVALS)
+    browser.send("/_mahalla/sign_in", name="bob", password="wonderland")
+    assert browser.status == 403
+    assert alice not in browser.text
+    browser.open("/_mahalla/account")
+    token = browser.page.forms[0].fields["form_token"]
+    browser.post(APPROVALS, {"form_token": token, "user_id": alice, "decision": "approve"})
+    assert browser.status == 403
+    assert server.run(server.app.accounts.approvals.get_waiting(10))
+
+
+def confirm(server: TestServer, browser: Browser, address: str) -> None:
+    browser.open("/_mahalla/register")
+    browser.send("/_mahalla/register/letter", address=address)
+    letter = next(letter for to, letter in reversed(server.relay.letters) if to == address)
+    text = letter.get_body(("plain",))
+    assert text is not None
+    link = next(line for line in text.get_content().splitlines() if "confirm_email" in line)
+    other = Browser(server)
+    other.open(link.removeprefix("https://matrix.example.org"))
+    other.send("/_mahalla/confirm_email")
+    browser.send("/_mahalla/register")
+
+
+def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, MAIL)
+    browser = Browser(server, "uz")
+    confirm(server, browser, "alice@example.com")
+    server.relay.letters.clear()
+    browser.send("/_mahalla/register", name="alice", password="wonderland", password_again="wonderland")
+    assert browser.status == 200
+    assert "tasdiqlanganda sizga xat keladi" in browser.words.lower()
+    [(to, told)] = server.relay.letters
+    assert to == "admin@example.org"
+    assert "ждёт подтверждения" in told["Subject"]
+    html = told.get_body(("html",))
+    assert html is not None
+    assert 'href="https://matrix.example.org/_mahalla/approvals"' in html.get_content()
+    wait(server, "bob")
+    assert len(server.relay.letters) == 1  # alice still waits, and the page shows both
+    server.clock.advance(3601)
+    wait(server, "carol")
+    assert [to for to, _ in server.relay.letters] == [
+        "admin@example.org"
+    ] * 2  # nobody has waited for less than an hour
+
+    server.relay.letters.clear()
+    refused = server.post(
+        LOGIN,
+        {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"},
+    )
+    assert refused.json["approval_notice_medium"] == "m.email"
+    assert server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
+    [(to, letter)] = server.relay.letters
+    assert to == "alice@example.com"
+    assert "tasdiqlandi" in letter["Subject"]
+    assert not server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
+    assert len(server.relay.letters) == 1
+
+
+def test_first_rooms_are_joined_once_approved(tmp_path: Path, sqlite_database: Database) -> None:
+    config = f"{WAITS}auto_join_rooms: ['#all:example.org']\n"
+    server = TestServer(tmp_path, sqlite_database, config)
+    privileged(server, "root", is_admin=True)
+    root = sign_in(server, "root")
+    room = root.post("/_matrix/client/v3/createRoom", {"preset": "public_chat", "room_alias_name": "all"}).json[
+        "room_id"
+    ]
+    alice = wait(server)
+    members = f"/_matrix/client/v3/rooms/{room}/joined_members"
+    assert alice not in root.get(members).json["joined"]
+    server.run(server.app.accounts.approvals.do_approve(alice))
+    assert alice in root.get(members).json["joined"]
+
+
+def test_an_approval_is_withdrawn(server: TestServer) -> None:
+    privileged(server, "alice")
+    alice = sign_in(server, "alice")
+    server.run(server.app.accounts.approvals.do_withdraw(alice.user_id))
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    assert server.post(LOGIN, login).errcode == ERRCODE
+    assert [each.user_id for each in server.run(server.app.accounts.approvals.get_waiting(10))] == [alice.user_id]
+
+
+def test_the_administration_api(server: TestServer) -> None:
+    alice = wait(server)
+    privileged(server, "root", is_admin=True)
+    privileged(server, "bob")
+    root, bob = sign_in(server, "root"), sign_in(server, "bob")
+    assert root.get("/_mahalla/admin/v1/approvals").json == {
+        "waiting": [{"user_id": alice, "since_ts": 1_700_000_000_000, "emails": []}]
+    }
+    path = f"/_mahalla/admin/v1/users/{alice}/approval"
+    assert bob.put(path, {"approved": True}).errcode == "M_FORBIDDEN"
+    assert bob.get("/_mahalla/admin/v1/approvals").errcode == "M_FORBIDDEN"
+    assert root.put(path, {}).status == 400
+    assert root.put(path, {"approved": True}).json == {"approved": True}
+    assert sign_in(server, "alice").user_id == alice
+    assert root.put(path, {"approved": False}).status == 200
+    assert [each["user_id"] for each in root.get("/_mahalla/admin/v1/approvals").json["waiting"]] == [alice]
+    assert (
+        root.put("/_mahalla/admin/v1/users/@nobody:example.org/approval", {"approved": True}).errcode == "M_NOT_FOUND"
+    )
+    assert (
+        root.put("/_mahalla/admin/v1/users/@nobody:example.org/approval", {"approved": False}).errcode == "M_NOT_FOUND"
+    )
+
+
+def test_who_comes_with_a_token_of_elsewhere_waits_too(tmp_path: Path, sqlite_database: Database) -> None:
+    secret = "a secret of thirty-two bytes at least"
+    config = f"{WAITS}jwt_config: {{enabled: true, secret: '{secret}', algorithm: HS256}}\n"
+    server = TestServer(tmp_path, sqlite_database, config)
+    token = jwt.encode({"alg": "HS256"}, {"sub": "alice"}, OctKey.import_key(secret))
+    login = {"type": "org.matrix.login.jwt", "token": token}
+    for _ in range(2):
+        assert server.post(LOGIN, login).errcode == ERRCODE
+    server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
+    assert server.post(LOGIN, login).status == 200
