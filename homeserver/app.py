@@ -302,6 +302,7 @@ def build(
     )
     services: Sequence[object] = (
         *federation.edge.services,
+        accounts.application_passwords,
         accounts.audit,
         accounts.registration,
         accounts.sessions,

@@ -13,6 +13,7 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
+from homeserver.admin import application_passwords as admin_application_passwords
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
@@ -72,6 +73,7 @@ from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
 from homeserver.web import account as account_page
+from homeserver.web import application_passwords as application_passwords_page
 from homeserver.web import (
     authorize,
     confirm_email,
@@ -96,6 +98,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_application_passwords,
     admin_audit,
     admin_media,
     admin_pushers,
@@ -103,6 +106,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_data,
     account_moderation,
     account_page,
+    application_passwords_page,
     authorize,
     capabilities,
     confirm_email,

@@ -10,6 +10,7 @@ from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
@@ -25,6 +26,7 @@ from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
+from storage.application_passwords import ApplicationPasswordStore
 from storage.audit import AuditStore
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
@@ -73,6 +75,7 @@ class AccountParts:
         self.oauth_store = OAuthStore(database)
         self.device_grant_store = DeviceGrantStore(database)
         self.reset_store = CrossSigningResetStore(database)
+        program_store = ApplicationPasswordStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
@@ -95,6 +98,7 @@ class AccountParts:
                 self.device_grant_store,
                 self.reset_store,
             ],
+            ends_with_all_sessions=[program_store],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
@@ -103,8 +107,21 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store],
+            kept_by_session=[self.oauth_store, program_store],
             upstream=self.upstream_sessions,
+        )
+        application_passwords = config.sessions.application_passwords
+        self.application_passwords = ApplicationPasswords(
+            clock,
+            database,
+            program_store,
+            self.passwords,
+            self.secret_text,
+            self.sessions,
+            enabled=application_passwords.enabled,
+            in_login_flows=application_passwords.in_login_flows,
+            most=application_passwords.limit,
+            longest_ms=application_passwords.longest_lifetime,
         )
         passwords = config.sessions.password_config
         has_others = bool(config.upstream.ldap_providers) or self.plugins.check_passwords
@@ -116,6 +133,7 @@ class AccountParts:
             self.passwords,
             self.sessions,
             limiter,
+            self.application_passwords,
             server_name=server_name,
             password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,

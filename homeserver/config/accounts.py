@@ -90,6 +90,29 @@ class LoginFromSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationPasswords:
+    """Passwords for one program each, which people make on the account page."""
+
+    enabled: bool = option(
+        True,
+        "Whether people may make them, and programs sign in with them: bots and old clients that know nothing but a password, of "
+        "accounts that sign in with an identity provider. Who has one signs in without that provider.",
+    )
+    in_login_flows: bool = option(
+        False,
+        "Whether `GET /login` names the sign-in with a password where `password_config` has none for people. Some clients try "
+        "nothing that is not named; others then ask everybody for a password.",
+    )
+    limit: int = option(20, "How many an account may have.", minimum=1, maximum=1000)
+    longest_lifetime: Duration | None = option(
+        None,
+        "After how long each ends at the latest, with its sessions; `null`: people choose.",
+        minimum=1,
+        example="365d",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditRecords:
     """What is kept of sign-ins, failures and changes of accounts, for their owners and for administrators."""
 
@@ -147,6 +170,9 @@ class Sessions:
     )
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."
+    )
+    application_passwords: ApplicationPasswords = section(
+        ApplicationPasswords, "Passwords for programs that cannot sign in otherwise."
     )
     audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")

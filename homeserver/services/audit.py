@@ -28,6 +28,8 @@ class Happened(Enum):
     """A code or a refresh token came twice: its session ended."""
     APP_ALLOWED = "app_allowed"
     PASSWORD_CHANGED = "password_changed"
+    APPLICATION_PASSWORD_MADE = "application_password_made"
+    APPLICATION_PASSWORD_ENDED = "application_password_ended"
     ADDRESS_ADDED = "address_added"
     ADDRESS_REMOVED = "address_removed"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"

@@ -18,6 +18,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
 from federation.protocol.ids import DeviceID, RoomID, UserID
 from homeserver.services.accounts import Accounts
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.browser_sessions import BrowserSession
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.oauth.clients import Client, Clients
@@ -84,6 +85,7 @@ class OwnAccount:
         deactivation: Deactivation,
         account_data: AccountDataStore,
         rooms: RoomMemberships,
+        programs: ApplicationPasswords,
     ) -> None:
         self._clock = clock
         self._database = database
@@ -98,6 +100,12 @@ class OwnAccount:
         self._deactivation = deactivation
         self._account_data = account_data
         self._rooms = rooms
+        self._programs = programs
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether people make passwords for programs."""
+        return self._programs.enabled
 
     async def look(self, user_id: UserID) -> Overview:
         """What there is, the devices that were seen last first."""
@@ -181,6 +189,15 @@ class OwnAccount:
                     "app": None if device.client is None else device.client.name,
                 }
                 for device in overview.devices
+            ],
+            "application_passwords": [
+                {
+                    "name": row.name,
+                    "created_ts": row.created_ts,
+                    "expires_ts": row.expires_ts,
+                    "last_used_ts": row.used_ts,
+                }
+                for row in await self._programs.get_passwords(user_id)
             ],
             "joined_rooms": rooms,
             "account_data": {type_: msgspec.Raw(content) for type_, content in data.everywhere.items()},

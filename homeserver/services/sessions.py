@@ -105,11 +105,13 @@ class Sessions:
         *,
         lifetimes: Lifetimes | None = None,
         ends_with_sessions: Sequence[EndsWithSessions] = (),
+        ends_with_all_sessions: Sequence[EndsWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
         upstream: UpstreamSessionStore | None = None,
     ) -> None:
-        """`ends_with_sessions`: goes when all sessions of a user do; `kept_by_device`: goes with a device;
+        """`ends_with_sessions`: goes when all sessions of a user do, and when the account is locked;
+        `ends_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
         `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
         providers devices were signed in."""
         self._clock = clock
@@ -119,6 +121,7 @@ class Sessions:
         self._devices = devices
         self._tokens = tokens
         self._ends_with_sessions = tuple(ends_with_sessions)
+        self._ends_with_all_sessions = tuple(ends_with_all_sessions)
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = (*kept_by_device, *([] if upstream is None else [upstream]))
         self._upstream = upstream
@@ -303,6 +306,8 @@ class Sessions:
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
         self.remove_ways_in(txn, user_id)
+        for store in self._ends_with_all_sessions:
+            store.remove_user(txn, user_id)
         self._accounts.set_account_changed(txn, user_id)
 
     def remove_ways_in(self, txn: WriteTransaction, user_id: str) -> None:

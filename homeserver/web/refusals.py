@@ -15,7 +15,9 @@ from federation.protocol.errors import (
     UserSuspended,
     WeakPassword,
 )
+from homeserver.services.application_passwords import NameTaken, TooMany
 from homeserver.services.languages import Language
+from homeserver.services.own_account import WrongProof
 
 
 class PasswordsDiffer(MatrixError):
@@ -26,6 +28,12 @@ def explain(error: MatrixError, language: Language) -> str:
     """A sentence or two in the reader's language; the text of the error itself for one that pages do not expect."""
     _ = language.gettext
     match error:
+        case WrongProof():
+            return _("The password is wrong.")
+        case NameTaken():
+            return _("You have a password of this name already. Choose another name.")
+        case TooMany():
+            return _("You have as many passwords for programs as you may have. End one that you no longer need.")
         case LimitExceeded():
             wait = error.fields.get("retry_after_ms")
             minutes = max(1, -(-wait // 60000)) if isinstance(wait, int) else 1
