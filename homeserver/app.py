@@ -305,6 +305,7 @@ def build(
         accounts.application_passwords,
         accounts.audit,
         accounts.registration,
+        accounts.renewals,
         accounts.sessions,
         accounts.shared_secret_registration,
         accounts.sign_in,

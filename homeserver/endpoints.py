@@ -13,6 +13,7 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
+from homeserver.admin import account_validity as admin_account_validity
 from homeserver.admin import application_passwords as admin_application_passwords
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import federation_policy, register
@@ -22,6 +23,7 @@ from homeserver.client import (
     account,
     account_data,
     account_moderation,
+    account_validity,
     capabilities,
     dehydrated_devices,
     delayed_events,
@@ -79,6 +81,7 @@ from homeserver.web import (
     confirm_email,
     landing,
     link,
+    renew_account,
     reset_password,
     sign_in,
     unsubscribe,
@@ -98,6 +101,7 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_account_validity,
     admin_application_passwords,
     admin_audit,
     admin_media,
@@ -106,6 +110,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_data,
     account_moderation,
     account_page,
+    account_validity,
     application_passwords_page,
     authorize,
     capabilities,
@@ -142,6 +147,7 @@ SOURCES: tuple[ModuleType, ...] = (
     registration,
     relations,
     rendezvous,
+    renew_account,
     reports,
     reset_password,
     room_creation,

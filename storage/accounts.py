@@ -31,6 +31,8 @@ class AccountRow:
     suspended: bool = False
     user_type: str | None = None
     appservice_id: str | None = None
+    expires_ts: int | None = None
+    """Until when it is good, where accounts end."""
 
 
 class AccountStore:
@@ -47,7 +49,7 @@ class AccountStore:
         """As `get_accounts`, in a transaction."""
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id FROM accounts WHERE user_id IN {keys}",
+            " user_type, appservice_id, expires_ts FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
         return {
@@ -63,6 +65,7 @@ class AccountStore:
                 suspended=bool(row[8]),
                 user_type=row[9],
                 appservice_id=row[10],
+                expires_ts=row[11],
             )
             for row in rows
         }

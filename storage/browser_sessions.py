@@ -18,6 +18,7 @@ class BrowserSessionRow:
     suspended: bool
     origin: str | None = None
     """JSON: the sign-in at an identity provider by which they came, if any."""
+    account_expires_ts: int | None = None
 
 
 class BrowserSessionStore:
@@ -31,14 +32,14 @@ class BrowserSessionStore:
 
         def read(txn: Transaction) -> BrowserSessionRow | None:
             row = txn.query_one(
-                "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin"
+                "SELECT b.user_id, b.proved_ts, b.expires_ts, a.is_admin, a.suspended, b.origin, a.expires_ts"
                 " FROM browser_sessions b JOIN accounts a ON a.user_id = b.user_id"
                 " WHERE b.token_hash = ? AND b.expires_ts > ? AND a.deactivated_ts IS NULL AND a.locked = 0",
                 (token_hash, now),
             )
             if row is None:
                 return None
-            return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5])
+            return BrowserSessionRow(row[0], row[1], row[2], bool(row[3]), bool(row[4]), row[5], row[6])
 
         return await self._database.read_quickly("get_browser_session", read)
 

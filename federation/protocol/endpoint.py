@@ -115,6 +115,8 @@ class Requester:
     appservice_id: str | None = None
     is_locked: bool = False
     is_suspended: bool = False
+    is_expired: bool = False
+    """The account is past its day."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
     rate_limited: bool = True
@@ -179,6 +181,7 @@ class Endpoint:
     cancellable: bool = False
     while_locked: bool = False
     while_suspended: bool = False
+    while_expired: bool = False
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
@@ -201,6 +204,7 @@ def endpoint(
     cancellable: bool | None = None,
     while_locked: bool = False,
     while_suspended: bool | None = None,
+    while_expired: bool = False,
     long_poll: bool = False,
     resource: str = "client",
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
@@ -212,6 +216,7 @@ def endpoint(
     `cancellable`: the handler is cancelled when its client goes away; by default GETs and long polls are.
     `while_locked`: an account that is locked may do this (log out).
     `while_suspended`: a suspended account may do this; by default it may GET and nothing else.
+    `while_expired`: an account past its day may do this (be renewed, log out).
     `long_poll`: it may wait for long, which is nothing for the log of slow requests.
     `resource`: the group of endpoints that a listener serves or not (`listeners[].resources[].names`).
     """
@@ -228,6 +233,7 @@ def endpoint(
             cancellable=(reads or long_poll) if cancellable is None else cancellable,
             while_locked=while_locked,
             while_suspended=reads if while_suspended is None else while_suspended,
+            while_expired=while_expired,
             long_poll=long_poll,
             resource=resource,
             cost=cost,

@@ -10,6 +10,7 @@ from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
@@ -18,6 +19,7 @@ from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
+from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
@@ -25,6 +27,7 @@ from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import DummyStage, EmailStage, PasswordStage, RegistrationTokenStage, SSOStage
 from storage.account_data import AccountDataStore
+from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
 from storage.application_passwords import ApplicationPasswordStore
 from storage.audit import AuditStore
@@ -81,7 +84,12 @@ class AccountParts:
         self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
-        self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
+        account_validity = config.sessions.account_validity
+        self.validity = AccountValidity(clock, enabled=account_validity.enabled)
+        self.validity_store = AccountValidityStore(database, self.store)
+        self.access_tokens = AccessTokens(
+            clock, database, token_store, self.store, database.streams, self.last_seen, validity=self.validity
+        )
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
             clock,
@@ -109,6 +117,21 @@ class AccountParts:
             ],
             kept_by_session=[self.oauth_store, program_store],
             upstream=self.upstream_sessions,
+            validity=self.validity,
+        )
+        self.renewals = Renewals(
+            clock,
+            database,
+            self.validity_store,
+            mail.threepids,
+            self.secret_text,
+            self.validity,
+            mail.languages,
+            mail.outbox,
+            period_ms=account_validity.period,
+            renew_at_ms=account_validity.renew_at,
+            subject=account_validity.renew_email_subject,
+            base_url=config.name.public_baseurl or "",
         )
         application_passwords = config.sessions.application_passwords
         self.application_passwords = ApplicationPasswords(
@@ -139,6 +162,7 @@ class AccountParts:
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             own_passwords=passwords.localdb_enabled,
             plugins=self.plugins,
+            validity=self.validity,
         )
         stages: list[Stage] = [
             DummyStage(),

@@ -51,6 +51,7 @@ class PeopleParts:
         mail: MailParts,
     ) -> None:
         self._propagation = rooms.propagation
+        self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
             clock,
@@ -68,6 +69,7 @@ class PeopleParts:
                 OpenIDTokenStore(database),
                 accounts.pusher_store,
                 PushOutcomeStore(database),
+                accounts.validity_store,
             ],
         )
         self.accounts = Accounts(
@@ -127,7 +129,11 @@ class PeopleParts:
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
-        return (Job("carry_profiles", self._propagation.do_resume, 60.0),)
+        return (
+            Job("carry_profiles", self._propagation.do_resume, 60.0),
+            Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
+            Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
+        )
 
     def resume_arrivals(self) -> None:
         """Let accounts that were made before a restart come into their first rooms."""

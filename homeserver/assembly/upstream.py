@@ -79,6 +79,7 @@ class UpstreamParts:
             rooms.profiles,
             UpstreamPictures(web, files.repository, rooms.profiles),
             server_name=ServerName(config.server_name),
+            validity=accounts.validity,
         )
         oidc = tuple(
             OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)

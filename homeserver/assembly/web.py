@@ -51,7 +51,9 @@ class WebParts:
         self.cookies = Cookies(config.name.public_baseurl)
         self.pages = Pages(mail.languages, config.server_name)
         self.forms = Forms(self.cookies, accounts.secret_text)
-        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        self.sessions = BrowserSessions(
+            clock, database, accounts.browser_store, accounts.secret_text, self.cookies, validity=accounts.validity
+        )
         devices = UpstreamDevices(database, accounts.upstream_sessions)
         buttons = UpstreamButtons(config.upstream.buttons)
         sign_in_page = SignInPage(
@@ -77,6 +79,7 @@ class WebParts:
             AccountDataStore(database),
             rooms.room_memberships,
             accounts.application_passwords,
+            accounts.validity,
         )
         landing = LandingPage(
             self.pages,

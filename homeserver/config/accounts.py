@@ -69,6 +69,34 @@ class PasswordConfig:
     policy: PasswordPolicy = section(PasswordPolicy, "Rules for new passwords.")
 
 
+def _check_subject(subject: str) -> str | None:
+    return None if subject.isprintable() and subject.strip() else "must be one line of text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountValidity:
+    """Accounts that are good for a time, and are renewed."""
+
+    enabled: bool = option(False, "Whether accounts end. What is past its day can be used again once it is renewed.")
+    period: Duration | None = option(
+        None, "For how long a new or renewed account is good. Needed with `enabled`.", minimum=3_600_000, example="180d"
+    )
+    renew_at: Duration | None = option(
+        None,
+        "How long before the end its owner gets a letter with a link that renews the account; `null`: nobody does, and "
+        "administrators renew accounts. It needs `email` and `public_baseurl`.",
+        minimum=60_000,
+        example="2w",
+    )
+    renew_email_subject: str | None = option(
+        None,
+        "The subject of that letter, in these words for everybody; `%(app)s` stands for `email.app_name`. `null`: in the reader's "
+        "language.",
+        check=_check_subject,
+        example="Renew your %(app)s account",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UIAuth:
     """Confirming who one is."""
@@ -176,4 +204,5 @@ class Sessions:
     )
     audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
+    account_validity: AccountValidity = section(AccountValidity, "Accounts that end.")
     ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

@@ -33,6 +33,8 @@ class Happened(Enum):
     ADDRESS_ADDED = "address_added"
     ADDRESS_REMOVED = "address_removed"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"
+    RENEWED = "renewed"
+    """Its end was moved, by its owner or by an administrator."""
     LOCKED = "locked"
     UNLOCKED = "unlocked"
     SUSPENDED = "suspended"

@@ -17,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
 from federation.protocol.ids import DeviceID, RoomID, UserID
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.browser_sessions import BrowserSession
@@ -65,6 +66,8 @@ class Overview:
     devices: Sequence[OwnDevice]
     addresses: Sequence[str]
     has_password: bool
+    ends_ts: int | None
+    """Until when the account is good, where accounts end."""
 
 
 class OwnAccount:
@@ -86,6 +89,7 @@ class OwnAccount:
         account_data: AccountDataStore,
         rooms: RoomMemberships,
         programs: ApplicationPasswords,
+        validity: AccountValidity,
     ) -> None:
         self._clock = clock
         self._database = database
@@ -101,6 +105,7 @@ class OwnAccount:
         self._account_data = account_data
         self._rooms = rooms
         self._programs = programs
+        self._validity = validity
 
     @property
     def has_programs(self) -> bool:
@@ -117,6 +122,7 @@ class OwnAccount:
             devices=await self._with_clients(user_id, rows),
             addresses=[row.address for row in await self._threepids.get_threepids(user_id)],
             has_password=account.password_hash is not None,
+            ends_ts=self._validity.end_of(account.expires_ts),
         )
 
     async def _with_clients(self, user_id: UserID, rows: Sequence[DeviceRow]) -> Sequence[OwnDevice]:
@@ -177,6 +183,7 @@ class OwnAccount:
         return {
             "user_id": user_id,
             "created_ts": account.created_ts,
+            "expires_ts": overview.ends_ts,
             "profile": await self._profiles.get_profile(user_id),
             "addresses": overview.addresses,
             "devices": [

@@ -30,6 +30,7 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
@@ -83,9 +84,11 @@ class SignIn:
         password_confirmation: bool = True,
         own_passwords: bool = True,
         plugins: Plugins | None = None,
+        validity: AccountValidity | None = None,
     ) -> None:
         """`own_passwords`: those that are kept here count."""
         self._clock = clock
+        self.validity = validity or AccountValidity(clock)
         self._plugins = plugins or Plugins()
         self._database = database
         self._accounts = accounts
@@ -127,7 +130,7 @@ class SignIn:
         refreshable: bool = False,
     ) -> NewSession:
         """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
-        `UserDeactivated`, `Unrecognized` where nobody signs in with passwords."""
+        `UserDeactivated`, `ExpiredAccount`, `Unrecognized` where nobody signs in with passwords."""
         if not self.takes_passwords:
             raise Unrecognized("This server has no sign-in with a password")
         program = await self._application_passwords.find(password)
@@ -157,10 +160,18 @@ class SignIn:
         return account
 
     async def _check_account(self, account: AccountRow, way: str, address: str) -> None:
+        await self.check_usable(account, way, address)
+        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
+
+    async def check_usable(self, account: AccountRow, way: str, address: str) -> None:
+        """Whether an account whose owner has proved who they are, in this `way`, may be used now. Raises `UserDeactivated`,
+        `UserLocked`, `ExpiredAccount`, `Forbidden`."""
+        if account.deactivated_ts is not None:
+            raise UserDeactivated
         if account.locked:
             raise UserLocked(soft_logout=True)
+        self.validity.check(account)
         await self.check_allowed(account.user_id, way, address)
-        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
 
     async def check_allowed(self, user_id: str, way: str, address: str) -> None:
         """Whether plug-ins let somebody in who has proved who they are, in this `way` (see `Hooks.check_sign_in`). Raises

@@ -283,6 +283,8 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.RENEWED.value:
+            return _("The end of the account was moved")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

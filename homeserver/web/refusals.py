@@ -2,6 +2,7 @@
 
 from federation.protocol.errors import (
     Exclusive,
+    ExpiredAccount,
     InvalidUsername,
     LimitExceeded,
     MatrixError,
@@ -42,6 +43,11 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("This account is locked. Ask the people who run this server.")
         case UserSuspended():
             return _("Your account is limited for now: this cannot be changed.")
+        case ExpiredAccount():
+            return _(
+                "The account was good until a day that is over. Open the link in the letter about it, or ask the people who run "
+                "this server."
+            )
         case UserDeactivated():
             return _("This account has been closed.")
         case PasswordsDiffer():

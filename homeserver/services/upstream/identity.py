@@ -116,6 +116,7 @@ class Reason(Enum):
     TAKEN = "taken"
     """The account is linked to another person of the provider."""
     DEACTIVATED = "deactivated"
+    EXPIRED = "expired"
     LOCKED = "locked"
     OTHER_PERSON = "other_person"
     """Somebody else signed in than the one who was to confirm."""
