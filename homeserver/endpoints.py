@@ -77,6 +77,7 @@ from homeserver.oauth import tokens as oauth_tokens
 from homeserver.web import account as account_page
 from homeserver.web import application_passwords as application_passwords_page
 from homeserver.web import (
+    auth_fallback,
     authorize,
     confirm_email,
     landing,
@@ -112,6 +113,7 @@ SOURCES: tuple[ModuleType, ...] = (
     account_page,
     account_validity,
     application_passwords_page,
+    auth_fallback,
     authorize,
     capabilities,
     confirm_email,

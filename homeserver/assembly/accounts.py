@@ -45,7 +45,7 @@ from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
-from storage.uia import UIAStore
+from storage.uia import ConfirmationStore, UIAStore
 from storage.upstream_sessions import UpstreamSessionStore
 
 
@@ -81,6 +81,7 @@ class AccountParts:
         program_store = ApplicationPasswordStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
+        self.confirmation_store = ConfirmationStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
@@ -115,7 +116,7 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store, program_store],
+            kept_by_session=[self.oauth_store, program_store, self.confirmation_store],
             upstream=self.upstream_sessions,
             validity=self.validity,
         )

@@ -83,6 +83,8 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
+            confirmations=accounts.confirmation_store,
+            confirmed_for_ms=config.sessions.ui_auth.session_timeout,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamProofs(
                 ExternalIdStore(database),

@@ -19,6 +19,7 @@ from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
 from homeserver.web.application_passwords import ApplicationPasswordsPage
+from homeserver.web.auth_fallback import AuthFallbackPages
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
@@ -102,6 +103,7 @@ class WebParts:
                 accounts.secret_text,
                 base_url=base_url,
             ),
+            AuthFallbackPages(self.pages, self.forms, accounts.uia, mail.validation, accounts.secret_text),
             ConsentPage(self.pages, self.forms, self.sessions, oauth.authorization, oauth.metadata, devices),
             AccountPage(
                 self.pages,

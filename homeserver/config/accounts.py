@@ -102,7 +102,10 @@ class UIAuth:
     """Confirming who one is."""
 
     session_timeout: Duration = option(
-        Duration(0), "For how long a confirmation is good for further actions; 0: for that one only.", minimum=0
+        Duration(0),
+        "For how long a confirmation is good for further actions on the same device; 0: for that one only. It never is for a new "
+        "password, the end of the account, a new address, and a token to sign in with.",
+        minimum=0,
     )
 
 
@@ -205,4 +208,4 @@ class Sessions:
     audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
     account_validity: AccountValidity = section(AccountValidity, "Accounts that end.")
-    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)
+    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.")

@@ -37,13 +37,14 @@ CLIENT_PATH: Final = "/_mahalla/upstream/client"
 CONFIRM_PATH: Final = "/_mahalla/upstream/confirm"
 HELD_PATH: Final = "/_mahalla/upstream/go_on"
 MAX_FORM: Final = 8192
-_DONE: Final = (
+DONE: Final = (
     "if (window.onAuthDone) { window.onAuthDone(); }"
     ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
 )
 """What tells the client. spec: client-server-api#fallback"""
 _STATUS: Final = {Reason.OLD: 400, Reason.CANCELLED: 400, Reason.BAD_ADDRESS: 400, Reason.UNKNOWN_PROVIDER: 404}
-_OPERATIONS: Final = (
+OPERATIONS: Final = (
+    ("register", "POST register"),
     ("keys", "POST keys/device_signing/upload"),
     ("password", "POST account/password"),
     ("close", "POST account/deactivate"),
@@ -100,7 +101,7 @@ class UpstreamPages:
                     "path": CONFIRM_PATH,
                     "flow_id": flow_id,
                     "user_id": user_id,
-                    "what": next((name for name, start in _OPERATIONS if operation.startswith(start)), ""),
+                    "what": called(operation),
                     "providers": providers,
                 }
                 cookies = (self._sign_in.cookie_of(context, browser),)
@@ -108,7 +109,7 @@ class UpstreamPages:
                     context, "upstream_confirm.html", fields, leads_to=("https:", "http:"), cookies=cookies
                 )
             case Confirmed():
-                return self._make(context, "upstream_done.html", {}, script=_DONE)
+                return self._make(context, "upstream_done.html", {}, script=DONE)
 
     def refuse(self, context: RequestContext, refused: Refused) -> Response:
         """The page that says why it did not work."""
@@ -153,6 +154,11 @@ class UpstreamPages:
     ) -> Response:
         language = self._pages.choose(context.languages)
         return self._pages.make(template, language, fields, status, cookies=cookies, leads_to=leads_to, script=script)
+
+
+def called(operation: str) -> str:
+    """What an operation is called in templates; nothing for one that has no name there."""
+    return next((name for name, start in OPERATIONS if operation.startswith(start)), "")
 
 
 def read_form(body: bytes) -> dict[str, str]:
