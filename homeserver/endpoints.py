@@ -16,6 +16,7 @@ from federation.protocol.endpoint import Endpoint
 from homeserver.admin import account_validity as admin_account_validity
 from homeserver.admin import application_passwords as admin_application_passwords
 from homeserver.admin import audit as admin_audit
+from homeserver.admin import external_ids as admin_external_ids
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
@@ -105,6 +106,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_account_validity,
     admin_application_passwords,
     admin_audit,
+    admin_external_ids,
     admin_media,
     admin_pushers,
     account,

@@ -27,6 +27,7 @@ from homeserver.services.upstream.jwt_sign_in import JWTSignIn
 from homeserver.services.upstream.ldap.answers import AskedDirectory
 from homeserver.services.upstream.ldap.leavers import DirectoryLeavers
 from homeserver.services.upstream.ldap.sign_in import Directory, DirectoryPasswords
+from homeserver.services.upstream.links import UpstreamLinks
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.pictures import UpstreamPictures
@@ -125,6 +126,9 @@ class UpstreamParts:
             self.sign_out,
             self.jwt_sign_in,
             SAMLSignIn(saml),
+            UpstreamLinks(
+                clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
+            ),
             Askable(oidc, cas),
             UpstreamPages(pages.pages, self.sign_in, accounts.sign_in, pages.sessions),
         )

@@ -114,9 +114,7 @@ class ApplicationPasswords:
 
     async def do_end(self, user_id: UserID, password_id: str) -> None:
         """End one of a user's, and the sessions that were begun with it. Raises `NotFound`."""
-        if "\0" in password_id or not await self._database.write(
-            "end_application_password", self._end, user_id, password_id
-        ):
+        if not await self._database.write("end_application_password", self._end, user_id, password_id):
             raise NotFound("There is no such password")
 
     async def do_sweep(self, limit: int) -> int:

@@ -283,6 +283,10 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.LINKED.value:
+            return _("The account was linked to a sign-in service")
+        case Happened.UNLINKED.value:
+            return _("The link to a sign-in service was removed")
         case Happened.RENEWED.value:
             return _("The end of the account was moved")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:

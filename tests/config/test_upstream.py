@@ -46,5 +46,20 @@ def test_what_fits(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     upstream = load_config([path], {}).config.upstream
-    assert upstream.buttons == (("oidc-a", "A"),)
+    assert upstream.buttons == (("oidc-a", "A", None),)
     assert upstream.directory_ids == ("ldap",)
+
+
+@pytest.mark.parametrize(
+    "icon", ["https://a.example/i.png", "mxc://", "mxc://a.example", "mxc://a.example/b/c", "mxc://a b/c"]
+)
+def test_icons_that_are_none(tmp_path: Path, icon: str) -> None:
+    path = tmp_path / "homeserver.yaml"
+    path.write_text(
+        "server_name: example.org\npublic_baseurl: https://matrix.example.org\n"
+        + OIDC
+        + f", client_secret: y, idp_icon: '{icon}'}}]\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="must be an mxc:// address"):
+        load_config([path], {})
