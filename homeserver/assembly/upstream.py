@@ -32,12 +32,14 @@ from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.pictures import UpstreamPictures
 from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.saml_metadata import SAMLMetadata
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.services.upstream.web_documents import Documents
 from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from storage.database import Database
 from storage.external_ids import ExternalIdStore
+from storage.signed_documents import SignedDocumentStore
 from storage.upstream_flows import UpstreamFlowStore
 
 
@@ -88,9 +90,21 @@ class UpstreamParts:
         )
         cas = CASProvider(documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
         saml = None
+        self._saml_jobs: Sequence[Job] = ()
         if upstream.saml2_config.is_used:
             library = _load_saml(config, base_url)
-            saml = SAMLProvider(clock, threads, flow_store, library, upstream.saml2_config)
+            metadata = SAMLMetadata(
+                clock,
+                threads,
+                documents,
+                SignedDocumentStore(database),
+                library,
+                upstream.saml2_config.metadata_urls,
+            )
+            saml = SAMLProvider(clock, threads, flow_store, library, upstream.saml2_config, metadata)
+            if upstream.saml2_config.metadata_urls:
+                interval = upstream.saml2_config.metadata_refresh_interval / 1000
+                self._saml_jobs = (Job("fetch_saml_metadata", metadata.do_refresh_at_intervals, interval),)
         providers: dict[str, UpstreamProvider] = {
             provider.info.provider_id: provider for provider in (*oidc, saml, cas) if provider is not None
         }
@@ -144,7 +158,7 @@ class UpstreamParts:
             )
             for directory in self._directories
         ]
-        return (Job("end_old_upstream_flows", self._flows.do_sweep, 600.0), *leavers)
+        return (Job("end_old_upstream_flows", self._flows.do_sweep, 600.0), *self._saml_jobs, *leavers)
 
     def _directory(self, config: LDAPProvider) -> Directory:
         asked = _load_directory(config)

@@ -223,6 +223,12 @@ class SAML2:
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(None, "Or a Python file with them in `CONFIG`.", not_yet=True)
+    metadata_refresh_interval: Duration = option(
+        Duration(6 * 3600 * 1000),
+        "How often metadata are fetched anew that `sp_config.metadata.remote` gives an address of.",
+        minimum=60_000,
+        example="6h",
+    )
     saml_session_lifetime: Duration = option(
         Duration(900_000), "How long somebody may take to sign in there.", minimum=1000, example="15m"
     )
@@ -234,6 +240,13 @@ class SAML2:
         (), "What the attributes of everybody who signs in must have.", example="[{attribute: userGroup, value: staff}]"
     )
     idp_entityid: str | None = option(None, "Which provider, where the metadata have several.")
+
+    @property
+    def metadata_urls(self) -> tuple[str, ...]:
+        """The addresses that metadata are fetched from."""
+        metadata = self.sp_config.get("metadata")
+        remote = metadata.get("remote") if isinstance(metadata, dict) else None
+        return tuple(str(each["url"]) for each in remote) if remote else ()
 
     @property
     def is_used(self) -> bool:
