@@ -35,6 +35,7 @@ from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceP
 from homeserver.services.upstream.saml_metadata import SAMLMetadata
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.services.upstream.web_documents import Documents
+from homeserver.web.login_fallback import LoginFallbackPage
 from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from storage.database import Database
@@ -129,6 +130,7 @@ class UpstreamParts:
             upstream.jwt_config,
             server_name=ServerName(config.server_name),
         )
+        offered = OfferedProviders(tuple(self.sign_in.providers))
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
         if self._directories:
             accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))
@@ -136,7 +138,10 @@ class UpstreamParts:
             accounts.sign_in.ask_too(PluginPasswords(accounts.plugins, self._accounts))
         self.services: Sequence[object] = (
             self.sign_in,
-            OfferedProviders(tuple(self.sign_in.providers)),
+            offered,
+            LoginFallbackPage(
+                pages.pages, pages.forms, accounts.sign_in, people.login_tokens, offered, base_url=base_url
+            ),
             self.sign_out,
             self.jwt_sign_in,
             SAMLSignIn(saml),
