@@ -302,8 +302,10 @@ def build(
     )
     services: Sequence[object] = (
         *federation.edge.services,
+        accounts.application_passwords,
         accounts.audit,
         accounts.registration,
+        accounts.renewals,
         accounts.sessions,
         accounts.shared_secret_registration,
         accounts.sign_in,

@@ -13,9 +13,12 @@ from federation.endpoints import spaces as federation_spaces
 from federation.endpoints import transactions as federation_transactions
 from federation.endpoints import version as server_version
 from federation.protocol.endpoint import Endpoint
+from homeserver.admin import account_validity as admin_account_validity
+from homeserver.admin import application_passwords as admin_application_passwords
 from homeserver.admin import approvals as admin_approvals
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import consents as admin_consents
+from homeserver.admin import external_ids as admin_external_ids
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import pushers as admin_pushers
@@ -23,6 +26,7 @@ from homeserver.client import (
     account,
     account_data,
     account_moderation,
+    account_validity,
     capabilities,
     dehydrated_devices,
     delayed_events,
@@ -74,13 +78,17 @@ from homeserver.oauth import clients as oauth_clients
 from homeserver.oauth import metadata as oauth_metadata
 from homeserver.oauth import tokens as oauth_tokens
 from homeserver.web import account as account_page
+from homeserver.web import application_passwords as application_passwords_page
 from homeserver.web import (
     approvals,
+    auth_fallback,
     authorize,
     confirm_email,
     landing,
     link,
+    login_fallback,
     logo,
+    renew_account,
     reset_password,
     sign_in,
     sso,
@@ -102,9 +110,12 @@ SOURCES: tuple[ModuleType, ...] = (
     federation_transactions,
     server_keys,
     server_version,
+    admin_account_validity,
+    admin_application_passwords,
     admin_approvals,
     admin_audit,
     admin_consents,
+    admin_external_ids,
     admin_media,
     admin_pushers,
     account,
@@ -112,6 +123,9 @@ SOURCES: tuple[ModuleType, ...] = (
     account_moderation,
     account_page,
     approvals,
+    account_validity,
+    application_passwords_page,
+    auth_fallback,
     authorize,
     capabilities,
     confirm_email,
@@ -126,6 +140,7 @@ SOURCES: tuple[ModuleType, ...] = (
     link,
     login,
     logo,
+    login_fallback,
     logout,
     media,
     mutual_rooms,
@@ -148,6 +163,7 @@ SOURCES: tuple[ModuleType, ...] = (
     registration,
     relations,
     rendezvous,
+    renew_account,
     reports,
     reset_password,
     room_creation,

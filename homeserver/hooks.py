@@ -52,7 +52,7 @@ class Hooks:
     @hookspec
     def check_sign_in(self, user_id: str, way: str, address: str) -> Awaitable[str | None] | str | None:
         """Why this person may not sign in now, a sentence for them; None: they may. `way`: `password`, `token` (that of
-        another client, or of an identity provider), `jwt` or `browser`."""
+        another client, or of an identity provider), `jwt`, `browser` or `application_password` (made for one program)."""
 
 
 class Plugins:

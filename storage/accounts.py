@@ -35,6 +35,8 @@ class AccountRow(msgspec.Struct, frozen=True):
     """Since when it waits to be approved."""
     awaiting_languages: str | None = None
     """What its owner wants to read then, as in `Accept-Language`."""
+    expires_ts: int | None = None
+    """Until when it is good, where accounts end."""
 
 
 class AccountStore:
@@ -51,7 +53,7 @@ class AccountStore:
         """As `get_accounts`, in a transaction."""
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id, awaiting_ts, awaiting_languages FROM accounts WHERE user_id IN {keys}",
+            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
         return {
@@ -69,6 +71,7 @@ class AccountStore:
                 appservice_id=row[10],
                 awaiting_ts=row[11],
                 awaiting_languages=row[12],
+                expires_ts=row[13],
             )
             for row in rows
         }

@@ -77,6 +77,10 @@ class ExternalIdStore:
         link = self.get_link_in(txn, row.provider, row.subject)
         return link is not None and link.user_id == row.user_id
 
+    def remove_link(self, txn: WriteTransaction, user_id: str, provider: str) -> bool:
+        """Take a link away; False where there is none."""
+        return bool(txn.execute("DELETE FROM external_ids WHERE user_id = ? AND provider = ?", (user_id, provider)))
+
     def set_left(self, txn: WriteTransaction, provider: str, subject: str, left_ts: int | None) -> bool:
         """Note since when the provider has the person no more, or that it has them again; False where that is known."""
         unknown = "left_ts IS NULL" if left_ts is not None else "left_ts IS NOT NULL"

@@ -78,7 +78,13 @@ class ThreepidStore:
         """Give an account an address; False where it is another's. One's own is left as it is."""
         values = (row.medium, row.address, row.user_id, row.validated_ts, row.added_ts)
         sql = f"INSERT INTO threepids ({_THREEPID}) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
-        return bool(txn.execute(sql, values)) or self.get_owner_in(txn, row.medium, row.address) == row.user_id
+        if txn.execute(sql, values):
+            # whom no letter about the end of their account could reach gets it now (storage/account_validity.py)
+            txn.execute(
+                "UPDATE accounts SET renewal_letter = 0 WHERE user_id = ? AND renewal_letter = 3", (row.user_id,)
+            )
+            return True
+        return self.get_owner_in(txn, row.medium, row.address) == row.user_id
 
     def remove_threepid(self, txn: WriteTransaction, user_id: str, medium: str, address: str) -> bool:
         """Take an address from an account; False where it had none such."""

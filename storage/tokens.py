@@ -29,6 +29,8 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     deactivated: bool
     locked: bool
     suspended: bool
+    account_expires_ts: int | None = None
+    """Until when the account is good, in milliseconds since 1970."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
 
@@ -58,7 +60,7 @@ class TokenStore:
         """As `get_access_token`, in a transaction."""
         row = txn.query_one(
             "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
-            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, o.client_id"
+            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id"
             " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
             " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
             (token_hash,),
@@ -77,7 +79,8 @@ class TokenStore:
             deactivated=row[8] is not None,
             locked=bool(row[9]),
             suspended=bool(row[10]),
-            oauth_client=row[11],
+            account_expires_ts=row[11],
+            oauth_client=row[12],
         )
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:

@@ -1,10 +1,12 @@
 """User-interactive authentication that is under way.
 
 A session belongs to one operation (and user): it confirms no other. It lives for minutes; what has grown old is no
-session, and is swept.
+session, and is swept. Apart from that it is kept when somebody last confirmed, on each device, who they are.
 
 spec: client-server-api#user-interactive-authentication-api
 """
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -79,3 +81,38 @@ class UIAStore:
         )
         txn.execute_many("DELETE FROM uia_sessions WHERE session_id = ?", [(row[0],) for row in rows])
         return [UIASessionRow(*row) for row in rows]
+
+
+class ConfirmationStore:
+    """When somebody last confirmed, on a device, who they are."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get_confirmed(self, user_id: str, device_id: str) -> int | None:
+        """When, in milliseconds since 1970; None: not since the session of the device began."""
+
+        def read(txn: Transaction) -> int | None:
+            sql = "SELECT confirmed_ts FROM confirmations WHERE user_id = ? AND device_id = ?"
+            row = txn.query_one(sql, (user_id, device_id))
+            return None if row is None else row[0]
+
+        return await self._database.read_quickly("get_confirmed", read)
+
+    async def set_confirmed(self, user_id: str, device_id: str, now: int) -> None:
+        """They did, as far as the device is still there."""
+
+        def write(txn: WriteTransaction) -> None:
+            txn.execute("DELETE FROM confirmations WHERE user_id = ? AND device_id = ?", (user_id, device_id))
+            txn.execute(
+                "INSERT INTO confirmations (user_id, device_id, confirmed_ts)"
+                " SELECT user_id, device_id, ? FROM devices WHERE user_id = ? AND device_id = ?",
+                (now, user_id, device_id),
+            )
+
+        await self._database.write("set_confirmed", write)
+
+    def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Sequence[str]) -> None:
+        """The sessions of these devices have ended."""
+        sql = "DELETE FROM confirmations WHERE user_id = ? AND device_id = ?"
+        txn.execute_many(sql, [(user_id, device_id) for device_id in device_ids])

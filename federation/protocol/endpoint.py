@@ -117,6 +117,8 @@ class Requester(msgspec.Struct, frozen=True):
     consent: tuple[str, str] | None = None
     """What the caller is to be told who has not agreed to terms, and may not write before they have, and the page where they
     agree."""
+    is_expired: bool = False
+    """The account is past its day."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
     rate_limited: bool = True
@@ -191,6 +193,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     while_locked: bool = False
     while_suspended: bool = False
     before_consent: bool = False
+    while_expired: bool = False
     long_poll: bool = False
     resource: str = "client"
     cost: float = 1
@@ -214,6 +217,7 @@ def endpoint(
     while_locked: bool = False,
     while_suspended: bool | None = None,
     before_consent: bool | None = None,
+    while_expired: bool = False,
     long_poll: bool = False,
     resource: str = "client",
 ) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
@@ -227,6 +231,7 @@ def endpoint(
     `while_suspended`: a suspended account may do this; by default it may GET and nothing else.
     `before_consent`: who has not agreed to the terms may do this; by default what a suspended account may, and what
     administrators do.
+    `while_expired`: an account past its day may do this (be renewed, log out).
     `long_poll`: it may wait for long, which is nothing for the log of slow requests.
     `resource`: the group of endpoints that a listener serves or not (`listeners[].resources[].names`).
     """
@@ -245,6 +250,7 @@ def endpoint(
             while_locked=while_locked,
             while_suspended=suspended_may,
             before_consent=(suspended_may or auth is Auth.ADMIN) if before_consent is None else before_consent,
+            while_expired=while_expired,
             long_poll=long_poll,
             resource=resource,
             cost=cost,

@@ -69,6 +69,11 @@ class UserDeactivated(MatrixError):
     errcode, status, default_text = "M_USER_DEACTIVATED", 403, "This account has been deactivated"
 
 
+class ExpiredAccount(MatrixError):
+    errcode, status = "ORG_MATRIX_EXPIRED_ACCOUNT", 403
+    default_text = "This account was good until a day that is over: renew it"
+
+
 class BadJson(MatrixError):
     errcode, status, default_text = "M_BAD_JSON", 400, "The JSON does not have the expected form"
 

@@ -11,6 +11,8 @@ from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
+from homeserver.services.account_validity import AccountValidity
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
@@ -20,6 +22,7 @@ from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.policies import policies_of
 from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
+from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
@@ -34,7 +37,9 @@ from homeserver.services.uia_stages import (
     TermsStage,
 )
 from storage.account_data import AccountDataStore
+from storage.account_validity import AccountValidityStore
 from storage.accounts import AccountStore
+from storage.application_passwords import ApplicationPasswordStore
 from storage.audit import AuditStore
 from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
@@ -51,7 +56,7 @@ from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
-from storage.uia import UIAStore
+from storage.uia import ConfirmationStore, UIAStore
 from storage.upstream_sessions import UpstreamSessionStore
 
 
@@ -86,12 +91,19 @@ class AccountParts:
         self.oauth_store = OAuthStore(database)
         self.device_grant_store = DeviceGrantStore(database)
         self.reset_store = CrossSigningResetStore(database)
+        program_store = ApplicationPasswordStore(database)
         registration_tokens = RegistrationTokenStore(database)
         uia_store = UIAStore(database)
+        self.confirmation_store = ConfirmationStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
 
         self.last_seen = LastSeen(clock, self.device_store)
-        self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
+        account_validity = config.sessions.account_validity
+        self.validity = AccountValidity(clock, enabled=account_validity.enabled)
+        self.validity_store = AccountValidityStore(database, self.store)
+        self.access_tokens = AccessTokens(
+            clock, database, token_store, self.store, database.streams, self.last_seen, validity=self.validity
+        )
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(
             clock,
@@ -108,6 +120,7 @@ class AccountParts:
                 self.device_grant_store,
                 self.reset_store,
             ],
+            ends_with_all_sessions=[program_store],
             kept_by_device=[
                 self.device_key_store,
                 self.to_device_store,
@@ -116,8 +129,36 @@ class AccountParts:
                 DeviceSettings(AccountDataStore(database)),
                 self.pusher_store,
             ],
-            kept_by_session=[self.oauth_store],
+            kept_by_session=[self.oauth_store, program_store, self.confirmation_store],
             upstream=self.upstream_sessions,
+            validity=self.validity,
+        )
+        self.renewals = Renewals(
+            clock,
+            database,
+            self.validity_store,
+            mail.threepids,
+            self.secret_text,
+            self.validity,
+            mail.languages,
+            mail.outbox,
+            period_ms=account_validity.period,
+            renew_at_ms=account_validity.renew_at,
+            subject=account_validity.renew_email_subject,
+            base_url=config.name.public_baseurl or "",
+        )
+        application_passwords = config.sessions.application_passwords
+        self.application_passwords = ApplicationPasswords(
+            clock,
+            database,
+            program_store,
+            self.passwords,
+            self.secret_text,
+            self.sessions,
+            enabled=application_passwords.enabled,
+            in_login_flows=application_passwords.in_login_flows,
+            most=application_passwords.limit,
+            longest_ms=application_passwords.longest_lifetime,
         )
         self.approvals = Approvals(
             clock,
@@ -139,12 +180,14 @@ class AccountParts:
             self.passwords,
             self.sessions,
             limiter,
+            self.application_passwords,
             server_name=server_name,
             password_login=passwords.enabled is True and (passwords.localdb_enabled or has_others),
             password_confirmation=passwords.localdb_enabled and passwords.enabled is not False,
             own_passwords=passwords.localdb_enabled,
             plugins=self.plugins,
             approvals=self.approvals,
+            validity=self.validity,
         )
         stages: list[Stage] = [
             DummyStage(),

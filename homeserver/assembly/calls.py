@@ -49,6 +49,7 @@ class CallParts:
             accounts.store,
             accounts.secret_text,
             server_name=identity.server_name,
+            validity=accounts.validity,
         )
         self._sticky_events = rooms.sticky_events
         calls = config.calls

@@ -54,6 +54,7 @@ class OAuthParts:
             self.clients,
             trusted=config.sessions.oauth.trusted_services,
             issuer=self.metadata.issuer,
+            validity=accounts.validity,
         )
         self.device_grants = DeviceGrants(
             clock,

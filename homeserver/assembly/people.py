@@ -52,6 +52,7 @@ class PeopleParts:
         mail: MailParts,
     ) -> None:
         self._propagation = rooms.propagation
+        self._renewals = accounts.renewals
         store = AccountDataStore(database)
         self.deactivation = Deactivation(
             clock,
@@ -69,6 +70,7 @@ class PeopleParts:
                 OpenIDTokenStore(database),
                 accounts.pusher_store,
                 PushOutcomeStore(database),
+                accounts.validity_store,
             ],
         )
         self.accounts = Accounts(
@@ -82,6 +84,8 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
+            confirmations=accounts.confirmation_store,
+            confirmed_for_ms=config.sessions.ui_auth.session_timeout,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
             other_proofs=UpstreamProofs(
                 ExternalIdStore(database),
@@ -129,7 +133,11 @@ class PeopleParts:
 
     def jobs(self) -> Sequence[Job]:
         """What is done unasked."""
-        return (Job("carry_profiles", self._propagation.do_resume, 60.0),)
+        return (
+            Job("carry_profiles", self._propagation.do_resume, 60.0),
+            Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
+            Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
+        )
 
     def resume_arrivals(self) -> None:
         """Let accounts that were made before a restart come into their first rooms."""

@@ -28,17 +28,21 @@ from homeserver.services.upstream.jwt_sign_in import JWTSignIn
 from homeserver.services.upstream.ldap.answers import AskedDirectory
 from homeserver.services.upstream.ldap.leavers import DirectoryLeavers
 from homeserver.services.upstream.ldap.sign_in import Directory, DirectoryPasswords
+from homeserver.services.upstream.links import UpstreamLinks
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.pictures import UpstreamPictures
 from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.saml_metadata import SAMLMetadata
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.services.upstream.web_documents import Documents
+from homeserver.web.login_fallback import LoginFallbackPage
 from homeserver.web.sso import SSO_PATH, SSOPage
 from homeserver.web.upstream import UpstreamPages
 from homeserver.web.upstream_answers import Askable
 from storage.database import Database
 from storage.external_ids import ExternalIdStore
+from storage.signed_documents import SignedDocumentStore
 from storage.upstream_flows import UpstreamFlowStore
 
 
@@ -81,6 +85,7 @@ class UpstreamParts:
             rooms.profiles,
             UpstreamPictures(web, files.repository, rooms.profiles),
             server_name=ServerName(config.server_name),
+            validity=accounts.validity,
         )
         oidc = tuple(
             OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)
@@ -88,9 +93,21 @@ class UpstreamParts:
         )
         cas = CASProvider(documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
         saml = None
+        self._saml_jobs: Sequence[Job] = ()
         if upstream.saml2_config.is_used:
             library = _load_saml(config, base_url)
-            saml = SAMLProvider(clock, threads, flow_store, library, upstream.saml2_config)
+            metadata = SAMLMetadata(
+                clock,
+                threads,
+                documents,
+                SignedDocumentStore(database),
+                library,
+                upstream.saml2_config.metadata_urls,
+            )
+            saml = SAMLProvider(clock, threads, flow_store, library, upstream.saml2_config, metadata)
+            if upstream.saml2_config.metadata_urls:
+                interval = upstream.saml2_config.metadata_refresh_interval / 1000
+                self._saml_jobs = (Job("fetch_saml_metadata", metadata.do_refresh_at_intervals, interval),)
         providers: dict[str, UpstreamProvider] = {
             provider.info.provider_id: provider for provider in (*oidc, saml, cas) if provider is not None
         }
@@ -115,6 +132,7 @@ class UpstreamParts:
             upstream.jwt_config,
             server_name=ServerName(config.server_name),
         )
+        offered = OfferedProviders(tuple(self.sign_in.providers), own_pages=has_own_pages(config))
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
         if self._directories:
             accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))
@@ -129,10 +147,16 @@ class UpstreamParts:
         )
         self.services: Sequence[object] = (
             self.sign_in,
-            OfferedProviders(tuple(self.sign_in.providers), own_pages=has_own_pages(config)),
+            offered,
+            LoginFallbackPage(
+                pages.pages, pages.forms, accounts.sign_in, people.login_tokens, offered, base_url=base_url
+            ),
             self.sign_out,
             self.jwt_sign_in,
             SAMLSignIn(saml),
+            UpstreamLinks(
+                clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
+            ),
             Askable(oidc, cas),
             upstream_pages,
             SSOPage(
@@ -158,7 +182,7 @@ class UpstreamParts:
             )
             for directory in self._directories
         ]
-        return (Job("end_old_upstream_flows", self._flows.do_sweep, 600.0), *leavers)
+        return (Job("end_old_upstream_flows", self._flows.do_sweep, 600.0), *self._saml_jobs, *leavers)
 
     def _directory(self, config: LDAPProvider) -> Directory:
         asked = _load_directory(config)

@@ -20,7 +20,9 @@ from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
+from homeserver.web.application_passwords import ApplicationPasswordsPage
 from homeserver.web.approvals import ApprovalsPage
+from homeserver.web.auth_fallback import AuthFallbackPages
 from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
@@ -51,10 +53,13 @@ class WebParts:
     ) -> None:
         base_url = config.name.public_baseurl or ""
         self._audit = accounts.audit
+        self._application_passwords = accounts.application_passwords
         self.cookies = Cookies(config.name.public_baseurl)
         self.pages = Pages(mail.languages, config.server_name, mail.branding)
         self.forms = Forms(self.cookies, accounts.secret_text)
-        self.sessions = BrowserSessions(clock, database, accounts.browser_store, accounts.secret_text, self.cookies)
+        self.sessions = BrowserSessions(
+            clock, database, accounts.browser_store, accounts.secret_text, self.cookies, validity=accounts.validity
+        )
         user_consent = config.pages.user_consent
         self.consents = Consents(
             clock,
@@ -77,6 +82,23 @@ class WebParts:
             accounts.registration,
             SignInChoices([buttons]),
             resets_passwords=mail.outbox is not None,
+        )
+        own_account = OwnAccount(
+            clock,
+            database,
+            people.accounts,
+            accounts.sign_in,
+            accounts.sessions,
+            accounts.device_store,
+            accounts.oauth_store,
+            oauth.clients,
+            rooms.profiles,
+            people.threepids,
+            people.deactivation,
+            AccountDataStore(database),
+            rooms.room_memberships,
+            accounts.application_passwords,
+            accounts.validity,
         )
         landing = LandingPage(
             self.pages,
@@ -114,25 +136,12 @@ class WebParts:
                 self.consents,
                 accounts.registration,
             ),
+            AuthFallbackPages(self.pages, self.forms, accounts.uia, mail.validation, accounts.secret_text),
             AccountPage(
                 self.pages,
                 self.forms,
                 self.sessions,
-                OwnAccount(
-                    clock,
-                    database,
-                    people.accounts,
-                    accounts.sign_in,
-                    accounts.sessions,
-                    accounts.device_store,
-                    accounts.oauth_store,
-                    oauth.clients,
-                    rooms.profiles,
-                    people.threepids,
-                    people.deactivation,
-                    AccountDataStore(database),
-                    rooms.room_memberships,
-                ),
+                own_account,
                 accounts.audit,
                 accounts.resets,
                 people.threepids,
@@ -140,6 +149,9 @@ class WebParts:
                 accounts.secret_text,
                 base_url=base_url,
                 has_terms=bool(user_consent.policies),
+            ),
+            ApplicationPasswordsPage(
+                self.pages, self.forms, self.sessions, own_account, accounts.application_passwords
             ),
             ResetPasswordPage(
                 self.pages, self.forms, people.accounts, mail.validation, accounts.secret_text, base_url=base_url
@@ -154,5 +166,6 @@ class WebParts:
         """What is done unasked."""
         return (
             Job("end_old_browser_sessions", self.sessions.do_sweep, 600.0),
+            Job("end_application_passwords", self._application_passwords.do_sweep, 60.0),
             Job("forget_audit_records", self._audit.do_sweep, 3600.0),
         )

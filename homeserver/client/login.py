@@ -53,7 +53,7 @@ async def get_login(
 ) -> dict[str, object]:
     """Ways to sign in."""
     flows: list[dict[str, object]] = []
-    if sign_in.password_login:
+    if sign_in.is_told_to_clients:
         flows.append({"type": "m.login.password"})
     if offered.flow is not None:
         flows.append(offered.flow)
@@ -98,7 +98,7 @@ async def post_login(
         return session_answer(session.user_id, session) | discovery.in_login
     if body.type != "m.login.password":
         raise UnknownLoginType
-    if not sign_in.password_login:
+    if not sign_in.takes_passwords:
         raise Forbidden("This server has no sign-in with a password")
     older = {"user": body.user, "medium": body.medium, "address": body.address}
     name = parse_identifier(

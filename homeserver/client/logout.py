@@ -12,6 +12,7 @@ from homeserver.services.sessions import Sessions
     auth=Auth.GUEST,
     while_locked=True,
     while_suspended=True,
+    while_expired=True,
 )
 async def post_logout(sessions: Sessions, caller: Requester) -> Empty:
     """End this session, and its device."""
@@ -26,6 +27,7 @@ async def post_logout(sessions: Sessions, caller: Requester) -> Empty:
     auth=Auth.GUEST,
     while_locked=True,
     while_suspended=True,
+    while_expired=True,
 )
 async def post_logout_all(sessions: Sessions, caller: Requester) -> Empty:
     """End all sessions, and all devices."""

@@ -139,12 +139,43 @@ class PasswordConfig:
     policy: PasswordPolicy = section(PasswordPolicy, "Rules for new passwords.")
 
 
+def _check_subject(subject: str) -> str | None:
+    return None if subject.isprintable() and subject.strip() else "must be one line of text"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountValidity:
+    """Accounts that are good for a time, and are renewed."""
+
+    enabled: bool = option(False, "Whether accounts end. What is past its day can be used again once it is renewed.")
+    period: Duration | None = option(
+        None, "For how long a new or renewed account is good. Needed with `enabled`.", minimum=3_600_000, example="180d"
+    )
+    renew_at: Duration | None = option(
+        None,
+        "How long before the end its owner gets a letter with a link that renews the account; `null`: nobody does, and "
+        "administrators renew accounts. It needs `email` and `public_baseurl`.",
+        minimum=60_000,
+        example="2w",
+    )
+    renew_email_subject: str | None = option(
+        None,
+        "The subject of that letter, in these words for everybody; `%(app)s` stands for `email.app_name`. `null`: in the reader's "
+        "language.",
+        check=_check_subject,
+        example="Renew your %(app)s account",
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UIAuth:
     """Confirming who one is."""
 
     session_timeout: Duration = option(
-        Duration(0), "For how long a confirmation is good for further actions; 0: for that one only.", minimum=0
+        Duration(0),
+        "For how long a confirmation is good for further actions on the same device; 0: for that one only. It never is for a new "
+        "password, the end of the account, a new address, and a token to sign in with.",
+        minimum=0,
     )
 
 
@@ -156,6 +187,29 @@ class LoginFromSession:
     require_ui_auth: bool = option(True, "Whether they confirm with their password that they want it.")
     token_timeout: Duration = option(
         Duration(120_000), "How long a token is good for.", minimum=1000, maximum=3_600_000, example="2m"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplicationPasswords:
+    """Passwords for one program each, which people make on the account page."""
+
+    enabled: bool = option(
+        True,
+        "Whether people may make them, and programs sign in with them: bots and old clients that know nothing but a password, of "
+        "accounts that sign in with an identity provider. Who has one signs in without that provider.",
+    )
+    in_login_flows: bool = option(
+        False,
+        "Whether `GET /login` names the sign-in with a password where `password_config` has none for people. Some clients try "
+        "nothing that is not named; others then ask everybody for a password.",
+    )
+    limit: int = option(20, "How many an account may have.", minimum=1, maximum=1000)
+    longest_lifetime: Duration | None = option(
+        None,
+        "After how long each ends at the latest, with its sessions; `null`: people choose.",
+        minimum=1,
+        example="365d",
     )
 
 
@@ -218,6 +272,10 @@ class Sessions:
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."
     )
+    application_passwords: ApplicationPasswords = section(
+        ApplicationPasswords, "Passwords for programs that cannot sign in otherwise."
+    )
     audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
-    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)
+    account_validity: AccountValidity = section(AccountValidity, "Accounts that end.")
+    ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.")

@@ -212,10 +212,30 @@ def _check_together(config: Config) -> list[Problem]:
     branding = config.pages.branding
     if branding.logo_dark is not None and branding.logo is None:
         problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
+    problems += _check_account_validity(config)
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):
         problems.append(Problem(("database", "args"), f"SQLite takes only `database`, not {', '.join(sorted(extra))}"))
+    return problems
+
+
+def _check_account_validity(config: Config) -> list[Problem]:
+    account_validity = config.sessions.account_validity
+    place: Place = ("account_validity",)
+    if not account_validity.enabled:
+        return []
+    if account_validity.period is None:
+        return [Problem(place, "needs `period`: for how long an account is good")]
+    if account_validity.renew_at is None:
+        return []
+    problems = []
+    if account_validity.renew_at >= account_validity.period:
+        problems.append(Problem((*place, "renew_at"), "must be less than `period`"))
+    if config.mail.email.smtp_host is None or config.name.public_baseurl is None:
+        problems.append(
+            Problem((*place, "renew_at"), "needs `email.smtp_host` and `public_baseurl`: letters, and their links")
+        )
     return problems
 
 

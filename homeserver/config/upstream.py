@@ -7,6 +7,7 @@ from typing import Literal
 
 from jinja2 import Environment, TemplateSyntaxError
 
+from federation.protocol.ids import is_server_name
 from homeserver.config.directories import LDAPProvider, check_idp_id
 from homeserver.config.option import JSON, Duration, Secret, option, required, section
 
@@ -24,7 +25,9 @@ def _check_template(source: str) -> str | None:
 
 
 def _check_icon(uri: str) -> str | None:
-    return None if uri.startswith("mxc://") else "must be an mxc:// address"
+    server_name, _, media_id = uri.removeprefix("mxc://").partition("/")
+    fits = uri.startswith("mxc://") and is_server_name(server_name) and media_id.isprintable() and "/" not in media_id
+    return None if fits and media_id else "must be an mxc:// address"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +94,12 @@ class OIDCProvider:
         "What it is called in addresses and in the database; never to be changed.", check=check_idp_id
     )
     idp_name: str = required("What people read on its button.")
-    idp_icon: str | None = option(None, "Its icon.", check=_check_icon)
+    idp_icon: str | None = option(
+        None,
+        "Its icon on buttons, of a file on this server or another.",
+        check=_check_icon,
+        example="mxc://example.org/abcd",
+    )
     idp_brand: str | None = option(None, "A brand that clients know, such as `google`.")
     discover: bool = option(True, "Whether its addresses are found at `/.well-known/openid-configuration`.")
     issuer: str = required("What it calls itself, as in its discovery document.", check=_check_url)
@@ -151,7 +159,12 @@ class CAS:
 
     enabled: bool = option(False, "Whether people sign in with it.")
     idp_name: str = option("CAS", "What people read on its button.")
-    idp_icon: str | None = option(None, "Its icon.", check=_check_icon)
+    idp_icon: str | None = option(
+        None,
+        "Its icon on buttons, of a file on this server or another.",
+        check=_check_icon,
+        example="mxc://example.org/abcd",
+    )
     idp_brand: str | None = option(None, "A brand that clients know.")
     server_url: str | None = option(
         None, "Its address: `/login` is under it.", example="https://cas.example.org/cas", check=_check_url
@@ -197,7 +210,12 @@ class SAML2:
 
     enabled: bool = option(True, "Whether people sign in with it, where `sp_config` or `config_path` is given.")
     idp_name: str = option("SAML", "What people read on its button.")
-    idp_icon: str | None = option(None, "Its icon.", check=_check_icon)
+    idp_icon: str | None = option(
+        None,
+        "Its icon on buttons, of a file on this server or another.",
+        check=_check_icon,
+        example="mxc://example.org/abcd",
+    )
     idp_brand: str | None = option(None, "A brand that clients know.")
     sp_config: Mapping[str, JSON] = option(
         {},
@@ -205,6 +223,12 @@ class SAML2:
         example="{metadata: {local: [idp.xml]}}",
     )
     config_path: Path | None = option(None, "Or a Python file with them in `CONFIG`.", not_yet=True)
+    metadata_refresh_interval: Duration = option(
+        Duration(6 * 3600 * 1000),
+        "How often metadata are fetched anew that `sp_config.metadata.remote` gives an address of.",
+        minimum=60_000,
+        example="6h",
+    )
     saml_session_lifetime: Duration = option(
         Duration(900_000), "How long somebody may take to sign in there.", minimum=1000, example="15m"
     )
@@ -216,6 +240,13 @@ class SAML2:
         (), "What the attributes of everybody who signs in must have.", example="[{attribute: userGroup, value: staff}]"
     )
     idp_entityid: str | None = option(None, "Which provider, where the metadata have several.")
+
+    @property
+    def metadata_urls(self) -> tuple[str, ...]:
+        """The addresses that metadata are fetched from."""
+        metadata = self.sp_config.get("metadata")
+        remote = metadata.get("remote") if isinstance(metadata, dict) else None
+        return tuple(str(each["url"]) for each in remote) if remote else ()
 
     @property
     def is_used(self) -> bool:
@@ -285,16 +316,16 @@ class Upstream:
     sso: SSO = section(SSO, "What holds for OpenID Connect, CAS and SAML.")
 
     @property
-    def buttons(self) -> tuple[tuple[str, str], ...]:
-        """Id and name of all providers where people sign in with a browser, in the order in which people see them."""
-        saml = (("saml", self.saml2_config.idp_name),) if self.saml2_config.is_used else ()
-        cas = (("cas", self.cas_config.idp_name),) if self.cas_config.enabled else ()
-        return (*((each.provider_id, each.idp_name) for each in self.oidc_providers), *saml, *cas)
+    def buttons(self) -> tuple[tuple[str, str, str | None], ...]:
+        """Id, name and icon of all providers where people sign in with a browser, in the order in which people see them."""
+        saml = (("saml", self.saml2_config.idp_name, self.saml2_config.idp_icon),) if self.saml2_config.is_used else ()
+        cas = (("cas", self.cas_config.idp_name, self.cas_config.idp_icon),) if self.cas_config.enabled else ()
+        return (*((each.provider_id, each.idp_name, each.idp_icon) for each in self.oidc_providers), *saml, *cas)
 
     @property
     def browser_ids(self) -> tuple[str, ...]:
         """Their ids."""
-        return tuple(provider_id for provider_id, _name in self.buttons)
+        return tuple(provider_id for provider_id, _name, _icon in self.buttons)
 
     @property
     def directory_ids(self) -> tuple[str, ...]:

@@ -27,15 +27,24 @@ def check_upstream(upstream: Upstream, public_baseurl: str | None) -> Iterator[P
             yield Problem(("ldap_providers", at, "bind_password"), "is needed with `bind_dn`")
     if upstream.cas_config.enabled and upstream.cas_config.server_url is None:
         yield Problem(("cas_config", "server_url"), "is needed: where the CAS server is")
-    metadata = upstream.saml2_config.sp_config.get("metadata")
-    if upstream.saml2_config.is_used and (not isinstance(metadata, dict) or set(metadata) - {"local", "inline"}):
-        yield Problem(
-            ("saml2_config", "sp_config"),
-            "needs `metadata` with `local` (files) or `inline`: metadata are not fetched; download them",
-        )
+    if upstream.saml2_config.is_used:
+        yield from _check_saml_metadata(upstream.saml2_config.sp_config.get("metadata"))
     jwt = upstream.jwt_config
     if jwt.enabled and (not jwt.secret or not jwt.algorithm):
         yield Problem(("jwt_config",), "needs `secret` and `algorithm`")
+
+
+def _check_saml_metadata(metadata: object) -> Iterator[Problem]:
+    place = ("saml2_config", "sp_config", "metadata")
+    if not isinstance(metadata, dict) or not metadata or set(metadata) - {"local", "inline", "remote"}:
+        yield Problem(place, "must have `local` (files), `remote` (addresses) or `inline`, and nothing else")
+        return
+    remote = metadata.get("remote", [])
+    if not isinstance(remote, list) or any(
+        not isinstance(each, dict) or set(each) != {"url"} or not str(each["url"]).startswith("https://")
+        for each in remote
+    ):
+        yield Problem((*place, "remote"), "must be a list of `{url: https://…}`: what https vouches for is believed")
 
 
 def _check_oidc(provider: OIDCProvider, place: Place) -> Iterator[Problem]:

@@ -14,6 +14,7 @@ import msgspec
 
 from federation.protocol.endpoint import PER_ADDRESS, Auth, Endpoint, Limit, Peer, RequestContext, Requester
 from federation.protocol.errors import (
+    ExpiredAccount,
     Forbidden,
     GuestAccessForbidden,
     MissingToken,
@@ -128,8 +129,8 @@ class Guard:
     async def admit(self, declaration: Endpoint, shown: Credentials, context: RequestContext) -> Requester | None:
         """Who asks.
 
-        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `UserSuspended`, `ConsentNotGiven`, `GuestAccessForbidden`,
-        `Forbidden`.
+        Raises `MissingToken`, `UnknownToken`, `UserLocked`, `ExpiredAccount`, `UserSuspended`, `ConsentNotGiven`,
+        `GuestAccessForbidden`, `Forbidden`.
         """
         if shown.token is None:
             if declaration.auth is Auth.OPTIONAL:
@@ -144,6 +145,8 @@ class Guard:
             raise UnknownToken
         if caller.is_locked and not declaration.while_locked:
             raise UserLocked(soft_logout=True)
+        if caller.is_expired and not declaration.while_expired:
+            raise ExpiredAccount
         if caller.is_suspended and not declaration.while_suspended:
             raise UserSuspended
         if caller.consent is not None and not declaration.before_consent:

@@ -5,6 +5,7 @@ Laws:
   (`Topic.ACCOUNT`): on every node, as soon as the change is heard of.
 - What was read while such a change came in is not remembered: it may be the state from before.
 - Memory is bounded: the token that was learnt first is forgotten first.
+- Until its account is past its day a token is remembered at most: then it is read again.
 - Unknown tokens are not remembered, and damaged ones are refused without a query.
 - The first use of a token from a refresh ends the pair that it replaced, before the request goes on.
 
@@ -21,6 +22,7 @@ from twisted.logger import Logger
 from federation.protocol.endpoint import RequestContext, Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.secret_text import hash_token, is_damaged
 from storage.accounts import AccountStore
@@ -54,8 +56,11 @@ class AccessTokens:
         streams: Streams,
         last_seen: LastSeen,
         *,
+        validity: AccountValidity | None = None,
         most_remembered: int = 100_000,
     ) -> None:
+        """`validity`: whether accounts end, and which are past their day."""
+        self._validity = validity or AccountValidity(clock)
         self._consents: OwedConsents | None = None
         self._clock = clock
         self._database = database
@@ -113,11 +118,18 @@ class AccessTokens:
             is_locked=row.locked,
             is_suspended=row.suspended,
             consent=consent,
+            is_expired=self._validity.is_over(row.account_expires_ts),
             oauth_client=row.oauth_client,
         )
         if row.user_id not in forgotten and _EVERYBODY not in forgotten:
-            self._remember(token_hash, owner, float("inf") if row.expires_ts is None else row.expires_ts / 1000)
+            self._remember(token_hash, owner, self._holds_until(row, owner))
         return owner
+
+    def _holds_until(self, row: AccessTokenRow, owner: Requester) -> float:
+        """When what was read of a token is to be read again, in seconds since 1970."""
+        account_ends = None if owner.is_expired else self._validity.end_of(row.account_expires_ts)
+        ends = [ts for ts in (row.expires_ts, account_ends) if ts is not None]
+        return min(ends) / 1000 if ends else float("inf")
 
     async def _end_replaced(self, row: AccessTokenRow) -> None:
         now = int(self._clock.seconds() * 1000)

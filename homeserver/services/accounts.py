@@ -23,6 +23,7 @@ from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
+from storage.uia import ConfirmationStore
 
 
 class OtherProofs(Protocol):
@@ -51,8 +52,12 @@ class Accounts:
         by_email: bool = False,
         account_page: str = "",
         other_proofs: OtherProofs | None = None,
+        confirmations: ConfirmationStore | None = None,
+        confirmed_for_ms: int = 0,
     ) -> None:
-        """`by_email`: who has forgotten the password may set a new one with their e-mail address; `account_page`: where
+        """`confirmed_for_ms`: for how long who has confirmed something may do further things on the same device, of those
+        that bear it; it needs `confirmations`.
+        `by_email`: who has forgotten the password may set a new one with their e-mail address; `account_page`: where
         people manage their accounts in a browser."""
         self._clock = clock
         self._database = database
@@ -66,13 +71,21 @@ class Accounts:
         self._by_email = by_email
         self._account_page = account_page
         self._other_proofs = other_proofs
+        self._confirmations = confirmations if confirmed_for_ms else None
+        self._confirmed_for_ms = confirmed_for_ms
 
-    async def check_confirmed(self, caller: Requester, operation: str, auth: AuthData | None, address: str) -> None:
-        """Return once the caller has confirmed, with their password or at their identity provider, that they do this. Raises
-        `AuthenticationRequired`, and `Forbidden` where they have nothing to confirm it with, or do not do it in this way."""
+    async def check_confirmed(
+        self, caller: Requester, operation: str, auth: AuthData | None, address: str, *, bears_earlier: bool = False
+    ) -> None:
+        """Return once the caller has confirmed, with their password or at their identity provider, that they do this.
+        `bears_earlier`: it is enough that they confirmed something else on this device lately, where the operator has it so;
+        never for what lets others in, or takes the account away. Raises `AuthenticationRequired`, and `Forbidden` where they
+        have nothing to confirm it with, or do not do it in this way."""
         if caller.oauth_client is not None:
             # an app that was let in without a password is not to ask for it afterwards
             raise Forbidden(f"This is done on the account page of the server: {self._account_page}")
+        if bears_earlier and await self._has_confirmed(caller):
+            return
         account = (await self._accounts.get_accounts([caller.user_id]))[caller.user_id]
         stages = [PASSWORD] if self._sign_in.password_confirmation and account.password_hash is not None else []
         if self._other_proofs is not None:
@@ -81,6 +94,14 @@ class Accounts:
             raise Forbidden("This account has no password to confirm this with")
         flows = [[stage] for stage in dict.fromkeys(stages)]
         await self._uia.check(Operation(operation, caller.user_id, address), flows, auth)
+        if self._confirmations is not None and caller.device_id is not None:
+            await self._confirmations.set_confirmed(caller.user_id, caller.device_id, self._now())
+
+    async def _has_confirmed(self, caller: Requester) -> bool:
+        if self._confirmations is None or caller.device_id is None:
+            return False
+        confirmed_ts = await self._confirmations.get_confirmed(caller.user_id, caller.device_id)
+        return confirmed_ts is not None and confirmed_ts > self._now() - self._confirmed_for_ms
 
     async def do_change_password(
         self, caller: Requester, new_password: str, auth: AuthData | None, address: str, *, log_out_others: bool

@@ -2,7 +2,8 @@
 
 Laws:
 - The cookie is random, is kept as a hash, and is new with each sign-in: no session is taken over that somebody else began.
-- A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a closed account end it.
+- A session ends by itself after a day; a password change, a sign-out everywhere, a locked and a closed account end it;
+  an account past its day has none.
 - No script reads the cookie, no other site sends it with a form, and over https no other host can set it.
 
 A browser session is no device: it opens pages, and no endpoint of the client-server API.
@@ -16,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.ids import UserID
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.cookies import Cookies
 from homeserver.services.secret_text import SecretText, hash_token
@@ -51,7 +53,9 @@ class BrowserSessions:
         cookies: Cookies,
         *,
         lifetime_ms: int = LIFETIME_MS,
+        validity: AccountValidity | None = None,
     ) -> None:
+        self._validity = validity or AccountValidity(clock)
         self._clock = clock
         self._database = database
         self._store = store
@@ -80,7 +84,7 @@ class BrowserSessions:
         """Who is signed in in the browser that asks."""
         token = self._cookies.find(context, COOKIE)
         row = None if token is None else await self._store.get_browser_session(hash_token(token), self._now())
-        if row is None:
+        if row is None or self._validity.is_over(row.account_expires_ts):
             return None
         return BrowserSession(UserID(row.user_id), row.proved_ts, row.is_admin, row.suspended, row.origin)
 

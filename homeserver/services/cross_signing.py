@@ -106,7 +106,7 @@ class CrossSigning:
         if not allowed and caller.oauth_client is not None:
             await self._resets.ask(caller, operation, auth, address)
         elif not allowed:
-            await self._accounts.check_confirmed(caller, operation, auth, address)
+            await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
         if not await self._database.write("set_cross_signing_keys", self._store.set_keys, present, changed):
             return False
         if allowed:

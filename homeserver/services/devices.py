@@ -63,5 +63,5 @@ class Devices:
         `AuthenticationRequired`, `Forbidden`."""
         if caller.appservice_id is None:
             operation = "DELETE devices " + " ".join(sorted(set(device_ids)))
-            await self._accounts.check_confirmed(caller, operation, auth, address)
+            await self._accounts.check_confirmed(caller, operation, auth, address, bears_earlier=True)
         await self._database.write("remove_devices", self._sessions.remove_devices, caller.user_id, device_ids)

@@ -10,6 +10,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, UnknownToken
 from federation.protocol.ids import ServerName, UserID
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -32,8 +33,10 @@ class OpenID:
         secret_text: SecretText,
         *,
         server_name: ServerName,
+        validity: AccountValidity,
     ) -> None:
         self._clock = clock
+        self._validity = validity
         self._database = database
         self._store = store
         self._accounts = accounts
@@ -62,7 +65,12 @@ class OpenID:
         """Whose token it is. Raises UnknownToken."""
         user_id = await self._store.get_user(hash_token(token), self._now_ms())
         account = (await self._accounts.get_accounts([user_id])).get(user_id) if user_id is not None else None
-        if account is None or account.deactivated_ts is not None or account.locked:
+        if (
+            account is None
+            or account.deactivated_ts is not None
+            or account.locked
+            or self._validity.is_over(account.expires_ts)
+        ):
             raise UnknownToken("The token is unknown or has expired")
         return UserID(account.user_id)
 

@@ -16,7 +16,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
 from federation.protocol.ids import DeviceID, RoomID, UserID
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.accounts import Accounts
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.browser_sessions import BrowserSession
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.oauth.clients import Client, Clients
@@ -62,6 +64,8 @@ class Overview(msgspec.Struct, frozen=True):
     devices: Sequence[OwnDevice]
     addresses: Sequence[str]
     has_password: bool
+    ends_ts: int | None
+    """Until when the account is good, where accounts end."""
 
 
 class OwnAccount:
@@ -82,6 +86,8 @@ class OwnAccount:
         deactivation: Deactivation,
         account_data: AccountDataStore,
         rooms: RoomMemberships,
+        programs: ApplicationPasswords,
+        validity: AccountValidity,
     ) -> None:
         self._clock = clock
         self._database = database
@@ -96,6 +102,13 @@ class OwnAccount:
         self._deactivation = deactivation
         self._account_data = account_data
         self._rooms = rooms
+        self._programs = programs
+        self._validity = validity
+
+    @property
+    def has_programs(self) -> bool:
+        """Whether people make passwords for programs."""
+        return self._programs.enabled
 
     async def look(self, user_id: UserID) -> Overview:
         """What there is, the devices that were seen last first."""
@@ -107,6 +120,7 @@ class OwnAccount:
             devices=await self._with_clients(user_id, rows),
             addresses=[row.address for row in await self._threepids.get_threepids(user_id)],
             has_password=account.password_hash is not None,
+            ends_ts=self._validity.end_of(account.expires_ts),
         )
 
     async def _with_clients(self, user_id: UserID, rows: Sequence[DeviceRow]) -> Sequence[OwnDevice]:
@@ -169,6 +183,7 @@ class OwnAccount:
         return {
             "user_id": user_id,
             "created_ts": account.created_ts,
+            "expires_ts": overview.ends_ts,
             "profile": await self._profiles.get_profile(user_id),
             "addresses": overview.addresses,
             "devices": [
@@ -181,6 +196,15 @@ class OwnAccount:
                     "app": None if device.client is None else device.client.name,
                 }
                 for device in overview.devices
+            ],
+            "application_passwords": [
+                {
+                    "name": row.name,
+                    "created_ts": row.created_ts,
+                    "expires_ts": row.expires_ts,
+                    "last_used_ts": row.used_ts,
+                }
+                for row in await self._programs.get_passwords(user_id)
             ],
             "joined_rooms": rooms,
             "account_data": {type_: msgspec.Raw(content) for type_, content in data.everywhere.items()},

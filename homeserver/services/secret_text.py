@@ -1,7 +1,8 @@
 """Secrets that this server gives out: access and refresh tokens, device and session ids, generated names.
 
 A token says what it is and carries a checksum: `mha_` (access) or `mhr_` (refresh), 33 random characters, 6 of CRC-32.
-Refresh tokens of the OAuth 2.0 API (`mho_`) have 24 characters that all those of a session begin with, and 24 of their own.
+Refresh tokens of the OAuth 2.0 API (`mho_`) have 24 characters that all those of a session begin with, and 24 of their own;
+passwords for programs (`mhp_`) 12 by which they are found, and 24 that are secret.
 So a scanner of leaked secrets finds it, and a request with a token that was cut short or made up costs no query.
 """
 
@@ -17,11 +18,13 @@ RandomBytes = Callable[[int], bytes]
 ACCESS_PREFIX: Final = "mha_"
 REFRESH_PREFIX: Final = "mhr_"
 OAUTH_REFRESH_PREFIX: Final = "mho_"
+APPLICATION_PASSWORD_PREFIX: Final = "mhp_"
 
 _ALPHABET: Final = digits + ascii_letters
 _RANDOM_LENGTH: Final = 33
 _CHECK_LENGTH: Final = 6
 _FAMILY_LENGTH: Final = 24
+_PASSWORD_ID_LENGTH: Final = 12
 _USER_CODE_LETTERS: Final = "BCDFGHJKLMNPQRSTVWXZ"
 """No vowels, so no words. spec: RFC 8628 section 6.1"""
 
@@ -47,6 +50,11 @@ class SecretText:
     def oauth_refresh_token(self, family: str) -> str:
         """142 bits besides those of the family."""
         body = OAUTH_REFRESH_PREFIX + family + self._text(_ALPHABET, _FAMILY_LENGTH)
+        return body + _checksum(body)
+
+    def application_password(self) -> str:
+        """71 bits by which it is found, and 142 that nobody else knows."""
+        body = APPLICATION_PASSWORD_PREFIX + self._text(_ALPHABET, _PASSWORD_ID_LENGTH + _FAMILY_LENGTH)
         return body + _checksum(body)
 
     def oauth_code(self) -> str:
@@ -126,7 +134,7 @@ def hash_token(token: str) -> bytes:
 
 def is_damaged(token: str) -> bool:
     """Whether it claims to be one of our tokens and cannot be. Tokens of imported sessions look otherwise, and pass."""
-    if not token.startswith((ACCESS_PREFIX, REFRESH_PREFIX, OAUTH_REFRESH_PREFIX)):
+    if not token.startswith((ACCESS_PREFIX, REFRESH_PREFIX, OAUTH_REFRESH_PREFIX, APPLICATION_PASSWORD_PREFIX)):
         return False
     return _checksum(token[:-_CHECK_LENGTH]) != token[-_CHECK_LENGTH:]
 
@@ -137,6 +145,15 @@ def family_of(token: str) -> str | None:
         return None
     start = len(OAUTH_REFRESH_PREFIX)
     return token[start : start + _FAMILY_LENGTH]
+
+
+def application_password_id(password: str) -> str | None:
+    """By what a password for a program is found; None for other passwords."""
+    start = len(APPLICATION_PASSWORD_PREFIX)
+    rest = password[start:]
+    if not password.startswith(APPLICATION_PASSWORD_PREFIX) or not (rest.isascii() and rest.isalnum()):
+        return None
+    return None if is_damaged(password) else rest[:_PASSWORD_ID_LENGTH]
 
 
 def _checksum(text: str) -> str:

@@ -16,8 +16,9 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
+from federation.protocol.errors import ExpiredAccount, Forbidden, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
 from storage.accounts import AccountStore
@@ -103,20 +104,25 @@ class Sessions:
         *,
         lifetimes: Lifetimes | None = None,
         ends_with_sessions: Sequence[EndsWithSessions] = (),
+        ends_with_all_sessions: Sequence[EndsWithSessions] = (),
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
         upstream: UpstreamSessionStore | None = None,
+        validity: AccountValidity | None = None,
     ) -> None:
-        """`ends_with_sessions`: goes when all sessions of a user do; `kept_by_device`: goes with a device;
+        """`ends_with_sessions`: goes when all sessions of a user do, and when the account is locked;
+        `ends_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
         `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
         providers devices were signed in."""
         self._clock = clock
+        self._validity = validity or AccountValidity(clock)
         self._secret_text = secret_text
         self._database = database
         self._accounts = accounts
         self._devices = devices
         self._tokens = tokens
         self._ends_with_sessions = tuple(ends_with_sessions)
+        self._ends_with_all_sessions = tuple(ends_with_all_sessions)
         self._lifetimes = lifetimes or Lifetimes()
         self._kept_by_device = (*kept_by_device, *([] if upstream is None else [upstream]))
         self._upstream = upstream
@@ -184,7 +190,7 @@ class Sessions:
 
     async def do_refresh(self, refresh_token: str) -> NewSession:
         """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
-        and `UserLocked`."""
+        `UserLocked` and `ExpiredAccount`."""
         if is_damaged(refresh_token) or family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
         now = self._now()
@@ -210,7 +216,7 @@ class Sessions:
         while_locked: bool = False,
     ) -> NewSession | None:
         """Write a new pair for who shows a refresh token; both new texts are given. None for a token that is unknown, no
-        refresh token in the session where its time is over. Raises `UserLocked`, unless that is to be told by what the
+        refresh token in the session where its time is over. Raises `UserLocked` and `ExpiredAccount`, unless that is to be told by what the
         new tokens are shown to."""
         old = self._tokens.get_refresh_token(txn, token_hash)
         if old is None:
@@ -233,6 +239,8 @@ class Sessions:
             return None
         if account.locked and not while_locked:
             raise UserLocked(soft_logout=True)
+        if self._validity.is_over(account.expires_ts) and not while_locked:
+            raise ExpiredAccount
         ended = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
         if ended or old.next_nid is not None:
             self._accounts.set_account_changed(txn, old.user_id)
@@ -301,6 +309,8 @@ class Sessions:
         else:
             self._tokens.remove_tokens_without_device(txn, user_id, but.token_nid)
         self.remove_ways_in(txn, user_id)
+        for store in self._ends_with_all_sessions:
+            store.remove_user(txn, user_id)
         self._accounts.set_account_changed(txn, user_id)
 
     def remove_ways_in(self, txn: WriteTransaction, user_id: str) -> None:

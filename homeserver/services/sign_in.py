@@ -4,6 +4,8 @@ Laws:
 - An unknown user, one without a password and a wrong password look alike, and take the same time.
 - Failures count against the account and the address; who has too many waits, with the right password too.
 - What an account may not do any more is told only to who has shown its password.
+- A password that was made for a program (`homeserver/services/application_passwords.py`) begins a session in the client-server
+  API, and does nothing else: it opens no page and confirms nothing. It is asked of nobody else.
 
 spec: client-server-api#legacy-login, client-server-api#identifier-types
 """
@@ -28,11 +30,15 @@ from federation.protocol.errors import (
 from federation.protocol.ids import DeviceID, ServerName, UserID
 from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.services.account_validity import AccountValidity
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
+from homeserver.services.secret_text import application_password_id
 from homeserver.services.sessions import NewSession, Sessions
 from storage.accounts import AccountRow, AccountStore
+from storage.application_passwords import ApplicationPasswordRow
 from storage.database import Database
 from storage.threepids import ThreepidStore
 from storage.transaction import WriteTransaction
@@ -72,6 +78,7 @@ class SignIn:
         passwords: Passwords,
         sessions: Sessions,
         limiter: RateLimiter,
+        application_passwords: ApplicationPasswords,
         *,
         server_name: ServerName,
         password_login: bool = True,
@@ -79,9 +86,11 @@ class SignIn:
         own_passwords: bool = True,
         plugins: Plugins | None = None,
         approvals: Approvals | None = None,
+        validity: AccountValidity | None = None,
     ) -> None:
         """`own_passwords`: those that are kept here count."""
         self._clock = clock
+        self.validity = validity or AccountValidity(clock)
         self._plugins = plugins or Plugins()
         self._approvals = approvals
         self._database = database
@@ -90,13 +99,24 @@ class SignIn:
         self._passwords = passwords
         self._sessions = sessions
         self._limiter = limiter
+        self._application_passwords = application_passwords
         self._server_name = server_name
         self.password_login = password_login
-        """Whether people sign in with passwords."""
+        """Whether people sign in with passwords that are theirs."""
         self.password_confirmation = password_confirmation
         """Whether a password confirms, in user-interactive authentication, who somebody is."""
         self.own_passwords = own_passwords
         self._other_passwords: list[OtherPasswords] = []
+
+    @property
+    def takes_passwords(self) -> bool:
+        """Whether clients may sign in with a password: people's own, or one that was made for a program."""
+        return self.password_login or self._application_passwords.enabled
+
+    @property
+    def is_told_to_clients(self) -> bool:
+        """Whether clients are to hear that there is a sign-in with a password."""
+        return self.password_login or self._application_passwords.in_login_flows
 
     def ask_too(self, other_passwords: OtherPasswords) -> None:
         """From now on let these count too, after those that do."""
@@ -113,12 +133,25 @@ class SignIn:
         refreshable: bool = False,
     ) -> NewSession:
         """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
-        `UserDeactivated`, `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
-        account = await self.check_sign_in(name, password, address)
+        `UserDeactivated`, `ExpiredAccount`, `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
+        if not self.takes_passwords:
+            raise Unrecognized("This server has no sign-in with a password")
+        program = await self._application_passwords.find(password)
+        if program is None:
+            account = await self._check(name, password, address, own=self.password_login)
+        else:
+            account = await self._check(name, password, address, program=program)
+        await self._check_account(account, "password" if program is None else "application_password", address)
         session = self._sessions.prepare(
             UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
         )
-        await self._sessions.do_begin(session)
+
+        def write(txn: WriteTransaction) -> None:
+            self._sessions.add(txn, session)
+            if program is not None:
+                self._application_passwords.note_use(txn, session, program)
+
+        await self._database.write("begin_session", write)
         return session
 
     async def check_sign_in(self, name: str, password: str, address: str) -> AccountRow:
@@ -126,11 +159,22 @@ class SignIn:
         if not self.password_login:
             raise Unrecognized("This server has no sign-in with a password")
         account = await self.check_password(name, password, address)
+        await self._check_account(account, "password", address)
+        return account
+
+    async def _check_account(self, account: AccountRow, way: str, address: str) -> None:
+        await self.check_usable(account, way, address)
+        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
+
+    async def check_usable(self, account: AccountRow, way: str, address: str) -> None:
+        """Whether an account whose owner has proved who they are, in this `way`, may be used now. Raises `UserDeactivated`,
+        `UserLocked`, `ExpiredAccount`, `Forbidden`."""
+        if account.deactivated_ts is not None:
+            raise UserDeactivated
         if account.locked:
             raise UserLocked(soft_logout=True)
-        await self.check_allowed(account.user_id, "password", address)
-        self._limiter.check(Limit.LOGIN_ACCOUNT, account.user_id)
-        return account
+        self.validity.check(account)
+        await self.check_allowed(account.user_id, way, address)
 
     async def check_allowed(self, user_id: str, way: str, address: str) -> None:
         """Whether somebody may begin a session who has proved who they are, in this `way` (see `Hooks.check_sign_in`): they
@@ -142,7 +186,20 @@ class SignIn:
             raise Forbidden(objection)
 
     async def check_password(self, name: str, password: str, address: str) -> AccountRow:
-        """The account whose name and password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
+        """The account whose name and own password these are. Raises `Forbidden`, `UserDeactivated`, `LimitExceeded`."""
+        return await self._check(name, password, address)
+
+    async def _check(
+        self,
+        name: str,
+        password: str,
+        address: str,
+        *,
+        own: bool = True,
+        program: ApplicationPasswordRow | None = None,
+    ) -> AccountRow:
+        """As `check_password`. `own`: whether people's own passwords count; `program`: the one that it claims to be of those
+        made for programs, which counts alone."""
         owner = None if not isinstance(name, EmailAddress) else await self._threepids.get_owner("email", name)
         candidates = self._candidates(name) if not isinstance(name, EmailAddress) else [UserID(owner)] if owner else []
         keys = (candidates[-1] if candidates else name[:_LONGEST_NAME], address_key(address))
@@ -150,10 +207,14 @@ class SignIn:
             self._limiter.check_only(Limit.LOGIN_FAILED, key)
         accounts = await self._accounts.get_accounts(candidates)
         account = next((accounts[user_id] for user_id in candidates if user_id in accounts), None)
-        known = account.password_hash if account is not None and self.own_passwords else None
+        if program is not None:
+            known = program.password_hash if account is not None and program.user_id == account.user_id else None
+        else:
+            known = account.password_hash if account is not None and own and self.own_passwords else None
         verdict = await self._passwords.verify(password, known)
         if account is None or not verdict.correct:
-            found = await self._ask_others(name, account, password) if candidates or name[:1] != "@" else None
+            ask = own and application_password_id(password) is None and (candidates or name[:1] != "@")
+            found = await self._ask_others(name, account, password) if ask else None
             if found is not None:
                 self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
                 return found
@@ -169,7 +230,7 @@ class SignIn:
         if account.deactivated_ts is not None:
             raise UserDeactivated
         self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
-        if verdict.new_hash is not None:
+        if verdict.new_hash is not None and program is None:
             await self._database.write(
                 "renew_password_hash", self._accounts.set_password_hash, account.user_id, verdict.new_hash, known
             )

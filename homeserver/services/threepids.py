@@ -56,6 +56,11 @@ class Threepids:
         """The addresses of an account."""
         return (await self._store.get_threepids([user_id])).get(user_id, [])
 
+    async def get_owner(self, medium: str, address: str) -> UserID | None:
+        """Whose address it is."""
+        owner = await self._store.get_owner(medium, address.strip().lower())
+        return None if owner is None else UserID(owner)
+
     async def do_add(self, caller: Requester, sid: str, client_secret: str, auth: AuthData | None, ip: str) -> None:
         """Give the caller's account an address that they have shown to be theirs, once that is confirmed.
 

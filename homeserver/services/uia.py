@@ -156,17 +156,21 @@ class UIA:
 
     async def get_operation(self, session_id: str) -> Operation | None:
         """What a session is to confirm, and who; None where there is no such session."""
-        session = await self._store.get_session(session_id, self._oldest())
+        session = await self._store.get_session(session_id, self._oldest()) if "\0" not in session_id else None
         return None if session is None else Operation(session.operation, UserID(session.user_id or "") or None, "")
 
-    async def do_prove(self, session_id: str, name: str) -> bool:
+    async def do_prove(self, session_id: str, name: str, auth: AuthData | None = None, address: str = "") -> bool:
         """Note that a stage was done elsewhere, by the user of the session, who goes on with the session alone; False
-        where there is no such session any more."""
-        session = await self._store.get_session(session_id, self._oldest())
+        where there is no such session any more. `auth`: what the stage checks first, of which it raises `MatrixError`; None
+        where it was seen otherwise that it is done."""
+        session = await self._store.get_session(session_id, self._oldest()) if "\0" not in session_id else None
         if session is None:
             return False
-        operation = Operation(session.operation, UserID(session.user_id or "") or None, "")
-        await self._complete(operation, session, name, "")
+        if name in _completed_decoder.decode(session.completed):
+            return True
+        operation = Operation(session.operation, UserID(session.user_id or "") or None, address)
+        result = "" if auth is None else await self._stages[name].check(auth, operation)
+        await self._complete(operation, session, name, result)
         return True
 
     async def do_agree(self, session_id: str, name: str) -> None:

@@ -34,7 +34,7 @@ from homeserver.services.oauth.metadata import (
     OLDER_ACTIONS,
     PROFILE,
 )
-from homeserver.services.own_account import OwnAccount, ProveAgain, WrongProof
+from homeserver.services.own_account import OwnAccount, ProveAgain
 from homeserver.services.secret_text import SecretText
 from homeserver.services.threepids import Threepids
 from homeserver.web.forms import MAX_BODY, Forms
@@ -44,6 +44,7 @@ from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 RECORDS_SHOWN: Final = 20
 EXPORT_PATH: Final = "/_mahalla/account/export"
+PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
 ADDRESS: Final = "address"
 """Besides the actions of the specification: where somebody comes back to from a letter."""
 _VIEWS: Final = {
@@ -165,14 +166,16 @@ class AccountPage:
             "form_token": token.text,
             "user_id": session.user_id,
             "overview": overview,
+            "has_password": overview.has_password,
+            "programs_path": PROGRAMS_PATH if self._account.has_programs else "",
             "device": device,
-            "moment": _moment,
+            "moment": moment,
             "address": given.get("address", ""),
             "client_secret": given.get("client_secret", ""),
             "may_add_addresses": self._validation.is_possible,
             "records": [] if view != "home" else await self._records(session.user_id, language),
             "reset_allowed": await self._resets.is_allowed(session.user_id),
-            "problem": "" if error is None else _explain(error, language),
+            "problem": "" if error is None else explain(error, language),
             "done": "" if error is not None else _told(given.get("done", ""), language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
@@ -183,7 +186,7 @@ class AccountPage:
         return [
             (
                 _event(record.event, language),
-                _moment(record.ts),
+                moment(record.ts),
                 " · ".join(each for each in (record.device_id, record.address) if each),
             )
             for record in await self._audit.get_records(user_id, RECORDS_SHOWN)
@@ -254,16 +257,9 @@ def _done(what: str, *, cookies: tuple[str, ...] = ()) -> Response:
     return see_other(f"{ACCOUNT_PATH}?{urlencode({'done': what})}", cookies=cookies)
 
 
-def _moment(ts: int | None) -> str:
+def moment(ts: int | None) -> str:
     """A time as people of every language read it; of the server's clock, in UTC."""
     return "–" if ts is None else datetime.fromtimestamp(ts / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _explain(error: MatrixError, language: Language) -> str:
-    _ = language.gettext
-    if isinstance(error, WrongProof):
-        return _("The password is wrong.")
-    return explain(error, language)
 
 
 def _event(event: str, language: Language) -> str:
@@ -287,6 +283,10 @@ def _event(event: str, language: Language) -> str:
             return _("An app was allowed")
         case Happened.PASSWORD_CHANGED.value:
             return _("The password was changed")
+        case Happened.APPLICATION_PASSWORD_MADE.value:
+            return _("A password for a program was made")
+        case Happened.APPLICATION_PASSWORD_ENDED.value:
+            return _("A password for a program was ended")
         case Happened.ADDRESS_ADDED.value:
             return _("An e-mail address was added")
         case Happened.ADDRESS_REMOVED.value:
@@ -299,6 +299,12 @@ def _event(event: str, language: Language) -> str:
             return _("An administrator approved the account")
         case Happened.APPROVAL_WITHDRAWN.value:
             return _("The account has to be approved again")
+        case Happened.LINKED.value:
+            return _("The account was linked to a sign-in service")
+        case Happened.UNLINKED.value:
+            return _("The link to a sign-in service was removed")
+        case Happened.RENEWED.value:
+            return _("The end of the account was moved")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

@@ -2,6 +2,7 @@
 
 from federation.protocol.errors import (
     Exclusive,
+    ExpiredAccount,
     InvalidUsername,
     LimitExceeded,
     MatrixError,
@@ -16,8 +17,10 @@ from federation.protocol.errors import (
     UserSuspended,
     WeakPassword,
 )
+from homeserver.services.application_passwords import NameTaken, TooMany
 from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.languages import Language
+from homeserver.services.own_account import WrongProof
 from homeserver.services.profiles import NameNotAllowed
 
 
@@ -29,6 +32,12 @@ def explain(error: MatrixError, language: Language) -> str:
     """A sentence or two in the reader's language; the text of the error itself for one that pages do not expect."""
     _ = language.gettext
     match error:
+        case WrongProof():
+            return _("The password is wrong.")
+        case NameTaken():
+            return _("You have a password of this name already. Choose another name.")
+        case TooMany():
+            return _("You have as many passwords for programs as you may have. End one that you no longer need.")
         case LimitExceeded():
             wait = error.fields.get("retry_after_ms")
             minutes = max(1, -(-wait // 60000)) if isinstance(wait, int) else 1
@@ -45,6 +54,11 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("This account is locked. Ask the people who run this server.")
         case UserSuspended():
             return _("Your account is limited for now: this cannot be changed.")
+        case ExpiredAccount():
+            return _(
+                "The account was good until a day that is over. Open the link in the letter about it, or ask the people who run "
+                "this server."
+            )
         case UserDeactivated():
             return _("This account has been closed.")
         case PasswordsDiffer():

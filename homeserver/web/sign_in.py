@@ -84,7 +84,7 @@ def _problem(error: MatrixError, language: Language) -> str:
     return explain(error, language)
 
 
-def _as_name(name: str) -> str:
+def as_name(name: str) -> str:
     """People type a user name, a whole user id, or their e-mail address."""
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
@@ -131,7 +131,7 @@ async def post_sign_in(
     next_path = own_path(fields.get("next", ""), HOME)
     name = fields.get("name", "").strip()
     try:
-        account = await sign_in.check_sign_in(_as_name(name), fields.get("password", ""), context.client_ip)
+        account = await sign_in.check_sign_in(as_name(name), fields.get("password", ""), context.client_ip)
     except MatrixError as error:
         return page.make(context, next_path, name=name, error=error, status=error.status)
     cookie = await sessions.do_begin(UserID(account.user_id), context)

@@ -11,12 +11,14 @@ import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
-from federation.protocol.errors import Exclusive, Forbidden, MatrixError, UserAwaitingApproval, UserInUse
+from federation.protocol.errors import Exclusive, Forbidden, MatrixError, NotFound, UserAwaitingApproval, UserInUse
+from federation.protocol.ids import ServerName
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
+from homeserver.services.media.delivery import Asked, MediaDelivery
 from homeserver.services.own_paths import own_path
 from homeserver.services.sign_in import SignIn
-from homeserver.services.upstream.buttons import SIGN_IN_WITH_PATH
+from homeserver.services.upstream.buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
 from homeserver.services.upstream.identity import ForClient, ForPage, Reason, Refused
 from homeserver.services.upstream.sign_in import (
     AskClient,
@@ -37,8 +39,11 @@ CLIENT_PATH: Final = "/_mahalla/upstream/client"
 CONFIRM_PATH: Final = "/_mahalla/upstream/confirm"
 HELD_PATH: Final = "/_mahalla/upstream/go_on"
 MAX_FORM: Final = 8192
+ICON_SIZE: Final = 96
+ICON_WAIT_MS: Final = 5000
 _STATUS: Final = {Reason.OLD: 400, Reason.CANCELLED: 400, Reason.BAD_ADDRESS: 400, Reason.UNKNOWN_PROVIDER: 404}
-_OPERATIONS: Final = (
+OPERATIONS: Final = (
+    ("register", "POST register"),
     ("keys", "POST keys/device_signing/upload"),
     ("password", "POST account/password"),
     ("close", "POST account/deactivate"),
@@ -113,7 +118,7 @@ class UpstreamPages:
                     "path": CONFIRM_PATH,
                     "flow_id": flow_id,
                     "user_id": user_id,
-                    "what": next((name for name, start in _OPERATIONS if operation.startswith(start)), ""),
+                    "what": called(operation),
                     "providers": providers,
                 }
                 cookies = (self._sign_in.cookie_of(context, browser),)
@@ -139,6 +144,7 @@ class UpstreamPages:
         providers = [
             {
                 "name": info.name,
+                "icon": None if info.icon is None else icon_path(info.provider_id),
                 "href": f"{REDIRECT_PATH}/{quote(info.provider_id)}?{urlencode({'redirectUrl': redirect_url})}",
             }
             for info in self._sign_in.providers
@@ -171,6 +177,11 @@ class UpstreamPages:
     ) -> Response:
         language = self._pages.choose(context.languages)
         return self._pages.make(template, language, fields, status, cookies=cookies, leads_to=leads_to, script=script)
+
+
+def called(operation: str) -> str:
+    """What an operation is called in templates; nothing for one that has no name there."""
+    return next((name for name, start in OPERATIONS if operation.startswith(start)), "")
 
 
 def read_form(body: bytes) -> dict[str, str]:
@@ -236,6 +247,21 @@ async def get_sign_in_with(
         return await pages.show(context, await sign_in.depart(provider, purpose, sign_in.find_browser(context)))
     except Refused as refused:
         return pages.refuse(context, refused)
+
+
+@endpoint("GET", f"{ICON_PATH}/{{provider}}", auth=Auth.NONE)
+async def get_provider_icon(
+    delivery: MediaDelivery, sign_in: UpstreamSignIn, context: RequestContext, *, provider: str
+) -> Response:
+    """The icon of a provider, small, for everybody: the operator has said so by naming it. Raises `NotFound`."""
+    icon = next((info.icon for info in sign_in.providers if info.provider_id == provider), None)
+    if icon is None:
+        raise NotFound("There is no such icon")
+    server_name, _, media_id = icon.removeprefix("mxc://").partition("/")
+    asked = Asked(context.client_ip, authenticated=True, timeout_ms=ICON_WAIT_MS)
+    return await delivery.thumbnail(
+        ServerName(server_name), media_id, (ICON_SIZE, ICON_SIZE), "scale", asked, animated=False
+    )
 
 
 @endpoint(

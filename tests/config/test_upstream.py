@@ -22,7 +22,10 @@ OIDC = "oidc_providers: [{idp_id: a, idp_name: A, issuer: 'https://a.example', c
         (OIDC.replace("idp_id: a", "idp_id: a/b") + "}]", "must have only letters"),
         (OIDC + ", user_mapping_provider: {config: {localpart_template: '{{ user'}}}]", "must be a Jinja2 template"),
         ("cas_config: {enabled: true}", "cas_config.server_url: is needed"),
-        ("saml2_config: {sp_config: {metadata: {remote: [{url: 'https://a.example'}]}}}", "metadata are not fetched"),
+        ("saml2_config: {sp_config: {metadata: {remote: [{url: 'http://a.example'}]}}}", "what https vouches for"),
+        ("saml2_config: {sp_config: {metadata: {remote: [https://a.example]}}}", "what https vouches for"),
+        ("saml2_config: {sp_config: {metadata: {mdq: []}}}", "and nothing else"),
+        ("saml2_config: {sp_config: {metadata: []}}", "and nothing else"),
         ("jwt_config: {enabled: true, algorithm: HS256}", "jwt_config: needs `secret` and `algorithm`"),
         ("ldap_providers: [{uri: ['http://a.example'], base: 'dc=a'}]", "must have addresses that start with ldap://"),
         ("ldap_providers: [{uri: ['ldaps://a.example'], base: 'dc=a', bind_dn: 'cn=a'}]", "bind_password: is needed"),
@@ -46,5 +49,20 @@ def test_what_fits(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     upstream = load_config([path], {}).config.upstream
-    assert upstream.buttons == (("oidc-a", "A"),)
+    assert upstream.buttons == (("oidc-a", "A", None),)
     assert upstream.directory_ids == ("ldap",)
+
+
+@pytest.mark.parametrize(
+    "icon", ["https://a.example/i.png", "mxc://", "mxc://a.example", "mxc://a.example/b/c", "mxc://a b/c"]
+)
+def test_icons_that_are_none(tmp_path: Path, icon: str) -> None:
+    path = tmp_path / "homeserver.yaml"
+    path.write_text(
+        "server_name: example.org\npublic_baseurl: https://matrix.example.org\n"
+        + OIDC
+        + f", client_secret: y, idp_icon: '{icon}'}}]\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="must be an mxc:// address"):
+        load_config([path], {})

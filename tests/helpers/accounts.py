@@ -28,6 +28,7 @@ from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_data import AccountData
 from homeserver.services.accounts import Accounts
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.deactivation import Deactivation
@@ -49,6 +50,7 @@ from homeserver.services.upstream.identity import OfferedProviders
 from homeserver.services.upstream.jwt_sign_in import JWTSignIn
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
+from storage.application_passwords import ApplicationPasswordStore
 from storage.database import Database
 from storage.devices import DeviceStore
 from storage.filters import FilterStore
@@ -170,6 +172,15 @@ class AccountsServer:
             self.passwords,
             self.sessions,
             self.limiter,
+            ApplicationPasswords(
+                clock,
+                database,
+                ApplicationPasswordStore(database),
+                self.passwords,
+                self.secret_text,
+                self.sessions,
+                enabled=False,
+            ),
             server_name=SERVER_NAME,
             password_login=password_login,
         )

@@ -7,6 +7,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import OctKey, RSAKey
 
+from federation.protocol.ids import UserID
 from storage.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import START, TestServer
@@ -107,3 +108,10 @@ def test_it_is_off_unless_it_is_wanted(tmp_path: Path, sqlite_database: Database
     server = TestServer(tmp_path, sqlite_database)
     assert {"type": "org.matrix.login.jwt"} not in server.get("/_matrix/client/v3/login").json["flows"]
     assert login(server, token()).status == 400
+
+
+def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 1d}\n")
+    user_id = UserID(login(server, token()).json["user_id"])
+    server.run(server.app.accounts.renewals.do_set_end(user_id, 1, letter=False))
+    assert login(server, token()).errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

@@ -312,3 +312,13 @@ def test_nobody_is_signed_out_where_that_is_not_wanted(server: TestServer, provi
     alice = sign_in(server, provider, Browser(server), sid="p")
     assert tell(server, provider.sign(provider.claims(sid="p", events={LOGOUT_EVENT: {}}))) == 404
     assert is_in(alice)
+
+
+def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider) -> None:
+    ending = "account_validity: {enabled: true, period: 1d}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES + ending, web=provider)
+    alice = sign_in(server, provider, Browser(server))
+    assert server.run(server.app.accounts.renewals.do_set_end(alice.user_id, 1, letter=False)) == 1
+    browser = come_back(provider, server)
+    assert (browser.status, "good until a day that is over" in browser.words) == (403, True)
+    assert alice.get("/_matrix/client/v3/account/whoami").errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

@@ -152,6 +152,23 @@ class Letters:
             _("How to sign in"),
         )
 
+    def renew_account(self, language: Language, link: str, user_id: str, day: str, subject: str | None) -> Letter:
+        """To somebody whose account is good until a day. `subject`: the operator's words, with `%(app)s`."""
+        _ = language.gettext
+        about = {"user": user_id, "server": self._server_name, "day": day}
+        return Letter(
+            _("Renew your account on %(server)s") % about
+            if subject is None
+            else subject.replace("%(app)s", self._app_name),
+            (
+                _("Your account %(user)s is good until %(day)s.") % about,
+                _("If you want to keep it, open this page and press the button there."),
+            ),
+            link,
+            _("Renew the account"),
+            _("After that day it cannot be used until it is renewed. Nothing of it is deleted."),
+        )
+
     def write(self, language: Language, letter: Letter, recipient: str, now: float) -> bytes:
         """The letter as it goes over the wire. Raises ValueError for a recipient that is no address."""
         message = self._begin(letter.subject, recipient, now)

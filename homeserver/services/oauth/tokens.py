@@ -23,12 +23,13 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, UserID, localpart_of
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.oauth.clients import REFRESH_GRANT, Client, Clients
 from homeserver.services.oauth.errors import InvalidClient, OAuthError
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
 from homeserver.services.sessions import NewSession, Sessions
-from storage.accounts import AccountStore
+from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.oauth import OAuthSessionRow, OAuthStore
 from storage.tokens import TokenStore
@@ -71,9 +72,11 @@ class OAuthTokens:
         *,
         trusted: Mapping[str, str],
         issuer: str,
+        validity: AccountValidity,
     ) -> None:
         """`trusted`: the secrets of services that may ask whose a token is, by their names."""
         self._clock = clock
+        self._validity = validity
         self._database = database
         self._store = store
         self._accounts = accounts
@@ -146,7 +149,7 @@ class OAuthTokens:
     ) -> Granted | OAuthError:
         """Begin a session, in a write; `texts`: access token and refresh token, made outside of it."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
-        if account is None or account.deactivated_ts is not None or account.locked or account.awaiting_ts is not None:
+        if account is None or not self._is_usable(account):
             return _invalid("The account may not be used")
         session = self._sessions.prepare(
             user_id,
@@ -183,7 +186,8 @@ class OAuthTokens:
         row = self._store.get_session_of_family(txn, family_hash)
         if row is None or row.client_id != client.client_id:
             return _invalid("The refresh token is unknown, or belongs to another client")
-        # a refusal would make the client forget the session, which is to live on when the lock is lifted
+        # a refusal would make the client forget the session, which is to live on when the lock is lifted, or the account
+        # renewed
         session = self._sessions.renew(txn, token_hash, *texts, self._now(), while_locked=True)
         if session is None:
             if not self._tokens.has_exchange_under_way(txn, row.user_id, row.device_id):
@@ -240,7 +244,7 @@ class OAuthTokens:
         if found is None or (found.expires_ts is not None and found.expires_ts <= now):
             return None
         account = self._accounts.get_accounts_in(txn, [found.user_id])[found.user_id]
-        if account.deactivated_ts is not None or account.locked:
+        if not self._is_usable(account):
             return None
         device_id = found.device_id or ""
         session = self._store.get_session(txn, found.user_id, device_id)
@@ -256,6 +260,10 @@ class OAuthTokens:
             **({} if session is None else {"client_id": session.client_id}),
             **({} if found.expires_ts is None else {"exp": found.expires_ts // 1000}),
         }
+
+    def _is_usable(self, account: AccountRow) -> bool:
+        over = self._validity.is_over(account.expires_ts)
+        return account.deactivated_ts is None and not account.locked and account.awaiting_ts is None and not over
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

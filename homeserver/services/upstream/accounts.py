@@ -12,8 +12,9 @@ from typing import Final, Protocol
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from federation.protocol.errors import Forbidden, MatrixError, UserDeactivated, UserLocked
+from federation.protocol.errors import ExpiredAccount, Forbidden, MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import ServerName, UserID, parse_new_user_id
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.uia_stages import PASSWORD, SSO
 from homeserver.services.upstream.identity import ProviderInfo, Reason, Refused, UpstreamIdentity, fit_localpart
@@ -58,7 +59,9 @@ class UpstreamAccounts:
         pictures: Pictures,
         *,
         server_name: ServerName,
+        validity: AccountValidity,
     ) -> None:
+        self._validity = validity
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -75,7 +78,7 @@ class UpstreamAccounts:
             account = (await self._accounts.get_accounts([link.user_id])).get(link.user_id)
             if account is None:
                 raise Refused(Reason.NO_ACCOUNT, f"{link.user_id} is linked, but there is no such account")
-            return check_usable(account)
+            return self.check_usable(account)
         if not info.allow_existing_users or identity.localpart is None:
             return None
         try:
@@ -85,11 +88,21 @@ class UpstreamAccounts:
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is None:
             return None
-        check_usable(account)
+        self.check_usable(account)
         row = self._link(info, identity, user_id)
         if not await self._database.write("link_account", self._links.add_link, row):
             raise Refused(Reason.TAKEN, f"{user_id} is linked to somebody else of {info.provider_id}")
         self.log.info("{user_id} is linked to {provider}", user_id=user_id, provider=info.provider_id)
+        return account
+
+    def check_usable(self, account: AccountRow) -> AccountRow:
+        """Raises `Refused` for an account that nobody may use."""
+        if account.deactivated_ts is not None:
+            raise Refused(Reason.DEACTIVATED, f"{account.user_id} is deactivated")
+        if account.locked:
+            raise Refused(Reason.LOCKED, f"{account.user_id} is locked")
+        if self._validity.is_over(account.expires_ts):
+            raise Refused(Reason.EXPIRED, f"{account.user_id} is past its day")
         return account
 
     async def check_free(self, username: str) -> UserID:
@@ -160,19 +173,12 @@ class UpstreamProofs:
         return [*password, *([SSO] if providers & self._in_browsers else [])]
 
 
-def check_usable(account: AccountRow) -> AccountRow:
-    """Raises `Refused` for an account that nobody may use."""
-    if account.deactivated_ts is not None:
-        raise Refused(Reason.DEACTIVATED, f"{account.user_id} is deactivated")
-    if account.locked:
-        raise Refused(Reason.LOCKED, f"{account.user_id} is locked")
-    return account
-
-
 def as_error(refused: Refused) -> MatrixError:
     """What a client is told of a refusal."""
     if refused.reason is Reason.DEACTIVATED:
         return UserDeactivated()
     if refused.reason is Reason.LOCKED:
         return UserLocked(soft_logout=True)
+    if refused.reason is Reason.EXPIRED:
+        return ExpiredAccount()
     return Forbidden("You may not sign in here; ask the people who run this server")

@@ -2,23 +2,33 @@
 
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from homeserver.services.sign_in_choices import ProviderButton
 
 SIGN_IN_WITH_PATH: Final = "/_mahalla/upstream/sign_in"
+ICON_PATH: Final = "/_mahalla/upstream/icon"
+
+
+def icon_path(provider_id: str) -> str:
+    """Where the icon of a provider is, for pages: they show images of this server alone."""
+    return f"{ICON_PATH}/{quote(provider_id, safe='')}"
 
 
 class UpstreamButtons:
     """One for each provider."""
 
-    def __init__(self, providers: Sequence[tuple[str, str]]) -> None:
-        """`providers`: id and name of each."""
+    def __init__(self, providers: Sequence[tuple[str, str, str | None]]) -> None:
+        """`providers`: id, name, and the `mxc:` address of the icon, of each."""
         self._providers = tuple(providers)
 
     def buttons(self, next_path: str) -> Sequence[ProviderButton]:
         """As `Providers.buttons`."""
         return [
-            ProviderButton(name, f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, 'next': next_path})}")
-            for provider_id, name in self._providers
+            ProviderButton(
+                name,
+                f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, 'next': next_path})}",
+                None if icon is None else icon_path(provider_id),
+            )
+            for provider_id, name, icon in self._providers
         ]

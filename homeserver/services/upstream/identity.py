@@ -127,6 +127,7 @@ class Reason(Enum):
     TAKEN = "taken"
     """The account is linked to another person of the provider."""
     DEACTIVATED = "deactivated"
+    EXPIRED = "expired"
     LOCKED = "locked"
     AWAITING_APPROVAL = "awaiting_approval"
     OTHER_PERSON = "other_person"

@@ -16,7 +16,7 @@ from joserfc.jwk import ECKey, OctKey, OKPKey, RSAKey
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import Forbidden, UserDeactivated, UserLocked
+from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, ServerName, UserID, parse_new_user_id
 from homeserver.config.upstream import JWT
 from homeserver.http.rate_limits import RateLimiter, address_key
@@ -89,7 +89,7 @@ class JWTSignIn:
         refreshable: bool = False,
     ) -> NewSession:
         """Begin a session; who has no account gets one. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
-        `UserDeactivated`, `InvalidUsername`, `Exclusive`."""
+        `UserDeactivated`, `ExpiredAccount`, `InvalidUsername`, `Exclusive`."""
         self._limiter.check_only(Limit.LOGIN_FAILED, address_key(address))
         try:
             claims = self._check(token)
@@ -104,11 +104,9 @@ class JWTSignIn:
         if account is None:
             name = clean_name(claims.get(self._config.display_name_claim or ""))
             await self._registration.do_register_vouched(Wish(username=subject, display_name=name), _nothing_more)
-        elif account.deactivated_ts is not None:
-            raise UserDeactivated
-        elif account.locked:
-            raise UserLocked(soft_logout=True)
-        await self._sign_in.check_allowed(user_id, "jwt", address)
+            await self._sign_in.check_allowed(user_id, "jwt", address)
+        else:
+            await self._sign_in.check_usable(account, "jwt", address)
         session = self._sessions.prepare(user_id, device_id=device_id, device_name=device_name, refreshable=refreshable)
         await self._sessions.do_begin(session)
         return session

@@ -29,6 +29,7 @@ from homeserver.services.upstream.identity import (
     clean_name,
     fit_localpart,
 )
+from homeserver.services.upstream.saml_metadata import SAMLMetadata, TakesMetadata
 from storage.upstream_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
@@ -51,7 +52,7 @@ class Assertion(msgspec.Struct, frozen=True):
     attributes: Mapping[str, Sequence[str]]
 
 
-class ServiceProvider(Protocol):
+class ServiceProvider(TakesMetadata, Protocol):
     """The library. Its methods take long: they are for threads. They raise `Refused`."""
 
     def make_request(self, relay_state: str) -> tuple[str, str]:
@@ -77,8 +78,10 @@ class SAMLProvider:
         store: UpstreamFlowStore,
         library: ServiceProvider,
         config: SAML2,
+        metadata: SAMLMetadata,
     ) -> None:
         self._clock = clock
+        self._metadata = metadata
         self._threads = threads
         self._store = store
         self._library = library
@@ -89,6 +92,7 @@ class SAMLProvider:
 
     async def depart(self, flow_id: str) -> Departure:
         """As `UpstreamProvider.depart`."""
+        await self._metadata.make_ready()
         request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id))
         return Departure(url, {_REQUEST: request_id, _STARTED: str(int(self._clock.seconds()))})
 
@@ -99,6 +103,7 @@ class SAMLProvider:
         if int(flow.kept[_STARTED]) + self._config.saml_session_lifetime / 1000 <= self._clock.seconds():
             raise Refused(Reason.OLD)
         request_id = flow.kept[_REQUEST]
+        await self._metadata.make_ready()
         assertion = await self._threads.run(lambda: self._library.read_response(response, request_id))
         if not await self._store.add_taken_assertion(assertion.assertion_id, int(assertion.expires * 1000)):
             raise Refused(Reason.OLD, f"the assertion {assertion.assertion_id} was taken before")

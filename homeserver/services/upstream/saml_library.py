@@ -2,12 +2,13 @@
 
 Laws:
 - Whatever the settings say: an assertion that is not signed is refused, and so is one that nobody asked for.
-- Metadata come from files: nothing is fetched past the server's own client.
+- Metadata come from files, or from who fetched them with the server's own client (`saml_metadata.py`): nothing is fetched here.
 - What the library would remember of people is forgotten at once.
 """
 
 from calendar import timegm
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import Any, Final
@@ -34,26 +35,60 @@ class PySAML2:
         """`folder`: where relative paths of metadata start. Raises `ValueError` for settings that are none."""
         # what is wrong with a response is said once, by who asked; anybody may send one
         getLogger("saml2").setLevel(CRITICAL + 1)
-        try:
-            config = SPConfig().load(complete_settings(settings, base_url, folder))
-            self._client = Saml2Client(config=config)
-        except Exception as error:  # the library raises whatever it likes
-            raise ValueError(f"saml2_config.sp_config cannot be used: {error}") from error
-        self._config = config
+        self._settings = complete_settings(settings, base_url, folder)
+        self._idp_entityid = idp_entityid
+        client, self._config = self._load(())
+        self._known: tuple[Saml2Client, str] | None = None
+        """What is asked, and the provider; replaced as a whole, since threads read it."""
+        if not _is_fetched(settings):
+            self._known = (client, self._provider_of(self._config))
+
+    @property
+    def is_ready(self) -> bool:
+        """As `TakesMetadata.is_ready`."""
+        return self._known is not None
+
+    def use(self, documents: Sequence[bytes]) -> None:
+        """As `TakesMetadata.use`."""
+        client, config = self._load(documents)
+        self._known = (client, self._provider_of(config))
+
+    def _provider_of(self, config: SPConfig) -> str:
         known = list(config.metadata.identity_providers()) if config.metadata is not None else []
-        if idp_entityid is not None:
-            known = [each for each in known if each == idp_entityid]
+        if self._idp_entityid is not None:
+            known = [each for each in known if each == self._idp_entityid]
         if len(known) != 1:
             raise ValueError(
                 f"saml2_config: the metadata have {len(known)} identity providers that fit; `idp_entityid` names one"
             )
-        self._idp = known[0]
+        return str(known[0])
+
+    def forget(self) -> None:
+        """As `TakesMetadata.forget`."""
+        self._known = None
+
+    def _load(self, documents: Sequence[bytes]) -> tuple[Saml2Client, SPConfig]:
+        metadata = self._settings["metadata"]
+        inline = [*metadata.get("inline", ()), *(document.decode("utf-8", "replace") for document in documents)]
+        try:
+            # the library keeps and changes what it is given
+            settings = {**deepcopy(self._settings), "metadata": {**metadata, **({"inline": inline} if inline else {})}}
+            config = SPConfig().load(settings)
+            return Saml2Client(config=config), config
+        except Exception as error:  # the library raises whatever it likes
+            raise ValueError(f"saml2_config.sp_config cannot be used: {error}") from error
+
+    def _asked(self) -> tuple[Saml2Client, str]:
+        if self._known is None:
+            raise Refused(Reason.PROVIDER_FAILED, "there are no SAML metadata yet")
+        return self._known
 
     def make_request(self, relay_state: str) -> tuple[str, str]:
         """As `ServiceProvider.make_request`."""
+        client, idp = self._asked()
         try:
-            request_id, info = self._client.prepare_for_authenticate(
-                entityid=self._idp, relay_state=relay_state, binding=BINDING_HTTP_REDIRECT
+            request_id, info = client.prepare_for_authenticate(
+                entityid=idp, relay_state=relay_state, binding=BINDING_HTTP_REDIRECT
             )
         except Exception as error:  # the library raises whatever it likes
             raise Refused(Reason.PROVIDER_FAILED, f"no SAML request can be made: {error}") from None
@@ -61,14 +96,13 @@ class PySAML2:
 
     def read_response(self, response: str, request_id: str) -> Assertion:
         """As `ServiceProvider.read_response`."""
+        client, idp = self._asked()
         try:
-            parsed = self._client.parse_authn_request_response(
-                response, BINDING_HTTP_POST, outstanding={request_id: "/"}
-            )
+            parsed = client.parse_authn_request_response(response, BINDING_HTTP_POST, outstanding={request_id: "/"})
             if not isinstance(parsed, AuthnResponse) or parsed.name_id is None:
                 raise SAMLError("it asserts nobody")
-            self._client.users.remove_person(parsed.name_id)
-            return self._read(parsed)
+            client.users.remove_person(parsed.name_id)
+            return _read(parsed, idp)
         except Exception as error:  # the library raises whatever it likes, and a response is anybody's
             raise Refused(
                 Reason.PROVIDER_FAILED, f"the SAML response is refused: {type(error).__name__}: {error}"
@@ -78,26 +112,27 @@ class PySAML2:
         """As `ServiceProvider.metadata`."""
         return bytes(create_metadata_string(None, config=self._config))
 
-    def _read(self, parsed: AuthnResponse) -> Assertion:
-        if parsed.issuer() != self._idp:
-            raise SAMLError(f"it is of {parsed.issuer()}")
-        assertion = parsed.assertion
-        ends = [
-            timegm(str_to_time(each.subject_confirmation_data.not_on_or_after))
-            for each in assertion.subject.subject_confirmation
-            if each.subject_confirmation_data.not_on_or_after
-        ]
-        name = parsed.name_id
-        attributes = {
-            str(key): [str(value) for value in values if isinstance(value, str)]
-            for key, values in (parsed.ava or {}).items()
-        }
-        return Assertion(
-            assertion_id=str(assertion.id),
-            expires=max(ends) + SLACK_SECONDS,
-            persistent_name=str(name.text) if name.format == NAMEID_FORMAT_PERSISTENT and name.text else None,
-            attributes=attributes,
-        )
+
+def _read(parsed: AuthnResponse, idp: str) -> Assertion:
+    if parsed.issuer() != idp:
+        raise SAMLError(f"it is of {parsed.issuer()}")
+    assertion = parsed.assertion
+    ends = [
+        timegm(str_to_time(each.subject_confirmation_data.not_on_or_after))
+        for each in assertion.subject.subject_confirmation
+        if each.subject_confirmation_data.not_on_or_after
+    ]
+    name = parsed.name_id
+    attributes = {
+        str(key): [str(value) for value in values if isinstance(value, str)]
+        for key, values in (parsed.ava or {}).items()
+    }
+    return Assertion(
+        assertion_id=str(assertion.id),
+        expires=max(ends) + SLACK_SECONDS,
+        persistent_name=str(name.text) if name.format == NAMEID_FORMAT_PERSISTENT and name.text else None,
+        attributes=attributes,
+    )
 
 
 def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) -> dict[str, Any]:
@@ -117,7 +152,7 @@ def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) 
         "want_assertions_signed": True,
         "allow_unsolicited": False,
     }
-    metadata = dict(_mapping(settings.get("metadata")))
+    metadata = {key: value for key, value in _mapping(settings.get("metadata")).items() if key != "remote"}
     if isinstance(metadata.get("local"), list):
         metadata["local"] = [str(folder / str(path)) for path in metadata["local"]]
     return {
@@ -128,6 +163,10 @@ def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) 
         "metadata": metadata,
         "service": {**service, "sp": provider},
     }
+
+
+def _is_fetched(settings: Mapping[str, Any]) -> bool:
+    return bool(_mapping(settings.get("metadata")).get("remote"))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.login_tokens import LoginTokens, Origin
 from homeserver.services.uia import UIA
 from homeserver.services.uia_stages import SSO
-from homeserver.services.upstream.accounts import UpstreamAccounts, check_usable
+from homeserver.services.upstream.accounts import UpstreamAccounts
 from homeserver.services.upstream.flows import AWAY, BACK, CLIENT, CONFIRM, NAME, Browser, Flow, UpstreamFlows
 from homeserver.services.upstream.identity import (
     ForClient,
@@ -231,7 +231,7 @@ class UpstreamSignIn:
         assert flow.identity is not None
         assert flow.user_id is not None
         assert isinstance(flow.purpose, ForClient)
-        check_usable((await self._account_store.get_accounts([flow.user_id]))[flow.user_id])
+        self._accounts.check_usable((await self._account_store.get_accounts([flow.user_id]))[flow.user_id])
         return await self._leave(flow, flow.identity, UserID(flow.user_id), flow.purpose)
 
     def _info(self, flow: Flow) -> ProviderInfo:

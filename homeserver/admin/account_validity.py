@@ -1,0 +1,25 @@
+"""Accounts that end, for administrators: until when one is good. The path is Synapse's."""
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.ids import UserID
+from homeserver.services.accounts import Accounts
+from homeserver.services.renewals import Renewals
+
+
+class Validity(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of the request. `expiration_ts`: milliseconds since 1970; without it, the period from now on."""
+
+    user_id: str
+    expiration_ts: int | None = None
+    enable_renewal_emails: bool = True
+
+
+@endpoint("POST", "/_synapse/admin/v1/account_validity/validity", auth=Auth.ADMIN)
+async def post_account_validity(renewals: Renewals, accounts: Accounts, *, body: Validity) -> dict[str, object]:
+    """Set until when an account is good, and whether its owner is written to before. Raises `NotFound`, `Forbidden` where
+    accounts do not end, `InvalidParam`."""
+    account = await accounts.get_account(UserID(body.user_id.replace("\0", "")))
+    end = await renewals.do_set_end(UserID(account.user_id), body.expiration_ts, letter=body.enable_renewal_emails)
+    return {"expiration_ts": end}

@@ -1,0 +1,32 @@
+"""Passwords that people made for programs, for administrators: whose there are, and their end."""
+
+from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.application_passwords import ApplicationPasswords
+
+PATH = "/_mahalla/admin/v1/users/{user_id}/application_passwords"
+
+
+@endpoint("GET", PATH, auth=Auth.ADMIN)
+async def get_application_passwords(passwords: ApplicationPasswords, *, user_id: UserID) -> dict[str, object]:
+    """Those of an account, the oldest first. Times are milliseconds since 1970; nothing of the secret is in it."""
+    return {
+        "application_passwords": [
+            {
+                "id": row.password_id,
+                "name": row.name,
+                "created_ts": row.created_ts,
+                "expires_ts": row.expires_ts,
+                "last_used_ts": row.used_ts,
+            }
+            for row in await passwords.get_passwords(user_id)
+        ]
+    }
+
+
+@endpoint("DELETE", PATH + "/{password_id}", auth=Auth.ADMIN)
+async def delete_application_password(passwords: ApplicationPasswords, *, user_id: UserID, password_id: str) -> Empty:
+    """End one, with the sessions that were begun with it. Raises `NotFound`."""
+    await passwords.do_end(user_id, password_id)
+    return EMPTY

@@ -1,0 +1,64 @@
+"""Who has which account, for administrators: people of identity providers, and e-mail addresses.
+
+The two paths under `/_synapse` are Synapse's.
+"""
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.errors import InvalidParam, NotFound
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.email_validation import EMAIL
+from homeserver.services.threepids import Threepids
+from homeserver.services.upstream.links import UpstreamLinks
+
+PATH = "/_mahalla/admin/v1/users/{user_id}/external_ids"
+
+
+class Link(msgspec.Struct, frozen=True):
+    """The body of the request: who it is for the provider (`sub`, `entryUUID`, …)."""
+
+    external_id: str
+
+
+@endpoint("GET", "/_synapse/admin/v1/auth_providers/{provider}/users/{external_id}", auth=Auth.ADMIN)
+async def get_user_of_external_id(links: UpstreamLinks, *, provider: str, external_id: str) -> dict[str, object]:
+    """Which account somebody of a provider has. Raises `NotFound`."""
+    return {"user_id": await links.get_user(provider, external_id)}
+
+
+@endpoint("GET", "/_synapse/admin/v1/threepid/{medium}/users/{address}", auth=Auth.ADMIN)
+async def get_user_of_threepid(threepids: Threepids, *, medium: str, address: str) -> dict[str, object]:
+    """Which account has an address. Raises `InvalidParam` for a medium that is none, `NotFound`."""
+    if medium not in (EMAIL, "msisdn"):
+        raise InvalidParam("medium is email or msisdn")
+    owner = await threepids.get_owner(medium, address)
+    if owner is None:
+        raise NotFound("No account has this address")
+    return {"user_id": owner}
+
+
+@endpoint("GET", PATH, auth=Auth.ADMIN)
+async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str, object]:
+    """As whom identity providers know the owner of an account. Raises `NotFound`."""
+    return {
+        "external_ids": [
+            {"auth_provider": row.provider, "external_id": row.subject, "linked_ts": row.linked_ts}
+            for row in await links.get_links(user_id)
+        ]
+    }
+
+
+@endpoint("PUT", PATH + "/{provider}", auth=Auth.ADMIN)
+async def put_external_id(links: UpstreamLinks, *, user_id: UserID, provider: str, body: Link) -> Empty:
+    """Link an account to somebody of a provider. Raises `NotFound`, `InvalidParam`, `LinkTaken`."""
+    await links.do_set(user_id, provider, body.external_id)
+    return EMPTY
+
+
+@endpoint("DELETE", PATH + "/{provider}", auth=Auth.ADMIN)
+async def delete_external_id(links: UpstreamLinks, *, user_id: UserID, provider: str) -> Empty:
+    """Take a link away. Raises `NotFound`."""
+    await links.do_remove(user_id, provider)
+    return EMPTY

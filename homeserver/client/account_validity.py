@@ -1,0 +1,23 @@
+"""Accounts that end: a letter to renew one's own. The names are Synapse's, which clients know.
+
+`homeserver/web/renew_account.py` is the page that the letter leads to.
+"""
+
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.languages import Languages
+from homeserver.services.renewals import Renewals
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/unstable/account_validity/send_mail",
+    auth=Auth.USER,
+    limit=Limit.THREEPID,
+    while_suspended=True,
+    while_expired=True,
+)
+async def post_send_mail(renewals: Renewals, languages: Languages, caller: Requester, context: RequestContext) -> Empty:
+    """Send a letter with a link that renews the account. Raises `Forbidden`, `ThreepidNotFound`."""
+    await renewals.do_send_letter(caller.user_id, languages.choose(context.languages))
+    return EMPTY

@@ -1,0 +1,145 @@
+"""The page where people make passwords for programs, see when those were used, and end them.
+
+A new password stands on the answer to the form that made it, once: nothing that could show it again is kept.
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlencode
+
+from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.errors import InvalidParam, MatrixError, NotFound, Unrecognized, UserSuspended
+from homeserver.http.answers import Response
+from homeserver.services.application_passwords import ApplicationPasswords
+from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
+from homeserver.services.languages import Language
+from homeserver.services.oauth.metadata import ACCOUNT_PATH
+from homeserver.services.own_account import OwnAccount, ProveAgain
+from homeserver.web.account import PROGRAMS_PATH, moment
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages, see_other
+from homeserver.web.refusals import explain
+from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
+
+DAY_MS: Final = 24 * 3600 * 1000
+DAYS: Final = (30, 90, 365)
+"""After how many days a password may end that somebody makes."""
+
+
+class ApplicationPasswordsPage:
+    """The page, and what its buttons do."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sessions: BrowserSessions,
+        account: OwnAccount,
+        passwords: ApplicationPasswords,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sessions = sessions
+        self._account = account
+        self._passwords = passwords
+
+    async def answer(self, context: RequestContext, done: str) -> Response:
+        """The page, for who is signed in; others sign in first. Raises `Unrecognized` where there are none."""
+        self._check_enabled()
+        session = await self._sessions.get(context)
+        if session is None:
+            return see_other(sign_in_link(PROGRAMS_PATH))
+        return await self._page(context, session, done=done)
+
+    async def press(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """A button was pressed."""
+        self._check_enabled()
+        session = await self._sessions.get(context)
+        if session is None:
+            return see_other(sign_in_link(PROGRAMS_PATH))
+        try:
+            if fields.get("do") == "end":
+                await self._passwords.do_end(session.user_id, fields.get("password_id", ""))
+                return see_other(f"{PROGRAMS_PATH}?{urlencode({'done': 'ended'})}")
+            return await self._make(context, session, fields)
+        except NotFound:  # it was ended in another window
+            return see_other(f"{PROGRAMS_PATH}?{urlencode({'done': 'ended'})}")
+        except ProveAgain:
+            cookie = await self._sessions.do_end(context)
+            return see_other(sign_in_link(PROGRAMS_PATH), cookies=(cookie,))
+        except MatrixError as error:
+            return await self._page(context, session, error=error, name=fields.get("name", ""))
+
+    def _check_enabled(self) -> None:
+        if not self._passwords.enabled:
+            raise Unrecognized
+
+    async def _make(self, context: RequestContext, session: BrowserSession, fields: Mapping[str, str]) -> Response:
+        if session.is_suspended:
+            raise UserSuspended
+        days = fields.get("days", "")
+        if days not in ("", *map(str, DAYS)):
+            raise InvalidParam("days is none of those to choose from")
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        name = fields.get("name", "").strip()
+        password = await self._passwords.do_make(session.user_id, name, int(days) * DAY_MS if days else None)
+        return await self._page(context, session, password=password, made=name)
+
+    async def _page(
+        self,
+        context: RequestContext,
+        session: BrowserSession,
+        *,
+        done: str = "",
+        error: MatrixError | None = None,
+        name: str = "",
+        password: str = "",
+        made: str = "",
+    ) -> Response:
+        language = self._pages.choose(context.languages)
+        overview = await self._account.look(session.user_id)
+        token = self._forms.token(context)
+        longest = self._passwords.longest_ms
+        fields: dict[str, object] = {
+            "path": PROGRAMS_PATH,
+            "account_path": ACCOUNT_PATH,
+            "sign_out_path": SIGN_OUT_PATH,
+            "here": PROGRAMS_PATH,
+            "form_token": token.text,
+            "user_id": session.user_id,
+            "has_password": overview.has_password,
+            "passwords": await self._passwords.get_passwords(session.user_id),
+            "moment": moment,
+            "days": [days for days in DAYS if longest is None or days * DAY_MS < longest],
+            "longest_days": None if longest is None else longest // DAY_MS,
+            "name": name,
+            "password": password,
+            "made": made,
+            "problem": "" if error is None else explain(error, language),
+            "done": _told(done, language),
+        }
+        status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
+        return self._pages.make("application_passwords.html", language, fields, status, cookies=token.cookies)
+
+
+def _told(done: str, language: Language) -> str:
+    _ = language.gettext
+    return _("The password is ended, and what was signed in with it is signed out.") if done == "ended" else ""
+
+
+@endpoint("GET", PROGRAMS_PATH, auth=Auth.NONE)
+async def get_application_passwords_page(
+    page: ApplicationPasswordsPage, context: RequestContext, *, done: str = ""
+) -> Response:
+    """The page."""
+    return await page.answer(context, done)
+
+
+@endpoint("POST", PROGRAMS_PATH, auth=Auth.NONE, max_body=MAX_BODY)
+async def post_application_passwords_page(
+    page: ApplicationPasswordsPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """A button of it."""
+    fields = forms.read(context, body)
+    return pages.stale_form(context) if fields is None else await page.press(context, fields)

@@ -1,0 +1,173 @@
+"""Pages on which a stage of user-interactive authentication is done in a browser, for clients that do not know it.
+
+A page says what is to be confirmed, and for whose account, before it asks for anything. That of single sign-on is in
+`homeserver/web/upstream.py`.
+
+spec: client-server-api#fallback
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final
+
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
+from federation.protocol.errors import Forbidden, MatrixError, MissingParam
+from homeserver.http.answers import Response
+from homeserver.services.email_validation import EmailValidation
+from homeserver.services.secret_text import SecretText
+from homeserver.services.uia import UIA, AuthData, Operation
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, EMAIL_PURPOSES, PASSWORD, REGISTRATION_TOKEN
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import AUTH_DONE, Pages
+from homeserver.web.refusals import explain
+from homeserver.web.upstream import called
+
+PATH: Final = "/_matrix/client/v3/auth/{stage}/fallback/web"
+STAGES: Final = {PASSWORD: "password", REGISTRATION_TOKEN: "token", DUMMY: "dummy", EMAIL_IDENTITY: "email"}
+"""Those that have a page here, and what they are called in the template."""
+
+
+class AuthFallbackPages:
+    """Makes the pages, and takes what is filled in."""
+
+    def __init__(
+        self, pages: Pages, forms: Forms, uia: UIA, validation: EmailValidation, secret_text: SecretText
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._uia = uia
+        self._validation = validation
+        self._secret_text = secret_text
+
+    async def answer(self, context: RequestContext, stage: str, session_id: str) -> Response:
+        """The page of a stage."""
+        operation = await self._find(stage, session_id)
+        return self._old(context) if operation is None else self._page(context, stage, session_id, operation)
+
+    async def press(self, context: RequestContext, stage: str, session_id: str, fields: Mapping[str, str]) -> Response:
+        """Its form was sent."""
+        operation = await self._find(stage, session_id)
+        if operation is None:
+            return self._old(context)
+        try:
+            if stage == EMAIL_IDENTITY and "client_secret" not in fields:
+                return await self._send_letter(context, session_id, operation, fields)
+            auth = await self._auth(stage, operation, fields)
+            if not await self._uia.do_prove(session_id, stage, auth, context.client_ip):
+                return self._old(context)
+        except MatrixError as error:
+            return self._page(context, stage, session_id, operation, fields=fields, error=error)
+        return self._pages.make("upstream_done.html", self._pages.choose(context.languages), {}, script=AUTH_DONE)
+
+    async def _find(self, stage: str, session_id: str) -> Operation | None:
+        operation = await self._uia.get_operation(session_id) if stage in STAGES else None
+        if operation is None or (stage == PASSWORD and operation.user_id is None):
+            return None
+        return None if stage == EMAIL_IDENTITY and operation.name not in EMAIL_PURPOSES else operation
+
+    async def _auth(self, stage: str, operation: Operation, fields: Mapping[str, str]) -> AuthData:
+        """What a client would send that knows the stage."""
+        if stage == PASSWORD:
+            identifier = {"type": "m.id.user", "user": operation.user_id}
+            return {"identifier": identifier, "password": fields.get("password", "")}
+        if stage == REGISTRATION_TOKEN:
+            if operation.name != "POST register":
+                raise Forbidden("A registration token confirms nothing else")
+            return {"token": fields.get("token", "").strip()}
+        if stage == DUMMY:
+            return {}
+        secret = fields.get("client_secret", "")
+        sid = await self._validation.find(EMAIL_PURPOSES[operation.name], fields.get("address", ""), secret)
+        return {"threepid_creds": {"sid": sid or "", "client_secret": secret}}
+
+    async def _send_letter(
+        self, context: RequestContext, session_id: str, operation: Operation, fields: Mapping[str, str]
+    ) -> Response:
+        address, secret = fields.get("address", "").strip(), self._secret_text.session_id()
+        if not address:
+            raise MissingParam("The address is missing")
+        await self._validation.do_request_token(
+            EMAIL_PURPOSES[operation.name],
+            address,
+            secret,
+            1,
+            None,
+            self._pages.choose(context.languages),
+            context.client_ip,
+        )
+        sent = {"address": address, "client_secret": secret}
+        return self._page(context, EMAIL_IDENTITY, session_id, operation, fields=sent)
+
+    def _page(
+        self,
+        context: RequestContext,
+        stage: str,
+        session_id: str,
+        operation: Operation,
+        *,
+        fields: Mapping[str, str] | None = None,
+        error: MatrixError | None = None,
+    ) -> Response:
+        language = self._pages.choose(context.languages)
+        _ = language.gettext
+        filled = fields or {}
+        token = self._forms.token(context)
+        problem = "" if error is None else explain(error, language)
+        if isinstance(error, Forbidden) and stage == PASSWORD:
+            problem = _("The password is wrong.")
+        if isinstance(error, Forbidden) and stage == REGISTRATION_TOKEN:
+            problem = _("This registration token is not valid (any more).")
+        shown: dict[str, object] = {
+            "path": PATH.replace("{stage}", stage),
+            "session_id": session_id,
+            "form_token": token.text,
+            "stage": STAGES[stage],
+            "what": called(operation.name),
+            "user_id": operation.user_id or "",
+            "address": filled.get("address", ""),
+            "client_secret": filled.get("client_secret", ""),
+            "problem": problem,
+        }
+        status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
+        return self._pages.make("auth_fallback.html", language, shown, status, cookies=token.cookies)
+
+    def _old(self, context: RequestContext) -> Response:
+        _ = self._pages.choose(context.languages).gettext
+        texts = [
+            _("This page has grown old, was used before, or was opened in another browser. Begin again in your app.")
+        ]
+        return self._pages.message(context, _("This link no longer works"), texts, HTTPStatus.BAD_REQUEST)
+
+
+@endpoint(
+    "GET",
+    PATH,
+    "/_matrix/client/r0/auth/{stage}/fallback/web",
+    auth=Auth.NONE,
+    limit=Limit.LOGIN,
+    cost=0.2,
+)
+async def get_auth_fallback(
+    page: AuthFallbackPages, context: RequestContext, *, stage: str, session: str = ""
+) -> Response:
+    """The page."""
+    return await page.answer(context, stage, session)
+
+
+@endpoint(
+    "POST",
+    PATH,
+    "/_matrix/client/r0/auth/{stage}/fallback/web",
+    auth=Auth.NONE,
+    limit=Limit.LOGIN,
+    cost=0.2,
+    max_body=MAX_BODY,
+)
+async def post_auth_fallback(
+    page: AuthFallbackPages, pages: Pages, forms: Forms, context: RequestContext, *, stage: str, body: bytes
+) -> Response:
+    """What was filled in."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    return await page.press(context, stage, fields.get("session", ""), fields)

@@ -1,0 +1,170 @@
+"""The page that signs somebody in for a client which knows no way to sign in that this server has.
+
+The client opens it in a view of its own, in which it defines `window.matrixLogin.onLogin`; the page calls that with what
+`POST /login` answers. What the client says in the address (`device_id`, …) is forwarded. Who comes back from an identity
+provider presses a button once more: nobody is signed in by an address alone.
+
+spec: client-server-api#login-fallback
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Annotated, Final
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
+from federation.protocol.errors import Forbidden, MatrixError
+from federation.protocol.ids import parse_device_id
+from homeserver.http.answers import Response
+from homeserver.services.client_discovery import ClientDiscovery
+from homeserver.services.devices import check_device_name
+from homeserver.services.login_tokens import LoginTokens
+from homeserver.services.sessions import NewSession, session_answer
+from homeserver.services.sign_in import SignIn
+from homeserver.services.upstream.buttons import icon_path
+from homeserver.services.upstream.identity import OfferedProviders
+from homeserver.web.forms import MAX_BODY, Forms
+from homeserver.web.pages import Pages
+from homeserver.web.refusals import explain
+from homeserver.web.sign_in import as_name
+from homeserver.web.upstream import REDIRECT_PATH
+
+PATH: Final = "/_matrix/static/client/login/"
+FORWARDED: Final = ("device_id", "initial_device_display_name")
+"""What a client may say beforehand, and what is forwarded of it."""
+
+
+class LoginFallbackPage:
+    """Makes the page, and signs in."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        forms: Forms,
+        sign_in: SignIn,
+        login_tokens: LoginTokens,
+        providers: OfferedProviders,
+        *,
+        base_url: str,
+    ) -> None:
+        self._pages = pages
+        self._forms = forms
+        self._sign_in = sign_in
+        self._login_tokens = login_tokens
+        self._providers = providers
+        self._base_url = base_url.rstrip("/")
+
+    def make(self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None) -> Response:
+        """The page. `given`: what the client said, what was filled in, and the token of who comes back."""
+        language = self._pages.choose(context.languages)
+        token = self._forms.token(context)
+        forwarded = {name: given[name] for name in FORWARDED if given.get(name)}
+        problem = ""
+        if error is not None:
+            _ = language.gettext
+            wrong = isinstance(error, Forbidden) and not given.get("login_token")
+            problem = _("The name or the password is wrong.") if wrong else explain(error, language)
+        fields: dict[str, object] = {
+            "path": PATH,
+            "form_token": token.text,
+            "forwarded": forwarded,
+            "login_token": given.get("login_token", "") if error is None else "",
+            "name": given.get("name", "")[:255],
+            "has_password": self._sign_in.takes_passwords,
+            "buttons": self._buttons(forwarded),
+            "problem": problem,
+        }
+        status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
+        return self._pages.make(
+            "login_fallback.html", language, fields, status, cookies=token.cookies, leads_to=("https:", "http:")
+        )
+
+    async def do_sign_in(
+        self, context: RequestContext, fields: Mapping[str, str], in_login: Mapping[str, object]
+    ) -> Response:
+        """A form was sent. `in_login`: what the answer of `POST /login` has besides the session."""
+        try:
+            session = await self._begin(context, fields)
+        except MatrixError as error:
+            return self.make(context, fields, error=error)
+        answer = {**session_answer(session.user_id, session), **in_login}
+        script = _script(msgspec.json.encode(answer).decode())
+        language = self._pages.choose(context.languages)
+        return self._pages.make("login_fallback_done.html", language, {"user_id": session.user_id}, script=script)
+
+    async def _begin(self, context: RequestContext, fields: Mapping[str, str]) -> NewSession:
+        given = fields.get("device_id") or None
+        device_id = None if given is None else parse_device_id(given)
+        device_name = check_device_name(fields.get("initial_device_display_name") or None)
+        token = fields.get("login_token", "")
+        if token:
+            if not self._login_tokens.accepted:
+                raise Forbidden("This server has no sign-in with a token")
+            return await self._login_tokens.do_sign_in(
+                token, context.client_ip, device_id=device_id, device_name=device_name
+            )
+        return await self._sign_in.do_sign_in(
+            as_name(fields.get("name", "").strip()),
+            fields.get("password", ""),
+            context.client_ip,
+            device_id=device_id,
+            device_name=device_name,
+        )
+
+    def _buttons(self, forwarded: Mapping[str, str]) -> list[dict[str, object]]:
+        """Where identity providers are left for; from there the browser comes back to this page."""
+        back = f"{self._base_url}{PATH}" + (f"?{urlencode(forwarded)}" if forwarded else "")
+        return [
+            {
+                "name": info.name,
+                "icon": None if info.icon is None else icon_path(info.provider_id),
+                "link": f"{REDIRECT_PATH}/{quote(info.provider_id, safe='')}?{urlencode({'redirectUrl': back})}",
+            }
+            for info in self._providers.infos
+        ]
+
+
+def _script(answer: str) -> str:
+    """What tells the client; nothing in the answer may end the script."""
+    for sign in "<>&\u2028\u2029":
+        answer = answer.replace(sign, f"\\u{ord(sign):04x}")
+    return f"if (window.matrixLogin && window.matrixLogin.onLogin) {{ window.matrixLogin.onLogin({answer}); }}"
+
+
+@endpoint("GET", PATH, auth=Auth.NONE)
+async def get_login_fallback(
+    page: LoginFallbackPage,
+    context: RequestContext,
+    *,
+    device_id: str = "",
+    initial_device_display_name: str = "",
+    login_token: Annotated[str, Names("loginToken")] = "",
+) -> Response:
+    """The page."""
+    return page.make(
+        context,
+        {
+            "device_id": device_id,
+            "initial_device_display_name": initial_device_display_name,
+            "login_token": login_token,
+        },
+    )
+
+
+@endpoint("POST", PATH, auth=Auth.NONE, limit=Limit.LOGIN, max_body=MAX_BODY)
+async def post_login_fallback(
+    page: LoginFallbackPage,
+    discovery: ClientDiscovery,
+    pages: Pages,
+    forms: Forms,
+    context: RequestContext,
+    *,
+    body: bytes,
+) -> Response:
+    """What was filled in."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    return await page.do_sign_in(context, fields, discovery.in_login)

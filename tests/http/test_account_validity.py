@@ -1,0 +1,264 @@
+"""Accounts that are good for a time: what is refused after it, letters, and how they are renewed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeserver.config.load import ConfigError, load_config
+from storage.database import Database
+from storage.threepids import ThreepidRow
+from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
+from tests.helpers.oauth import Program
+from tests.helpers.server import TestServer, User
+
+DAY = 24 * 3600
+MAIL = """public_baseurl: https://matrix.example.org/
+rc_oauth: {}
+email: {smtp_host: mail.example.org, notif_from: "server@example.org"}
+rc_3pid_validation: *unlimited
+login_via_existing_session: {enabled: true, require_ui_auth: false}
+"""
+VALIDITY = "account_validity: {enabled: true, period: 100d, renew_at: 10d}\n"
+WHOAMI = "/_matrix/client/v3/account/whoami"
+SEND_MAIL = "/_matrix/client/unstable/account_validity/send_mail"
+ADMIN = "/_synapse/admin/v1/account_validity/validity"
+EXPIRED = "ORG_MATRIX_EXPIRED_ACCOUNT"
+SIGN_IN = "/_mahalla/sign_in"
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, MAIL + VALIDITY)
+
+
+def person(server: TestServer, name: str = "alice", *, address: bool = True) -> User:
+    """Somebody whose account has an end."""
+    user = server.register(name)
+    if address:
+        row = ThreepidRow("email", f"{name}@example.org", user.user_id, 1, 1)
+        server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
+    assert server.run(server.app.accounts.renewals.do_give_ends(10)) == 1
+    return user
+
+
+def login(server: TestServer, **further: Any) -> Answer:
+    identifier = {"type": "m.id.user", "user": "alice"}
+    body = {"type": "m.login.password", "identifier": identifier, "password": "wonderland", **further}
+    return server.post("/_matrix/client/v3/login", body)
+
+
+def write_letters(server: TestServer) -> int:
+    return server.run(server.app.accounts.renewals.do_write_letters(10))
+
+
+def link_of(server: TestServer) -> str:
+    """The link of the last letter, without the host."""
+    text = server.relay.letters[-1][1].get_body(("plain",))
+    assert text is not None
+    [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
+    return str(link)
+
+
+def test_a_session_is_refused_and_may_end(server: TestServer) -> None:
+    alice = person(server)
+    server.clock.advance(100 * DAY - 1)
+    assert alice.get(WHOAMI).status == 200
+    server.clock.advance(1)
+    refused = alice.get(WHOAMI)
+    assert (refused.status, refused.errcode) == (403, EXPIRED)
+    assert alice.get("/_matrix/client/v3/sync").errcode == EXPIRED
+    assert alice.post("/_matrix/client/v3/logout").status == 200
+    assert alice.get(WHOAMI).status == 401
+
+
+def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
+    alice = person(server)
+    refreshable = login(server, refresh_token=True).json
+    server.clock.advance(100 * DAY - 60)
+    token = alice.post("/_matrix/client/v1/login/get_token").json["login_token"]
+    program, browser = Program(server), Browser(server)
+    code = program.code(browser)
+    granted = Program(server, device_id="SECOND")
+    granted.take(granted.exchange(granted.code(browser)))
+    assert browser.open("/_mahalla/account").status == 200
+    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None))
+    server.clock.advance(60)
+    assert login(server).errcode == EXPIRED
+    assert login(server, password=password).errcode == EXPIRED
+    assert login(server, type="m.login.token", token=token).errcode == EXPIRED
+    refreshed = server.post("/_matrix/client/v3/refresh", {"refresh_token": refreshable["refresh_token"]})
+    assert refreshed.errcode == EXPIRED
+    assert program.exchange(code).json["error"] == "invalid_grant"
+    # as a locked one, so that the app does not forget the session that the account has again when it is renewed
+    renewed = granted.refresh()
+    assert renewed.status == 200
+    assert server.get(WHOAMI, token=renewed.json["access_token"]).errcode == EXPIRED
+    browser.open("/_mahalla/account")
+    assert browser.path.startswith(SIGN_IN)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    assert (browser.status, "The account was good until a day that is over" in browser.words) == (403, True)
+
+
+def test_a_wrong_password_does_not_tell(server: TestServer) -> None:
+    person(server)
+    server.clock.advance(100 * DAY)
+    assert login(server, password="wrong").errcode == "M_FORBIDDEN"
+
+
+def test_a_letter_renews_the_account(server: TestServer) -> None:
+    alice = person(server)
+    server.clock.advance(89 * DAY)
+    assert write_letters(server) == 0
+    server.clock.advance(DAY)
+    assert write_letters(server) == 1
+    assert write_letters(server) == 0  # once
+    [(recipient, letter)] = server.relay.letters
+    assert recipient == "alice@example.org"
+    assert letter["Subject"] == "Renew your account on example.org"
+    assert "2024-02-22" in str(letter.get_body(("plain",)))
+
+    server.clock.advance(10 * DAY)
+    assert alice.get(WHOAMI).errcode == EXPIRED
+    browser = Browser(server)
+    browser.open(link_of(server))
+    assert "Do you want to keep this account?" in browser.words
+    assert alice.get(WHOAMI).errcode == EXPIRED  # to open the page renews nothing
+    browser.send()
+    assert "It is good until 2024-06-01" in browser.words
+    assert alice.get(WHOAMI).status == 200
+    server.clock.advance(DAY)
+    browser.open(link_of(server))
+    assert "The account is renewed" in browser.words
+    browser.post(browser.path.partition("?")[0], {"token": link_of(server).partition("=")[2]})
+    assert "It is good until 2024-06-01" in browser.words  # once
+    server.clock.advance(89 * DAY)
+    assert write_letters(server) == 1  # about the next end
+
+
+def test_letters_speak_the_language_of_the_app(server: TestServer) -> None:
+    alice = person(server)
+    pusher = {
+        "kind": "http",
+        "app_id": "im.example",
+        "pushkey": "key",
+        "app_display_name": "App",
+        "device_display_name": "Phone",
+        "lang": "ru",
+        "data": {"url": "https://push.example.org/_matrix/push/v1/notify"},
+    }
+    assert alice.post("/_matrix/client/v3/pushers/set", pusher).status == 200
+    server.clock.advance(95 * DAY)
+    assert write_letters(server) == 1
+    assert server.relay.letters[0][1]["Content-Language"] == "ru"
+
+
+def test_who_has_no_address_is_left_to_the_administrators(server: TestServer) -> None:
+    alice = person(server, address=False)
+    server.clock.advance(95 * DAY)
+    assert write_letters(server) == 1
+    assert write_letters(server) == 0
+    assert server.relay.letters == []
+    assert alice.post(SEND_MAIL).errcode == "M_THREEPID_NOT_FOUND"
+    row = ThreepidRow("email", "late@example.org", alice.user_id, 1, 1)
+    server.run(server.app.database.write("address", server.app.mail.threepids.add_threepid, row))
+    assert write_letters(server) == 1
+    assert [recipient for recipient, _ in server.relay.letters] == ["late@example.org"]
+
+
+def test_somebody_asks_for_the_letter(server: TestServer) -> None:
+    alice = person(server)
+    server.clock.advance(100 * DAY)
+    assert alice.post(SEND_MAIL).status == 200
+    first = link_of(server)
+    assert alice.post(SEND_MAIL).status == 200
+    assert write_letters(server) == 0
+    browser = Browser(server)
+    browser.open(first)
+    assert (browser.status, "This link no longer works" in browser.words) == (400, True)
+    browser.open(link_of(server))
+    browser.send()
+    assert alice.get(WHOAMI).status == 200
+
+
+@pytest.mark.parametrize("query", ["", "?token=", "?token=%00", "?token=wrong", "?token=" + "x" * 3000])
+def test_made_up_links(server: TestServer, query: str) -> None:
+    path = "/_matrix/client/unstable/account_validity/renew"
+    browser = Browser(server)
+    assert browser.open(path + query).status == 400
+    assert browser.post(path, {"token": query.removeprefix("?token=")}).status == 400
+    assert server.client.request("POST", path, body=b"\xff&&&&&&&&&&&&&").status == 400
+
+
+def test_administrators_set_ends(server: TestServer) -> None:
+    alice, root = person(server), person(server, "root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    now = 1_700_000_000_000
+    body: dict[str, Any] = {"user_id": alice.user_id, "expiration_ts": now - 1, "enable_renewal_emails": False}
+    assert alice.post(ADMIN, body).errcode == "M_FORBIDDEN"
+    assert root.post(ADMIN, body).json == {"expiration_ts": now - 1}
+    assert alice.get(WHOAMI).errcode == EXPIRED
+    assert write_letters(server) == 0
+    assert root.post(ADMIN, {"user_id": alice.user_id}).json == {"expiration_ts": now + 100 * DAY * 1000}
+    assert alice.get(WHOAMI).status == 200
+    for wrong in ({}, {"user_id": 1}, {**body, "expiration_ts": -1}, {**body, "expiration_ts": 2**60}):
+        assert root.post(ADMIN, wrong).status == 400
+    for unknown in ("@nobody:example.org", "@alice:elsewhere.org", "\0", ""):
+        assert root.post(ADMIN, {"user_id": unknown}).errcode == "M_NOT_FOUND"
+
+
+def test_those_who_were_there_before_end_on_different_days(tmp_path: Path, sqlite_database: Database) -> None:
+    before = TestServer(tmp_path, sqlite_database, MAIL)
+    users = [before.register(f"person{number}").user_id for number in range(5)]
+    later = TestServer(tmp_path, sqlite_database, MAIL + VALIDITY, seed=2, now=1_700_000_000 + 30 * DAY)
+    renewals = later.app.accounts.renewals
+    assert [later.run(renewals.do_give_ends(3)) for _ in range(3)] == [3, 2, 0]
+    accounts = later.run(later.app.accounts.store.get_accounts(users))
+    ends = [((row.expires_ts or 0) / 1000 - later.clock.seconds()) / DAY for row in accounts.values()]
+    assert len({round(end) for end in ends}) > 1
+    assert all(90 <= end <= 100 for end in ends)
+
+
+def test_where_accounts_last(tmp_path: Path, sqlite_database: Database) -> None:
+    ending = TestServer(tmp_path, sqlite_database, MAIL + VALIDITY)
+    alice = person(ending)
+    lasting = TestServer(tmp_path, sqlite_database, MAIL, seed=2, now=1_700_000_000 + 200 * DAY)
+    assert lasting.get(WHOAMI, token=alice.token).status == 200
+    assert login(lasting).status == 200
+    assert lasting.run(lasting.app.accounts.renewals.do_give_ends(10)) == 0
+    assert write_letters(lasting) == 0
+    assert lasting.post(SEND_MAIL, {}, token=alice.token).errcode == "M_FORBIDDEN"
+
+
+def test_the_operator_s_own_subject(tmp_path: Path, sqlite_database: Database) -> None:
+    further = VALIDITY.replace("10d", "10d, renew_email_subject: 'Keep %(app)s 100%'")
+    server = TestServer(tmp_path, sqlite_database, MAIL + further)
+    person(server)
+    server.clock.advance(95 * DAY)
+    assert write_letters(server) == 1
+    assert server.relay.letters[0][1]["Subject"] == "Keep Matrix 100%"
+
+
+def test_the_page_says_until_when(server: TestServer) -> None:
+    person(server)
+    browser = Browser(server)
+    browser.open("/_mahalla/account")
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    assert "Your account is good until 2024-02-22" in browser.words
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("account_validity: {enabled: true}", "needs `period`"),
+        ("account_validity: {enabled: true, period: 10d, renew_at: 10d}", "must be less than `period`"),
+        ("account_validity: {enabled: true, period: 10d, renew_at: 1d}", "needs `email.smtp_host`"),
+    ],
+)
+def test_what_does_not_fit_together(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "homeserver.yaml"
+    path.write_text(f"server_name: example.org\n{text}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_config([path], {})

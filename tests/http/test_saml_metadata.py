@@ -1,0 +1,146 @@
+"""Metadata of a SAML provider that are fetched: at the first need, at intervals, and kept for when the provider is down."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import which
+
+import pytest
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from federation.outbound.request import TakeBody
+from storage.database import Database
+from tests.helpers.http import Answer
+from tests.helpers.server import START, TestServer
+
+pytestmark = pytest.mark.skipif(which("xmlsec1") is None, reason="needs xmlsec1, which scripts/test installs")
+
+URL = "https://idp.example.com/metadata"
+CONFIG = f"""
+public_baseurl: https://matrix.example.org/
+saml2_config:
+  idp_name: University
+  metadata_refresh_interval: 1h
+  sp_config: {{metadata: {{remote: [{{url: "{URL}"}}]}}}}
+"""
+REDIRECT = "/_matrix/client/v3/login/sso/redirect/saml?redirectUrl=https://element.example/"
+
+
+def metadata(place: str, valid_until: str = "2100-01-01T00:00:00Z") -> bytes:
+    return f"""<?xml version="1.0"?>
+<EntityDescriptor xmlns="urn:oasis:names:tc:SAML:2.0:metadata" entityID="https://idp.example.com/" validUntil="{valid_until}">
+<IDPSSODescriptor protocolSupportEnumeration="urn:oasis:names:tc:SAML:2.0:protocol">
+<SingleSignOnService Binding="urn:oasis:names:tc:SAML:2.0:bindings:HTTP-Redirect" Location="{place}"/>
+</IDPSSODescriptor>
+</EntityDescriptor>""".encode()
+
+
+class University:
+    """Where its metadata are; None: it is down."""
+
+    def __init__(self) -> None:
+        self.document: bytes | None = metadata("https://idp.example.com/first")
+        self.asked: list[str] = []
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+        take: TakeBody | None = None,
+    ) -> WebAnswer:
+        self.asked.append(f"{method} {url}")
+        if self.document is None:
+            raise OutboundError("nobody is there")
+        return WebAnswer(url, 200, {}, self.document)
+
+
+@pytest.fixture
+def university() -> University:
+    return University()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, university: University) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, CONFIG, web=university)
+
+
+def leave(server: TestServer) -> Answer:
+    return server.get(REDIRECT)
+
+
+def place(server: TestServer) -> str:
+    """Where people are sent to."""
+    answer = leave(server)
+    assert answer.status == 302, answer.body
+    return answer.headers["location"].partition("?")[0]
+
+
+def an_hour_later(server: TestServer) -> None:
+    """Its job is done."""
+    server.clock.advance(3601)
+
+
+def test_they_are_fetched_at_the_first_need_and_then_at_intervals(server: TestServer, university: University) -> None:
+    assert university.asked == []
+    assert place(server) == "https://idp.example.com/first"
+    assert place(server) == "https://idp.example.com/first"
+    assert university.asked == [f"GET {URL}"]
+    university.document = metadata("https://idp.example.com/second")
+    server.app.start_jobs()
+    an_hour_later(server)
+    assert place(server) == "https://idp.example.com/second"
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        None,
+        b"",
+        b"<html/>",
+        b"<EntityDescriptor",
+        b"\xff\xfe\0",
+        metadata("https://idp.example.com/other", valid_until="2001-01-01T00:00:00Z"),
+        b'<!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>',
+    ],
+)
+def test_what_cannot_be_used_changes_nothing(
+    tmp_path: Path, sqlite_database: Database, university: University, document: bytes | None
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG, web=university)
+    assert place(server) == "https://idp.example.com/first"
+    university.document = document
+    server.app.start_jobs()
+    an_hour_later(server)
+    assert place(server) == "https://idp.example.com/first"
+    again = TestServer(tmp_path, sqlite_database, CONFIG, web=university, seed=2)
+    assert place(again) == "https://idp.example.com/first"
+
+
+def test_a_provider_that_never_answered(server: TestServer, university: University) -> None:
+    university.document = None
+    answer = leave(server)
+    assert (answer.status, b"does not answer as it should" in answer.body) == (403, True)
+    assert server.get("/_synapse/client/saml2/metadata.xml").status == 200  # ours need none of theirs
+    university.document = metadata("https://idp.example.com/late")
+    assert place(server) == "https://idp.example.com/late"
+
+
+def test_metadata_that_grew_too_old_are_used_no_more(
+    tmp_path: Path, sqlite_database: Database, university: University, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG, web=university)
+    assert place(server) == "https://idp.example.com/first"
+    # the library goes by the clock of the machine
+    monkeypatch.setattr("saml2.mdstore.valid", lambda *_: False)
+    university.document = None
+    server.app.start_jobs()
+    an_hour_later(server)
+    assert leave(server).status == 403
+    assert server.clock.seconds() > START

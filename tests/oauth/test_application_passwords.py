@@ -1,0 +1,237 @@
+"""Passwords for programs: made on the account page, good for one thing, and ended with what they let in."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
+from tests.helpers.oauth import CONFIG
+from tests.helpers.server import TestServer, User
+
+PAGE = "/_mahalla/account/application_passwords"
+SIGN_IN = "/_mahalla/sign_in"
+WHOAMI = "/_matrix/client/v3/account/whoami"
+ADMIN = "/_mahalla/admin/v1/users/@alice:example.org/application_passwords"
+NO_PASSWORDS = "password_config: {enabled: false}\n"
+
+
+@pytest.fixture
+def browser(server: TestServer) -> Browser:
+    browser = Browser(server)
+    browser.open(PAGE)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    assert browser.status == 200
+    return browser
+
+
+def press(browser: Browser, do: str, **fields: str) -> None:
+    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
+    browser.post(form.action, {**form.fields, **fields})
+
+
+def make(browser: Browser, name: str = "Bot", days: str = "", password: str = "wonderland") -> str:
+    """Make one; it stands on the page."""
+    press(browser, "make", name=name, days=days, old_password=password)
+    assert browser.status == 200, browser.words
+    [found] = re.findall(r"<code>(mhp_\w+)</code>", browser.text)
+    return str(found)
+
+
+def login(server: TestServer, password: str, name: str = "alice", **further: Any) -> Answer:
+    identifier = {"type": "m.id.user", "user": name}
+    body = {"type": "m.login.password", "identifier": identifier, "password": password, **further}
+    return server.post("/_matrix/client/v3/login", body)
+
+
+def records(server: TestServer, user_id: str = "@alice:example.org") -> list[str]:
+    return [each.event for each in server.run(server.app.accounts.audit.get_records(user_id, 50))]  # type: ignore[arg-type]
+
+
+def no_own_password(server: TestServer) -> None:
+    store = server.app.accounts.store
+    server.run(server.app.database.write("no_password", store.set_password_hash, "@alice:example.org", None))
+
+
+def test_a_program_signs_in_and_is_put_out(server: TestServer, browser: Browser) -> None:
+    password = make(browser)
+    assert "application_password_made" in records(server)
+    browser.open(PAGE)
+    assert "mhp_" not in browser.text  # shown once
+    assert "Bot" in browser.words
+    answer = login(server, password, device_id="BOT")
+    assert answer.status == 200, answer.body
+    bot = User(server, answer.json)
+    by_hand = User(server, login(server, "wonderland", device_id="HAND").json)
+    assert bot.get(WHOAMI).json["user_id"] == "@alice:example.org"
+    browser.open(PAGE)
+    assert "Last used 2023-11-14" in browser.words
+    press(browser, "end")
+    assert "The password is ended" in browser.words
+    assert bot.get(WHOAMI).status == 401
+    assert by_hand.get(WHOAMI).status == 200
+    assert login(server, password).errcode == "M_FORBIDDEN"
+    assert "application_password_ended" in records(server)
+    press_again = {**browser.page.forms[0].fields, "do": "end", "password_id": "gone"}
+    browser.post(PAGE, press_again)
+    assert "The password is ended" in browser.words
+
+
+def test_it_is_good_for_nothing_else(server: TestServer, browser: Browser) -> None:
+    password = make(browser)
+    bot = User(server, login(server, password).json)
+    other = Browser(server)
+    other.open(SIGN_IN)
+    other.send(SIGN_IN, name="alice", password=password)
+    assert (other.status, "The name or the password is wrong." in other.words) == (403, True)
+    path = "/_matrix/client/v3/account/deactivate"
+    session = bot.post(path).json["session"]
+    auth = {
+        "type": "m.login.password",
+        "session": session,
+        "identifier": {"type": "m.id.user", "user": "alice"},
+        "password": password,
+    }
+    assert bot.post(path, {"auth": auth}).errcode == "M_FORBIDDEN"
+    browser.open(PAGE)
+    press(browser, "make", name="Another", old_password=password)
+    assert (browser.status, "The password is wrong." in browser.words) == (403, True)
+    assert server.post("/_matrix/client/v3/keys/query", {}, token=password).status == 401
+    server.register("bob")
+    assert login(server, password, "bob").errcode == "M_FORBIDDEN"
+
+
+def test_a_device_that_signs_in_otherwise_is_the_program_s_no_more(server: TestServer, browser: Browser) -> None:
+    password = make(browser)
+    assert login(server, password, device_id="D").status == 200
+    own = User(server, login(server, "wonderland", device_id="D").json)
+    press(browser, "end")
+    assert own.get(WHOAMI).status == 200
+
+
+def test_they_end_by_themselves(server: TestServer, browser: Browser) -> None:
+    password = make(browser, days="30")
+    bot = User(server, login(server, password).json)
+    assert "Ends 2023-12-14" in browser.words
+    server.clock.advance(30 * 24 * 3600)
+    assert login(server, password).errcode == "M_FORBIDDEN"
+    assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 1
+    assert bot.get(WHOAMI).status == 401
+    assert server.run(server.app.accounts.application_passwords.do_sweep(10)) == 0
+
+
+def test_the_operator_bounds_them(tmp_path: Path, sqlite_database: Database) -> None:
+    bounds = "application_passwords: {limit: 2, longest_lifetime: 90d}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + bounds)
+    server.register("alice")
+    browser = Browser(server)
+    browser.open(PAGE)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    make(browser, "One")
+    assert "Ends 2024-02-12" in browser.words
+    press(browser, "make", name="One", old_password="wonderland")
+    assert (browser.status, "You have a password of this name already" in browser.words) == (400, True)
+    make(browser, "Two", days="30")
+    press(browser, "make", name="Three", old_password="wonderland")
+    assert (browser.status, "as many passwords for programs as you may have" in browser.words) == (403, True)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"name": ""}, {"name": "x" * 101}, {"name": "a\x1bb"}, {"days": "0"}, {"days": "-1"}, {"days": "1e9"}]
+)
+def test_what_cannot_be_made(server: TestServer, browser: Browser, fields: dict[str, str]) -> None:
+    press(browser, "make", **{"name": "Bot", "old_password": "wonderland", **fields})
+    assert browser.status == 400
+    assert server.run(server.app.accounts.application_passwords.get_passwords("@alice:example.org")) == []  # type: ignore[arg-type]
+
+
+def test_other_sites_make_none(server: TestServer, browser: Browser) -> None:
+    assert browser.post(PAGE, {"do": "make", "name": "Bot", "old_password": "wonderland"}).status == 403
+    assert Browser(server).open(PAGE).status == 200  # the page to sign in on
+
+
+def test_who_has_no_password_shows_that_they_signed_in_lately(server: TestServer, browser: Browser) -> None:
+    no_own_password(server)
+    browser.open(PAGE)
+    assert "Your password" not in browser.words
+    password = make(browser)
+    assert login(server, password).status == 200
+    server.clock.advance(16 * 60)
+    press(browser, "make", name="Second")
+    assert browser.path.startswith(SIGN_IN)
+
+
+def test_where_people_have_no_passwords(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG)
+    server.register("alice")
+    passwords = server.app.accounts.application_passwords
+    password = server.run(passwords.do_make("@alice:example.org", "Bot", None))  # type: ignore[arg-type]
+
+    closed = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS, seed=2)
+    assert closed.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
+    assert login(closed, password).status == 200
+    assert login(closed, "wonderland").errcode == "M_FORBIDDEN"
+
+    told = "application_passwords: {in_login_flows: true}\n"
+    naming = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + told, seed=3)
+    assert naming.get("/_matrix/client/v3/login").json["flows"] == [{"type": "m.login.password"}]
+
+    off = "application_passwords: {enabled: false, in_login_flows: true}\n"
+    without = TestServer(tmp_path, sqlite_database, CONFIG + NO_PASSWORDS + off, seed=4)
+    assert without.get("/_matrix/client/v3/login").errcode == "M_UNRECOGNIZED"
+    assert login(without, password).status == 403
+    assert Browser(without).open(PAGE).status == 404
+    off_here = TestServer(tmp_path, sqlite_database, CONFIG + off, seed=5)
+    assert login(off_here, password).errcode == "M_FORBIDDEN"
+    assert login(off_here, "wonderland").status == 200
+
+
+def test_failures_count(tmp_path: Path, sqlite_database: Database) -> None:
+    limits = "rc_login: {failed_attempts: {per_second: 0.01, burst_count: 2}}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + limits)
+    server.register("alice")
+    passwords = server.app.accounts.application_passwords
+    right = server.run(passwords.do_make("@alice:example.org", "Bot", None))  # type: ignore[arg-type]
+    wrong = server.app.accounts.secret_text.application_password()
+    assert [login(server, wrong).status for _ in range(3)] == [403, 403, 429]
+    assert login(server, right).status == 429
+    assert records(server).count("sign_in_failed") == 2
+
+
+def test_a_lock_does_not_end_them_and_the_end_of_all_sessions_does(server: TestServer, browser: Browser) -> None:
+    password = make(browser)
+    accounts = server.app.people.accounts
+    server.run(accounts.do_set_flags("@alice:example.org", locked=True))  # type: ignore[arg-type]
+    assert login(server, password).errcode == "M_USER_LOCKED"
+    server.run(accounts.do_set_flags("@alice:example.org", locked=False))  # type: ignore[arg-type]
+    bot = User(server, login(server, password).json)
+    assert bot.post("/_matrix/client/v3/logout/all").status == 200
+    assert login(server, password).errcode == "M_FORBIDDEN"
+
+
+def test_they_are_taken_along_without_their_secrets(browser: Browser) -> None:
+    make(browser)
+    [kept] = browser.open("/_mahalla/account/export").json["application_passwords"]
+    assert kept == {"name": "Bot", "created_ts": 1_700_000_000_000, "expires_ts": None, "last_used_ts": None}
+
+
+def test_administrators_see_and_end_them(server: TestServer, browser: Browser) -> None:
+    password = make(browser)
+    bot = User(server, login(server, password).json)
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    [found] = root.get(ADMIN).json["application_passwords"]
+    assert found == {
+        "id": password[4:16],
+        "name": "Bot",
+        "created_ts": 1_700_000_000_000,
+        "expires_ts": None,
+        "last_used_ts": 1_700_000_000_000,
+    }
+    assert bot.delete(f"{ADMIN}/{found['id']}").errcode == "M_FORBIDDEN"
+    assert root.delete(f"{ADMIN}/{found['id']}").status == 200
+    assert bot.get(WHOAMI).status == 401
+    assert root.delete(f"{ADMIN}/{found['id']}").errcode == "M_NOT_FOUND"

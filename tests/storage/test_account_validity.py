@@ -1,0 +1,76 @@
+"""Until when accounts are good, and who is still to be written to."""
+
+from storage.account_validity import NO_ADDRESS, WRITTEN, AccountValidityStore, EndingRow
+from storage.accounts import AccountRow, AccountStore
+from storage.database import Database
+from storage.threepids import ThreepidRow, ThreepidStore
+
+ALICE, BOB, GUEST, GONE, BRIDGED = (f"@{name}:example.org" for name in ("alice", "bob", "1", "gone", "irc_bob"))
+
+
+async def filled(database: Database) -> AccountValidityStore:
+    accounts = AccountStore(database)
+    for row in (
+        AccountRow(ALICE, None, 1),
+        AccountRow(BOB, None, 2),
+        AccountRow(GUEST, None, 3, is_guest=True),
+        AccountRow(GONE, None, 4, deactivated_ts=5),
+        AccountRow(BRIDGED, None, 6, appservice_id="irc"),
+    ):
+        assert await database.write("t", accounts.add_account, row)
+    return AccountValidityStore(database, accounts)
+
+
+async def test_people_alone_are_given_ends(database: Database) -> None:
+    store = await filled(database)
+    assert await database.read("t", store.get_endless, 10) == [(ALICE, 1), (BOB, 2)]
+    assert await database.read("t", store.get_endless, 1) == [(ALICE, 1)]
+    before = database.streams.current()
+    await database.write("t", store.set_end, ALICE, 100)
+    assert await database.read("t", store.get_endless, 10) == [(BOB, 2)]
+    assert await AccountStore(database).get_changed_accounts(before, database.streams.current()) == {ALICE}
+    assert (await AccountStore(database).get_accounts([ALICE]))[ALICE].expires_ts == 100
+
+
+async def test_a_letter_about_an_end_is_noted_once(database: Database) -> None:
+    store = await filled(database)
+    await database.write("t", store.set_end, ALICE, 100)
+    await database.write("t", store.set_end, BOB, 90, letter=False)
+    assert await store.get_unwritten(99, 10) == []
+    [row] = await store.get_unwritten(100, 10)
+    assert row == EndingRow(ALICE, 100)
+    assert not await database.write("t", store.set_letter, EndingRow(ALICE, 99), WRITTEN)
+    assert await database.write("t", store.set_letter, row, WRITTEN)
+    assert not await database.write("t", store.set_letter, row, WRITTEN)
+    assert await store.get_unwritten(100, 10) == []
+    await database.write("t", store.set_end, ALICE, 200)
+    assert await store.get_unwritten(200, 10) == [EndingRow(ALICE, 200)]
+
+
+async def test_an_address_that_comes_later_gets_its_letter(database: Database) -> None:
+    store, threepids = await filled(database), ThreepidStore(database)
+    await database.write("t", store.set_end, ALICE, 100)
+    await database.write("t", store.set_letter, EndingRow(ALICE, 100), NO_ADDRESS)
+    address = ThreepidRow("email", "alice@example.org", ALICE, 1, 1)
+    assert await database.write("t", threepids.add_threepid, address)
+    assert await store.get_unwritten(100, 10) == [EndingRow(ALICE, 100)]
+    await database.write("t", store.set_letter, EndingRow(ALICE, 100), WRITTEN)
+    assert await database.write("t", threepids.add_threepid, address)
+    assert await database.write("t", threepids.add_threepid, ThreepidRow("email", "a@example.org", ALICE, 1, 1))
+    assert await store.get_unwritten(100, 10) == []
+
+
+async def test_a_link_works_once_and_for_an_account_that_is_there(database: Database) -> None:
+    store = await filled(database)
+    await database.write("t", store.set_link, ALICE, b"first")
+    await database.write("t", store.set_link, ALICE, b"second")
+    assert await store.get_link(b"first") is None
+    assert await database.write("t", store.set_link_used, b"second", 7)
+    assert not await database.write("t", store.set_link_used, b"second", 8)
+    found = await store.get_link(b"second")
+    assert found is not None
+    assert (found.user_id, found.used_ts, found.expires_ts) == (ALICE, 7, None)
+    await database.write("t", store.set_link, GONE, b"third")
+    assert await store.get_link(b"third") is None
+    await database.write("t", store.remove_user, ALICE)
+    assert await store.get_link(b"second") is None

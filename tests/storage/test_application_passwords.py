@@ -1,0 +1,50 @@
+"""Passwords for programs, and the sessions that they let in."""
+
+from storage.application_passwords import ApplicationPasswordRow, ApplicationPasswordStore
+from storage.database import Database
+from storage.devices import DeviceRow, DeviceSighting, DeviceStore
+
+ALICE, BOB = "@alice:example.org", "@bob:example.org"
+
+
+def row(password_id: str, name: str, user_id: str = ALICE, expires_ts: int | None = None) -> ApplicationPasswordRow:
+    return ApplicationPasswordRow(password_id, user_id, name, f"hash of {password_id}", 1, expires_ts)
+
+
+async def test_names_are_of_one_user(database: Database) -> None:
+    store = ApplicationPasswordStore(database)
+    assert await database.write("t", store.add_password, row("a", "Bot"))
+    assert not await database.write("t", store.add_password, row("b", "Bot"))
+    assert await database.write("t", store.add_password, row("c", "Bot", BOB))
+    assert await database.read("t", store.count_passwords, ALICE) == 1
+    assert await store.get_password("a") == row("a", "Bot")
+    assert await store.get_password("b") is None
+    assert [each.password_id for each in await store.get_passwords(BOB)] == ["c"]
+
+
+async def test_use_is_what_its_sessions_do(database: Database) -> None:
+    store, devices = ApplicationPasswordStore(database), DeviceStore(database)
+    await database.write("t", store.add_password, row("a", "Bot"))
+    await database.write("t", store.add_password, row("b", "Old app"))
+    await database.write("t", devices.add_device, DeviceRow(ALICE, "BOT", None, 5))
+    assert await database.write("t", store.set_used, ALICE, "BOT", "a", 5)
+    assert not await database.write("t", store.set_used, BOB, "BOT", "a", 6)
+    assert [each.used_ts for each in await store.get_passwords(ALICE)] == [5, None]
+    await devices.set_sightings([DeviceSighting(ALICE, "BOT", 9, "::1", "agent")])
+    assert [each.used_ts for each in await store.get_passwords(ALICE)] == [9, None]
+
+    # another one takes the device over
+    assert await database.write("t", store.set_used, ALICE, "BOT", "b", 10)
+    assert await database.write("t", store.remove_password, ALICE, "a") == []
+    assert await database.write("t", store.remove_password, BOB, "b") is None
+    assert await database.write("t", store.remove_password, ALICE, "b") == ["BOT"]
+
+
+async def test_those_whose_time_is_over(database: Database) -> None:
+    store = ApplicationPasswordStore(database)
+    for password_id, end in (("a", 30), ("b", None), ("c", 10), ("d", 20)):
+        await database.write("t", store.add_password, row(password_id, password_id, expires_ts=end))
+    assert await database.read("t", store.get_expired, 20, 10) == [(ALICE, "c"), (ALICE, "d")]
+    assert await database.read("t", store.get_expired, 99, 1) == [(ALICE, "c")]
+    await database.write("t", store.remove_user, ALICE)
+    assert await store.get_passwords(ALICE) == []
