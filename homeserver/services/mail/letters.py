@@ -1,11 +1,11 @@
 """Letters that the server writes to people: what they say, in the reader's language, as text and as HTML.
 
 A letter names the server that it comes from, says why it was sent, and what to do if one did not ask for it. It loads nothing
+import msgspec
 from anywhere: nobody learns who reads it, and a logo comes with it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -24,8 +24,7 @@ SHOWN_IN_LETTERS: Final = ("image/png", "image/jpeg", "image/gif")
 LINES: Final = SMTP.clone(max_line_length=200, cte_type="7bit")
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(msgspec.Struct, frozen=True):
     """What is to be said: a subject, some paragraphs, a link with the words on it, and a last remark."""
 
     subject: str
@@ -35,8 +34,7 @@ class Letter:
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DigestMessage:
+class DigestMessage(msgspec.Struct, frozen=True):
     """A message that somebody missed."""
 
     sender: str
@@ -45,8 +43,7 @@ class DigestMessage:
     link: str
 
 
-@dataclass(frozen=True, slots=True)
-class DigestRoom:
+class DigestRoom(msgspec.Struct, frozen=True):
     """A room in which somebody missed something."""
 
     name: str | None
@@ -58,8 +55,7 @@ class DigestRoom:
     """How many messages there are besides, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """A letter about what somebody missed, in the reader's language."""
 
     subject: str
