@@ -74,7 +74,7 @@ class SSOPage:
         if terms is not None:
             return terms
         if agreed or self._upstream.is_known(redirect_url):
-            return await self._leave(context, session, redirect_url)
+            return await self._leave(context, session, redirect_url, agreed=agreed)
         token = self._forms.token(context)
         fields: dict[str, object] = {
             "path": SSO_PATH,
@@ -89,7 +89,9 @@ class SSOPage:
         language = self._pages.choose(context.languages)
         return self._pages.make("sso.html", language, fields, cookies=token.cookies, leads_to=leads_to)
 
-    async def _leave(self, context: RequestContext, session: BrowserSession, redirect_url: str) -> Response:
+    async def _leave(
+        self, context: RequestContext, session: BrowserSession, redirect_url: str, *, agreed: bool
+    ) -> Response:
         language = self._pages.choose(context.languages)
         try:
             await self._sign_in.check_allowed(session.user_id, "browser", context.client_ip)
@@ -99,7 +101,20 @@ class SSOPage:
                 context, _("Signing in did not work"), [explain(error, language)], HTTPStatus.FORBIDDEN
             )
         origin = None if session.origin is None else msgspec.json.decode(session.origin, type=Origin)
-        return see_other(await self._upstream.do_give_token(session.user_id, origin, redirect_url))
+        where = await self._upstream.do_give_token(session.user_id, origin, redirect_url)
+        if agreed:
+            return see_other(where)
+        # Who has just signed in comes by a form whose page lets it lead to this server only (`form-action`), so that browsers
+        # would not follow a redirect from here.
+        _ = language.gettext
+        page = self._pages.message(
+            context,
+            _("You are signed in"),
+            [_("Go on to %(host)s.") % {"host": shown_client(redirect_url)}],
+            link=(_("Go on"), where),
+        )
+        headers = {**page.headers, "Refresh": f"0;url={where}", "Cache-Control": "no-store"}
+        return msgspec.structs.replace(page, headers=headers)
 
 
 @endpoint("GET", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)

@@ -5,6 +5,7 @@ One server and one browser for the file; see `tests/helpers/visitor.py`.
 
 import json
 from collections.abc import Iterator
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
@@ -15,8 +16,10 @@ from homeserver.services.shared_secret_registration import compute_mac
 from storage.database import SQLiteConfig
 from tests.helpers.images import picture
 from tests.helpers.real_server import RealServer, running_server
-from tests.helpers.visitor import SECONDS, Letters, Visitor, confirm_address
+from tests.helpers.visitor import APP, SECONDS, Letters, Visitor, confirm_address
 
+KNOWN = "https://known.example.com/"
+REDIRECT = "/_matrix/client/v3/login/sso/redirect"
 SECRET = "a secret for tests"
 UZBEK = """# Umumiy qoidalar
 
@@ -36,6 +39,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int
         "email": {"smtp_host": "127.0.0.1", "smtp_port": letters[1], "notif_from": "server@example.org"},
         "rc_3pid_validation": {"per_second": 1000, "burst_count": 1000},
         "registration_shared_secret": SECRET,
+        "sso": {"client_whitelist": [KNOWN]},
         "registration_requires_approval": True,
         "registration_approval_letters": {"admin@example.org": "ru"},
         "registrations_require_3pid": ["email"],
@@ -59,15 +63,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, letters: tuple[Letters, int
         yield server
 
 
-def make_administrator(url: str) -> None:
+def make_administrator(url: str, name: str) -> None:
     path = f"{url}/_synapse/admin/v1/register"
     with urlopen(path, timeout=SECONDS) as answer:
         nonce = json.load(answer)["nonce"]
-    mac = compute_mac(SECRET, nonce, Wish(username="root", password="wonderland", is_admin=True))
-    body = {"nonce": nonce, "username": "root", "password": "wonderland", "admin": True, "mac": mac}
+    mac = compute_mac(SECRET, nonce, Wish(username=name, password="wonderland", is_admin=True))
+    body = {"nonce": nonce, "username": name, "password": "wonderland", "admin": True, "mac": mac}
     request = Request(path, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=SECONDS) as answer:
-        assert json.load(answer)["user_id"] == "@root:localhost"
+        assert json.load(answer)["user_id"] == f"@{name}:localhost"
 
 
 def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tuple[Letters, int]) -> None:
@@ -94,7 +98,7 @@ def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tupl
     assert "ma’muri ko‘rib chiqadi" in alice.page.inner_text("[role=alert]")
     alice.look()
 
-    make_administrator(served.url)
+    make_administrator(served.url, "root")
     root = Visitor(chromium, served, "ru")
     root.wait_for_letters(letters[0], 2)
     assert letters[0].links[1].endswith("/_mahalla/approvals")
@@ -128,3 +132,27 @@ def test_terms_and_approval(chromium: Browser, served: RealServer, letters: tupl
     alice.open(document)
     assert alice.page.inner_text("h1") == "Foydalanish shartlari"
     alice.look()
+
+
+def test_an_app_of_the_older_api(chromium: Browser, served: RealServer) -> None:
+    """The browser itself follows the way from the form to the app, past what the headers of our pages allow."""
+    make_administrator(served.url, "carol")
+    carol = Visitor(chromium, served, "en-GB")
+    carol.open(f"{REDIRECT}?{urlencode({'redirectUrl': APP + '?a=1'})}")
+    carol.fill(name="carol", password="wonderland")
+    assert carol.page.inner_text("h1") == "What you agree to"
+    carol.page.check("[name=agree_terms]")
+    carol.fill()
+    assert carol.page.inner_text("h1") == "Go on to app.example.com?"
+    carol.look()
+    with carol.page.expect_request(f"{APP}**") as asked:
+        carol.page.click("form:not(.who) button")
+    assert "loginToken=" in asked.value.url
+
+    again = Visitor(chromium, served, "en-GB")
+    again.open(f"{REDIRECT}?{urlencode({'redirectUrl': KNOWN})}")
+    with again.page.expect_request(f"{KNOWN}**") as asked:
+        again.page.fill("[name=name]", "carol")
+        again.page.fill("[name=password]", "wonderland")
+        again.page.keyboard.press("Enter")
+    assert "loginToken=" in asked.value.url
