@@ -12,9 +12,9 @@ Laws:
 """
 
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -77,8 +77,7 @@ class PartialObserver(Protocol):
         """So many do."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoomTables:
+class RoomTables(msgspec.Struct, frozen=True):
     """Where a room is kept."""
 
     database: Database
