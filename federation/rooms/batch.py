@@ -36,11 +36,13 @@ class Outcome(msgspec.Struct, frozen=True):
     """It is dropped since a key cannot be had with which it is signed: later it may turn out to be valid."""
     is_crowded_out: bool = False
     """Nothing is missing, but the room's history has too many ends already; see `branches.py`."""
+    is_unjudged: bool = False
+    """Nothing is missing, but the room's policy server cannot be asked now whether it may be shown."""
 
     @property
     def is_waiting(self) -> bool:
         """It has to be given again once what is missing is there."""
-        return bool(self.missing_prev or self.missing_auth or self.is_crowded_out)
+        return bool(self.missing_prev or self.missing_auth or self.is_crowded_out or self.is_unjudged)
 
 
 def dropped(event: Event, text: str) -> Outcome:

@@ -38,6 +38,7 @@ class Verdict(Enum):
     ACCEPT = "accept"
 
 
+REFUSED_BY_POLICY = Forbidden("The policy server of this room did not let the event pass")
 SHOWN = frozenset({Verdict.ACCEPT, Verdict.REDACT})
 """The verdicts that let an event into the timeline."""
 
@@ -94,7 +95,8 @@ class Sources(Protocol):
         """Whether a create event is the one that the room began with."""
 
     async def is_approved(self, event: Event, named: Event | None) -> bool:
-        """Whether the room's policy server, if it has one, lets the event pass. `named`: the event that says which."""
+        """Whether the room's policy server, if it has one, lets the event pass. `named`: the event that says which, None where
+        it has none, or was asked before."""
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -161,16 +163,15 @@ async def check_on_receipt(
 
     # 6. The present state allows it.
     current = await sources.get_current_state(keys | {POLICY})
-    if current is None:
-        return Checked(accepted, event, flaw)
-    try:
-        _authorize(event, current, None, signed_by)
-    except AuthError as refusal:
-        return Checked(Verdict.SOFT_FAIL, event, refusal)
+    if current is not None:
+        try:
+            _authorize(event, current, None, signed_by)
+        except AuthError as refusal:
+            return Checked(Verdict.SOFT_FAIL, event, refusal)
 
-    # 7. The room's policy server lets it pass.
-    if not await sources.is_approved(event, current.get(POLICY)):
-        return Checked(Verdict.SOFT_FAIL, event, Forbidden("The policy server of this room did not let the event pass"))
+    # 7. The room's policy server lets it pass; about the past it has been asked before.
+    if not await sources.is_approved(event, None if current is None else current.get(POLICY)):
+        return Checked(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
     return Checked(accepted, event, flaw)
 
 

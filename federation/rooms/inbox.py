@@ -3,8 +3,9 @@ again until they have their place, or are given up.
 
 Laws:
 - What waits is in the database, so a restart forgets nothing; `resume` goes on where it was.
-- A room has one worker at a time, and few rooms have one at once. After a try in vain the room rests, longer each time; news
-  of the room end the rest early, since then somebody can be reached again.
+- A room has one worker at a time, and few rooms have one at once; fewer yet on behalf of one server, which may let us wait for
+  what its events refer to. After a try in vain the room rests, longer each time; news of the room end the rest early, since
+  then somebody can be reached again.
 - What was tried least is tried first: events that nobody can complete do not hold up the others.
 - After two days an event is given up. Should others build upon it, it is missing like any other then, and asked for again.
 """
@@ -13,11 +14,12 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from federation.fairness import Slots
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
@@ -30,6 +32,8 @@ from storage.rooms import RoomRow, RoomStore
 BATCH: Final = 50
 """Events of one room that are tried together."""
 ROOMS_AT_ONCE: Final = 20
+ROOMS_OF_ONE: Final = 5
+"""Of these, in which the event that is tried next came from one and the same server."""
 FIRST_REST: Final = 10.0
 """Seconds; twice as long after each try in vain."""
 LONGEST_REST: Final = 3600.0
@@ -66,7 +70,7 @@ class Inbox:
         self._missing = missing
         self._clock = clock
         self._observer = observer
-        self._at_once = DeferredSemaphore(ROOMS_AT_ONCE)
+        self._at_once = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
         self._working: dict[int, bool] = {}
         """Rooms that have a worker, and whether there is news for it."""
         self._resting: dict[int, IDelayedCall] = {}
@@ -131,9 +135,13 @@ class Inbox:
 
     async def _work(self, room_nid: int) -> None:
         """Try what waits in a room until nothing moves any more."""
-        await self._at_once.acquire()
         rest: float | None = FIRST_REST
+        slot: ServerName | None = None
         try:
+            first = await self._store.get_of_room(room_nid, 1)
+            origin = ServerName(first[0].origin if first else "")
+            await self._at_once.acquire(origin)
+            slot = origin
             while True:
                 self._working[room_nid] = False
                 left = await self._try_room(room_nid)
@@ -145,7 +153,8 @@ class Inbox:
                     rest = min(FIRST_REST * 2**attempts, LONGEST_REST)
                     break
         finally:
-            self._at_once.release()
+            if slot is not None:
+                self._at_once.release(slot)
             del self._working[room_nid]
             if rest is None:
                 self._last_tried.pop(room_nid, None)

@@ -14,7 +14,7 @@ Laws:
 spec: server-server-api#backfilling-and-retrieving-missing-events, server-server-api#checks-performed-on-receipt-of-a-pdu
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from twisted.logger import Logger
@@ -24,6 +24,7 @@ from federation.policy import Policy
 from federation.protocol.errors import Forbidden, MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import POLICY
 from federation.protocol.room_versions import RoomVersion
 from federation.remote.events import Pdu, RemoteEvents
 from federation.rooms.batch import Outcome, dropped, sort_by_reference
@@ -55,6 +56,11 @@ CHUNK: Final = 100
 """Events that are taken in at a time: between two chunks our own users have their turn."""
 
 
+FindRefused = Callable[[int, Iterable[Event], Event | None], Awaitable[Collection[EventID]]]
+"""Which events of the past of a room (its number) its policy server (the event that names it) does not let pass. Raises
+RemoteError while it cannot be asked."""
+
+
 class Pool:
     """Events of one room that are to be taken in together: those given, and what was fetched for them."""
 
@@ -66,6 +72,8 @@ class Pool:
         self._given = {event.event_id: event for event in given}
         self._events = dict(self._given)
         self.outcomes: dict[EventID, Outcome] = {}
+        self.refused: Collection[EventID] = ()
+        """What the room's policy server does not let pass."""
 
     def __len__(self) -> int:
         return len(self._events)
@@ -132,11 +140,13 @@ class MissingEvents:
         remote: RemoteEvents,
         servers: RoomServers,
         policy: Policy,
+        find_refused: FindRefused,
         identity: ServerIdentity,
         timelines: TimelineStore,
         seconds: Callable[[], float],
     ) -> None:
         """`seconds` is a clock."""
+        self._find_refused = find_refused
         self._timelines = timelines
         self._engine = engine
         self._events = events
@@ -172,6 +182,8 @@ class MissingEvents:
         pool = Pool(snapshot.version, room_id, events, self._seconds() + seconds)
         if fetched is not None:
             pool.add(await self._without_placed(snapshot, fetched), pool.references())
+        if past and not await self._judge(snapshot, pool):
+            return {name: Outcome(name, None, is_unjudged=True) for name in pool.given}
         await self._take(pool, room_id, past)
         if not pool.is_done():
             for server in await self.choose_servers(snapshot, origin):
@@ -184,6 +196,18 @@ class MissingEvents:
                 pool.forget_fetched()  # it may all be an invention of that server
         await self._place_departures(pool, room_id)
         return {name: pool.outcomes[name] for name in pool.given}
+
+    async def _judge(self, snapshot: RoomSnapshot, pool: Pool) -> bool:
+        """Ask the room's policy server about all that is to be shown as the past; whether it could be asked."""
+        named = await snapshot.state.get(POLICY)
+        if named is None:
+            return True
+        try:
+            pool.refused = await self._find_refused(snapshot.room.room_nid, pool.open.values(), named.event)
+        except (RemoteError, MatrixError) as error:
+            self._log.info("the past of {room_id} waits: {error}", room_id=snapshot.room_id, error=str(error))
+            return False
+        return True
 
     async def _place_departures(self, pool: Pool, room_id: RoomID) -> None:
         """Where a part of the state is lacking: place what puts a user of ours out, though what it follows cannot be had.
@@ -289,6 +313,6 @@ class MissingEvents:
             pool.outcomes[event.event_id] = dropped(event, "The event refers to itself by what it refers to")
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
-            outcomes = await self._receiver.receive(room_id, chunk, past=past, states=states)
+            outcomes = await self._receiver.receive(room_id, chunk, past=past, states=states, refused=pool.refused)
             for event, outcome in zip(chunk, outcomes, strict=True):
                 pool.outcomes[event.event_id] = outcome

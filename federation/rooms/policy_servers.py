@@ -6,19 +6,19 @@ Laws:
   nobody's business but the room's.
 - What it has not signed is not sent, and soft-failed where others sent it. Its own words reach who wanted to send.
 - One that does not answer is not asked again for half a minute, so that a room waits little for it; meanwhile its word is
-  missing, and that counts as no.
+  missing, and that counts as no. The past waits for it instead, since nobody is in a hurry to see that.
 
 spec: server-server-api#policy-servers
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from federation.identity import ServerIdentity
 from federation.policy import Policy
 from federation.protocol.errors import LimitExceeded, MatrixError, RemoteError
 from federation.protocol.events import Event
-from federation.protocol.ids import ServerName
+from federation.protocol.ids import EventID, ServerName
 from federation.protocol.policy_server import (
     PolicyServer,
     is_signed_by_policy_server,
@@ -28,10 +28,15 @@ from federation.protocol.policy_server import (
 )
 from federation.remote.policy_servers import RemotePolicyServers
 from federation.requests import RefusedByRemote
+from federation.rooms.concurrent import map_at_once
 from federation.rooms.servers import RoomServers
 
 PAUSE_MS: Final = 30_000
 MAX_PAUSES: Final = 1_000
+AT_ONCE: Final = 5
+"""Events of the past about which one is asked."""
+MAX_REMEMBERED: Final = 2_000
+"""Events of the past of which it is remembered that they may pass, until a page of them is complete."""
 FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
 """For whoever is refused for now: where the policy server does not say, and the most that is passed on."""
 
@@ -67,6 +72,7 @@ class PolicyServers:
         self._identity = identity
         self._now_ms = now_ms
         self._pauses: dict[ServerName, int] = {}
+        self._passed: dict[tuple[EventID, bytes], None] = {}
 
     async def is_approved(self, room_nid: int, event: Event, named: Event | None) -> bool:
         """Whether an event of another server may be shown. `named`: the room's `m.room.policy`, as it is now.
@@ -83,6 +89,29 @@ class PolicyServers:
         except (RemoteError, MatrixError):
             return False
         return True
+
+    async def find_refused(self, room_nid: int, events: Iterable[Event], named: Event | None) -> set[EventID]:
+        """Those of the events, which others tell of the past, that may not be shown. Raises RemoteError while it cannot be asked."""
+        refused: set[EventID] = set()
+
+        async def judge(event: Event) -> None:
+            server = await self._find(room_nid, event, named)
+            if server is None or (name := (event.event_id, server.public_key)) in self._passed:
+                return
+            if not is_signed_by_policy_server(event, server):
+                try:
+                    await self._ask(server, event)
+                except RefusedByPolicyServer:
+                    refused.add(event.event_id)
+                    return
+                except LimitExceeded as error:
+                    raise RemoteError(server.server_name, error.text, retryable=True) from error
+                self._passed[name] = None
+                if len(self._passed) > MAX_REMEMBERED:
+                    del self._passed[next(iter(self._passed))]
+
+        await map_at_once(judge, list(events), AT_ONCE)
+        return refused
 
     async def vouch(self, room_nid: int, event: Event, named: Event | None) -> Event:
         """An event of ours with the signature that it needs. Raises MatrixError (its refusal), RemoteError."""

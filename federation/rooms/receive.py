@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
 from federation.protocol.event_signing import required_signers
@@ -20,7 +21,14 @@ from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.rooms.batch import Batch, Outcome, dropped
 from federation.rooms.branches import is_one_too_many
-from federation.rooms.check import Candidate, Verdict, check_on_receipt, check_signed
+from federation.rooms.check import (
+    REFUSED_BY_POLICY,
+    SHOWN,
+    Candidate,
+    Verdict,
+    check_on_receipt,
+    check_signed,
+)
 from federation.rooms.engine import RoomEngine
 from federation.rooms.outliers import Outliers
 from federation.rooms.placement import Arrival, Placements
@@ -50,6 +58,15 @@ class _Known(msgspec.Struct, frozen=True):
     """Of those that were looked at before."""
     noted: Mapping[str, PartOf]
     """Cited events that are part of states that we were told, and could prove later only."""
+
+
+class _Manner(msgspec.Struct, frozen=True):
+    """How events are taken in: see `Receiver.receive`."""
+
+    past: bool
+    send_on: bool
+    upon_gap: bool
+    refused: Collection[EventID]
 
 
 class Receiver:
@@ -87,6 +104,7 @@ class Receiver:
         states: Mapping[EventID, Collection[EventID]] | None = None,
         send_on: bool = False,
         upon_gap: bool = False,
+        refused: Collection[EventID] = (),
     ) -> list[Outcome]:
         """Take in events of a known room, as they came or parsed; their outcomes, in the order given.
 
@@ -95,7 +113,8 @@ class Receiver:
         events some of whose prev_events cannot be had, the state before them as another server tells it, by the ids of
         stored events; it does not replace what we know of the state after the others. `send_on`: it falls to us to tell
         the other servers in the room, since the events were made with our help. `upon_gap`: in a room of which a part of the
-        state is lacking, they need not wait for what they follow.
+        state is lacking, they need not wait for what they follow. `refused`: of the past, what the room's policy server does
+        not let pass.
         Raises NotFound, TooLarge.
         """
         candidates = await self._candidates(room_id, pdus)
@@ -105,10 +124,11 @@ class Receiver:
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
         signers = await self._find_signers(candidates)
+        manner = _Manner(past, send_on, upon_gap, refused)
 
         async def work() -> list[Outcome]:
             noted = await self._unproved.settle_cited(room_id, _cited(candidates))
-            return await self._receive(room_id, candidates, past, states or {}, signers, noted, send_on, upon_gap)
+            return await self._receive(room_id, candidates, manner, states or {}, signers, noted)
 
         return await self._engine.in_turn(room_id, work)
 
@@ -148,12 +168,10 @@ class Receiver:
         self,
         room_id: RoomID,
         candidates: Sequence[Candidate],
-        past: bool,
+        manner: _Manner,
         states: Mapping[EventID, Collection[EventID]],
         signers: Mapping[EventID, Collection[ServerName]],
         noted: Mapping[str, PartOf],
-        send_on: bool,
-        upon_gap: bool,
     ) -> list[Outcome]:
         snapshot = await self._engine.get_snapshot(room_id)
         if not snapshot.head.extremities:
@@ -162,7 +180,7 @@ class Receiver:
         known = await self._load(snapshot, batch.ordered, states, signers, noted)
         for event in batch.ordered:
             batch.outcomes[event.event_id] = await self._receive_one(
-                room_id, batch.candidates[event.event_id], known, past, send_on, upon_gap
+                room_id, batch.candidates[event.event_id], known, manner
             )
         return batch.answer()
 
@@ -181,23 +199,19 @@ class Receiver:
         waiting = await self._store.get_waiting(snapshot.room.room_nid, own) if own else Waiting({}, frozenset())
         return _Known(found, waiting, states, signers, noted)
 
-    async def _receive_one(
-        self, room_id: RoomID, candidate: Candidate, known: _Known, past: bool, send_on: bool, upon_gap: bool
-    ) -> Outcome:
+    async def _receive_one(self, room_id: RoomID, candidate: Candidate, known: _Known, manner: _Manner) -> Outcome:
         event_id = candidate.read().event_id
         for _ in range(MAX_TRIES):
             snapshot = await self._engine.get_snapshot(room_id)
             try:
-                return await self._place(snapshot, candidate, known, past, send_on, upon_gap)
+                return await self._place(snapshot, candidate, known, manner)
             except HeadMoved:
                 await self._engine.refresh(snapshot)
                 self._events.forget([event_id])
                 known.events.update(await self._events.get_anywhere([event_id]))
         raise RuntimeError(f"the head of {room_id} moved {MAX_TRIES} times while {event_id} was received")
 
-    async def _place(
-        self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, past: bool, send_on: bool, upon_gap: bool
-    ) -> Outcome:
+    async def _place(self, snapshot: RoomSnapshot, candidate: Candidate, known: _Known, manner: _Manner) -> Outcome:
         event = candidate.read()
         own = known.events.get(event.event_id)
         if own is not None and not own.is_outlier:
@@ -219,9 +233,9 @@ class Receiver:
         auth, missing_auth = _split(event.auth_events, known.events, placed=False)
         has_state = event.event_id in known.states
         # while a part of the state is lacking, nothing is known of what was before our join
-        is_assumed = join is not None and (past or upon_gap or _follows(missing, join))
+        is_assumed = join is not None and (manner.past or manner.upon_gap or _follows(missing, join))
         has_gap = is_assumed and not has_state and bool(missing)
-        is_past = past or event.event_id in known.waiting.backward
+        is_past = manner.past or event.event_id in known.waiting.backward
         if missing_auth or (missing and not has_state and not has_gap):
             lacking = () if has_state or has_gap else missing
             return Outcome(
@@ -249,6 +263,8 @@ class Receiver:
         judged = None if join is not None and is_past else before
         sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id)
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
+        if event.event_id in manner.refused and checked.verdict in SHOWN:
+            checked = replace(checked, verdict=Verdict.SOFT_FAIL, error=REFUSED_BY_POLICY)
         if checked.event is None:
             return Outcome(event.event_id, Verdict.DROP, checked.error)
         arrival = Arrival(
@@ -261,7 +277,7 @@ class Receiver:
             own,
             await self._redactions(snapshot, checked.event, known) if own is None or own.redacted_by is None else (),
             is_past,
-            send_on,
+            manner.send_on,
             has_gap or (join is not None and bool(missing)),
             is_mended=join is None and before is not told,
         )

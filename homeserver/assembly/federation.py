@@ -63,15 +63,15 @@ class FederationParts:
         self.placements = placements = Placements(
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
-        policy_servers = PolicyServers(
+        self.policy_servers = PolicyServers(
             RemotePolicyServers(self.requests), rooms.servers, self.policy, identity, rooms.now_ms
         )
-        rooms.engine.use_voucher(policy_servers.vouch)
+        rooms.engine.use_voucher(self.policy_servers.vouch)
         questions = Questions(
             rooms.events,
             self.resolver,
             self.keyring.get_signers,
-            policy_servers.is_approved,
+            self.policy_servers.is_approved,
             self.keyring.prepare,
             self.keyring.lacks_keys_for,
         )

@@ -55,6 +55,7 @@ class IncomingParts:
             self.remote,
             rooms.servers,
             federation.policy,
+            federation.policy_servers.find_refused,
             federation.identity,
             TimelineStore(database),
             clock.seconds,

@@ -4,7 +4,7 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from federation.fairness import MAX_REMEMBERED, PeerLimits, Turns
+from federation.fairness import MAX_REMEMBERED, PeerLimits, Slots, Turns
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
@@ -32,6 +32,29 @@ def test_so_many_at_once_and_the_others_in_their_order() -> None:
     turns.leave(NORTH)
     turns.leave(NORTH)
     assert all(each.called for each in asked)
+
+
+async def test_one_server_holds_a_part_of_the_slots_and_the_others_have_turns() -> None:
+    slots = Slots(most=3, most_of_one=2)
+    norths = [Deferred.fromCoroutine(slots.acquire(NORTH)) for _ in range(5)]
+    assert [each.called for each in norths] == [True, True, False, False, False]
+    souths = [Deferred.fromCoroutine(slots.acquire(SOUTH)) for _ in range(3)]
+    assert [each.called for each in souths] == [True, False, False]
+
+    slots.release(NORTH)
+    assert [each.called for each in norths] == [True, True, True, False, False]
+    slots.release(SOUTH)
+    assert [each.called for each in souths] == [True, True, False]
+    norths[3].cancel()
+    with pytest.raises(CancelledError):
+        await norths[3]
+    for server in (NORTH, NORTH, SOUTH):
+        slots.release(server)
+    assert norths[4].called
+    assert souths[2].called
+    for server in (NORTH, SOUTH):
+        slots.release(server)
+    assert [Deferred.fromCoroutine(slots.acquire(NORTH)).called for _ in range(3)] == [True, True, False]
 
 
 def test_servers_do_not_wait_for_one_another() -> None:

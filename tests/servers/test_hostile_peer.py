@@ -15,6 +15,7 @@ from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName, UserID
 from federation.receiver import MAX_EDUS
 from federation.requests import RefusedByRemote
+from federation.rooms import inbox
 from federation.rooms.branches import MOST_OF_SERVER
 from federation.rooms.missing import MAX_ROUNDS, MAX_SECONDS
 from federation.wire import WireAnswer, WireRequest
@@ -335,6 +336,33 @@ async def test_events_without_end_and_no_answers_keep_nobody_else_waiting(networ
     ]
     assert len(asked) <= 4 * MAX_ROUNDS
     assert "lie" not in texts(room.alice, room.room_id)
+
+
+async def test_a_server_that_never_answers_holds_up_no_gaps_of_others(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refers to what it does not give, in as many rooms as are worked on at once."""
+    monkeypatch.setattr(inbox, "ROOMS_AT_ONCE", 2)
+    monkeypatch.setattr(inbox, "ROOMS_OF_ONE", 1)
+    room = await shared(network)
+    others = [create_room(room.alice) for _ in range(3)]
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    for room_id in others:
+        await adopt(room.north, room.south, UserID(room.bob.user_id), room_id)
+    await adopt(room.north, east, UserID(carol.user_id), others[2])
+    network.weather = lambda letter: Fate.IS_NOT_ANSWERED if letter.destination == SOUTH else Fate.ARRIVES
+    for number, room_id in enumerate([room.room_id, *others[:2]]):
+        sender, unknown = UserID(room.bob.user_id), [EventID("$" + f"{number:043d}")]
+        lie = await room.south.build_next(room_id, sender, "m.room.message", {"body": "lie"}, prev=unknown)
+        await room.south.push(NORTH, [lie.pdu])
+    say(carol, others[2], "missed")
+    last = say(carol, others[2], "honest")
+
+    await east.push(NORTH, [await east.pdu(others[2], last)])
+    network.settle()
+
+    assert texts(room.alice, others[2]) == ["honest", "missed"]
 
 
 async def test_a_history_with_very_many_ends_does_not_come_about(network: Network) -> None:

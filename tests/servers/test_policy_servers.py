@@ -7,13 +7,14 @@ import pytest
 
 from federation.protocol.errors import RemoteError
 from federation.protocol.events import encode_reference, parse_event
-from federation.protocol.ids import ServerName
+from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64
 from federation.wire import WireAnswer, WireRequest
-from tests.helpers.federated import NORTH, SOUTH, say, set_state, shared, texts
+from tests.helpers.federated import EAST, NORTH, SOUTH, Side, adopt, say, set_state, shared, texts
 from tests.helpers.network import Network
+from tests.helpers.server import User
 
 KEY = SigningKey("policy_server", b"p" * 32)
 SIGN = "/_matrix/policy/v1/sign"
@@ -149,3 +150,42 @@ async def test_a_room_may_be_rid_of_one_that_is_away(network: Network) -> None:
     set_state(room.alice, room.room_id, "m.room.policy", named())
     set_state(room.alice, room.room_id, "m.room.policy", {})
     say(room.alice, room.room_id, "salom")
+
+
+async def read_back(network: Network, judge: Judge) -> tuple[User, RoomID]:
+    """Somebody of a third server comes into a room whose past has what nobody signed, and that has a policy server now."""
+    room = await shared(network)
+    for text in ("spam", "salom"):
+        say(room.alice, room.room_id, text)
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.liars.append(judge.answer)
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    is_away, judge.is_away = judge.is_away, False
+    await adopt(room.north, east, UserID(carol.user_id), room.room_id)
+    judge.is_away = is_away
+    return carol, room.room_id
+
+
+async def test_what_it_does_not_sign_is_not_shown_of_the_past_either(network: Network) -> None:
+    """spec: client-server-api#policy-servers: events from before it was enabled, too"""
+    judge = Judge("11")
+    carol, room_id = await read_back(network, judge)
+
+    assert texts(carol, room_id) == ["salom"]
+
+    asked = len(judge.asked)
+    assert texts(carol, room_id) == ["salom"]
+    assert len(judge.asked) == asked
+
+
+async def test_the_past_waits_for_one_that_is_away(network: Network) -> None:
+    judge = Judge("11")
+    judge.is_away = True
+    carol, room_id = await read_back(network, judge)
+    assert texts(carol, room_id) == []
+
+    judge.is_away = False
+    network.clock.advance(61)
+
+    assert texts(carol, room_id) == ["salom"]
