@@ -1,7 +1,6 @@
 """Letters that the server writes to people: what they say, in the reader's language, as text and as HTML.
 
 A letter names the server that it comes from, says why it was sent, and what to do if one did not ask for it. It loads nothing
-import msgspec
 from anywhere: nobody learns who reads it, and a logo comes with it.
 """
 
@@ -13,6 +12,7 @@ from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from typing import Final
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from homeserver.services.branding import Branding
