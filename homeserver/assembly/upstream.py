@@ -132,7 +132,10 @@ class UpstreamParts:
             upstream.jwt_config,
             server_name=ServerName(config.server_name),
         )
-        offered = OfferedProviders(tuple(self.sign_in.providers), own_pages=has_own_pages(config))
+        providers = tuple(self.sign_in.providers)
+        # a page on which nobody can sign in is not offered
+        on_own_pages = has_own_pages(config) and (accounts.sign_in.password_login or bool(providers))
+        offered = OfferedProviders(providers, own_pages=on_own_pages)
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
         if self._directories:
             accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))
@@ -143,7 +146,7 @@ class UpstreamParts:
             self.sign_in,
             accounts.sign_in,
             pages.sessions,
-            own_pages=SSO_PATH if has_own_pages(config) else "",
+            own_pages=SSO_PATH if on_own_pages else "",
         )
         self.services: Sequence[object] = (
             self.sign_in,
