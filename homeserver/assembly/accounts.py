@@ -77,7 +77,7 @@ class AccountParts:
         uia_store = UIAStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
 
-        self.last_seen = LastSeen(clock, self.device_store)
+        self.last_seen = LastSeen(clock, self.device_store, addresses_ms=config.sessions.user_ips_max_age)
         self.access_tokens = AccessTokens(clock, database, token_store, self.store, database.streams, self.last_seen)
         self.passwords = _passwords(config, threads)
         self.sessions = Sessions(

@@ -148,6 +148,13 @@ class Sessions:
     login_via_existing_session: LoginFromSession = section(
         LoginFromSession, "Signing in on a second client by the first."
     )
+    user_ips_max_age: Duration | None = option(
+        Duration(28 * 24 * 3600 * 1000),
+        "How long it is kept from which address, and with what program, a device was used last; `null`: as long as the device is "
+        "signed in. That it was used, and when, is kept; what is recorded of an account has a time of its own (`audit`).",
+        minimum=24 * 3600 * 1000,
+        example="28d",
+    )
     audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
     ui_auth: UIAuth = section(UIAuth, "Confirming who one is before something important.", not_yet=True)

@@ -35,6 +35,7 @@ REASONS = {
     "modules": "plug-ins written for Synapse do not run here",
     "obsolete": "Synapse itself has dropped or never documented it",
     "experimental": "a switch for experiments in Synapse; what is served here is in the documentation",
+    "redacted": "what is redacted is taken away at once here; nobody reads it again",
     "default": "this server always does it",
 }
 """Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
@@ -191,6 +192,14 @@ def _check_together(config: Config) -> list[Problem]:
                 parse_public_key(key_id, key)
             except InvalidParam as error:
                 problems.append(Problem(("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"))
+    peering = config.federation.federation
+    if peering.destination_min_retry_interval > peering.destination_max_retry_interval:
+        problems.append(
+            Problem(
+                ("federation", "destination_min_retry_interval"),
+                "may not be more than `destination_max_retry_interval`",
+            )
+        )
     problems += _check_member_list(config.federation.federation_member_list)
     registration = config.registration
     if (

@@ -300,6 +300,14 @@ class Keys:
     signing_key_path: Path | None = option(
         None, "The file with the signing key; without it SERVER_NAME.signing.key beside this file."
     )
+    key_refresh_interval: Duration = option(
+        Duration(24 * 3600 * 1000),
+        "How long others may go by the keys that this server publishes before they ask anew. They are published anew when half "
+        "of it is over; nobody goes by them for more than a week.",
+        minimum=3600 * 1000,
+        maximum=365 * 24 * 3600 * 1000,
+        example="1d",
+    )
     old_signing_keys: Mapping[str, OldKey] = option(
         {},
         "Keys that are no longer used, so that others can still check what they signed.",

@@ -274,3 +274,19 @@ def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:
     ours = {spell_place(place) for kind in GROUPS.values() for place, _kind, _declared in each_option(kind)}
     assert not ours & set(synapse_keys())
     assert set(synapse_keys().values()) <= set(REASONS)
+
+
+def test_the_first_pause_is_not_longer_than_the_longest(folder: Folder) -> None:
+    assert folder.complaints("server_name: a.b\nfederation: {destination_min_retry_interval: 2h}") == [
+        "homeserver.yaml:2: federation.destination_min_retry_interval: may not be more than `destination_max_retry_interval`"
+    ]
+    config = "server_name: a.b\nfederation: {destination_min_retry_interval: 10m, destination_max_retry_interval: 1w}"
+    assert folder.load(config).notices == ()
+
+
+def test_that_redacted_content_is_gone_at_once_is_said(folder: Folder) -> None:
+    (notice,) = folder.notices("server_name: a.b\nredaction_retention_period: 7d")
+    assert notice == (
+        "homeserver.yaml:2: redaction_retention_period: has no effect: what is redacted is taken away at once here; nobody reads it "
+        "again"
+    )
