@@ -20,6 +20,7 @@ from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.for_servers import media_answers
 from homeserver.services.media.image_workers import ImageWorkers
+from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Allowance, Quotas
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
@@ -78,6 +79,7 @@ class MediaParts:
         self._threads = threads
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
+        self._locations = PhotoLocations(threads.images) if storage.remove_photo_locations else None
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()
         stores = stores_of(storage.media_object_store, clock, database, self.files, threads.objects)
@@ -101,6 +103,7 @@ class MediaParts:
                 info_uri=storage.media_limits_info_uri or config.name.public_baseurl or f"https://{server_name}/",
             ),
             SecretText(random),
+            self._locations,
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
@@ -156,8 +159,10 @@ class MediaParts:
             self.log.info("swept {count} uploads that a crash had left", count=count)
 
     def close_workers(self) -> None:
-        """End the processes that make thumbnails and read pages."""
+        """End the processes that look at pictures and read pages."""
         self._workers.close()
+        if self._locations is not None:
+            self._locations.close()
         self.previews.close_workers()
 
     async def stop(self) -> None:

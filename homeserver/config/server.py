@@ -237,6 +237,11 @@ class Storage:
         "Whether files that are uploaded or fetched from now on are only for those who sign in. Those that were uploaded while it "
         "was off stay open to everybody who knows their address.",
     )
+    remove_photo_locations: bool = option(
+        False,
+        "Whether a photograph that people upload is kept without what its notes (Exif, XMP, IPTC) say of where it was taken. The picture "
+        "is not changed. JPEG, PNG, WebP, HEIC and AVIF; not films, nor encrypted files.",
+    )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
     )
