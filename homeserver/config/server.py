@@ -175,7 +175,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRetention:
-    """How long files are kept that nobody reads."""
+    """How long files are kept."""
 
     remote_media_lifetime: Duration | None = option(
         None,
@@ -190,6 +190,20 @@ class MediaRetention:
         "protected or quarantined stay.",
         minimum=3600 * 1000 * 2,
         example="2y",
+    )
+    remote_media_max_age: Duration | None = option(
+        None,
+        "How long copies of files of other servers are kept after they were fetched, whoever reads them; without it, for ever. They "
+        "are fetched again when they are asked for.",
+        minimum=3600 * 1000 * 2,
+        example="1y",
+    )
+    local_media_max_age: Duration | None = option(
+        None,
+        "How long files of this server's users are kept after they were uploaded, whoever reads them: then they are lost, pictures of "
+        "people and rooms too. Files that an administrator has protected or quarantined stay.",
+        minimum=3600 * 1000 * 2,
+        example="5y",
     )
 
 
@@ -250,7 +264,7 @@ class Storage:
         "Whether thumbnails of films are made by ffmpeg and of PDF documents by pdftoppm, where these are installed. They get files "
         "that strangers made, with limits of time and memory, and no network.",
     )
-    media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
+    media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
     media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
