@@ -1,5 +1,6 @@
 """Puts together what has to do with files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from twisted.internet.base import ReactorBase
@@ -24,7 +25,7 @@ from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Allowance, Quotas
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
-from homeserver.services.media.thumbnails import Thumbnails
+from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
@@ -55,6 +56,16 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
         images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
         objects=ThreadExecutor(reactor, "objects", object_threads, patience=2.0),
     )
+
+
+def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+    """The only sizes of thumbnails; none: any."""
+    if storage.dynamic_thumbnails:
+        return ()
+    return [
+        ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
+        for thumbnail_size in storage.thumbnail_sizes
+    ]
 
 
 class MediaParts:
@@ -122,7 +133,11 @@ class MediaParts:
             authenticated_only=storage.enable_authenticated_media,
         )
         thumbnails = Thumbnails(
-            self.contents, self._workers, storage.max_image_pixels, programs=storage.thumbnails_by_programs
+            self.contents,
+            self._workers,
+            storage.max_image_pixels,
+            programs=storage.thumbnails_by_programs,
+            sizes=sizes_of(storage),
         )
         self.previews = PreviewParts(
             config, clock, database, self.contents, thumbnails, quarantine, preview_web, threads.images, random

@@ -9,7 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit
+from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -258,6 +258,15 @@ class Storage:
     )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
+    )
+    thumbnail_sizes: tuple[ThumbnailSize, ...] = option(
+        (),
+        "The only sizes in which thumbnails are made: of the method that is asked for the smallest that is large enough, or the "
+        "largest. Without any they are made in whatever size is asked for, rounded up along a ladder of seventeen.",
+        example="[{width: 96, height: 96, method: crop}, {width: 800, height: 600, method: scale}]",
+    )
+    dynamic_thumbnails: bool = option(
+        False, "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some."
     )
     thumbnails_by_programs: bool = option(
         True,

@@ -28,6 +28,7 @@ READ_AS = {
     "federation": {"federation", "peering"},
     "listeners": {"listener"},
     "media_object_store": {"object_store"},
+    "thumbnail_sizes": {"thumbnail_size"},
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }
