@@ -1,6 +1,7 @@
 """The command line: `python -m homeserver COMMAND`."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -218,12 +219,14 @@ def run(paths: tuple[Path, ...]) -> None:
 def create_user(paths: tuple[Path, ...], name: str, admin: bool, password_file: TextIO | None) -> None:
     """Make an account named NAME, also while the server runs."""
     loaded = load(paths)
-    if password_file is not None:
-        password = password_file.readline().rstrip("\n")
-    else:
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
 
     async def register(accounts: AccountParts) -> str:
+        await accounts.registration.check_username(name, privileged=True)
+        # nobody is to think of a password for a name that cannot be had
+        if password_file is not None:
+            password = password_file.readline().rstrip("\n")
+        else:
+            password = ask_for_password()
         accounts.passwords.check_policy(password)
         wish = Wish(username=name, password=password, inhibit_login=True, is_admin=admin)
         return (await accounts.registration.do_register_privileged(wish)).user_id
@@ -288,6 +291,16 @@ def reload(server: Server, paths: tuple[Path, ...], log: Logger) -> None:
         log.error("a certificate was not read again: {error}", error=error)
         return
     log.info("read the configuration again: the policy for other servers, and certificates")
+
+
+def ask_for_password() -> str:
+    """Twice, at the terminal. Ctrl-C ends it: what the reactor does on a signal would wait for the answer."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return password
 
 
 def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T]]) -> T:

@@ -291,7 +291,9 @@ def build(
         ),
         remote_times=incoming.times,
     )
-    federation_out = FederationOutParts(clock, database, random, accounts, rooms, encryption, federation, registry)
+    federation_out = FederationOutParts(
+        config.federation.federation, clock, database, random, accounts, rooms, encryption, federation, registry
+    )
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
     files = MediaParts(config, clock, database, limiter, federation, follow, preview_web, media_threads, random)
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
@@ -411,7 +413,9 @@ def build(
         ),
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
-    standing = jobs_of(clock, database, accounts.uia, people.login_tokens, mail.validation, rooms.presence)
+    standing = jobs_of(
+        clock, database, accounts.uia, people.login_tokens, mail.validation, rooms.presence, accounts.last_seen
+    )
     CacheMetrics(registry, rooms.caches)
     all_jobs = [
         *finding.jobs,

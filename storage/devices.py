@@ -147,12 +147,37 @@ class DeviceStore:
         rows: list[tuple[str | int, ...]] = [(s.ts, s.ip, s.user_agent, s.user_id, s.device_id) for s in noted]
         await self._database.write("set_sightings", write, rows)
 
+    async def forget_addresses(self, before: int, limit: int) -> int:
+        """Forget of up to `limit` devices that were seen last before then whence and with what; how many there were.
+
+        It is a walk through all devices, which are few beside all else: an index would cost each sighting more.
+        """
+        rows = await self._database.read(
+            "find_old_addresses",
+            lambda txn: txn.query(
+                "SELECT user_id, device_id FROM devices WHERE last_seen_ts < ?"
+                " AND (last_seen_ip IS NOT NULL OR last_seen_user_agent IS NOT NULL) LIMIT ?",
+                (before, limit),
+            ),
+        )
+        if rows:
+            await self._database.write("forget_addresses", _forget_addresses, before, rows)
+        return len(rows)
+
     def remove_devices(self, txn: WriteTransaction, user_id: str, device_ids: Iterable[str]) -> None:
         """Remove those that exist. Tokens and keys of a device are removed by their own stores, in the same write."""
         rows = [(user_id, device_id) for device_id in device_ids]
         if rows:
             txn.execute_many("DELETE FROM devices WHERE user_id = ? AND device_id = ?", rows)
             announce_device_list(txn, user_id, [device_id for _, device_id in rows])
+
+
+def _forget_addresses(txn: WriteTransaction, before: int, devices: Sequence[Sequence[object]]) -> None:
+    txn.execute_many(
+        "UPDATE devices SET last_seen_ip = NULL, last_seen_user_agent = NULL"
+        " WHERE user_id = ? AND device_id = ? AND last_seen_ts < ?",
+        [(str(user_id), str(device_id), before) for user_id, device_id in devices],
+    )
 
 
 def announce_device_list(txn: WriteTransaction, user_id: str, device_ids: Sequence[str | None] = ()) -> None:

@@ -9,7 +9,7 @@ Laws:
 
 from collections.abc import Iterable, Sequence, Set
 from enum import Enum
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -30,6 +30,7 @@ class Reason(Enum):
 
     UNREFERENCED = "unreferenced"
     UNREAD = "unread"
+    AGE = "age"
     UPLOADER = "uploader"
     ADMINISTRATOR = "administrator"
 
@@ -84,6 +85,15 @@ class MediaRemovalStore:
 
         Pictures of previews are not among them: these go with their previews.
         """
+        return await self._get_before("last_access_ts", before_ms, limit, own)
+
+    async def get_old(self, before_ms: int, limit: int, *, own: bool) -> Sequence[Removable]:
+        """The same, but of those that came before then, whoever reads them; the oldest first."""
+        return await self._get_before("created_ts", before_ms, limit, own)
+
+    async def _get_before(
+        self, column: Literal["last_access_ts", "created_ts"], before_ms: int, limit: int, own: bool
+    ) -> Sequence[Removable]:
         table, origin, kept = (
             ("media", "?", " AND protected = 0 AND user_id <> ''")
             if own
@@ -91,13 +101,13 @@ class MediaRemovalStore:
         )
         sql = (
             f"SELECT {origin}, media_id, hash FROM {table} WHERE hash IS NOT NULL AND quarantined = 0{kept}"
-            " AND last_access_ts < ? ORDER BY last_access_ts LIMIT ?"
+            f" AND {column} < ? ORDER BY {column} LIMIT ?"
         )
 
         def read(txn: Transaction) -> list[Removable]:
             return _removable(txn.query(sql, (self._own if own else None, before_ms, limit)))
 
-        return await self._database.read("get_unread_media", read)
+        return await self._database.read("get_media_before", read)
 
     async def get_files(self, addresses: Iterable[MediaAddress]) -> Sequence[Removable]:
         """Those of these files that are here."""

@@ -58,6 +58,11 @@ class DiskSpool:
         self._file: TakenFile | None = None
         self._unchecked = 0
 
+    @property
+    def path(self) -> Path | None:
+        """The file, for somebody else to read; None while all is in memory."""
+        return None if self._file is None else self._file.path
+
     def write(self, data: bytes, /) -> int:
         if self._memory is not None:
             if self._memory.tell() + len(data) <= self._memory_bytes:

@@ -112,7 +112,9 @@ def migrate(engine: Engine, schema: Path = SCHEMA) -> int:
             if copy is not None:
                 _log.info("The database was copied to {copy} before its migration.", copy=copy)
         for step in steps[version:]:
-            _run_step(engine, connection, step)
+            _run_step(engine, connection, step, is_new=version == 0)
+        if version == 0:
+            _log.info("The database is new, and has schema version {version}.", version=len(steps))
         row = connection.query_one("SELECT value FROM counters WHERE name = ?", (POSITION,))
         return int(row[0]) if row else 0
     finally:
@@ -127,7 +129,7 @@ def _version(connection: Connection) -> int:
     return int(row[0]) if row else 0
 
 
-def _run_step(engine: Engine, connection: Connection, step: Migration) -> None:
+def _run_step(engine: Engine, connection: Connection, step: Migration, *, is_new: bool) -> None:
     try:
         connection.begin_migration()
         if _version(connection) < step.version:  # else another process did it while this one waited
@@ -137,4 +139,5 @@ def _run_step(engine: Engine, connection: Connection, step: Migration) -> None:
     except engine.errors as error:
         connection.rollback()
         raise MigrationFailed(f"the step {step.version:04}_{step.name} of the migration failed: {error}") from error
-    _log.info("The database now has schema version {version} ({name}).", version=step.version, name=step.name)
+    if not is_new:
+        _log.info("The database now has schema version {version} ({name}).", version=step.version, name=step.name)

@@ -1,6 +1,6 @@
 """Carries transactions to their destinations, one at a time for each, and says when to try again.
 
-A destination that does not answer is tried again after a pause that grows to an hour. When it asks something of us, or
+A destination that does not answer is tried again after a pause that grows, to an hour as a rule. When it asks something of us, or
 sends something, it is back, and is tried at once.
 """
 
@@ -24,15 +24,25 @@ from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.outgoing_to_device import OutgoingToDeviceStore
 from storage.transaction import WriteTransaction
 
-FIRST_PAUSE_MS: Final = 5_000
-LONGEST_PAUSE_MS: Final = 3_600_000
-GROWTH: Final = 3
+DATABASE_PAUSE_MS: Final = 5_000
 KEPT_TRANSACTION_PAUSE_MS: Final = 600_000
 """From this pause on the transaction that failed is given up: its content is told in what catches up."""
 SOONEST_RETRY_MS: Final = 1_000
 """After the last try, when a destination is heard from."""
 MAX_CONCURRENT: Final = 64
 MAX_ERROR_CHARS: Final = 500
+
+
+class Pauses(msgspec.Struct, frozen=True):
+    """How long a destination is left alone that could not be reached, in milliseconds; `growth`: by what each further time."""
+
+    first_ms: int = 5_000
+    growth: float = 3
+    longest_ms: int = 3_600_000
+
+    def after(self, pause_ms: int) -> int:
+        """The pause that follows one of so many milliseconds; 0: the first."""
+        return min(max(int(pause_ms * self.growth), self.first_ms), self.longest_ms)
 
 
 class Counts(msgspec.Struct):
@@ -60,9 +70,11 @@ class Deliveries:
         transactions: Transactions,
         policy: Policy,
         now_ms: Callable[[], int],
+        pauses: Pauses,
     ) -> None:
         self._clock = clock
         self._database = database
+        self._pauses = pauses
         self._store = store
         self._to_device = to_device
         self._contents = contents
@@ -159,10 +171,10 @@ class Deliveries:
                 continue
         except DatabaseUnavailable as error:
             self.log.warn("sending to {server} waits: {error}", server=destination.server, error=error)
-            self._pause(destination, FIRST_PAUSE_MS)
+            self._pause(destination, DATABASE_PAUSE_MS)
         except Exception:  # a bug of ours: others are served on, and this one is tried again
             self.log.failure("sending to {server} broke", server=destination.server)
-            self._pause(destination, LONGEST_PAUSE_MS)
+            self._pause(destination, self._pauses.longest_ms)
         finally:
             destination.is_running = False
             if destination.is_idle and self._destinations.get(destination.server) is destination:
@@ -229,7 +241,7 @@ class Deliveries:
             self.log.info("{server} cannot be reached: {error}", server=destination.server, error=error)
         destination.notices.clear()
         destination.error = error[:MAX_ERROR_CHARS].replace("\0", "")
-        pause_ms = min(max(destination.pause_ms * GROWTH, FIRST_PAUSE_MS), LONGEST_PAUSE_MS)
+        pause_ms = self._pauses.after(destination.pause_ms)
         # before anything is waited for: what comes from now on goes to the backlog
         backlog = Backlog() if destination.is_behind and destination.is_noted else destination.fall_behind()
         row = DestinationRow(destination.server, destination.failing_since_ts, now, pause_ms, destination.error)

@@ -97,7 +97,7 @@ class AccountParts:
         self.confirmation_store = ConfirmationStore(database)
         self.upstream_sessions = UpstreamSessionStore(database)
 
-        self.last_seen = LastSeen(clock, self.device_store)
+        self.last_seen = LastSeen(clock, self.device_store, addresses_ms=config.sessions.user_ips_max_age)
         account_validity = config.sessions.account_validity
         self.validity = AccountValidity(clock, enabled=account_validity.enabled)
         self.validity_store = AccountValidityStore(database, self.store)

@@ -56,7 +56,10 @@ class EdgeParts:
         store = ServerKeyStore(database)
         old_keys = {KeyID(key_id): old for key_id, old in keys.old_signing_keys.items()}
         self.own_keys = OwnKeys(
-            identity, now_ms, {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()}
+            identity,
+            now_ms,
+            {key_id: (old.key, old.expired_ts) for key_id, old in old_keys.items()},
+            keys.key_refresh_interval,
         )
         self.policy = Policy(identity.server_name, rules_of(federation), clock.seconds)
         self.member_lists = MemberLists(

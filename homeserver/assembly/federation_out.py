@@ -9,13 +9,14 @@ from federation.own_devices import OwnDevices
 from federation.remote.keys import RemoteKeys
 from federation.remote.transactions import Transactions
 from federation.sender.contents import Contents
-from federation.sender.deliveries import Deliveries
+from federation.sender.deliveries import Deliveries, Pauses
 from federation.sender.heard import HeardPeers
 from federation.sender.sender import Sender
 from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
+from homeserver.config.others import Peering
 from homeserver.jobs import Job
 from homeserver.observe.sender import SenderMetrics
 from homeserver.services.everyones_keys import EveryonesKeys
@@ -35,6 +36,7 @@ class FederationOutParts:
 
     def __init__(
         self,
+        peering: Peering,
         clock: IReactorTime,
         database: Database,
         random: RandomBytes,
@@ -69,6 +71,11 @@ class FederationOutParts:
             Transactions(federation.requests, identity),
             federation.policy,
             now_ms,
+            Pauses(
+                peering.destination_min_retry_interval,
+                peering.destination_retry_multiplier,
+                peering.destination_max_retry_interval,
+            ),
         )
         self.sender = Sender(
             clock,

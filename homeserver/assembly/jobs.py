@@ -7,6 +7,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from homeserver.jobs import Job
 from homeserver.services.email_validation import EmailValidation
+from homeserver.services.last_seen import LastSeen
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.presence.presence import Presence
 from homeserver.services.uia import UIA
@@ -26,6 +27,7 @@ def jobs_of(
     login_tokens: LoginTokens,
     validation: EmailValidation,
     presence: Presence,
+    last_seen: LastSeen,
 ) -> Sequence[Job]:
     """All jobs of a server."""
     sent = SentTransactionStore(database)
@@ -46,6 +48,7 @@ def jobs_of(
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
         Job("end_old_email_validations", validation.do_sweep, 600.0),
+        Job("forget_addresses_of_devices", last_seen.do_forget_addresses, 3600.0),
         Job("collect_state", collect_state, 60.0),
         Job("end_remote_presence", presence.do_expire_remote, 60.0),
     )

@@ -1,5 +1,7 @@
 """Puts together what has to do with files."""
 
+from collections.abc import Sequence
+
 import msgspec
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
@@ -19,10 +21,11 @@ from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.for_servers import media_answers
 from homeserver.services.media.image_workers import ImageWorkers
+from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Allowance, Quotas
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
-from homeserver.services.media.thumbnails import Thumbnails
+from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
@@ -54,6 +57,16 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
     )
 
 
+def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+    """The only sizes of thumbnails; none: any."""
+    if storage.dynamic_thumbnails:
+        return ()
+    return [
+        ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
+        for thumbnail_size in storage.thumbnail_sizes
+    ]
+
+
 class MediaParts:
     """Files and thumbnails. What is public is for the router."""
 
@@ -76,6 +89,7 @@ class MediaParts:
         self._threads = threads
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
+        self._locations = PhotoLocations(threads.images) if storage.remove_photo_locations else None
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()
         stores = stores_of(storage.media_object_store, clock, database, self.files, threads.objects)
@@ -99,6 +113,7 @@ class MediaParts:
                 info_uri=storage.media_limits_info_uri or config.name.public_baseurl or f"https://{server_name}/",
             ),
             SecretText(random),
+            self._locations,
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
@@ -117,7 +132,11 @@ class MediaParts:
             authenticated_only=storage.enable_authenticated_media,
         )
         thumbnails = Thumbnails(
-            self.contents, self._workers, storage.max_image_pixels, programs=storage.thumbnails_by_programs
+            self.contents,
+            self._workers,
+            storage.max_image_pixels,
+            programs=storage.thumbnails_by_programs,
+            sizes=sizes_of(storage),
         )
         self.previews = PreviewParts(
             config, clock, database, self.contents, thumbnails, quarantine, preview_web, threads.images, random
@@ -154,8 +173,10 @@ class MediaParts:
             self.log.info("swept {count} uploads that a crash had left", count=count)
 
     def close_workers(self) -> None:
-        """End the processes that make thumbnails and read pages."""
+        """End the processes that look at pictures and read pages."""
         self._workers.close()
+        if self._locations is not None:
+            self._locations.close()
         self.previews.close_workers()
 
     async def stop(self) -> None:

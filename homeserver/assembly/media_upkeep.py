@@ -44,6 +44,8 @@ class MediaUpkeep:
             grace_ms=storage.media_deletion.grace_period,
             local_lifetime_ms=storage.media_retention.local_media_lifetime,
             remote_lifetime_ms=storage.media_retention.remote_media_lifetime,
+            local_age_ms=storage.media_retention.local_media_max_age,
+            remote_age_ms=storage.media_retention.remote_media_max_age,
             record_ms=storage.media_deletion.record_lifetime,
         )
 
@@ -70,6 +72,8 @@ class MediaUpkeep:
             Job("follow_media", self.references.do_follow, FOLLOW_SECONDS),
             Job("remove_unread_media", self.removal.do_remove_unread_own, 600.0),
             Job("remove_unread_remote_media", self.removal.do_remove_unread_copies, 600.0),
+            Job("remove_old_media", self.removal.do_remove_old_own, 600.0),
+            Job("remove_old_remote_media", self.removal.do_remove_old_copies, 600.0),
             Job("forget_deleted_media", self.removal.do_forget_deletions, 3600.0),
         ]
         if self._deletes:

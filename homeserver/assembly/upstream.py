@@ -132,10 +132,10 @@ class UpstreamParts:
             upstream.jwt_config,
             server_name=ServerName(config.server_name),
         )
-        providers = tuple(self.sign_in.providers)
+        infos = tuple(self.sign_in.providers)
         # a page on which nobody can sign in is not offered
-        on_own_pages = has_own_pages(config) and (accounts.sign_in.password_login or bool(providers))
-        offered = OfferedProviders(providers, own_pages=on_own_pages)
+        on_own_pages = has_own_pages(config) and (accounts.sign_in.password_login or bool(infos))
+        offered = OfferedProviders(infos, own_pages=on_own_pages)
         self._directories = [self._directory(provider) for provider in upstream.ldap_providers]
         if self._directories:
             accounts.sign_in.ask_too(DirectoryPasswords(threads, self._directories, self._links, self._accounts))

@@ -275,6 +275,13 @@ class Sessions:
     application_passwords: ApplicationPasswords = section(
         ApplicationPasswords, "Passwords for programs that cannot sign in otherwise."
     )
+    user_ips_max_age: Duration | None = option(
+        Duration(28 * 24 * 3600 * 1000),
+        "How long it is kept from which address, and with what program, a device was used last; `null`: as long as the device is "
+        "signed in. That it was used, and when, is kept; what is recorded of an account has a time of its own (`audit`).",
+        minimum=24 * 3600 * 1000,
+        example="28d",
+    )
     audit: AuditRecords = section(AuditRecords, "What is kept of what happens to accounts.")
     oauth: OAuth = section(OAuth, "The OAuth 2.0 API.")
     account_validity: AccountValidity = section(AccountValidity, "Accounts that end.")

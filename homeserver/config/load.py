@@ -36,6 +36,7 @@ REASONS = {
     "obsolete": "Synapse itself has dropped or never documented it",
     "experimental": "a switch for experiments in Synapse; what is served here is in the documentation",
     "policies": "here each document has its version, name and text in `user_consent.policies`",
+    "redacted": "what is redacted is taken away at once here; nobody reads it again",
     "default": "this server always does it",
 }
 """Why a key of Synapse has no effect here, by the word in `synapse_keys.tsv`."""
@@ -70,10 +71,16 @@ def load_config(paths: Sequence[Path], environment: Mapping[str, str]) -> Loaded
     reading = Reading(folder=files[0].parent.absolute(), environment=environment)
     config, notices = _build(values, reading)
     if config is not None:
-        reading.problems.extend(_check_together(config))
+        wrong = [problem.place for problem in reading.problems]
+        # in place of a value that is wrong stands a default, of which nothing is to be said
+        reading.problems.extend(
+            problem
+            for problem in _check_together(config)
+            if not any(place[: len(problem.place)] == problem.place for place in wrong)
+        )
     if reading.problems or config is None:
-        raise ConfigError([_located(problem, files[0], sources) for problem in reading.problems])
-    return Loaded(config, tuple(_located(notice, files[0], sources) for notice in notices))
+        raise ConfigError(_locate(reading.problems, files, sources))
+    return Loaded(config, _locate(notices, files, sources))
 
 
 def _files(path: Path) -> list[Path]:
@@ -96,15 +103,23 @@ def _read_file(path: Path) -> Document:
         raise ConfigError([f"{path}: {error}"]) from error
 
 
-def _located(problem: Problem, first: Path, sources: Mapping[str, tuple[Path, Document]]) -> str:
-    top = problem.place[0] if problem.place else None
-    if not isinstance(top, str) or top not in sources:
-        return f"{first}: {problem}"
-    file, document = sources[top]
-    place = problem.place
-    while place and place not in document.lines:
-        place = place[:-1]
-    return f"{file}:{document.lines[place]}: {problem}"
+def _locate(
+    problems: Sequence[Problem], files: Sequence[Path], sources: Mapping[str, tuple[Path, Document]]
+) -> tuple[str, ...]:
+    """The problems with file and line, in the order of the files and lines."""
+    found = []
+    for problem in problems:
+        top = problem.place[0] if problem.place else None
+        if not isinstance(top, str) or top not in sources:
+            found.append((0, 0, f"{files[0]}: {problem}"))
+            continue
+        file, document = sources[top]
+        place = problem.place
+        while place and place not in document.lines:
+            place = place[:-1]
+        line = document.lines[place]
+        found.append((files.index(file), line, f"{file}:{line}: {problem}"))
+    return tuple(text for _, _, text in sorted(found, key=lambda each: each[:2]))
 
 
 def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, list[Problem]]:
@@ -192,6 +207,14 @@ def _check_together(config: Config) -> list[Problem]:
                 parse_public_key(key_id, key)
             except InvalidParam as error:
                 problems.append(Problem(("trusted_key_servers", at, "verify_keys", key_id), f"is no key: {error}"))
+    peering = config.federation.federation
+    if peering.destination_min_retry_interval > peering.destination_max_retry_interval:
+        problems.append(
+            Problem(
+                ("federation", "destination_min_retry_interval"),
+                "may not be more than `destination_max_retry_interval`",
+            )
+        )
     problems += _check_member_list(config.federation.federation_member_list)
     registration = config.registration
     if (

@@ -61,6 +61,15 @@ class MediaObjectStore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ThumbnailSize:
+    """A size of thumbnails."""
+
+    width: int = required("The width, in pixels.", minimum=1, maximum=4096)
+    height: int = required("The height.", minimum=1, maximum=4096)
+    method: Literal["crop", "scale"] = required("`crop`: cut to these proportions; `scale`: with its own.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MediaUploadLimit:
     """How much one user may upload in a span of time."""
 

@@ -71,6 +71,19 @@ class Peering:
         "Whether a large room is entered before all of its members are known: people can read and write in it at once, and "
         "the rest is fetched in the background.",
     )
+    destination_min_retry_interval: Duration = option(
+        Duration(5_000),
+        "After how long a server that could not be reached is tried again. One that asks us something, or sends something, is "
+        "tried at once.",
+        minimum=1000,
+        example="5s",
+    )
+    destination_retry_multiplier: float = option(
+        3, "How many times as long each further pause is.", minimum=1, maximum=100
+    )
+    destination_max_retry_interval: Duration = option(
+        Duration(3_600_000), "How long a pause is at most.", minimum=60_000, maximum=31_536_000_000, example="1h"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import is_server_name
 from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
-from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit
+from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
 
 
@@ -175,7 +175,7 @@ class Database:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaRetention:
-    """How long files are kept that nobody reads."""
+    """How long files are kept."""
 
     remote_media_lifetime: Duration | None = option(
         None,
@@ -190,6 +190,20 @@ class MediaRetention:
         "protected or quarantined stay.",
         minimum=3600 * 1000 * 2,
         example="2y",
+    )
+    remote_media_max_age: Duration | None = option(
+        None,
+        "How long copies of files of other servers are kept after they were fetched, whoever reads them; without it, for ever. They "
+        "are fetched again when they are asked for.",
+        minimum=3600 * 1000 * 2,
+        example="1y",
+    )
+    local_media_max_age: Duration | None = option(
+        None,
+        "How long files of this server's users are kept after they were uploaded, whoever reads them: then they are lost, pictures of "
+        "people and rooms too. Files that an administrator has protected or quarantined stay.",
+        minimum=3600 * 1000 * 2,
+        example="5y",
     )
 
 
@@ -237,15 +251,29 @@ class Storage:
         "Whether files that are uploaded or fetched from now on are only for those who sign in. Those that were uploaded while it "
         "was off stay open to everybody who knows their address.",
     )
+    remove_photo_locations: bool = option(
+        False,
+        "Whether a photograph that people upload is kept without what its notes (Exif, XMP, IPTC) say of where it was taken. The picture "
+        "is not changed. JPEG, PNG, WebP, HEIC and AVIF; not films, nor encrypted files.",
+    )
     max_image_pixels: Size = option(
         Size(32 * 1024 * 1024), "The largest image, in pixels, that thumbnails are made of.", minimum=1, example="32M"
+    )
+    thumbnail_sizes: tuple[ThumbnailSize, ...] = option(
+        (),
+        "The only sizes in which thumbnails are made: of the method that is asked for the smallest that is large enough, or the "
+        "largest. Without any they are made in whatever size is asked for, rounded up along a ladder of seventeen.",
+        example="[{width: 96, height: 96, method: crop}, {width: 800, height: 600, method: scale}]",
+    )
+    dynamic_thumbnails: bool = option(
+        False, "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some."
     )
     thumbnails_by_programs: bool = option(
         True,
         "Whether thumbnails of films are made by ffmpeg and of PDF documents by pdftoppm, where these are installed. They get files "
         "that strangers made, with limits of time and memory, and no network.",
     )
-    media_retention: MediaRetention = section(MediaRetention, "How long files are kept that nobody reads.")
+    media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
     media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
@@ -299,6 +327,14 @@ class Keys:
 
     signing_key_path: Path | None = option(
         None, "The file with the signing key; without it SERVER_NAME.signing.key beside this file."
+    )
+    key_refresh_interval: Duration = option(
+        Duration(24 * 3600 * 1000),
+        "How long others may go by the keys that this server publishes before they ask anew. They are published anew when half "
+        "of it is over; nobody goes by them for more than a week.",
+        minimum=3600 * 1000,
+        maximum=365 * 24 * 3600 * 1000,
+        example="1d",
     )
     old_signing_keys: Mapping[str, OldKey] = option(
         {},

@@ -27,8 +27,16 @@ class LastSeen:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, devices: DeviceStore, *, granularity: float = 120.0, interval: float = 30.0
+        self,
+        clock: IReactorTime,
+        devices: DeviceStore,
+        *,
+        addresses_ms: int | None,
+        granularity: float = 120.0,
+        interval: float = 30.0,
     ) -> None:
+        """`addresses_ms`: how long it is kept whence a device was used last; None: as long as the device is there."""
+        self._addresses_ms = addresses_ms
         self._clock = clock
         self._devices = devices
         self._granularity = granularity
@@ -61,6 +69,12 @@ class LastSeen:
         self._waiting[key] = DeviceSighting(
             user_id, device_id, int(now * 1000), ip, agent, Happened.NEW_ADDRESS.value, address_key(ip)
         )
+
+    async def do_forget_addresses(self, limit: int) -> int:
+        """Forget whence devices came that were not used for so long, up to so many; how many. A job does it."""
+        if self._addresses_ms is None:
+            return 0
+        return await self._devices.forget_addresses(int(self._clock.seconds() * 1000) - self._addresses_ms, limit)
 
     async def flush(self) -> None:
         """Write what waits. A failure loses no request: it is logged, and the notes come again in time."""

@@ -5,6 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.importorskip(
+    "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
+)
+
 import matrix_sdk_python as sdk
 
 from tests.clients.rust_sdk import (

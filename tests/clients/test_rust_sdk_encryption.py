@@ -8,6 +8,12 @@ when it is asked to wait until it has. That no key is lost whose upload was answ
 import asyncio
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip(
+    "matrix_sdk_python", reason="NOTHING WAS TRIED WITH THE ENGINE OF ELEMENT X: scripts/rust_client installs it"
+)
+
 import matrix_sdk_python as sdk
 
 from tests.clients.rust_sdk import PASSWORD, FollowedTimeline, Heard, Person, asked, person, until

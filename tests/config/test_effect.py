@@ -25,8 +25,10 @@ READ_AS = {
     "jwt_config": {"jwt", "_config"},
     "saml2_config": {"saml2_config", "config", "_config"},
     "database": {"database", "section"},
+    "federation": {"federation", "peering"},
     "listeners": {"listener"},
     "media_object_store": {"object_store"},
+    "thumbnail_sizes": {"thumbnail_size"},
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }

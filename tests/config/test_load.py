@@ -121,15 +121,21 @@ def test_all_errors_are_told_at_once_with_file_line_key_value_and_the_nearest_na
     ) == [
         "homeserver.yaml:1: server_name: got 'https://example.org'; must be a host name, with :PORT if need be, as in "
         "user ids: no https://, no path",
+        "homeserver.yaml:2: max_upload_size: got '50MiBB'; want a size such as 512K, 50M or 2G",
+        "homeserver.yaml:3: rc_mesage: unknown option (its value is {'per_second': 1}); did you mean rc_message?",
+        "homeserver.yaml:4: session_lifetime: got 'soon'; want a duration such as 30s, 5m, 24h or 7d",
+        "homeserver.yaml:5: bcrypt_rounds: got 99; must be at most 20",
+        "homeserver.yaml:7: rc_login.adress: unknown option (its value is {'per_second': 1}); did you mean address?",
         "homeserver.yaml:9: listeners[0].port: got 'http'; want a whole number",
         "homeserver.yaml:10: listeners[0].resources[0].names[0]: got 'clients'; want one of client, federation, media, "
         "keys, health, metrics, consent, openid, static, replication",
-        "homeserver.yaml:2: max_upload_size: got '50MiBB'; want a size such as 512K, 50M or 2G",
-        "homeserver.yaml:5: bcrypt_rounds: got 99; must be at most 20",
-        "homeserver.yaml:4: session_lifetime: got 'soon'; want a duration such as 30s, 5m, 24h or 7d",
-        "homeserver.yaml:7: rc_login.adress: unknown option (its value is {'per_second': 1}); did you mean address?",
-        "homeserver.yaml:3: rc_mesage: unknown option (its value is {'per_second': 1}); did you mean rc_message?",
         "homeserver.yaml:11: zzz: unknown option (its value is 1)",
+    ]
+
+
+def test_what_is_wrong_is_told_once(folder: Folder) -> None:
+    assert folder.complaints("server_name: a.b\nlisteners: [{port: 80080}]") == [
+        "homeserver.yaml:2: listeners[0].port: got 80080; must be at most 65535",
     ]
 
 
@@ -274,3 +280,19 @@ def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:
     ours = {spell_place(place) for kind in GROUPS.values() for place, _kind, _declared in each_option(kind)}
     assert not ours & set(synapse_keys())
     assert set(synapse_keys().values()) <= set(REASONS)
+
+
+def test_the_first_pause_is_not_longer_than_the_longest(folder: Folder) -> None:
+    assert folder.complaints("server_name: a.b\nfederation: {destination_min_retry_interval: 2h}") == [
+        "homeserver.yaml:2: federation.destination_min_retry_interval: may not be more than `destination_max_retry_interval`"
+    ]
+    config = "server_name: a.b\nfederation: {destination_min_retry_interval: 10m, destination_max_retry_interval: 1w}"
+    assert folder.load(config).notices == ()
+
+
+def test_that_redacted_content_is_gone_at_once_is_said(folder: Folder) -> None:
+    (notice,) = folder.notices("server_name: a.b\nredaction_retention_period: 7d")
+    assert notice == (
+        "homeserver.yaml:2: redaction_retention_period: has no effect: what is redacted is taken away at once here; nobody reads it "
+        "again"
+    )

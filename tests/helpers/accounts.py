@@ -148,7 +148,7 @@ class AccountsServer:
         self.account_data_store = AccountDataStore(database)
         self.uia_store = UIAStore(database)
 
-        self.last_seen = LastSeen(clock, self.device_store)
+        self.last_seen = LastSeen(clock, self.device_store, addresses_ms=28 * 24 * 3600 * 1000)
         self.access_tokens = AccessTokens(
             clock, database, self.token_store, self.account_store, database.streams, self.last_seen
         )

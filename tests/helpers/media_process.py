@@ -62,6 +62,8 @@ async def begin(database: Database, files: MediaFiles, reactor: ReactorBase, see
         grace_ms=0,
         local_lifetime_ms=None,
         remote_lifetime_ms=None,
+        local_age_ms=None,
+        remote_age_ms=None,
         record_ms=0,
     )
     for caller in range(CALLERS):

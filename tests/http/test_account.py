@@ -1,11 +1,14 @@
 """Passwords, the end of an account, devices, and how these are confirmed."""
 
+from pathlib import Path
+
 import pytest
 
 from federation.protocol.endpoint import Limit
 from homeserver.http.rate_limits import Rate
 from storage.database import Database
 from tests.helpers.accounts import AccountsServer, User
+from tests.helpers.server import TestServer
 
 
 @pytest.fixture
@@ -155,3 +158,25 @@ def test_devices_are_seen(server: AccountsServer) -> None:
     server.clock.advance(31)
     assert alice.get("devices/PHONE").json["last_seen_ts"] == 1_700_000_000_000
     assert alice.get("devices/PHONE").json["last_seen_ip"] == "10.0.0.1"
+
+
+@pytest.mark.parametrize("kept", ["", "user_ips_max_age: 60d\n", "user_ips_max_age: null\n"])
+def test_whence_a_device_came_is_kept_for_a_time(tmp_path: Path, sqlite_database: Database, kept: str) -> None:
+    whole = TestServer(tmp_path, sqlite_database, kept)
+    alice = whole.register("alice")
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    other = whole.post("/_matrix/client/v3/login", body).json
+    path = f"/_matrix/client/v3/devices/{other['device_id']}"
+    whole.get(path, token=other["access_token"])
+    whole.app.accounts.last_seen.start()
+    whole.clock.advance(31)
+    seen = alice.get(path).json
+    assert seen["last_seen_ip"]
+    whole.app.start_jobs()
+    for days in (27, 1):
+        assert alice.get(path).json == seen
+        whole.clock.advance(days * 24 * 3600)
+    whole.clock.advance(3600)
+    known = alice.get(path).json
+    assert known["last_seen_ts"] == seen["last_seen_ts"], "when it was is kept"
+    assert ("last_seen_ip" in known) is bool(kept)

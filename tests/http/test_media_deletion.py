@@ -411,3 +411,22 @@ def test_exactly_those_files_go_to_which_nobody_refers(
         model.data.pop(user, None)
     due()
     assert {file for file, address in enumerate(addresses) if not _is_there(users[0], address)} == gone
+
+
+def test_files_go_by_age_though_they_are_read(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "media_retention: {local_media_max_age: 10d}\n")
+    alice = server.register("alice")
+    old, kept = _upload(alice, b"old"), _upload(alice, b"protected")
+    sql = "UPDATE media SET protected = 1 WHERE media_id = ?"
+    server.run(server.app.database.write("t", lambda txn: txn.execute(sql, (kept.rpartition("/")[2],))))
+    server.app.start_jobs()
+    for days in (5, 4):
+        server.clock.advance(days * 24 * 3600)
+        assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 200
+    young = _upload(alice, b"young")
+    server.clock.advance(24 * 3600 + 1)
+    server.clock.advance(601)
+    assert alice.get(DOWNLOAD + old.removeprefix("mxc://")).status == 404
+    assert [alice.get(DOWNLOAD + each.removeprefix("mxc://")).status for each in (kept, young)] == [200, 200]
+    (noted,) = server.run(server.app.media.upkeep.removal.get_deletions(None, 10))
+    assert (noted.media_id, noted.reason) == (old.rpartition("/")[2], "age")

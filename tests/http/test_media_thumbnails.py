@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
-from homeserver.services.media.thumbnails import MOST_KEPT, Thumbnails, round_up
+from homeserver.services.media.thumbnails import MOST_KEPT, Method, Thumbnails, ThumbnailSize, choose, round_up
 from homeserver.services.worker_processes import MOST_WAITING
 from storage.database import Database
 from storage.executors import InlineExecutor
@@ -308,3 +308,34 @@ async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:
     executor.work()
     assert {(await each).kind for each in waiting} == {"no image"}
     workers.close()
+
+
+SIZES = [ThumbnailSize(96, 96, "crop"), ThumbnailSize(320, 240, "scale"), ThumbnailSize(800, 600, "scale")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"),
+    [
+        ((32, 32, "crop"), SIZES[0]),
+        ((200, 200, "crop"), SIZES[0]),
+        ((1, 1, "scale"), SIZES[1]),
+        ((320, 241, "scale"), SIZES[2]),
+        ((9000, 1, "scale"), SIZES[2]),
+    ],
+)
+def test_one_of_the_sizes_that_are_named(asked: tuple[int, int, Method], chosen: ThumbnailSize) -> None:
+    assert choose(SIZES, *asked) == chosen
+    assert choose(SIZES[1:], 50, 50, "crop") == SIZES[1], "of another method where there is none of this"
+
+
+@pytest.mark.parametrize(("further", "size"), [("", (480, 240)), ("dynamic_thumbnails: true\n", (128, 64))])
+def test_only_sizes_that_are_named_are_made(
+    tmp_path: Path, sqlite_database: Database, further: str, size: tuple[int, int]
+) -> None:
+    sizes = "thumbnail_sizes: [{width: 96, height: 96, method: crop}, {width: 320, height: 240, method: scale}]\n"
+    alice = TestServer(tmp_path, sqlite_database, sizes + further).register("alice")
+    try:
+        file = _upload(alice, picture(1000, 500))
+        assert opened(_thumbnail(alice, file, 50, 50, "&method=scale").body).size == size
+    finally:
+        alice.server.app.media.close_workers()

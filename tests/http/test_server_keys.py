@@ -37,3 +37,14 @@ def test_only_a_listener_for_other_servers_gives_them(tmp_path: Path, sqlite_dat
     listeners = "listeners: [{port: 8008, resources: [{names: [client]}]}]\n"
     server = TestServer(tmp_path, sqlite_database, listeners)
     assert server.get("/_matrix/key/v2/server").json["errcode"] == "M_UNRECOGNIZED"
+
+
+def test_how_long_it_holds_is_configured(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, "key_refresh_interval: 2h\n")
+    now = int(server.clock.seconds() * 1000)
+    first = server.get("/_matrix/key/v2/server").json
+    assert first["valid_until_ts"] == now + 2 * 3600_000
+    server.clock.advance(3599)
+    assert server.get("/_matrix/key/v2/server").json == first
+    server.clock.advance(1)
+    assert server.get("/_matrix/key/v2/server").json["valid_until_ts"] == now + 3 * 3600_000

@@ -18,7 +18,8 @@ BOB = f"@bob:{PEER}"
 class Home:
     """A server with a recording wire, and alice with a room."""
 
-    def __init__(self, folder: Path, open_database: Callable[[], Database]) -> None:
+    def __init__(self, folder: Path, open_database: Callable[[], Database], config: str = "") -> None:
+        self._config = config
         self.wire = RecordingWire()
         self._open_database = open_database
         self._folder = folder
@@ -31,7 +32,7 @@ class Home:
         self._seed += 1
         folder = self._folder / f"run{self._seed}"
         folder.mkdir()
-        server = TestServer(folder, self._open_database(), seed=self._seed, wire=self.wire)
+        server = TestServer(folder, self._open_database(), self._config, seed=self._seed, wire=self.wire)
         server.app.federation_out.sender.start()
         settle(server)
         return server
@@ -146,13 +147,26 @@ async def test_a_failed_transaction_is_repeated_as_it_was(home: Home) -> None:
 
 
 async def test_pauses_grow_to_an_hour_and_no_more(home: Home) -> None:
+    assert await pauses_of(home, 9) == [5, 15, 45, 135, 405, 1215, 3600, 3600, 3600]
+
+
+async def test_how_pauses_grow_is_configured(tmp_path: Path, sqlite: object) -> None:
+    config = (
+        "federation: {destination_min_retry_interval: 20s, destination_retry_multiplier: 2.5,"
+        " destination_max_retry_interval: 2m}\n"
+    )
+    home = Home(tmp_path, lambda: open_inline(sqlite), config)  # type: ignore[arg-type]
+    assert await pauses_of(home, 5) == [20, 50, 120, 120, 120]
+
+
+async def pauses_of(home: Home, count: int) -> list[int]:
+    """After how many seconds, each time, a server is tried again that does not answer."""
     await pretend_member(home.server, home.room_id, BOB)
     home.wire.down.add(PEER)
     home.say("one")
     home.settle()
-
     tried = []
-    for _ in range(9):
+    for _ in range(count):
         before = len(home.wire.requests)
         waited = 0
         while len(home.wire.requests) == before and waited < 4000:
@@ -160,7 +174,7 @@ async def test_pauses_grow_to_an_hour_and_no_more(home: Home) -> None:
             waited += 5
             home.settle()
         tried.append(waited)
-    assert tried == [5, 15, 45, 135, 405, 1215, 3600, 3600, 3600]
+    return tried
 
 
 async def test_a_server_that_speaks_to_us_is_tried_at_once(home: Home) -> None:

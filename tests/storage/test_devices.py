@@ -40,3 +40,24 @@ async def test_sightings_change_nothing_else(database: Database) -> None:
     )
     assert database.streams.current() == before
     assert (await store.get_devices([ALICE, BOB])) == {ALICE: [DeviceRow(ALICE, "A", "Phone", 1, 5, "::1", "agent")]}
+
+
+async def test_addresses_of_devices_that_are_not_used_are_forgotten(database: Database) -> None:
+    store = DeviceStore(database)
+    for name in ("A", "B", "C"):
+        await database.write("t", store.add_device, DeviceRow(ALICE, name, "Phone", 1))
+    await store.set_sightings(
+        [DeviceSighting(ALICE, "A", 5, "::1", "agent"), DeviceSighting(ALICE, "B", 7, "::2", "other agent")]
+    )
+    assert await store.forget_addresses(5, 10) == 0
+    assert await store.forget_addresses(6, 10) == 1
+    assert await store.forget_addresses(6, 10) == 0, "what is done is not found again"
+    assert (await store.get_devices([ALICE]))[ALICE] == [
+        DeviceRow(ALICE, "A", "Phone", 1, 5, None, None),
+        DeviceRow(ALICE, "B", "Phone", 1, 7, "::2", "other agent"),
+        DeviceRow(ALICE, "C", "Phone", 1),
+    ]
+    await store.set_sightings([DeviceSighting(ALICE, "A", 6, "::3", "agent")])
+    assert await store.forget_addresses(8, 1) == 1
+    assert await store.forget_addresses(8, 1) == 1
+    assert await store.forget_addresses(8, 1) == 0

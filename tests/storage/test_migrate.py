@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from twisted.logger import capturedLogs, formatEvent
 
 from storage.database import PostgresConfig, SQLiteConfig, make_engine
 from storage.engine import DatabaseUnavailable, Engine, UnsuitableDatabase
@@ -59,6 +60,17 @@ def test_the_steps_are_run_once_and_in_order(engine: Engine, schema: Path) -> No
         assert migrate(engine, schema) == 0
     assert ask(engine, "SELECT name, value FROM counters") == [(engine.name, 7)]
     assert ask(engine, "SELECT version, name FROM schema_version ORDER BY version") == [(1, "initial"), (2, "more")]
+
+
+def test_a_new_database_is_told_in_a_line_and_an_old_one_step_by_step(empty_sqlite: SQLiteConfig, schema: Path) -> None:
+    engine = make_engine(empty_sqlite)
+    with capturedLogs() as told:
+        migrate(engine, schema)
+    assert [formatEvent(event) for event in told] == ["The database is new, and has schema version 2."]
+    (schema / "0003_third.sql").write_text("CREATE TABLE third (id BIGINT);")
+    with capturedLogs() as told:
+        migrate(engine, schema)
+    assert [formatEvent(event) for event in told][1:] == ["The database now has schema version 3 (third)."]
 
 
 def test_a_step_that_fails_leaves_nothing_of_itself(engine: Engine, schema: Path) -> None:

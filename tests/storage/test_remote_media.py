@@ -45,3 +45,24 @@ async def test_what_was_read_meanwhile_is_not_removed(database: Database) -> Non
     ]
     left = [await store.get_copy("north.example", name) is not None for name in "abcd"]
     assert left == [False, False, True, True]
+
+
+async def test_what_is_old_is_found_though_it_is_read(database: Database) -> None:
+    store, media = RemoteMediaStore(database), MediaStore(database)
+    for number, name in enumerate("abcd"):
+        row = replace(ROW, media_id=name, created_ts=NOW + number, last_access_ts=NOW + 10 - number)
+        await database.write("add", store.add_copy, row)
+        mine = MediaRow(name, "" if name == "b" else "@alice:example.org", CONTENT, NOW + number, None, NOW + 9, True)
+        await database.write("add", media.add_media, mine)
+    held = [MediaAddress("north.example", "a"), MediaAddress("example.org", "a")]
+    quarantine = QuarantineStore(database, "example.org")
+    removal = MediaRemovalStore(database, "example.org")
+    for own in (False, True):
+        assert [each.address.media_id for each in await removal.get_old(NOW + 1, 10, own=own)] == ["a"]
+    # a picture of a preview goes with the preview
+    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=False)] == ["a", "b", "c"]
+    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 10, own=True)] == ["a", "c"]
+    assert [each.address.media_id for each in await removal.get_old(NOW + 3, 1, own=False)] == ["a"]
+    assert await quarantine.set_held(held, "@root:x") > 0
+    assert [each.address.media_id for each in await removal.get_old(NOW + 9, 10, own=False)] == []
+    assert await removal.get_old(NOW + 9, 10, own=True) == [], "what is held back has the same content"

@@ -39,9 +39,12 @@ class MediaRemoval:
         grace_ms: int,
         local_lifetime_ms: int | None,
         remote_lifetime_ms: int | None,
+        local_age_ms: int | None,
+        remote_age_ms: int | None,
         record_ms: int,
     ) -> None:
-        """`grace_ms`: how long nobody must have referred to a file; lifetimes: how long nobody must have read it.
+        """`grace_ms`: how long nobody must have referred to a file; lifetimes: how long nobody must have read it; ages: how long
+        after it came it goes, whoever reads it.
 
         `record_ms`: how long it is remembered what was deleted.
         """
@@ -51,6 +54,8 @@ class MediaRemoval:
         self._grace_ms = grace_ms
         self._local_lifetime_ms = local_lifetime_ms
         self._remote_lifetime_ms = remote_lifetime_ms
+        self._local_age_ms = local_age_ms
+        self._remote_age_ms = remote_age_ms
         self._record_ms = record_ms
 
     # Jobs.
@@ -76,6 +81,14 @@ class MediaRemoval:
     async def do_remove_unread_copies(self, limit: int) -> int:
         """Delete at most so many copies of other servers' files that nobody has read for long; how many."""
         return await self._remove_unread(self._remote_lifetime_ms, limit, own=False)
+
+    async def do_remove_old_own(self, limit: int) -> int:
+        """Delete at most so many files of this server's users that were uploaded long ago; how many."""
+        return await self._remove_old(self._local_age_ms, limit, own=True)
+
+    async def do_remove_old_copies(self, limit: int) -> int:
+        """Delete at most so many copies of other servers' files that were fetched long ago; how many."""
+        return await self._remove_old(self._remote_age_ms, limit, own=False)
 
     async def do_forget_deletions(self, limit: int) -> int:
         """Forget at most so many files that were deleted long ago; how many."""
@@ -134,6 +147,19 @@ class MediaRemoval:
         def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
             files = [each.address for each in found]
             return self._store.remove(txn, files, Reason.UNREAD, now, unread_since=before)
+
+        return await self._remove_all(find, remove, limit)
+
+    async def _remove_old(self, age_ms: int | None, limit: int, *, own: bool) -> int:
+        if age_ms is None:
+            return 0
+        now = self._now_ms()
+
+        async def find(count: int) -> Sequence[Removable]:
+            return await self._store.get_old(now - age_ms, count, own=own)
+
+        def remove(txn: WriteTransaction, found: Sequence[Removable]) -> Removed:
+            return self._store.remove(txn, [each.address for each in found], Reason.AGE, now)
 
         return await self._remove_all(find, remove, limit)
 

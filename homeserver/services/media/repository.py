@@ -22,6 +22,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.headers import parse_name, parse_type
+from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Quotas
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.secret_text import SecretText
@@ -61,13 +62,15 @@ class MediaRepository:
         quarantine: QuarantineStore,
         quotas: Quotas,
         texts: SecretText,
+        locations: PhotoLocations | None,
         *,
         max_upload_size: int,
         max_pending: int,
         reservation_ms: int,
         authenticated_only: bool,
     ) -> None:
-        """`authenticated_only`: files that come from now on are not given to those who show no token."""
+        """`locations`: takes out of photographs where they were taken; None: nobody does. `authenticated_only`: files that come from
+        now on are not given to those who show no token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
         self._clock = clock
@@ -77,6 +80,7 @@ class MediaRepository:
         self._quarantine = quarantine
         self._quotas = quotas
         self._texts = texts
+        self._locations = locations
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
         self._authenticated_only = authenticated_only
@@ -149,6 +153,8 @@ class MediaRepository:
             self._quarantine.hold_known(txn, digest)
 
         with telling_of_the_store():
+            if self._locations is not None:
+                await self._locations.remove(upload.body)
             await self._contents.add(upload.body, keep)
 
     # Giving out.

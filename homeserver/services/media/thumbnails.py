@@ -1,12 +1,13 @@
 """Thumbnails: made when somebody asks, and kept beside the content.
 
-Sizes are rounded up along a ladder, so that the many sizes that screens ask for share a few files. A thumbnail is at least
+Sizes are rounded up along a ladder, or to one of those that the configuration names, so that the many sizes that screens ask for
+share a few files. A thumbnail is at least
 as large as what was asked for, and never larger than the original. spec: client-server-api#thumbnails
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -25,6 +26,14 @@ MOST_KEPT: Final = 40
 Method = Literal["crop", "scale"]
 
 
+class ThumbnailSize(NamedTuple):
+    """A size in pixels, and how a picture is brought to it."""
+
+    width: int
+    height: int
+    method: Method
+
+
 class Thumbnail(msgspec.Struct, frozen=True):
     """A thumbnail; `data` is None where the content itself serves as one."""
 
@@ -36,8 +45,18 @@ class Thumbnail(msgspec.Struct, frozen=True):
 class Thumbnails:
     """Makes and finds them."""
 
-    def __init__(self, contents: Contents, workers: ImageWorkers, max_pixels: int, *, programs: bool = False) -> None:
-        """`programs`: whether other programs may take pictures out of films and documents."""
+    def __init__(
+        self,
+        contents: Contents,
+        workers: ImageWorkers,
+        max_pixels: int,
+        *,
+        programs: bool = False,
+        sizes: Sequence[ThumbnailSize] = (),
+    ) -> None:
+        """`programs`: whether other programs may take pictures out of films and documents; `sizes`: the only ones to make, if any
+        are named."""
+        self._sizes = sizes
         self._contents = contents
         self._workers = workers
         self._max_pixels = max_pixels
@@ -48,7 +67,10 @@ class Thumbnails:
         """Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`."""
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
-        width, height = round_up(width, height)
+        if self._sizes:
+            width, height, method = choose(self._sizes, width, height, method)
+        else:
+            width, height = round_up(width, height)
         name = f"{width}x{height}-{method}{'-animated' if animated else ''}"
         kept = await self._contents.get_thumbnail(content.hash, name)
         if kept is not None:
@@ -102,6 +124,15 @@ class Thumbnails:
         if result.kind != "too large":  # which the next configuration may allow
             await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
         return result
+
+
+def choose(sizes: Sequence[ThumbnailSize], width: int, height: int, method: Method) -> ThumbnailSize:
+    """The smallest of these that is as large as what was asked for, or else the largest; of the same method where there are such."""
+    fitting = [size for size in sizes if size.method == method] or sizes
+    large = [size for size in fitting if size.width >= width and size.height >= height]
+    if large:
+        return min(large, key=lambda size: size.width * size.height)
+    return max(fitting, key=lambda size: size.width * size.height)
 
 
 def round_up(width: int, height: int) -> tuple[int, int]:

@@ -1,0 +1,81 @@
+"""Takes out of a photograph where it was taken, before it is kept: in processes of their own, what runs in them is `location_worker`.
+
+The picture is not made anew, and no byte of it moves; what says the place is overwritten. Encrypted files do not begin as pictures
+do, and are left as they are.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import msgspec
+from twisted.logger import Logger
+
+from federation.protocol.errors import InvalidParam
+from homeserver.services.worker_processes import WorkerDied, WorkerProcesses
+from storage.executors import Executor, run_in
+from storage.media_spool import DiskSpool
+
+SECONDS_A_FILE: Final = 20.0
+BEGINNINGS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF")
+"""Of pictures; a HEIC or an AVIF has its name four bytes later."""
+
+
+class _Job(msgspec.Struct, frozen=True):
+    path: str
+    size: int
+
+
+class _Found(msgspec.Struct, frozen=True):
+    understood: bool
+    patches: tuple[tuple[int, int], ...]
+
+
+class PhotoLocations:
+    """The processes."""
+
+    log = Logger()
+
+    def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+        self._executor = executor
+        self._processes = WorkerProcesses(
+            executor, Path(__file__).with_name("location_worker.py"), SECONDS_A_FILE, clock
+        )
+
+    async def remove(self, body: BinaryIO) -> None:
+        """Overwrite in a file what says where it was taken, and leave it at its beginning.
+
+        Raises `InvalidParam` for a picture whose notes cannot be understood, `LimitExceeded`, OSError.
+        """
+        head = body.read(12)
+        body.seek(0)
+        if not head.startswith(BEGINNINGS) and head[4:8] != b"ftyp":
+            return
+        path = body.path if isinstance(body, DiskSpool) else None
+        sent = body.read() if path is None else b""
+        try:
+            line, data = await self._processes.run(_Job("" if path is None else str(path), len(sent)), sent)
+        except WorkerDied:
+            found = _Found(False, ())
+        else:
+            found = msgspec.json.decode(line, type=_Found)
+        if not found.understood:
+            self.log.info("a picture was refused: its notes, which may say where it was taken, cannot be understood")
+            raise InvalidParam(
+                "The notes in this picture, which may say where it was taken, cannot be understood; save it anew, and upload that"
+            )
+        await run_in(self._executor, lambda: _put(body, found, data))
+
+    def close(self) -> None:
+        """End the processes, those that are at work too."""
+        self._processes.close()
+
+
+def _put(body: BinaryIO, found: _Found, data: bytes) -> None:
+    at = 0
+    for start, size in found.patches:
+        body.seek(start)
+        body.write(data[at : at + size])
+        at += size
+    body.seek(0)
