@@ -118,7 +118,8 @@ class PeopleParts:
             from_sessions=config.sessions.login_via_existing_session.enabled,
             confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
-            from_browsers=bool(config.upstream.browser_ids) or has_own_pages(config),
+            from_browsers=bool(config.upstream.browser_ids)
+            or (has_own_pages(config) and accounts.sign_in.password_login),
         )
         self.devices = Devices(database, accounts.device_store, accounts.sessions, self.accounts)
         self.account_data = AccountData(database, store)
