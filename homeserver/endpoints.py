@@ -16,6 +16,7 @@ from federation.protocol.endpoint import Endpoint
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
+from homeserver.admin import media_scans as admin_media_scans
 from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
@@ -32,6 +33,7 @@ from homeserver.client import (
     login,
     logout,
     media,
+    media_proxy,
     mutual_rooms,
     notifications,
     old_sync,
@@ -98,6 +100,7 @@ SOURCES: tuple[ModuleType, ...] = (
     server_version,
     admin_audit,
     admin_media,
+    admin_media_scans,
     admin_pushers,
     account,
     account_data,
@@ -118,6 +121,7 @@ SOURCES: tuple[ModuleType, ...] = (
     login,
     logout,
     media,
+    media_proxy,
     mutual_rooms,
     old_sync,
     openid,

@@ -36,6 +36,8 @@ class Happened(Enum):
     SUSPENDED = "suspended"
     UNSUSPENDED = "unsuspended"
     DEACTIVATED = "deactivated"
+    FILE_HARMFUL = "file_found_harmful"
+    """A scanner has found a file harmful that the account had uploaded: it is held back."""
 
 
 def note(

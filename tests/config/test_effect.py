@@ -27,6 +27,7 @@ READ_AS = {
     "database": {"database", "section"},
     "listeners": {"listener"},
     "media_object_store": {"object_store"},
+    "media_scanning": {"scanning"},
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }
