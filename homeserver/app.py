@@ -295,7 +295,19 @@ def build(
         config.federation.federation, clock, database, random, accounts, rooms, encryption, federation, registry
     )
     pushers = PusherParts(config, clock, database, random, web, identity, accounts, rooms, mail, registry)
-    files = MediaParts(config, clock, database, limiter, federation, follow, preview_web, media_threads, random)
+    files = MediaParts(
+        config,
+        clock,
+        database,
+        limiter,
+        federation,
+        follow,
+        preview_web,
+        media_threads,
+        random,
+        accounts.plugins,
+        registry,
+    )
     rtc = RTCTransports(config.calls.matrix_rtc.transports)
     oauth = OAuthParts(config, clock, database, limiter, accounts)
     pages = WebParts(config, clock, database, identity, accounts, mail, oauth, people, rooms)
@@ -338,11 +350,7 @@ def build(
         federated_rooms.handshakes,
         federated_rooms.invitations,
         federated_rooms.query_answers,
-        files.delivery,
-        files.for_servers,
-        files.repository,
-        files.previews.previews,
-        *files.upkeep.services(),
+        *files.services(),
         federation_out.everyones_keys,
         federation_out.own_devices,
         incoming.form,

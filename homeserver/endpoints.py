@@ -21,6 +21,7 @@ from homeserver.admin import consents as admin_consents
 from homeserver.admin import external_ids as admin_external_ids
 from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
+from homeserver.admin import media_scans as admin_media_scans
 from homeserver.admin import pushers as admin_pushers
 from homeserver.client import (
     account,
@@ -38,6 +39,7 @@ from homeserver.client import (
     login,
     logout,
     media,
+    media_proxy,
     mutual_rooms,
     notifications,
     old_sync,
@@ -117,6 +119,7 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_consents,
     admin_external_ids,
     admin_media,
+    admin_media_scans,
     admin_pushers,
     account,
     account_data,
@@ -143,6 +146,7 @@ SOURCES: tuple[ModuleType, ...] = (
     login_fallback,
     logout,
     media,
+    media_proxy,
     mutual_rooms,
     old_sync,
     openid,

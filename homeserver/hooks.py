@@ -1,11 +1,11 @@
-"""What plug-ins of an institution may do: say whose a password is, and refuse accounts and sign-ins.
+"""What plug-ins of an institution may do: say whose a password is, refuse accounts and sign-ins, and look into files.
 
 A plug-in is a class that is named in `plugins` of the configuration; it is made with its `config` and has methods that are
 marked with `hookimpl` and called as in `Hooks`. A method may be `async`. What it raises is a fault: the request ends
 with 500, nobody is let in, and the log has the traceback.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
 from inspect import isawaitable
 from typing import Any, Final, TypeVar, cast
@@ -35,6 +35,15 @@ class Person(msgspec.Struct, frozen=True):
     """Whether an account of that name that was made otherwise is theirs."""
 
 
+class FileToCheck(msgspec.Struct, frozen=True):
+    """A file as it is kept, or what is inside of an encrypted one, whose name and type nobody knows for certain."""
+
+    size: int
+    """In bytes."""
+    pieces: Callable[[], AsyncGenerator[bytes, None]]
+    """Its bytes, from the first to the last, for whoever calls this; a file may be longer than memory is."""
+
+
 class Hooks:
     """What a plug-in may implement."""
 
@@ -54,6 +63,15 @@ class Hooks:
         """Why this person may not sign in now, a sentence for them; None: they may. `way`: `password`, `token` (that of
         another client, or of an identity provider), `jwt`, `browser` or `application_password` (made for one program)."""
 
+    @hookspec
+    def check_file(self, file: FileToCheck) -> Awaitable[str | None] | str | None:
+        """What is harmful in a file, in a word or two for administrators; None: nothing. A content is asked about once, and
+        again when `get_file_rules` says something else."""
+
+    @hookspec
+    def get_file_rules(self) -> str | None:
+        """Which rules for files there are at this moment: a text that changes with them, such as the version of a list."""
+
 
 class Plugins:
     """All plug-ins, in the order of the configuration."""
@@ -70,6 +88,8 @@ class Plugins:
             raise ValueError(f"a plug-in does not fit: {error}") from error
         self.check_passwords = bool(self._manager.hook.check_password.get_hookimpls())
         """Whether any of them knows passwords."""
+        self.check_files = bool(self._manager.hook.check_file.get_hookimpls())
+        """Whether any of them looks into files."""
 
     async def check_password(self, name: str, password: str) -> Person | None:
         """The first answer."""
@@ -84,6 +104,14 @@ class Plugins:
     async def check_sign_in(self, user_id: str, way: str, address: str) -> str | None:
         """The first objection."""
         return await _first(self._manager.hook.check_sign_in(user_id=user_id, way=way, address=address))
+
+    async def check_file(self, file: FileToCheck) -> str | None:
+        """The first objection."""
+        return await _first(self._manager.hook.check_file(file=file))
+
+    def file_rules(self) -> str:
+        """What all of them say of their rules."""
+        return " ".join(self._manager.hook.get_file_rules())
 
 
 async def _first(answers: Sequence[Awaitable[T | None] | T | None]) -> T | None:

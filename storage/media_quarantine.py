@@ -2,7 +2,8 @@
 
 Laws:
 - What is held back is the content: all files with the same bytes, of this server and of others, and those that come later.
-- A protected file is not held back, whatever else has its bytes.
+- A protected file is not held back, whatever else has its bytes, and whatever a scanner says.
+- What an administrator gives free is free for scanners too.
 - Each change has a number; who reads the changes in their order misses none.
 """
 
@@ -18,6 +19,8 @@ from storage.transaction import Transaction, WriteTransaction
 
 SYSTEM: Final = "system"
 """Who holds back a file whose bytes were held back already."""
+SCANNER: Final = "scanner"
+"""Who holds back what a scanner found harmful."""
 _COUNTER: Final = "quarantine_change"
 
 
@@ -66,7 +69,12 @@ class QuarantineStore:
         """Give a file free, and all that have the same bytes; how many."""
 
         def write(txn: WriteTransaction) -> int:
-            return self._set(txn, self._hashes(txn, [address]), None)
+            hashes = self._hashes(txn, [address])
+            # 2 and 3: harmful, given free (storage/media_scans.py)
+            txn.execute_many(
+                "UPDATE media_scans SET state = 3 WHERE hash = ? AND state = 2", [(hash,) for hash in hashes]
+            )
+            return self._set(txn, hashes, None)
 
         return await self._database.write("free_media", write)
 
@@ -86,6 +94,16 @@ class QuarantineStore:
             for table in ("media", "remote_media")
         ):
             self._set(txn, [hash], SYSTEM)
+
+    def hold_harmful(self, txn: WriteTransaction, hash: bytes) -> Sequence[str]:
+        """A scanner found these bytes harmful: hold all files back that have them; whose uploads are held back by that."""
+        sql = (
+            "SELECT DISTINCT user_id FROM media WHERE hash = ? AND quarantined = 0 AND protected = 0 AND user_id <> ''"
+            " ORDER BY user_id"
+        )
+        users = [str(user_id) for (user_id,) in txn.query(sql, (hash,))]
+        self._set(txn, [hash], SCANNER)
+        return users
 
     def _hold_files(self, txn: WriteTransaction, addresses: Sequence[MediaAddress], by: str) -> int:
         return self._set(txn, self._hashes(txn, addresses), by)

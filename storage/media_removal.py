@@ -19,6 +19,7 @@ from storage.media import select_used_hashes
 from storage.media_addresses import MediaAddress
 from storage.media_follower import catch_up
 from storage.media_references import referred_sql
+from storage.media_scans import forget_scans
 from storage.transaction import Transaction, WriteTransaction
 
 MOST_BEHIND: Final = 2000
@@ -220,7 +221,9 @@ class MediaRemovalStore:
             [row[0] for row in rows],
         )
         hashes = {row[2] for row in rows}
-        return Removed([row[0] for row in rows], hashes - select_used_hashes(txn, tuple(hashes)))
+        unused = hashes - select_used_hashes(txn, tuple(hashes))
+        forget_scans(txn, unused)
+        return Removed([row[0] for row in rows], unused)
 
     def _select_unreferenced(self, txn: Transaction, before_ms: int, limit: int) -> list[Removable]:
         rows = txn.query(

@@ -6,6 +6,7 @@ import msgspec
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore, select_used_hashes
+from storage.media_scans import forget_scans
 from storage.transaction import Transaction, WriteTransaction
 
 NOBODY = ""
@@ -66,7 +67,9 @@ class URLPreviewStore:
                 txn.execute("DELETE FROM media WHERE media_id = ? AND quarantined = 0", (media_id,))
                 txn.execute("DELETE FROM preview_pictures WHERE media_id = ?", (media_id,))
         hashes = {hash for _media_id, hash in pictures}
-        return hashes - select_used_hashes(txn, tuple(hashes))
+        unused = hashes - select_used_hashes(txn, tuple(hashes))
+        forget_scans(txn, unused)
+        return unused
 
 
 def _select(txn: Transaction, url: str, now_ms: int) -> PreviewRow | None:

@@ -71,6 +71,7 @@ class Limit(Enum):
     INVITE_USER = "rc_invites.per_user"
     THIRD_PARTY_INVITE = "rc_third_party_invite"
     MEDIA_CREATE = "rc_media_create"
+    MEDIA_SCAN = "rc_media_scan"
     REMOTE_MEDIA = "remote_media_download"
     """In bytes; its rate is among the options of storage."""
     PRESENCE = "rc_presence.per_user"

@@ -134,6 +134,28 @@ class NotYetUploaded(MatrixError):
     errcode, status, default_text = "M_NOT_YET_UPLOADED", 504, "The file has not been uploaded yet"
 
 
+class MediaHarmful(MatrixError):
+    """A scanner has found something in the file."""
+
+    errcode, status, default_text = (
+        "M_FORBIDDEN",
+        403,
+        "A scanner has found this file harmful: it is held back",
+    )
+
+
+class MediaTooLargeToScan(MatrixError):
+    errcode, status, default_text = (
+        "M_FORBIDDEN",
+        403,
+        "This file is too large to be scanned, and is not given out",
+    )
+
+
+class ScannersUnavailable(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 503, "This file cannot be scanned at the moment: try again in a while"
+
+
 class MediaTooLarge(MatrixError):
     """A file of another server that this one does not pass on."""
 

@@ -8,8 +8,10 @@ from federation.protocol.errors import InvalidParam, MissingParam
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.media.administration import MediaAdministration
+from homeserver.services.scanning.administration import shown_scan
 from storage.media import MediaRow
 from storage.media_lists import ORDERS, Order
+from storage.media_scans import ScanRow
 from storage.media_usage import Amount, UserUsage
 from storage.remote_media import RemoteMediaRow
 
@@ -20,6 +22,7 @@ MOST: Final = 10_000
 CHANGES: Final = 100
 From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
+Scans = Mapping[bytes, ScanRow]
 UsageOrder = Literal["user_id", "displayname", "media_length", "media_count"]
 
 
@@ -39,7 +42,8 @@ async def get_users_media(
     """What a user has uploaded; without an order the newest first."""
     _check_page(from_, limit)
     page = await media.get_uploads(user_id, _order(order_by, dir), from_, limit)
-    answer: dict[str, Any] = {"media": [_shown(row) for row in page.rows], "total": page.count}
+    scans = await media.get_scans(page.rows)
+    answer: dict[str, Any] = {"media": [_shown(row, scans) for row in page.rows], "total": page.count}
     if from_ + limit < page.count:
         answer["next_token"] = from_ + len(page.rows)
     return answer
@@ -68,9 +72,10 @@ async def delete_users_media(
 async def get_media_info(media: MediaAdministration, *, server_name: ServerName, media_id: str) -> dict[str, Any]:
     """What is known of a file."""
     row = await media.get_file(server_name, media_id)
+    scans = await media.get_scans([row])
     if isinstance(row, RemoteMediaRow):
-        return {"media_info": _shown_copy(row)}
-    return {"media_info": {"media_origin": None, "filesystem_id": None, **_shown(row)}}
+        return {"media_info": _shown_copy(row, scans)}
+    return {"media_info": {"media_origin": None, "filesystem_id": None, **_shown(row, scans)}}
 
 
 @endpoint("DELETE", f"{_V1}/media/{{server_name}}/{{media_id}}", auth=Auth.ADMIN)
@@ -298,7 +303,7 @@ def _amount(amount: Amount) -> Mapping[str, int]:
     return {"media_count": amount.count, "media_length": amount.size}
 
 
-def _shown(row: MediaRow) -> dict[str, Any]:
+def _shown(row: MediaRow, scans: Scans) -> dict[str, Any]:
     content = row.content
     return {
         "media_id": row.media_id,
@@ -313,10 +318,11 @@ def _shown(row: MediaRow) -> dict[str, Any]:
         "url_cache": None,
         "authenticated": row.authenticated,
         "sha256": None if content is None else content.hash.hex(),
+        "scan": None if content is None else shown_scan(scans.get(content.hash)),
     }
 
 
-def _shown_copy(row: RemoteMediaRow) -> dict[str, Any]:
+def _shown_copy(row: RemoteMediaRow, scans: Scans) -> dict[str, Any]:
     return {
         "media_origin": row.origin,
         "media_id": row.media_id,
@@ -332,6 +338,7 @@ def _shown_copy(row: RemoteMediaRow) -> dict[str, Any]:
         "authenticated": row.authenticated,
         "safe_from_quarantine": None,
         "sha256": row.content.hash.hex(),
+        "scan": shown_scan(scans.get(row.content.hash)),
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import msgspec
+from prometheus_client import CollectorRegistry
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -13,8 +14,10 @@ from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.media_stores import OBJECT_THREADS, stores_of
 from homeserver.assembly.media_upkeep import MediaUpkeep
 from homeserver.assembly.previews import PreviewParts
+from homeserver.assembly.scanning import ScanningParts, scan_threads
 from homeserver.config.server import Storage
 from homeserver.config.whole import Config
+from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.jobs import Job
 from homeserver.services.media.delivery import MediaDelivery
@@ -27,6 +30,8 @@ from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository
 from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
 from homeserver.services.previews.fetching import PreviewWeb
+from homeserver.services.scanning.encrypted_files import EncryptedBodies
+from homeserver.services.scanning.media_proxy import MediaProxy
 from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
 from storage.executors import Executor, ThreadExecutor
@@ -40,11 +45,13 @@ IMAGE_PROCESSES = 2
 
 
 class MediaThreads(msgspec.Struct, frozen=True):
-    """Where files are read and written, where somebody waits for processes that make thumbnails, and for the object store."""
+    """Where files are read and written, where somebody waits for processes that make thumbnails, for the object store, and for
+    scanners."""
 
     files: Executor
     images: Executor
     objects: Executor
+    scans: Executor
 
 
 def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
@@ -54,6 +61,7 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
         files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
         images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
         objects=ThreadExecutor(reactor, "objects", object_threads, patience=2.0),
+        scans=ThreadExecutor(reactor, "scans", scan_threads(storage.media_scanning), patience=1.0),
     )
 
 
@@ -83,6 +91,8 @@ class MediaParts:
         preview_web: PreviewWeb,
         threads: MediaThreads,
         random: RandomBytes,
+        plugins: Plugins,
+        registry: CollectorRegistry,
     ) -> None:
         """Raises OSError when the folder cannot be made, or the object store cannot be used."""
         storage = config.storage
@@ -97,6 +107,18 @@ class MediaParts:
         self._store_jobs = stores.jobs
         server_name = federation.identity.server_name
         quarantine = QuarantineStore(database, server_name)
+        self.scanning = ScanningParts(
+            storage.media_scanning,
+            clock,
+            database,
+            self.contents,
+            server_name,
+            quarantine,
+            plugins,
+            threads.scans,
+            registry,
+        )
+        gate = self.scanning.gate
         self.repository = MediaRepository(
             server_name,
             clock,
@@ -104,6 +126,7 @@ class MediaParts:
             self._store,
             self.contents,
             quarantine,
+            gate,
             Quotas(
                 database,
                 self._store,
@@ -123,7 +146,13 @@ class MediaParts:
             RemoteMediaStore(database),
             self.contents,
             quarantine,
-            Fetching(RemoteMedia(federation.requests, follow), clock, self.contents.spool, storage.max_upload_size),
+            gate,
+            Fetching(
+                RemoteMedia(federation.requests, follow),
+                clock,
+                self.contents.spool,
+                min(storage.max_upload_size, self.scanning.largest_copy),
+            ),
             federation.policy,
             limiter,
             clock,
@@ -139,7 +168,7 @@ class MediaParts:
             sizes=sizes_of(storage),
         )
         self.previews = PreviewParts(
-            config, clock, database, self.contents, thumbnails, quarantine, preview_web, threads.images, random
+            config, clock, database, self.contents, thumbnails, quarantine, gate, preview_web, threads.images, random
         )
         self.delivery = MediaDelivery(
             server_name,
@@ -149,7 +178,24 @@ class MediaParts:
             self.contents,
         )
         self.for_servers = media_answers(self.delivery)
-        self.upkeep = MediaUpkeep(storage, clock, database, federation.identity, self._store, self.contents)
+        self.proxy = MediaProxy(
+            self.delivery, EncryptedBodies(federation.identity.key), limiter, self.scanning.scanning
+        )
+        self.upkeep = MediaUpkeep(
+            storage, clock, database, federation.identity, self._store, self.contents, self.scanning.store
+        )
+
+    def services(self) -> Sequence[object]:
+        """What the router gives to handlers."""
+        return (
+            self.delivery,
+            self.for_servers,
+            self.repository,
+            self.previews.previews,
+            self.proxy,
+            self.scanning.administration,
+            *self.upkeep.services(),
+        )
 
     def jobs(self) -> list[Job]:
         """What they do unasked."""
@@ -158,6 +204,7 @@ class MediaParts:
             *self._store_jobs,
             *self.previews.jobs(),
             *self.upkeep.jobs(),
+            *self.scanning.jobs(),
         ]
 
     def sweep(self) -> None:
@@ -185,3 +232,4 @@ class MediaParts:
         await self._threads.files.close()
         await self._threads.images.close()
         await self._threads.objects.close()
+        await self._threads.scans.close()

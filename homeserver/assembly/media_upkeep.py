@@ -18,6 +18,7 @@ from storage.media_contents import Contents
 from storage.media_lists import MediaListStore
 from storage.media_quarantine import QuarantineStore
 from storage.media_removal import MediaRemovalStore
+from storage.media_scans import MediaScanStore
 from storage.media_usage import MediaUsageStore
 from storage.remote_media import RemoteMediaStore
 
@@ -33,6 +34,7 @@ class MediaUpkeep:
         identity: ServerIdentity,
         store: MediaStore,
         contents: Contents,
+        scans: MediaScanStore,
     ) -> None:
         server_name = identity.server_name
         self._deletes = storage.media_deletion.enabled
@@ -50,7 +52,7 @@ class MediaUpkeep:
         )
 
         lists = MediaListStore(database, server_name)
-        self.uploads = OwnUploads(server_name, store, lists, self.removal)
+        self.uploads = OwnUploads(server_name, store, lists, scans, self.removal)
         self.administration = MediaAdministration(
             identity,
             AccountStore(database),
@@ -59,6 +61,7 @@ class MediaUpkeep:
             lists,
             MediaUsageStore(database, server_name),
             QuarantineStore(database, server_name),
+            scans,
             self.removal,
         )
 

@@ -9,6 +9,7 @@ from homeserver.services.previews.fetching import PreviewWeb, SiteReader
 from homeserver.services.previews.pages import PageReader
 from homeserver.services.previews.rules import PreviewRules
 from homeserver.services.previews.url_previews import URLPreviews
+from homeserver.services.scanning.gate import ScanGate
 from homeserver.services.secret_text import RandomBytes, SecretText
 from storage.database import Database
 from storage.executors import Executor
@@ -28,6 +29,7 @@ class PreviewParts:
         contents: Contents,
         thumbnails: Thumbnails,
         quarantine: QuarantineStore,
+        gate: ScanGate,
         web: PreviewWeb,
         executor: Executor,
         random: RandomBytes,
@@ -48,6 +50,7 @@ class PreviewParts:
             contents,
             thumbnails,
             quarantine,
+            gate,
             self._pages,
             rules,
             SiteReader(web, clock, rules, headers, most) if previews.url_preview_enabled else None,

@@ -10,6 +10,7 @@ import msgspec
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from homeserver.services.media.own_uploads import MOST, OwnUploads
+from homeserver.services.scanning.administration import shown_scan
 
 _PATH = "/_mahalla/client/v1/media"
 
@@ -18,10 +19,11 @@ _PATH = "/_mahalla/client/v1/media"
 async def get_own_media(
     uploads: OwnUploads, caller: Requester, *, from_: Annotated[int, Names("from")] = 0, limit: int = 100
 ) -> dict[str, Any]:
-    """What the caller has uploaded, newest first, and how much it is."""
+    """What the caller has uploaded, newest first, how much it is, and what scanners have said of it."""
     if from_ < 0 or not 0 < limit <= MOST:
         raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
     page = await uploads.get_page(caller.user_id, from_, limit)
+    scans = await uploads.get_scans(page)
     answer: dict[str, Any] = {
         "media": [
             {
@@ -30,6 +32,7 @@ async def get_own_media(
                 "size": content.size,
                 "name": content.name,
                 "created_ts": row.created_ts,
+                "scan": shown_scan(scans.get(content.hash)),
             }
             for row in page.rows
             if (content := row.content) is not None

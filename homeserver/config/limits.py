@@ -105,6 +105,9 @@ class Limits:
     )
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
+    rc_media_scan: RateLimit = limit(
+        5, 100, "Scans of what is inside of encrypted files that one user asks for, or one address without a user."
+    )
     rc_url_preview: RateLimit = limit(1, 30, "Previews of links that one user asks for.")
     rc_key_requests: RateLimit = limit(20, 100, "Requests for encryption keys by one user.")
     rc_presence: PresenceLimits = section(PresenceLimits, "Presence.")

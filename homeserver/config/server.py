@@ -11,6 +11,7 @@ from federation.protocol.policy_server import KEY_ID as POLICY_KEY_ID
 from federation.protocol.signing import parse_public_key
 from homeserver.config.media import MediaDeletion, MediaObjectStore, MediaUploadLimit, ThumbnailSize
 from homeserver.config.option import JSON, Duration, Secret, Size, option, required, section
+from homeserver.config.scanning import MediaScanning
 
 
 def _check_server_name(name: str) -> str | None:
@@ -275,6 +276,10 @@ class Storage:
     )
     media_retention: MediaRetention = section(MediaRetention, "How long files are kept.")
     media_deletion: MediaDeletion = section(MediaDeletion, "When files go that nobody refers to any more.")
+    media_scanning: MediaScanning = section(
+        MediaScanning,
+        "Scanners that look into files before anybody gets them; see docs/scanning.md. Off while none is named.",
+    )
     prevent_media_downloads_from: tuple[str, ...] = option(
         (),
         "Servers of which no files are given out, copies that are here already included.",

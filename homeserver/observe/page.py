@@ -7,6 +7,7 @@ from homeserver.observe.database import DatabaseMetrics
 from homeserver.observe.federation import FederationMetrics, MemberListMetrics
 from homeserver.observe.metrics import HttpMetrics, JobMetrics, MailMetrics, SearchMetrics
 from homeserver.observe.push import PushMetrics, WaitingMetrics
+from homeserver.observe.scanning import ScanMetrics
 from homeserver.observe.sender import SenderMetrics
 
 _HEAD = """# Metrics
@@ -31,6 +32,7 @@ def write_metrics_page() -> str:
     MemberListMetrics(registry)
     JobMetrics(registry)
     PushMetrics(registry)
+    ScanMetrics(registry)
     SearchMetrics(registry)
     SenderMetrics(registry, dict)
     WaitingMetrics(registry)

@@ -46,6 +46,8 @@ class Happened(Enum):
     TERMS_ACCEPTED = "terms_accepted"
     APPROVED = "approved"
     APPROVAL_WITHDRAWN = "approval_withdrawn"
+    FILE_HARMFUL = "file_found_harmful"
+    """A scanner has found a file harmful that the account had uploaded: it is held back."""
 
 
 def note(

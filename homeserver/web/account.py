@@ -309,6 +309,8 @@ def _event(event: str, language: Language) -> str:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:
             return _("The account was unlocked")
+        case Happened.FILE_HARMFUL.value:
+            return _("A file that was uploaded here was found harmful, and is held back")
         case _:
             return event
 

@@ -29,6 +29,7 @@ READ_AS = {
     "listeners": {"listener"},
     "media_object_store": {"object_store"},
     "thumbnail_sizes": {"thumbnail_size"},
+    "media_scanning": {"scanning"},
     "password_config": {"password_config", "passwords"},
     "resources": {"resource"},
 }

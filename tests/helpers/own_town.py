@@ -108,7 +108,9 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         key=read_signing_keys(files.folder / "localhost.signing.key")[0],
         directory_threads=InlineThreads(),
         threads=InlineThreads(),
-        media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor()),
+        media_threads=MediaThreads(
+            files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor(), scans=InlineExecutor()
+        ),
         mail_thread=InlineExecutor(),
         make_relay=lambda _: MemoryRelay(),
         wire=CutWire(),

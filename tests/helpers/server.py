@@ -167,7 +167,9 @@ class TestServer:
             ),
             threads=InlineThreads(),
             directory_threads=InlineThreads(),
-            media_threads=MediaThreads(files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor()),
+            media_threads=MediaThreads(
+                files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor(), scans=InlineExecutor()
+            ),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,
             wire=wire if wire is not None else CutWire(),

@@ -1,11 +1,19 @@
-"""A client of the example endpoints."""
+"""A client of the example endpoints; servers that scan files."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import UnknownToken
 from federation.protocol.ids import DeviceID, UserID
+from storage.database import Database
 from tests.helpers.http import Client, FakeTokens, client_for
+from tests.helpers.object_store import RunningObjectStore, running_object_store
+from tests.helpers.scanned import PLUGIN, Place
+from tests.helpers.scanners import RunningScanners, running_scanners
+from tests.helpers.server import User
 from tests.http import endpoints
 from tests.http.endpoints import Bell
 
@@ -38,3 +46,32 @@ def bell() -> Bell:
 @pytest.fixture
 def client(bell: Bell) -> Client:
     return client_for([endpoints], {Bell: bell}, tokens=TOKENS)
+
+
+@pytest.fixture(scope="module")
+def scanners() -> Iterator[RunningScanners]:
+    """ClamAV's daemon."""
+    with running_scanners() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def running_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningObjectStore]:
+    """An object store."""
+    with running_object_store(tmp_path_factory.mktemp("moto")) as store:
+        yield store
+
+
+@pytest.fixture
+def place(tmp_path: Path, sqlite_database: Database) -> Iterator[Place]:
+    """Where servers are made that scan files."""
+    place = Place(tmp_path, sqlite_database)
+    yield place
+    for server in place.servers:
+        server.app.media.close_workers()
+
+
+@pytest.fixture
+def held(place: Place) -> User:
+    """Somebody on a server where a plug-in looks into files, and says what the test lets it say."""
+    return place.server(PLUGIN + "media_scanning: {time_limit: 50s, concurrency: 2}\n").register("alice")

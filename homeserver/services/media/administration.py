@@ -1,6 +1,6 @@
 """What administrators do with files: see what there is, hold back, protect, delete."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from federation.identity import ServerIdentity
@@ -13,6 +13,7 @@ from storage.media_addresses import MediaAddress
 from storage.media_lists import MediaListStore, Order, Page
 from storage.media_quarantine import QuarantineChange, QuarantineStore
 from storage.media_removal import Deletion, Reason
+from storage.media_scans import MediaScanStore, ScanRow
 from storage.media_usage import MediaUsageStore, ServerUsage, UserUsage
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 
@@ -33,6 +34,7 @@ class MediaAdministration:
         lists: MediaListStore,
         usage: MediaUsageStore,
         quarantine: QuarantineStore,
+        scans: MediaScanStore,
         removal: MediaRemoval,
     ) -> None:
         self._identity = identity
@@ -42,6 +44,7 @@ class MediaAdministration:
         self._lists = lists
         self._usage = usage
         self._quarantine = quarantine
+        self._scans = scans
         self._removal = removal
 
     # Seeing.
@@ -60,6 +63,10 @@ class MediaAdministration:
         if row is None:
             raise NotFound("There is no such file here")
         return row
+
+    async def get_scans(self, rows: Iterable[MediaRow | RemoteMediaRow]) -> Mapping[bytes, ScanRow]:
+        """What scanners have said of files, by their hashes."""
+        return await self._scans.get_scans(row.content.hash for row in rows if row.content is not None)
 
     async def get_in_room(self, room_id: RoomID) -> tuple[Sequence[str], Sequence[str]]:
         """Addresses of the files that a room shows: this server's, and others'."""

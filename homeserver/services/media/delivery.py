@@ -50,9 +50,9 @@ class MediaDelivery:
         self._contents = contents
 
     async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
-        """A file, under its own name or the one given. Raises what the two `get_content` do."""
+        """A file, under its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
-        content = await self._content(server_name, media_id, asked)
+        content = await self.get_content(server_name, media_id, asked)
         headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
         return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(content, headers)
 
@@ -67,7 +67,7 @@ class MediaDelivery:
         animated: bool,
     ) -> Response:
         """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
-        content = await self._content(server_name, media_id, asked)
+        content = await self.get_content(server_name, media_id, asked)
         return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
 
     async def download_own(self, media_id: str, timeout_ms: int) -> Response:
@@ -87,7 +87,8 @@ class MediaDelivery:
     async def _own(self, media_id: str, timeout_ms: int) -> Content:
         return await self._repository.get_content(self._server_name, media_id, timeout_ms, authenticated=True)
 
-    async def _content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
+    async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
+        """What a file is, once it may be given out. Raises what the two `get_content` do."""
         if server_name == self._server_name:
             return await self._repository.get_content(
                 server_name,

@@ -1,5 +1,6 @@
-"""What somebody has uploaded, for themselves: to see it, and to take it back."""
+"""What somebody has uploaded, for themselves: to see it, and what scanners have said of it, and to take it back."""
 
+from collections.abc import Mapping
 from typing import Final
 
 from federation.protocol.errors import Forbidden, NotFound
@@ -9,6 +10,7 @@ from storage.media import MediaStore
 from storage.media_addresses import MediaAddress
 from storage.media_lists import MediaListStore, Order, Page
 from storage.media_removal import Reason
+from storage.media_scans import MediaScanStore, ScanRow
 
 MOST: Final = 1000
 """Files in one answer."""
@@ -18,16 +20,26 @@ class OwnUploads:
     """A user's own files."""
 
     def __init__(
-        self, server_name: ServerName, store: MediaStore, lists: MediaListStore, removal: MediaRemoval
+        self,
+        server_name: ServerName,
+        store: MediaStore,
+        lists: MediaListStore,
+        scans: MediaScanStore,
+        removal: MediaRemoval,
     ) -> None:
         self._server_name = server_name
         self._store = store
         self._lists = lists
+        self._scans = scans
         self._removal = removal
 
     async def get_page(self, user_id: UserID, start: int, limit: int) -> Page:
         """Some of them, newest first; how many there are, and how large together."""
         return await self._lists.get_uploads(user_id, Order("created_ts", descending=True), start, limit)
+
+    async def get_scans(self, page: Page) -> Mapping[bytes, ScanRow]:
+        """What scanners have said of these files, by their hashes."""
+        return await self._scans.get_scans(row.content.hash for row in page.rows if row.content is not None)
 
     async def do_delete(self, user_id: UserID, media_id: str) -> str:
         """Delete one; its id. Raises NotFound; Forbidden for what an administrator holds; LimitExceeded."""

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 
 from federation.policy import Policy
 from federation.protocol.endpoint import Limit
-from federation.protocol.errors import Forbidden, InvalidParam, NotFound
+from federation.protocol.errors import Forbidden, InvalidParam, MediaHarmful, NotFound
 from federation.protocol.ids import ServerName
 from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
@@ -21,9 +21,10 @@ from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
 from homeserver.services.media.store_errors import telling_of_the_store
+from homeserver.services.scanning.gate import ScanGate
 from storage.media import Content
 from storage.media_contents import Contents
-from storage.media_quarantine import QuarantineStore
+from storage.media_quarantine import SCANNER, QuarantineStore
 from storage.media_spool import Spool
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.transaction import WriteTransaction
@@ -39,6 +40,7 @@ class RemoteCopies:
         store: RemoteMediaStore,
         contents: Contents,
         quarantine: QuarantineStore,
+        gate: ScanGate,
         fetching: Fetching,
         policy: Policy,
         limiter: RateLimiter,
@@ -55,6 +57,7 @@ class RemoteCopies:
         self._store = store
         self._contents = contents
         self._quarantine = quarantine
+        self._gate = gate
         self._fetching = fetching
         self._policy = policy
         self._limiter = limiter
@@ -74,7 +77,7 @@ class RemoteCopies:
         client_ip: str,
         held_too: bool = False,
     ) -> Content:
-        """What a file is, once there is a copy. Raises what `Fetching.fetch` does, and InvalidParam.
+        """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check` do, and InvalidParam.
 
         `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched. `held_too`:
         also one that is held back.
@@ -93,10 +96,14 @@ class RemoteCopies:
             if self._authenticated_only and not authenticated:
                 raise NotFound("Files of other servers are only for those who show an access token")
             row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address_key(client_ip))
-        if row is None or (row.quarantined and not held_too):
+        if row is None:
             raise NotFound("There is no such file")
         if row.authenticated and self._authenticated_only and not authenticated:
             raise NotFound("There is no such file for those who show no access token")
+        if row.quarantined and not held_too:
+            raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
+        if not held_too:
+            await self._gate.check("remote", row.content, timeout_ms)
         self._note_access(row)
         return row.content
 
@@ -119,6 +126,7 @@ class RemoteCopies:
             row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
             if not self._store.add_copy(txn, row):
                 raise _AnotherNodeWasFirst
+            self._gate.note(txn, "remote", hash, size)
             self._quarantine.hold_known(txn, hash)
 
         with suppress(_AnotherNodeWasFirst), telling_of_the_store():

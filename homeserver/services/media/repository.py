@@ -17,6 +17,7 @@ from federation.protocol.errors import (
     Forbidden,
     InvalidParam,
     LimitExceeded,
+    MediaHarmful,
     NotFound,
     NotYetUploaded,
 )
@@ -25,11 +26,13 @@ from homeserver.services.media.headers import parse_name, parse_type
 from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Quotas
 from homeserver.services.media.store_errors import telling_of_the_store
+from homeserver.services.scanning.gate import ScanGate
 from homeserver.services.secret_text import SecretText
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
 from storage.media_contents import Contents
-from storage.media_quarantine import QuarantineStore
+from storage.media_quarantine import SCANNER, QuarantineStore
+from storage.media_rescans import FileKind
 from storage.transaction import WriteTransaction
 
 ACCESS_GRAIN_MS: Final = 3600 * 1000
@@ -60,6 +63,7 @@ class MediaRepository:
         store: MediaStore,
         contents: Contents,
         quarantine: QuarantineStore,
+        gate: ScanGate,
         quotas: Quotas,
         texts: SecretText,
         locations: PhotoLocations | None,
@@ -78,6 +82,7 @@ class MediaRepository:
         self._store = store
         self._contents = contents
         self._quarantine = quarantine
+        self._gate = gate
         self._quotas = quotas
         self._texts = texts
         self._locations = locations
@@ -89,7 +94,7 @@ class MediaRepository:
     # Taking in.
 
     async def do_upload(self, user_id: UserID, upload: Upload) -> str:
-        """Keep a file; its `mxc://` address. Raises `InvalidParam`, and what `Quotas.check_upload` does."""
+        """Keep a file; its `mxc://` address. Raises `InvalidParam`, what `Quotas.check_upload` does, and `MediaHarmful`."""
         type, name = parse_type(upload.claimed_type), parse_name(upload.name)
         media_id = self._texts.media_id()
 
@@ -97,7 +102,8 @@ class MediaRepository:
             now = self._now_ms()
             self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
 
-        await self._keep(user_id, upload, type, name, write)
+        content = await self._keep(user_id, upload, type, name, write)
+        await self._gate.check_kept("local", content)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
@@ -118,8 +124,8 @@ class MediaRepository:
         return self._address(media_id), expires
 
     async def do_fill(self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload) -> None:
-        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, `InvalidParam`,
-        and what `Quotas.check_upload` does."""
+        """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, and what
+        `do_upload` does."""
         type, name = parse_type(upload.claimed_type), parse_name(upload.name)
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
@@ -133,9 +139,10 @@ class MediaRepository:
             if not self._store.set_content(txn, media_id, content, self._now_ms()):
                 raise CannotOverwriteMedia
 
-        await self._keep(user_id, upload, type, name, write)
+        kept = await self._keep(user_id, upload, type, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
+        await self._gate.check_kept("local", kept)
 
     async def _keep(
         self,
@@ -144,25 +151,30 @@ class MediaRepository:
         type: str,
         name: str | None,
         write: Callable[[WriteTransaction, Content], None],
-    ) -> None:
+    ) -> Content:
+        self._gate.check_size("local", upload.size)
         await self._quotas.check_upload(user_id, type, upload.size, self._now_ms())
 
-        def keep(txn: WriteTransaction, digest: bytes, size: int) -> None:
+        def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
             self._quotas.check_in(txn, user_id, size, self._now_ms())
-            write(txn, Content(digest, size, type, name))
+            content = Content(digest, size, type, name)
+            write(txn, content)
+            self._gate.note(txn, "local", digest, size)
             self._quarantine.hold_known(txn, digest)
+            return content
 
         with telling_of_the_store():
             if self._locations is not None:
                 await self._locations.remove(upload.body)
-            await self._contents.add(upload.body, keep)
+            return await self._contents.add(upload.body, keep)
 
     # Giving out.
 
     async def get_content(
         self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool, held_too: bool = False
     ) -> Content:
-        """What a file is, waiting for its upload so long. Raises `NotFound`, `NotYetUploaded`, `InvalidParam`.
+        """What a file is, waiting for its upload so long, and as long again for its scan. Raises `NotFound`,
+        `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check` does.
 
         `authenticated`: whether who asks has shown a token. `held_too`: also one that is held back.
         """
@@ -174,6 +186,9 @@ class MediaRepository:
             row = await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
         if row.content is None:
             raise NotYetUploaded
+        if not held_too:
+            kind: FileKind = "local" if row.user_id else "previews"
+            await self._gate.check(kind, row.content, timeout_ms, is_protected=row.protected)
         self._note_access(row)
         return row.content
 
@@ -181,10 +196,12 @@ class MediaRepository:
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
     ) -> MediaRow:
         row = await self._row(server_name, media_id)
-        if row is None or (row.quarantined and not held_too) or _is_over(row, self._now_ms()):
+        if row is None or _is_over(row, self._now_ms()):
             raise NotFound("There is no such file")
         if row.authenticated and self._authenticated_only and not authenticated:
             raise NotFound("There is no such file for those who show no access token")
+        if row.quarantined and not held_too:
+            raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
         return row
 
     async def _row(self, server_name: ServerName, media_id: str) -> MediaRow | None:

@@ -25,6 +25,7 @@ from homeserver.services.media.thumbnails import Thumbnails
 from homeserver.services.previews.fetching import Found, SiteReader
 from homeserver.services.previews.pages import PageReader, PageSays
 from homeserver.services.previews.rules import PreviewRules, parse_url
+from homeserver.services.scanning.gate import ScanGate
 from homeserver.services.secret_text import SecretText
 from storage.media import Content
 from storage.media_contents import Contents
@@ -42,6 +43,8 @@ FAILED_MS: Final = 5 * 60 * 1000
 PICTURE_MS: Final = 2 * 24 * 3600 * 1000
 """How long a picture stays at least that no preview has any more: clients may show it still."""
 SPOOL_BYTES: Final = 1 << 18
+SCAN_MS: Final = 20_000
+"""How long a preview waits for the scan of its picture."""
 
 Properties = dict[str, str | int]
 
@@ -59,6 +62,7 @@ class URLPreviews:
         contents: Contents,
         thumbnails: Thumbnails,
         quarantine: QuarantineStore,
+        gate: ScanGate,
         pages: PageReader,
         rules: PreviewRules,
         sites: SiteReader | None,
@@ -72,6 +76,7 @@ class URLPreviews:
         self._contents = contents
         self._thumbnails = thumbnails
         self._quarantine = quarantine
+        self._gate = gate
         self._pages = pages
         self._rules = rules
         self._sites = sites
@@ -160,7 +165,8 @@ class URLPreviews:
             spool.close()
 
     async def _keep_picture(self, url: str, spool: Spool, type: str) -> tuple[str, Content, tuple[int, int]] | None:
-        """Make a file of a picture; its id, what it is and its size in pixels. None where it is no picture after all."""
+        """Make a file of a picture; its id, what it is and its size in pixels. None where it is no picture after all, or
+        none that the scanners let through in time."""
         spool.seek(0)
         new_id = self._texts.media_id()
 
@@ -169,12 +175,14 @@ class URLPreviews:
             media_id = self._store.add_picture(
                 txn, url, new_id, content, self._now_ms(), authenticated=self._authenticated_only
             )
+            self._gate.note(txn, "previews", digest, size)
             self._quarantine.hold_known(txn, digest)
             return media_id, content
 
         with telling_of_the_store():
             media_id, content = await self._contents.add(spool, write)
         try:
+            await self._gate.check("previews", content, SCAN_MS)  # before anything decodes it
             size = await self._thumbnails.measure(content)
         except MatrixError:
             await self._remove([(media_id, content.hash)])

@@ -1,0 +1,101 @@
+"""Options about scanning files for what is harmful."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from homeserver.config.option import Duration, Size, option
+
+DAY: Final = 24 * 3600 * 1000
+
+
+class NotAnAddress(ValueError):
+    """It says neither a Unix socket, nor host and port."""
+
+
+def split_clamd(address: str) -> tuple[str | None, str, int]:
+    """Path of a Unix socket, or host and port. Raises NotAnAddress."""
+    kind, _, rest = address.partition(":")
+    if kind == "unix" and rest.startswith("/"):
+        return rest, "", 0
+    host, colon, port = rest.rpartition(":")
+    if kind != "tcp" or not host or not colon or not port.isdigit() or not 0 < int(port) < 65536:
+        raise NotAnAddress(address)
+    return None, host.strip("[]"), int(port)
+
+
+def _check_clamd(address: str | None) -> str | None:
+    try:
+        split_clamd(address or "unix:/none")
+    except NotAnAddress:
+        return "must be unix:/PATH or tcp:HOST:PORT"
+    return None
+
+
+def _check_icap(url: str | None) -> str | None:
+    try:
+        parts = urlsplit(url or "icap://none")
+        fits = parts.scheme == "icap" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    whole = url or ""
+    return (
+        None
+        if fits and whole.isascii() and whole.isprintable() and " " not in whole
+        else "must be icap://HOST:PORT/SERVICE"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaScanning:
+    """Scanners of files; see docs/scanning.md. Without any of the first three nothing is scanned, unless a plug-in does it."""
+
+    clamd: str | None = option(
+        None,
+        "Where ClamAV's daemon is: a Unix socket, or host and port.",
+        example="unix:/run/clamav/clamd.ctl",
+        check=_check_clamd,
+    )
+    icap: str | None = option(
+        None, "A scanner that speaks ICAP.", example="icap://127.0.0.1:1344/avscan", check=_check_icap
+    )
+    forbidden_types: tuple[str, ...] = option(
+        (),
+        "Types that no file may have, as it begins and not as its sender says.",
+        example="[application/x-msdownload, application/x-executable]",
+    )
+    icap_method: Literal["RESPMOD", "REQMOD"] = option(
+        "RESPMOD", "Whether files are shown to it as answers of the web, or as requests."
+    )
+    files: tuple[Literal["local", "remote", "previews"], ...] = option(
+        ("local", "remote", "previews"),
+        "Which files are scanned: uploads of this server's users, copies of other servers' files, pictures of previews.",
+    )
+    max_size: Size = option(
+        Size(100 * 1024 * 1024),
+        "The largest file that is scanned. The scanner must take it: for clamd `StreamMaxLength` and `MaxFileSize`.",
+        minimum=1,
+        example="100M",
+    )
+    larger_files: Literal["refuse", "pass"] = option(
+        "refuse", "Whether larger files are refused, or given out unscanned."
+    )
+    unreachable: Literal["hold", "pass"] = option(
+        "hold", "Whether files wait while a scanner cannot be asked, or are given out, and scanned later."
+    )
+    time_limit: Duration = option(Duration(60_000), "How long the scan of one file may take.", minimum=1000)
+    concurrency: int = option(4, "How many files are scanned at the same time.", minimum=1, maximum=64)
+    upload_wait: Duration = option(
+        Duration(5000),
+        "How long an upload waits for its scan, so that who has sent something harmful reads so at once. After that it is answered, and "
+        "nobody gets the file before it is scanned.",
+        minimum=0,
+        maximum=60_000,
+    )
+    rescan_on_new_signatures: bool = option(
+        True, "Whether files are scanned again, in the background, once scanners know more than they knew."
+    )
+    rescan_interval: Duration = option(Duration(DAY), "How often at most.", minimum=60_000, example="1d")
+    rescan_newer_than: Duration | None = option(
+        Duration(30 * DAY), "Only files that have come within this time; `null`: all.", minimum=60_000, example="30d"
+    )

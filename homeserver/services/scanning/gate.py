@@ -1,0 +1,42 @@
+"""What the rest of the server asks scanning: whether a file may come in, and whether it may be given out."""
+
+from typing import Protocol
+
+from storage.media import Content
+from storage.media_rescans import FileKind
+from storage.transaction import WriteTransaction
+
+
+class ScanGate(Protocol):
+    """Says no to files."""
+
+    def check_size(self, kind: FileKind, size: int) -> None:
+        """Before a file is kept. Raises TooLarge where it could not be scanned, and so not be given out."""
+
+    def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
+        """A file has come: in the write that keeps it."""
+
+    async def check_kept(self, kind: FileKind, content: Content) -> None:
+        """A file is kept: scan it, and wait a moment for what comes of it. Raises MediaHarmful."""
+
+    async def check(self, kind: FileKind, content: Content, timeout_ms: int, *, is_protected: bool = False) -> None:
+        """Before a file is given out; waits so long for its scan. `is_protected`: an administrator vouches for it.
+
+        Raises MediaHarmful, MediaTooLargeToScan, NotYetUploaded (it is being scanned still), ScannersUnavailable, NotFound.
+        """
+
+
+class OpenGate:
+    """Where nothing is scanned."""
+
+    def check_size(self, kind: FileKind, size: int) -> None:
+        return None
+
+    def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
+        return None
+
+    async def check_kept(self, kind: FileKind, content: Content) -> None:
+        return None
+
+    async def check(self, kind: FileKind, content: Content, timeout_ms: int, *, is_protected: bool = False) -> None:
+        return None

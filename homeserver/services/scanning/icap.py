@@ -1,0 +1,178 @@
+"""Scanners that speak ICAP, as those of many makers do: a file is shown as an answer of the web, or as a request to it.
+
+The server says what it thinks of it: 204, all is well; or 200, with what it would put in the place of the file. What it puts there
+is not read for its sense: a file that comes back as it was is clean, and any other is not.
+
+source: RFC 3507; the headers that name what was found are those of draft-stecher-icap-subid.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+from homeserver.hooks import FileToCheck
+from homeserver.services.scanning.connection import Connection, Place
+from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
+from storage.executors import Executor, run_in
+
+DEFAULT_PORT: Final = 1344
+MOST_HEADERS: Final = 100
+FOUND_HEADERS: Final = ("x-infection-found", "x-virus-id", "x-violations-found")
+_READ_BYTES: Final = 1 << 16
+
+Method = Literal["RESPMOD", "REQMOD"]
+Headers = Mapping[str, str]
+
+
+class ICAP:
+    """Asks one. Implements `Scanner`."""
+
+    name = "icap"
+    is_antivirus = True
+
+    def __init__(self, url: str, method: Method, executor: Executor, seconds: float) -> None:
+        """`url`: `icap://host:port/service`. `executor`: its threads wait. `seconds`: for one file."""
+        self._url = url
+        self._method: Method = method
+        self._executor = executor
+        self._seconds = seconds
+        self._place = place_of(url)
+
+    async def get_version(self) -> str:
+        """Its ISTag, which changes with what it knows. Raises ScannerAway also where it does not offer the method."""
+        return await run_in(self._executor, self._ask_options)
+
+    async def scan(self, file: FileToCheck) -> Finding | None:
+        connection = await run_in(self._executor, lambda: self._begin(file.size))
+        sent = hashlib.sha256()
+        try:
+            is_taken = True
+            async with aclosing(file.pieces()) as pieces:
+                async for piece in pieces:
+                    sent.update(piece)
+                    chunk = (b"%x\r\n" % len(piece), piece, b"\r\n")
+                    is_taken = await run_in(self._executor, partial(connection.send, *chunk))
+                    if not is_taken:
+                        break
+            digest = sent.digest() if is_taken else b""
+            return await run_in(self._executor, lambda: self._finish(connection, digest))
+        finally:
+            connection.close()
+
+    def _ask_options(self) -> str:
+        connection = Connection(self._place, self._seconds)
+        try:
+            connection.send(self._head("OPTIONS", "Encapsulated: null-body=0"))
+            status, headers = self._read_head(connection)
+        finally:
+            connection.close()
+        if status != 200:
+            raise ScannerAway(f"{self._url} answers {status} to OPTIONS")
+        if self._method not in headers.get("methods", self._method):
+            raise ScannerAway(f"{self._url} does not offer {self._method}, but {headers['methods'][:100]}")
+        service = headers.get("service", "").strip()[:100]
+        return f"{service} {headers.get('istag', '').strip()[:100]}".strip() or "unknown"
+
+    def _begin(self, size: int) -> Connection:
+        request = b"GET http://media.invalid/file HTTP/1.1\r\nHost: media.invalid\r\n\r\n"
+        described = b"Content-Type: application/octet-stream\r\nContent-Length: %d\r\n\r\n" % size
+        if self._method == "REQMOD":
+            parts = [request.replace(b"GET", b"PUT", 1)[:-2] + described]
+            told = f"req-hdr=0, req-body={len(parts[0])}"
+        else:
+            parts = [request, b"HTTP/1.1 200 OK\r\n" + described]
+            told = f"req-hdr=0, res-hdr={len(request)}, res-body={len(request) + len(parts[1])}"
+        connection = Connection(self._place, self._seconds)
+        connection.send(self._head(self._method, "Allow: 204", f"Encapsulated: {told}"), *parts)
+        return connection
+
+    def _head(self, method: str, *lines: str) -> bytes:
+        host = urlsplit(self._url).netloc
+        whole = (f"{method} {self._url} ICAP/1.0", f"Host: {host}", "User-Agent: Mahalla", "Connection: close", *lines)
+        return ("\r\n".join(whole) + "\r\n\r\n").encode("ascii")
+
+    def _finish(self, connection: Connection, digest: bytes) -> Finding | None:
+        """Say that this was all, and read what it says. `digest`: SHA-256 of what was sent; empty where that was not all."""
+        connection.send(b"0\r\n\r\n")
+        status, headers = self._read_head(connection)
+        if status == 100:
+            status, headers = self._read_head(connection)
+        found = next((headers[name] for name in FOUND_HEADERS if headers.get(name, "").strip()), None)
+        if found is not None:
+            return Finding(self.name, _threat_in(found))
+        if status == 204:
+            return None
+        if status == 200:
+            same = digest and self._returned(connection, headers) == digest
+            return None if same else Finding(self.name, "refused")
+        if status in (413, 418):
+            raise CannotScan(f"{self._url} answers {status}")
+        raise ScannerAway(f"{self._url} answers {status}")
+
+    def _returned(self, connection: Connection, headers: Headers) -> bytes | None:
+        """SHA-256 of the body that comes in the place of the file; None where it is another answer altogether."""
+        parts = [part.strip().partition("=")[0] for part in headers.get("encapsulated", "").lower().split(",")]
+        if "req-body" in parts if self._method == "RESPMOD" else "res-hdr" in parts:
+            return None
+        for part in parts[:-1]:
+            lines = _read_lines(connection)
+            if part == "res-hdr" and lines and " 200" not in lines[0][:15]:
+                return None
+        body = hashlib.sha256()
+        if parts[-1] in ("", "null-body"):
+            return body.digest()
+        while size := _chunk_size(connection):
+            while size:
+                piece = connection.read(min(size, _READ_BYTES))
+                if not piece:
+                    raise ScannerAway(f"{self._url} hung up in the middle of its answer")
+                body.update(piece)
+                size -= len(piece)
+            connection.read_until(b"\r\n")
+        return body.digest()
+
+    def _read_head(self, connection: Connection) -> tuple[int, Headers]:
+        lines = _read_lines(connection)
+        words = lines[0].split(" ") if lines else []
+        if len(words) < 2 or not words[0].startswith("ICAP/") or not words[1].isdigit():
+            raise ScannerAway(f"{self._url} does not speak ICAP, or hung up")
+        pairs = (line.partition(":") for line in lines[1:])
+        return int(words[1]), {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def place_of(url: str) -> Place:
+    """Host and port of an address. Raises ValueError for what is no address of ICAP."""
+    parts = urlsplit(url)
+    if parts.scheme != "icap" or not parts.hostname or not url.isascii() or any(each.isspace() for each in url):
+        raise ValueError("must be icap://host:port/service")
+    return Place(host=parts.hostname, port=parts.port or DEFAULT_PORT)
+
+
+def _threat_in(header: str) -> str:
+    """`Type=0; Resolution=2; Threat=Eicar;`, or whatever the server says."""
+    for field in header.split(";"):
+        name, _, value = field.strip().partition("=")
+        if name.lower() == "threat" and value:
+            return value.strip()
+    return header.strip()
+
+
+def _read_lines(connection: Connection) -> Sequence[str]:
+    """Lines up to an empty one."""
+    lines: list[str] = []
+    while line := connection.read_until(b"\r\n"):
+        lines.append(line.decode("latin-1"))
+        if len(lines) > MOST_HEADERS:
+            raise ScannerAway("an ICAP server answers with too many lines")
+    return lines
+
+
+def _chunk_size(connection: Connection) -> int:
+    line = connection.read_until(b"\r\n").partition(b";")[0].strip()
+    try:
+        return int(line, 16)
+    except ValueError:
+        raise ScannerAway("an ICAP server answers with what is no chunk") from None

@@ -1,0 +1,69 @@
+"""Scanners that are no programs of others: types of files that are not wanted, told by how they begin, and plug-ins."""
+
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Final
+
+import filetype
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
+from homeserver.hooks import FileToCheck, Plugins
+from homeserver.services.scanning.scanner import Finding, ScannerAway
+
+HEAD_BYTES: Final = 8192
+"""Of which a type is told."""
+TYPES: Final = "type"
+
+
+class ForbiddenTypes:
+    """Refuses files that begin like those of certain types. Implements `Scanner`."""
+
+    name = TYPES
+    is_antivirus = False
+
+    def __init__(self, types: Iterable[str]) -> None:
+        self._types = frozenset(each.lower() for each in types)
+
+    async def get_version(self) -> str:
+        return " ".join(sorted(self._types))
+
+    async def scan(self, file: FileToCheck) -> Finding | None:
+        head = b""
+        async with aclosing(file.pieces()) as pieces:
+            async for piece in pieces:
+                head += piece[: HEAD_BYTES - len(head)]
+                if len(head) == HEAD_BYTES:
+                    break
+        found = filetype.guess_mime(head)
+        return Finding(self.name, found) if found in self._types else None
+
+
+class PluginRules:
+    """Asks plug-ins. Implements `Scanner`."""
+
+    log = Logger()
+    name = "plug-in"
+    is_antivirus = False
+
+    def __init__(self, plugins: Plugins) -> None:
+        self._plugins = plugins
+
+    async def get_version(self) -> str:
+        try:
+            return self._plugins.file_rules()
+        except Exception as error:  # whatever the code of others raises
+            raise self._fault(error) from error
+
+    async def scan(self, file: FileToCheck) -> Finding | None:
+        try:
+            found = await self._plugins.check_file(file)
+        except (CancelledError, OSError):
+            raise  # the time is over; the file cannot be read
+        except Exception as error:  # whatever the code of others raises
+            raise self._fault(error) from error
+        return None if found is None else Finding(self.name, str(found))
+
+    def _fault(self, error: Exception) -> ScannerAway:
+        self.log.failure("a plug-in failed with a file")
+        return ScannerAway(f"a plug-in failed: {type(error).__name__}")

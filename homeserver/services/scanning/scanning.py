@@ -1,0 +1,352 @@
+"""Scans files, each content once, before anybody gets them.
+
+A file is scanned when it has come, and what could not be scanned then is scanned by a job. Who asks for a file meanwhile waits, and has it
+scanned first. What is harmful is held back like what an administrator holds back.
+
+Laws:
+- No file is given out of which nothing is known, unless the configuration says so.
+- A file goes to the scanners piece by piece, as it is read from where it is kept; nothing of it is written anywhere.
+- So many files are scanned at the same time, each within its limit of time; nothing that is in a file makes others wait longer.
+- The server keeps neither keys of encrypted files, nor anything that tells what is in them: of these, whether something was found is noted
+  under a hash of content and key.
+"""
+
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from contextlib import aclosing
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import CTR
+from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.defer import TimeoutError as TookTooLong
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from federation.protocol.errors import (
+    MatrixError,
+    MediaHarmful,
+    MediaTooLargeToScan,
+    NotFound,
+    NotYetUploaded,
+    ScannersUnavailable,
+    TooLarge,
+)
+from federation.protocol.ids import UserID
+from federation.rooms.concurrent import map_at_once
+from federation.shared_work import SharedWork
+from homeserver.hooks import FileToCheck
+from homeserver.observe.scanning import ScanMetrics
+from homeserver.services.audit import Happened, note
+from homeserver.services.media.store_errors import store_error
+from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
+from homeserver.services.scanning.scanners import Scanners
+from storage.database import Database
+from storage.media import Content
+from storage.media_contents import Contents, OpenedContent
+from storage.media_rescans import FileKind, MediaRescanStore
+from storage.media_scans import MediaScanStore, ScanRow, ScanState, Wanted
+from storage.transaction import WriteTransaction
+
+PIECE_BYTES: Final = 1 << 20
+LONGEST_WAIT_MS: Final = 60_000
+MOST_WAITING: Final = 200
+"""Scans that wait for their turn in memory; what comes beyond them is left to the job, or has to be asked for again."""
+AWAY_SECONDS: Final = 5.0
+"""For so long nothing is shown to scanners of which one could not be asked."""
+AWAY_RETRY_MS: Final = 60_000
+FILE_RETRY_MS: Final = 600_000
+"""After so long a file is shown again that could not be scanned, while others could."""
+MOST_FOUND_CHARS: Final = 300
+
+Wrap = Callable[[AsyncGenerator[bytes, None]], AsyncGenerator[bytes, None]]
+
+
+class Scanning:
+    """Scans, and tells what came of it. Implements `ScanGate`."""
+
+    log = Logger(namespace="homeserver.scanning")
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        store: MediaScanStore,
+        rescans: MediaRescanStore,
+        contents: Contents,
+        scanners: Scanners,
+        metrics: ScanMetrics,
+        *,
+        kinds: Collection[FileKind],
+        max_size: int,
+        passes_larger: bool,
+        passes_unscanned: bool,
+        at_once: int,
+        time_limit_ms: int,
+        upload_wait_ms: int,
+    ) -> None:
+        """`kinds`: which files, of at most `max_size` bytes; `passes_larger`: larger ones are given out unscanned.
+
+        `passes_unscanned`: files are given out while scanners cannot be asked. `time_limit_ms`: for one file.
+        `upload_wait_ms`: how long somebody who uploads waits to hear what came of it.
+        """
+        self._clock = clock
+        self._database = database
+        self._store = store
+        self._rescans = rescans
+        self._contents = contents
+        self._scanners = scanners
+        self._metrics = metrics
+        self._kinds = frozenset(kinds)
+        self._max_size = max_size
+        self._passes_larger = passes_larger
+        self._passes_unscanned = passes_unscanned
+        self._at_once = at_once
+        self._time_limit_ms = time_limit_ms
+        self._upload_wait_ms = upload_wait_ms
+        self._turns = DeferredSemaphore(at_once)
+        self._work: SharedWork[bytes, ScanState] = SharedWork()
+        self._away_until = 0.0
+        self._is_away = False
+
+    # The gate.
+
+    def check_size(self, kind: FileKind, size: int) -> None:
+        if kind in self._kinds and size > self._max_size and not self._passes_larger:
+            raise TooLarge(f"Files are scanned here, and none of more than {self._max_size} bytes can be")
+
+    def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
+        if kind in self._kinds and size <= self._max_size:
+            self._store.note(txn, hash, self._now_ms() + self._lease_ms())
+
+    async def check_kept(self, kind: FileKind, content: Content) -> None:
+        if kind not in self._kinds or content.size > self._max_size:
+            return
+        try:
+            state = await self._known(content, self._upload_wait_ms)
+        except MatrixError:
+            return  # what is not known in time becomes known later; until then nobody gets it
+        if state is ScanState.HARMFUL:
+            row = await self._store.get_scan(content.hash)
+            found = "" if row is None or row.found is None else f" ({row.found})"
+            raise MediaHarmful(f"A scanner has found this file harmful{found}: it is held back")
+
+    async def check(self, kind: FileKind, content: Content, timeout_ms: int, *, is_protected: bool = False) -> None:
+        if kind in self._kinds:
+            await self.require(content, timeout_ms, is_protected=is_protected)
+
+    async def require(self, content: Content, timeout_ms: int, *, is_protected: bool = False) -> None:
+        """As `check`, of whatever kind it is."""
+        if content.size > self._max_size:
+            if self._passes_larger:
+                return
+            raise MediaTooLargeToScan
+        try:
+            state = await self._known(content, timeout_ms)
+        except ScannersUnavailable:
+            if self._passes_unscanned:
+                return
+            raise
+        if state is ScanState.HARMFUL and not is_protected:
+            raise MediaHarmful
+
+    async def get_state(self, hash: bytes) -> ScanRow | None:
+        """What is known of a content."""
+        return await self._store.get_scan(hash)
+
+    # What is inside of encrypted files.
+
+    async def require_inside(
+        self,
+        content: Content,
+        key: bytes,
+        iv: bytes,
+        timeout_ms: int,
+        by: UserID | None,
+        check_rate: Callable[[], None],
+    ) -> str | None:
+        """What was found in a file once it is decrypted (AES-CTR); None: nothing. `by`: who shows the key.
+
+        `check_rate` is called before there is work: each key makes new work, and whoever is let in can make up keys.
+
+        A verdict is good for as long as the scanners know what they knew: a job cannot ask for the key. What a scanner
+        finds that is certain has the file held back for all, if somebody who is signed in has shown the key.
+        Raises what `check` does, but for MediaHarmful, and what `check_rate` does.
+        """
+        if content.size > self._max_size:
+            if self._passes_larger:
+                return None
+            raise MediaTooLargeToScan
+        digest = hashlib.sha256(b"inside\0" + content.hash + key + iv).digest()
+
+        async def decrypted(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+            decryptor = Cipher(AES(key), CTR(iv)).decryptor()
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    yield decryptor.update(piece)
+
+        row = await self._store.get_scan(digest)
+        try:
+            if row is None or (row.state is ScanState.CLEAN and row.version != await self._version()):
+                check_rate()
+                await self._wait(digest, timeout_ms, lambda: self._scan(digest, content.hash, decrypted, by))
+                row = await self._store.get_scan(digest)
+        except ScannersUnavailable:
+            if self._passes_unscanned:
+                return None
+            raise
+        return row.found or "" if row is not None and row.state is ScanState.HARMFUL else None
+
+    # What a job does.
+
+    async def do_scan_wanted(self, limit: int) -> int:
+        """Scan files that nobody has scanned yet, or that are to be scanned again: at most so many, but as many as are scanned
+        at the same time; how many were taken."""
+        if self._clock.seconds() < self._away_until:
+            return 0
+        count = min(max(limit, self._at_once), 4 * self._at_once)
+        now = self._now_ms()
+        taken = await self._store.take_wanted(now, now + self._lease_ms() * 4, count)
+        could_be_asked = await map_at_once(self._attempt, taken, self._at_once)
+        waiting = await self._store.count_wanted()
+        self._metrics.waiting.labels("first").set(waiting[Wanted.FIRST])
+        self._metrics.waiting.labels("another").set(waiting[Wanted.AGAIN])
+        if not all(could_be_asked):
+            return 0
+        return limit if len(taken) == count else min(len(taken), limit - 1)
+
+    async def _attempt(self, hash: bytes) -> bool:
+        """False where scanners cannot be asked."""
+        try:
+            await self._work.run(hash, lambda: self._scan(hash, hash, None, None))
+        except MatrixError:
+            return self._clock.seconds() >= self._away_until
+        return True
+
+    # One scan.
+
+    async def _known(self, content: Content, timeout_ms: int) -> ScanState:
+        row = await self._store.get_scan(content.hash)
+        if row is not None and row.state is not ScanState.UNKNOWN:
+            return row.state
+        hash = content.hash
+        return await self._wait(hash, timeout_ms, lambda: self._scan(hash, hash, None, None))
+
+    async def _wait(
+        self, digest: bytes, timeout_ms: int, work: Callable[[], Coroutine[Deferred[Any], Any, ScanState]]
+    ) -> ScanState:
+        """Have it done, by whoever does it, and wait so long."""
+        seconds = min(max(timeout_ms, 0), LONGEST_WAIT_MS) / 1000
+        waiting = Deferred.fromCoroutine(self._work.run(digest, work))
+        try:
+            return await waiting.addTimeout(seconds, self._clock)
+        except TookTooLong:
+            raise NotYetUploaded("This file is still being scanned: try again in a while") from None
+
+    async def _scan(self, digest: bytes, hash: bytes, wrap: Wrap | None, by: UserID | None) -> ScanState:
+        """Show a content to the scanners, and note what they say. Raises ScannersUnavailable, NotFound, NotYetUploaded,
+        StoreUnavailable."""
+        if self._clock.seconds() < self._away_until:
+            raise ScannersUnavailable
+        if len(self._turns.waiting) >= MOST_WAITING:
+            raise NotYetUploaded("Many files wait to be scanned: try again in a while")
+        await self._turns.acquire()
+        try:
+            began = self._clock.seconds()
+            version, found = await self._ask(hash, wrap)
+            self._metrics.seconds.inc(self._clock.seconds() - began)
+            if self._is_away:
+                self._is_away = False
+                self.log.info("the scanners can be asked again")
+        except ScannerAway as error:
+            raise await self._put_off(digest, error, AWAY_RETRY_MS) from error
+        except (CannotScan, TookTooLong) as error:
+            raise await self._put_off(digest, error, FILE_RETRY_MS) from error
+        except OSError as error:
+            raise store_error(error) from error
+        finally:
+            self._turns.release()
+        state = ScanState.CLEAN if found is None else ScanState.HARMFUL
+        self._metrics.scans.labels(state.name.lower()).inc()
+        text = None if found is None else str(found)[:MOST_FOUND_CHARS]
+        verdict = ScanRow(digest, hash, state, version, self._now_ms(), text, by if found is not None else None)
+        await self._database.write("set_media_verdict", self._conclude, verdict, found)
+        return state
+
+    async def _ask(self, hash: bytes, wrap: Wrap | None) -> tuple[str, Finding | None]:
+        opened = await self._contents.open(hash)
+        if opened is None:
+            self.log.error("the content {hash}, which was to be scanned, is missing", hash=hash.hex())
+            await self._store.set_until(hash, self._now_ms() + FILE_RETRY_MS)
+            await self._store.forget_unused(hash)
+            raise NotFound("The content of this file is missing")
+
+        def pieces() -> AsyncGenerator[bytes, None]:
+            read = _pieces(opened)
+            return read if wrap is None else wrap(read)
+
+        async def ask() -> tuple[str, Finding | None]:
+            version = await self._scanners.get_version()
+            return version, await self._scanners.scan(FileToCheck(opened.size, pieces))
+
+        try:
+            asking = Deferred.fromCoroutine(ask())
+            result = await asking.addTimeout(self._time_limit_ms / 1000, self._clock)
+            self._metrics.bytes.inc(opened.size)
+            return result
+        finally:
+            opened.close()
+
+    async def _put_off(self, digest: bytes, error: Exception, retry_ms: int) -> MatrixError:
+        """It could not be done: not before then again."""
+        self._metrics.scans.labels("failed").inc()
+        if isinstance(error, ScannerAway):
+            self._away_until = self._clock.seconds() + AWAY_SECONDS
+            if not self._is_away:
+                self._is_away = True
+                self.log.error("files cannot be scanned: {error}", error=str(error))
+        else:
+            text = str(error) or "it takes too long"
+            self.log.error("the file {digest} cannot be scanned: {error}", digest=digest.hex(), error=text)
+        await self._store.set_until(digest, self._now_ms() + retry_ms)
+        return ScannersUnavailable()
+
+    def _conclude(self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None) -> None:
+        """Note what they say, and what follows from it."""
+        if found is not None and verdict.digest == verdict.hash:
+            self._rescans.count_found(txn, verdict.hash)
+        certain = found is not None and verdict.by_user_id is not None and self._scanners.is_certain(found)
+        users = self._store.set_verdict(txn, verdict, hold=certain or verdict.digest == verdict.hash)
+        for user_id in users:
+            note(txn, UserID(user_id), Happened.FILE_HARMFUL, verdict.scanned_ts)
+        if found is not None:
+            txn.after_commit(
+                lambda: self.log.warn(
+                    "a file is harmful: {found}; its SHA-256 is {hash}", found=verdict.found, hash=verdict.hash.hex()
+                )
+            )
+
+    async def _version(self) -> str:
+        """What the scanners know. Raises ScannersUnavailable."""
+        try:
+            return await self._scanners.get_version()
+        except (ScannerAway, CannotScan) as error:
+            self.log.error("files cannot be scanned: {error}", error=str(error))
+            raise ScannersUnavailable from error
+
+    def _lease_ms(self) -> int:
+        return self._time_limit_ms + AWAY_RETRY_MS
+
+    def _now_ms(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
+
+async def _pieces(opened: OpenedContent) -> AsyncGenerator[bytes, None]:
+    at = 0
+    while at < opened.size:
+        piece = await opened.read(at, PIECE_BYTES)
+        if not piece:
+            raise OSError("the file is shorter than it was")
+        yield piece
+        at += len(piece)

@@ -1,0 +1,343 @@
+"""Scanners that speak ICAP: c-icap with its antivirus service, and servers that answer in other ways."""
+
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from homeserver.config.scanning import NotAnAddress, split_clamd
+from homeserver.hooks import FileToCheck
+from homeserver.services.scanning import connection as connections
+from homeserver.services.scanning.clamd import Clamd
+from homeserver.services.scanning.connection import Place
+from homeserver.services.scanning.icap import ICAP, Method, place_of
+from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
+from storage.executors import InlineExecutor
+from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
+
+T = TypeVar("T")
+OPTIONS = b'ICAP/1.0 200 OK\r\nMethods: RESPMOD\r\nISTag: "%s"\r\nService: Test\r\nEncapsulated: null-body=0\r\n\r\n'
+NO_CONTENT = b"ICAP/1.0 204 No Content\r\n\r\n"
+
+
+def file_of(data: bytes, piece: int = 65536) -> FileToCheck:
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(data), piece):
+            yield data[start : start + piece]
+
+    return FileToCheck(len(data), pieces)
+
+
+def result(work: Coroutine[Any, Any, T]) -> T:
+    """What is done at once. Raises what it raises."""
+    outcome: list[T | Failure] = []
+    Deferred.fromCoroutine(work).addBoth(outcome.append)
+    (found,) = outcome
+    if isinstance(found, Failure):
+        found.raiseException()
+    return found
+
+
+async def _scan(scanner: Scanner, data: bytes) -> Finding | None:
+    return await scanner.scan(file_of(data))
+
+
+async def _version(scanner: Scanner) -> str:
+    return await scanner.get_version()
+
+
+def scan(scanner: Scanner, data: bytes) -> Finding | None:
+    """What it says of a file."""
+    return result(_scan(scanner, data))
+
+
+def version(scanner: Scanner) -> str:
+    """What it says of itself."""
+    return result(_version(scanner))
+
+
+@pytest.fixture(scope="module")
+def scanners() -> Iterator[RunningScanners]:
+    with running_scanners() as running:
+        running.start_icap()
+        yield running
+
+
+@pytest.mark.parametrize("method", ["RESPMOD", "REQMOD"])
+def test_with_c_icap(scanners: RunningScanners, method: Method) -> None:
+    antivirus = ICAP(scanners.icap, method, InlineExecutor(), 20)
+    assert version(antivirus).startswith("C-ICAP/")
+    found = Finding("icap", "Eicar-Test-Signature.UNOFFICIAL")
+    for data, wanted in (
+        (b"hello", None),
+        (b"", None),
+        (bytes(3 << 20), None),
+        (EICAR, found),
+        (EICAR + bytes(3 << 20), found),
+    ):
+        assert scan(antivirus, data) == wanted
+    echo = ICAP(scanners.icap_echo, method, InlineExecutor(), 20)
+    assert [scan(echo, data) for data in (b"hello", EICAR, bytes(3 << 20))] == [None] * 3
+    missing = ICAP(scanners.icap + "-none", method, InlineExecutor(), 20)
+    for ask in (lambda: version(missing), lambda: scan(missing, b"hello")):
+        with pytest.raises(ScannerAway, match="404"):
+            ask()
+
+
+class Talk:
+    """What a server has heard, and what it says."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._received = b""
+
+    def heard(self, end: bytes) -> bytes:
+        """All up to these bytes."""
+        while end not in self._received:
+            data = self._connection.recv(65536)
+            if not data:
+                return self._received
+            self._received += data
+        before, _, self._received = self._received.partition(end)
+        return before
+
+    def whole(self) -> bytes:
+        """A request to the end of its body; the bytes of the body."""
+        head = self.heard(b"\r\n\r\n")
+        for _ in range(head.count(b"-hdr=")):
+            self.heard(b"\r\n\r\n")
+        body = b""
+        while size := int(self.heard(b"\r\n"), 16):
+            while len(self._received) < size + 2:
+                self._received += self._connection.recv(65536)
+            body += self._received[:size]
+            self._received = self._received[size + 2 :]
+        return body
+
+    def say(self, data: bytes) -> None:
+        self._connection.sendall(data)
+
+
+Script = Callable[[Talk], None]
+
+
+@contextmanager
+def scripted(script: Script, method: Method = "RESPMOD", seconds: float = 5) -> Iterator[ICAP]:
+    """A server that does this with each connection."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    faults: list[BaseException] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection:
+                try:
+                    script(Talk(connection))
+                except (BrokenPipeError, ConnectionResetError):
+                    continue  # who asks has hung up
+                except BaseException as error:
+                    faults.append(error)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield ICAP(f"icap://127.0.0.1:{listening.getsockname()[1]}/scan", method, InlineExecutor(), seconds)
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(5)
+        assert not faults
+
+
+def chunks(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+def modified(http: bytes, body: bytes, more: bytes = b"", part: bytes = b"res") -> bytes:
+    head = b"ICAP/1.0 200 OK\r\n%sEncapsulated: %s-hdr=0, %s-body=%d\r\n\r\n" % (more, part, part, len(http))
+    return head + http + chunks(body)
+
+
+def says(answer: bytes) -> Script:
+    def script(talk: Talk) -> None:
+        talk.whole()
+        talk.say(answer)
+
+    return script
+
+
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (NO_CONTENT, None),
+        (b"ICAP/1.0 100 Continue\r\n\r\n" + NO_CONTENT, None),
+        (modified(OK, b"hello"), None),
+        (modified(OK, b"hullo"), "refused"),
+        (modified(OK, b""), "refused"),
+        (modified(FORBIDDEN, b"hello"), "refused"),
+        (modified(b"GET / HTTP/1.1\r\n\r\n", b"hello", part=b"req"), "refused"),
+        (b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK, "refused"),
+        (modified(FORBIDDEN, b"no", b"X-Infection-Found: Type=0; Resolution=2; Threat=Worm.A;\r\n"), "Worm.A"),
+        (modified(OK, b"hello", b"X-Virus-ID: Worm.B\r\n"), "Worm.B"),
+        (b"ICAP/1.0 204 No Content\r\nX-Virus-ID: Worm.C\r\n\r\n", "Worm.C"),
+    ],
+)
+def test_answers(answer: bytes, found: str | None) -> None:
+    with scripted(says(answer)) as scanner:
+        assert scan(scanner, b"hello") == (None if found is None else Finding("icap", found))
+
+
+def test_an_answer_to_a_request() -> None:
+    with scripted(says(modified(b"PUT / HTTP/1.1\r\n\r\n", b"hello", part=b"req")), "REQMOD") as scanner:
+        assert scan(scanner, b"hello") is None
+    with scripted(says(modified(FORBIDDEN, b"hello")), "REQMOD") as scanner:
+        assert scan(scanner, b"hello") == Finding("icap", "refused")
+
+
+def test_an_empty_file_that_comes_back() -> None:
+    with scripted(says(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, null-body=19\r\n\r\n" + OK)) as scanner:
+        assert scan(scanner, b"") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (b"", ScannerAway),
+        (b"HTTP/1.1 200 OK\r\n\r\n", ScannerAway),
+        (b"ICAP/1.0 many\r\n\r\n", ScannerAway),
+        (b"ICAP/1.0 503 Overloaded\r\n\r\n", ScannerAway),
+        (b"ICAP/1.0 413 Too large\r\n\r\n", CannotScan),
+        (b"ICAP/1.0 200 OK\r\n" + b"X: y\r\n" * 200, ScannerAway),
+        (b"ICAP/1.0 200 OK\r\n" + b"X" * 200_000, ScannerAway),
+        (modified(OK, b"hello")[:-20], ScannerAway),
+        (b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK + b"zz\r\nhello\r\n", ScannerAway),
+    ],
+)
+def test_answers_that_say_nothing(answer: bytes, error: type[Exception]) -> None:
+    with scripted(says(answer)) as scanner, pytest.raises(error):
+        scan(scanner, b"hello")
+
+
+def test_a_server_that_is_silent() -> None:
+    waiting = threading.Event()
+
+    def script(talk: Talk) -> None:
+        talk.whole()
+        waiting.wait(20)
+
+    with scripted(script, seconds=0.1) as scanner:
+        with pytest.raises(CannotScan, match="too slow"):
+            scan(scanner, b"hello")
+        waiting.set()
+
+
+def test_nobody_is_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    scanner = ICAP(f"icap://127.0.0.1:{port}/scan", "RESPMOD", InlineExecutor(), 5)
+    for ask in (lambda: version(scanner), lambda: scan(scanner, b"hello")):
+        with pytest.raises(ScannerAway):
+            ask()
+
+
+def test_a_server_that_sends_back_while_it_is_sent_to() -> None:
+    """More than sockets hold: whoever only sent, or only read, would wait for ever."""
+    data = bytes(range(256)) * (6 << 12)
+
+    def script(talk: Talk) -> None:
+        head = talk.heard(b"\r\n\r\n")
+        for _ in range(head.count(b"-hdr=")):
+            talk.heard(b"\r\n\r\n")
+        talk.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
+        while size := int(talk.heard(b"\r\n"), 16):
+            while len(talk._received) < size + 2:
+                talk._received += talk._connection.recv(65536)
+            talk.say(b"%x\r\n%s\r\n" % (size, talk._received[:size]))
+            talk._received = talk._received[size + 2 :]
+        talk.say(b"0\r\n\r\n")
+
+    with scripted(script, seconds=30) as scanner:
+        assert scan(scanner, data) is None
+
+
+def test_a_server_that_answers_without_reading_on() -> None:
+    def script(talk: Talk) -> None:
+        talk.heard(b"\r\n\r\n")
+        talk.say(b"ICAP/1.0 200 OK\r\nX-Virus-ID: Worm\r\n\r\n")
+
+    with scripted(script) as scanner:
+        # what is sent after its end may undo its answer on the way, which then counts for nothing
+        try:
+            found = scan(scanner, bytes(8 << 20))
+        except ScannerAway:
+            return
+        assert found == Finding("icap", "Worm")
+
+
+def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MOST_EARLY", 1 << 20)
+    ended = threading.Event()
+
+    def script(talk: Talk) -> None:
+        talk.heard(b"\r\n\r\n")
+        talk.say(b"ICAP/1.0 200 OK\r\nEncapsulated: res-hdr=0, res-body=19\r\n\r\n" + OK)
+        while not ended.is_set():
+            talk.say(b"10000\r\n" + bytes(65536) + b"\r\n")
+
+    with scripted(script, seconds=0.5) as scanner:
+        with pytest.raises(CannotScan, match="too slow"):
+            scan(scanner, bytes(64 << 20))
+        ended.set()
+
+
+def test_the_version_is_what_the_server_says() -> None:
+    tags = iter((b"one", b"two"))
+
+    def script(talk: Talk) -> None:
+        assert talk.heard(b"\r\n\r\n").startswith(b"OPTIONS icap://127.0.0.1:")
+        talk.say(OPTIONS % next(tags))
+
+    with scripted(script) as scanner:
+        assert [version(scanner), version(scanner)] == ['Test "one"', 'Test "two"']
+    with (
+        scripted(lambda talk: talk.say(OPTIONS % b"x"), "REQMOD") as scanner,
+        pytest.raises(ScannerAway, match="REQMOD"),
+    ):
+        version(scanner)
+
+
+@pytest.mark.parametrize("url", ["http://a/b", "icap:///scan", "icap://a:b/c", "icap://a/ b", "icap://a/é"])
+def test_addresses_of_no_icap_server(url: str) -> None:
+    with pytest.raises(ValueError, match=r"icap|Port"):
+        place_of(url)
+
+
+def test_what_is_not_clamd() -> None:
+    def script(talk: Talk) -> None:
+        talk.heard(b"\0")
+        talk.say(b"SSH-2.0-OpenSSH\0")
+
+    with scripted(script) as other:
+        clamd = Clamd(Place(host="127.0.0.1", port=other._place.port), InlineExecutor(), 5)
+        with pytest.raises(ScannerAway, match="is not clamd"):
+            version(clamd)
+        with pytest.raises(CannotScan, match="SSH"):
+            scan(clamd, b"hello")
+
+
+@pytest.mark.parametrize("address", ["unix:relative", "unix:", "tcp:host", "tcp::1", "host:1", "tcp:host:x"])
+def test_addresses_of_no_clamd(address: str) -> None:
+    with pytest.raises(NotAnAddress):
+        split_clamd(address)

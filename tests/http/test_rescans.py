@@ -1,0 +1,106 @@
+"""Files that are scanned again: when scanners know more, and when an administrator wishes it."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from storage.media_rescans import Rescan
+from tests.helpers.files_between import DOWNLOAD, upload
+from tests.helpers.object_store import RunningObjectStore
+from tests.helpers.scanned import OURS, PLUGIN, TEA, Held, Place, administrator, begin_upload, clamd, do_jobs, send
+from tests.helpers.scanners import RunningScanners
+from tests.helpers.server import User
+
+
+def test_a_long_object_goes_to_the_scanner_as_it_is_read(
+    place: Place, running_store: RunningObjectStore, tmp_path: Path
+) -> None:
+    bucket = running_store.bucket()
+    store = ", ".join(f"{name}: '{value}'" for name, value in bucket.section().items())
+    config = f"media_object_store: {{{store}}}\n{PLUGIN}media_scanning: {{upload_wait: 0s}}\n"
+    alice = place.server(config).register("alice")
+    long = bytes(range(256)) * (9 << 12)
+    Held.is_quick = True
+    uploading = begin_upload(alice, long)
+    assert uploading.answer.status == 200
+    Held.seen.clear()
+    for path in (tmp_path / "media_store" / "content").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    Held.rules = "2"
+    alice.server.run(alice.server.app.media.scanning.administration.do_rescan(None))
+    alice.server.clock.advance(40)
+    do_jobs(alice.server)
+    do_jobs(alice.server)
+    assert [hashlib.sha256(each).digest() for each in Held.seen] == [hashlib.sha256(long).digest()]
+    assert not [each for each in (tmp_path / "media_store").rglob("*") if each.is_file() and each.stat().st_size]
+
+
+def test_scanning_again_with_more_signatures(place: Place, scanners: RunningScanners) -> None:
+    server = place.server(clamd(scanners))
+    alice, root = server.register("alice"), administrator(server)
+    worm = b"a worm of today " + bytes(range(40))
+    addresses = [upload(alice, body) for body in (worm, TEA, b"third")]
+    assert alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200
+    scanners.learn("Worm", worm)
+    scanners.stop_clamd()
+    scanners.start_clamd()
+    assert alice.post(f"{OURS}/rescan", {}).errcode == "M_FORBIDDEN"
+    assert root.post(f"{OURS}/rescan", {"newer_than_ms": -1}).errcode == "M_INVALID_PARAM"
+    begun = root.post(f"{OURS}/rescan", {})
+    assert begun.json["reason"] == "administrator"
+    assert root.post(f"{OURS}/rescan", {}).status == 400
+    assert alice.get(f"{DOWNLOAD}/{addresses[0]}").status == 200  # it was clean, and is until something else is known
+    do_jobs(server)
+    progress = root.get(f"{OURS}/rescan").json
+    assert (progress["total"], progress["left"], progress["is_counted"], progress["ended_ts"]) == (3, 3, True, None)
+    do_jobs(server)
+    progress = root.get(f"{OURS}/rescan").json
+    assert (progress["total"], progress["left"], progress["harmful"]) == (3, 0, 1)
+    assert progress["ended_ts"] == 1_700_000_000_000
+    assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [403, 200, 200]
+    records = root.get(f"/_mahalla/admin/v1/users/{alice.user_id}/audit").json["records"]
+    assert "file_found_harmful" in [each["event"] for each in records]
+
+
+def test_scanners_that_know_something_new_begin_a_rescan(held: User) -> None:
+    server = held.server
+    Held.is_quick = True
+
+    def steps() -> tuple[Rescan | None, int]:
+        for _ in range(3):
+            server.clock.advance(31)
+            do_jobs(server)
+        return server.run(server.app.media.scanning.administration.get_rescan())
+
+    upload(held, TEA)
+    assert steps() == (None, 0)
+    Held.rules = "2"
+    first, left = steps()
+    assert first is not None
+    assert (first.reason, first.total, left, first.ended_ts is not None) == ("signatures", 1, 0, True)
+    assert Held.seen == [TEA, TEA]
+    Held.rules = "3"
+    assert steps()[0] == first  # not more often than once a day
+    server.clock.advance(24 * 3600)
+    again, _ = steps()
+    assert again is not None
+    assert again.began_ts > first.began_ts
+    server.clock.advance(40 * 24 * 3600)
+    Held.rules = "4"
+    last, _ = steps()
+    assert last is not None
+    assert (last.total, Held.seen) == (0, [TEA] * 3)  # the file has come long ago
+
+
+def test_a_list_of_known_files(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "docs" / "examples" / "plugins"))
+    known = tmp_path / "known"
+    known.write_text(f"{hashlib.sha256(TEA).hexdigest()} green tea\n", encoding="utf-8")
+    server = place.server(f"plugins: [{{module: known_files.KnownFiles, config: {{path: {known}}}}}]\n")
+    alice = server.register("alice")
+    assert "plug-in: green tea" in send(alice, TEA).json["error"]
+    assert send(alice, b"milk").status == 200
+    known.write_text(f"{hashlib.sha256(b'juice').hexdigest()} juice\n", encoding="utf-8")
+    assert send(alice, b"juice").status == 403

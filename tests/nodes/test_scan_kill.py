@@ -1,0 +1,114 @@
+"""kill -9 between store and scan: what was acknowledged is there, nobody gets it unscanned, and it is scanned after the start."""
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database, SQLiteConfig
+from tests.helpers.databases import open_inline
+from tests.helpers.files_between import DOWNLOAD
+from tests.helpers.http import Answer
+from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.scanned import MINE, TEA, UPLOAD, do_jobs
+from tests.helpers.scanners import EICAR, RunningScanners, running_scanners
+from tests.helpers.server import TestServer
+
+
+@contextmanager
+def silent_scanner(path: str) -> Iterator[threading.Event]:
+    """Takes whatever it is sent, and never answers; the event says that it was sent something."""
+    heard = threading.Event()
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(path)
+    listening.listen()
+    connections = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            connections.append(connection)
+            heard.set()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+        thread.join(5)
+        for each in connections:
+            each.close()
+        os.unlink(path)
+
+
+@pytest.fixture
+def scanners() -> Iterator[RunningScanners]:
+    with running_scanners() as running:
+        running.stop_clamd()
+        yield running
+
+
+def _upload(server: RunningServer, token: str, body: bytes) -> str:
+    connection = server.connect()
+    connection.request("POST", UPLOAD, body, {"Authorization": f"Bearer {token}", "Content-Type": "text/plain"})
+    answer = connection.getresponse()
+    said = answer.read()
+    connection.close()
+    assert answer.status == 200, said
+    return said.decode().split("mxc://")[1].rstrip('"}')
+
+
+def test_killed_between_store_and_scan(sqlite: SQLiteConfig, scanners: RunningScanners, tmp_path: Path) -> None:
+    files = ServerFiles(tmp_path / "server", sqlite, {"media_scanning": {"clamd": scanners.unix, "upload_wait": 100}})
+    bodies = (EICAR, TEA, EICAR + b" nobody asks", b"nobody asks")
+    try:
+        with silent_scanner(scanners.unix.removeprefix("unix:")) as heard:
+            server = files.start()
+            token = server.register("alice")
+            addresses = [_upload(server, token, body) for body in bodies]
+            assert heard.wait(20)
+            waiting = server.request("GET", f"{DOWNLOAD}/{addresses[0]}?timeout_ms=50", token=token)
+            assert (waiting.status, waiting.json["errcode"]) == (504, "M_NOT_YET_UPLOADED")
+            server.kill()
+            server = files.start()
+            still = server.request("GET", f"{DOWNLOAD}/{addresses[0]}?timeout_ms=50", token=token)
+            assert still.status == 504
+            server.kill()
+        scanners.start_clamd()
+        server = files.start()
+        asked = [server.request("GET", f"{DOWNLOAD}/{each}", token=token) for each in addresses[:2]]
+        assert [each.status for each in asked] == [403, 200]
+        assert asked[1].body == TEA
+        server.stop()
+    finally:
+        files.end()
+
+    # those that nobody has asked for: by the job, once whoever took them in can no longer be at it
+    database = open_inline(sqlite)
+    _scan_what_is_left(database, scanners, tmp_path, token, addresses)
+
+
+def _scan_what_is_left(
+    database: Database, scanners: RunningScanners, tmp_path: Path, token: str, addresses: list[str]
+) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    config = f"media_store_path: {tmp_path}/server/media_store\nmedia_scanning: {{clamd: '{scanners.unix}'}}\n"
+    server = TestServer(again, database, config, server_name="localhost", now=4_000_000_000.0)
+    do_jobs(server)
+
+    def get(path: str) -> Answer:
+        return server.client.request("GET", path, token=token)
+
+    assert sorted(each["scan"]["state"] for each in get(MINE).json["media"]) == ["clean", "clean", "harmful", "harmful"]
+    assert [get(f"{DOWNLOAD}/{each}").status for each in addresses] == [403, 200, 403, 200]
+    server.app.media.close_workers()

@@ -1,0 +1,274 @@
+"""What scanners have said of files, and scanning again, on both databases."""
+
+from collections.abc import Sequence
+
+import pytest
+from msgspec.structs import replace
+
+from storage.database import Database
+from storage.media import Content, MediaRow, MediaStore
+from storage.media_addresses import MediaAddress
+from storage.media_quarantine import SCANNER, QuarantineStore
+from storage.media_removal import MediaRemovalStore, Reason
+from storage.media_rescans import FileKind, MediaRescanStore
+from storage.media_scans import MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
+from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.transaction import WriteTransaction
+
+OWN = "example.org"
+NOW = 1_700_000_000_000
+LOCAL: Sequence[FileKind] = ("local",)
+ALICE, BOB = f"@alice:{OWN}", f"@bob:{OWN}"
+
+
+def _hash(number: int) -> bytes:
+    return bytes([number]) * 32
+
+
+def _content(number: int, size: int = 5) -> Content:
+    return Content(_hash(number), size, "text/plain", None)
+
+
+def _verdict(number: int, state: ScanState, digest: bytes | None = None, by: str | None = None) -> ScanRow:
+    found = "clamd: Virus" if state is ScanState.HARMFUL else None
+    return ScanRow(digest or _hash(number), _hash(number), state, "v1", NOW, found, by)
+
+
+class Files:
+    """Files of a server, and scans of them."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.quarantine = QuarantineStore(database, OWN)
+        self.scans = MediaScanStore(database, self.quarantine)
+        self.media = MediaStore(database)
+        self.copies = RemoteMediaStore(database)
+
+    async def add(
+        self, media_id: str, number: int, user: str = ALICE, created_ts: int = NOW, *, until_ms: int = 0
+    ) -> ScanState:
+        """A file comes."""
+
+        def write(txn: WriteTransaction) -> ScanState:
+            self.media.add_media(txn, MediaRow(media_id, user, _content(number), created_ts, None, NOW, True))
+            return self.scans.note(txn, _hash(number), until_ms)
+
+        return await self.database.write("add", write)
+
+    async def add_unscanned(self, media_id: str, content: Content, user: str = ALICE, created_ts: int = NOW) -> None:
+        """A file from before files were scanned."""
+        row = MediaRow(media_id, user, content, created_ts, None, NOW, True)
+        await self.database.write("add", self.media.add_media, row)
+
+    async def add_copy(self, media_id: str, number: int) -> None:
+        row = RemoteMediaRow("north.example", media_id, _content(number), NOW, NOW, True)
+        await self.database.write("add", self.copies.add_copy, row)
+
+    async def say(self, verdict: ScanRow, *, hold: bool = True) -> Sequence[str]:
+        """Scanners have said something."""
+
+        def write(txn: WriteTransaction) -> Sequence[str]:
+            return self.scans.set_verdict(txn, verdict, hold=hold)
+
+        return await self.database.write("say", write)
+
+    async def held_by(self, *media_ids: str) -> list[str | None]:
+        rows = await self.media.get_media(media_ids)
+        assert all(row.quarantined == (row.quarantined_by is not None) for row in rows.values())
+        return [rows[media_id].quarantined_by for media_id in media_ids]
+
+    async def take(self, now_ms: int = NOW, limit: int = 10) -> list[int]:
+        return [hash[0] for hash in await self.scans.take_wanted(now_ms, now_ms + 1000, limit)]
+
+
+@pytest.fixture
+def files(database: Database) -> Files:
+    return Files(database)
+
+
+async def test_a_file_that_comes_is_wanted_until_something_is_said(files: Files) -> None:
+    assert await files.add("a", 1) is ScanState.UNKNOWN
+    assert await files.add("b", 1) is ScanState.UNKNOWN
+    assert await files.scans.get_scan(_hash(1)) == ScanRow(_hash(1), _hash(1), ScanState.UNKNOWN, "", 0)
+    assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
+    assert await files.take() == [1]
+    assert await files.take(NOW + 999) == []  # somebody is at it
+    assert await files.take(NOW + 1000) == [1]  # who has died
+    assert await files.say(_verdict(1, ScanState.CLEAN)) == ()
+    assert await files.take(NOW + 9999) == []
+    assert await files.add("c", 1) is ScanState.CLEAN
+    assert await files.held_by("a", "b", "c") == [None] * 3
+    assert await files.scans.get_scans([_hash(1), _hash(2)]) == {_hash(1): _verdict(1, ScanState.CLEAN)}
+
+
+async def test_who_takes_a_file_in_scans_it_first(files: Files) -> None:
+    await files.add("a", 1, until_ms=NOW + 5)
+    assert await files.take(NOW + 4) == []
+    assert await files.take(NOW + 5) == [1]
+    await files.scans.set_until(_hash(1), NOW + 50_000)
+    assert await files.take(NOW + 49_999) == []
+
+
+async def test_what_is_harmful_is_held_back_with_all_that_has_the_same_bytes(files: Files) -> None:
+    for media_id, user in (("a", ALICE), ("b", BOB), ("picture", "")):
+        await files.add(media_id, 1, user)
+    await files.add("other", 2)
+    await files.add("safe", 1, f"@root:{OWN}")
+    await files.quarantine.set_protected("safe", protected=True)
+    await files.add_copy("theirs", 1)
+    assert await files.say(_verdict(1, ScanState.HARMFUL)) == [ALICE, BOB]
+    assert await files.held_by("a", "b", "picture", "other", "safe") == [SCANNER] * 3 + [None] * 2
+    copy = await files.copies.get_copy("north.example", "theirs")
+    assert copy is not None
+    assert copy.quarantined_by == SCANNER
+    assert await files.add("later", 1) is ScanState.HARMFUL
+    assert await files.held_by("later") == [SCANNER]
+    changes, _ = await files.quarantine.get_changes(0, 100)
+    assert len(changes) == 5
+    (found,) = await files.scans.get_findings(0, 10)
+    assert found == _verdict(1, ScanState.HARMFUL)
+    having = (await files.scans.get_files(OWN, [_hash(1)]))[_hash(1)]
+    assert ScannedFile(MediaAddress(OWN, "a"), ALICE) in having
+    assert ScannedFile(MediaAddress(OWN, "picture"), None) in having
+    assert ScannedFile(MediaAddress("north.example", "theirs"), None) in having
+    assert len(having) == 6
+
+
+async def test_what_was_harmful_stays_so_until_an_administrator_frees_it(files: Files) -> None:
+    await files.add("a", 1)
+    await files.say(_verdict(1, ScanState.HARMFUL))
+    assert await files.say(replace(_verdict(1, ScanState.CLEAN), version="v2")) == ()
+    assert await files.held_by("a") == [SCANNER]
+    assert await files.quarantine.set_free(MediaAddress(OWN, "a")) == 1
+    row = await files.scans.get_scan(_hash(1))
+    assert row is not None
+    assert (row.state, row.found) == (ScanState.FREED, "clamd: Virus")
+    assert await files.say(_verdict(1, ScanState.HARMFUL)) == ()
+    assert await files.add("b", 1) is ScanState.FREED
+    assert await files.held_by("a", "b") == [None, None]
+    assert [each.state for each in await files.scans.get_findings(0, 10)] == [ScanState.FREED]
+
+
+async def test_what_is_inside_of_an_encrypted_file(files: Files) -> None:
+    await files.add("a", 1)
+    await files.say(_verdict(1, ScanState.CLEAN))
+    inside = b"\x99" * 32
+    assert await files.say(_verdict(1, ScanState.HARMFUL, inside, BOB), hold=False) == ()
+    assert await files.held_by("a") == [None]
+    row = await files.scans.get_scan(inside)
+    assert row is not None
+    assert (row.state, row.hash, row.by_user_id) == (ScanState.HARMFUL, _hash(1), BOB)
+
+    other = b"\x98" * 32
+    assert await files.say(_verdict(1, ScanState.HARMFUL, other, BOB), hold=True) == [ALICE]
+    assert await files.held_by("a") == [SCANNER]
+    assert await files.add("b", 1) is ScanState.HARMFUL
+    await files.quarantine.set_free(MediaAddress(OWN, "a"))
+    assert {(await files.scans.get_scans([each]))[each].state for each in (inside, other, _hash(1))} == {
+        ScanState.FREED
+    }
+
+
+async def test_nothing_is_kept_of_what_no_file_has(files: Files) -> None:
+    assert await files.say(_verdict(1, ScanState.HARMFUL)) == ()
+    assert await files.scans.get_scan(_hash(1)) is None
+    await files.add("a", 1)
+    await files.add("b", 1)
+    await files.say(_verdict(1, ScanState.CLEAN))
+    await files.say(_verdict(1, ScanState.CLEAN, b"\x99" * 32))
+    removal = MediaRemovalStore(files.database, OWN)
+    for media_id, left in (("a", 2), ("b", 0)):
+
+        def remove(txn: WriteTransaction, media_id: str = media_id) -> None:
+            removal.remove(txn, [MediaAddress(OWN, media_id)], Reason.UPLOADER, NOW, held_too=True)
+
+        await files.database.write("remove", remove)
+        assert len(await files.scans.get_scans([_hash(1), b"\x99" * 32])) == left
+    await files.add("c", 2)
+    await files.scans.forget_unused(_hash(2))
+    assert await files.scans.get_scan(_hash(2)) is not None
+
+
+async def _mark_all(store: MediaRescanStore, limit: int) -> None:
+    while await store.mark(limit, NOW + 7) == limit:
+        pass
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+async def test_scanning_again_marks_each_content_once(files: Files, limit: int) -> None:
+    for number in (3, 1, 5, 2, 4):
+        await files.add(f"m{number}", number)
+        await files.say(_verdict(number, ScanState.CLEAN))
+    await files.add("again", 5, BOB)
+    await files.add_copy("same", 4)
+    await files.add_copy("theirs", 6)
+    await files.add_unscanned("before", _content(7))
+    await files.add_unscanned("long", _content(8, size=101))
+    await files.add_unscanned("old", _content(9), created_ts=NOW - 10)
+    await files.add("bad", 10)
+    await files.say(_verdict(10, ScanState.HARMFUL))
+    await files.add("new", 11)
+
+    def store() -> MediaRescanStore:
+        return MediaRescanStore(files.database, ("local", "remote", "previews"), 100)
+
+    assert await store().get() == (None, 0)
+    assert await store().mark(limit, NOW) == 0
+    began = await store().start("administrator", NOW, NOW - 9)
+    assert began is not None
+    assert await store().start("signatures", NOW, 0) is None
+    while await store().mark(limit, NOW + 7) == limit:
+        pass  # each time as after a start of the server
+    rescan, left = await store().get()
+    assert rescan is not None
+    assert (rescan.total, left, rescan.is_marked, rescan.ended_ts) == (7, 7, True, None)
+    taken = await files.take()
+    assert (taken[0], set(taken[1:])) == (11, {1, 2, 3, 4, 5, 6, 7})  # first what nobody knows yet
+
+
+async def test_how_far_it_is_and_what_was_found(files: Files) -> None:
+    store = MediaRescanStore(files.database, LOCAL, 100)
+    for number in (1, 2):
+        await files.add(f"m{number}", number)
+        await files.say(_verdict(number, ScanState.CLEAN))
+    assert await store.start("signatures", NOW, 0) is not None
+    await _mark_all(store, 10)
+
+    def conclude(txn: WriteTransaction) -> None:
+        store.count_found(txn, _hash(1))
+        files.scans.set_verdict(txn, _verdict(1, ScanState.HARMFUL), hold=True)
+
+    await files.database.write("conclude", conclude)
+    await store.mark(10, NOW + 8)
+    rescan, left = await store.get()
+    assert rescan is not None
+    assert (rescan.found, left, rescan.ended_ts) == (1, 1, None)
+    await files.say(replace(_verdict(2, ScanState.CLEAN), version="v2"))
+    await store.mark(10, NOW + 9)
+    rescan, left = await store.get()
+    assert rescan is not None
+    assert (rescan.found, rescan.total, left, rescan.ended_ts) == (1, 2, 0, NOW + 9)
+    assert await store.start("administrator", NOW + 10, 0) is not None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "marked"),
+    [(("local",), {1}), (("previews",), {2}), (("remote",), {3}), (("local", "previews"), {1, 2}), ((), set())],
+)
+async def test_only_files_of_the_kinds_that_are_scanned(
+    files: Files, kinds: Sequence[FileKind], marked: set[int]
+) -> None:
+    await files.add_unscanned("a", _content(1))
+    await files.add_unscanned("b", _content(2), user="")
+    await files.add_copy("c", 3)
+    store = MediaRescanStore(files.database, kinds, 100)
+    assert await store.start("administrator", NOW, 0) is not None
+    await _mark_all(store, 10)
+    assert set(await files.take()) == marked
+
+
+async def test_a_change_of_version_is_noted_until_a_rescan_begins(files: Files) -> None:
+    store = MediaRescanStore(files.database, LOCAL, 100)
+    assert [await store.note_version(each) for each in ("1", "1", "2", "2", "1")] == [False, False, True, True, True]
+    assert await store.start("signatures", NOW, 0) is not None
+    assert [await store.note_version(each) for each in ("1", "3")] == [False, True]
