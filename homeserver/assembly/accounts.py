@@ -6,19 +6,21 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
+from homeserver.config.registration_files import read_registration_files
 from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
+from homeserver.services.application_services import ActingServices, ApplicationServices
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
-from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
+from homeserver.services.registration import Registration, RegistrationRules
 from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
@@ -64,6 +66,8 @@ class AccountParts:
     ) -> None:
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
+        files = read_registration_files(config.others.app_service_config_files)
+        self.application_services = ApplicationServices(files, server_name)
         self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
@@ -190,8 +194,17 @@ class AccountParts:
             limiter,
             server_name=server_name,
             rules=_rules(config),
-            reserved=NoReservedNames(),
+            reserved=self.application_services,
             plugins=self.plugins,
+        )
+        self.acting_services = ActingServices(
+            self.application_services,
+            self.store,
+            self.device_store,
+            self.registration,
+            self.sign_in,
+            self.sessions,
+            self.validity,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,

@@ -11,7 +11,7 @@ spec: client-server-api#post_matrixclientv3register
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -272,6 +272,15 @@ class Registration:
             await self.check_username(wish.username, privileged=True)
         return await self._make(wish, None)
 
+    def parse_username(self, username: str) -> UserID:
+        """The id that a name makes, whoever may have it. Raises `InvalidUsername`."""
+        return self._user_id(username, privileged=True)
+
+    async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
+        """Make an account without a password for an application service, whose name it is. Raises `InvalidUsername`,
+        `UserInUse`."""
+        return await self._make(replace(wish, password=None, is_admin=False), None, service_id=service_id)
+
     async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
         """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
         open or not; `also` takes part in the write. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
@@ -295,7 +304,9 @@ class Registration:
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(Wish(device_name=device_name, refreshable=refreshable), None, is_guest=True)
 
-    async def _make(self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False) -> Registered:
+    async def _make(
+        self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False, service_id: str | None = None
+    ) -> Registered:
         password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
             user_id = self._user_id(wish.username or self._secret_text.localpart(), privileged=confirmation is None)
@@ -306,10 +317,11 @@ class Registration:
                 is_guest=is_guest,
                 is_admin=wish.is_admin,
                 user_type=wish.user_type,
+                appservice_id=service_id,
             )
             registered = Registered(user_id, None if wish.inhibit_login else self._session(wish, user_id))
             if await self._database.write("register", self._write, account, registered.session, confirmation, wish):
-                if not is_guest:
+                if not is_guest and service_id is None:
                     await self._newcomers.welcome(user_id)
                 return registered
         raise UserInUse("User ID already taken")
@@ -329,7 +341,7 @@ class Registration:
         # Until people choose a name, rooms show the local part instead of the whole address.
         name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
-        if not account.is_guest:
+        if not account.is_guest and account.appservice_id is None:
             self._newcomers.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)
