@@ -6,8 +6,9 @@ Laws:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.accounts import AccountStore
 from storage.database import Database
@@ -19,16 +20,14 @@ UNWANTED: Final = 2
 NO_ADDRESS: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class EndingRow:
+class EndingRow(msgspec.Struct, frozen=True):
     """An account that has an end. Times are milliseconds since 1970."""
 
     user_id: str
     expires_ts: int
 
 
-@dataclass(frozen=True, slots=True)
-class RenewalLinkRow:
+class RenewalLinkRow(msgspec.Struct, frozen=True):
     """A link that was sent. `used_ts`: None while it was not used."""
 
     user_id: str

@@ -4,14 +4,15 @@ Only hashes are kept. What ends a password says, in the same write, which device
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationPasswordRow:
+class ApplicationPasswordRow(msgspec.Struct, frozen=True):
     """One. Times are milliseconds since 1970."""
 
     password_id: str

@@ -13,7 +13,8 @@ spec: application-service-api#identity-assertion, #server-admin-style-permission
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.endpoint import RequestContext, Requester
 from federation.protocol.errors import (
@@ -50,16 +51,14 @@ class UnknownDevice(MatrixError):
     errcode, status, default_text = "M_UNKNOWN_DEVICE", 400, "The user has no such device"
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """One namespace."""
 
     pattern: re.Pattern[str]
     exclusive: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ApplicationService:
+class ApplicationService(msgspec.Struct, frozen=True):
     """One of them."""
 
     service_id: str
