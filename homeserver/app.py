@@ -316,6 +316,7 @@ def build(
     )
     services: Sequence[object] = (
         *federation.edge.services,
+        accounts.acting_services,
         accounts.application_passwords,
         accounts.audit,
         accounts.registration,
@@ -414,6 +415,7 @@ def build(
         guard=Guard(
             limiter,
             tokens=accounts.access_tokens,
+            appservices=accounts.acting_services if accounts.acting_services.are_there else None,
             signatures=federation_out.signatures,
             turns=federation.edge.turns,
             slow_turns=federation.edge.slow_turns,

@@ -7,12 +7,14 @@ from twisted.internet.interfaces import IReactorTime
 from federation.policy import ServerPatterns
 from federation.protocol.ids import ServerName
 from homeserver.assembly.mail import MailParts
+from homeserver.config.registration_files import read_registration_files
 from homeserver.config.whole import Config
 from homeserver.hooks import Plugins, load_plugin
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.application_passwords import ApplicationPasswords
+from homeserver.services.application_services import ActingServices, ApplicationServices
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Audit
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
@@ -21,7 +23,7 @@ from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.policies import policies_of
-from homeserver.services.registration import NoReservedNames, Registration, RegistrationRules
+from homeserver.services.registration import Registration, RegistrationRules
 from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
@@ -77,6 +79,8 @@ class AccountParts:
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
         self.policy_consents = PolicyConsentStore(database)
+        files = read_registration_files(config.others.app_service_config_files)
+        self.application_services = ApplicationServices(files, server_name)
         self.plugins = Plugins([load_plugin(plugin.module, plugin.config) for plugin in config.upstream.plugins])
         self.store = AccountStore(database)
         self.device_store = DeviceStore(database)
@@ -215,10 +219,19 @@ class AccountParts:
             limiter,
             server_name=server_name,
             rules=_rules(config),
-            reserved=NoReservedNames(),
+            reserved=self.application_services,
             plugins=self.plugins,
             consents=self.policy_consents,
             approvals=self.approvals,
+        )
+        self.acting_services = ActingServices(
+            self.application_services,
+            self.store,
+            self.device_store,
+            self.registration,
+            self.sign_in,
+            self.sessions,
+            self.validity,
         )
         self.shared_secret_registration = SharedSecretRegistration(
             clock,

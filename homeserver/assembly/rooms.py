@@ -270,6 +270,7 @@ class RoomParts:
             default_levels=config.rooms.default_power_level_content_override,
             profile_on_invite=config.people.include_profile_data_on_invite,
             federates_by_default=config.rooms.rooms_federate_by_default,
+            namespaces=accounts.application_services,
         )
         self.related_redactions = RelatedRedactions(
             RelatedRedactionStore(database), relation_store, room_store, self.engine, self.events, streams, clock
@@ -315,6 +316,7 @@ class RoomParts:
             readable_elsewhere=config.rooms.allow_public_rooms_over_federation,
             shown=config.rooms.enable_room_list_search,
             only_members_add_aliases=config.rooms.require_membership_for_aliases,
+            namespaces=accounts.application_services,
         )
         self.upgrades = RoomUpgrade(
             self.engine,

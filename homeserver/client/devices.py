@@ -1,12 +1,13 @@
 """A user's devices. spec: client-server-api#device-management"""
 
+from http import HTTPStatus
 from typing import Annotated
 
 import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
 from federation.protocol.ids import DeviceID, parse_device_id
-from homeserver.http.answers import EMPTY, Empty
+from homeserver.http.answers import EMPTY, Empty, Response
 from homeserver.services.devices import Devices
 from storage.devices import DeviceRow
 
@@ -43,8 +44,10 @@ async def get_device(devices: Devices, caller: Requester, *, device_id: DeviceID
     auth=Auth.GUEST,
     while_suspended=True,
 )
-async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename) -> Empty:
-    """Rename one."""
+async def put_device(devices: Devices, caller: Requester, *, device_id: DeviceID, body: Rename) -> Response | Empty:
+    """Rename one; an application service makes one so."""
+    if await devices.do_make(caller, parse_device_id(device_id), body.display_name):
+        return Response(HTTPStatus.CREATED, {}, {})
     await devices.do_rename(caller.user_id, device_id, body.display_name)
     return EMPTY
 

@@ -10,6 +10,8 @@ import msgspec
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.errors import Forbidden, MatrixError, MissingParam, Unrecognized
 from federation.protocol.ids import parse_device_id
+from homeserver.services.application_services import LOGIN_TYPE as SERVICE_TYPE
+from homeserver.services.application_services import ActingServices
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.devices import check_device_name
 from homeserver.services.login_tokens import LoginTokens
@@ -49,7 +51,11 @@ class Refresh(msgspec.Struct, frozen=True):
 
 @endpoint("GET", "/_matrix/client/v3/login", "/_matrix/client/r0/login", auth=Auth.NONE)
 async def get_login(
-    sign_in: SignIn, login_tokens: LoginTokens, offered: OfferedProviders, jwt_sign_in: JWTSignIn
+    sign_in: SignIn,
+    login_tokens: LoginTokens,
+    offered: OfferedProviders,
+    jwt_sign_in: JWTSignIn,
+    acting: ActingServices,
 ) -> dict[str, object]:
     """Ways to sign in."""
     flows: list[dict[str, object]] = []
@@ -63,6 +69,8 @@ async def get_login(
         flows.append({"type": "m.login.token"})
     if jwt_sign_in.is_offered:
         flows.append({"type": JWT_TYPE})
+    if acting.are_there:
+        flows.append({"type": SERVICE_TYPE})
     if not flows:
         raise Unrecognized("This server has no sign-in of the older kind")
     return {"flows": flows}
@@ -73,6 +81,7 @@ async def post_login(
     sign_in: SignIn,
     login_tokens: LoginTokens,
     jwt_sign_in: JWTSignIn,
+    acting: ActingServices,
     discovery: ClientDiscovery,
     context: RequestContext,
     *,
@@ -96,14 +105,24 @@ async def post_login(
             refreshable=body.refresh_token,
         )
         return session_answer(session.user_id, session) | discovery.in_login
-    if body.type != "m.login.password":
+    if body.type not in ("m.login.password", SERVICE_TYPE):
         raise UnknownLoginType
-    if not sign_in.takes_passwords:
+    if body.type != SERVICE_TYPE and not sign_in.takes_passwords:
         raise Forbidden("This server has no sign-in with a password")
     older = {"user": body.user, "medium": body.medium, "address": body.address}
     name = parse_identifier(
         {key: value for key, value in {"identifier": body.identifier, **older}.items() if value is not None}
     )
+    if body.type == SERVICE_TYPE:
+        session = await acting.do_sign_in(
+            context.header("authorization"),
+            name,
+            context.client_ip,
+            device_id=device_id,
+            device_name=device_name,
+            refreshable=body.refresh_token,
+        )
+        return session_answer(session.user_id, session) | discovery.in_login
     if body.password is None:
         raise MissingParam("password is missing")
     session = await sign_in.do_sign_in(

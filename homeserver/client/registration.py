@@ -7,6 +7,7 @@ import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.ids import parse_device_id
+from homeserver.services.application_services import LOGIN_TYPE, ActingServices
 from homeserver.services.devices import check_device_name
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.sessions import session_answer
@@ -25,6 +26,8 @@ class Kind(Enum):
 class Register(msgspec.Struct, frozen=True, kw_only=True):
     """The account that is wanted."""
 
+    type: str | None = None
+    """`m.login.application_service`, where one makes it."""
     auth: dict[str, object] | None = None
     username: str | None = None
     password: str | None = None
@@ -43,7 +46,12 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
     cost=COST_OF_ASKING,
 )
 async def post_register(
-    registration: Registration, context: RequestContext, *, body: Register, kind: Kind = Kind.USER
+    registration: Registration,
+    acting: ActingServices,
+    context: RequestContext,
+    *,
+    body: Register,
+    kind: Kind = Kind.USER,
 ) -> dict[str, object]:
     """Make an account; guests confirm nothing, and all that they ask for but the device's name is passed over."""
     device_name = check_device_name(body.initial_device_display_name)
@@ -59,7 +67,10 @@ async def post_register(
             refreshable=body.refresh_token,
             languages=context.languages,
         )
-        registered = await registration.do_register(wish, body.auth, context.client_ip)
+        if body.type == LOGIN_TYPE:
+            registered = await acting.do_register(context.header("authorization"), wish)
+        else:
+            registered = await registration.do_register(wish, body.auth, context.client_ip)
     return session_answer(registered.user_id, registered.session)
 
 

@@ -20,6 +20,7 @@ from homeserver.config.mail import sender_of
 from homeserver.config.option import description_of
 from homeserver.config.others import FederationMemberList
 from homeserver.config.read import Problem, Reading, each_option, read_fields, show, spell_place
+from homeserver.config.registration_files import complaints_of
 from homeserver.config.upstream_checks import check_upstream
 from homeserver.config.whole import GROUPS, Config
 from homeserver.config.yaml_text import Document, NotYaml, Place, parse_yaml
@@ -132,7 +133,8 @@ def _build(values: Mapping[str, Any], reading: Reading) -> tuple[Config | None, 
     notices = _judge_unknown(reading) + _not_yet(reading)
     if any(group is None for group in groups.values()):
         return None, notices
-    return Config(**groups, folder=reading.folder), notices
+    config = Config(**groups, folder=reading.folder)
+    return config, notices + _in_part(config)
 
 
 def _judge_unknown(reading: Reading) -> list[Problem]:
@@ -164,6 +166,15 @@ def _not_yet(reading: Reading) -> list[Problem]:
     for place in sorted(reading.used & options_without_effect(), key=str):
         notices.append(Problem(place, f"has no effect: {REASONS['later']}"))
     return notices
+
+
+def _in_part(config: Config) -> list[Problem]:
+    if not config.others.app_service_config_files:
+        return []
+    text = (
+        "acts in part: application services sign in and act for their users, but no transactions are sent to them yet"
+    )
+    return [Problem(("app_service_config_files",), text)]
 
 
 def options_without_effect() -> set[Place]:
@@ -236,6 +247,8 @@ def _check_together(config: Config) -> list[Problem]:
     if branding.logo_dark is not None and branding.logo is None:
         problems.append(Problem(("branding", "logo_dark"), "needs `logo`, which light pages show"))
     problems += _check_account_validity(config)
+    paths = config.others.app_service_config_files
+    problems += [Problem(("app_service_config_files",), text) for text in complaints_of(paths)]
     problems += check_upstream(config.upstream, config.name.public_baseurl)
     database = config.storage.database
     if database.name == "sqlite3" and (extra := set(database.args) - {"database", "cp_min", "cp_max"} - SQLITE_IGNORED):

@@ -219,6 +219,8 @@ class Others:
     """Application services, Redis."""
 
     app_service_config_files: tuple[Path, ...] = option(
-        (), "Registration files of application services (bridges, bots).", not_yet=True
+        (),
+        "Registration files of application services (bridges, bots). They sign in, register and act for their users, and have their "
+        "names to themselves; no transactions are sent to them yet.",
     )
     redis: Redis = section(Redis, "Redis or Valkey, for more than one node.", not_yet=True)

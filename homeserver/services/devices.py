@@ -43,6 +43,13 @@ class Devices:
             raise NotFound("You have no such device")
         return device
 
+    async def do_make(self, caller: Requester, device_id: DeviceID, name: str | None) -> bool:
+        """Make a device for a user of an application service, without a session; False where the caller is none, or the
+        device is there. Raises `InvalidParam`, `Forbidden`. spec: application-service-api#creating-devices"""
+        if caller.appservice_id is None:
+            return False
+        return await self._sessions.do_add_device(caller.user_id, device_id, check_device_name(name))
+
     async def do_rename(self, user_id: UserID, device_id: DeviceID, name: str | None) -> None:
         """None leaves the name. Raises `NotFound`, `InvalidParam`."""
         await self.get_device(user_id, device_id)

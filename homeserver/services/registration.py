@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.policy import ServerPatterns
@@ -270,6 +271,15 @@ class Registration:
             await self.check_username(wish.username, privileged=True)
         return await self._make(wish, None)
 
+    def parse_username(self, username: str) -> UserID:
+        """The id that a name makes, whoever may have it. Raises `InvalidUsername`."""
+        return self._user_id(username, privileged=True)
+
+    async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
+        """Make an account without a password for an application service, whose name it is. Raises `InvalidUsername`,
+        `UserInUse`."""
+        return await self._make(replace(wish, password=None, is_admin=False), None, service_id=service_id)
+
     async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
         """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
         open or not; `also` takes part in the write. Raises `InvalidUsername`, `Exclusive`, `UserInUse`, and as `also`."""
@@ -301,7 +311,9 @@ class Registration:
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(Wish(device_name=device_name, refreshable=refreshable), None, is_guest=True)
 
-    async def _make(self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False) -> Registered:
+    async def _make(
+        self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False, service_id: str | None = None
+    ) -> Registered:
         password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
         waits = self._rules.needs_approval and confirmation is not None
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
@@ -315,12 +327,13 @@ class Registration:
                 user_type=wish.user_type,
                 awaiting_ts=self._now() if waits else None,
                 awaiting_languages=wish.languages if waits else None,
+                appservice_id=service_id,
             )
             session = None if wish.inhibit_login or waits else self._session(wish, user_id)
             registered = Registered(user_id, session)
             if await self._database.write("register", self._write, account, registered.session, confirmation, wish):
                 await self._check_approved(account)
-                if not is_guest:
+                if not is_guest and service_id is None:
                     await self._newcomers.welcome(user_id)
                 return registered
         raise UserInUse("User ID already taken")
@@ -342,7 +355,7 @@ class Registration:
         self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.awaiting_ts is not None and self._approvals is not None:
             self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
-        elif not account.is_guest:
+        elif not account.is_guest and account.appservice_id is None:
             self._newcomers.note(txn, UserID(account.user_id))
         if session is not None:
             self._sessions.add(txn, session)

@@ -26,6 +26,7 @@ from federation.rooms.drafts import Draft
 from federation.rooms.engine import RoomEngine
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.profiles import Profiles
+from homeserver.services.room_directory import AliasNamespaces
 from homeserver.services.room_memberships import RoomMemberships, member_content
 from homeserver.services.secret_text import SecretText
 from storage.aliases import AliasRow, AliasStore, AliasTaken, add_alias
@@ -99,6 +100,7 @@ class RoomCreation:
         default_levels: Mapping[str, object],
         profile_on_invite: bool,
         federates_by_default: bool,
+        namespaces: AliasNamespaces,
     ) -> None:
         """`encrypted_presets`: rooms of these presets are encrypted from the start. `default_levels`: by preset, what of
         the power levels differs from the usual ones. `profile_on_invite`: invites carry names and avatars.
@@ -106,6 +108,7 @@ class RoomCreation:
         of them has said it."""
         self._engine = engine
         self._aliases = aliases
+        self._namespaces = namespaces
         self._profiles = profiles
         self._memberships = memberships
         self._limiter = limiter
@@ -127,7 +130,7 @@ class RoomCreation:
             raise InvalidParam(
                 "Inviting by e-mail or phone number needs an identity server, and none is configured here"
             )
-        alias = await self._check_alias(wish)
+        alias = await self._check_alias(caller, wish)
         if caller.user_id in invites:
             raise InvalidParam("You cannot invite yourself")
         if invites:
@@ -175,12 +178,13 @@ class RoomCreation:
             raise UnsupportedRoomVersion(f"This server does not know room version {wish.room_version!r}")
         return version
 
-    async def _check_alias(self, wish: CreateRoom) -> RoomAlias | None:
+    async def _check_alias(self, caller: Requester, wish: CreateRoom) -> RoomAlias | None:
         if wish.room_alias_name is None:
             return None
         if not wish.room_alias_name or ":" in wish.room_alias_name or wish.room_alias_name.startswith("#"):
             raise InvalidParam("room_alias_name is what stands between # and : in the alias")
         alias = parse_room_alias(f"#{wish.room_alias_name}:{self._identity.server_name}")
+        self._namespaces.check_alias(caller, alias)
         if await self._aliases.get_aliases([alias]):
             raise RoomInUse(f"The alias {alias} is taken")
         return alias

@@ -5,7 +5,7 @@ spec: client-server-api#room-aliases, client-server-api#published-room-directory
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -40,6 +40,14 @@ class AliasExists(MatrixError):
     errcode, status, default_text = "M_UNKNOWN", 409, "This alias exists already"
 
 
+class AliasNamespaces(Protocol):
+    """Aliases that are an application service's own."""
+
+    def check_alias(self, caller: Requester, alias: RoomAlias) -> bool:
+        """Whether the caller may make or remove it, as far as that goes; True for full control. Raises `Exclusive`."""
+        ...
+
+
 class RoomDirectory:
     """Aliases and the public directory of this server."""
 
@@ -59,8 +67,10 @@ class RoomDirectory:
         readable_elsewhere: bool,
         shown: bool,
         only_members_add_aliases: bool,
+        namespaces: AliasNamespaces,
     ) -> None:
         """`shown`: there is a directory; otherwise it is shown empty. `readable_elsewhere`: to other servers."""
+        self._namespaces = namespaces
         self._readable_elsewhere = readable_elsewhere
         self._servers = servers
         self._elsewhere = elsewhere
@@ -91,9 +101,10 @@ class RoomDirectory:
         return RoomID(room.room_id), [self._identity.server_name, *longest_in(others)[: MAX_SERVERS - 1]]
 
     async def do_add_alias(self, caller: Requester, alias: RoomAlias, room_id: RoomID) -> None:
-        """Give a room an alias of this server. Raises InvalidParam, Forbidden, AliasExists."""
+        """Give a room an alias of this server. Raises InvalidParam, Forbidden, Exclusive, AliasExists."""
         if not self._identity.is_local(alias):
             raise InvalidParam(f"{alias} is not an alias of this server")
+        self._namespaces.check_alias(caller, alias)
         if self._only_members_add_aliases and not caller.is_admin:
             snapshot = await self._reading.check_joined(caller.user_id, room_id)
         else:
@@ -109,7 +120,8 @@ class RoomDirectory:
         row = (await self._aliases.get_aliases([alias])).get(alias)
         if row is None:
             raise NotFound(f"The alias {alias} does not exist")
-        if row.creator != caller.user_id and not caller.is_admin:
+        controls = not caller.is_admin and self._namespaces.check_alias(caller, alias)
+        if row.creator != caller.user_id and not caller.is_admin and not controls:
             room = (await self._rooms.get_rooms_by_nid([row.room_nid]))[row.room_nid]
             snapshot = await self._engine.get_snapshot(RoomID(room.room_id))
             if not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):

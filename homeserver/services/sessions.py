@@ -163,11 +163,7 @@ class Sessions:
         """Write a prepared session; it takes the place of the one that the device had. Raises `Forbidden` for a device
         that would be named like a cross-signing key of its user (signatures of one would pass for the other's), or that is
         the dehydrated one."""
-        if has_cross_signing_key(txn, session.user_id, session.device_id):
-            raise Forbidden("The device has the name of one of your cross-signing keys")
-        dehydrated = select_dehydrated(txn, session.user_id)
-        if dehydrated is not None and dehydrated.device_id == session.device_id:
-            raise Forbidden("The device has the name of your dehydrated device")
+        _check_device_id(txn, session.user_id, session.device_id)
         device = DeviceRow(
             user_id=session.user_id,
             device_id=session.device_id,
@@ -183,6 +179,15 @@ class Sessions:
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
         note(txn, session.user_id, Happened.SESSION_BEGAN, session.now, device_id=session.device_id)
+
+    async def do_add_device(self, user_id: UserID, device_id: DeviceID, name: str | None) -> bool:
+        """Make a device that nobody is signed in on; False where the user has it. Raises `Forbidden` as `add`."""
+
+        def write(txn: WriteTransaction) -> bool:
+            _check_device_id(txn, user_id, device_id)
+            return self._devices.add_device(txn, DeviceRow(user_id, device_id, name, self._now()))
+
+        return await self._database.write("add_device", write)
 
     async def do_begin(self, session: NewSession) -> None:
         """Write a prepared session."""
@@ -320,6 +325,14 @@ class Sessions:
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+def _check_device_id(txn: WriteTransaction, user_id: UserID, device_id: DeviceID) -> None:
+    if has_cross_signing_key(txn, user_id, device_id):
+        raise Forbidden("The device has the name of one of your cross-signing keys")
+    dehydrated = select_dehydrated(txn, user_id)
+    if dehydrated is not None and dehydrated.device_id == device_id:
+        raise Forbidden("The device has the name of your dehydrated device")
 
 
 def _after(now: int, lifetime: int | None) -> int | None:

@@ -254,6 +254,10 @@ class SignIn:
         except LimitExceeded:  # others failed while this password was being checked: the bucket is full already
             return
 
+    def as_user_id(self, name: str) -> UserID | None:
+        """The user id that a name is, as it was typed; None for one of another server, or that nobody can have."""
+        return next(iter(self._candidates(name)), None)
+
     def _candidates(self, name: str) -> list[UserID]:
         """The user ids that may be meant, best first: as it was typed, and in small letters."""
         if not name or len(name) > _LONGEST_NAME or "\0" in name:

@@ -272,8 +272,8 @@ def test_what_does_not_fit(folder: Folder, written: str, complaint: str) -> None
 
 
 def test_options_that_nothing_acts_on_yet_are_told(folder: Folder) -> None:
-    (notice,) = folder.notices("server_name: a.b\napp_service_config_files: [a.yaml]")
-    assert notice == "homeserver.yaml:2: app_service_config_files: has no effect: not implemented here yet"
+    (notice,) = folder.notices("server_name: a.b\nredis: {host: a}")
+    assert notice == "homeserver.yaml:2: redis: has no effect: not implemented here yet"
 
 
 def test_the_list_of_synapse_keys_names_no_option_of_ours() -> None:

@@ -27,8 +27,10 @@ from homeserver.config.upstream import JWT
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.services.access_tokens import AccessTokens
 from homeserver.services.account_data import AccountData
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
+from homeserver.services.application_services import ActingServices, ApplicationServices
 from homeserver.services.capabilities import Capabilities
 from homeserver.services.client_discovery import ClientDiscovery
 from homeserver.services.deactivation import Deactivation
@@ -256,6 +258,15 @@ class AccountsServer:
         )
         services: list[object] = [
             self.accounts,
+            ActingServices(
+                ApplicationServices((), SERVER_NAME),
+                self.account_store,
+                self.device_store,
+                self.registration,
+                self.sign_in,
+                self.sessions,
+                AccountValidity(clock),
+            ),
             self.login_tokens,
             AccountData(database, self.account_data_store),
             Capabilities(
