@@ -6,11 +6,11 @@ with 500, nobody is let in, and the log has the traceback.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from inspect import isawaitable
 from typing import Any, Final, TypeVar, cast
 
+import msgspec
 import pluggy
 
 T = TypeVar("T")
@@ -20,8 +20,7 @@ hookspec: Final = pluggy.HookspecMarker(PROJECT)
 hookimpl: Final = pluggy.HookimplMarker(PROJECT)
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(msgspec.Struct, frozen=True):
     """Whose a password is."""
 
     source: str
@@ -36,8 +35,7 @@ class Person:
     """Whether an account of that name that was made otherwise is theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileToCheck:
+class FileToCheck(msgspec.Struct, frozen=True):
     """A file as it is kept, or what is inside of an encrypted one, whose name and type nobody knows for certain."""
 
     size: int

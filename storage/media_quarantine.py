@@ -8,8 +8,9 @@ Laws:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.media_addresses import MediaAddress
@@ -23,8 +24,7 @@ SCANNER: Final = "scanner"
 _COUNTER: Final = "quarantine_change"
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineChange:
+class QuarantineChange(msgspec.Struct, frozen=True):
     """A file was held back, or given free."""
 
     number: int

@@ -8,9 +8,11 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.engine import Row
@@ -38,8 +40,7 @@ class Wanted(IntEnum):
     FIRST = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ScanRow:
+class ScanRow(msgspec.Struct, frozen=True):
     """What is known. Times are milliseconds since 1970."""
 
     digest: bytes
@@ -51,8 +52,7 @@ class ScanRow:
     by_user_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ScannedFile:
+class ScannedFile(msgspec.Struct, frozen=True):
     """One of the files that have a content. `user_id`: who has uploaded it, of this server's."""
 
     address: MediaAddress

@@ -1,9 +1,9 @@
 """What scanners have said of files, and scanning again, on both databases."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore

@@ -1,9 +1,9 @@
 """What administrators see of scans, and what they may begin."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import InvalidParam
@@ -19,8 +19,7 @@ _STATES: Final[Mapping[ScanState, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """What was found, and the files that have it."""
 
     scan: ScanRow

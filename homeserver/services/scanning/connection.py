@@ -5,8 +5,9 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from homeserver.services.scanning.scanner import CannotScan, ScannerAway
 
@@ -16,8 +17,7 @@ MOST_EARLY: Final = 8 << 20
 """Bytes of an answer that are taken before all is sent: some begin to answer with what they have, and take no more until it is read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a scanner is: a Unix socket, or host and port."""
 
     path: str | None = None

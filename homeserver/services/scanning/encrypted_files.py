@@ -5,7 +5,6 @@ client-server-api#backup-algorithm-mmegolm_backupv1curve25519-aes-sha2
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
@@ -30,8 +29,7 @@ class NotForThisKey(Exception):
     """The encrypted body cannot be opened: it was made for another key, or broke on its way."""
 
 
-@dataclass(frozen=True, slots=True)
-class EncryptedFile:
+class EncryptedFile(msgspec.Struct, frozen=True):
     """Where it is, and what opens it. `hash`: SHA-256 of it as it is kept."""
 
     server_name: ServerName

@@ -1,8 +1,9 @@
 """What a scanner is: it is shown a file, and says what it has found."""
 
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from homeserver.hooks import FileToCheck
 
@@ -15,8 +16,7 @@ class CannotScan(Exception):
     """It can be asked, and cannot scan this file. The text is for the operator."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """What was found. `scanner`: its name; `what`: in its words."""
 
     scanner: str
