@@ -5,7 +5,7 @@ it was, whatever dies when. What is marked is scanned like what is new, and afte
 """
 
 from collections.abc import Collection
-from typing import Final, Literal
+from typing import Final, Literal, TypeGuard
 
 import msgspec
 
@@ -15,6 +15,8 @@ from storage.job_notes import put_note, select_note
 from storage.media_scans import ScanState, Wanted
 from storage.transaction import Transaction, WriteTransaction
 
+LONGEST_MS: Final = 30 * 24 * 3600 * 1000
+"""After so long one that has not ended is taken for stuck, and another may begin."""
 _NOTE: Final = "media_rescan"
 
 FileKind = Literal["local", "remote", "previews"]
@@ -64,7 +66,7 @@ class MediaRescanStore:
 
         def write(txn: WriteTransaction) -> Rescan | None:
             note = _read(txn)
-            if _is_under_way(note.last):
+            if _is_under_way(note.last) and now_ms < note.last.began_ts + LONGEST_MS:
                 return None
             last = Rescan(reason=reason, began_ts=now_ms, since_ts=since_ms)
             _write(txn, msgspec.structs.replace(note, is_due=False, last=last))
@@ -100,7 +102,7 @@ class MediaRescanStore:
     def _mark(self, txn: WriteTransaction, limit: int, now_ms: int) -> int:
         note = _read(txn)
         last = note.last
-        if last is None or not _is_under_way(last):
+        if not _is_under_way(last):
             return 0
         if last.is_marked:
             if not _count_left(txn):
@@ -156,7 +158,7 @@ class MediaRescanStore:
         return sorted(found.values())[:limit]
 
 
-def _is_under_way(last: Rescan | None) -> bool:
+def _is_under_way(last: Rescan | None) -> TypeGuard[Rescan]:
     return last is not None and last.ended_ts is None
 
 

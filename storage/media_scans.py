@@ -98,10 +98,24 @@ class MediaScanStore:
         """At most so many contents that wait, first those of which nothing is known; nobody else takes them until then."""
         return await self._database.write("take_wanted_media_scans", _take, now_ms, until_ms, limit)
 
-    async def set_until(self, hash: bytes, until_ms: int) -> None:
-        """It could not be scanned: not before then again."""
+    async def set_until(self, hash: bytes, until_ms: int, *, is_file_at_fault: bool = False) -> None:
+        """It could not be scanned: not before then again.
+
+        `is_file_at_fault`: others could. What was clean counts as clean then, and is not tried again: one such file shall not keep
+        a rescan from ending.
+        """
         sql = "UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0"
-        await self._database.write("put_off_media_scan", lambda txn: txn.execute(sql, (until_ms, hash)))
+        again = (
+            f"UPDATE media_scans SET wanted = CASE state WHEN {ScanState.UNKNOWN:d} THEN {Wanted.FIRST:d} ELSE 0 END"
+            f" WHERE digest = ? AND wanted = {Wanted.AGAIN:d}"
+        )
+
+        def write(txn: WriteTransaction) -> None:
+            txn.execute(sql, (until_ms, hash))
+            if is_file_at_fault:
+                txn.execute(again, (hash,))
+
+        await self._database.write("put_off_media_scan", write)
 
     async def forget_unused(self, hash: bytes) -> None:
         """The content is not there: forget what is known of it, unless a file says that it has it."""

@@ -12,6 +12,8 @@ from storage.media_rescans import Rescan
 _OURS = "/_mahalla/admin/v1/media"
 MOST = 1000
 """Findings in one answer."""
+MOST_FILES = 100
+"""Files of one finding that are named."""
 
 
 @endpoint("GET", f"{_OURS}/harmful", auth=Auth.ADMIN)
@@ -36,8 +38,9 @@ async def get_harmful_media(
                         "media_id": file.address.media_id,
                         "user_id": file.user_id,
                     }
-                    for file in each.files
+                    for file in each.files[:MOST_FILES]
                 ],
+                "file_count": len(each.files),
             }
             for each in found
         ]

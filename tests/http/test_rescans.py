@@ -4,11 +4,25 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from twisted.internet.defer import Deferred
 
+from homeserver.jobs import Job
 from storage.media_rescans import Rescan
 from tests.helpers.files_between import DOWNLOAD, upload
 from tests.helpers.object_store import RunningObjectStore
-from tests.helpers.scanned import OURS, PLUGIN, TEA, Held, Place, administrator, begin_upload, clamd, do_jobs, send
+from tests.helpers.scanned import (
+    MINE,
+    OURS,
+    PLUGIN,
+    TEA,
+    Held,
+    Place,
+    administrator,
+    begin_upload,
+    clamd,
+    do_jobs,
+    send,
+)
 from tests.helpers.scanners import RunningScanners
 from tests.helpers.server import User
 
@@ -104,3 +118,31 @@ def test_a_list_of_known_files(place: Place, tmp_path: Path, monkeypatch: pytest
     assert send(alice, b"milk").status == 200
     known.write_text(f"{hashlib.sha256(b'juice').hexdigest()} juice\n", encoding="utf-8")
     assert send(alice, b"juice").status == 403
+
+
+def test_a_file_that_cannot_be_scanned_does_not_keep_a_rescan_from_ending(held: User, tmp_path: Path) -> None:
+    server = held.server
+    Held.is_quick = True
+    upload(held, TEA)
+    lost = upload(held, b"lost")
+    for path in (tmp_path / "media_store" / "content").rglob(hashlib.sha256(b"lost").hexdigest()):
+        path.unlink()
+    Held.is_quick = False
+    server.run(server.app.media.scanning.administration.do_rescan(None))
+    server.clock.advance(40)
+    first, second = server.app.media.scanning.jobs()[:2]
+    server.run(_step_of(second))
+    scanning = Deferred.fromCoroutine(_step_of(first))
+    server.clock.advance(50)  # the other takes too long
+    assert scanning.called
+    server.run(_step_of(second))
+    rescan, left = server.run(server.app.media.scanning.administration.get_rescan())
+    assert rescan is not None
+    assert (rescan.total, left, rescan.ended_ts is not None) == (2, 0, True)
+    states = {each["media_id"]: each["scan"]["state"] for each in held.get(MINE).json["media"]}
+    assert set(states.values()) == {"clean"}  # the old verdict counts
+    assert held.get(f"{DOWNLOAD}/{lost}").status == 404
+
+
+async def _step_of(job: Job) -> int:
+    return await job.step(10)

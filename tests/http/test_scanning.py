@@ -66,6 +66,7 @@ def test_a_harmful_file_is_refused_and_held_back(place: Place, scanners: Running
     (found,) = root.get(f"{OURS}/harmful").json["harmful"]
     assert found["files"] == [{"media_origin": "example.org", "media_id": seen["media_id"], "user_id": alice.user_id}]
     assert (found["scan"]["found"], found["is_inside"], found["key_shown_by"]) == (EICAR_FOUND, False, None)
+    assert found["file_count"] == 1
     assert found["scanners"].startswith("clamd ClamAV")
     records = root.get(f"/_mahalla/admin/v1/users/{alice.user_id}/audit").json["records"]
     assert [each["event"] for each in records].count("file_found_harmful") == 1

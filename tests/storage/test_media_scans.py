@@ -10,7 +10,7 @@ from storage.media import Content, MediaRow, MediaStore
 from storage.media_addresses import MediaAddress
 from storage.media_quarantine import SCANNER, QuarantineStore
 from storage.media_removal import MediaRemovalStore, Reason
-from storage.media_rescans import FileKind, MediaRescanStore
+from storage.media_rescans import LONGEST_MS, FileKind, MediaRescanStore
 from storage.media_scans import MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.transaction import WriteTransaction
@@ -187,6 +187,31 @@ async def test_nothing_is_kept_of_what_no_file_has(files: Files) -> None:
     await files.add("c", 2)
     await files.scans.forget_unused(_hash(2))
     assert await files.scans.get_scan(_hash(2)) is not None
+
+
+async def test_a_file_at_fault_is_not_scanned_again_for_nothing(files: Files) -> None:
+    store = MediaRescanStore(files.database, LOCAL, 100)
+    await files.add("a", 1)
+    await files.say(_verdict(1, ScanState.CLEAN))
+    await files.add_unscanned("b", _content(2))
+    assert await store.start("administrator", NOW, 0) is not None
+    await _mark_all(store, 10)
+    assert (await store.get())[1] == 2
+    for number in (1, 2):
+        await files.scans.set_until(_hash(number), NOW + 10)
+    assert (await store.get())[1] == 2
+    for number in (1, 2):
+        await files.scans.set_until(_hash(number), NOW + 10, is_file_at_fault=True)
+    assert (await store.get())[1] == 0
+    assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
+    assert await files.take(NOW + 10) == [2]
+
+
+async def test_a_rescan_that_is_stuck_is_given_up(files: Files) -> None:
+    store = MediaRescanStore(files.database, LOCAL, 100)
+    assert await store.start("administrator", NOW, 0) is not None
+    assert await store.start("signatures", NOW + LONGEST_MS - 1, 0) is None
+    assert await store.start("signatures", NOW + LONGEST_MS, 0) is not None
 
 
 async def _mark_all(store: MediaRescanStore, limit: int) -> None:

@@ -29,8 +29,8 @@ from homeserver.services.scanning.rules import TYPES
 from homeserver.services.scanning.scanning import Scanning
 from storage.media import Content
 
-WAIT_MS: Final = 60_000
-"""How long such a request waits for a file to come, and again for its scan: clients send no time."""
+WAIT_MS: Final = 20_000
+"""How long such a request waits for a file to come, for its scan, and for the scan of what is inside: clients send no time."""
 CLEAN: Final = "The file is clean"
 
 

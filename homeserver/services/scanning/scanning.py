@@ -278,7 +278,7 @@ class Scanning:
         opened = await self._contents.open(hash)
         if opened is None:
             self.log.error("the content {hash}, which was to be scanned, is missing", hash=hash.hex())
-            await self._store.set_until(hash, self._now_ms() + FILE_RETRY_MS)
+            await self._store.set_until(hash, self._now_ms() + FILE_RETRY_MS, is_file_at_fault=True)
             await self._store.forget_unused(hash)
             raise NotFound("The content of this file is missing")
 
@@ -301,7 +301,8 @@ class Scanning:
     async def _put_off(self, digest: bytes, error: Exception, retry_ms: int) -> MatrixError:
         """It could not be done: not before then again."""
         self._metrics.scans.labels("failed").inc()
-        if isinstance(error, ScannerAway):
+        is_away = isinstance(error, ScannerAway)
+        if is_away:
             self._away_until = self._clock.seconds() + AWAY_SECONDS
             if not self._is_away:
                 self._is_away = True
@@ -309,7 +310,7 @@ class Scanning:
         else:
             text = str(error) or "it takes too long"
             self.log.error("the file {digest} cannot be scanned: {error}", digest=digest.hex(), error=text)
-        await self._store.set_until(digest, self._now_ms() + retry_ms)
+        await self._store.set_until(digest, self._now_ms() + retry_ms, is_file_at_fault=not is_away)
         return ScannersUnavailable()
 
     def _conclude(self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None) -> None:
