@@ -1,14 +1,14 @@
 """Who has agreed to what: terms of service and other documents, by version. Records are added, and never changed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class ConsentRow:
+class ConsentRow(msgspec.Struct, frozen=True):
     """Somebody agreed to a version. Times are milliseconds since 1970."""
 
     policy_id: str

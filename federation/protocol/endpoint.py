@@ -104,8 +104,7 @@ class BodyLimit(Enum):
     UPLOAD = "max_upload_size"
 
 
-@dataclass(frozen=True, slots=True)
-class Requester:
+class Requester(msgspec.Struct, frozen=True):
     """Who asks, as the guard found out."""
 
     user_id: UserID
@@ -137,8 +136,7 @@ class Requester:
             raise ConsentNotGiven(self.consent[0], consent_uri=self.consent[1])
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """The server that asks, once its signature is checked."""
 
     server_name: ServerName
@@ -182,8 +180,7 @@ class Names:
         object.__setattr__(self, "names", names)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """A declaration, as the router reads it."""
 
     method: str

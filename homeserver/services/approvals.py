@@ -11,9 +11,9 @@ spec: MSC3866
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound, UserAwaitingApproval
@@ -45,8 +45,7 @@ class Newcomers(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """An account that waits, since when (milliseconds since 1970), and its e-mail addresses."""
 
     user_id: UserID

@@ -1,9 +1,10 @@
 """Whose pages and letters they are: a name, a logo, colours."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
+
+import msgspec
 
 from homeserver.config.colours import DARK, LIGHT, for_dark, wash_of
 from homeserver.config.pages import Branding as BrandingConfig
@@ -15,8 +16,7 @@ COLOUR: Final = "#086f66"
 """Of this software, as in `pages.css`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Branding:
+class Branding(msgspec.Struct, frozen=True):
     """What pages and letters have of the people who run the server."""
 
     name: str

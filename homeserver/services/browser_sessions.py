@@ -9,9 +9,9 @@ A browser session is no device: it opens pages, and no endpoint of the client-se
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import RequestContext
@@ -27,8 +27,7 @@ COOKIE: Final = "mahalla_session"
 LIFETIME_MS: Final = 24 * 3600 * 1000
 
 
-@dataclass(frozen=True, slots=True)
-class BrowserSession:
+class BrowserSession(msgspec.Struct, frozen=True):
     """Who looks at a page."""
 
     user_id: UserID

@@ -4,11 +4,12 @@ spec: client-server-api#terms-of-service-at-registration
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
+
+import msgspec
 
 from homeserver.config.consent import UserConsent
 from homeserver.services.languages import ENGLISH, Language
@@ -17,16 +18,14 @@ POLICY_PATH: Final = "/_mahalla/policies/{policy_id}/{version}/{code}"
 LARGEST_TEXT: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(msgspec.Struct, frozen=True):
     """A part of a text: `heading`, `paragraph` or `list`."""
 
     kind: str
     lines: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """A policy in one language. `blocks`: its text, where this server has it; else it is at its address."""
 
     code: str
@@ -35,8 +34,7 @@ class Document:
     blocks: Sequence[Block] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True):
     """Something that people agree to."""
 
     policy_id: str

@@ -5,7 +5,6 @@ from anywhere: nobody learns who reads it, and a logo comes with it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -13,6 +12,7 @@ from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from typing import Final
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from homeserver.services.branding import Branding
@@ -24,8 +24,7 @@ SHOWN_IN_LETTERS: Final = ("image/png", "image/jpeg", "image/gif")
 LINES: Final = SMTP.clone(max_line_length=200, cte_type="7bit")
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(msgspec.Struct, frozen=True):
     """What is to be said: a subject, some paragraphs, a link with the words on it, and a last remark."""
 
     subject: str
@@ -35,8 +34,7 @@ class Letter:
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DigestMessage:
+class DigestMessage(msgspec.Struct, frozen=True):
     """A message that somebody missed."""
 
     sender: str
@@ -45,8 +43,7 @@ class DigestMessage:
     link: str
 
 
-@dataclass(frozen=True, slots=True)
-class DigestRoom:
+class DigestRoom(msgspec.Struct, frozen=True):
     """A room in which somebody missed something."""
 
     name: str | None
@@ -58,8 +55,7 @@ class DigestRoom:
     """How many messages there are besides, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """A letter about what somebody missed, in the reader's language."""
 
     subject: str
