@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from email.errors import MessageError
+from email.headerregistry import Address
 from typing import Literal
 
 from federation.policy import BadPattern, ServerPatterns
@@ -15,10 +17,15 @@ def _check_rooms(rooms: tuple[str, ...]) -> str | None:
     return f"must be room aliases or ids, which {', '.join(map(repr, wrong))} is not" if wrong else None
 
 
+def _is_address(text: str) -> bool:
+    try:
+        return text.isascii() and bool(Address(addr_spec=text).domain)
+    except (ValueError, IndexError, MessageError):  # it reads on where the text has ended
+        return False
+
+
 def _check_letters(letters: Mapping[str, str]) -> str | None:
-    wrong = [
-        address for address in letters if not re.fullmatch(r"[^@\s<>\x00-\x1f\x7f-\U0010ffff]+@[A-Za-z0-9.-]+", address)
-    ]
+    wrong = [address for address in letters if not _is_address(address)]
     return f"must be e-mail addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
 
 

@@ -191,7 +191,8 @@ class EmailValidation:
         return row
 
     async def check_confirmed(self, purpose: str, creds: object) -> Proof:
-        """What a client's credentials prove, for a purpose. Raises `ThreepidAuthFailed`, `InvalidParam`."""
+        """What a client's credentials prove, for a purpose. Raises `ThreepidAuthFailed`, `ThreepidDenied`,
+        `InvalidParam`."""
         if not isinstance(creds, Mapping):
             raise InvalidParam("threepid_creds must be an object")
         sid, client_secret = creds.get("sid"), creds.get("client_secret")
@@ -202,6 +203,8 @@ class EmailValidation:
             raise ThreepidAuthFailed("There is no such confirmation; ask for a new letter")
         if row.validated_ts is None:
             raise ThreepidAuthFailed("The address has not been confirmed yet: open the link in the letter")
+        if purpose != PASSWORD_RESET:
+            self._check_allowed(row.address)  # the rules of now count, not those of when the letter was sent
         return Proof(row.sid, row.address, row.validated_ts)
 
     def use(self, txn: WriteTransaction, proof: Proof) -> None:

@@ -7,6 +7,7 @@ from joserfc import jwt
 from joserfc.jwk import OctKey
 
 from federation.protocol.ids import UserID
+from homeserver.config.load import ConfigError, load_config
 from homeserver.services.registration import Wish
 from storage.database import Database
 from tests.helpers.browser import Browser
@@ -223,6 +224,20 @@ def test_an_approval_is_withdrawn(server: TestServer) -> None:
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
     assert server.post(LOGIN, login).errcode == ERRCODE
     assert [each.user_id for each in server.run(server.app.accounts.approvals.get_waiting(10))] == [alice.user_id]
+
+
+@pytest.mark.parametrize(
+    "address", ["admin", "a..b@example.org", "a b@example.org", "@example.org", "a@", "ä@example.org", "a@b>"]
+)
+def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "homeserver.yaml"
+    path.write_text(
+        "server_name: example.org\npublic_baseurl: https://a.example\nemail: {smtp_host: mail.example.org}\n"
+        f"registration_approval_letters: {{'{address}': en}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError, match="must be e-mail addresses"):
+        load_config([path], {})
 
 
 def test_the_administration_api(server: TestServer) -> None:

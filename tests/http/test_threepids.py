@@ -293,6 +293,16 @@ def test_a_server_that_wants_addresses_of_the_institution(tmp_path: Path, databa
     assert server.post(f"{V3}/register", {**wish, "auth": by_email(creds)}).status == 200
 
 
+def test_the_rules_of_now_count(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, MAIL)
+    creds = confirm(server, "register", "a@elsewhere.example")
+    rules = "registrations_require_3pid: [email]\nallowed_local_3pids: [{pattern: '[^@]+@uni\\.example'}]\n"
+    stricter = TestServer(tmp_path, sqlite_database, MAIL + rules, seed=2)
+    wish = {"username": "alice", "password": "wonderland", "auth": by_email(creds)}
+    refused = stricter.post(f"{V3}/register", wish)
+    assert (refused.status, refused.errcode) == (401, "M_THREEPID_DENIED")
+
+
 def test_a_server_that_does_not_tell_which_addresses_it_knows(tmp_path: Path, database: Database) -> None:
     server = TestServer(tmp_path, database, MAIL + "request_token_inhibit_3pid_errors: true\n")
     add(server, server.register("alice"))
