@@ -1,0 +1,24 @@
+"""Where a room is kept, for who completes its state: all of its tables together."""
+
+from dataclasses import dataclass
+
+from storage.database import Database
+from storage.memberships import MembershipStore
+from storage.partial_rooms import PartialRoomStore
+from storage.room_writer import RoomWriter
+from storage.rooms import RoomStore
+from storage.state_completion import StateCompletion
+from storage.state_tree import StateTreeStore
+
+
+@dataclass(frozen=True, slots=True)
+class RoomTables:
+    """Where a room is kept."""
+
+    database: Database
+    rooms: RoomStore
+    partial: PartialRoomStore
+    memberships: MembershipStore
+    trees: StateTreeStore
+    writer: RoomWriter
+    completion: StateCompletion
