@@ -7,9 +7,10 @@ spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
+
+import msgspec
 
 from federation.protocol.auth_rules import AuthError, Rule
 from federation.protocol.errors import BadEvent, Forbidden, MatrixError
@@ -65,8 +66,7 @@ class Candidate:
         return self._event
 
 
-@dataclass(frozen=True, slots=True)
-class AuthEvents:
+class AuthEvents(msgspec.Struct, frozen=True):
     """The auth events that an event names, all of them at hand."""
 
     events: Sequence[Event]
@@ -99,8 +99,7 @@ class Sources(Protocol):
         it has none, or was asked before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """The verdict on an event."""
 
     verdict: Verdict

@@ -10,8 +10,10 @@ Laws:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
+
+import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
 from federation.protocol.event_signing import required_signers
@@ -46,8 +48,7 @@ MAX_PDUS = 500
 MAX_TRIES = 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(msgspec.Struct, frozen=True):
     """What is stored of the events that a batch has and names; grows as the batch is taken in."""
 
     events: dict[EventID, StoredEvent]
@@ -59,8 +60,7 @@ class _Known:
     """Cited events that are part of states that we were told, and could prove later only."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Manner:
+class _Manner(msgspec.Struct, frozen=True):
     """How events are taken in: see `Receiver.receive`."""
 
     past: bool

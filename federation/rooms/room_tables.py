@@ -1,6 +1,6 @@
 """Where a room is kept, for who completes its state: all of its tables together."""
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.memberships import MembershipStore
@@ -11,8 +11,7 @@ from storage.state_completion import StateCompletion
 from storage.state_tree import StateTreeStore
 
 
-@dataclass(frozen=True, slots=True)
-class RoomTables:
+class RoomTables(msgspec.Struct, frozen=True):
     """Where a room is kept."""
 
     database: Database
