@@ -14,7 +14,6 @@ Laws:
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, Final, Protocol
 
-import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -34,21 +33,20 @@ from federation.rooms.relations import read_relation
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.room_tables import RoomTables
 from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.state_imports import StateImports
 from federation.rooms.state_tellers import StateTellers
 from federation.rooms.templates import MEMBER
 from federation.rooms.unproved import UnprovedStates, is_of_type
-from storage.database import Database
-from storage.memberships import MembershipRow, MembershipStore
-from storage.partial_rooms import PartialRoom, PartialRoomStore
+from storage.memberships import MembershipRow
+from storage.partial_rooms import PartialRoom
 from storage.redactions import Redaction
 from storage.relations import RelationRow
 from storage.room_effects import NO_EFFECT, StateEffect
-from storage.room_writer import Appended, HeadMoved, RoomWriter, StateChange
-from storage.rooms import RoomRow, RoomStore
-from storage.state_completion import Completed, StateCompletion
-from storage.state_tree import StateTreeStore
+from storage.room_writer import Appended, HeadMoved, StateChange
+from storage.rooms import RoomRow
+from storage.state_completion import Completed
 from storage.streams import Change, Streams, Topic
 from storage.unproved_state import PartOf
 
@@ -56,6 +54,8 @@ ROOMS_AT_ONCE: Final = 2
 """A large room's state takes as much memory as its bytes."""
 MAX_NEW: Final = 500_000
 """Events that are taken in for the sake of one room."""
+WITNESSES: Final = 2
+"""Servers that are asked about the members, where who let us in does not answer."""
 CHUNK: Final = 500
 """Entries written at once."""
 MAX_TRIES: Final = 20
@@ -75,18 +75,6 @@ class PartialObserver(Protocol):
 
     def partial_rooms_changed(self, count: int) -> None:
         """So many do."""
-
-
-class RoomTables(msgspec.Struct, frozen=True):
-    """Where a room is kept."""
-
-    database: Database
-    rooms: RoomStore
-    partial: PartialRoomStore
-    memberships: MembershipStore
-    trees: StateTreeStore
-    writer: RoomWriter
-    completion: StateCompletion
 
 
 class Completions:
@@ -271,7 +259,8 @@ class Completions:
         """The state before our join. Raises RemoteError, MatrixError.
 
         Who let us in is believed about all of it, as at any join; another server about the members alone, so that whoever is in the
-        room cannot bring back old powers or rules by answering in its place.
+        room cannot bring back old powers or rules by answering in its place; and two of them where two answer, so that what one
+        leaves out or makes old is put right by the resolution.
         """
         others = [server for server in servers if server != partial.resident]
         if len(others) < len(servers):  # the policy lets who let us in be asked
@@ -282,10 +271,23 @@ class Completions:
             except (RemoteError, MatrixError):
                 if not others:
                     raise
-        told = await self._fetch(others, snapshot, join.event.event_id, only=MEMBER)
-        part = await self._tables.trees.get_all(partial.room_nid, join.state_root)
-        entries = {key: nid for key, nid in told.items() if key[0] == MEMBER}
-        return entries | {key: nid for key, nid in part.items() if key[0] != MEMBER}
+        rules = await self._tables.trees.get_all(partial.room_nid, join.state_root)
+        rules = {key: nid for key, nid in rules.items() if key[0] != MEMBER}
+        told: list[StateChange] = []
+        failure: RemoteError | MatrixError = RemoteError("nobody", "the policy lets no server be asked", retryable=True)
+        for server in others:
+            try:
+                entries = await self._fetch([server], snapshot, join.event.event_id, only=MEMBER)
+            except (RemoteError, MatrixError) as error:
+                failure = error
+                continue
+            told.append(StateChange(None, {key: nid for key, nid in entries.items() if key[0] == MEMBER} | rules))
+            if len(told) == WITNESSES:
+                break
+        if not told:
+            raise failure
+        state = await self._resolver.resolve(partial.room_nid, snapshot.version, await snapshot.create_event(), told)
+        return {**await self._tables.trees.get_all(partial.room_nid, state.root), **state.entries}
 
     async def _fetch(
         self,

@@ -6,7 +6,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.receiver import Transactions
 from federation.remote.events import RemoteEvents
 from federation.rooms.backfill import Backfill
-from federation.rooms.completion import Completions, RoomTables
+from federation.rooms.completion import Completions
 from federation.rooms.inbox import Inbox
 from federation.rooms.missing import MissingEvents
 from federation.rooms.outside_news import OutsideNews
@@ -14,6 +14,7 @@ from federation.rooms.recheck import Recheck
 from federation.rooms.remote_states import RemoteStates
 from federation.rooms.remote_times import AskedTimes
 from federation.rooms.resolve import StateResolver
+from federation.rooms.room_tables import RoomTables
 from federation.rooms.served import ServedRooms, TransactionForm
 from federation.rooms.state_audit import NAME as AUDIT
 from federation.rooms.state_audit import StateAudit

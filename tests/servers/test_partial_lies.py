@@ -157,6 +157,39 @@ async def test_another_server_than_that_which_let_us_in_is_believed_about_the_me
     await same_state(alice, bob, room_id)
 
 
+async def test_what_one_server_leaves_out_of_the_members_another_tells(network: Network) -> None:
+    """Who let us in is gone. One of the others hides that somebody was banned, and who else is there."""
+    alice, bob, room_id = await large_room(network, name="tea")
+    wanda, erin, dora = (network.add(name).register("someone") for name in (WEST, "east.example", "deep.example"))
+    for user in (wanda, erin, dora):
+        ok(join_via(user, room_id, NORTH))
+    complete(network)
+    ok(membership(alice, room_id, "ban", dora))
+    network.settle()
+    bob.server.app.incoming.completions.stop()
+    ok(join_via(bob, room_id, NORTH))
+    network.settle()
+    state = await Side(alice.server).state(RoomID(room_id))
+    hidden = {state[StateKey("m.room.member", user.user_id)] for user in (dora, erin)}
+
+    def hide(request: WireRequest, answer: WireAnswer) -> WireAnswer:
+        if "/state_ids/" not in request.uri:
+            return answer
+        said = json.loads(answer.body)
+        said["pdu_ids"] = [event_id for event_id in said["pdu_ids"] if event_id not in hidden]
+        return WireAnswer(200, answer.headers, json.dumps(said).encode())
+
+    network.cut(NORTH, SOUTH)
+    network.forge("east.example", hide)
+    bob.server.app.incoming.completions.start()
+    network.settle()
+    network.clock.pump([5.0] * 3)
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    await same_state(alice, bob, room_id)
+
+
 async def test_what_the_part_did_not_allow_takes_effect_when_the_whole_does(network: Network) -> None:
     """Somebody had been banned, and had come back; the part has the ban only."""
     alice, bob, room_id = await large_room(network)
