@@ -62,6 +62,7 @@ class Transaction:
         """The rows of `sql` for each of these rows of arguments. An order holds only if the statement has a LIMIT.
 
         SQLite runs it for each, which is cheap inside the process; PostgreSQL is asked once for all, in bounded chunks.
+        Each argument is text in every row, or a whole number in every row.
         """
         found: list[list[Row]] = []
         for start in range(0, len(rows), LARGEST_CHUNK):
