@@ -5,9 +5,10 @@ sends something, it is back, and is tried at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Final
 
+import msgspec
+from msgspec.structs import asdict
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -32,8 +33,7 @@ MAX_CONCURRENT: Final = 64
 MAX_ERROR_CHARS: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Pauses:
+class Pauses(msgspec.Struct, frozen=True):
     """How long a destination is left alone that could not be reached, in milliseconds; `growth`: by what each further time."""
 
     first_ms: int = 5_000
@@ -45,8 +45,7 @@ class Pauses:
         return min(max(int(pause_ms * self.growth), self.first_ms), self.longest_ms)
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(msgspec.Struct):
     """What has been sent, for metrics."""
 
     transactions: int = 0

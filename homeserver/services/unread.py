@@ -10,7 +10,6 @@ spec: client-server-api#receiving-notifications, client-server-api#threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
 
@@ -58,17 +57,15 @@ class RoomUnread(msgspec.Struct, frozen=True, gc=False):
         return Unread(sum(part.notifications for part in parts), sum(part.highlights for part in parts))
 
 
-@dataclass(slots=True)
-class _Numbers:
+class _Numbers(msgspec.Struct):
     notifications: int = 0
     highlights: int = 0
 
 
-@dataclass(slots=True)
-class _Count:
+class _Count(msgspec.Struct):
     upto: int
     ignored: Set[str]
-    threads: dict[str, _Numbers] = field(default_factory=dict)
+    threads: dict[str, _Numbers] = msgspec.field(default_factory=dict)
 
     def add(self, thread: str, outcome: int) -> None:
         numbers = self.threads.setdefault(thread, _Numbers())
@@ -81,19 +78,17 @@ class _Count:
         return RoomUnread(main, numbers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Counted:
+class _Counted(msgspec.Struct, frozen=True):
     position: int
     sender: str
     flags: int
     thread: str
 
 
-@dataclass(slots=True)
-class _Recent:
+class _Recent(msgspec.Struct):
     complete_from: int
     """Every counted event after this position is in the list."""
-    events: list[_Counted] = field(default_factory=list)
+    events: list[_Counted] = msgspec.field(default_factory=list)
     """Oldest first."""
 
     def after(self, position: int, upto: int) -> list[_Counted]:

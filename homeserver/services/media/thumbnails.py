@@ -6,10 +6,10 @@ as large as what was asked for, and never larger than the original. spec: client
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -34,8 +34,7 @@ class ThumbnailSize(NamedTuple):
     method: Method
 
 
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
+class Thumbnail(msgspec.Struct, frozen=True):
     """A thumbnail; `data` is None where the content itself serves as one."""
 
     name: str

@@ -5,7 +5,6 @@ of a fork brought back is told too.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
 
@@ -23,15 +22,14 @@ _sender: Final = attrgetter("sender")
 _state_key: Final = attrgetter("state_key")
 
 
-@dataclass(slots=True)
-class StateOfRoom:
+class StateOfRoom(msgspec.Struct):
     """The entries that an answer has of a room: numbers of events by key."""
 
     entries: dict[StateKey, int]
     named: dict[StateKey, int | None]
     """Name and avatar, as far as they may have changed; None where one is not set."""
     members_changed: bool = False
-    changed_members: dict[str, int] = field(default_factory=dict)
+    changed_members: dict[str, int] = msgspec.field(default_factory=dict)
     """All memberships that changed, asked for or not."""
     removed: Sequence[StateKey] = ()
     """Entries that are no longer set."""

@@ -4,10 +4,11 @@ All rooms of an answer are worked on together. Rooms that the user has left are 
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.ids import DeviceID
 from federation.rooms.current_states import CurrentStates
@@ -33,8 +34,7 @@ from storage.timelines import Place
 _event_nid: Final = attrgetter("event_nid")
 
 
-@dataclass(slots=True)
-class RoomWork:
+class RoomWork(msgspec.Struct):
     """A room on its way into the answer."""
 
     room: RoomRow
@@ -55,8 +55,8 @@ class RoomWork:
     shown: Sequence[Seen] = ()
     speakers: Set[str] = frozenset()
     """Those whose memberships are needed to show these events."""
-    state: StateOfRoom = field(default_factory=lambda: StateOfRoom({}, {}))
-    people: set[str] = field(default_factory=set)
+    state: StateOfRoom = msgspec.field(default_factory=lambda: StateOfRoom({}, {}))
+    people: set[str] = msgspec.field(default_factory=set)
     """Who comes into view with the entry."""
 
     @property
@@ -87,8 +87,7 @@ class RoomWork:
         return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
 
 
-@dataclass(frozen=True, slots=True)
-class RoomParts:
+class RoomParts(msgspec.Struct, frozen=True):
     """What entries are made of."""
 
     events: RoomEvents

@@ -7,7 +7,6 @@ spec: client-server-api#get_matrixclientv3sync_response-200_joined-room
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -44,8 +43,7 @@ FETCHED_PER_SHOWN: Final = 5
 """How many events are looked at for one that is shown, where a filter leaves some out."""
 
 
-@dataclass(slots=True)
-class RoomWork:
+class RoomWork(msgspec.Struct):
     """A room on its way into the answer."""
 
     room: RoomRow
@@ -64,9 +62,9 @@ class RoomWork:
     prev_batch: str | None = None
     state: Sequence[StoredEvent] = ()
     summary: Summary | None = None
-    ephemeral: list[Any] = field(default_factory=list)
+    ephemeral: list[Any] = msgspec.field(default_factory=list)
     sticky: Sequence[msgspec.Raw] = ()
-    account_data: list[Any] = field(default_factory=list)
+    account_data: list[Any] = msgspec.field(default_factory=list)
 
 
 class JoinedRooms:

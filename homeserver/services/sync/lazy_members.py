@@ -6,7 +6,8 @@ spec: client-server-api#lazy-loading-room-members
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+import msgspec
 
 from federation.protocol.ids import DeviceID, UserID
 
@@ -17,10 +18,9 @@ MAX_MEMBERS = 5_000
 """Remembered for a device; past that it may be sent some again."""
 
 
-@dataclass(slots=True)
-class _Device:
-    confirmed: set[Member] = field(default_factory=set)
-    pending: set[Member] = field(default_factory=set)
+class _Device(msgspec.Struct):
+    confirmed: set[Member] = msgspec.field(default_factory=set)
+    pending: set[Member] = msgspec.field(default_factory=set)
     pending_token: str = ""
 
 
