@@ -44,7 +44,7 @@ from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profil
 from homeserver.assembly.search import SearchParts
 from homeserver.assembly.upstream import UpstreamParts
 from homeserver.assembly.web import WebParts
-from homeserver.config.server import Listener
+from homeserver.config.server import Listener, Name
 from homeserver.config.whole import Config
 from homeserver.endpoints import SOURCES
 from homeserver.http.guard import Guard
@@ -279,7 +279,13 @@ def build(
         people.accounts,
         rooms,
     )
-    federated_rooms = FederatedRoomParts(clock, database, rooms, federation)
+    federated_rooms = FederatedRoomParts(
+        clock,
+        database,
+        rooms,
+        federation,
+        tells_profiles=config.federation.allow_profile_lookup_over_federation,
+    )
     incoming = IncomingParts(clock, database, federation, rooms, registry)
     exploring = ExploringParts(
         database,
@@ -400,7 +406,10 @@ def build(
             encrypted_presets=ENCRYPTED_PRESETS[config.rooms.encryption_enabled_by_default_for_room_type],
         ),
         rtc,
-        ClientDiscovery(name.public_baseurl, {**rtc.in_well_known, **name.extra_well_known_client_content}),
+        ClientDiscovery(
+            name.public_baseurl,
+            {**rtc.in_well_known, **identity_server_of(name), **name.extra_well_known_client_content},
+        ),
         Discovery(
             server_name,
             delegates_to_443=name.serve_server_wellknown,
@@ -465,6 +474,12 @@ def build(
         access_log,
         jobs,
     )
+
+
+def identity_server_of(name: Name) -> Mapping[str, object]:
+    """What clients are told of an identity server, where there is one."""
+    url = name.default_identity_server
+    return {} if url is None else {"m.identity_server": {"base_url": url}}
 
 
 def by_type(services: Sequence[object]) -> Mapping[type, object]:

@@ -1,9 +1,13 @@
 """Puts together what lets people into rooms of other servers, and theirs into ours; and what servers tell each other of
 people and rooms."""
 
+from collections.abc import Mapping
+
 from twisted.internet.interfaces import IReactorTime
 
 from federation.endpoints.queries import QueryAnswers
+from federation.protocol.errors import Forbidden
+from federation.protocol.ids import UserID
 from federation.remote.directory import DirectoryRequests
 from federation.remote.membership import MembershipRequests
 from federation.rooms.candidates import Candidates
@@ -19,10 +23,26 @@ from storage.events import EventStore
 from storage.room_summaries import RoomSummaryStore
 
 
+async def refuse_profile(_user_id: UserID, _field: str | None) -> Mapping[str, object]:
+    """What other servers are told where they may not ask for profiles.
+
+    spec: server-server-api#get_matrixfederationv1queryprofile
+    """
+    raise Forbidden("This server tells other servers nothing of profiles")
+
+
 class FederatedRoomParts:
     """Handshakes both ways. What is public is for the router."""
 
-    def __init__(self, clock: IReactorTime, database: Database, rooms: RoomParts, federation: FederationParts) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        database: Database,
+        rooms: RoomParts,
+        federation: FederationParts,
+        *,
+        tells_profiles: bool,
+    ) -> None:
         identity, get_signers = federation.identity, federation.keyring.get_signers
         remote = MembershipRequests(federation.requests)
         answers = JoinAnswers(
@@ -58,7 +78,7 @@ class FederatedRoomParts:
             rooms.now_ms,
         )
         self.query_answers = QueryAnswers(
-            rooms.profiles.get_for_others,
+            rooms.profiles.get_for_others if tells_profiles else refuse_profile,
             rooms.directory.get_own_alias,
             rooms.directory.get_public_rooms_for_others,
         )

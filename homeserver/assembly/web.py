@@ -105,6 +105,7 @@ class WebParts:
             mail.languages,
             config.name.public_baseurl,
             registration_open=config.registration.enable_registration,
+            web_client=config.name.web_client_location,
         )
         self.services: Sequence[object] = (
             self.pages,

@@ -136,6 +136,11 @@ class Federation:
         "The signed list of the servers of a closed federation, and what each may do: no other is talked with. Read again "
         "on SIGHUP.",
     )
+    allow_profile_lookup_over_federation: bool = option(
+        True,
+        "Whether other servers may ask for people's profiles. The name and the picture that somebody has in a room are known to the "
+        "servers in it all the same.",
+    )
     federation_verify_certificates: bool = option(
         True, "Whether other servers must have valid certificates. Only for tests: false."
     )

@@ -59,6 +59,18 @@ class Name:
     extra_well_known_client_content: Mapping[str, JSON] = option(
         {}, "Further content of `/.well-known/matrix/client`.", example='{"org.example": {"theme": "dark"}}'
     )
+    default_identity_server: str | None = option(
+        None,
+        "An identity server that clients are told of in `/.well-known/matrix/client`. This server asks none.",
+        example="https://identity.example.org",
+        check=_check_optional_url,
+    )
+    web_client_location: str | None = option(
+        None,
+        "Where browsers are led that come to `/`, such as your Element; without it there is a page about this server.",
+        example="https://chat.example.org/",
+        check=_check_optional_url,
+    )
     admin_contact: str | None = option(
         None,
         "Where people may write to the administrators (`mailto:…` or `https://…`). Shown in "

@@ -1,16 +1,26 @@
-"""The page at `/`: says that the server works, and how to sign in."""
+"""The page at `/`: says that the server works, and how to sign in; or the way to a client for browsers."""
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from homeserver.http.answers import Response
 from homeserver.services.languages import Languages
-from homeserver.web.pages import Pages
+from homeserver.web.pages import Pages, see_other
 
 
 class LandingPage:
     """The page in each language, made when it is first asked for."""
 
-    def __init__(self, pages: Pages, languages: Languages, address: str | None, *, registration_open: bool) -> None:
-        """`address`: what people enter in their client; None: the server's name does, or the administrator knows."""
+    def __init__(
+        self,
+        pages: Pages,
+        languages: Languages,
+        address: str | None,
+        *,
+        registration_open: bool,
+        web_client: str | None = None,
+    ) -> None:
+        """`address`: what people enter in their client; None: the server's name does, or the administrator knows. `web_client`: where
+        they are led instead."""
+        self._elsewhere = None if web_client is None else see_other(web_client)
         self._fields: dict[str, object] = {"address": address, "registration_open": registration_open}
         self._pages = pages
         self._languages = languages
@@ -18,6 +28,8 @@ class LandingPage:
 
     def get(self, accept_language: str) -> Response:
         """The page for a reader who says this in `Accept-Language`."""
+        if self._elsewhere is not None:
+            return self._elsewhere
         language = self._languages.choose(accept_language)
         if language.code not in self._made:
             self._made[language.code] = self._pages.make("landing.html", language, self._fields)

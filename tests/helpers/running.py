@@ -25,7 +25,7 @@ from homeserver.first_files import write_first_files
 from storage.database import PostgresConfig, SQLiteConfig
 
 ROOT = Path(__file__).parents[2]
-SECONDS_TO_START = 30.0
+SECONDS_TO_START = 60.0
 _LISTENING = re.compile(r'listening on 127\.0\.0\.1:(\d+)[\n"]')
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
 OPEN: Mapping[str, object] = {
@@ -175,6 +175,7 @@ class ServerFiles:
         self._started.append(server)
         while len(server.ports) < listeners:
             if process.poll() is not None or time.monotonic() - began > SECONDS_TO_START:
+                self.end()  # who has no server cannot end it
                 raise AssertionError(f"the server did not start: {log.read_text()}")
             time.sleep(0.005)
             server.ports = [int(port) for port in _LISTENING.findall(log.read_text())]

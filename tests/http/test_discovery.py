@@ -102,6 +102,21 @@ def test_the_landing_page_says_how_to_sign_in_and_loads_nothing(tmp_path: Path, 
     assert f"style-src 'sha256-{digest}'" in page.headers["content-security-policy"]
 
 
+def test_browsers_are_led_to_the_web_client(tmp_path: Path, sqlite_database: Database) -> None:
+    server = configured(tmp_path, sqlite_database, "web_client_location: https://chat.example.org/\n")
+    answer = server.get("/")
+    assert (answer.status, answer.headers["location"]) == (303, "https://chat.example.org/")
+
+
+def test_clients_are_told_of_an_identity_server(tmp_path: Path, sqlite_database: Database) -> None:
+    config = "public_baseurl: https://m.example.org/\ndefault_identity_server: https://id.example.org\n"
+    server = configured(tmp_path, sqlite_database, config)
+    assert server.get("/.well-known/matrix/client").json == {
+        "m.homeserver": {"base_url": "https://m.example.org/"},
+        "m.identity_server": {"base_url": "https://id.example.org"},
+    }
+
+
 def test_the_landing_page_of_a_closed_server() -> None:
     languages = Languages()
     page = LandingPage(Pages(languages, "example.org"), languages, None, registration_open=False).get("")

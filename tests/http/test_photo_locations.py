@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
@@ -186,6 +186,7 @@ def test_notes_without_end_are_not_read() -> None:
         find_patches(io.BytesIO(endless))
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(sorted(PHOTOS)),
     st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=8),

@@ -37,6 +37,17 @@ def test_a_profile(network: Network) -> None:
     assert refused(bob.get(f"{V3}/profile/@nobody:{NORTH}")) == (404, "M_NOT_FOUND")
 
 
+async def test_profiles_may_be_kept_from_other_servers(network: Network) -> None:
+    alice, bob = pair(network, "allow_profile_lookup_over_federation: false\n")
+    assert ok(alice.get(f"{V3}/profile/{alice.user_id}")) == {"displayname": "alice"}
+    assert refused(bob.get(f"{V3}/profile/{alice.user_id}"))[0] in (403, 404)
+    path = f"/_matrix/federation/v1/query/profile?user_id={quote(alice.user_id)}"
+    path = "/_matrix/federation/v1/query/profile"
+    asking = network.servers[SOUTH].app.federation.requests.get(ServerName(NORTH), path, [("user_id", alice.user_id)])
+    with pytest.raises(RefusedByRemote, match="403 M_FORBIDDEN"):
+        await asking
+
+
 def test_answers_are_remembered_briefly(network: Network) -> None:
     alice, bob = pair(network)
     path = f"{V3}/profile/{alice.user_id}"
