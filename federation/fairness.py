@@ -8,8 +8,8 @@ spec: client-server-api#rate-limiting
 """
 
 from collections import deque
-from dataclasses import dataclass, field
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 
@@ -20,8 +20,7 @@ MAX_REMEMBERED = 5_000
 """Servers that are known before those are forgotten that have asked nothing lately."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeerLimits:
+class PeerLimits(msgspec.Struct, frozen=True):
     """How hard one server may press. Times in seconds."""
 
     window: float
@@ -32,12 +31,11 @@ class PeerLimits:
     at_once: int
 
 
-@dataclass(slots=True)
-class _Peer:
-    asked: deque[float] = field(default_factory=deque)
+class _Peer(msgspec.Struct):
+    asked: deque[float] = msgspec.field(default_factory=deque)
     """When the latest requests came, as many as matter."""
     delayed: int = 0
-    line: deque[Deferred[None]] = field(default_factory=deque)
+    line: deque[Deferred[None]] = msgspec.field(default_factory=deque)
     running: int = 0
 
 

@@ -1,13 +1,12 @@
 """Who this server is to others: its name, and the key that it signs with."""
 
-from dataclasses import dataclass
+import msgspec
 
 from federation.protocol.ids import ServerName
 from federation.protocol.signing import SigningKey
 
 
-@dataclass(frozen=True, slots=True)
-class ServerIdentity:
+class ServerIdentity(msgspec.Struct, frozen=True):
     """Passed to whoever signs, or has to know whose users are ours."""
 
     server_name: ServerName

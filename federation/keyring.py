@@ -14,7 +14,6 @@ spec: server-server-api#retrieving-server-keys
 """
 
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -45,8 +44,7 @@ Wanted = Mapping[ServerName, Mapping[KeyID, int]]
 """Keys, and when each has to have been valid, in milliseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Notary:
+class Notary(msgspec.Struct, frozen=True):
     """A server that is believed about other servers' keys."""
 
     server_name: ServerName
@@ -56,16 +54,14 @@ class Notary:
     """Whether its answers are believed though it has not signed them."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(msgspec.Struct, frozen=True):
     keys: Mapping[KeyID, VerifyKey]
     said_until: int
     """Until when its last document is good."""
     renew_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Pause:
+class _Pause(msgspec.Struct, frozen=True):
     until: int
     length: int
 

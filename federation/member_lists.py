@@ -7,10 +7,10 @@ Laws:
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
 from twisted.logger import Logger
 
 from federation.outbound.errors import OutboundError
@@ -32,8 +32,7 @@ class ListObserver(Protocol):
         """It was looked for a new list; when the one in force expires, in seconds (None: there is none)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ListSource:
+class ListSource(msgspec.Struct, frozen=True):
     """Where the list is, and whom to believe about it: one of `url` and `path`."""
 
     url: str | None

@@ -10,9 +10,9 @@ Laws:
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.errors import Forbidden
@@ -55,8 +55,7 @@ class ServerPatterns:
         return self._expression is not None and self._expression.fullmatch(name) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyRules:
+class PolicyRules(msgspec.Struct, frozen=True):
     """What the configuration says."""
 
     allowed: ServerPatterns | None = None

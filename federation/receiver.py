@@ -12,7 +12,6 @@ spec: server-server-api#transactions
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -49,13 +48,12 @@ Results = dict[str, dict[str, str]]
 """By the id of the event: nothing, or `error` with a text."""
 
 
-@dataclass(slots=True)
-class _Sender:
+class _Sender(msgspec.Struct):
     """What a server is sending."""
 
-    lock: DeferredLock = field(default_factory=DeferredLock)
+    lock: DeferredLock = msgspec.field(default_factory=DeferredLock)
     waiting: int = 0
-    answers: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
+    answers: OrderedDict[str, bytes] = msgspec.field(default_factory=OrderedDict)
 
 
 class Transactions:

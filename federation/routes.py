@@ -11,9 +11,9 @@ spec: server-server-api#resolving-server-names
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -66,8 +66,7 @@ class Web(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
+class _File(msgspec.Struct, frozen=True):
     delegated: ServerName | None
     until: float
     """When it has to be asked for again."""

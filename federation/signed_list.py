@@ -9,11 +9,11 @@ Laws:
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -45,8 +45,7 @@ class _Registry(JWSRegistry):
 _REGISTRY: Final = _Registry(strict_check_header=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ListTrust:
+class ListTrust(msgspec.Struct, frozen=True):
     """Whose signature is believed."""
 
     keys: tuple[bytes, ...] = ()

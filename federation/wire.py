@@ -3,15 +3,15 @@
 Everything above speaks through this protocol, so that the network of a test can cut, delay, reorder and lie.
 """
 
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from federation.outbound.request import TakeBody
 from federation.protocol.ids import ServerName
 
 
-@dataclass(frozen=True, slots=True)
-class WireRequest:
+class WireRequest(msgspec.Struct, frozen=True):
     """A request, ready to be sent. `uri` is path and query, percent-encoded, beginning with `/_matrix/`."""
 
     method: str
@@ -26,8 +26,7 @@ class WireRequest:
     """Who takes the body of the answer where it is too long for memory; then the answer's own is empty."""
 
 
-@dataclass(frozen=True, slots=True)
-class WireAnswer:
+class WireAnswer(msgspec.Struct, frozen=True):
     """What came back, whole. Names of headers are in lower case; the last of equal ones wins."""
 
     status: int

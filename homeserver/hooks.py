@@ -6,11 +6,11 @@ with 500, nobody is let in, and the log has the traceback.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from inspect import isawaitable
 from typing import Any, Final, TypeVar, cast
 
+import msgspec
 import pluggy
 
 T = TypeVar("T")
@@ -20,8 +20,7 @@ hookspec: Final = pluggy.HookspecMarker(PROJECT)
 hookimpl: Final = pluggy.HookimplMarker(PROJECT)
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
+class Person(msgspec.Struct, frozen=True):
     """Whose a password is."""
 
     source: str

@@ -12,9 +12,9 @@ Laws:
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -31,8 +31,7 @@ LONGEST_REST: Final = 300.0
 """Seconds after which a job that failed is tried again at the latest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """Something to be done at intervals."""
 
     name: str

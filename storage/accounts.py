@@ -7,7 +7,8 @@ Laws:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.directory_changes import note_directory_changes
@@ -16,8 +17,7 @@ from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class AccountRow:
+class AccountRow(msgspec.Struct, frozen=True):
     """One account. Times are milliseconds since 1970."""
 
     user_id: str

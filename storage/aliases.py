@@ -1,7 +1,8 @@
 """Room aliases of this server."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -11,8 +12,7 @@ class AliasTaken(Exception):
     """The alias points to a room already."""
 
 
-@dataclass(frozen=True, slots=True)
-class AliasRow:
+class AliasRow(msgspec.Struct, frozen=True):
     """An alias of this server."""
 
     alias: str

@@ -4,14 +4,14 @@ A record says when, what, whence and on which device, and nothing secret. Record
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(msgspec.Struct, frozen=True):
     """One record. `ts`: milliseconds since 1970."""
 
     user_id: str

@@ -14,8 +14,9 @@ Laws:
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from heapq import nlargest
+
+import msgspec
 
 from storage.database import Database, Transaction, WriteTransaction
 
@@ -44,8 +45,7 @@ class AuthChainTooLong(Exception):
     """More events than the caller would have."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuthNode:
+class AuthNode(msgspec.Struct, frozen=True):
     """A state event for the index."""
 
     event_nid: int
@@ -215,12 +215,11 @@ class AuthChainStore:
         txn.execute(f"DELETE FROM auth_chain_places WHERE event_nid IN ({of_room})", (room_nid,))
 
 
-@dataclass(slots=True)
-class _Links:
+class _Links(msgspec.Struct):
     """The links of the chains that were looked at, and the walks along them."""
 
     _txn: Transaction
-    _by_chain: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    _by_chain: dict[int, list[tuple[int, int, int]]] = msgspec.field(default_factory=dict)
 
     def load(self, chains: Iterable[int]) -> None:
         """Read the links that start in these chains, unless that was done."""

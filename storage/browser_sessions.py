@@ -1,14 +1,13 @@
 """Browsers in which somebody is signed in to the server's own pages. Kept as hashes of their cookies; what has grown old
 is swept."""
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class BrowserSessionRow:
+class BrowserSessionRow(msgspec.Struct, frozen=True):
     """One, with what a page has to know of its account. Times are milliseconds since 1970."""
 
     user_id: str

@@ -10,7 +10,6 @@ Laws:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Literal
 
@@ -30,8 +29,7 @@ _MODULUS = 1 << 128
 _encode = msgspec.msgpack.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(msgspec.Struct, frozen=True):
     """How far the copy is; told after each batch, and once at the beginning of each table."""
 
     doing: Literal["copying", "comparing"]
@@ -45,8 +43,7 @@ class Step:
     """Twice the rows of the source: each is copied and compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(msgspec.Struct, frozen=True):
     """What was copied: rows by table, the empty ones too."""
 
     tables: Mapping[str, int]

@@ -1,7 +1,8 @@
 """Cross-signing: users' keys that vouch for their devices and for each other, and the signatures made with them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.devices import announce_device_list
@@ -10,8 +11,7 @@ from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class CrossSigningKey:
+class CrossSigningKey(msgspec.Struct, frozen=True):
     """A key of cross-signing. `content` is what was uploaded, canonical JSON."""
 
     user_id: str
@@ -21,8 +21,7 @@ class CrossSigningKey:
     content: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class KeySignature:
+class KeySignature(msgspec.Struct, frozen=True):
     """A signature on a device or a key of cross-signing."""
 
     target_user_id: str

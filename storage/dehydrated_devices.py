@@ -6,14 +6,14 @@ spec: MSC3814
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class DehydratedDevice:
+class DehydratedDevice(msgspec.Struct, frozen=True):
     """`device_data` is JSON, as the client gave it."""
 
     user_id: str

@@ -6,8 +6,10 @@ Laws:
 - What is leased can be neither cancelled nor restarted.
 """
 
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.engine import Row
@@ -17,8 +19,7 @@ MOST_FINALISED: Final = 1000
 """Of a user, that are remembered."""
 
 
-@dataclass(frozen=True, slots=True)
-class DelayedEventRow:
+class DelayedEventRow(msgspec.Struct, frozen=True):
     """One event. Times are milliseconds, since 1970 unless they are a duration; `content` and `error` are JSON."""
 
     delay_id: str

@@ -7,7 +7,8 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from storage.database import Database
 from storage.events import EventFlag
@@ -16,8 +17,7 @@ from storage.transaction import Transaction, WriteTransaction
 _TO_SEND = int(EventFlag.TO_SEND)
 
 
-@dataclass(frozen=True, slots=True)
-class DestinationRow:
+class DestinationRow(msgspec.Struct, frozen=True):
     """A server, and how it stands. Times are milliseconds since 1970."""
 
     server: str
@@ -27,18 +27,16 @@ class DestinationRow:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Backlog:
+class Backlog(msgspec.Struct, frozen=True):
     """What a server has missed: by room, and by user whose devices changed, where that began."""
 
-    rooms: dict[int, int] = field(default_factory=dict)
-    users: dict[str, int] = field(default_factory=dict)
+    rooms: dict[int, int] = msgspec.field(default_factory=dict)
+    users: dict[str, int] = msgspec.field(default_factory=dict)
     is_whole: bool = False
     """It is all that the server has missed, not only what it has missed besides."""
 
 
-@dataclass(frozen=True, slots=True)
-class EventToSend:
+class EventToSend(msgspec.Struct, frozen=True):
     """An event that others have to be told of."""
 
     position: int
@@ -48,8 +46,7 @@ class EventToSend:
     is_member: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptToSend:
+class ReceiptToSend(msgspec.Struct, frozen=True):
     """A public receipt."""
 
     position: int

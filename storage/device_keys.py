@@ -10,9 +10,10 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.devices import announce_device_list
@@ -23,8 +24,7 @@ from storage.transaction import Transaction, WriteTransaction
 DIGEST_BYTES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceKeysRow:
+class DeviceKeysRow(msgspec.Struct, frozen=True):
     """The identity keys of a device, with the name that its user gave it."""
 
     user_id: str
@@ -33,8 +33,7 @@ class DeviceKeysRow:
     display_name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class KeyWish:
+class KeyWish(msgspec.Struct, frozen=True):
     """Somebody needs a key of that algorithm to begin a conversation with that device."""
 
     user_id: str
@@ -42,8 +41,7 @@ class KeyWish:
     algorithm: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedKey:
+class ClaimedKey(msgspec.Struct, frozen=True):
     """A key that was given out."""
 
     key_id: str
@@ -51,8 +49,7 @@ class ClaimedKey:
     is_fallback: bool
 
 
-@dataclass(frozen=True, slots=True)
-class KeyCounts:
+class KeyCounts(msgspec.Struct, frozen=True):
     """What a device has left: one-time keys by algorithm, algorithms with a fallback key that nobody used yet."""
 
     one_time: Mapping[str, int]

@@ -6,8 +6,9 @@ spec: server-server-api#device-management
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -16,8 +17,7 @@ MOST_KEPT: Final = 100
 """Of a user."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedChange:
+class LoggedChange(msgspec.Struct, frozen=True):
     """One change. `device_id` is None for the keys of cross-signing, whose changes are in nobody's chain."""
 
     user_id: str

@@ -8,7 +8,8 @@ Laws:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.audit import AuditRecord, note_first_of_address
 from storage.database import Database
@@ -17,8 +18,7 @@ from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRow:
+class DeviceRow(msgspec.Struct, frozen=True):
     """One device. Times are milliseconds since 1970."""
 
     user_id: str
@@ -30,8 +30,7 @@ class DeviceRow:
     last_seen_user_agent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSighting:
+class DeviceSighting(msgspec.Struct, frozen=True):
     """A device was seen."""
 
     user_id: str

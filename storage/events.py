@@ -4,7 +4,6 @@ Nothing about a stored event changes but by a redaction, which takes its content
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -78,8 +77,7 @@ class StateEntry(msgspec.Struct, frozen=True, gc=False):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(msgspec.Struct, frozen=True):
     """What was there before the events that it is about."""
 
     redactions: Mapping[str, list[int]]

@@ -6,14 +6,14 @@ Laws:
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class ExternalIdRow:
+class ExternalIdRow(msgspec.Struct, frozen=True):
     """A link. Times are milliseconds since 1970."""
 
     provider: str

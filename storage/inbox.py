@@ -1,8 +1,9 @@
 """Events from other servers that wait for what this server lacks: acknowledged, so kept until they are taken in or given up."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -15,8 +16,7 @@ class InboxFull(Exception):
     """So much waits on behalf of this server already that no more is taken from it now."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewInboxRow:
+class NewInboxRow(msgspec.Struct, frozen=True):
     """An event that is to wait."""
 
     event_id: str
@@ -24,8 +24,7 @@ class NewInboxRow:
     """JSON of the whole PDU."""
 
 
-@dataclass(frozen=True, slots=True)
-class InboxRow:
+class InboxRow(msgspec.Struct, frozen=True):
     """An event that waits."""
 
     inbox_nid: int

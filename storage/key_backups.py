@@ -5,8 +5,9 @@ small steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.engine import Row
@@ -16,8 +17,7 @@ REMOVED_AT_ONCE: Final = 500
 """Keys of a version that is deleted; more wait for the job."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackupRow:
+class BackupRow(msgspec.Struct, frozen=True):
     """A version of a user's backup."""
 
     user_id: str
@@ -29,8 +29,7 @@ class BackupRow:
     key_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class BackedUpKey:
+class BackedUpKey(msgspec.Struct, frozen=True):
     """The key of a session."""
 
     room_id: str

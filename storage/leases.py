@@ -3,14 +3,13 @@
 Up to the position of a lease nothing is left to do but what tables of that work say.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(msgspec.Struct, frozen=True):
     """The right to do the work, as it was taken."""
 
     run: int

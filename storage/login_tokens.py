@@ -1,13 +1,12 @@
 """Tokens with which somebody signs in once, within minutes. Kept as hashes; what has grown old is swept."""
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class LoginTokenRow:
+class LoginTokenRow(msgspec.Struct, frozen=True):
     """A token that was taken. `origin`: JSON, the sign-in at an identity provider that it stands for."""
 
     user_id: str

@@ -4,16 +4,16 @@ An id is reserved first and filled later, or both at once; a filled one is never
 """
 
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(msgspec.Struct, frozen=True):
     """What a file is once it is there. `hash`: SHA-256; `size` in bytes."""
 
     hash: bytes
@@ -22,8 +22,7 @@ class Content:
     name: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class MediaRow:
+class MediaRow(msgspec.Struct, frozen=True):
     """A file, or an id that is reserved for one. Times are milliseconds since 1970."""
 
     media_id: str

@@ -1,8 +1,9 @@
 """Lists of files, as their owners and administrators see them: by user, by room, and how much there is."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.media import COLUMNS, MediaRow, make_row
@@ -24,16 +25,14 @@ ORDERS: Final = frozenset(_ORDERS)
 """By what uploads can be ordered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(msgspec.Struct, frozen=True):
     """In which order. `by` is one of `ORDERS`."""
 
     by: str
     descending: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """Some uploads of a user, and how many there are of them, and how many bytes, in all."""
 
     rows: Sequence[MediaRow]

@@ -6,14 +6,14 @@ who wrote it, should he be alive after all, learns of that when he wants to say 
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class StoredObject:
+class StoredObject(msgspec.Struct, frozen=True):
     """An object that is there. `size` in bytes."""
 
     name: str
@@ -21,16 +21,14 @@ class StoredObject:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class LeavingObject:
+class LeavingObject(msgspec.Struct, frozen=True):
     """An object that is to be taken away. `is_whole`: False where it was perhaps never written to its end."""
 
     name: str
     is_whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
+class Tally(msgspec.Struct, frozen=True):
     """How many contents there are, and how many bytes they have."""
 
     contents: int

@@ -7,8 +7,9 @@ Laws:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.media_addresses import MediaAddress
@@ -20,8 +21,7 @@ SYSTEM: Final = "system"
 _COUNTER: Final = "quarantine_change"
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineChange:
+class QuarantineChange(msgspec.Struct, frozen=True):
     """A file was held back, or given free."""
 
     number: int

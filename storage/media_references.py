@@ -11,9 +11,11 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.engine import Row
 from storage.events import EventFlag
@@ -54,8 +56,7 @@ class Recheck(IntEnum):
     FILE = 3
 
 
-@dataclass(frozen=True, slots=True)
-class EventMentions:
+class EventMentions(msgspec.Struct, frozen=True):
     """What an event refers to."""
 
     event_nid: int
@@ -67,8 +68,7 @@ class EventMentions:
     """False for an edit of an event that has lost its content."""
 
 
-@dataclass(frozen=True, slots=True)
-class MentionBatch:
+class MentionBatch(msgspec.Struct, frozen=True):
     """Some events, in the order of their numbers."""
 
     upto: int

@@ -8,9 +8,10 @@ Laws:
 """
 
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.engine import Row
@@ -33,16 +34,14 @@ class Reason(Enum):
     ADMINISTRATOR = "administrator"
 
 
-@dataclass(frozen=True, slots=True)
-class Removable:
+class Removable(msgspec.Struct, frozen=True):
     """A file that is to go."""
 
     address: MediaAddress
     hash: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Deletion:
+class Deletion(msgspec.Struct, frozen=True):
     """A file that was deleted. Times are milliseconds since 1970."""
 
     number: int
@@ -58,8 +57,7 @@ class Deletion:
     by_user_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Removed:
+class Removed(msgspec.Struct, frozen=True):
     """What was removed, and the bytes that no file has any more."""
 
     addresses: Sequence[MediaAddress]

@@ -1,7 +1,6 @@
 """How much there is of files: by user, by room, in all. For administrators: these queries look at every file."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -10,16 +9,14 @@ from storage.media_references import Role
 from storage.transaction import Transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(msgspec.Struct, frozen=True):
     """How many files, and how many bytes."""
 
     count: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class UserUsage:
+class UserUsage(msgspec.Struct, frozen=True):
     """What a user has uploaded."""
 
     user_id: str
@@ -27,8 +24,7 @@ class UserUsage:
     amount: Amount
 
 
-@dataclass(frozen=True, slots=True)
-class ServerUsage:
+class ServerUsage(msgspec.Struct, frozen=True):
     """All files. What several files have in common is counted for each, but for `contents`."""
 
     own: Amount

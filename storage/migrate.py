@@ -19,9 +19,9 @@ Laws:
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 from twisted.logger import Logger
 
 from storage.engine import Connection, DatabaseUnavailable, Engine
@@ -52,8 +52,7 @@ class MigrationFailed(Exception):
     """A step of the migration failed; the database is as it was before that step. The cause is in `__cause__`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Migration:
+class Migration(msgspec.Struct, frozen=True):
     """One step, as text for one of the databases."""
 
     version: int

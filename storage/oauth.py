@@ -4,14 +4,14 @@ Codes are kept as hashes. Times are milliseconds since 1970.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class OAuthClientRow:
+class OAuthClientRow(msgspec.Struct, frozen=True):
     """A program."""
 
     client_id: str
@@ -20,8 +20,7 @@ class OAuthClientRow:
     last_used_ts: int
 
 
-@dataclass(frozen=True, slots=True)
-class OAuthCodeRow:
+class OAuthCodeRow(msgspec.Struct, frozen=True):
     """An authorization code. `used_for`: the family of the session that it was exchanged for, b"" where it was used in
     vain, None while it was not."""
 
@@ -36,8 +35,7 @@ class OAuthCodeRow:
     used_for: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class OAuthSessionRow:
+class OAuthSessionRow(msgspec.Struct, frozen=True):
     """A device that is signed in by a program."""
 
     user_id: str

@@ -3,15 +3,15 @@
 spec: RFC 8628
 """
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.engine import Row
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceGrantRow:
+class DeviceGrantRow(msgspec.Struct, frozen=True):
     """One of them. Times are milliseconds since 1970. `allowed`: None while nobody has decided."""
 
     code_hash: bytes

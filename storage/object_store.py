@@ -1,12 +1,12 @@
 """What a store of objects can do, such as S3. Every call waits, so it belongs to a thread."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class S3Config:
+
+class S3Config(msgspec.Struct, frozen=True):
     """Where a store that speaks S3 is. What is None is as boto3 finds it (environment, instance)."""
 
     bucket: str

@@ -4,14 +4,14 @@ Who takes letters puts off when they are due, so that nobody else takes them mea
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingMailRow:
+class OutgoingMailRow(msgspec.Struct, frozen=True):
     """A letter, encoded. Times are milliseconds since 1970."""
 
     mail_nid: int

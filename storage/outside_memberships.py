@@ -5,8 +5,9 @@ here and not among the room's: what it rests upon is not known, so nothing could
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.memberships import MembershipRow, put_memberships, select_memberships
@@ -19,8 +20,7 @@ OUTSIDE: Final = 0
 """`event_nid` of memberships whose event is kept here."""
 
 
-@dataclass(frozen=True, slots=True)
-class OutsideRow:
+class OutsideRow(msgspec.Struct, frozen=True):
     """What another server told of a membership."""
 
     room_nid: int

@@ -5,14 +5,14 @@ when it is complete, which is kept: a client that was told nothing of the room b
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class PartialRoom:
+class PartialRoom(msgspec.Struct, frozen=True):
     """A room that was entered with a part of its state."""
 
     room_nid: int
@@ -26,8 +26,7 @@ class PartialRoom:
     """The position from which on all of its state is known, or nobody of ours is there who would want to know it."""
 
 
-@dataclass(frozen=True, slots=True)
-class PartialEvent:
+class PartialEvent(msgspec.Struct, frozen=True):
     """An event that was placed upon a part of the state."""
 
     place: int
@@ -140,8 +139,7 @@ def add_partial_events(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FoundRow:
+class FoundRow(msgspec.Struct, frozen=True):
     """What an event is with all of the state: the columns of `events` that depend on it."""
 
     flags: int

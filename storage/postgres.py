@@ -10,12 +10,12 @@ one sequence are committed in their order, and writers never wait for each other
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain, islice
 from struct import Struct
 
+import msgspec
 import psycopg2
 from psycopg2 import errorcodes
 from psycopg2.extensions import (
@@ -70,8 +70,7 @@ _OUTAGE_CLASSES = ("08", "53", "57", "58", "55P03")
 """Lost connection, no room or memory, an operator's intervention, an error of the system, lock timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class PostgresConfig:
+class PostgresConfig(msgspec.Struct, frozen=True):
     """Where the server is, and how much of it this process uses."""
 
     connect: Mapping[str, str | int]

@@ -1,8 +1,9 @@
 """How people were last there: one row for each who was. It takes no position: presence is told from memory."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -11,8 +12,7 @@ UNTOLD: Final = 0
 """Stands for the position of what has not been told yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class PresenceRow:
+class PresenceRow(msgspec.Struct, frozen=True):
     """`state` is online, unavailable or offline, told at a position of the ephemeral counter, or UNTOLD; the time is in
     milliseconds since 1970."""
 

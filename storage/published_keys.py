@@ -4,8 +4,9 @@ Of signatures the owner's own are read with them: how many others have signed a 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from storage.cross_signing import CrossSigningKey, KeySignature, select_keys, select_own_signatures, select_signed_by
 from storage.database import Database
@@ -17,13 +18,12 @@ FEW_USERS: Final = 4
 """Of so many the keys are read on the thread that asks, where the database allows that."""
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedKeys:
+class PublishedKeys(msgspec.Struct, frozen=True):
     """By user: devices, keys of cross-signing by usage, and the signatures that may be seen."""
 
-    devices: Mapping[str, Sequence[DeviceKeysRow]] = field(default_factory=dict)
-    cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = field(default_factory=dict)
-    signatures: Mapping[str, Sequence[KeySignature]] = field(default_factory=dict)
+    devices: Mapping[str, Sequence[DeviceKeysRow]] = msgspec.field(default_factory=dict)
+    cross_signing: Mapping[str, Mapping[str, CrossSigningKey]] = msgspec.field(default_factory=dict)
+    signatures: Mapping[str, Sequence[KeySignature]] = msgspec.field(default_factory=dict)
 
 
 class PublishedKeyStore:

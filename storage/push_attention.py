@@ -5,8 +5,9 @@ by what held when it came.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from storage.account_data import GLOBAL
 from storage.database import Database
@@ -26,8 +27,7 @@ KEPT_ENDED: Final = 500
 as in other rooms."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(msgspec.Struct, frozen=True):
     """From after one position, up to another one, it was this."""
 
     after: int
@@ -35,11 +35,10 @@ class Span:
     attention: int
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionHistory:
+class AttentionHistory(msgspec.Struct, frozen=True):
     """All of a user's: by room (in lower case) the changes in order, as (position, attention)."""
 
-    changes: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    changes: Mapping[str, tuple[tuple[int, int], ...]] = msgspec.field(default_factory=dict)
 
     def now(self, room_id: str) -> int:
         """What holds for a room after the last change."""

@@ -5,8 +5,9 @@ An outcome is 0 (nothing), 1 (notifies) or 3 (notifies and is highlighted).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter, itemgetter
+
+import msgspec
 
 from storage.database import Database
 from storage.events import EventFlag
@@ -31,8 +32,7 @@ _EVENTS = (
 _ROWS = " FROM push_outcomes AS o JOIN events AS e ON e.event_nid = o.event_nid AND o.user_id = ?"
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(msgspec.Struct, frozen=True):
     """Where events that may be something to a user are found: in a span of a room, each in one source at most."""
 
     tables: str
@@ -64,16 +64,14 @@ def flags_outcome(flags: int, attention: int) -> int:
     return NOTIFIES if flags & EventFlag.NOTIFIES and attention == 0 else 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReadUpTo:
+class ReadUpTo(msgspec.Struct, frozen=True):
     """Up to which positions a user has read a room: all of it, and single threads (MAIN is one) further."""
 
     everything: int
     threads: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadCount:
+class ThreadCount(msgspec.Struct, frozen=True):
     """What is unread in one thread."""
 
     thread: str
@@ -81,8 +79,7 @@ class ThreadCount:
     highlights: int
 
 
-@dataclass(frozen=True, slots=True)
-class Notified:
+class Notified(msgspec.Struct, frozen=True):
     """An event that a user was notified of."""
 
     position: int

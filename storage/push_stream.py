@@ -1,7 +1,8 @@
 """The stream as it is read for pushing, where memory does not have it: after a start, and what other nodes wrote."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.events import EventFlag
@@ -12,8 +13,7 @@ _SOMETHING = EventFlag.NOTIFIES | EventFlag.OUTCOMES
 """Events without these flags notify nobody."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(msgspec.Struct, frozen=True):
     """An event that arrived, and that is something to some user."""
 
     position: int
@@ -26,8 +26,7 @@ class NewEvent:
     thread_root: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewReceipt:
+class NewReceipt(msgspec.Struct, frozen=True):
     """Somebody has read a room, or a thread of it, up to an event."""
 
     position: int
@@ -37,8 +36,7 @@ class NewReceipt:
     event_position: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(msgspec.Struct, frozen=True):
     """What happened, up to a position."""
 
     upto: int

@@ -8,7 +8,8 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.engine import Row
@@ -16,8 +17,7 @@ from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class PusherRow:
+class PusherRow(msgspec.Struct, frozen=True):
     """One pusher. Times are milliseconds since 1970."""
 
     pusher_nid: int
@@ -46,8 +46,7 @@ class PusherRow:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How a pusher stands after its last push. Times are milliseconds since 1970."""
 
     position: int
@@ -58,16 +57,14 @@ class Standing:
     error: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class EmailPause:
+class EmailPause(msgspec.Struct, frozen=True):
     """When a letter about a room went out, and how long the next one waits after it. Milliseconds."""
 
     sent_ts: int
     pause_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayRow:
+class GatewayRow(msgspec.Struct, frozen=True):
     """How the pushers of one gateway stand. Times are milliseconds since 1970."""
 
     gateway: str

@@ -19,8 +19,9 @@ values (0: absent) or an inner node's child ids of 16 bytes (zeroes: absent). Th
 
 import struct
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
+
+import msgspec
 
 ID_SIZE = 16
 ABSENT = bytes(ID_SIZE)
@@ -71,8 +72,7 @@ def write_leaf(values: list[int]) -> bytes:
     return struct.pack(f"<B{len(values)}Q", WIDE_LEAF, *values)
 
 
-@dataclass(frozen=True, slots=True)
-class RadixTree:
+class RadixTree(msgspec.Struct, frozen=True):
     """The operations on trees whose leaves hold 2**leaf_bits values and whose inner nodes have 2**child_bits children."""
 
     leaf_bits: int = 6

@@ -1,7 +1,6 @@
 """Receipts: how far users have read, public and private, of whole rooms and of threads."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 import msgspec
@@ -28,8 +27,7 @@ class ReceiptRow(msgspec.Struct, frozen=True, gc=False):
     position: int
 
 
-@dataclass(frozen=True, slots=True)
-class NewReceipt:
+class NewReceipt(msgspec.Struct, frozen=True):
     """A receipt that may move one forward."""
 
     room_nid: int

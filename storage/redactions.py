@@ -1,7 +1,6 @@
 """Taking the content of an event away: from the event, and from the tables beside it."""
 
-from dataclasses import dataclass
-
+import msgspec
 from msgspec.structs import replace
 
 from storage.directory_changes import note_directory_changes
@@ -16,8 +15,7 @@ from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class Redaction:
+class Redaction(msgspec.Struct, frozen=True):
     """The taking away of an event's content."""
 
     target_nid: int

@@ -6,14 +6,13 @@ the number allowed, so that a token for one account never makes two.
 spec: client-server-api#token-authenticated-registration
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrationTokenRow:
+class RegistrationTokenRow(msgspec.Struct, frozen=True):
     """One token. `uses_allowed` None: any number. Times are milliseconds since 1970."""
 
     token: str

@@ -1,7 +1,8 @@
 """Redactions that take along what relates to their target."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -10,8 +11,7 @@ ANY_TYPE = "*"
 """Stands for all types of relations."""
 
 
-@dataclass(frozen=True, slots=True)
-class RelatedRedaction:
+class RelatedRedaction(msgspec.Struct, frozen=True):
     """That children of an event, by one type of relation, are redacted too."""
 
     target: str

@@ -8,7 +8,6 @@ Laws:
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -63,8 +62,7 @@ class Children(msgspec.Struct, frozen=True, gc=False):
     """Of replacements and threads the latest few, latest first; of references the oldest."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(msgspec.Struct, frozen=True):
     """Which children of an event."""
 
     rel_type: str | None = None

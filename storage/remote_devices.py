@@ -6,7 +6,8 @@ Laws:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.cross_signing import CrossSigningKey, put_cross_signing_keys
 from storage.database import Database
@@ -15,8 +16,7 @@ from storage.devices import announce_device_list
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class TrackedList:
+class TrackedList(msgspec.Struct, frozen=True):
     """What is known of a list of devices."""
 
     user_id: str

@@ -1,6 +1,6 @@
 """What is known of files of other servers of which there is a copy here, and which bytes (by hash) they hold."""
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.engine import Row
@@ -8,8 +8,7 @@ from storage.media import Content
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteMediaRow:
+class RemoteMediaRow(msgspec.Struct, frozen=True):
     """A copy. Times are milliseconds since 1970."""
 
     origin: str

@@ -1,13 +1,12 @@
 """What two devices tell each other while one signs the other in. Found by hashes of ids; what has grown old is swept."""
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class RendezvousRow:
+class RendezvousRow(msgspec.Struct, frozen=True):
     """The last word. Times are milliseconds since 1970."""
 
     id_hash: bytes

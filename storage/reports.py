@@ -1,7 +1,8 @@
 """What users reported to the administrators: events, rooms, users."""
 
-from dataclasses import dataclass
 from enum import Enum
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -15,8 +16,7 @@ class ReportKind(Enum):
     USER = "user"
 
 
-@dataclass(frozen=True, slots=True)
-class NewReport:
+class NewReport(msgspec.Struct, frozen=True):
     """A report, as it comes in."""
 
     received_ts: int
@@ -30,8 +30,7 @@ class NewReport:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(msgspec.Struct, frozen=True):
     """A report, as it is kept."""
 
     report_nid: int

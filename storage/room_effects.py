@@ -5,7 +5,8 @@ This file knows no rule of Matrix: what an event says comes as plain values.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
@@ -17,8 +18,7 @@ from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class NewMembership:
+class NewMembership(msgspec.Struct, frozen=True):
     """What a membership event says."""
 
     user_id: str
@@ -29,12 +29,11 @@ class NewMembership:
     avatar_url: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class StateEffect:
+class StateEffect(msgspec.Struct, frozen=True):
     """What a state event means for the tables that are kept beside the state while it is the current one."""
 
     membership: NewMembership | None = None
-    summary: Mapping[str, SQLValue] = field(default_factory=dict)
+    summary: Mapping[str, SQLValue] = msgspec.field(default_factory=dict)
     child: NewChild | None = None
 
 

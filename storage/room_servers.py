@@ -3,14 +3,14 @@
 As long as the members are not known (see `partial_rooms.py`), those count too of which we were told that they are there."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class RoomServer:
+class RoomServer(msgspec.Struct, frozen=True):
     """A server in a room."""
 
     server: str

@@ -8,8 +8,8 @@ Laws:
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
 
+import msgspec
 from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
@@ -36,8 +36,7 @@ class HeadMoved(Exception):
     """The room's head is no longer the one that the batch was built upon."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewEvent:
+class NewEvent(msgspec.Struct, frozen=True):
     """An event to store."""
 
     event_id: str
@@ -57,7 +56,7 @@ class NewEvent:
     redaction: Redaction | None = None
     sent: SentTransaction | None = None
     """The client's request that it comes from."""
-    outcomes: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
     """What it is to users of this server to whom it is something else than its flags say."""
     thread_root: str | None = None
     state_before: "StateChange | None" = None
@@ -74,16 +73,14 @@ class NewEvent:
     """Something that it follows is missing, and `state_before` is assumed: in a room with a part of its state."""
 
 
-@dataclass(frozen=True, slots=True)
-class StateChange:
+class StateChange(msgspec.Struct, frozen=True):
     """A state, as a stored one and what differs from it. Values are numbers of stored events."""
 
     root: bytes | None
-    entries: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    entries: Mapping[tuple[str, str], int] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class NewCurrentState:
+class NewCurrentState(msgspec.Struct, frozen=True):
     """The current state after a batch, when it is not simply the state after its last event.
 
     `effects`: for each entry that differs from the old current state the event's number (None: the entry is gone) or,
@@ -100,8 +97,7 @@ class NewCurrentState:
     """As in `Head`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(msgspec.Struct, frozen=True):
     """What a write did."""
 
     head: Head

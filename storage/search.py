@@ -8,7 +8,6 @@ Laws:
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -22,8 +21,7 @@ from storage.transaction import Transaction, WriteTransaction
 _TIMELINE = int(EventFlag.TIMELINE)
 
 
-@dataclass(frozen=True, slots=True)
-class TextRow:
+class TextRow(msgspec.Struct, frozen=True):
     """A text, as it is stored."""
 
     event_nid: int
@@ -54,8 +52,7 @@ class Hit(msgspec.Struct, frozen=True, gc=False):
     """0 where nobody asked for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextQuery:
+class TextQuery(msgspec.Struct, frozen=True):
     """What is searched for, and where."""
 
     user_id: str
@@ -70,8 +67,7 @@ class TextQuery:
     """The highest number of an event."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(msgspec.Struct, frozen=True):
     """Some events to look at, in the order of their numbers, and what else they concern."""
 
     upto: int
@@ -84,8 +80,7 @@ class Batch:
     """How many events were looked at."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """An event that has a text to be found by, and the event that says it."""
 
     shown: EventRow

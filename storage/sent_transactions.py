@@ -5,7 +5,6 @@ hash: a note is written with every message, and the names are longer than many a
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
@@ -15,8 +14,7 @@ from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class SentTransaction:
+class SentTransaction(msgspec.Struct, frozen=True):
     """The name of a client's request. spec: client-server-api#transaction-identifiers"""
 
     user_id: str

@@ -4,22 +4,21 @@ Keys stay when a server no longer speaks of them: what they signed while they we
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class StoredKey:
+class StoredKey(msgspec.Struct, frozen=True):
     """A public key, and until when it is valid, in milliseconds."""
 
     public_key: bytes
     valid_until: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDocument:
+class StoredDocument(msgspec.Struct, frozen=True):
     """What a server said last about its keys; times in milliseconds."""
 
     document: bytes
@@ -28,8 +27,7 @@ class StoredDocument:
     fetched_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class StoredServer:
+class StoredServer(msgspec.Struct, frozen=True):
     """All that is known of a server's keys."""
 
     keys: Mapping[str, StoredKey]

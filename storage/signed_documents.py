@@ -1,13 +1,12 @@
 """Documents that others signed and that this server goes by: the last good one of each purpose."""
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class SignedDocument:
+class SignedDocument(msgspec.Struct, frozen=True):
     """A document as it came, and when: milliseconds."""
 
     document: bytes

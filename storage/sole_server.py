@@ -7,8 +7,9 @@ write while a server runs.
 
 import fcntl
 import os
-from dataclasses import dataclass
 from typing import Self
+
+import msgspec
 
 from storage.sqlite import SQLiteConfig
 
@@ -17,8 +18,7 @@ class DatabaseInUse(Exception):
     """Another server has the file; the text says what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class SoleServer:
+class SoleServer(msgspec.Struct, frozen=True):
     """The right to be the server of a file, until the process ends or `give_up`."""
 
     descriptor: int

@@ -4,7 +4,8 @@ Written by `storage.room_writer` in the transaction that changes a room's state.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
@@ -13,8 +14,7 @@ MAX_CHILDREN = 5000
 """How many children of a space are read."""
 
 
-@dataclass(frozen=True, slots=True)
-class NewChild:
+class NewChild(msgspec.Struct, frozen=True):
     """What an m.space.child entry says."""
 
     child_id: str
@@ -25,8 +25,7 @@ class NewChild:
     origin_server_ts: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChildRow:
+class ChildRow(msgspec.Struct, frozen=True):
     """A child of a space."""
 
     child_id: str

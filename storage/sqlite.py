@@ -6,10 +6,11 @@ begun by hand (`isolation_level=None`), so that none is open that nobody asked f
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from storage.engine import LARGEST_CHUNK, Connection, Row, SQLValue, UnsuitableDatabase
 
@@ -29,8 +30,7 @@ _OUTAGES = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SQLiteConfig:
+class SQLiteConfig(msgspec.Struct, frozen=True):
     """Where the file is and what the database may use of the machine."""
 
     path: str

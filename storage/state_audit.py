@@ -1,7 +1,8 @@
 """What the audit of states reads: the events that have arrived in rooms with other servers, in the order of their numbers."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.engine import Row
@@ -9,8 +10,7 @@ from storage.job_notes import put_note, select_note
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(msgspec.Struct, frozen=True):
     """An event and the state after it, as they are stored."""
 
     event_nid: int

@@ -7,9 +7,10 @@ Laws:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 
+import msgspec
 from msgspec import structs
+from msgspec.structs import replace
 
 from storage.auth_chains import AuthChainStore, AuthNode
 from storage.events import EventFlag
@@ -35,8 +36,7 @@ from storage.transaction import WriteTransaction
 CHUNK = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What an event is with all of the state."""
 
     place: int
@@ -51,8 +51,7 @@ class Found:
     """What it cites, if it was refused before and so has no place among the auth chains."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """The room as it is with all of its state."""
 
     extremities: tuple[tuple[int, str], ...]

@@ -21,7 +21,9 @@ room that have a lower mark than the cycle are deleted. All in small steps, whil
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.partial_rooms import select_partial_roots
 from storage.radix_tree import get_child_ids
@@ -41,8 +43,7 @@ _SELECT_NODES = "SELECT node, cycle FROM state_nodes WHERE room_nid = ? AND node
 _BEFORE_ALL = -(1 << 62)
 
 
-@dataclass(frozen=True, slots=True)
-class _Progress:
+class _Progress(msgspec.Struct, frozen=True):
     """How far a collection is. What lies on the stack is marked, with all below it, before anything else is done."""
 
     head_read: bool = False

@@ -7,8 +7,10 @@ Laws:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.streams import Change, Topic
@@ -18,8 +20,7 @@ LONGEST_MS: Final = 3_600_000
 """However long an event says that it is sticky."""
 
 
-@dataclass(frozen=True, slots=True)
-class StickyRow:
+class StickyRow(msgspec.Struct, frozen=True):
     """A sticky event."""
 
     event_nid: int

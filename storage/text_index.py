@@ -8,8 +8,9 @@ The room that a text is in is one more key, so that a search in few rooms does n
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from storage.engine import SQLValue
 from storage.transaction import WriteTransaction
@@ -20,8 +21,7 @@ ROOM_MARK: Final = "\ue000"
 """Begins the key of a room; no key of a word has it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(msgspec.Struct, frozen=True):
     """One thing that has to be in a text: one of its alternatives."""
 
     alternatives: tuple[tuple[str, ...], ...]
@@ -30,8 +30,7 @@ class Term:
     """The last key may be the beginning of one. Only of alternatives with a single key."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedText:
+class IndexedText(msgspec.Struct, frozen=True):
     """A text in the index."""
 
     event_nid: int

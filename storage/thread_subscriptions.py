@@ -6,15 +6,14 @@ Laws:
   whoever comes late with an old call does not undo what they wanted.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.streams import Change, Topic
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class ThreadSubscriptionRow:
+class ThreadSubscriptionRow(msgspec.Struct, frozen=True):
     """Whether a user follows a thread, and since when it is so."""
 
     room_id: str

@@ -8,14 +8,14 @@ spec: client-server-api#adding-account-administrative-contact-information
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class ThreepidRow:
+class ThreepidRow(msgspec.Struct, frozen=True):
     """An address of an account. Times are milliseconds since 1970."""
 
     medium: str
@@ -25,8 +25,7 @@ class ThreepidRow:
     added_ts: int
 
 
-@dataclass(frozen=True, slots=True)
-class ValidationRow:
+class ValidationRow(msgspec.Struct, frozen=True):
     """Somebody is to show, for a purpose, that an address is theirs. Times are milliseconds since 1970."""
 
     sid: str

@@ -5,7 +5,6 @@ depth is (depth, event_nid), over everything that stands in the timeline.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 
 import msgspec
@@ -24,8 +23,7 @@ class Direction(Enum):
     FORWARDS = "f"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Place:
+class Place(msgspec.Struct, frozen=True, order=True):
     """A place between events in the order by depth: right after the event with this depth and number."""
 
     depth: int

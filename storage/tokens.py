@@ -8,14 +8,14 @@ spec: client-server-api#refreshing-access-tokens
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class AccessTokenRow:
+class AccessTokenRow(msgspec.Struct, frozen=True):
     """An access token, with what a request has to know of its account. Times are milliseconds since 1970."""
 
     token_nid: int
@@ -33,8 +33,7 @@ class AccessTokenRow:
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
 
 
-@dataclass(frozen=True, slots=True)
-class RefreshTokenRow:
+class RefreshTokenRow(msgspec.Struct, frozen=True):
     """A refresh token. `ultimate_expires_ts` ends the whole session, however often it is refreshed."""
 
     refresh_nid: int

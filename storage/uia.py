@@ -6,14 +6,13 @@ session, and is swept.
 spec: client-server-api#user-interactive-authentication-api
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class UIASessionRow:
+class UIASessionRow(msgspec.Struct, frozen=True):
     """A session. `completed` and `result` are JSON; see the service. Times are milliseconds since 1970."""
 
     session_id: str

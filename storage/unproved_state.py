@@ -4,9 +4,10 @@ What was put in stays noted: events that cite it may stand upon states that were
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from storage.database import Database
 from storage.events import EventFlag
@@ -36,8 +37,7 @@ class PartOf(IntEnum):
     """The state before our join, as the server that let us in tells it."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeftOut:
+class LeftOut(msgspec.Struct, frozen=True):
     """An event that could not be checked."""
 
     event_id: str
@@ -46,8 +46,7 @@ class LeftOut:
     part_of: PartOf
 
 
-@dataclass(frozen=True, slots=True)
-class UnprovedRow(LeftOut):
+class UnprovedRow(LeftOut, frozen=True):
     """One that is noted."""
 
     event_nid: int | None

@@ -5,14 +5,13 @@ Laws:
 - An assertion is taken once.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamFlowRow:
+class UpstreamFlowRow(msgspec.Struct, frozen=True):
     """A flow. `content` is JSON; see the service. Times are milliseconds since 1970."""
 
     flow_id: str

@@ -4,14 +4,14 @@ A provider that says when somebody signs out there names the sign-in, or the per
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.transaction import Transaction, WriteTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamSessionRow:
+class UpstreamSessionRow(msgspec.Struct, frozen=True):
     """A device, and the sign-in at a provider. `session`: the provider's name for it, where it has one."""
 
     user_id: str

@@ -1,7 +1,8 @@
 """Previews of linked pages that were made, and their pictures, which are files that belong to no user."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore, select_used_hashes
@@ -11,8 +12,7 @@ NOBODY = ""
 """Whose files the pictures are."""
 
 
-@dataclass(frozen=True, slots=True)
-class PreviewRow:
+class PreviewRow(msgspec.Struct, frozen=True):
     """A preview. `body`: JSON, None where it could not be had. `expires_ts`: milliseconds since 1970."""
 
     url: str

@@ -5,7 +5,8 @@ once. What is kept is a copy of names, which a change of them leaves a note abou
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from storage.database import Database
 from storage.engine import SQLValue
@@ -19,8 +20,7 @@ LAST = "\U0010ffff"
 """Follows every other character."""
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryRow:
+class DirectoryRow(msgspec.Struct, frozen=True):
     """Somebody, as the directory shows them."""
 
     user_id: str
@@ -31,16 +31,14 @@ class DirectoryRow:
     """The keys of the display name, each with a space before and after."""
 
 
-@dataclass(frozen=True, slots=True)
-class FoundUser:
+class FoundUser(msgspec.Struct, frozen=True):
     """Somebody who was found."""
 
     row: DirectoryRow
     shares_room: bool
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryQuery:
+class DirectoryQuery(msgspec.Struct, frozen=True):
     """Who asks, for whom."""
 
     user_id: str
@@ -54,8 +52,7 @@ class DirectoryQuery:
     with_locked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteName:
+class RemoteName(msgspec.Struct, frozen=True):
     """What a room shows of a user of another server who is in it."""
 
     display_name: str | None

@@ -6,7 +6,8 @@ spec: server-server-api#content-repository
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.answers import Response
 from federation.protocol.endpoint import Auth, endpoint
@@ -14,8 +15,7 @@ from federation.protocol.endpoint import Auth, endpoint
 DEFAULT_WAIT_MS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class ThumbnailQuery:
+class ThumbnailQuery(msgspec.Struct, frozen=True):
     """What sort of thumbnail."""
 
     width: int
@@ -24,8 +24,7 @@ class ThumbnailQuery:
     animated: bool
 
 
-@dataclass(frozen=True, slots=True)
-class MediaAnswers:
+class MediaAnswers(msgspec.Struct, frozen=True):
     """Who answers. Both raise NotFound, NotYetUploaded, InvalidParam."""
 
     get_file: Callable[[str, int], Awaitable[Response]]

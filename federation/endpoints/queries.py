@@ -6,7 +6,6 @@ spec: server-server-api#querying-for-information, server-server-api#published-ro
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -17,8 +16,7 @@ from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID
 from federation.remote.directory import DirectoryQuery
 
 
-@dataclass(frozen=True, slots=True)
-class QueryAnswers:
+class QueryAnswers(msgspec.Struct, frozen=True):
     """Who answers."""
 
     get_profile: Callable[[UserID, str | None], Awaitable[Mapping[str, object]]]

@@ -4,9 +4,9 @@ Every address on the way, redirects included, is asked of the `AddressPolicy`; t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from urllib.parse import urljoin, urlsplit
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.outbound.connection import Connection, Received
@@ -20,8 +20,7 @@ MAX_URL_CHARS = 8192
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-@dataclass(frozen=True, slots=True)
-class WebAnswer:
+class WebAnswer(msgspec.Struct, frozen=True):
     """What came back, whole, and from which address in the end. Names of headers are in lower case."""
 
     url: str
@@ -30,8 +29,7 @@ class WebAnswer:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(msgspec.Struct, frozen=True):
     secure: bool
     host: str
     port: int

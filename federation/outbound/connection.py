@@ -7,10 +7,10 @@ and once they are unpacked; what comes unasked ends the connection. Time is limi
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, cast
 
 import httptools
+import msgspec
 from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
@@ -33,8 +33,7 @@ PIECE_BYTES: Final = 256 << 10
 _GZIP_OR_ZLIB: Final = 32 + zlib.MAX_WBITS
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """An answer. Names of headers are in lower case; the last of equal ones wins."""
 
     status: int

@@ -6,9 +6,9 @@ name servers that the system is set up with.
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from twisted.internet.base import ReactorBase
 from twisted.names.client import Resolver
 from twisted.names.dns import Record_SRV
@@ -29,8 +29,7 @@ class NameNotFound(Exception):
     """There is no such name, or it could not be found out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
+class Services(msgspec.Struct, frozen=True):
     """The SRV records of a name, none for a name without, and for how many seconds they are good."""
 
     records: tuple[Service, ...]

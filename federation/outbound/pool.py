@@ -8,8 +8,8 @@ twice is then sent again, once, on a new one; for another only a connection is t
 """
 
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass, field
 
+import msgspec
 from twisted.internet.defer import DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -27,10 +27,9 @@ SECONDS_FRESH = 3.0
 """So long ago a connection may have been used that is taken for a request which cannot be repeated."""
 
 
-@dataclass(slots=True)
-class _Place:
-    line: DeferredSemaphore = field(default_factory=lambda: DeferredSemaphore(AT_ONCE))
-    kept: list[tuple[Connection, float, IDelayedCall]] = field(default_factory=list)
+class _Place(msgspec.Struct):
+    line: DeferredSemaphore = msgspec.field(default_factory=lambda: DeferredSemaphore(AT_ONCE))
+    kept: list[tuple[Connection, float, IDelayedCall]] = msgspec.field(default_factory=list)
     """With when each was last used, the newest last."""
     users: int = 0
 

@@ -5,11 +5,11 @@ Through a proxy names are looked up by it, so the addresses behind names are its
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Protocol
@@ -26,8 +26,7 @@ class BadProxy(ValueError):
     """The address of a proxy is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class Proxy:
+class Proxy(msgspec.Struct, frozen=True):
     """Where it is, and how it knows us."""
 
     host: str

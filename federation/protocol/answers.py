@@ -1,7 +1,6 @@
 """What an endpoint answers when it is more than a value: a status and headers of its own, or a body too long for memory."""
 
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
@@ -20,8 +19,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class File:
+class File(msgspec.Struct, frozen=True):
     """A body that does not fit into memory. The site closes its source, and serves ranges and conditions of it."""
 
     source: Source

@@ -4,7 +4,6 @@ spec: client-server-api#end-to-end-encryption
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -26,8 +25,7 @@ class IdentityKeys(msgspec.Struct, frozen=True):
     signatures: dict[str, dict[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class PublicKey:
+class PublicKey(msgspec.Struct, frozen=True):
     """A key of cross-signing: the key itself in base64, which is its name, and what was published, canonical JSON."""
 
     public_key: str

@@ -8,7 +8,6 @@ spec: server-server-api#resolving-server-names
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from typing import Final
 
@@ -27,8 +26,7 @@ _MAX_AGE = re.compile(r'(?:^|[\s,])max-age\s*=\s*"?([0-9]{1,10})"?\s*(?:$|,)', r
 _NO_CACHE = re.compile(r"(?:^|[\s,])(?:no-store|no-cache)\s*(?:$|,)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Service:
+class Service(msgspec.Struct, frozen=True):
     """An SRV record: RFC 2782."""
 
     priority: int
@@ -38,16 +36,14 @@ class Service:
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(msgspec.Struct, frozen=True):
     """A host name, or an address without brackets, and a port."""
 
     host: str
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """How a server is reached."""
 
     host_header: str

@@ -103,8 +103,7 @@ class BodyLimit(Enum):
     UPLOAD = "max_upload_size"
 
 
-@dataclass(frozen=True, slots=True)
-class Requester:
+class Requester(msgspec.Struct, frozen=True):
     """Who asks, as the guard found out."""
 
     user_id: UserID
@@ -121,8 +120,7 @@ class Requester:
     """False for application services that are registered so, and for users whom an administrator exempts."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True):
     """The server that asks, once its signature is checked."""
 
     server_name: ServerName
@@ -166,8 +164,7 @@ class Names:
         object.__setattr__(self, "names", names)
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(msgspec.Struct, frozen=True):
     """A declaration, as the router reads it."""
 
     method: str

@@ -4,8 +4,9 @@ spec: server-server-api#publishing-keys
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.errors import InvalidParam, Unauthorized
 from federation.protocol.ids import KeyID, ServerName
@@ -18,16 +19,14 @@ LONGEST_VALID_MS: Final = 7 * 24 * 3600 * 1000
 LONGEST_TIME_MS: Final = (1 << 53) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyKey:
+class VerifyKey(msgspec.Struct, frozen=True):
     """A server's key, and until when it is valid, in milliseconds."""
 
     public_key: bytes
     valid_until_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class KeyDocument:
+class KeyDocument(msgspec.Struct, frozen=True):
     """What a server says about its keys."""
 
     server_name: ServerName

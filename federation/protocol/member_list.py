@@ -11,7 +11,6 @@ Laws:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Annotated, Final
@@ -71,8 +70,7 @@ class BadMemberList(ValueError):
     """A list that cannot be used; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True):
     """A server of the federation."""
 
     server_name: ServerName
@@ -81,8 +79,7 @@ class Member:
     denied: frozenset[Right]
 
 
-@dataclass(frozen=True, slots=True)
-class MemberList:
+class MemberList(msgspec.Struct, frozen=True):
     """A list that is right in form. Times are in seconds."""
 
     name: str

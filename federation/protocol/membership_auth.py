@@ -8,10 +8,10 @@ rooms/v12#authorisation-rules 5
 
 import base64
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
+import msgspec
 from nacl.bindings import crypto_sign_BYTES, crypto_sign_PUBLICKEYBYTES
 from nacl.exceptions import CryptoError
 from nacl.signing import VerifyKey
@@ -32,8 +32,7 @@ _MOST_VERIFICATIONS: Final = 256
 _TO_STANDARD_ALPHABET: Final = str.maketrans("-_", "+/")
 
 
-@dataclass(frozen=True, slots=True)
-class Situation:
+class Situation(msgspec.Struct, frozen=True):
     """What a membership is judged by; the same as the arguments of `event_auth.check_auth`."""
 
     state: Mapping[StateKey, Event]

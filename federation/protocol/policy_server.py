@@ -4,8 +4,9 @@ spec: server-server-api#policy-servers
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.errors import InvalidParam
 from federation.protocol.events import Event, StateKey, encode_reference, parse_event
@@ -16,8 +17,7 @@ POLICY: Final = StateKey("m.room.policy", "")
 KEY_ID: Final = KeyID("ed25519:policy_server")
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyServer:
+class PolicyServer(msgspec.Struct, frozen=True):
     """The server, and the key by which the room knows its signatures."""
 
     server_name: ServerName

@@ -11,8 +11,9 @@ import math
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.errors import BadJson
 from federation.protocol.events import Event
@@ -93,8 +94,7 @@ def room_creators(create: Event) -> frozenset[UserID]:
     return frozenset(creators)
 
 
-@dataclass(frozen=True, slots=True)
-class PowerLevels:
+class PowerLevels(msgspec.Struct, frozen=True):
     """The power levels of a room at one state. Made by `PowerLevels.of`."""
 
     version: RoomVersion

@@ -8,7 +8,6 @@ spec: server-server-api#request-authentication
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -33,8 +32,7 @@ _COMMA = re.compile(r"[ \t]*,[ \t]*")
 _ESCAPED = re.compile(r"\\(.)")
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSignature:
+class RequestSignature(msgspec.Struct, frozen=True):
     """What an `X-Matrix` header says. `destination` is None in requests of servers older than v1.3."""
 
     origin: ServerName

@@ -6,9 +6,11 @@ A version is the one before it, except for what the version's page says. Code as
 Every version 1 to 12 is stable in the specification: https://spec.matrix.org/v1.19/rooms/
 """
 
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
+
+import msgspec
+from msgspec.structs import replace
 
 
 class EventFormat(Enum):
@@ -32,8 +34,7 @@ class StateResolution(Enum):
     V2_1 = "2.1"
 
 
-@dataclass(frozen=True, slots=True)
-class RedactionRules:
+class RedactionRules(msgspec.Struct, frozen=True):
     """What redaction keeps besides the common core. spec: rooms/v11#redactions"""
 
     keeps_origin_membership_prev_state: bool
@@ -54,8 +55,7 @@ class RedactionRules:
     """`third_party_invite.signed` of m.room.member survives (from version 11)."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoomVersion:
+class RoomVersion(msgspec.Struct, frozen=True):
     """The behaviours of one room version."""
 
     identifier: str

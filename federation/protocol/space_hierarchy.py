@@ -5,8 +5,9 @@ spec: client-server-api#spaces, server-server-api#spaces
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.errors import BadJson
 from federation.protocol.ids import RoomID, ServerName, is_room_alias, is_room_id, is_server_name, is_user_id
@@ -52,8 +53,7 @@ def place_of_child(order: str | None, origin_server_ts: int, room_id: str) -> tu
     return order is None, order or "", origin_server_ts, room_id
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteRoom:
+class RemoteRoom(msgspec.Struct, frozen=True):
     """What another server tells of a room."""
 
     summary: Mapping[str, Any]
@@ -62,8 +62,7 @@ class RemoteRoom:
     """Its m.space.child events, stripped, in order; None where the answer does not tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteHierarchy:
+class RemoteHierarchy(msgspec.Struct, frozen=True):
     """What another server tells of a space."""
 
     room: RemoteRoom

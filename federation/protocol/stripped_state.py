@@ -9,7 +9,6 @@ spec: client-server-api#stripped-state, server-server-api#inviting-to-a-room, se
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -36,8 +35,7 @@ MAX_STRIPPED_EVENTS: Final = 100
 """How many events are taken from another server; the specification names seven."""
 
 
-@dataclass(frozen=True, slots=True)
-class StrippedEvent:
+class StrippedEvent(msgspec.Struct, frozen=True):
     """A state event of which four keys are known."""
 
     type: str

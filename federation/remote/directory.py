@@ -4,8 +4,9 @@ spec: server-server-api#querying-for-information, server-server-api#published-ro
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.errors import BadJson, RemoteError
 from federation.protocol.ids import RoomAlias, RoomID, ServerName, UserID, is_room_id, is_server_name
@@ -18,8 +19,7 @@ MAX_ROOMS: Final = 1000
 """Of one page of a directory."""
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryQuery:
+class DirectoryQuery(msgspec.Struct, frozen=True):
     """What is looked for in a directory. Hashable: the key under which an answer is remembered."""
 
     limit: int

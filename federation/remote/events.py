@@ -7,7 +7,6 @@ server-server-api#retrieving-event-authorisation-information
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -30,8 +29,7 @@ SECONDS: Final = 20
 STATE_SECONDS: Final = 300
 
 
-@dataclass(frozen=True, slots=True)
-class StateIDs:
+class StateIDs(msgspec.Struct, frozen=True):
     """A state, and its auth chain, by the ids of the events."""
 
     state: Sequence[EventID]
@@ -45,8 +43,7 @@ class StatePDUs(msgspec.Struct, frozen=True):
     auth_chain: Sequence[msgspec.Raw]
 
 
-@dataclass(frozen=True, slots=True)
-class EventAtTime:
+class EventAtTime(msgspec.Struct, frozen=True):
     """What another server has near a time, in milliseconds."""
 
     event_id: EventID

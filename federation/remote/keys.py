@@ -7,7 +7,6 @@ spec: server-server-api#end-to-end-encryption, server-server-api#device-manageme
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
 
 import msgspec
@@ -27,17 +26,15 @@ MAX_ANSWER_BYTES: Final = 16 << 20
 USAGES: Final = ("master", "self_signing")
 
 
-@dataclass(slots=True)
-class UserKeys:
+class UserKeys(msgspec.Struct):
     """What a user has published: keys of devices by their ids, and keys of cross-signing by usage."""
 
-    devices: dict[str, bytes] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    cross_signing: dict[str, PublicKey] = field(default_factory=dict)
+    devices: dict[str, bytes] = msgspec.field(default_factory=dict)
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    cross_signing: dict[str, PublicKey] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceList:
+class DeviceList(msgspec.Struct, frozen=True):
     """All devices of a user, and the number of the change after which they are these."""
 
     stream_id: int

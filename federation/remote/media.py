@@ -10,9 +10,10 @@ spec: server-server-api#content-repository
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
+
+import msgspec
 
 from federation.outbound.errors import OutboundError
 from federation.outbound.request import TakeBody
@@ -49,8 +50,7 @@ class FileSink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class FileHeaders:
+class FileHeaders(msgspec.Struct, frozen=True):
     """What the other server says of a file. Untrusted."""
 
     type: str

@@ -7,7 +7,6 @@ server-server-api#knocking-rooms
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -36,8 +35,7 @@ class UnknownVersion(RemoteError):
         self.version = version
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
+class Template(msgspec.Struct, frozen=True):
     """An event to be, as a server in the room would have it; not yet ours."""
 
     version: RoomVersion

@@ -4,7 +4,6 @@ spec: server-server-api#transactions
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -20,8 +19,7 @@ MAX_EDUS: Final = 100
 MAX_ANSWER_BYTES: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
+class Transaction(msgspec.Struct, frozen=True):
     """A transaction. Sent again under the same id, it has the same content."""
 
     txn_id: str

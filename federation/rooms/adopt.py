@@ -12,10 +12,10 @@ spec: server-server-api#joining-rooms
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import BadState, Forbidden, MatrixError, TooLarge
@@ -56,8 +56,7 @@ MAX_CREATE_EVENTS: Final = 10
 Entries = Mapping[tuple[str, str], int]
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """What was told of a room beside its state."""
 
     resident: ServerName

@@ -7,7 +7,8 @@ recurses.
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.errors import BadEvent, MatrixError
 from federation.protocol.events import Event
@@ -17,8 +18,7 @@ from federation.rooms.check import Candidate, Verdict
 CREATE = "m.room.create"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What became of one PDU."""
 
     event_id: EventID | None

@@ -10,8 +10,9 @@ Laws:
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from secrets import token_urlsafe
+
+import msgspec
 
 from federation.identity import ServerIdentity
 from federation.protocol.errors import Forbidden, NotFound
@@ -44,8 +45,7 @@ MAX_DEPTH = 2**53 - 1
 MAX_PREV_EVENTS = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Circumstances:
+class Circumstances(msgspec.Struct, frozen=True):
     """A room right before an event."""
 
     room_nid: int
@@ -53,17 +53,16 @@ class Circumstances:
     member_count: int
     """How many are joined once it has happened."""
     levels: PowerLevels | None
-    moved: Mapping[UserID, bool] = field(default_factory=dict)
+    moved: Mapping[UserID, bool] = msgspec.field(default_factory=dict)
     """Whose membership is no longer the stored one: whether they are joined."""
 
 
-@dataclass(frozen=True, slots=True)
-class Classification:
+class Classification(msgspec.Struct, frozen=True):
     """What our own users have to do with an event, said by the layer that knows them."""
 
     flags: int = 0
     """NOTIFIES and CALLS_ROOM, where they hold."""
-    outcomes: Mapping[str, int] = field(default_factory=dict)
+    outcomes: Mapping[str, int] = msgspec.field(default_factory=dict)
     """This server's users to whom it is something else than that."""
     thread_root: EventID | None = None
 

@@ -7,9 +7,10 @@ spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
+
+import msgspec
 
 from federation.protocol.auth_rules import AuthError, Rule
 from federation.protocol.errors import BadEvent, Forbidden, MatrixError
@@ -64,8 +65,7 @@ class Candidate:
         return self._event
 
 
-@dataclass(frozen=True, slots=True)
-class AuthEvents:
+class AuthEvents(msgspec.Struct, frozen=True):
     """The auth events that an event names, all of them at hand."""
 
     events: Sequence[Event]
@@ -97,8 +97,7 @@ class Sources(Protocol):
         """Whether the room's policy server, if it has one, lets the event pass. `named`: the event that says which."""
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """The verdict on an event."""
 
     verdict: Verdict

@@ -11,9 +11,9 @@ Laws:
 """
 
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
@@ -76,8 +76,7 @@ class PartialObserver(Protocol):
         """So many do."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoomTables:
+class RoomTables(msgspec.Struct, frozen=True):
     """Where a room is kept."""
 
     database: Database

@@ -1,16 +1,16 @@
 """What someone of this server wants to add to a room, before it is an event."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, UserID
 from storage.sent_transactions import SentTransaction
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """An event to be. The engine finds its place in the room, its auth events, id, hash and signature."""
 
     type: str

@@ -4,10 +4,10 @@ Content comes from anyone, so what is not of the right form counts as absent.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event, load_event

@@ -9,9 +9,9 @@ Laws:
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -47,24 +47,21 @@ Also = Callable[[WriteTransaction, RoomRow], None]
 """What else is to be written in the transaction that creates a room."""
 
 
-@dataclass(slots=True)
-class _Request:
+class _Request(msgspec.Struct):
     drafts: Sequence[Draft]
     done: "Deferred[list[StoredEvent]]"
-    built: list[Event | StoredEvent] = field(default_factory=list)
+    built: list[Event | StoredEvent] = msgspec.field(default_factory=list)
 
 
-@dataclass(slots=True)
-class _Turn:
+class _Turn(msgspec.Struct):
     """Other work that wants the room's head for itself."""
 
     work: Callable[[], Awaitable[Any]]
     done: "Deferred[Any]"
 
 
-@dataclass(slots=True)
-class _Queue:
-    waiting: list[_Request | _Turn] = field(default_factory=list)
+class _Queue(msgspec.Struct):
+    waiting: list[_Request | _Turn] = msgspec.field(default_factory=list)
     running: bool = False
 
 

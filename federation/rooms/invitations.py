@@ -4,7 +4,6 @@ spec: server-server-api#inviting-to-a-room, client-server-api#third-party-invite
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -73,8 +72,7 @@ class BoundAddress(msgspec.Struct, frozen=True):
     invites: tuple[PromisedInvite, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Promise:
+class _Promise(msgspec.Struct, frozen=True):
     sender: UserID
     content: Mapping[str, Any]
 

@@ -5,7 +5,8 @@ rests on, so that a large import never holds the writer for long and goes on whe
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, StateKey

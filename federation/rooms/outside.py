@@ -1,7 +1,6 @@
 """Rooms that this server is not in, as its users know them: who is invited, who knocks, and what was told of the room."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -23,8 +22,7 @@ MAX_STATE_BYTES: Final = 1 << 18
 """Of what is kept of another server's words about a room."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Told(msgspec.Struct, frozen=True):
     """What a server told of a room when our user was invited or knocked."""
 
     server: ServerName

@@ -11,7 +11,9 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from federation.identity import ServerIdentity
 from federation.protocol.events import Event, StateKey, encode_event_json, encode_pdu
@@ -39,8 +41,7 @@ MAX_UNSEEN_ANCESTORS = 100
 """How many rejected and soft-failed events are passed through to find what an event stands upon."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True):
     """A checked event with what was found about its place."""
 
     checked: Checked

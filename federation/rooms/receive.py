@@ -10,8 +10,9 @@ Laws:
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
 from federation.protocol.event_signing import required_signers
@@ -39,8 +40,7 @@ MAX_PDUS = 500
 MAX_TRIES = 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(msgspec.Struct, frozen=True):
     """What is stored of the events that a batch has and names; grows as the batch is taken in."""
 
     events: dict[EventID, StoredEvent]

@@ -4,8 +4,9 @@ completed (`completion.py`).
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
@@ -33,23 +34,22 @@ FetchState = Callable[[EventID], Awaitable[StateChange | None]]
 """The state before an event as other servers tell it; None if none does."""
 
 
-@dataclass(slots=True)
-class Walk:
+class Walk(msgspec.Struct):
     """How far the events have been looked at, and what the room is then."""
 
     before_join: StateChange
     fetch: FetchState
     place: int = 0
-    after: dict[int, StateChange] = field(default_factory=dict)
+    after: dict[int, StateChange] = msgspec.field(default_factory=dict)
     """The states after the events."""
-    extremities: dict[EventID, int] = field(default_factory=dict)
-    unseen: dict[EventID, Sequence[EventID]] = field(default_factory=dict)
+    extremities: dict[EventID, int] = msgspec.field(default_factory=dict)
+    unseen: dict[EventID, Sequence[EventID]] = msgspec.field(default_factory=dict)
     """What was refused, with what it follows."""
-    hidden: set[int] = field(default_factory=set)
+    hidden: set[int] = msgspec.field(default_factory=set)
     """What was shown and is no more."""
-    shown: list[StoredEvent] = field(default_factory=list)
+    shown: list[StoredEvent] = msgspec.field(default_factory=list)
     """What was refused and is shown now."""
-    assumed: set[int] = field(default_factory=set)
+    assumed: set[int] = msgspec.field(default_factory=set)
     """Events the state before which nobody tells, and what follows them: what that does not allow is not refused for good."""
     fetched: int = 0
 

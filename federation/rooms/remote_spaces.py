@@ -8,8 +8,9 @@ spec: server-server-api#get_matrixfederationv1hierarchyroomid
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, ServerName
@@ -25,8 +26,7 @@ REMEMBERED_MS: Final = 5 * 60_000
 MOST_REMEMBERED: Final = 2000
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
+class _Told(msgspec.Struct, frozen=True):
     """An answer, None where the servers that were asked had none, and until when it counts."""
 
     until: int

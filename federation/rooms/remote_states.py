@@ -5,8 +5,9 @@ that it rests on. A server that tells of more than a room can hold, or of someth
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.errors import MatrixError, RemoteError
 from federation.protocol.events import Event, parse_event
@@ -29,8 +30,7 @@ MAX_NEW: Final = 50_000
 """Events that are taken in for the sake of one state."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToldState:
+class ToldState(msgspec.Struct, frozen=True):
     """A state as another server tells it, by ids of events that are stored."""
 
     event_ids: Sequence[EventID]

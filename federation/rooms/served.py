@@ -13,7 +13,6 @@ server-server-api#soft-failure
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Final
 
@@ -45,8 +44,7 @@ MAX_LOOKED_AT: Final = 20
 Pdus = list[msgspec.Raw]
 
 
-@dataclass(frozen=True, slots=True)
-class ServedStateIDs:
+class ServedStateIDs(msgspec.Struct, frozen=True):
     """A state and its auth chain, as ids."""
 
     state: list[str]

@@ -1,7 +1,8 @@
 """What the checks on receipt ask for, answered from what is stored."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.events import Event, StateKey
 from federation.protocol.ids import EventID, ServerName
@@ -21,8 +22,7 @@ Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class Questions:
+class Questions(msgspec.Struct, frozen=True):
     """Whom the checks ask, about all rooms."""
 
     events: RoomEvents

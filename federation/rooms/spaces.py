@@ -4,8 +4,9 @@ spec: client-server-api#spaces, server-server-api#spaces
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Protocol
+
+import msgspec
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import RoomID, ServerName
@@ -21,8 +22,7 @@ MAX_CHILDREN_FOR_SERVERS: Final = 100
 """How many children of a space other servers are told of at once; they ask on for what they want to know more of."""
 
 
-@dataclass(frozen=True, slots=True)
-class KnownRoom:
+class KnownRoom(msgspec.Struct, frozen=True):
     """A room that this server knows."""
 
     row: SummaryRow

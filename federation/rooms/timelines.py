@@ -7,7 +7,6 @@ synchronisation of many readers after one message cost no query. For the reactor
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 import msgspec
@@ -22,8 +21,7 @@ TAIL_LENGTH = 64
 _position = attrgetter("position")
 
 
-@dataclass(slots=True)
-class _Tail:
+class _Tail(msgspec.Struct):
     complete_from: int
     """Every arrival after this position is in the list."""
     arrivals: list[Arrival]

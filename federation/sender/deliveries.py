@@ -5,9 +5,10 @@ sends something, it is back, and is tried at once.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Final
 
+import msgspec
+from msgspec.structs import asdict
 from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -34,8 +35,7 @@ MAX_CONCURRENT: Final = 64
 MAX_ERROR_CHARS: Final = 500
 
 
-@dataclass(slots=True)
-class Counts:
+class Counts(msgspec.Struct):
     """What has been sent, for metrics."""
 
     transactions: int = 0

@@ -6,9 +6,9 @@ has missed something, in the database too, and it catches up room by room.
 
 from collections import OrderedDict, deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall
 
 from federation.protocol.ids import ServerName
@@ -24,8 +24,7 @@ LONGEST_SILENCE_MS: Final = 60_000
 """How long after a try that failed other requests to the server are not tried."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueuedEvent:
+class QueuedEvent(msgspec.Struct, frozen=True):
     """An event that waits for its transaction."""
 
     position: int
@@ -33,38 +32,36 @@ class QueuedEvent:
     room_nid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(msgspec.Struct, frozen=True):
     """A transaction under way, and what is done when the other server has it."""
 
     transaction: Transaction
-    rooms: Mapping[int, int] = field(default_factory=dict)
+    rooms: Mapping[int, int] = msgspec.field(default_factory=dict)
     """Rooms that it tells of, and the position of the first event that was to be told."""
-    users: Mapping[str, int] = field(default_factory=dict)
+    users: Mapping[str, int] = msgspec.field(default_factory=dict)
     """Users of whose devices it tells, with the first change."""
     to_device_upto: int | None = None
     receipts_from: int | None = None
     """Position of the oldest of its receipts."""
 
 
-@dataclass(slots=True)
-class Destination:
+class Destination(msgspec.Struct):
     """One server."""
 
     server: ServerName
-    queue: deque[QueuedEvent] = field(default_factory=deque)
-    users: dict[str, int] = field(default_factory=dict)
+    queue: deque[QueuedEvent] = msgspec.field(default_factory=deque)
+    users: dict[str, int] = msgspec.field(default_factory=dict)
     """Users of whose devices there is something to tell, and the number of the first change."""
-    receipts: OrderedDict[tuple[int, str, str], ReceiptToSend] = field(default_factory=OrderedDict)
+    receipts: OrderedDict[tuple[int, str, str], ReceiptToSend] = msgspec.field(default_factory=OrderedDict)
     """By room, user and thread."""
-    notices: OrderedDict[tuple[str, str], bytes] = field(default_factory=OrderedDict)
+    notices: OrderedDict[tuple[str, str], bytes] = msgspec.field(default_factory=OrderedDict)
     """EDUs that nobody misses much, such as typing, by what they are about: only the latest is of interest."""
-    presence: OrderedDict[str, Mapping[str, Any]] = field(default_factory=OrderedDict)
+    presence: OrderedDict[str, Mapping[str, Any]] = msgspec.field(default_factory=OrderedDict)
     has_to_device: bool = False
     """Messages to devices wait, in the database."""
 
     is_behind: bool = False
-    missed: dict[int, int] = field(default_factory=dict)
+    missed: dict[int, int] = msgspec.field(default_factory=dict)
     """Rooms of which it has missed something, and the position of the first event."""
     is_noted: bool = True
     """What it has missed stands in the database."""

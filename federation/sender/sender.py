@@ -15,9 +15,9 @@ spec: server-server-api#transactions
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -50,8 +50,7 @@ PUBLIC_RECEIPT: Final = "m.read"
 TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP})
 
 
-@dataclass(frozen=True, slots=True)
-class DestinationStatus:
+class DestinationStatus(msgspec.Struct, frozen=True):
     """How a server stands: when it could not be reached, and what it has missed."""
 
     server: str

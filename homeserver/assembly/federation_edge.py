@@ -1,10 +1,10 @@
 """Puts together the edge to other servers: requests both ways, keys, and with whom we talk."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 

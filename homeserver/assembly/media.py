@@ -1,7 +1,6 @@
 """Puts together what has to do with files."""
 
-from dataclasses import dataclass
-
+import msgspec
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -37,8 +36,7 @@ FILE_THREADS = 4
 IMAGE_PROCESSES = 2
 
 
-@dataclass(frozen=True, slots=True)
-class MediaThreads:
+class MediaThreads(msgspec.Struct, frozen=True):
     """Where files are read and written, where somebody waits for processes that make thumbnails, and for the object store."""
 
     files: Executor

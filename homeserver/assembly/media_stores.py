@@ -2,10 +2,10 @@
 
 from base64 import b64decode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from typing import cast
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
@@ -24,8 +24,7 @@ OBJECT_THREADS = 8
 """Which talk with the object store."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stores:
+class Stores(msgspec.Struct, frozen=True):
     """Where files are kept, and what is done about it unasked."""
 
     contents: Contents

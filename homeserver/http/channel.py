@@ -13,7 +13,6 @@ Laws:
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Protocol
 
@@ -88,13 +87,12 @@ class Exchange(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     """A request that was read before the one ahead of it was answered."""
 
     head: Head
     length: int | None
-    pieces: list[bytes] = field(default_factory=list)
+    pieces: list[bytes] = msgspec.field(default_factory=list)
     is_whole: bool = False
 
 

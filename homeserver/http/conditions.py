@@ -5,14 +5,14 @@ spec: RFC 9110, sections 8.8.3, 13.1.2, 13.1.5 and 14
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 _MAX_DIGITS: Final = 18
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """Bytes of a file, from `start` up to but not `end`."""
 
     start: int

@@ -1,10 +1,10 @@
 """Listening: a site on TCP, TLS or a Unix socket."""
 
-from dataclasses import dataclass
 from errno import EACCES, EADDRINUSE, EADDRNOTAVAIL, EAFNOSUPPORT
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.error import CannotListenError
@@ -22,8 +22,7 @@ _ADVICE: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TcpListener:
+class TcpListener(msgspec.Struct, frozen=True):
     """A port on some addresses; with a TLS context it speaks TLS."""
 
     port: int
@@ -31,8 +30,7 @@ class TcpListener:
     tls: "TlsContext | None" = None
 
 
-@dataclass(frozen=True, slots=True)
-class UnixListener:
+class UnixListener(msgspec.Struct, frozen=True):
     """A socket in the file system, with permission bits."""
 
     path: Path

@@ -6,7 +6,6 @@ is a Matrix error that names the parameter; what the handler declares wrong is a
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from types import NoneType, UnionType
@@ -34,8 +33,7 @@ class DeclarationError(Exception):
     """An endpoint is declared wrongly; the text is a sentence for the developer."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Parameter:
+class _Parameter(msgspec.Struct, frozen=True):
     name: str
     wire_names: tuple[str, ...]
     parse: TextParser
@@ -59,8 +57,7 @@ class _Parameter:
         return values[0] if self.parse is str else self.from_text(values[0])
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(msgspec.Struct, frozen=True):
     """How to call one handler."""
 
     positional: tuple[object, ...]

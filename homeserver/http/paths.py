@@ -5,18 +5,18 @@ parameter. A slash at the end that no declaration has is forgiven.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 from federation.protocol.errors import InvalidParam
 
 T = TypeVar("T")
 
 
-@dataclass(slots=True)
-class _Node(Generic[T]):
-    literals: "dict[str, _Node[T]]" = field(default_factory=dict)
+class _Node(msgspec.Struct, Generic[T]):
+    literals: "dict[str, _Node[T]]" = msgspec.field(default_factory=dict)
     parameter: "_Node[T] | None" = None
     may_be_empty: bool = False
     leaf: T | None = None

@@ -5,10 +5,10 @@ a bucket that is full needs no memory, and an unlimited action costs one lookup.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
@@ -18,8 +18,7 @@ MAX_BUCKETS: Final = 100_000
 """For one limit; past it, buckets that are nearest to full are forgotten."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rate:
+class Rate(msgspec.Struct, frozen=True):
     """`per_second` actions in the long run, `burst_count` at once. Both are more than nothing."""
 
     per_second: float

@@ -6,7 +6,6 @@ answer.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, BinaryIO
 
@@ -24,8 +23,7 @@ Handler = Callable[..., Awaitable[Any]]
 """A function that `@endpoint` has declared."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """One endpoint at one of its paths."""
 
     path: str

@@ -15,12 +15,12 @@ A client that goes away cancels its handler where the endpoint is `cancellable`;
 
 import errno
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, Final, cast
 from wsgiref.handlers import format_date_time
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
@@ -60,8 +60,7 @@ DISCONNECTED: Final = 499
 """What metrics and logs say of a request whose client went away first."""
 
 
-@dataclass(frozen=True, slots=True)
-class SiteOptions:
+class SiteOptions(msgspec.Struct, frozen=True):
     """How one listener answers."""
 
     resources: frozenset[str] | None = None

@@ -5,12 +5,12 @@ where those run in a copy of the context. Logs take their fields from here.
 """
 
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 
-@dataclass(slots=True)
-class RequestInfo:
+
+class RequestInfo(msgspec.Struct):
     """What is known of the request: the caller once the guard has found out."""
 
     request_id: str

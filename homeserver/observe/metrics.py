@@ -5,9 +5,9 @@ Names follow Prometheus' custom: seconds, `_total` for counters. Labels are decl
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from itertools import accumulate
 
+import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -63,10 +63,9 @@ class HttpMetrics(Collector):
         yield GaugeMetricFamily("mahalla_http_requests_in_flight", "Requests being answered", value=self._in_flight)
 
 
-@dataclass(slots=True)
-class _Times:
+class _Times(msgspec.Struct):
     total: float = 0.0
-    counts: list[int] = field(default_factory=lambda: [0] * len(_BOUNDS))
+    counts: list[int] = msgspec.field(default_factory=lambda: [0] * len(_BOUNDS))
     """By the smallest bound that they do not pass."""
 
 

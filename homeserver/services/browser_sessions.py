@@ -8,9 +8,9 @@ Laws:
 A browser session is no device: it opens pages, and no endpoint of the client-server API.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import RequestContext
@@ -26,8 +26,7 @@ COOKIE: Final = "mahalla_session"
 LIFETIME_MS: Final = 24 * 3600 * 1000
 
 
-@dataclass(frozen=True, slots=True)
-class BrowserSession:
+class BrowserSession(msgspec.Struct, frozen=True):
     """Who looks at a page."""
 
     user_id: UserID

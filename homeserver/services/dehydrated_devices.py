@@ -10,7 +10,6 @@ spec: MSC3814
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -43,8 +42,7 @@ class NewDehydratedDevice(KeyUpload, frozen=True, kw_only=True):
     initial_device_display_name: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """Messages to the device, and where they end."""
 
     messages: Sequence[DeviceMessage]

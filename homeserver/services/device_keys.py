@@ -12,10 +12,10 @@ spec: client-server-api#end-to-end-encryption
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.own_devices import present_key, signatures_by_target, with_signatures
 from federation.protocol.canonical_json import encode_canonical
@@ -57,8 +57,7 @@ class KeyUpload(msgspec.Struct, frozen=True):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class CheckedKeys:
+class CheckedKeys(msgspec.Struct, frozen=True):
     """Keys of one device that may be written: canonical JSON, one-time and fallback keys by (algorithm, id)."""
 
     identity: bytes | None

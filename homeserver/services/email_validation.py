@@ -11,11 +11,11 @@ spec: client-server-api#adding-account-administrative-contact-information, ident
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 from urllib.parse import urlencode
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import (

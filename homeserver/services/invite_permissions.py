@@ -7,7 +7,6 @@ spec: client-server-api#invite-permission; MSC4155 adds lists of people and serv
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
@@ -50,8 +49,7 @@ _LISTS: Final = (
 """The lists in the order in which they are asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Config:
+class _Config(msgspec.Struct, frozen=True):
     """One entry of account data."""
 
     blocks_all: bool

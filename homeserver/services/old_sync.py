@@ -9,7 +9,6 @@ client-server-api#get_matrixclientv3initialsync, client-server-api#get_matrixcli
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -50,8 +49,7 @@ MAX_MESSAGES: Final = 100
 _EVERYTHING: Final = RoomEventFilter()
 
 
-@dataclass(frozen=True, slots=True)
-class OldSyncParts:
+class OldSyncParts(msgspec.Struct, frozen=True):
     """What answers are made of."""
 
     engine: RoomEngine

@@ -9,7 +9,6 @@ spec: client-server-api#oauth-20-account-management
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -43,8 +42,7 @@ class ProveAgain(MatrixError):
     """An account without a password: its owner has to sign in once more."""
 
 
-@dataclass(frozen=True, slots=True)
-class OwnDevice:
+class OwnDevice(msgspec.Struct, frozen=True):
     """A device, and the app that signed in on it."""
 
     row: DeviceRow
@@ -56,8 +54,7 @@ class OwnDevice:
         return self.row.display_name or self.row.device_id
 
 
-@dataclass(frozen=True, slots=True)
-class Overview:
+class Overview(msgspec.Struct, frozen=True):
     """What the page shows."""
 
     display_name: str

@@ -10,10 +10,10 @@ Laws:
 import unicodedata
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 import bcrypt
+import msgspec
 from argon2 import PasswordHasher, Type
 from argon2.exceptions import InvalidHashError, VerificationError
 from twisted.internet.interfaces import IReactorFromThreads
@@ -61,8 +61,7 @@ class HashingThreads:
             self._waiting -= 1
 
 
-@dataclass(frozen=True, slots=True)
-class PasswordPolicy:
+class PasswordPolicy(msgspec.Struct, frozen=True):
     """What a new password must have."""
 
     minimum_length: int = 0
@@ -88,8 +87,7 @@ class PasswordPolicy:
                 raise WeakPassword(f"The password must have {what}")
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """Whether a password is right, and a new hash to keep in place of an outdated one."""
 
     correct: bool

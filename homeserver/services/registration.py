@@ -11,7 +11,6 @@ spec: client-server-api#post_matrixclientv3register
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -94,8 +93,7 @@ class NoNewcomers:
         """Nothing was noted."""
 
 
-@dataclass(frozen=True, slots=True)
-class RegistrationRules:
+class RegistrationRules(msgspec.Struct, frozen=True):
     """Who may make an account."""
 
     enabled: bool = False
@@ -110,8 +108,7 @@ class RegistrationRules:
     """Whether a name may begin with an underscore, as those of bridges do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
+class Wish(msgspec.Struct, frozen=True):
     """What somebody asks for."""
 
     username: str | None = None
@@ -129,8 +126,7 @@ class Wish:
     """Addresses that somebody else has confirmed; those that are another's are left out."""
 
 
-@dataclass(frozen=True, slots=True)
-class Registered:
+class Registered(msgspec.Struct, frozen=True):
     """An account, and its first session where one was wanted."""
 
     user_id: UserID

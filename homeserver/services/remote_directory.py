@@ -9,9 +9,9 @@ For the reactor thread.
 
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
@@ -28,8 +28,7 @@ QUESTIONS_AT_ONCE: Final = 20
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Remembered:
+class _Remembered(msgspec.Struct, frozen=True):
     until: float
     value: Any
     """The answer, or the MatrixError that there was instead."""

@@ -8,9 +8,9 @@ Laws:
 spec: MSC4388, MSC4108 in its form of 2024
 """
 
-from dataclasses import replace
 from typing import Final, Literal
 
+from msgspec.structs import replace
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Requester

@@ -4,7 +4,6 @@ spec: client-server-api#post_matrixclientv3createroom
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -67,8 +66,7 @@ class CreateRoom(msgspec.Struct, frozen=True, kw_only=True):
     power_level_content_override: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _PresetState:
+class _PresetState(msgspec.Struct, frozen=True):
     join_rule: str
     guest_access: str
 

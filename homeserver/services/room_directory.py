@@ -5,8 +5,9 @@ spec: client-server-api#room-aliases, client-server-api#published-room-directory
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.identity import ServerIdentity
 from federation.protocol.endpoint import Requester
@@ -218,8 +219,7 @@ class RoomDirectory:
         return power.can_send(caller.user_id, type, is_state=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """A place in the directory: beside a room, and which way to go on."""
 
     room: tuple[int, int]

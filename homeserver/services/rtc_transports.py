@@ -1,11 +1,11 @@
 """The systems that calls of several people go through, as the operator names them. Proposal: MSC4143."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class RTCTransports:
+class RTCTransports(msgspec.Struct, frozen=True):
     """As clients are told, best first."""
 
     transports: Sequence[Mapping[str, object]]

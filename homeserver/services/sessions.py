@@ -10,9 +10,9 @@ spec: client-server-api#relationship-between-access-tokens-and-devices, client-s
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Requester
@@ -30,8 +30,7 @@ from storage.transaction import WriteTransaction
 from storage.upstream_sessions import UpstreamSessionStore
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
+class Lifetimes(msgspec.Struct, frozen=True):
     """How long tokens and sessions live, in milliseconds; None: for ever."""
 
     session: int | None = None
@@ -40,8 +39,7 @@ class Lifetimes:
     nonrefreshable_access_token: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NewSession:
+class NewSession(msgspec.Struct, frozen=True):
     """A session that is ready to be written, and then to be told to its client. Times are milliseconds since 1970."""
 
     user_id: UserID

@@ -5,10 +5,10 @@ The texts "HMAC incorrect" and "User ID already taken" are looked for by scripts
 """
 
 import hmac
-from dataclasses import dataclass
 from hashlib import sha1
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, InvalidParam, MatrixError, MissingParam
@@ -28,8 +28,7 @@ class NotEnabled(MatrixError):
     default_text = "Shared secret registration is not enabled"
 
 
-@dataclass(frozen=True, slots=True)
-class SignedWish:
+class SignedWish(msgspec.Struct, frozen=True):
     """A request, with what shows that its sender knows the secret. `wish.username` is as it was sent."""
 
     nonce: str | None

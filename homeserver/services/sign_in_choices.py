@@ -1,12 +1,12 @@
 """The buttons of the sign-in page that lead elsewhere: to an institution's own sign-in service, for example."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class ProviderButton:
+
+class ProviderButton(msgspec.Struct, frozen=True):
     """One button."""
 
     name: str

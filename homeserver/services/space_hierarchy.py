@@ -11,8 +11,9 @@ spec: client-server-api#spaces
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
+
+import msgspec
 
 from federation.protocol.errors import Forbidden, InvalidParam
 from federation.protocol.ids import RoomID, ServerName, UserID
@@ -35,8 +36,7 @@ READ_AHEAD: Final = 2000
 _TOKEN: Final = re.compile(r"([0-9]{1,6})_([01])_([0-9]{1,3})_(!.{1,255})", re.ASCII | re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(msgspec.Struct, frozen=True):
     """How far the pages before went, and what they were asked."""
 
     shown: int
@@ -48,8 +48,7 @@ class _Token:
         return f"{self.shown}_{int(self.suggested_only)}_{self.max_depth}_{self.last}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
+class _Link(msgspec.Struct, frozen=True):
     """From a space to one of its children."""
 
     child_id: RoomID

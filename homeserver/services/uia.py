@@ -11,7 +11,6 @@ spec: client-server-api#user-interactive-authentication-api
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 import msgspec
@@ -32,8 +31,7 @@ AuthData = Mapping[str, object]
 _completed_decoder: Final = msgspec.json.Decoder(dict[str, str])
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True):
     """What is to be confirmed."""
 
     name: str
@@ -89,8 +87,7 @@ class Stage(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmation:
+class Confirmation(msgspec.Struct, frozen=True):
     """An operation is confirmed."""
 
     completed: Mapping[str, str]

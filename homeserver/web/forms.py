@@ -7,9 +7,10 @@ means nothing else. Another site can neither read the cookie nor make the token 
 import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qsl
+
+import msgspec
 
 from federation.protocol.endpoint import RequestContext
 from homeserver.services.browser_sessions import COOKIE
@@ -23,8 +24,7 @@ MAX_BODY: Final = 16384
 _MOST_FIELDS: Final = 60
 
 
-@dataclass(frozen=True, slots=True)
-class FormToken:
+class FormToken(msgspec.Struct, frozen=True):
     """What a page with forms needs."""
 
     text: str

@@ -3,9 +3,10 @@
 The paths are those of Synapse: nothing has to be changed at a provider when a server is taken over.
 """
 
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+
+import msgspec
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import Unrecognized
@@ -27,8 +28,7 @@ MAX_SAML_FORM: Final = 2 * LONGEST_RESPONSE
 """Base64 in a form is longer than what it says."""
 
 
-@dataclass(frozen=True, slots=True)
-class Askable:
+class Askable(msgspec.Struct, frozen=True):
     """The providers whose answers come here."""
 
     oidc: tuple[OIDC, ...]

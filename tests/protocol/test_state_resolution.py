@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
 from hashlib import sha1
 from itertools import permutations
 from typing import Final
@@ -10,6 +9,7 @@ from typing import Final
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID

@@ -1,6 +1,6 @@
 """Accounts, as they are kept."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database

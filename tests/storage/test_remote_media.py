@@ -1,6 +1,6 @@
 """Rows of copies of other servers' files, on both databases."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore

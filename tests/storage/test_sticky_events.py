@@ -1,6 +1,6 @@
 """Sticky events as they are kept."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from storage.database import Database
 from storage.sticky_events import StickyEventStore, StickyRow, add_sticky_events, remove_sticky_event

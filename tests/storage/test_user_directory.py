@@ -1,9 +1,9 @@
 """The directory of people on both databases."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database, Transaction, WriteTransaction

@@ -19,9 +19,10 @@ spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-reso
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 from federation.protocol.event_auth import POWER_LEVELS, auth_events_needed
 from federation.protocol.events import Event, StateKey
@@ -65,8 +66,7 @@ _EMPTY_STATE: Final[Mapping[StateKey, EventID]] = MappingProxyType({})
 """What algorithm 2.1 begins from."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuthGraph:
+class AuthGraph(msgspec.Struct, frozen=True):
     """What the auth chains say about a conflict. Algorithm 1 does not ask: `AuthGraph()` will do there."""
 
     auth_difference: Collection[EventID] = ()
@@ -84,8 +84,7 @@ class AuthGraph:
         return self.power_lineage[event_id]
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(msgspec.Struct, frozen=True):
     """What a resolution needs besides the events in dispute."""
 
     state_keys: frozenset[StateKey]

@@ -5,15 +5,15 @@ difference cheaply pays only for the difference.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.events import StateKey
 from federation.protocol.ids import EventID
 from federation.protocol.room_versions import RoomVersion, StateResolution
 
 
-@dataclass(frozen=True, slots=True)
-class Conflicts:
+class Conflicts(msgspec.Struct, frozen=True):
     """The two halves of the states to resolve: what they agree on, and the candidates for each key they do not."""
 
     unconflicted: Mapping[StateKey, EventID]

@@ -8,7 +8,8 @@ spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 """
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.event_auth import POWER_LEVELS
 from federation.protocol.events import Event, StateKey
@@ -17,8 +18,7 @@ from federation.protocol.state_resolution.ordering import sort_by_mainline, sort
 from federation.protocol.state_resolution.pool import EventPool, PowerLevelsOf, StateLookup
 
 
-@dataclass(frozen=True, slots=True)
-class Disputed:
+class Disputed(msgspec.Struct, frozen=True):
     """The events of a resolution: those to replay, and those that are only passed through."""
 
     replayed: frozenset[EventID]

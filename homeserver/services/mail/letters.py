@@ -4,7 +4,6 @@ A letter names the server that it comes from, says why it was sent, and what to 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -12,6 +11,7 @@ from email.policy import SMTP
 from email.utils import format_datetime, make_msgid
 from typing import Final
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from homeserver.services.languages import Language
@@ -19,8 +19,7 @@ from homeserver.services.languages import Language
 LINES: Final = SMTP.clone(max_line_length=200, cte_type="7bit")
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
+class Letter(msgspec.Struct, frozen=True):
     """What is to be said: a subject, some paragraphs, a link with the words on it, and a last remark."""
 
     subject: str
@@ -30,8 +29,7 @@ class Letter:
     remark: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DigestMessage:
+class DigestMessage(msgspec.Struct, frozen=True):
     """A message that somebody missed."""
 
     sender: str
@@ -40,8 +38,7 @@ class DigestMessage:
     link: str
 
 
-@dataclass(frozen=True, slots=True)
-class DigestRoom:
+class DigestRoom(msgspec.Struct, frozen=True):
     """A room in which somebody missed something."""
 
     name: str | None
@@ -53,8 +50,7 @@ class DigestRoom:
     """How many messages there are besides, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """A letter about what somebody missed, in the reader's language."""
 
     subject: str

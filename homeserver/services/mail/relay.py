@@ -2,8 +2,9 @@
 
 import smtplib
 import ssl
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 SECONDS: Final = 30
 """For each step of the conversation."""
@@ -25,8 +26,7 @@ class Relay(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class SMTPRelay:
+class SMTPRelay(msgspec.Struct, frozen=True):
     """A mail server, as the configuration names it."""
 
     host: str

@@ -1,7 +1,8 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+
+import msgspec
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
@@ -15,8 +16,7 @@ from storage.media import Content
 from storage.media_contents import Contents
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """Who asks for a file, and how."""
 
     client_ip: str
@@ -24,7 +24,6 @@ class Asked:
     """Whether who asks has shown a token."""
     timeout_ms: int
     """How long to wait for a file that is not there yet."""
-    _: KW_ONLY
     allow_remote: bool = True
     """Whether another server may be asked for it."""
     held_too: bool = False

@@ -8,9 +8,9 @@ Laws:
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
@@ -53,11 +53,10 @@ Keep = Callable[[FileHeaders, Spool], Awaitable[None]]
 """Keeps a file that has come; when it returns the file is on disk."""
 
 
-@dataclass(slots=True)
-class _Place:
+class _Place(msgspec.Struct):
     """A server that is asked for files."""
 
-    line: DeferredSemaphore = field(default_factory=lambda: DeferredSemaphore(AT_ONCE))
+    line: DeferredSemaphore = msgspec.field(default_factory=lambda: DeferredSemaphore(AT_ONCE))
     users: int = 0
 
 

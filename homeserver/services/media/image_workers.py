@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -35,8 +34,7 @@ class _Head(msgspec.Struct, frozen=True):
     height: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ImageResult:
+class ImageResult(msgspec.Struct, frozen=True):
     """What came of a job: bytes for `made`; a type for `made` and `original`."""
 
     kind: Literal["made", "original", "too large", "no image"]

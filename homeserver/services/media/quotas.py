@@ -5,7 +5,8 @@ others of the same user may have come meanwhile.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from federation.protocol.errors import TooLarge, UserLimitExceeded
 from federation.protocol.ids import UserID
@@ -14,8 +15,7 @@ from storage.media import MediaStore
 from storage.transaction import Transaction
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True):
     """So many bytes in so many milliseconds."""
 
     period_ms: int

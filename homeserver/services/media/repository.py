@@ -5,9 +5,9 @@ An upload is answered only when its bytes and its row are on disk. spec: client-
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO, Final
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -37,8 +37,7 @@ LONGEST_WAIT_MS: Final = 60_000
 MEDIA_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True):
     """A file that comes, and what its sender says of it."""
 
     body: BinaryIO

@@ -5,10 +5,10 @@ as large as what was asked for, and never larger than the original. spec: client
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
@@ -25,8 +25,7 @@ MOST_KEPT: Final = 40
 Method = Literal["crop", "scale"]
 
 
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
+class Thumbnail(msgspec.Struct, frozen=True):
     """A thumbnail; `data` is None where the content itself serves as one."""
 
     name: str

@@ -10,10 +10,10 @@ spec: client-server-api#authorisation-code-flow, RFC 6749 section 4.1, RFC 7636,
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlencode
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import UserID
@@ -48,8 +48,7 @@ _CHALLENGE: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _USED_REMEMBERED_MS: Final = 24 * 3600 * 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Returning:
+class Returning(msgspec.Struct, frozen=True):
     """How a program is answered."""
 
     redirect_uri: str
@@ -57,8 +56,7 @@ class Returning:
     state: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class AuthorizationRequest:
+class AuthorizationRequest(msgspec.Struct, frozen=True):
     """A request that is in order."""
 
     client: Client

@@ -8,9 +8,9 @@ Laws:
 spec: client-server-api#device-authorisation-flow, RFC 8628
 """
 
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Limit
@@ -35,8 +35,7 @@ _REMEMBERED_MS: Final = 3600 * 1000
 """For how long a program is still told that its time is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What a program is told that wants in."""
 
     device_code: str

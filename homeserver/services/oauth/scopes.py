@@ -6,8 +6,9 @@ spec: client-server-api#scope, RFC 6749 section 3.3
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import DeviceID, parse_device_id
@@ -20,8 +21,7 @@ LONGEST: Final = 1000
 _SCOPE: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+(?: [\x21\x23-\x5b\x5d-\x7e]+)*")
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True):
     """What is asked for."""
 
     text: str

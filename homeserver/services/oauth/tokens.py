@@ -15,10 +15,10 @@ RFC 9700 section 4.14
 import hmac
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import MatrixError
@@ -37,8 +37,7 @@ from storage.transaction import Transaction, WriteTransaction
 _VAIN: Final = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(msgspec.Struct, frozen=True):
     """A session, and what it is for."""
 
     session: NewSession

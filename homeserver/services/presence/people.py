@@ -6,9 +6,9 @@
 spec: client-server-api#presence
 """
 
-from dataclasses import dataclass, field
 from typing import Final, Literal
 
+import msgspec
 from twisted.internet.interfaces import IDelayedCall
 
 from federation.protocol.ids import UserID
@@ -21,8 +21,7 @@ SLACK: Final = 0.001
 """Seconds by which a timer may come early: sums of floating-point times are not exact."""
 
 
-@dataclass(frozen=True, slots=True)
-class PresenceTimes:
+class PresenceTimes(msgspec.Struct, frozen=True):
     """When one becomes less present, in seconds."""
 
     active: float
@@ -33,8 +32,7 @@ class PresenceTimes:
     """How long after the last /sync of a device it is still there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
+class Shown(msgspec.Struct, frozen=True):
     """What others are told of somebody, but for the time of their last activity."""
 
     state: State = "offline"
@@ -42,8 +40,7 @@ class Shown:
     status_msg: str | None = None
 
 
-@dataclass(slots=True)
-class Device:
+class Device(msgspec.Struct):
     """One that synchronises, or has lately."""
 
     wanted: State
@@ -57,8 +54,7 @@ class Device:
         return self.syncing > 0 or now - self.left < times.grace - SLACK
 
 
-@dataclass(slots=True, eq=False)
-class Person:
+class Person(msgspec.Struct, eq=False):
     """One of this server's users."""
 
     user_id: UserID
@@ -68,8 +64,8 @@ class Person:
     """Whether what the database knows of them was looked up."""
     is_kept: bool = True
     """Whether how they are there is written: not of an account that has ended."""
-    devices: dict[str, Device] = field(default_factory=dict)
-    shown: Shown = field(default_factory=Shown)
+    devices: dict[str, Device] = msgspec.field(default_factory=dict)
+    shown: Shown = msgspec.field(default_factory=Shown)
     """As they were last told of."""
     encoded: tuple[int, Shown, bytes] | None = None
     """The event about them, as it was last told: in which second, and of what."""
@@ -101,8 +97,7 @@ class Person:
         return min(moments, default=None)
 
 
-@dataclass(slots=True, eq=False)
-class RemotePerson:
+class RemotePerson(msgspec.Struct, eq=False):
     """Somebody of another server, as that server says."""
 
     user_id: UserID
@@ -110,7 +105,7 @@ class RemotePerson:
     last_active: float | None
     heard: float
     """When it said so."""
-    shown: Shown = field(default_factory=Shown)
+    shown: Shown = msgspec.field(default_factory=Shown)
     encoded: tuple[int, Shown, bytes] | None = None
 
     def current(self, now: float, times: PresenceTimes) -> Shown:

@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.ids import ServerName, UserID, domain_of
@@ -16,8 +16,7 @@ LIFETIME: Final = 30 * 60.0
 """Seconds after which somebody of whom their server says no more is taken to be offline."""
 
 
-@dataclass(frozen=True, slots=True)
-class PresenceUpdate:
+class PresenceUpdate(msgspec.Struct, frozen=True):
     """How somebody is there, as servers tell one another. spec: server-server-api#presence"""
 
     user_id: UserID

@@ -7,12 +7,12 @@ Laws:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
 from typing import Final, Protocol
 from urllib.parse import urljoin
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.outbound.client import WebAnswer
@@ -53,8 +53,7 @@ class PreviewWeb(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """What is at an address: a page (its beginning), a picture (in the spool), or something of this type."""
 
     url: str

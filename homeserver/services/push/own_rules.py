@@ -5,8 +5,9 @@ Read once, then forgotten when the stream says that they have changed. For the r
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from homeserver.services.push.kept_rules import PUSH_RULES
@@ -16,8 +17,7 @@ from storage.push_attention import AttentionHistory, PushAttentionStore
 from storage.streams import Change, Streams, Topic
 
 
-@dataclass(frozen=True, slots=True)
-class UserRules:
+class UserRules(msgspec.Struct, frozen=True):
     """Of one user; one object for all who have changed nothing."""
 
     rule_set: RuleSet

@@ -7,8 +7,9 @@ membership is looked at when the room's next event comes. For the reactor thread
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+import msgspec
 
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.memberships import Memberships
@@ -30,16 +31,15 @@ class RuleClass(NamedTuple):
     """What the ordinary messages of the room are to them: the outcome that needs no row."""
 
 
-@dataclass(slots=True)
-class RoomClasses:
+class RoomClasses(msgspec.Struct):
     """The members of one room whose rules are not the default ones there."""
 
     heard: int
     """Up to which change that this process has heard of they are known."""
     position: int = 0
     """Up to which position what other processes wrote is known."""
-    of_user: dict[UserID, RuleClass] = field(default_factory=dict)
-    members: dict[RuleClass, set[UserID]] = field(default_factory=dict)
+    of_user: dict[UserID, RuleClass] = msgspec.field(default_factory=dict)
+    members: dict[RuleClass, set[UserID]] = msgspec.field(default_factory=dict)
 
     def move(self, user_id: UserID, into: RuleClass | None) -> None:
         """Put a user into a class; None: into none."""

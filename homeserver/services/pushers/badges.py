@@ -9,9 +9,9 @@ spec: push-gateway-api#post_matrixpushv1notify, the field `unread` of `counts`
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from twisted.internet.defer import DeferredLock
 
 from federation.protocol.ids import UserID
@@ -24,12 +24,11 @@ from storage.memberships import MembershipRow
 USERS_REMEMBERED: Final = 20_000
 
 
-@dataclass(slots=True)
-class _Rooms:
-    unread: dict[int, int] = field(default_factory=dict)
+class _Rooms(msgspec.Struct):
+    unread: dict[int, int] = msgspec.field(default_factory=dict)
     """Only those with something unread."""
-    touched: set[int] = field(default_factory=set)
-    counting: DeferredLock = field(default_factory=DeferredLock)
+    touched: set[int] = msgspec.field(default_factory=set)
+    counting: DeferredLock = msgspec.field(default_factory=DeferredLock)
 
 
 class Badges:

@@ -12,7 +12,6 @@ spec: push-gateway-api#homeserver-behaviour
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -54,8 +53,7 @@ class _Data(msgspec.Struct):
     url: str = ""
 
 
-@dataclass(slots=True)
-class Push:
+class Push(msgspec.Struct):
     """An event that one pusher is to tell."""
 
     told: Told
@@ -63,13 +61,12 @@ class Push:
     is_read: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Line:
+class Line(msgspec.Struct, eq=False):
     """What waits for one pusher. Exists while something does, or while the pusher fails."""
 
     row: PusherRow
     url: str
-    waiting: deque[Push] = field(default_factory=deque)
+    waiting: deque[Push] = msgspec.field(default_factory=deque)
     under_way: Push | None = None
     last_position: int = 0
     """Of the last event that was added."""
@@ -95,8 +92,7 @@ class Line:
         return None if first is None else first.told.position
 
 
-@dataclass(frozen=True, slots=True)
-class LineJob:
+class LineJob(msgspec.Struct, frozen=True):
     """A line whose turn at the gateway comes."""
 
     deliveries: "Deliveries"
@@ -453,8 +449,7 @@ class Deliveries:
             self._by_user.pop(line.row.user_id, None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Body:
+class _Body(msgspec.Struct, frozen=True):
     encoded: bytes
     unread: int | None
 

@@ -3,7 +3,7 @@
 spec: push-gateway-api#post_matrixpushv1notify
 """
 
-from dataclasses import dataclass, field
+import msgspec
 
 from federation.protocol.ids import UserID
 from federation.protocol.stripped_state import StrippedEvent
@@ -14,8 +14,7 @@ from storage.memberships import MembershipRow, MembershipStore
 from storage.room_summaries import RoomSummaryStore
 
 
-@dataclass(slots=True)
-class Told:
+class Told(msgspec.Struct):
     """An event that people are told of, shared by all for whom it waits."""
 
     stored: StoredEvent
@@ -25,7 +24,7 @@ class Told:
     queued_ms: int
     outside: MembershipRow | None = None
     """The invite, where the event stands in no room of ours."""
-    names: Names | None = field(default=None)
+    names: Names | None = msgspec.field(default=None)
     """Once somebody has looked."""
 
 

@@ -13,7 +13,6 @@ spec: push-gateway-api#homeserver-behaviour
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
@@ -83,13 +82,12 @@ class _Answer(msgspec.Struct, frozen=True):
     rejected: list[str] = []
 
 
-@dataclass(slots=True)
-class Gateway:
+class Gateway(msgspec.Struct):
     """One gateway, while something is to be sent there or it cannot be reached."""
 
     place: str
     """Scheme, host and port."""
-    waiting: deque[Job] = field(default_factory=deque)
+    waiting: deque[Job] = msgspec.field(default_factory=deque)
     busy: int = 0
     pause_ms: int = 0
     """0 while it can be reached."""
@@ -97,7 +95,7 @@ class Gateway:
     in_line: bool = False
     pumping: bool = False
     is_quick: bool = False
-    asked: list[float] = field(default_factory=list)
+    asked: list[float] = msgspec.field(default_factory=list)
     """When the requests began that are not answered, in their order."""
 
     @property

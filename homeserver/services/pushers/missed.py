@@ -4,8 +4,9 @@ Found anew each time, from counts, receipts and rules: so nothing is kept for it
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
@@ -29,8 +30,7 @@ LOOKED_AT: Final = 40
 """Newest events of a room among which those are looked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class MissedRoom:
+class MissedRoom(msgspec.Struct, frozen=True):
     """A room, and the newest events in it that the user has not seen, in their order."""
 
     membership: MembershipRow
@@ -40,8 +40,7 @@ class MissedRoom:
     """How many more there are besides."""
 
 
-@dataclass(frozen=True, slots=True)
-class Missed:
+class Missed(msgspec.Struct, frozen=True):
     """All that somebody has missed, up to a position."""
 
     upto: int

@@ -8,7 +8,6 @@ spec: push-gateway-api#post_matrixpushv1notify
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -24,8 +23,7 @@ MAX_CONTENT_BYTES: Final = 16 * 1024
 _encode = msgspec.json.Encoder().encode
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """What people call the one who sent an event and the room, where there are names."""
 
     sender: str | None = None

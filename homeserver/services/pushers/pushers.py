@@ -8,11 +8,11 @@ spec: client-server-api#post_matrixclientv3pushersset; MSC3881 (switching the pu
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, MissingParam
@@ -40,8 +40,7 @@ _LARGEST_DATA: Final = 16 * 1024
 _EMAIL_MEDIUM: Final = "email"
 
 
-@dataclass(frozen=True, slots=True)
-class PusherWish:
+class PusherWish(msgspec.Struct, frozen=True):
     """A pusher as a client asks for it; None: it did not say."""
 
     kind: str

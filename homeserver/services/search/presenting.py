@@ -1,7 +1,6 @@
 """Results of a search as clients get them: the events, what stands around them, what to mark in them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -29,8 +28,7 @@ MAX_MARKED: Final = 100
 Page = list[tuple[Place, int]]
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(msgspec.Struct, frozen=True):
     """A result."""
 
     hit: Hit
@@ -54,8 +52,7 @@ class Found:
         return self.event.event.sender if key == "sender" else self.event.event.room_id
 
 
-@dataclass(frozen=True, slots=True)
-class _Surroundings:
+class _Surroundings(msgspec.Struct, frozen=True):
     """What stands around a result."""
 
     start: Place

@@ -11,7 +11,6 @@ spec: client-server-api#server-side-search
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 
@@ -64,8 +63,7 @@ MAX_PREDECESSORS: Final = 200
 """Rooms that are followed back to those whose place they took, for one search."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Search:
+class _Search(msgspec.Struct, frozen=True):
     """What is asked, made ready."""
 
     caller: Requester
@@ -78,8 +76,7 @@ class _Search:
     """Rooms that were asked for already."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(msgspec.Struct, frozen=True):
     """A room, and up to where the reader was in it."""
 
     reader: Reader

@@ -11,7 +11,6 @@ after a restart.
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -134,8 +133,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False):
         return self.position if upto == LIVE else upto
 
 
-@dataclass(slots=True)
-class _Remembered:
+class _Remembered(msgspec.Struct):
     used_ts: int
     states: dict[int, ConnectionState]
 

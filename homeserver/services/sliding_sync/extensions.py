@@ -5,7 +5,6 @@ MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final
 
@@ -49,8 +48,7 @@ FEW_ROOMS: Final = 50
 _position: Final = attrgetter("event.position")
 
 
-@dataclass(frozen=True, slots=True)
-class ExtensionParts:
+class ExtensionParts(msgspec.Struct, frozen=True):
     """What extensions are made of."""
 
     devices: DeviceNewsReader

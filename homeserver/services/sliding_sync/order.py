@@ -7,8 +7,9 @@ the stream tells of a room is the newest of all, and moves it to the end. For th
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
@@ -36,19 +37,18 @@ class NewestFirst(Collection[MembershipRow]):
         return isinstance(row, MembershipRow) and self._rooms.get(row.room_nid) == row
 
 
-@dataclass(slots=True)
-class RoomOrder:
+class RoomOrder(msgspec.Struct):
     """One user's rooms. Who reads it does so at once: it changes."""
 
     upto: int
     """What came after this position is not in it."""
     generation: int
     """Of the memory of latest events that it was made from."""
-    rooms: dict[int, MembershipRow] = field(default_factory=dict)
+    rooms: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
     """Those that a list may show, by number, the one with the oldest news first."""
-    unsure: list[MembershipRow] = field(default_factory=list)
+    unsure: list[MembershipRow] = msgspec.field(default_factory=list)
     """Those of them that it shows on conditions: the user is invited, knocks, or was removed."""
-    departed: dict[int, MembershipRow] = field(default_factory=dict)
+    departed: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
     """Rooms that the user has left, by number: a list shows them once."""
 
 

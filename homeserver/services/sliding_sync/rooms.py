@@ -4,7 +4,6 @@ All rooms of an answer are worked on together. Rooms that the user has left are 
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
@@ -88,8 +87,7 @@ class RoomWork(msgspec.Struct, gc=False):
         return SentRoom(LIVE, limit, self.config.required_state, self.is_direct)
 
 
-@dataclass(frozen=True, slots=True)
-class RoomParts:
+class RoomParts(msgspec.Struct, frozen=True):
     """What entries are made of."""
 
     events: RoomEvents

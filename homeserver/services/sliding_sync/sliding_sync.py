@@ -11,7 +11,6 @@ Proposal: MSC4186.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -46,8 +45,7 @@ from storage.streams import Streams
 MAX_TIMEOUT_MS: Final = 5 * 60_000
 
 
-@dataclass(frozen=True, slots=True)
-class SlidingParts:
+class SlidingParts(msgspec.Struct, frozen=True):
     """What an answer is made of."""
 
     connections: Connections

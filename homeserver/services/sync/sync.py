@@ -11,7 +11,6 @@ spec: client-server-api#syncing
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -53,8 +52,7 @@ MAX_TIMEOUT_MS: Final = 5 * 60_000
 LEFT: Final = frozenset({"leave", "ban"})
 
 
-@dataclass(frozen=True, slots=True)
-class SyncParts:
+class SyncParts(msgspec.Struct, frozen=True):
     """What an answer is made of."""
 
     rooms: RoomStore

@@ -7,7 +7,6 @@ Laws:
 spec: client-server-api#redirecting-to-the-authentication-server, its security considerations
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -48,8 +47,7 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
     """Who signed in, once that is settled."""
 
 
-@dataclass(frozen=True, slots=True)
-class Browser:
+class Browser(msgspec.Struct, frozen=True):
     """A browser, by its cookie."""
 
     secret: str

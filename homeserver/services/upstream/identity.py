@@ -7,7 +7,6 @@ Laws:
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
@@ -58,8 +57,7 @@ class ForPage(msgspec.Struct, frozen=True, tag="page"):
 Purpose = ForClient | ForConfirmation | ForPage
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderInfo:
+class ProviderInfo(msgspec.Struct, frozen=True):
     """A provider as people and the rest of the server see it."""
 
     provider_id: str
@@ -77,15 +75,13 @@ class ProviderInfo:
         return {key: value for key, value in shown.items() if value is not None}
 
 
-@dataclass(frozen=True, slots=True)
-class OfferedProviders:
+class OfferedProviders(msgspec.Struct, frozen=True):
     """The providers that people may choose from, in the order in which they see them."""
 
     infos: tuple[ProviderInfo, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Departure:
+class Departure(msgspec.Struct, frozen=True):
     """Where the browser is sent, and what is to be remembered until it comes back."""
 
     url: str

@@ -9,9 +9,9 @@ spec: saml-profiles-2.0-os section 4.1
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import SAML2
@@ -41,8 +41,7 @@ _STARTED: Final = "started"
 _NOT_IN_NAMES: Final = re.compile(r"[^a-z0-9._=/-]")
 
 
-@dataclass(frozen=True, slots=True)
-class Assertion:
+class Assertion(msgspec.Struct, frozen=True):
     """What a provider asserts. `expires`: seconds since 1970."""
 
     assertion_id: str

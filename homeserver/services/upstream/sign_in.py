@@ -8,10 +8,10 @@ spec: client-server-api#sso-client-loginauthentication
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 from urllib.parse import unquote_plus, urlsplit
 
+import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.endpoint import RequestContext
@@ -41,16 +41,14 @@ _NO_CLIENTS: Final = frozenset({"javascript", "data", "vbscript", "file", "blob"
 """Schemes under which no client is, but programs that a browser would run or show as ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(msgspec.Struct, frozen=True):
     """The browser is to go there. `browser`: who is to get its cookie."""
 
     url: str
     browser: Browser | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AskName:
+class AskName(msgspec.Struct, frozen=True):
     """A page is to ask for the name of the new account."""
 
     flow_id: str
@@ -61,8 +59,7 @@ class AskName:
     error: MatrixError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class AskClient:
+class AskClient(msgspec.Struct, frozen=True):
     """A page is to ask whether to go on to a client."""
 
     flow_id: str
@@ -70,8 +67,7 @@ class AskClient:
     redirect_url: str
 
 
-@dataclass(frozen=True, slots=True)
-class AskConfirm:
+class AskConfirm(msgspec.Struct, frozen=True):
     """A page is to say what is to be confirmed."""
 
     flow_id: str
@@ -81,13 +77,11 @@ class AskConfirm:
     providers: Sequence[ProviderInfo]
 
 
-@dataclass(frozen=True, slots=True)
-class Confirmed:
+class Confirmed(msgspec.Struct, frozen=True):
     """It is confirmed: the client goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignedIn:
+class SignedIn(msgspec.Struct, frozen=True):
     """Somebody is signed in to the pages of this server, and goes on at a path of it."""
 
     user_id: UserID

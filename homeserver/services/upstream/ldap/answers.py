@@ -1,8 +1,9 @@
 """What a directory can be asked, and what it answers; without the library that asks it, which only those load who use it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from homeserver.services.upstream.identity import UpstreamIdentity
 
@@ -11,16 +12,14 @@ class DirectoryFailed(Exception):
     """A directory could not be asked, or gave no complete answer. `str()` is for the log."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """Somebody in a directory."""
 
     dn: str
     identity: UpstreamIdentity
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(msgspec.Struct, frozen=True):
     """What a directory says of a name and a password."""
 
     entry: Entry | None

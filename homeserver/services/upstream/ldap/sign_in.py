@@ -6,9 +6,9 @@ Laws:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 from twisted.logger import Logger
 
 from federation.protocol.errors import Forbidden, MatrixError
@@ -37,8 +37,7 @@ class Leavers(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Directory:
+class Directory(msgspec.Struct, frozen=True):
     """A directory, and what becomes of its people here."""
 
     info: ProviderInfo
