@@ -4,7 +4,7 @@ Proposals: MSC3885 (to_device), MSC3884 (e2ee), MSC3959 (account_data), MSC3960 
 MSC4308 (thread_subscriptions), MSC4262 (profiles), MSC4480 (sticky_events).
 """
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Final
 
@@ -93,8 +93,8 @@ class ExtensionReader:
             if connection.state.account_data:
                 await self._account_data(request, connection, set(), token.position, changes)
         else:
-            places = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
-            data = await self._account_data(request, connection, places, token.position, changes)
+            scope = {EVERYWHERE, *_rooms_in(wanted.account_data, selection)}
+            data = await self._account_data(request, connection, scope, token.position, changes)
             answer["account_data"] = data
             is_news = is_news or bool(data["global"] or data["rooms"])
         if wanted.receipts is None:
@@ -162,8 +162,6 @@ class ExtensionReader:
         )
         new = scope - known.keys()
         missed = {nid: upto for nid, upto in _not_live(known) if nid in scope}
-        if not (changed or new or missed):
-            return {"global": [], "rooms": {}}
         found: dict[int, Mapping[str, bytes]] = {}
         if new and (EVERYWHERE in new or len(new) > FEW_ROOMS):
             whole = await self._by_room(await store.get_account_data(user_id))
@@ -202,7 +200,7 @@ class ExtensionReader:
         self,
         request: SlidingRequest,
         connection: Connection,
-        scope: Set[int],
+        scope: set[int],
         works: Sequence[RoomWork],
         upto: int,
         changes: StateChanges,
@@ -215,8 +213,6 @@ class ExtensionReader:
         whole = new | (timelines.keys() & scope)
         missed = {nid for nid, _ in _not_live(known) if nid in scope}
         recent = self._parts.recent.rooms_since(user_id, connection.position) if connection.token is not None else None
-        if recent is not None and not (recent.receipts or whole or missed):
-            return {}
         ranges: dict[int, tuple[int, int]] = {}
         for nid in whole:
             # a receipt comes after what it is for
@@ -249,7 +245,7 @@ class ExtensionReader:
         return await self._receipt_events(user_id, found)
 
     def _end_receipts(
-        self, request: SlidingRequest, connection: Connection, scope: Set[int], changes: StateChanges
+        self, request: SlidingRequest, connection: Connection, scope: set[int], changes: StateChanges
     ) -> None:
         """Receipts outside the scope that are new are missed."""
         known = connection.state.receipts
@@ -267,7 +263,7 @@ class ExtensionReader:
         # the form has room for one event; of a user's receipts for threads of the same event it takes one
         return {rooms[nid].room_id: receipt_events(rows)[0] for nid, rows in shown.items()}
 
-    async def _typing(self, connection: Connection, scope: Set[int], token: SyncToken) -> dict[str, Any]:
+    async def _typing(self, connection: Connection, scope: set[int], token: SyncToken) -> dict[str, Any]:
         def find_live() -> set[int]:
             known = connection.state.rooms
             return {nid for nid in scope if nid in known and known[nid].upto == LIVE}
@@ -332,10 +328,8 @@ def _not_live(known: Mapping[int, int]) -> Iterable[tuple[int, int]]:
     return [(nid, upto) for nid, upto in known.items() if upto != LIVE] if any(known.values()) else ()
 
 
-def _rooms_in(scope: Scope, selection: Selection) -> Set[int]:
+def _rooms_in(scope: Scope, selection: Selection) -> set[int]:
     """The rooms that an extension is wanted for."""
-    if scope.lists is None and scope.rooms is None:
-        return selection.configs.keys()
     found: set[int] = set()
     for name, window in selection.windows.items():
         if scope.lists is None or name in scope.lists:
