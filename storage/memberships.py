@@ -277,7 +277,7 @@ def _select_users_with_ours(txn: Transaction, user_ids: list[str]) -> set[str]:
 def _select_with_server(txn: Transaction, room_nids: list[int], server: str) -> dict[int, set[str]]:
     rows = txn.query_in(
         "SELECT DISTINCT room_nid, membership FROM memberships WHERE room_nid IN {keys}"
-        " AND membership IN ('join', 'invite', 'knock') AND substr(user_id, length(user_id) - ?) = ?",
+        " AND membership IN ('join', 'invite', 'knock') AND substr(user_id, CAST(length(user_id) - ? AS INTEGER)) = ?",
         room_nids,
         after=(len(server), f":{server}"),
     )

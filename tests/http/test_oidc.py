@@ -20,7 +20,7 @@ from tests.helpers.images import picture
 from tests.helpers.oauth import Program, returned
 from tests.helpers.openid import CALLBACK, CONFIG, ISSUER, LOGOUT, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
-from tests.http.test_upstream import ALICE, leave, sign_in
+from tests.http.test_upstream import ALICE, CLIENT, REDIRECT, leave, sign_in
 
 FAILED = "does not answer as it should"
 
@@ -164,7 +164,7 @@ def test_documents_that_are_not_believed(
 ) -> None:
     provider.document |= change
     browser = Browser(server)
-    browser.open("/_matrix/client/v3/login/sso/redirect?redirectUrl=https://client.example/")
+    browser.open(f"{REDIRECT}/oidc-town?redirectUrl={CLIENT}")
     assert (browser.status, FAILED in browser.words) == (403, True)
 
 
