@@ -40,6 +40,7 @@ class CallParts:
             rooms.reading,
             limiter,
             accounts.secret_text,
+            accounts.validity,
             longest_ms=config.rooms.max_event_delay_duration,
         )
         self.openid = OpenID(

@@ -160,6 +160,8 @@ class ActingServices:
             account = await self._make_sender(service)
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("The application service has not registered this user")
+        if account.awaiting_ts is not None:
+            raise Forbidden("The account of this user waits to be approved")
         device = None if device_id is None else parse_device_id(device_id)
         if device is not None and await self._devices.get_device(wanted, device) is None:
             raise UnknownDevice

@@ -127,7 +127,7 @@ class Approvals:
             if self._outbox is not None:
                 for address in addresses:
                     letter = self._outbox.letters.account_approved(language, user_id, f"{self._base_url}/")
-                    self._outbox.add(txn, language, letter, address)
+                    self._outbox.offer(txn, language, letter, address)
             return True
 
         approved = await self._database.write("approve_account", write)

@@ -31,6 +31,7 @@ from federation.protocol.errors import (
 )
 from federation.protocol.ids import DeviceID, RoomID, UserID
 from homeserver.http.rate_limits import RateLimiter
+from homeserver.services.account_validity import AccountValidity
 from homeserver.services.room_reading import RoomReading
 from homeserver.services.room_sending import NOT_FOR_CLIENTS, RoomSending, check_timestamp, name_request
 from homeserver.services.secret_text import SecretText
@@ -92,6 +93,7 @@ class DelayedEvents:
         reading: RoomReading,
         limiter: RateLimiter,
         secret_text: SecretText,
+        validity: AccountValidity,
         *,
         longest_ms: int | None,
     ) -> None:
@@ -104,6 +106,7 @@ class DelayedEvents:
         self._reading = reading
         self._limiter = limiter
         self._secret_text = secret_text
+        self._validity = validity
         self._longest_ms = longest_ms
         self._timer: IDelayedCall | None = None
         self._is_running = False
@@ -278,6 +281,7 @@ class DelayedEvents:
             raise UserDeactivated
         if account.locked or account.suspended:
             raise UserSuspended
+        self._validity.check(account)
         caller = Requester(
             UserID(row.user_id),
             DeviceID(row.device_id) if row.device_id else None,

@@ -155,7 +155,7 @@ class Profiles:
         if _is_removal(field, value):
             await self._remove(user_id, field, propagate)
         else:
-            if field == DISPLAY_NAME and not caller.is_admin:
+            if field == DISPLAY_NAME and not caller.is_admin and caller.appservice_id is None:
                 _check_value(field, value)
                 self._name_rules.check(msgspec.json.decode(value, type=str))
             await self._set(user_id, field, value, propagate)
@@ -170,7 +170,12 @@ class Profiles:
     async def check_name_in_room(self, caller: Requester, name: object) -> None:
         """Raises `NameNotAllowed` for a name that somebody gives themselves in one room, which they may not have; that of
         their profile they have already."""
-        if caller.is_admin or not self._name_rules.are_any or not isinstance(name, str):
+        if (
+            caller.is_admin
+            or caller.appservice_id is not None
+            or not self._name_rules.are_any
+            or not isinstance(name, str)
+        ):
             return
         (known, _) = (await self.get_names([caller.user_id]))[caller.user_id]
         if name != known:

@@ -266,14 +266,15 @@ class Registration:
         return await self._make(wish, confirmation)
 
     async def do_register_privileged(self, wish: Wish) -> Registered:
-        """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`, `UserInUse`."""
+        """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
+        `Exclusive`, `UserInUse`."""
         if wish.username is not None:
             await self.check_username(wish.username, privileged=True)
         return await self._make(wish, None)
 
     def parse_username(self, username: str) -> UserID:
         """The id that a name makes, whoever may have it. Raises `InvalidUsername`."""
-        return self._user_id(username, privileged=True)
+        return self._user_id(username, privileged=True, for_service=True)
 
     async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
         """Make an account without a password for an application service, whose name it is. Raises `InvalidUsername`,
@@ -317,7 +318,11 @@ class Registration:
         password_hash = None if wish.password is None else await self._passwords.hash(wish.password)
         waits = self._rules.needs_approval and confirmation is not None
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
-            user_id = self._user_id(wish.username or self._secret_text.localpart(), privileged=confirmation is None)
+            user_id = self._user_id(
+                wish.username or self._secret_text.localpart(),
+                privileged=confirmation is None,
+                for_service=service_id is not None,
+            )
             account = AccountRow(
                 user_id=user_id,
                 password_hash=password_hash,
@@ -410,13 +415,17 @@ class Registration:
             user_id, device_id=wish.device_id, device_name=wish.device_name, refreshable=wish.refreshable
         )
 
-    def _user_id(self, username: str, *, privileged: bool = False) -> UserID:
+    def is_reserved(self, user_id: UserID) -> bool:
+        """Whether an application service has the name to itself."""
+        return self._reserved.is_reserved(user_id)
+
+    def _user_id(self, username: str, *, privileged: bool = False, for_service: bool = False) -> UserID:
         user_id = parse_new_user_id(username.lower(), self.server_name)
+        if not for_service and self.is_reserved(user_id):
+            raise Exclusive
         if not privileged:
             if username.startswith("_") and not self._rules.underscore_names:
                 raise InvalidUsername("A user name may not begin with an underscore")
-            if self._reserved.is_reserved(user_id):
-                raise Exclusive
             if self._rules.reserved_names is not None and self._rules.reserved_names.match(localpart_of(user_id)):
                 raise Exclusive("This name is reserved")
         return user_id

@@ -19,7 +19,6 @@ from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.languages import Language, Languages
-from homeserver.services.mail.letters import Letter
 from homeserver.services.mail.outbox import Outbox
 from homeserver.services.secret_text import SecretText, hash_token
 from storage.account_validity import NO_ADDRESS, WRITTEN, AccountValidityStore, EndingRow, RenewalLinkRow
@@ -139,14 +138,7 @@ class Renewals:
         link = f"{self._base_url}{RENEW_PATH}?{urlencode({'token': token})}"
         letter = self._outbox.letters.renew_account(language, link, row.user_id, day_of(row.expires_ts), self._subject)
         for address in addresses:
-            self._add(txn, language, letter, address)
-
-    def _add(self, txn: WriteTransaction, language: Language, letter: Letter, address: str) -> None:
-        assert self._outbox is not None
-        try:
-            self._outbox.add(txn, language, letter, address)
-        except ValueError:  # an address that came with an import, and that no letter can bear
-            return
+            self._outbox.offer(txn, language, letter, address)
 
     async def get_link(self, token: str) -> RenewalLinkRow | None:
         """The link with this secret; None where a later letter took its place, and where accounts do not end."""
@@ -182,6 +174,7 @@ class Renewals:
 
         def write(txn: WriteTransaction) -> None:
             self._store.set_end(txn, user_id, end, letter=letter)
+            self._store.remove_user(txn, user_id)  # a link of before would take back what the administrator decided
             note(txn, user_id, Happened.RENEWED, now)
 
         await self._database.write("set_end_of_account", write)

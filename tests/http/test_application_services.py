@@ -5,9 +5,14 @@ from typing import Any
 
 import pytest
 
+from federation.protocol.errors import Exclusive
 from homeserver.config.load import ConfigError, load_config
+from homeserver.services.registration import Wish
 from storage.database import Database
+from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
+from tests.helpers.openid import CONFIG as OPENID
+from tests.helpers.openid import TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
 
 TOKEN = "a token of the bridge to IRC"
@@ -128,6 +133,35 @@ def test_people_do_not_take_its_names(server: TestServer) -> None:
     assert ask(server, "POST", "/createRoom", {"room_alias_name": "tea"}).errcode == "M_EXCLUSIVE"
     register(server, inhibit_login=True)
     assert ask(server, "DELETE", f"/directory/room/{alias}?user_id={GHOST}").status == 200
+
+
+async def test_administrators_do_not_take_them_either(server: TestServer) -> None:
+    for name in ("_irc_eve", "_irc_bot"):
+        with pytest.raises(Exclusive):
+            await server.app.accounts.registration.do_register_privileged(Wish(username=name, password="wonderland"))
+
+
+def test_nor_do_those_who_have_such_a_name_elsewhere(tmp_path: Path, sqlite_database: Database) -> None:
+    (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
+    further = OPENID + TEMPLATES + "  allow_existing_users: true\napp_service_config_files: [irc.yaml]\n"
+    provider = OpenIDProvider()
+    server = TestServer(tmp_path, sqlite_database, further, web=provider)
+    register(server, inhibit_login=True)
+    browser = Browser(server)
+    browser.open(f"{V3}/login/sso/redirect/oidc-town?redirectUrl=https://client.example/done")
+    browser.open(provider.sign_in(browser.location, sub="1", preferred_username="_irc_bob", name="Bob"))
+    assert browser.status == 403
+    assert "belongs to somebody else" in browser.words
+
+
+def test_its_users_are_called_what_they_are_called_there(tmp_path: Path, sqlite_database: Database) -> None:
+    (tmp_path / "irc.yaml").write_text(IRC, encoding="utf-8")
+    further = 'app_service_config_files: [irc.yaml]\ndisplay_names: {forbidden: ["support.*"]}\n'
+    server = TestServer(tmp_path, sqlite_database, further)
+    register(server, inhibit_login=True)
+    name = {"displayname": "Support (IRC)"}
+    assert server.register("dave").put(f"{V3}/profile/@dave:example.org/displayname", name).status == 403
+    assert ask(server, "PUT", f"/profile/{GHOST}/displayname?user_id={GHOST}", name).status == 200
 
 
 def test_it_makes_and_removes_devices(server: TestServer) -> None:

@@ -10,6 +10,7 @@ from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
 from homeserver.services.registration import Wish
 from storage.database import Database
+from storage.threepids import ThreepidRow, ThreepidStore
 from tests.helpers.browser import Browser
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
@@ -200,6 +201,17 @@ def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
     assert "tasdiqlandi" in letter["Subject"]
     assert not server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
     assert len(server.relay.letters) == 1
+
+
+def test_an_address_that_no_letter_can_bear_hinders_nobody(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database, MAIL)
+    alice = wait(server)
+    row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
+    server.run(sqlite_database.write("add", ThreepidStore(sqlite_database).add_threepid, row))
+    server.relay.letters.clear()
+    assert server.run(server.app.accounts.approvals.do_approve(alice))
+    assert not server.relay.letters
+    sign_in(server, "alice")
 
 
 def test_first_rooms_are_joined_once_approved(tmp_path: Path, sqlite_database: Database) -> None:

@@ -62,6 +62,14 @@ class Outbox:
         message = self.letters.write(language, letter, recipient, self._clock.seconds())
         self.add_written(txn, message, recipient)
 
+    def offer(self, txn: WriteTransaction, language: Language, letter: Letter, recipient: str) -> bool:
+        """As `add`; False for a recipient that no letter can bear, such as an address that came from elsewhere."""
+        try:
+            self.add(txn, language, letter, recipient)
+        except ValueError:
+            return False
+        return True
+
     def add_written(self, txn: WriteTransaction, message: bytes, recipient: str) -> None:
         """Queue a letter that is written already, in a write of the caller's."""
         self._store.add_mail(txn, recipient, message, self._now())

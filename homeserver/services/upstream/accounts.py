@@ -88,6 +88,8 @@ class UpstreamAccounts:
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
         if account is None:
             return None
+        if account.appservice_id is not None or self._registration.is_reserved(user_id):
+            raise Refused(Reason.TAKEN, f"{user_id} is an application service's")
         self.check_usable(account)
         row = self._link(info, identity, user_id)
         if not await self._database.write("link_account", self._links.add_link, row):
