@@ -145,7 +145,9 @@ class Slots:
                 return
             if self._held[server] >= self._most_of_one:
                 continue
-            line = self._waiting[server]
+            line = self._waiting.get(server)
+            if not line:
+                continue  # whoever was let in before is done already, and let others in
             mine = line.popleft()
             if line:
                 self._waiting.move_to_end(server)  # the others have their turn before it has another

@@ -172,5 +172,5 @@ def _write(txn: WriteTransaction, note: _Note) -> None:
 
 
 def _count_left(txn: Transaction) -> int:
-    row = txn.query_one(f"SELECT COUNT(*) FROM media_scans WHERE wanted = {Wanted.AGAIN:d}")
+    row = txn.query_one(f"SELECT COUNT(*) FROM media_scans WHERE wanted = {Wanted.AGAIN:d} AND wanted > 0")
     return 0 if row is None else int(row[0])

@@ -190,7 +190,7 @@ def _put(txn: WriteTransaction, row: ScanRow) -> None:
 def _take(txn: WriteTransaction, now_ms: int, until_ms: int, limit: int) -> Sequence[bytes]:
     rows: list[Row] = []
     for wanted in (Wanted.FIRST, Wanted.AGAIN):
-        sql = f"SELECT digest FROM media_scans WHERE wanted = {wanted:d} AND until_ts <= ? ORDER BY until_ts LIMIT ?"
+        sql = f"SELECT digest FROM media_scans WHERE wanted = {wanted:d} AND wanted > 0 AND until_ts <= ? ORDER BY until_ts LIMIT ?"
         rows += txn.query(sql, (now_ms, limit - len(rows)))
     hashes = [bytes(row[0]) for row in rows]
     txn.execute_many("UPDATE media_scans SET until_ts = ? WHERE digest = ?", [(until_ms, hash) for hash in hashes])

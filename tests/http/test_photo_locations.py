@@ -180,6 +180,12 @@ def test_what_is_no_photograph_is_left() -> None:
         assert find_patches(io.BytesIO(data)) == []
 
 
+@pytest.mark.parametrize("part", [b"\xff\xd8\xff\xda", b"\xff\xd8"])
+def test_pictures_and_segments_without_end_are_not_counted(part: bytes) -> None:
+    with pytest.raises(Unreadable):
+        find_patches(io.BytesIO(b"\xff\xd8\xff" + part * 100_000))
+
+
 def test_notes_without_end_are_not_read() -> None:
     endless = b"RIFF....WEBPEXIF" + struct.pack("<I", MAX_NOTE_BYTES + 1)
     with pytest.raises(Unreadable):

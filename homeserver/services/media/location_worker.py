@@ -30,6 +30,7 @@ MEMORY_BYTES: Final = 256 << 20
 MAX_NOTE_BYTES: Final = 16 << 20
 """A file with a longer one is not understood."""
 MAX_BOXES: Final = 10_000
+MAX_PICTURES: Final = 64
 MAX_DIRECTORIES: Final = 64
 PIECE_BYTES: Final = 1 << 20
 
@@ -117,21 +118,21 @@ def find_patches(file: BinaryIO) -> list[Patch]:
     return patches
 
 
-# Containers.
-
-
 def look_at_jpeg(file: BinaryIO, patches: list[Patch]) -> None:
     """All pictures in the file: further ones, such as depths, may follow the first and have notes of their own."""
     at: int | None = 0
-    while at is not None:
+    for _ in range(MAX_PICTURES):
+        if at is None:
+            return
         at = find(file, b"\xff\xd8\xff", look_at_segments(file, at, patches))
+    raise Unreadable
 
 
 def look_at_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
     """One picture that begins there; where its data begins."""
     long_xmp: Parts = {}
     at += 2
-    while True:
+    for _ in range(MAX_BOXES):
         head = read_at(file, at, 4)
         if len(head) < 4 or head[0] != 0xFF or head[1] == 0xDA:
             break
@@ -144,6 +145,8 @@ def look_at_segments(file: BinaryIO, at: int, patches: list[Patch]) -> int:
         if head[1] in (0xE1, 0xED):
             look_at_segment(file, head[1], start, size, patches, long_xmp)
         at = start + size
+    else:
+        raise Unreadable
     for parts in long_xmp.values():
         clean_xmp(Bytes(file, [(start, size) for _, start, size in sorted(parts)], patches))
     return at
@@ -339,9 +342,6 @@ def item_places(meta: bytes, at: int, size: int) -> Iterator[tuple[int, bool, li
             extents.append((start, number(length_size)))
         if is_here and method in (0, 1):
             yield item, method == 1, extents
-
-
-# Notes.
 
 
 def clean_exif(note: Bytes, base: int) -> None:

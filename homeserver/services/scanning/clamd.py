@@ -75,7 +75,7 @@ class Clamd:
             )
         if not said:
             raise ScannerAway(f"{self._place} hung up without an answer")
-        raise CannotScan(f"clamd answers {said[:200]!r}")
+        raise ScannerAway(f"clamd answers {said[:200]!r}")  # its own trouble, such as a full disk: not the file's fault
 
 
 def _finish(connection: Connection) -> str:

@@ -31,7 +31,7 @@ class ICAP:
     """Asks one. Implements `Scanner`."""
 
     name = "icap"
-    is_antivirus = True
+    is_antivirus = False  # what it refuses may be for its policy
 
     def __init__(self, url: str, method: Method, executor: Executor, seconds: float) -> None:
         """`url`: `icap://host:port/service`. `executor`: its threads wait. `seconds`: for one file."""

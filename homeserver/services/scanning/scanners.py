@@ -12,6 +12,9 @@ VERSION_SECONDS: Final = 30.0
 """For so long it is believed that they know what they knew. A verdict may so be noted under an older version, never under a
 newer one."""
 
+GUESSES: Final = ("Heuristics.", "PUA.")
+"""How clamd begins what it says of a file for its shape, such as that it is encrypted, and not for what is in it."""
+
 
 class Scanners:
     """Asks them, one after the other."""
@@ -41,4 +44,4 @@ class Scanners:
 
     def is_certain(self, found: Finding) -> bool:
         """Whether nobody can make another file look like what was found."""
-        return found.scanner in self._trusted
+        return found.scanner in self._trusted and not found.what.startswith(GUESSES)

@@ -1,0 +1,32 @@
+"""Which findings are so sure that a file is held back for all, though somebody showed the key with which it was opened."""
+
+import pytest
+from twisted.internet.task import Clock
+
+from homeserver.services.scanning.clamd import Clamd
+from homeserver.services.scanning.connection import Place
+from homeserver.services.scanning.icap import ICAP
+from homeserver.services.scanning.rules import ForbiddenTypes
+from homeserver.services.scanning.scanner import Finding, Scanner
+from homeserver.services.scanning.scanners import Scanners
+from storage.executors import InlineExecutor
+
+
+@pytest.mark.parametrize(
+    ("scanner", "what", "sure"),
+    [
+        ("clamd", "Win.Test.EICAR_HDB-1", True),
+        ("clamd", "Heuristics.Encrypted.Zip", False),
+        ("clamd", "PUA.Win.Packer", False),
+        ("icap", "refused", False),
+        ("type", "application/zip", False),
+    ],
+)
+def test_only_what_is_known_by_its_content_is_sure(scanner: str, what: str, sure: bool) -> None:
+    place = Place(path="/nowhere")
+    asked: list[Scanner] = [
+        Clamd(place, InlineExecutor(), 1.0),
+        ICAP("icap://127.0.0.1:1344/x", "RESPMOD", InlineExecutor(), 1.0),
+        ForbiddenTypes(["application/zip"]),
+    ]
+    assert Scanners(Clock(), asked).is_certain(Finding(scanner, what)) is sure
