@@ -29,7 +29,7 @@ const { room_id: roomId } = await alice.createRoom({
     initial_state: [ENCRYPTION],
 });
 for (const client of [bob, carol]) await enter(client, roomId);
-await until(alice, "all in the room", () => alice.getRoom(roomId).getJoinedMemberCount() === 3);
+await until(alice, "all in the room", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 3);
 const early = "before any second device";
 await say(alice, roomId, early, [bob, carol, alice]);
 await say(bob, roomId, "to all of you", [alice, carol]);
@@ -110,8 +110,8 @@ assert.notEqual(between, before, "the session is another one than the removed de
 
 step("Carol is kicked");
 await alice.kick(roomId, carol.getUserId());
-await until(carol, "the kick", () => carol.getRoom(roomId).getMyMembership() === "leave");
-await until(alice, "Carol to be gone", () => alice.getRoom(roomId).getJoinedMemberCount() === 2);
+await until(carol, "the kick", () => carol.getRoom(roomId)?.getMyMembership() === "leave");
+await until(alice, "Carol to be gone", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 2);
 const after = await say(alice, roomId, "without Carol", [alice2, bob]);
 assert.notEqual(after, between, "the session is another one than Carol had");
 await say(bob, roomId, "good night", [alice, alice2]);

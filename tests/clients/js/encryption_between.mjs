@@ -24,7 +24,7 @@ const { room_id: roomId } = await alice.createRoom({
 });
 for (const client of [bob, carol]) await enter(client, roomId);
 for (const client of [alice, bob, carol]) {
-    await until(client, "all in the room", () => client.getRoom(roomId).getJoinedMemberCount() === 3);
+    await until(client, "all in the room", () => client.getRoom(roomId)?.getJoinedMemberCount() === 3);
 }
 await say(alice, roomId, "to the other server", [bob, carol]);
 await say(bob, roomId, "and back", [alice, carol]);
@@ -89,14 +89,14 @@ assert.notEqual(between, shared, "the session is another one than the removed de
 
 step("Bob is kicked, and comes back");
 await alice.kick(roomId, bob.getUserId());
-await until(bob, "the kick", () => bob.getRoom(roomId).getMyMembership() === "leave");
-await until(alice, "Bob to be gone", () => alice.getRoom(roomId).getJoinedMemberCount() === 2);
+await until(bob, "the kick", () => bob.getRoom(roomId)?.getMyMembership() === "leave");
+await until(alice, "Bob to be gone", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 2);
 const without = await say(alice, roomId, "without Bob", [alice2, carol]);
 assert.notEqual(without, between, "the session is another one than Bob had");
 // not by alice.invite(), which shares the past in a file: files of other servers cannot be had
 await alice.http.authedRequest("POST", `/rooms/${encodeURIComponent(roomId)}/invite`, undefined, { user_id: bob.getUserId() });
 await enter(bob, roomId);
-await until(alice, "Bob in the room", () => alice.getRoom(roomId).getJoinedMemberCount() === 3);
+await until(alice, "Bob in the room", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 3);
 await say(alice, roomId, "welcome back", [alice2, bob, carol]);
 await say(bob, roomId, "thank you", [alice, alice2, carol]);
 

@@ -21,7 +21,7 @@ const { room_id: roomId } = await alice.createRoom({
     preset: "private_chat", invite: [bob.getUserId()], initial_state: [ENCRYPTION],
 });
 await enter(bob, roomId);
-await until(alice, "Bob in the room", () => alice.getRoom(roomId).getJoinedMemberCount() === 2);
+await until(alice, "Bob in the room", () => alice.getRoom(roomId)?.getJoinedMemberCount() === 2);
 await say(alice, roomId, "the two of us", [alice, bob]);
 
 step("a second device of Alice's is verified by a code");
@@ -44,7 +44,7 @@ const before = (await alice.sendTextMessage(roomId, "before Carol came")).event_
 await read([alice2, bob], roomId, before, "before Carol came");
 await alice.invite(roomId, carol.getUserId());
 await enter(carol, roomId);
-await until(carol, "the room's past", () => carol.getRoom(roomId).getLiveTimeline().getEvents().length > 5);
+await until(carol, "the room's past", () => carol.getRoom(roomId)?.getLiveTimeline().getEvents().length > 5);
 await read([carol], roomId, before, "before Carol came");
 await say(carol, roomId, "I have read it", [alice, alice2, bob]);
 
