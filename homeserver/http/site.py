@@ -42,6 +42,7 @@ from homeserver.http.channel import Head, MatrixChannel
 from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
+from homeserver.http.first_step import begin
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream
 from homeserver.http.wire import NO_BODY, header_lines, status_line
@@ -170,7 +171,7 @@ class MatrixRequest:
         elif self._match is None:
             self._respond_error(self._refusal or Unrecognized())
         else:
-            self._task = Deferred.fromCoroutine(self._serve(self._match))
+            self._task = begin(self._serve(self._match))
 
     def lost(self) -> None:
         """The client has gone."""

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from time import gmtime, strftime, time
 from typing import Final, Protocol
 
 import msgspec
 
 Write = Callable[[str], object]
+WriteSoon = Callable[[Callable[[], str]], object]
 
 _SECRET_WORDS: Final = ("token", "password", "secret", "sid", "code")
 _SECRETS: Final = re.compile(rf"(?<=[?&])([^=&]*(?:{'|'.join(_SECRET_WORDS)})[^=&]*)=[^&]*", re.IGNORECASE)
@@ -47,13 +48,13 @@ class AccessLines:
     """Formats a line for each request by itself: the way through the general log would cost a third of a small request.
 
     A request that took `slow_seconds` is a warning, unless it was made to wait. Lines of information may be kept back by
-    `write_soon` for a moment; warnings go by `write`.
+    `write_soon` for a moment, and are made only then; warnings go by `write`.
     """
 
     def __init__(
         self,
         write: Write,
-        write_soon: Write,
+        write_soon: WriteSoon,
         *,
         as_json: bool,
         slow_seconds: float = 5.0,
@@ -69,21 +70,21 @@ class AccessLines:
         """Log one request."""
         slow = record.seconds >= self._slow_seconds and not record.long_poll
         if slow:
-            self._write(self._format(record, "warn"))
+            self._write(self._format(record, "warn", time()))
         elif not self._only_slow:
-            self._write_soon(self._format(record, "info"))
+            self._write_soon(partial(self._format, record, "info", time()))
 
 
-def _text_line(record: AccessRecord, level: str) -> str:
+def _text_line(record: AccessRecord, level: str, ended_at: float) -> str:
     return (
-        f"{_now()} {level:8} homeserver.access [{record.request_id}] {_text(record)}{' (slow)' * (level == 'warn')}"
+        f"{_timestamp(ended_at)} {level:8} homeserver.access [{record.request_id}] {_text(record)}{' (slow)' * (level == 'warn')}"
         f" {record.client_ip} {record.caller or '-'}\n"
     )
 
 
-def _json_line(record: AccessRecord, level: str) -> str:
+def _json_line(record: AccessRecord, level: str, ended_at: float) -> str:
     line = {
-        "time": _now(),
+        "time": _timestamp(ended_at),
         "level": level,
         "logger": "homeserver.access",
         "text": _text(record),
@@ -107,8 +108,8 @@ def _text(record: AccessRecord) -> str:
     return f"{record.method} {uri} {record.status} {record.seconds * 1000:.1f} ms {record.sent} bytes"
 
 
-def _now() -> str:
-    seconds, milliseconds = divmod(int(time() * 1000), 1000)
+def _timestamp(moment: float) -> str:
+    seconds, milliseconds = divmod(int(moment * 1000), 1000)
     return f"{_second(seconds)}.{milliseconds:03d}Z"
 
 

@@ -4,6 +4,7 @@ The request that the code works for is added to every event from its context, so
 Twisted itself says of its factories and ports is left out below warnings.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final, TextIO
@@ -16,7 +17,10 @@ from zope.interface import implementer
 from homeserver.observe.context import CURRENT
 
 Write = Callable[[str], object]
+MakeLine = Callable[[], str]
 
+LINES_WAITING: Final = 1000
+"""So many lines wait at most to be written with others."""
 _OWN: Final = frozenset({"time", "isError", "system", "message", "format", "failure", "why"})
 """Keys of the old and the new logging of Twisted, which are no fields of the event; and all that begin with `log_`."""
 _TWISTED: Final = ("twisted.", "log_legacy")
@@ -24,23 +28,36 @@ _TWISTED: Final = ("twisted.", "log_legacy")
 
 
 class LogFile:
-    """Where the lines of the log go."""
+    """Where the lines of the log go. Any thread may write."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._waiting: deque[MakeLine] = deque()
 
     def write(self, line: str) -> None:
         """Write a line at once, with all before it."""
+        self._make()
         self._file.write(line)
         self._file.flush()
 
-    def write_soon(self, line: str) -> None:
-        """Write a line with the next ones, or when `flush` is called."""
-        self._file.write(line)
+    def write_soon(self, make_line: MakeLine) -> None:
+        """Write a line with the next ones, or when `flush` is called: not even made before, so that nobody waits for it."""
+        self._waiting.append(make_line)
+        if len(self._waiting) > LINES_WAITING:
+            self._make()
 
     def flush(self) -> None:
         """Write what was kept back."""
+        self._make()
         self._file.flush()
+
+    def _make(self) -> None:
+        while self._waiting:
+            try:
+                make_line = self._waiting.popleft()
+            except IndexError:  # another thread was faster
+                return
+            self._file.write(make_line())
 
 
 def _is_wanted(event: LogEvent, minimum: LogLevel) -> bool:

@@ -6,6 +6,7 @@ Names follow Prometheus' custom: seconds, `_total` for counters. Labels are decl
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
+from typing import Final
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -14,6 +15,8 @@ from prometheus_client.registry import Collector
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _BOUNDS = (*map(str, _BUCKETS), "+Inf")
+COUNTED_AT_ONCE: Final = 256
+"""Requests are counted together, when somebody asks or there are so many: nobody's answer waits for that."""
 
 
 class HttpMetrics(Collector):
@@ -24,6 +27,8 @@ class HttpMetrics(Collector):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._in_flight = 0
+        self._ended: list[tuple[str, str, int, float]] = []
+        """Requests that are not counted yet: endpoint, method, status, seconds."""
         self._requests: dict[tuple[str, str, int], int] = {}
         self._times: dict[str, _Times] = {}
         registry.register(self)
@@ -35,16 +40,24 @@ class HttpMetrics(Collector):
     def finished(self, endpoint: str, method: str, code: int, seconds: float) -> None:
         """A request ends. `method` is one that the endpoint declares, or `other`."""
         self._in_flight -= 1
-        key = (endpoint, method, code)
-        self._requests[key] = self._requests.get(key, 0) + 1
-        times = self._times.get(endpoint)
-        if times is None:
-            times = self._times[endpoint] = _Times()
-        times.total += seconds
-        times.counts[bisect_left(_BUCKETS, seconds)] += 1
+        self._ended.append((endpoint, method, code, seconds))
+        if len(self._ended) >= COUNTED_AT_ONCE:
+            self._count()
+
+    def _count(self) -> None:
+        for endpoint, method, code, seconds in self._ended:
+            key = (endpoint, method, code)
+            self._requests[key] = self._requests.get(key, 0) + 1
+            times = self._times.get(endpoint)
+            if times is None:
+                times = self._times[endpoint] = _Times()
+            times.total += seconds
+            times.counts[bisect_left(_BUCKETS, seconds)] += 1
+        self._ended.clear()
 
     def collect(self) -> Iterator[Metric]:
         """What Prometheus reads."""
+        self._count()
         requests = CounterMetricFamily(
             "mahalla_http_requests",
             "Requests answered, by endpoint, method and status; 499: the client went away first",

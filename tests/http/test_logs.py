@@ -1,6 +1,7 @@
 """What the log shows of a request, and what it never shows."""
 
 import json
+from io import StringIO
 from itertools import count
 
 import pytest
@@ -14,7 +15,7 @@ from homeserver.http.router import Router
 from homeserver.http.site import Site
 from homeserver.observe.access import AccessLines, without_secrets
 from homeserver.observe.context import CURRENT, RequestInfo
-from homeserver.observe.logs import JsonObserver, TextObserver
+from homeserver.observe.logs import LINES_WAITING, JsonObserver, LogFile, TextObserver
 from homeserver.observe.metrics import HttpMetrics
 from tests.helpers.http import Client, RememberingAccessLog
 from tests.http import endpoints
@@ -32,7 +33,9 @@ def _logged(lines: list[str], bell: Bell, *, as_json: bool = False, only_slow: b
         Router([endpoints], {Bell: bell}, guard=Guard(RateLimiter(clock, {}), tokens=TOKENS)),
         clock,
         metrics=HttpMetrics(CollectorRegistry()),
-        access_log=AccessLines(lines.append, lines.append, as_json=as_json, slow_seconds=5, only_slow=only_slow),
+        access_log=AccessLines(
+            lines.append, lambda make: lines.append(make()), as_json=as_json, slow_seconds=5, only_slow=only_slow
+        ),
         next_request_id=lambda: f"r{next(numbers)}",
     )
     return Client(site, clock=clock, access_log=RememberingAccessLog())
@@ -51,6 +54,21 @@ def test_an_access_line_is_structured_and_has_no_token(bell: Bell) -> None:
     assert line["milliseconds"] == 30_000
     assert "since=s1" in line["uri"]
     assert "=alice" not in lines[0]
+
+
+def test_lines_that_wait_are_written_in_their_order_before_a_loud_one_and_not_without_bound() -> None:
+    kept = StringIO()
+    file = LogFile(kept)
+    file.write_soon(lambda: "one\n")
+    file.write_soon(lambda: "two\n")
+    assert kept.getvalue() == ""
+    file.write("loud\n")
+    file.write_soon(lambda: "three\n")
+    file.flush()
+    assert kept.getvalue() == "one\ntwo\nloud\nthree\n"
+    for _ in range(LINES_WAITING + 1):
+        file.write_soon(lambda: "more\n")
+    assert kept.getvalue().count("more") == LINES_WAITING + 1
 
 
 def test_a_slow_request_is_a_warning(bell: Bell) -> None:

@@ -101,11 +101,33 @@ class JoinedRooms:
     ) -> None:
         """Find timeline, state and summary of each room. What `ignored` users said is left out."""
         await self._fill_timelines(request, works, span, ignored)
+        lazy = request.loads_lazily
+        sent: set[Member] | None = None
+        newly_sent: set[Member] = set()
+        if lazy:
+            since = None if request.since is None else str(request.since)
+            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
+        kept = set[Member]() if lazy and request.filter.room.state.include_redundant_members else sent
+        more_than_messages = [work for work in works if _has_more_than_messages(work, kept)]
+        if more_than_messages:
+            await self._fill_states(request, more_than_messages, span, sent, newly_sent)
+        for work in works:
+            _set_prev_batch(work, span)
+        if lazy:
+            self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
+
+    async def _fill_states(
+        self,
+        request: SyncRequest,
+        works: Sequence[RoomWork],
+        span: Range,
+        sent: set[Member] | None,
+        newly_sent: set[Member],
+    ) -> None:
+        """Find state and summary of each room."""
         await self._fill_summaries(request, works)
         if not request.state_after:
             await self._cut_what_lost(works)
-        for work in works:
-            _set_prev_batch(work, span)
         former = await self._current_states.at(
             {
                 work.room.room_nid: work.since
@@ -114,12 +136,6 @@ class JoinedRooms:
             }
         )
         ends = await self._find_ends(works, span)
-        lazy = request.loads_lazily
-        sent: set[Member] = set()
-        if lazy:
-            since = None if request.since is None else str(request.since)
-            sent = self._lazy_members.sent(request.caller.user_id, request.caller.device_id, since)
-        newly_sent: set[Member] = set()
         found: list[tuple[RoomWork, Entries]] = []
         for work in works:
             if not await self._visibility.was_joined(work.own):
@@ -127,14 +143,12 @@ class JoinedRooms:
                 continue
             nid = work.room.room_nid
             end = work.arrived[-1].current_root if work.arrived else ends[nid]
-            entries = await self._find_state(request, work, former.get(nid), end, sent if lazy else None, newly_sent)
+            entries = await self._find_state(request, work, former.get(nid), end, sent, newly_sent)
             found.append((work, entries))
         wanted = request.filter.room.state
         states = await self._states.load([(entries, work.room.room_id) for work, entries in found], wanted)
         for (work, _), state in zip(found, states, strict=True):
             work.state = state
-        if lazy:
-            self._lazy_members.note(request.caller.user_id, request.caller.device_id, newly_sent, str(token))
 
     async def to_json(self, request: SyncRequest, works: Sequence[RoomWork]) -> dict[str, dict[str, Any]]:
         """The rooms in their JSON form, without counts."""
@@ -312,6 +326,18 @@ class JoinedRooms:
                 entries = known | entries
         newly_sent.update((room_nid, key.state_key) for key in entries if key.type == MEMBER)
         return entries
+
+
+def _has_more_than_messages(work: RoomWork, kept: Set[Member] | None) -> bool:
+    """Whether state or summary of the room may be others than the client has; `kept`: the members that it keeps, if it
+    loads them as it needs them. Mostly a room has messages alone, in a stretch without a gap."""
+    if work.whole_state or work.limited or work.resolved:
+        return True
+    if any(event.event.state_key is not None for event in work.arrived):
+        return True
+    return kept is not None and any(
+        (work.room.room_nid, str(seen.event.event.sender)) not in kept for seen in work.shown
+    )
 
 
 def _set_prev_batch(work: RoomWork, span: Range) -> None:

@@ -242,16 +242,10 @@ class Sync:
                     room.update(dict.fromkeys(thread_keys, by_thread))
         if left:
             sections["leave"] = {work.room.room_id: json[work.room.room_id] for work in left}
-        for membership in ("invite", "knock"):
-            listed = {
-                rooms[row.room_nid].room_id: {
-                    f"{membership}_state": {"events": present_stripped(await self._parts.invited.get_stripped(row))}
-                }
-                for row in outside
-                if row.membership == membership
-            }
-            if listed:
-                sections[membership] = listed
+        for row in outside:
+            stripped = present_stripped(await self._parts.invited.get_stripped(row))
+            section = sections.setdefault(row.membership, {})
+            section[rooms[row.room_nid].room_id] = {f"{row.membership}_state": {"events": stripped}}
         return sections
 
     async def _fill_departures(self, left: Sequence[RoomWork]) -> None:

@@ -1,0 +1,73 @@
+"""A coroutine that is begun: to its end at once, or by a Deferred."""
+
+from collections.abc import Awaitable
+
+import pytest
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.python.failure import Failure
+
+from homeserver.http.first_step import begin
+from homeserver.observe.context import CURRENT, RequestInfo
+
+
+class _Seen(list[object]):
+    """What a coroutine came to know."""
+
+    async def note(self, *awaited: Awaitable[object]) -> None:
+        CURRENT.set(RequestInfo("r1", "test"))
+        for each in awaited:
+            try:
+                self.append(await each)
+            except ValueError as error:
+                self.append(str(error))
+        info = CURRENT.get()
+        self.append(info and info.request_id)
+
+
+def test_what_need_not_wait_has_ended_and_leaves_the_context_as_it_was() -> None:
+    seen = _Seen()
+    assert begin(seen.note(succeed(1), succeed(2))) is None
+    assert seen == [1, 2, "r1"]
+    assert CURRENT.get() is None
+
+
+def test_what_waits_goes_on_with_each_result_and_each_failure_in_its_own_context() -> None:
+    seen, first, second, third = _Seen(), Deferred[int](), Deferred[int](), Deferred[int]()
+    task = begin(seen.note(first, second, third))
+    assert task is not None
+    second.callback(2)
+    assert seen == []
+    first.errback(ValueError("no"))
+    assert seen == ["no", 2]
+    third.callback(3)
+    assert seen == ["no", 2, 3, "r1"]
+    assert task.called
+    assert CURRENT.get() is None
+
+
+def test_cancelling_ends_what_is_awaited() -> None:
+    cancelled: list[Deferred[int]] = []
+    failures: list[Failure] = []
+    task = begin(_Seen().note(Deferred[int](cancelled.append)))
+    assert task is not None
+    task.addErrback(failures.append)
+    task.cancel()
+    assert len(cancelled) == 1
+    assert failures[0].check(CancelledError)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_failure_is_that_of_the_deferred(waits: bool) -> None:
+    async def fail(awaited: Deferred[int]) -> None:
+        raise KeyError(await awaited)
+
+    gate = Deferred[int]()
+    if not waits:
+        gate.callback(1)
+    task = begin(fail(gate))
+    assert task is not None
+    failures: list[Failure] = []
+    task.addErrback(failures.append)
+    if waits:
+        gate.callback(1)
+    assert str(failures[0].value) == "1"
