@@ -15,6 +15,8 @@ from storage.transaction import Transaction, WriteTransaction
 
 REMOVED_AT_ONCE: Final = 500
 """Keys of a version that is deleted; more wait for the job."""
+MOST_KEYS: Final = 500_000
+"""That one version may have: several times what the busiest people come to in years."""
 
 
 class BackupRow(msgspec.Struct, frozen=True):
@@ -52,6 +54,10 @@ class NotCurrentBackup(Exception):
         self.current = current
 
 
+class BackupFull(Exception):
+    """A version has as many keys as it may have."""
+
+
 _COLUMNS = "user_id, version, algorithm, auth_data, etag, key_count"
 _KEY_COLUMNS = "room_id, session_id, first_message_index, forwarded_count, is_verified, session_data"
 
@@ -59,8 +65,9 @@ _KEY_COLUMNS = "room_id, session_id, first_message_index, forwarded_count, is_ve
 class KeyBackupStore:
     """The tables of backups."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, most_keys: int = MOST_KEYS) -> None:
         self._database = database
+        self._most_keys = most_keys
 
     async def get_backup(self, user_id: str, version: int | None) -> BackupRow | None:
         """A version of the backup, by default the newest."""
@@ -92,12 +99,16 @@ class KeyBackupStore:
         return await self._database.read("get_backed_up_keys", _select_keys, user_id, version, room_id, session_id)
 
     async def put_keys(self, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
-        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup."""
-        return await self._database.write("put_backed_up_keys", _put_keys, user_id, version, keys)
+        """Add keys; a worse one never replaces a better. Raises NoSuchBackup, NotCurrentBackup, BackupFull."""
+        return await self._database.write("put_backed_up_keys", _put_keys, user_id, version, keys, self._most_keys)
 
     async def remove_keys(self, user_id: str, version: int, room_id: str | None, session_id: str | None) -> BackupRow:
         """Delete keys of a version: all, those of a room, or of one session. Raises NoSuchBackup."""
         return await self._database.write("remove_backed_up_keys", _remove_keys, user_id, version, room_id, session_id)
+
+    def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
+        """Delete all versions of a user; their keys are removed in small steps."""
+        txn.execute("UPDATE key_backups SET deleted = 1 WHERE user_id = ?", (user_id,))
 
 
 def is_better(new: BackedUpKey, old: BackedUpKey) -> bool:
@@ -200,7 +211,9 @@ def _key(row: Row) -> BackedUpKey:
     return BackedUpKey(room_id, session_id, first_message_index, forwarded_count, bool(is_verified), session_data)
 
 
-def _put_keys(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[BackedUpKey]) -> BackupRow:
+def _put_keys(
+    txn: WriteTransaction, user_id: str, version: int, keys: Sequence[BackedUpKey], most_keys: int
+) -> BackupRow:
     backup = _find(txn, user_id, version)
     newest = _select_backup(txn, user_id, None)
     if newest is not None and newest.version != version:
@@ -222,6 +235,9 @@ def _put_keys(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[
     ]
     if not better:
         return backup
+    added = sum((key.room_id, key.session_id) not in present for key in better)
+    if added and backup.key_count + added > most_keys:
+        raise BackupFull
     txn.execute_many(
         f"INSERT INTO backed_up_keys (user_id, version, {_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
         " ON CONFLICT (user_id, version, room_id, session_id) DO UPDATE SET"
@@ -241,7 +257,6 @@ def _put_keys(txn: WriteTransaction, user_id: str, version: int, keys: Sequence[
             for key in better
         ],
     )
-    added = sum((key.room_id, key.session_id) not in present for key in better)
     return _changed(txn, backup, backup.key_count + added)
 
 

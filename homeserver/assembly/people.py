@@ -31,6 +31,7 @@ from storage.database import Database
 from storage.delayed_events import DelayedEventStore
 from storage.external_ids import ExternalIdStore
 from storage.filters import FilterStore
+from storage.key_backups import KeyBackupStore
 from storage.openid_tokens import OpenIDTokenStore
 from storage.push_outcomes import PushOutcomeStore
 
@@ -71,6 +72,7 @@ class PeopleParts:
                 accounts.pusher_store,
                 PushOutcomeStore(database),
                 accounts.validity_store,
+                KeyBackupStore(database),
             ],
         )
         self.accounts = Accounts(

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from federation.protocol.errors import InvalidParam, NotFound, WrongRoomKeysVersion
+from federation.protocol.errors import InvalidParam, NotFound, TooLarge, WrongRoomKeysVersion
 from federation.protocol.ids import UserID, is_room_id
-from storage.key_backups import BackedUpKey, BackupRow, KeyBackupStore, NoSuchBackup, NotCurrentBackup
+from storage.key_backups import BackedUpKey, BackupFull, BackupRow, KeyBackupStore, NoSuchBackup, NotCurrentBackup
 
 LARGEST_VERSION_DIGITS: Final = 18
 LONGEST_SESSION_ID: Final = 255
@@ -107,7 +107,7 @@ class KeyBackups:
     async def do_put_keys(
         self, user_id: UserID, version: str, rooms: Mapping[str, Mapping[str, SessionKey]]
     ) -> dict[str, Any]:
-        """Add keys. Raises NotFound, WrongRoomKeysVersion, InvalidParam."""
+        """Add keys. Raises NotFound, WrongRoomKeysVersion, InvalidParam, TooLarge."""
         with _translated():
             backup = await self._store.put_keys(user_id, _number(version), list(_stored(rooms)))
         return _state(backup)
@@ -138,6 +138,8 @@ class _translated:  # noqa: N801 (a context manager reads as a verb)
             raise NotFound("There is no such backup") from None
         if isinstance(error, NotCurrentBackup):
             raise WrongRoomKeysVersion(current_version=str(error.current)) from None
+        if isinstance(error, BackupFull):
+            raise TooLarge("The backup is full: make a new one (reset it in the client's settings)") from None
 
 
 def _number(version: str) -> int:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from storage.key_backups import KeyBackupStore
 from tests.helpers.server import TestServer, User
 
 KEYS = "/_matrix/client/v3/room_keys"
@@ -111,3 +112,15 @@ def test_backups_of_others_are_out_of_reach(server: TestServer, version: str) ->
     bob = server.register("bob")
     assert bob.get(f"{KEYS}/version/{version}").errcode == "M_NOT_FOUND"
     assert bob.put(f"{KEYS}/keys/{ROOM}/s?version={version}", key()).errcode == "M_NOT_FOUND"
+
+
+def test_the_account_ends_and_takes_its_backup_with_it(server: TestServer, alice: User, version: str) -> None:
+    alice.put(f"{KEYS}/keys/{ROOM}/s1?version={version}", key())
+    proof = {
+        "type": "m.login.password",
+        "identifier": {"type": "m.id.user", "user": alice.user_id},
+        "password": "wonderland",
+    }
+    assert alice.post("/_matrix/client/v3/account/deactivate", {"auth": proof}).status == 200
+    backups = KeyBackupStore(server.app.database)
+    assert server.run(backups.get_backup(alice.user_id, None)) is None

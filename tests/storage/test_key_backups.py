@@ -3,7 +3,7 @@
 import pytest
 
 from storage.database import Database, Transaction
-from storage.key_backups import REMOVED_AT_ONCE, BackedUpKey, KeyBackupStore, NoSuchBackup
+from storage.key_backups import REMOVED_AT_ONCE, BackedUpKey, BackupFull, KeyBackupStore, NoSuchBackup
 
 USER = "@alice:example.org"
 
@@ -39,3 +39,26 @@ async def test_a_deleted_backup_is_gone_at_once_and_its_keys_in_steps(database: 
     assert steps <= 1 + number // 100
     assert await left(database) == kept.key_count == 4
     assert await store.get_backup(USER, None) == kept
+
+
+async def test_a_backup_has_an_end(database: Database) -> None:
+    store = KeyBackupStore(database, most_keys=3)
+    version = await store.add_backup(USER, "a", b"{}")
+    await store.put_keys(USER, version, keys(3))
+    with pytest.raises(BackupFull):
+        await store.put_keys(USER, version, keys(4))
+    assert await left(database) == 3
+    better = [BackedUpKey("!0:example.org", "s0", 0, 0, True, b"{}")]
+    assert (await store.put_keys(USER, version, better)).key_count == 3, "a key that is there may be replaced"
+
+
+async def test_an_account_that_ends_has_no_backup_any_more(database: Database) -> None:
+    store = KeyBackupStore(database)
+    for _ in range(2):
+        await store.put_keys(USER, await store.add_backup(USER, "a", b"{}"), keys(3))
+    other = await store.put_keys("@bob:example.org", await store.add_backup("@bob:example.org", "a", b"{}"), keys(2))
+    await database.write("remove", store.remove_user, USER)
+    assert await store.get_backup(USER, None) is None
+    while await store.sweep(100):
+        pass
+    assert await left(database) == other.key_count == 2
