@@ -10,6 +10,7 @@ from homeserver.assembly.cache_sizes import CacheSizes
 from homeserver.services.client_events import ClientEvents
 from homeserver.services.sliding_sync.connections import Connections
 from homeserver.services.sliding_sync.extensions import ExtensionParts, ExtensionReader
+from homeserver.services.sliding_sync.filters import RoomFilters
 from homeserver.services.sliding_sync.labels import RoomLabels, RoomTraits
 from homeserver.services.sliding_sync.lists import RoomLists
 from homeserver.services.sliding_sync.order import RoomOrders
@@ -48,18 +49,18 @@ def sliding_parts(
     streams = database.streams
     summary_store = RoomSummaryStore(database)
     recency = RoomRecency(RoomRecencyStore(database), streams, capacity=sizes.listed_rooms)
+    orders = RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms)
+    traits = RoomTraits(summary_store, streams, capacity=sizes.listed_rooms)
     lists = RoomLists(
-        engine,
         events,
         synced.rooms,
         synced.memberships,
         visibility,
-        synced.invited,
         synced.permissions,
         RoomLabels(synced.account_data, streams, capacity=sizes.users),
-        RoomTraits(summary_store, streams, capacity=sizes.listed_rooms),
         recency,
-        RoomOrders(synced.memberships, recency, synced.recent, streams, capacity=sizes.ordered_rooms),
+        orders,
+        RoomFilters(engine, events, synced.rooms, synced.invited, traits, orders),
     )
     entries = RoomEntries(
         RoomParts(

@@ -147,4 +147,5 @@ ldap_providers:
   bind_dn: {READER}
   bind_password: {SECRET}
   filter: "(memberOf={STAFF})"
+  timeout: 60s
 {further}"""

@@ -25,7 +25,6 @@ SEED = 20240229
 ROUNDS = 20
 SENDERS = 4
 ROOMS = 3
-SECONDS_TO_START = 10.0
 OPTIONS: dict[str, object] = {
     "preset": "public_chat",
     "room_version": "12",
@@ -198,7 +197,6 @@ def live_through_kills(files: ServerFiles) -> list[str]:
             assert sender.trouble is None, sender.trouble
             assert not sender.is_alive()
         print(f"acknowledged {sum(len(s.sent) for s in senders)}, slowest start {max(starts):.2f} s")  # noqa: T201 - the same
-        assert max(starts) < SECONDS_TO_START
         assert sum(sender.caller.repeated for sender in senders) >= ROUNDS // 2, "the process was never killed at work"
         watcher.look(server)
         early.look(server)

@@ -1,7 +1,7 @@
 """What lists filter by, from memory: direct chats and tags of users, and what rooms are. For the reactor thread."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -14,8 +14,12 @@ from storage.streams import Change, Streams, Topic
 
 DIRECT: Final = "m.direct"
 TAGS: Final = "m.tag"
-TRAITS: Final = frozenset({"m.room.create", "m.room.encryption", "m.room.name"})
+CREATE: Final = "m.room.create"
+ENCRYPTION: Final = "m.room.encryption"
+NAME: Final = "m.room.name"
+TRAITS: Final = frozenset({CREATE, ENCRYPTION, NAME})
 NO_TAGS: Final[frozenset[str]] = frozenset()
+CHANGES_KEPT: Final = 10_000
 
 
 class Labels(msgspec.Struct, frozen=True, gc=False):
@@ -79,6 +83,9 @@ class RoomTraits:
         self._capacity = capacity
         self._known: dict[int, SummaryRow] = {}
         self._changes_heard = 0
+        self._changes: list[tuple[int, str]] = []
+        """In which rooms state of which type was set, the latest ones."""
+        self._changes_before = 0
         streams.subscribe(self._hear, Topic.EVENT, Topic.REDACTED)
         streams.watch(self._heed_others)
 
@@ -94,6 +101,17 @@ class RoomTraits:
                 break
         return self._known
 
+    def mark(self) -> int:
+        """For `changed_since`."""
+        return self._changes_before + len(self._changes)
+
+    def changed_since(self, mark: int, types: Set[str]) -> Set[int] | None:
+        """The rooms in which such state was set since the mark was taken; None where that is not known."""
+        if mark < self._changes_before:
+            return None
+        news = self._changes[mark - self._changes_before :]
+        return {nid for nid, type in news if type in types} if news else frozenset()
+
     def _hear(self, changes: Sequence[Change]) -> None:
         for change in changes:
             row = change.detail
@@ -101,6 +119,7 @@ class RoomTraits:
                 if row.type in TRAITS:
                     self._changes_heard += 1
                     self._known.pop(row.room_nid, None)
+                    self._note(row.room_nid, row.type)
             elif change.topic in (Topic.EVENT, Topic.REDACTED):
                 self._forget_all()
 
@@ -108,9 +127,17 @@ class RoomTraits:
         """Another node wrote: in which rooms is not known here."""
         self._forget_all()
 
+    def _note(self, room_nid: int, type: str) -> None:
+        self._changes.append((room_nid, type))
+        if len(self._changes) > 2 * CHANGES_KEPT:
+            del self._changes[:CHANGES_KEPT]
+            self._changes_before += CHANGES_KEPT
+
     def _forget_all(self) -> None:
         self._changes_heard += 1
         self._known = {}
+        self._changes_before = self.mark() + 1
+        self._changes = []
 
 
 def _parse_direct(content: bytes) -> frozenset[str]:

@@ -1,52 +1,32 @@
 """Which rooms an answer is about: the lists with their filters and windows, and the subscriptions.
 
-Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows, and what
-filters need to know of rooms is read for all of them at once.
+Everything comes from memory for a user who was seen before: no state is read of rooms outside the windows.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from itertools import compress, islice
 from operator import attrgetter
 from typing import Final
 
 import msgspec
 
-from federation.protocol.events import StateKey
-from federation.protocol.ids import RoomID, is_room_id
-from federation.rooms.engine import RoomEngine
 from federation.rooms.memberships import Memberships
 from federation.rooms.room_events import RoomEvents
 from federation.rooms.visible import Visibility
 from homeserver.services.invite_permissions import InvitePermissions
 from homeserver.services.sliding_sync.connections import Connection, ConnectionState
-from homeserver.services.sliding_sync.labels import NO_TAGS, Labels, RoomLabels, RoomTraits
+from homeserver.services.sliding_sync.filters import RoomFilters
+from homeserver.services.sliding_sync.labels import Labels, RoomLabels
 from homeserver.services.sliding_sync.order import OUTSIDE, NewestFirst, RoomOrder, RoomOrders
 from homeserver.services.sliding_sync.recency import RoomRecency
-from homeserver.services.sliding_sync.request import (
-    NO_FILTERS,
-    ListFilters,
-    ListRequest,
-    RoomConfig,
-    SlidingRequest,
-    merge_configs,
-)
-from homeserver.services.sync.invited import InvitedRooms
+from homeserver.services.sliding_sync.request import ListRequest, RoomConfig, SlidingRequest, merge_configs
 from storage.memberships import MembershipRow
-from storage.rooms import RoomRow, RoomStore
+from storage.rooms import RoomStore
 
-CREATE: Final = "m.room.create"
-ENCRYPTION: Final = "m.room.encryption"
-SPACE_CHILD: Final = "m.space.child"
 ANSWERS_REMEMBERED: Final = 100_000
 _room_nid: Final = attrgetter("room_nid")
 _membership: Final = attrgetter("membership")
-
-
-class _Traits(msgspec.Struct, frozen=True, gc=False):
-    is_encrypted: bool
-    room_type: str | None
-    name: str | None
 
 
 class Selection(msgspec.Struct, frozen=True, gc=False):
@@ -93,29 +73,25 @@ class RoomLists:
 
     def __init__(
         self,
-        engine: RoomEngine,
         events: RoomEvents,
         rooms: RoomStore,
         memberships: Memberships,
         visibility: Visibility,
-        invited: InvitedRooms,
         permissions: InvitePermissions,
         labels: RoomLabels,
-        traits: RoomTraits,
         recency: RoomRecency,
         orders: RoomOrders,
+        filters: RoomFilters,
     ) -> None:
-        self._engine = engine
         self._events = events
         self._rooms = rooms
         self._memberships = memberships
         self._visibility = visibility
-        self._invited = invited
         self._permissions = permissions
         self._labels = labels
-        self._traits = traits
         self._recency = recency
         self._orders = orders
+        self._filters = filters
         # whether the user had been in the room, by the number of a membership event: that never changes
         self._was_joined: OrderedDict[int, bool] = OrderedDict()
 
@@ -129,9 +105,10 @@ class RoomLists:
         configs = _Configs()
         rows = await self._memberships.of_user(user_id)
         if request.lists:
-            candidates = await self._candidates(await self._orders.of_user(user_id), connection)
+            order = await self._orders.of_user(user_id)
+            candidates = await self._candidates(order, connection)
             for name, wanted in request.lists.items():
-                shown = await self._filter(wanted.filters, rows, candidates, labels)
+                shown = await self._filters.filter(wanted.filters, order, candidates, rows, labels)
                 counts[name] = len(shown)
                 listed[name] = shown
                 windows[name] = list(map(_room_nid, _cut(wanted, shown)))
@@ -203,71 +180,6 @@ class RoomLists:
         shown.sort(key=lambda row: news_of(row, latest), reverse=True)
         return shown
 
-    async def _filter(
-        self,
-        filters: ListFilters,
-        rows: Mapping[int, MembershipRow],
-        candidates: Collection[MembershipRow],
-        labels: Labels,
-    ) -> Collection[MembershipRow]:
-        if filters == NO_FILTERS:
-            return candidates
-        shown: Iterable[MembershipRow] = candidates
-        if filters.is_invite is not None:
-            shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
-        if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
-            names = await self._rooms.get_rooms_by_nid(row.room_nid for row in shown)
-            shown = [row for row in shown if _has_labels(filters, names[row.room_nid], labels)]
-        if filters.spaces is not None:
-            children = await self._children(filters.spaces, rows)
-            shown = [row for row in shown if row.room_nid in children]
-        if filters.by_state:
-            traits = await self._find_traits(shown)
-            shown = [row for row in shown if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])]
-        return list(shown)
-
-    async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
-        """The rooms that the spaces name as theirs; spaces that the user is not in do not count."""
-        ids: set[str] = set()
-        for room_id, room in (await self._rooms.get_rooms(spaces)).items():
-            row = rows.get(room.room_nid)
-            if row is None or row.membership != "join":
-                continue
-            snapshot = await self._engine.get_snapshot(RoomID(room_id))
-            events = await self._events.get_events((await snapshot.state.load_nids(SPACE_CHILD)).values())
-            ids |= {
-                event.event.state_key
-                for event in events.values()
-                if event.event.state_key is not None
-                and is_room_id(event.event.state_key)
-                and isinstance(event.event.content.get("via"), list)
-            }
-        return {room.room_nid for room in (await self._rooms.get_rooms(ids)).values()}
-
-    async def _find_traits(self, rows: Iterable[MembershipRow]) -> dict[int, _Traits]:
-        """What the rooms are, as far as the user may know; unknown ones are missing."""
-        inside = [row.room_nid for row in rows if row.membership not in OUTSIDE]
-        summaries = await self._traits.of_rooms(inside)
-        found = {
-            nid: _Traits(summaries[nid].encryption is not None, summaries[nid].room_type, summaries[nid].name)
-            for nid in inside
-            if nid in summaries
-        }
-        for row in rows:
-            if row.membership not in OUTSIDE:
-                continue
-            state = {event.key: event.content for event in await self._invited.get_stripped(row)}
-            create = state.get(StateKey(CREATE, ""))
-            if create is not None:
-                room_type = create.get("type")
-                name = state.get(StateKey("m.room.name", ""), {}).get("name")
-                found[row.room_nid] = _Traits(
-                    StateKey(ENCRYPTION, "") in state,
-                    room_type if isinstance(room_type, str) else None,
-                    name if isinstance(name, str) else None,
-                )
-        return found
-
 
 class _Configs:
     """What is wanted of rooms. Rooms that are in the same lists share one object."""
@@ -302,22 +214,3 @@ def _cut(wanted: ListRequest, rows: Collection[MembershipRow]) -> list[Membershi
     for first, last in wanted.ranges:
         within.update((row.room_nid, row) for row in islice(rows, first, last + 1))
     return list(within.values())
-
-
-def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:
-    if filters.is_dm is not None and (room.room_id in labels.direct) != filters.is_dm:
-        return False
-    tags = labels.tags.get(room.room_id, NO_TAGS)
-    if filters.not_tags is not None and tags & filters.not_tags:
-        return False
-    return filters.tags is None or bool(tags & filters.tags)
-
-
-def _has_traits(filters: ListFilters, traits: _Traits) -> bool:
-    if filters.is_encrypted is not None and traits.is_encrypted != filters.is_encrypted:
-        return False
-    if filters.not_room_types is not None and traits.room_type in filters.not_room_types:
-        return False
-    if filters.room_types is not None and traits.room_type not in filters.room_types:
-        return False
-    return filters.name_like is None or filters.name_like.lower() in (traits.name or "").lower()

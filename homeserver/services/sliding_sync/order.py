@@ -14,11 +14,15 @@ import msgspec
 from federation.protocol.ids import UserID
 from federation.rooms.memberships import Memberships
 from homeserver.services.recent_changes import RecentChanges
+from homeserver.services.sliding_sync.labels import Labels
 from homeserver.services.sliding_sync.recency import RoomRecency
+from homeserver.services.sliding_sync.request import ListFilters
 from storage.memberships import MembershipRow
 from storage.streams import Change, Streams, Topic
 
 OUTSIDE: Final = frozenset({"invite", "knock"})
+FILTERS_KEPT: Final = 8
+"""So many filters of one user are kept: clients have a few lists, and ask for the same ones again and again."""
 
 
 class NewestFirst(Collection[MembershipRow]):
@@ -37,9 +41,20 @@ class NewestFirst(Collection[MembershipRow]):
         return isinstance(row, MembershipRow) and self._rooms.get(row.room_nid) == row
 
 
+class FilteredRooms(msgspec.Struct):
+    """Those of one user's rooms that a filter lets through, in the order of all of them."""
+
+    labels: Labels
+    """What the user said of rooms then."""
+    traits_mark: int
+    """When it was known what the rooms are (`RoomTraits.mark`)."""
+    rooms: dict[int, MembershipRow]
+
+
 class RoomOrder(msgspec.Struct):
     """One user's rooms. Who reads it does so at once: it changes."""
 
+    user_id: UserID
     upto: int
     """What came after this position is not in it."""
     generation: int
@@ -50,6 +65,8 @@ class RoomOrder(msgspec.Struct):
     """Those of them that it shows on conditions: the user is invited, knocks, or was removed."""
     departed: dict[int, MembershipRow] = msgspec.field(default_factory=dict)
     """Rooms that the user has left, by number: a list shows them once."""
+    filtered: dict[ListFilters, FilteredRooms] = msgspec.field(default_factory=dict)
+    """By the filters of lists that were asked for lately what they show of `rooms`."""
 
 
 class RoomOrders:
@@ -94,20 +111,37 @@ class RoomOrders:
             latest = await self._recency.latest([row.room_nid for row in rows if row.membership == "join"])
             if heard == self._changes_heard:
                 break
-        order = _arrange(user_id, rows, latest, RoomOrder(upto, self._recency.generation))
+        order = _arrange(user_id, rows, latest, RoomOrder(user_id, upto, self._recency.generation))
         self._remember(user_id, order)
         return order
+
+    def keep_filtered(self, order: RoomOrder, filters: ListFilters, filtered: FilteredRooms) -> None:
+        """Keep what filters show of an order, while that is kept; the filters that were kept first go when they are many."""
+        is_known = self._known.get(order.user_id) is order
+        former = _weigh(order)
+        if len(order.filtered) >= FILTERS_KEPT and filters not in order.filtered:
+            del order.filtered[next(iter(order.filtered))]
+        order.filtered[filters] = filtered
+        if is_known:
+            self._weight += _weigh(order) - former
+            self._shrink()
 
     def _move(self, order: RoomOrder, changed: Collection[int]) -> None:
         latest, rooms = self._recency.known, order.rooms
         moved = [nid for nid in changed if nid in rooms and rooms[nid].membership == "join"]
         for nid in sorted(moved, key=lambda nid: latest.get(nid, 0)):
             rooms[nid] = rooms.pop(nid)
+            for filtered in order.filtered.values():
+                if nid in filtered.rooms:
+                    filtered.rooms[nid] = filtered.rooms.pop(nid)
 
     def _remember(self, user_id: str, order: RoomOrder) -> None:
         self._forget(user_id)
         self._known[user_id] = order
         self._weight += _weigh(order)
+        self._shrink()
+
+    def _shrink(self) -> None:
         while self._weight > self._capacity and len(self._known) > 1:
             self._forget(next(iter(self._known)))
 
@@ -136,7 +170,8 @@ class RoomOrders:
 
 
 def _weigh(order: RoomOrder) -> int:
-    return 1 + len(order.rooms) + len(order.departed)
+    kept = sum(len(filtered.rooms) for filtered in order.filtered.values())
+    return 1 + len(order.rooms) + len(order.departed) + kept
 
 
 def _arrange(

@@ -1,0 +1,174 @@
+"""Which of a user's rooms a list shows, by its filters.
+
+What a filter shows is kept in the order of lists with the user's rooms, and moves as they do: so a list with filters costs no
+more for somebody in thousands of rooms than one without. Only filters by spaces look at all rooms each time. For the reactor
+thread.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from federation.protocol.events import StateKey
+from federation.protocol.ids import RoomID, is_room_id
+from federation.rooms.engine import RoomEngine
+from federation.rooms.room_events import RoomEvents
+from homeserver.services.sliding_sync.labels import CREATE, ENCRYPTION, NAME, NO_TAGS, Labels, RoomTraits
+from homeserver.services.sliding_sync.order import OUTSIDE, FilteredRooms, NewestFirst, RoomOrder, RoomOrders
+from homeserver.services.sliding_sync.request import NO_FILTERS, ListFilters
+from homeserver.services.sync.invited import InvitedRooms
+from storage.memberships import MembershipRow
+from storage.rooms import RoomRow, RoomStore
+
+SPACE_CHILD: Final = "m.space.child"
+
+
+class _Traits(msgspec.Struct, frozen=True, gc=False):
+    is_encrypted: bool
+    room_type: str | None
+    name: str | None
+
+
+class RoomFilters:
+    """Applies filters."""
+
+    def __init__(
+        self,
+        engine: RoomEngine,
+        events: RoomEvents,
+        rooms: RoomStore,
+        invited: InvitedRooms,
+        traits: RoomTraits,
+        orders: RoomOrders,
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._rooms = rooms
+        self._invited = invited
+        self._traits = traits
+        self._orders = orders
+
+    async def filter(
+        self,
+        filters: ListFilters,
+        order: RoomOrder,
+        candidates: Collection[MembershipRow],
+        rows: Mapping[int, MembershipRow],
+        labels: Labels,
+    ) -> Collection[MembershipRow]:
+        """Those of the rooms that the filters let through, in order. `rows`: the user's rooms by number."""
+        if filters == NO_FILTERS:
+            return candidates
+        if filters.spaces is None and isinstance(candidates, NewestFirst):  # all rooms of the order
+            return NewestFirst(await self._kept(filters, order, labels))
+        shown, _ = await self._match(filters, candidates, labels)
+        if filters.spaces is not None:
+            children = await self._children(filters.spaces, rows)
+            shown = [row for row in shown if row.room_nid in children]
+        return shown
+
+    async def _kept(self, filters: ListFilters, order: RoomOrder, labels: Labels) -> dict[int, MembershipRow]:
+        kept = order.filtered.get(filters)
+        if kept is not None and kept.labels is labels:
+            changed = self._traits.changed_since(kept.traits_mark, _types(filters))
+            if changed is not None and changed.isdisjoint(order.rooms):
+                kept.traits_mark = self._traits.mark()
+                return kept.rooms
+        mark = self._traits.mark()
+        shown, is_sure = await self._match(filters, list(order.rooms.values()), labels)
+        numbers = {row.room_nid for row in shown}
+        rooms = {nid: row for nid, row in order.rooms.items() if nid in numbers}  # which may have moved meanwhile
+        if is_sure:
+            self._orders.keep_filtered(order, filters, FilteredRooms(labels, mark, rooms))
+        return rooms
+
+    async def _match(
+        self, filters: ListFilters, candidates: Collection[MembershipRow], labels: Labels
+    ) -> tuple[list[MembershipRow], bool]:
+        """The rooms that fit all filters but that by spaces; and whether all was known of them."""
+        shown = list(candidates)
+        is_sure = True
+        if filters.is_invite is not None:
+            shown = [row for row in shown if (row.membership == "invite") == filters.is_invite]
+        if filters.is_dm is not None or filters.tags is not None or filters.not_tags is not None:
+            names = await self._rooms.get_rooms_by_nid(row.room_nid for row in shown)
+            shown = [row for row in shown if _has_labels(filters, names[row.room_nid], labels)]
+        if filters.by_state:
+            traits = await self._find_traits(shown)
+            is_sure = all(row.room_nid in traits or row.membership in OUTSIDE for row in shown)
+            shown = [row for row in shown if row.room_nid in traits and _has_traits(filters, traits[row.room_nid])]
+        return shown, is_sure
+
+    async def _children(self, spaces: Iterable[str], rows: Mapping[int, MembershipRow]) -> set[int]:
+        """The rooms that the spaces name as theirs; spaces that the user is not in do not count."""
+        ids: set[str] = set()
+        for room_id, room in (await self._rooms.get_rooms(spaces)).items():
+            row = rows.get(room.room_nid)
+            if row is None or row.membership != "join":
+                continue
+            snapshot = await self._engine.get_snapshot(RoomID(room_id))
+            events = await self._events.get_events((await snapshot.state.load_nids(SPACE_CHILD)).values())
+            ids |= {
+                event.event.state_key
+                for event in events.values()
+                if event.event.state_key is not None
+                and is_room_id(event.event.state_key)
+                and isinstance(event.event.content.get("via"), list)
+            }
+        return {room.room_nid for room in (await self._rooms.get_rooms(ids)).values()}
+
+    async def _find_traits(self, rows: Iterable[MembershipRow]) -> dict[int, _Traits]:
+        """What the rooms are, as far as the user may know; unknown ones are missing."""
+        inside = [row.room_nid for row in rows if row.membership not in OUTSIDE]
+        summaries = await self._traits.of_rooms(inside)
+        found = {
+            nid: _Traits(summaries[nid].encryption is not None, summaries[nid].room_type, summaries[nid].name)
+            for nid in inside
+            if nid in summaries
+        }
+        for row in rows:
+            if row.membership not in OUTSIDE:
+                continue
+            state = {event.key: event.content for event in await self._invited.get_stripped(row)}
+            create = state.get(StateKey(CREATE, ""))
+            if create is not None:
+                room_type = create.get("type")
+                name = state.get(StateKey(NAME, ""), {}).get("name")
+                found[row.room_nid] = _Traits(
+                    StateKey(ENCRYPTION, "") in state,
+                    room_type if isinstance(room_type, str) else None,
+                    name if isinstance(name, str) else None,
+                )
+        return found
+
+
+def _types(filters: ListFilters) -> frozenset[str]:
+    """The state events that a filter depends on."""
+    types = set()
+    if filters.room_types is not None or filters.not_room_types is not None:
+        types.add(CREATE)
+    if filters.is_encrypted is not None:
+        types.add(ENCRYPTION)
+    if filters.name_like is not None:
+        types.add(NAME)
+    return frozenset(types)
+
+
+def _has_labels(filters: ListFilters, room: RoomRow, labels: Labels) -> bool:
+    if filters.is_dm is not None and (room.room_id in labels.direct) != filters.is_dm:
+        return False
+    tags = labels.tags.get(room.room_id, NO_TAGS)
+    if filters.not_tags is not None and tags & filters.not_tags:
+        return False
+    return filters.tags is None or bool(tags & filters.tags)
+
+
+def _has_traits(filters: ListFilters, traits: _Traits) -> bool:
+    if filters.is_encrypted is not None and traits.is_encrypted != filters.is_encrypted:
+        return False
+    if filters.not_room_types is not None and traits.room_type in filters.not_room_types:
+        return False
+    if filters.room_types is not None and traits.room_type not in filters.room_types:
+        return False
+    return filters.name_like is None or filters.name_like.lower() in (traits.name or "").lower()
