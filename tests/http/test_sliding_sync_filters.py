@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.helpers.server import TestServer, User
 from tests.http.sliding import SlidingClient, a_list, act, create, put_state, say
 
 MEGOLM = {"algorithm": "m.megolm.v1.aes-sha2"}
-FILTERS: dict[str, dict[str, object]] = {
+FILTERS: dict[str, dict[str, Any]] = {
     "rooms": {"not_room_types": ["m.space"]},
     "people": {"is_dm": True},
     "favourites": {"tags": ["m.favourite"]},
