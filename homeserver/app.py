@@ -264,7 +264,7 @@ def build(
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
-    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)

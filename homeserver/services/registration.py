@@ -38,7 +38,15 @@ from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, TERMS, parse_proof, parse_versions
+from homeserver.services.uia_stages import (
+    DUMMY,
+    EMAIL_IDENTITY,
+    RECAPTCHA,
+    REGISTRATION_TOKEN,
+    TERMS,
+    parse_proof,
+    parse_versions,
+)
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.policy_consents import PolicyConsentStore
@@ -91,6 +99,8 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     enabled: bool = False
     without_verification: bool = False
     requires_token: bool = False
+    captcha: bool = False
+    """Whether people solve a riddle."""
     email: Literal["none", "optional", "required"] = "none"
     """Whether people give an e-mail address."""
     terms: bool = False
@@ -436,7 +446,7 @@ class Registration:
 
 def _flows(rules: RegistrationRules) -> list[list[str]]:
     """The ways to an account, as stages in their order; none where no rule lets people in."""
-    first = [REGISTRATION_TOKEN] if rules.requires_token else []
+    first = [*([REGISTRATION_TOKEN] if rules.requires_token else []), *([RECAPTCHA] if rules.captcha else [])]
     terms = [TERMS] if rules.terms else []
     with_address = [*first, *terms, EMAIL_IDENTITY]
     if rules.email == "required":

@@ -1,7 +1,8 @@
 """Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
 
 A page loads nothing but images of this server and the logo that the operator names, and runs no script but one that the
-specification wants on one page. Its style stands in it, and is the only one that its headers allow.
+specification wants on one page, and where people solve a riddle that of whoever makes the riddle (`Widget`). Its style stands
+in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
@@ -10,6 +11,7 @@ from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from federation.protocol.endpoint import RequestContext
@@ -18,11 +20,24 @@ from homeserver.services.branding import Branding
 from homeserver.services.languages import Language, Languages
 
 STYLE: Final = "pages.css"
+CAPTCHA_FIELD: Final = "g-recaptcha-response"
+"""The field of a form in which a script of riddles leaves the solution."""
 AUTH_DONE: Final = (
     "if (window.onAuthDone) { window.onAuthDone(); }"
     ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
 )
 """The script that tells the client that a stage is done. spec: client-server-api#fallback"""
+
+
+class Widget(msgspec.Struct, frozen=True):
+    """What somebody else's script shows on a page."""
+
+    script: str
+    """Its address."""
+    site_key: str
+    """What it is told whose page it is on."""
+    sources: tuple[str, ...]
+    """From where it may load more, as a `Content-Security-Policy` says it."""
 
 
 class Pages:
@@ -62,9 +77,11 @@ class Pages:
         cookies: tuple[str, ...] = (),
         leads_to: Iterable[str] = (),
         script: str = "",
+        widget: Widget | None = None,
     ) -> Response:
         """The page of a template. `leads_to`: where else an answer to its forms may send the browser on, as a
-        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run."""
+        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run; `widget`: what
+        stands in it of others."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -74,12 +91,18 @@ class Pages:
                 "brand": self.branding,
                 "style": self._style,
                 "script": script,
+                "widget": widget,
             }
         )
+        foreign = "" if widget is None else "".join(f" {source}" for source in widget.sources)
         policy = (
-            f"default-src 'none'; style-src {self._style_source}; img-src {self._image_sources}; base-uri 'none'; "
-            f"form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
+            f"default-src 'none'; style-src {self._style_source}{foreign}; img-src {self._image_sources}{foreign}; "
+            f"base-uri 'none'; form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
         )
+        if widget is not None:
+            policy += (
+                f"; script-src {widget.script.partition('?')[0]}{foreign}; frame-src{foreign}; connect-src{foreign}"
+            )
         if script:
             policy += f"; script-src {_source_of(script)}"
         return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
