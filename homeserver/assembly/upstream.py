@@ -118,8 +118,10 @@ class UpstreamParts:
             accounts.store,
             people.login_tokens,
             accounts.uia,
+            pages.consents,
             known_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
+            client_path=SSO_PATH,
         )
         self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, self._links, accounts.sessions, oidc)
         self.jwt_sign_in = JWTSignIn(

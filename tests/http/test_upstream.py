@@ -8,6 +8,7 @@ import pytest
 
 from storage.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
 from tests.helpers.server import TestServer, User
 
@@ -211,6 +212,32 @@ def test_an_app_goes_over_the_own_page_to_a_provider(server: TestServer, provide
     assert "Go on to client.example?" in browser.words
     browser.send("/_mahalla/sso")
     assert redeem(server, browser).user_id == "@alice:example.org"
+
+
+@pytest.mark.parametrize("known", ["[]", "['https://client.example/']"])
+def test_a_button_of_an_app_leads_over_the_terms(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider, known: str
+) -> None:
+    terms = """
+user_consent:
+  policies: {terms: {version: "1", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}
+"""
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + TEMPLATES + terms + f"sso: {{client_whitelist: {known}}}\n", web=provider
+    )
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    assert browser.path.startswith("/_mahalla/consent")
+    assert "loginToken" not in browser.text
+    browser.send(agree_terms="true")
+    if known == "[]":
+        assert "Go on to client.example?" in browser.words
+        browser.send("/_mahalla/sso")
+    else:
+        browser.answer = Answer(303, {"location": browser.page.links["Go on"]}, b"")
+    assert redeem(server, browser).user_id == "@alice:example.org"
+    browser.open(provider.sign_in(leave(browser), **ALICE))  # who has agreed is asked no more
+    assert not browser.path.startswith("/_mahalla/consent")
 
 
 def test_an_unknown_provider_is_a_page(server: TestServer) -> None:

@@ -2,6 +2,7 @@
 
 Laws:
 - A login token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
+- Who owes agreement to terms of service gives it before a token leaves, whichever way they came.
 - What is confirmed for a client is told to the person before they leave for the provider.
 
 spec: client-server-api#sso-client-loginauthentication
@@ -9,7 +10,7 @@ spec: client-server-api#sso-client-loginauthentication
 
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import unquote_plus, urlencode, urlsplit
 
 import msgspec
 from twisted.logger import Logger
@@ -17,6 +18,7 @@ from twisted.logger import Logger
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID, localpart_of
+from homeserver.services.consents import Consents
 from homeserver.services.login_tokens import LoginTokens, Origin
 from homeserver.services.uia import UIA
 from homeserver.services.uia_stages import SSO
@@ -105,11 +107,16 @@ class UpstreamSignIn:
         account_store: AccountStore,
         login_tokens: LoginTokens,
         uia: UIA,
+        consents: Consents,
         *,
         known_clients: Sequence[str],
         update_profiles: bool,
+        client_path: str,
     ) -> None:
-        """`known_clients`: beginnings of addresses that tokens go to unasked."""
+        """`known_clients`: beginnings of addresses that tokens go to unasked; `client_path`: the page of this server by which who
+        is signed in to its pages goes on to a client."""
+        self._consents = consents
+        self._client_path = client_path
         self._providers = {provider.info.provider_id: provider for provider in providers}
         self._flows = flows
         self._accounts = accounts
@@ -264,6 +271,10 @@ class UpstreamSignIn:
         if isinstance(purpose, ForPage):
             return SignedIn(user_id, purpose.next, Origin(flow.provider, identity.subject, identity.session))
         assert isinstance(purpose, ForClient)
+        if await self._consents.get_owed(user_id):
+            # the page leads over the terms first, as whoever comes to it from elsewhere
+            where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
+            return SignedIn(user_id, where, Origin(flow.provider, identity.subject, identity.session))
         if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, purpose)
         asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
