@@ -141,7 +141,6 @@ class AccountParts:
             ],
             kept_by_session=[self.oauth_store, program_store, self.confirmation_store],
             upstream=self.upstream_sessions,
-            validity=self.validity,
         )
         self.renewals = Renewals(
             clock,

@@ -137,6 +137,7 @@ class PeopleParts:
         return (
             Job("carry_profiles", self._propagation.do_resume, 60.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
+            Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
         )
 

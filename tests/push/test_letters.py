@@ -102,6 +102,22 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
     assert len(server.relay.letters) == 1, "nothing is told twice"
 
 
+def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database: Database) -> None:
+    server = start(tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n")
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    renewals, now = server.app.accounts.renewals, int(server.clock.seconds() * 1000)
+    server.run(renewals.do_set_end(alice.user_id, now, letter=False))
+    say(bob, room_id, "hello")
+    settle(server)
+    assert server.run(renewals.do_note_over(10)) == 1
+    pass_time(server, 30 * MINUTE)
+    assert server.relay.letters == []
+    server.run(renewals.do_set_end(alice.user_id, None, letter=False))
+    pass_time(server, 30 * MINUTE)
+    assert len(server.relay.letters) == 1
+
+
 def test_what_was_read_needs_no_letter(server: TestServer) -> None:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
