@@ -222,6 +222,7 @@ class AccountParts:
             mail.threepids,
             self.passwords,
             self.sessions,
+            self.sign_in,
             self.uia,
             limiter,
             server_name=server_name,

@@ -115,6 +115,7 @@ class PeopleParts:
             accounts.sign_in,
             accounts.sessions,
             limiter,
+            accounts.application_passwords,
             from_sessions=config.sessions.login_via_existing_session.enabled,
             confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,

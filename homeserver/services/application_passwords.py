@@ -3,7 +3,8 @@
 Laws:
 - A password is shown once, to who made it, and kept as Argon2id.
 - It begins with what it is found by, so that a sign-in tries one hash, however many an account has.
-- It is good for `POST /login` alone. Its end, by its owner, an administrator or its time, ends the sessions begun with it;
+- It is good for `POST /login` alone, on a new device or one that it has let in before; a session that was begun with it cannot let
+  others in. Its end, by its owner, an administrator or its time, ends the sessions begun with it;
   the end of all sessions of an account ends it. While the account is locked it lets nobody in.
 
 A failure counts as that of any password (`homeserver/services/sign_in.py`).
@@ -14,6 +15,7 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.audit import Happened, note
@@ -106,6 +108,15 @@ class ApplicationPasswords:
 
         await self._database.write("add_application_password", write)
         return password
+
+    async def is_program(self, caller: Requester) -> bool:
+        """Whether a session was begun with one."""
+        return caller.device_id is not None and await self._store.is_program(caller.user_id, caller.device_id)
+
+    def check_device(self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow) -> None:
+        """Raises `Forbidden` where the session would take the place of one that was begun otherwise."""
+        if self._store.is_other_device(txn, session.user_id, session.device_id, row.password_id):
+            raise Forbidden("Another session has this device; a program gets a new one without device_id")
 
     def note_use(self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow) -> None:
         """A session was begun with it, in the write that begins it. Raises `Forbidden` where it has just ended."""

@@ -37,6 +37,7 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
 from homeserver.services.uia_stages import (
     DUMMY,
@@ -159,6 +160,7 @@ class Registration:
         threepids: ThreepidStore,
         passwords: Passwords,
         sessions: Sessions,
+        sign_in: SignIn,
         uia: UIA,
         limiter: RateLimiter,
         *,
@@ -181,6 +183,7 @@ class Registration:
         self._threepids = threepids
         self._passwords = passwords
         self._sessions = sessions
+        self._sign_in = sign_in
         self._uia = uia
         self._limiter = limiter
         self._rules = rules
@@ -249,8 +252,8 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good. Raises
-        `UserAwaitingApproval` when the account is made, and waits."""
+        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a repeated request also
+        as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
         taken: MatrixError | None = None
         if wish.username is not None:
@@ -266,7 +269,7 @@ class Registration:
         operation = Operation("POST register", None, address)
         confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
         if confirmation.result is not None:
-            return await self._repeat(wish, UserID(confirmation.result))
+            return await self._repeat(wish, UserID(confirmation.result), address)
         if taken is not None:
             raise taken
         proved = confirmation.completed.get(EMAIL_IDENTITY)
@@ -402,8 +405,8 @@ class Registration:
         if self._addresses is not None:
             self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
 
-    async def _repeat(self, wish: Wish, user_id: UserID) -> Registered:
-        """The account that an earlier request made, in the same session, for who knows its password."""
+    async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
+        """The account that an earlier request made, in the same session, for who knows its password, and may sign in."""
         account = (await self._accounts.get_accounts([user_id]))[user_id]
         verdict = await self._passwords.verify(wish.password or "", account.password_hash)
         same_name = wish.username is None or self._user_id(wish.username) == user_id
@@ -411,6 +414,7 @@ class Registration:
         if account.deactivated_ts is not None or not same_name or not (verdict.correct or no_password):
             raise Forbidden("This session has been used to register another account")
         await self._check_approved(account)
+        await self._sign_in.check_usable(account, "password", address)
         session = None if wish.inhibit_login else self._session(wish, user_id)
         if session is not None:
             await self._sessions.do_begin(session)

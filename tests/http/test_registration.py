@@ -86,6 +86,15 @@ def test_a_repeated_request_gets_the_same_account(server: AccountsServer) -> Non
     assert other_name.status == 403
 
 
+async def test_a_repeated_request_lets_in_nobody_who_may_not_sign_in(server: AccountsServer) -> None:
+    session = server.request("POST", "register", {}).json["session"]
+    wanted = {"username": "bob", "password": "wonderland", "auth": {**DUMMY, "session": session}}
+    assert server.request("POST", "register", wanted).status == 200
+    await server.accounts.do_set_flags(UserID("@bob:example.org"), locked=True)
+    answer = server.request("POST", "register", wanted)
+    assert (answer.status, answer.errcode) == (401, "M_USER_LOCKED")
+
+
 def test_a_session_serves_only_registration(server: AccountsServer) -> None:
     alice = server.register()
     session = alice.post("account/deactivate", {}).json["session"]
