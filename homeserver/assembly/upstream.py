@@ -32,7 +32,9 @@ from homeserver.services.upstream.links import UpstreamLinks
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.pictures import UpstreamPictures
+from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
 from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.services.upstream.saml_metadata import SAMLMetadata
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.services.upstream.web_documents import Documents
@@ -92,7 +94,7 @@ class UpstreamParts:
             for provider in upstream.oidc_providers
         )
         cas = CASProvider(documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
-        saml = None
+        saml, library, metadata = None, None, None
         self._saml_jobs: Sequence[Job] = ()
         if upstream.saml2_config.is_used:
             library = _load_saml(config, base_url)
@@ -159,6 +161,17 @@ class UpstreamParts:
             self.sign_out,
             self.jwt_sign_in,
             SAMLSignIn(saml),
+            SAMLLogout(
+                SAML_ID,
+                threads,
+                database,
+                library,
+                metadata,
+                flow_store,
+                accounts.upstream_sessions,
+                accounts.browser_store,
+                accounts.sessions,
+            ),
             UpstreamLinks(
                 clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
             ),

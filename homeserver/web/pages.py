@@ -120,6 +120,15 @@ class Pages:
         fields: dict[str, object] = {"title": title, "texts": texts, "link": link}
         return self.make("message.html", self.choose(context.languages), fields, status)
 
+    def lead_away(
+        self, context: RequestContext, title: str, text: str, link: tuple[str, str], *, cookies: tuple[str, ...] = ()
+    ) -> Response:
+        """A page that leads on at once to where the link leads, which may be elsewhere: for who comes by a form whose page lets
+        it lead to this server only (`form-action`), so that browsers would not follow a redirect."""
+        page = self.message(context, title, [text], link=link)
+        headers = {**page.headers, "Refresh": f"0;url={link[1]}", "Cache-Control": "no-store"}
+        return msgspec.structs.replace(page, headers=headers, cookies=cookies)
+
     def stale_form(self, context: RequestContext) -> Response:
         """The page for who has sent a form that is not, or no longer, one of ours."""
         return self.make("stale_form.html", self.choose(context.languages), {}, HTTPStatus.FORBIDDEN)

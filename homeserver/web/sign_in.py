@@ -5,7 +5,7 @@
 
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.errors import Forbidden, MatrixError
@@ -18,6 +18,7 @@ from homeserver.services.own_paths import own_path
 from homeserver.services.registration import Registration
 from homeserver.services.sign_in import EmailAddress, SignIn
 from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
@@ -140,11 +141,24 @@ async def post_sign_in(
 
 @endpoint("POST", SIGN_OUT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
 async def post_sign_out(
-    pages: Pages, forms: Forms, sessions: BrowserSessions, context: RequestContext, *, body: bytes
+    pages: Pages,
+    forms: Forms,
+    sessions: BrowserSessions,
+    saml: SAMLLogout,
+    context: RequestContext,
+    *,
+    body: bytes,
 ) -> Response:
-    """End the session of this browser. Apps stay signed in."""
+    """End the session of this browser, and that at the provider by which it began, where that offers it. Apps stay signed in."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
-    where = sign_in_link(own_path(fields.get("next", ""), HOME))
-    return see_other(where, cookies=(await sessions.do_end(context),))
+    next_path = own_path(fields.get("next", ""), HOME)
+    session = await sessions.get(context)
+    cookie = await sessions.do_end(context)
+    elsewhere = None if session is None else await saml.leave(session.origin, next_path)
+    if elsewhere is None:
+        return see_other(sign_in_link(next_path), cookies=(cookie,))
+    _ = pages.choose(context.languages).gettext
+    text = _("Go on to %(host)s to sign out there too.") % {"host": urlsplit(elsewhere).hostname}
+    return pages.lead_away(context, _("You are signed out"), text, (_("Go on"), elsewhere), cookies=(cookie,))

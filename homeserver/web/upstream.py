@@ -20,6 +20,7 @@ from homeserver.services.own_paths import own_path
 from homeserver.services.sign_in import SignIn
 from homeserver.services.upstream.buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
 from homeserver.services.upstream.identity import ForClient, ForPage, Reason, Refused
+from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
 from homeserver.services.upstream.sign_in import (
     AskClient,
     AskConfirm,
@@ -133,6 +134,17 @@ class UpstreamPages:
         self.log.info("a sign-in with a provider ends: {reason}: {why}", reason=refused.reason.value, why=refused)
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
         return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
+
+    async def sign_out(self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage) -> Response:
+        """A provider says that somebody has signed out there; the browser brings it back our answer."""
+        try:
+            answer = await logout.do_end(message)
+        except Refused as refused:
+            return self.refuse(context, refused)
+        if answer is not None:
+            return see_other(answer)
+        _ = self._pages.choose(context.languages).gettext
+        return self._pages.message(context, _("You are signed out"), [])
 
     def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
         """To this server's own page to sign in, which has the providers too; without such, the page to choose one on."""

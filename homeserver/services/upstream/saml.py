@@ -29,12 +29,14 @@ from homeserver.services.upstream.identity import (
     clean_name,
     fit_localpart,
 )
+from homeserver.services.upstream.saml_logout import LogoutLibrary, SAMLSession, name_session
 from homeserver.services.upstream.saml_metadata import SAMLMetadata, TakesMetadata
 from storage.upstream_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
 RESPONSE_PATH: Final = "_synapse/client/saml2/authn_response"
 METADATA_PATH: Final = "_synapse/client/saml2/metadata.xml"
+LOGOUT_PATH: Final = "_synapse/client/saml2/logout"
 LONGEST_RESPONSE: Final = 512 * 1024
 SUBJECT_ATTRIBUTE: Final = "uid"
 _REQUEST: Final = "request"
@@ -50,9 +52,11 @@ class Assertion(msgspec.Struct, frozen=True):
     persistent_name: str | None
     """The name that never changes, where the provider gives one."""
     attributes: Mapping[str, Sequence[str]]
+    session: SAMLSession | None = None
+    """What the provider calls this sign-in, to say later that it has ended."""
 
 
-class ServiceProvider(TakesMetadata, Protocol):
+class ServiceProvider(TakesMetadata, LogoutLibrary, Protocol):
     """The library. Its methods take long: they are for threads. They raise `Refused`."""
 
     def make_request(self, relay_state: str) -> tuple[str, str]:
@@ -127,6 +131,7 @@ class SAMLProvider:
             subject=check_subject(subject or ""),
             localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
             display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
+            session=None if assertion.session is None else name_session(assertion.session),
             emails=clean_addresses((*attributes.get("email", ()), *attributes.get("mail", ()))),
         )
 

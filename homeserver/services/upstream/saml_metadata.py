@@ -21,7 +21,6 @@ from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.web_documents import Documents, place_of
 from storage.signed_documents import SignedDocument, SignedDocumentStore
 
-
 PAUSE_SECONDS: Final = 30.0
 """After which a provider is asked again that gave nothing of use; people are told at once meanwhile."""
 
