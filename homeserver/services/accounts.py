@@ -159,16 +159,20 @@ class Accounts:
         is_admin: bool | None = None,
         locked: bool | None = None,
         suspended: bool | None = None,
+        by: UserID | None = None,
     ) -> None:
-        """Lay something on an account, or lift it; None leaves it. Raises `NotFound`."""
+        """Lay something on an account, or lift it; None leaves it. `by`: the administrator who does. Raises `NotFound`."""
         account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+            if is_admin is not None and is_admin != account.is_admin:
+                note(txn, user_id, Happened.ADMIN_GRANTED if is_admin else Happened.ADMIN_REVOKED, self._now(), by=by)
             if locked is not None and locked != account.locked:
-                note(txn, user_id, Happened.LOCKED if locked else Happened.UNLOCKED, self._now())
+                note(txn, user_id, Happened.LOCKED if locked else Happened.UNLOCKED, self._now(), by=by)
             if suspended is not None and suspended != account.suspended:
-                note(txn, user_id, Happened.SUSPENDED if suspended else Happened.UNSUSPENDED, self._now())
+                what = Happened.SUSPENDED if suspended else Happened.UNSUSPENDED
+                note(txn, user_id, what, self._now(), by=by)
             if locked:
                 self._sessions.remove_ways_in(txn, user_id)
 

@@ -123,9 +123,9 @@ class ApplicationPasswords:
         if not self._store.set_used(txn, session.user_id, session.device_id, row.password_id, session.now):
             raise Forbidden("This password has just been ended")
 
-    async def do_end(self, user_id: UserID, password_id: str) -> None:
-        """End one of a user's, and the sessions that were begun with it. Raises `NotFound`."""
-        if not await self._database.write("end_application_password", self._end, user_id, password_id):
+    async def do_end(self, user_id: UserID, password_id: str, *, by: UserID | None = None) -> None:
+        """End one of a user's, and the sessions that were begun with it. `by`: the administrator who does. Raises `NotFound`."""
+        if not await self._database.write("end_application_password", self._end, user_id, password_id, by):
             raise NotFound("There is no such password")
 
     async def do_sweep(self, limit: int) -> int:
@@ -139,12 +139,12 @@ class ApplicationPasswords:
 
         return await self._database.write("end_expired_application_passwords", write)
 
-    def _end(self, txn: WriteTransaction, user_id: UserID, password_id: str) -> bool:
+    def _end(self, txn: WriteTransaction, user_id: UserID, password_id: str, by: UserID | None = None) -> bool:
         device_ids = self._store.remove_password(txn, user_id, password_id)
         if device_ids is None:
             return False
         self._sessions.remove_devices(txn, user_id, [DeviceID(device_id) for device_id in device_ids])
-        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now())
+        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now(), by=by)
         return True
 
     def _now(self) -> int:

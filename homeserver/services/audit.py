@@ -34,10 +34,12 @@ class Happened(Enum):
     ADDRESS_REMOVED = "address_removed"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"
     LINKED = "linked"
-    """An administrator linked the account to a person of an identity provider."""
+    """The account was linked to a person of an identity provider, by an administrator or since it has that person's name."""
     UNLINKED = "unlinked"
     RENEWED = "renewed"
     """Its end was moved, by its owner or by an administrator."""
+    ADMIN_GRANTED = "admin_granted"
+    ADMIN_REVOKED = "admin_revoked"
     LOCKED = "locked"
     UNLOCKED = "unlocked"
     SUSPENDED = "suspended"
@@ -58,9 +60,10 @@ def note(
     *,
     ip: str | None = None,
     device_id: DeviceID | None = None,
+    by: UserID | None = None,
 ) -> None:
-    """Keep a record. `now`: milliseconds since 1970."""
-    note_events(txn, [AuditRecord(user_id, now, what.value, None if ip is None else address_key(ip), device_id)])
+    """Keep a record. `now`: milliseconds since 1970; `by`: the administrator who did it."""
+    note_events(txn, [AuditRecord(user_id, now, what.value, None if ip is None else address_key(ip), device_id, by)])
 
 
 class Audit:

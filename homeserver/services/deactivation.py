@@ -68,16 +68,16 @@ class Deactivation:
         self._rooms = rooms
         self._kept_by_user = tuple(kept_by_user)
 
-    async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
+    async def do_deactivate(self, user_id: UserID, *, erase: bool, by: UserID | None = None) -> None:
         """End an account for good, then leave its rooms; `erase`: take away its profile and account data too, and mark
-        it so that who comes later sees no content of its events. Raises `NotFound`."""
+        it so that who comes later sees no content of its events; `by`: the administrator who does. Raises `NotFound`."""
         if not await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user here")
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
-            note(txn, user_id, Happened.DEACTIVATED, now)
+            note(txn, user_id, Happened.DEACTIVATED, now, by=by)
             self._sessions.remove_sessions(txn, user_id)
             self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:

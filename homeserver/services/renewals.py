@@ -169,7 +169,7 @@ class Renewals:
 
         return await self._database.write("renew_account", write)
 
-    async def do_set_end(self, user_id: UserID, expires_ts: int | None, *, letter: bool) -> int:
+    async def do_set_end(self, user_id: UserID, expires_ts: int | None, *, letter: bool, by: UserID) -> int:
         """An administrator sets the end of an account that exists; None: as far off as a renewal would. The end. Raises
         `Forbidden` where accounts do not end, `InvalidParam`."""
         if not self._validity.enabled:
@@ -182,7 +182,7 @@ class Renewals:
         def write(txn: WriteTransaction) -> None:
             self._store.set_end(txn, user_id, end, letter=letter)
             self._store.remove_user(txn, user_id)  # a link of before would take back what the administrator decided
-            note(txn, user_id, Happened.RENEWED, now)
+            note(txn, user_id, Happened.RENEWED, now, by=by)
 
         await self._database.write("set_end_of_account", write)
         return end

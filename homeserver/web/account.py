@@ -305,6 +305,10 @@ def _event(event: str, language: Language) -> str:
             return _("The link to a sign-in service was removed")
         case Happened.RENEWED.value:
             return _("The end of the account was moved")
+        case Happened.ADMIN_GRANTED.value:
+            return _("The account became an administrator's")
+        case Happened.ADMIN_REVOKED.value:
+            return _("The account is an administrator's no more")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

@@ -203,6 +203,8 @@ def test_administrators_set_ends(server: TestServer) -> None:
     assert write_letters(server) == 0
     assert root.post(ADMIN, {"user_id": alice.user_id}).json == {"expiration_ts": now + 100 * DAY * 1000}
     assert alice.get(WHOAMI).status == 200
+    records = root.get(f"/_mahalla/admin/v1/users/{alice.user_id}/audit").json["records"]
+    assert [each["by"] for each in records if each["event"] == "renewed"] == [root.user_id] * 2
     for wrong in ({}, {"user_id": 1}, {**body, "expiration_ts": -1}, {**body, "expiration_ts": 2**60}):
         assert root.post(ADMIN, wrong).status == 400
     for unknown in ("@nobody:example.org", "@alice:elsewhere.org", "\0", ""):

@@ -13,6 +13,7 @@ from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
 from federation.outbound.client import WebAnswer
+from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.database import Database
 from tests.helpers.browser import Browser
@@ -318,7 +319,12 @@ def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database, prov
     ending = "account_validity: {enabled: true, period: 1d}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES + ending, web=provider)
     alice = sign_in(server, provider, Browser(server))
-    assert server.run(server.app.accounts.renewals.do_set_end(alice.user_id, 1, letter=False)) == 1
+    assert (
+        server.run(
+            server.app.accounts.renewals.do_set_end(alice.user_id, 1, letter=False, by=UserID("@root:example.org"))
+        )
+        == 1
+    )
     browser = come_back(provider, server)
     assert (browser.status, "good until a day that is over" in browser.words) == (403, True)
     assert alice.get("/_matrix/client/v3/account/whoami").errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

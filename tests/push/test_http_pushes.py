@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.outbound.errors import OutboundError
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, UserID
 from storage.database import Database
 from tests.helpers.federated import create_room, say, set_state
 from tests.helpers.gateway import URL, Gateway, set_pusher, settle
@@ -327,7 +327,7 @@ def test_an_account_past_its_day_is_told_nothing(tmp_path: Path, database: Datab
 
     def set_end(user: User, days: int) -> None:
         end = int((server.clock.seconds() + days * day) * 1000)
-        server.run(renewals.do_set_end(user.user_id, end, letter=False))
+        server.run(renewals.do_set_end(user.user_id, end, letter=False, by=UserID("@root:example.org")))
 
     set_end(alice, 10)
     set_end(bob, 1000)

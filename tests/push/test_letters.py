@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, UserID
 from storage.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
@@ -107,14 +107,18 @@ def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database:
     alice, bob = reader(server), server.register("bob")
     room_id = room_of(alice, bob)
     renewals, now = server.app.accounts.renewals, int(server.clock.seconds() * 1000)
-    server.run(renewals.do_set_end(alice.user_id, now, letter=False))
-    say(bob, room_id, "hello")
+    server.run(renewals.do_set_end(alice.user_id, now, letter=False, by=UserID("@root:example.org")))
+    say(bob, room_id, "waits already")
     settle(server)
     assert server.run(renewals.do_note_over(10)) == 1
+    settle(server)
+    say(bob, room_id, "hello")
     pass_time(server, 30 * MINUTE)
     assert server.relay.letters == []
-    server.run(renewals.do_set_end(alice.user_id, None, letter=False))
-    pass_time(server, 30 * MINUTE)
+    server.run(renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org")))
+    settle(server)
+    say(bob, room_id, "hello again")
+    pass_time(server, 2 * HOUR)
     assert len(server.relay.letters) == 1
 
 

@@ -51,7 +51,7 @@ class UpstreamLinks:
         await self._accounts.get_account(user_id)
         return (await self._store.get_links_of_users([user_id])).get(user_id, [])
 
-    async def do_set(self, user_id: UserID, provider: str, subject: str) -> None:
+    async def do_set(self, user_id: UserID, provider: str, subject: str, *, by: UserID) -> None:
         """Link an account to a person of a provider, in place of another. Raises `NotFound`, `InvalidParam`, `LinkTaken`."""
         await self._accounts.get_account(user_id)
         if provider not in self._providers:
@@ -70,18 +70,18 @@ class UpstreamLinks:
             self._store.remove_link(txn, user_id, provider)
             if not self._store.add_link(txn, ExternalIdRow(provider, subject, user_id, now)):
                 raise LinkTaken
-            note(txn, user_id, Happened.LINKED, now)
+            note(txn, user_id, Happened.LINKED, now, by=by)
 
         await self._database.write("set_external_id", write)
 
-    async def do_remove(self, user_id: UserID, provider: str) -> None:
+    async def do_remove(self, user_id: UserID, provider: str, *, by: UserID) -> None:
         """Take a link away. Raises `NotFound`."""
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> bool:
             removed = self._store.remove_link(txn, user_id, provider)
             if removed:
-                note(txn, user_id, Happened.UNLINKED, now)
+                note(txn, user_id, Happened.UNLINKED, now, by=by)
             return removed
 
         if not await self._database.write("remove_external_id", write):
