@@ -93,7 +93,7 @@ class UpstreamParts:
             OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)
             for provider in upstream.oidc_providers
         )
-        cas = CASProvider(documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
+        cas = CASProvider(clock, documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
         saml, library, metadata = None, None, None
         self._saml_jobs: Sequence[Job] = ()
         if upstream.saml2_config.is_used:

@@ -126,7 +126,7 @@ class AccountPage:
         except ProveAgain:
             back = urlencode({name: fields[name] for name in ("action", "device_id") if fields.get(name)})
             cookie = await self._sessions.do_end(context)
-            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}"), cookies=(cookie,))
+            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}", again=True), cookies=(cookie,))
         except MatrixError as error:
             return await self._page(context, session, fields, error=error)
 

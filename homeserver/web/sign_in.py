@@ -58,21 +58,24 @@ class SignInPage:
         next_path: str,
         *,
         name: str = "",
+        again: bool = False,
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """The page, filled in with what somebody typed before, and with what was wrong with it."""
+        """The page, filled in with what somebody typed before, and with what was wrong with it. `again`: who is signed in
+        elsewhere already proves who they are once more."""
         language = self._pages.choose(context.languages)
         token = self._forms.token(context)
         fields: dict[str, object] = {
             "path": SIGN_IN_PATH,
             "form_token": token.text,
             "next_path": next_path,
+            "again": "true" if again else "",
             "name": name,
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
             "reset_path": RESET_PATH if self._resets_passwords else "",
-            "buttons": self._choices.buttons(next_path),
+            "buttons": self._choices.buttons(next_path, again=again),
             "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}" if self._registration.is_open else "",
         }
         return self._pages.make("sign_in.html", language, fields, status, cookies=token.cookies)
@@ -111,7 +114,7 @@ async def get_sign_in(
     next_path = own_path(next, HOME)
     if not again and await sessions.get(context) is not None:
         return see_other(next_path)
-    return page.make(context, next_path, name=name[:255])
+    return page.make(context, next_path, name=name[:255], again=again)
 
 
 @endpoint("POST", SIGN_IN_PATH, auth=Auth.NONE, limit=Limit.LOGIN, max_body=MAX_BODY)
@@ -134,7 +137,8 @@ async def post_sign_in(
     try:
         account = await sign_in.check_sign_in(as_name(name), fields.get("password", ""), context.client_ip)
     except MatrixError as error:
-        return page.make(context, next_path, name=name, error=error, status=error.status)
+        again = fields.get("again") == "true"
+        return page.make(context, next_path, name=name, again=again, error=error, status=error.status)
     cookie = await sessions.do_begin(UserID(account.user_id), context)
     return see_other(next_path, cookies=(cookie,))
 

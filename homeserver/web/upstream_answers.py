@@ -94,7 +94,7 @@ async def get_cas_ticket(
         begun = await sign_in.take_back(flow, browser)
         if askable.cas is None or begun.provider != CAS_ID or browser is None:
             raise Refused(Reason.OLD)
-        identity = await askable.cas.identify(flow, ticket)
+        identity = await askable.cas.identify(flow, begun, ticket)
         return await pages.show(context, await sign_in.arrive(begun, identity, browser, context.languages))
     except Refused as refused:
         return pages.refuse(context, refused)

@@ -253,6 +253,28 @@ def test_the_provider_is_told_of_this_server(server: TestServer) -> None:
     assert f'Location="{BASE}{ACS}"'.encode() in answer.body
 
 
+@needs_saml
+def test_who_is_to_sign_in_again_is_asked_there(server: TestServer) -> None:
+    button = "/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello"
+    for to, wanted in ((button, False), (f"{button}&again=true", True)):
+        traveller = answer_of(server, to=to)
+        request = parse_qs(urlsplit(traveller.home.location).query)["SAMLRequest"][0]
+        assert (b'ForceAuthn="true"' in zlib.decompress(base64.b64decode(request), -15)) is wanted
+        traveller.send()
+        assert traveller.home.path == "/?hello"
+
+
+@needs_saml
+def test_an_old_sign_in_is_none_of_now(server: TestServer) -> None:
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true")
+    text = base64.b64decode(traveller.page.forms[0].fields["SAMLResponse"]).decode()
+    assert "AuthnInstant=" in text
+    server.clock.advance(300)  # so long ago it began, for the answer of another sign-in
+    later = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true")
+    later.send()
+    assert "were not asked there" in later.words
+
+
 LOGOUT = "_synapse/client/saml2/logout"
 WHOAMI = "/_matrix/client/v3/account/whoami"
 

@@ -23,11 +23,13 @@ from homeserver.services.upstream.identity import (
     Reason,
     Refused,
     UpstreamIdentity,
+    check_again,
     check_requirements,
     check_subject,
     clean_addresses,
     clean_name,
     fit_localpart,
+    keep_again,
 )
 from homeserver.services.upstream.saml_logout import LogoutLibrary, SAMLSession, name_session
 from homeserver.services.upstream.saml_metadata import SAMLMetadata, TakesMetadata
@@ -54,13 +56,15 @@ class Assertion(msgspec.Struct, frozen=True):
     attributes: Mapping[str, Sequence[str]]
     session: SAMLSession | None = None
     """What the provider calls this sign-in, to say later that it has ended."""
+    proved: float | None = None
+    """When the person proved who they are, in seconds since 1970."""
 
 
 class ServiceProvider(TakesMetadata, LogoutLibrary, Protocol):
     """The library. Its methods take long: they are for threads. They raise `Refused`."""
 
-    def make_request(self, relay_state: str) -> tuple[str, str]:
-        """An id, and the address to go to."""
+    def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
+        """An id, and the address to go to. `again`: the provider is to ask who it is, although it knows."""
         ...
 
     def read_response(self, response: str, request_id: str) -> Assertion:
@@ -94,11 +98,12 @@ class SAMLProvider:
             PROVIDER_ID, config.idp_name, config.idp_icon, config.idp_brand, config.allow_existing_users
         )
 
-    async def depart(self, flow_id: str) -> Departure:
+    async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         await self._metadata.make_ready()
-        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id))
-        return Departure(url, {_REQUEST: request_id, _STARTED: str(int(self._clock.seconds()))})
+        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id, again=again))
+        now = self._clock.seconds()
+        return Departure(url, {_REQUEST: request_id, _STARTED: str(int(now)), **keep_again(again=again, now=now)})
 
     async def identify(self, flow: Flow, response: str) -> UpstreamIdentity:
         """Whom an answer asserts. Raises `Refused`."""
@@ -114,7 +119,8 @@ class SAMLProvider:
         check_requirements(
             self._config.attribute_requirements, {key: list(value) for key, value in assertion.attributes.items()}
         )
-        return self._identity(assertion)
+        proved_ts = check_again(flow.kept, assertion.proved, self._clock.seconds())
+        return msgspec.structs.replace(self._identity(assertion), proved_ts=proved_ts)
 
     async def metadata(self) -> bytes:
         """What this server tells of itself, in XML."""

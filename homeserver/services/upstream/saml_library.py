@@ -94,12 +94,15 @@ class PySAML2:
             raise Refused(Reason.PROVIDER_FAILED, "there are no SAML metadata yet")
         return self._known
 
-    def make_request(self, relay_state: str) -> tuple[str, str]:
+    def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
         """As `ServiceProvider.make_request`."""
         client, idp = self._asked()
         try:
             request_id, info = client.prepare_for_authenticate(
-                entityid=idp, relay_state=relay_state, binding=BINDING_HTTP_REDIRECT
+                entityid=idp,
+                relay_state=relay_state,
+                binding=BINDING_HTTP_REDIRECT,
+                **({"force_authn": "true"} if again else {}),
             )
         except Exception as error:  # the library raises whatever it likes
             raise Refused(Reason.PROVIDER_FAILED, f"no SAML request can be made: {error}") from None
@@ -183,6 +186,7 @@ def _read(parsed: AuthnResponse, idp: str) -> Assertion:
         persistent_name=str(name.text) if name.format == NAMEID_FORMAT_PERSISTENT and name.text else None,
         attributes=attributes,
         session=_session_of(parsed),
+        proved=max((timegm(str_to_time(each.authn_instant)) for each in assertion.authn_statement), default=None),
     )
 
 

@@ -84,11 +84,13 @@ class Confirmed(msgspec.Struct, frozen=True):
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """Somebody is signed in to the pages of this server, and goes on at a path of it."""
+    """Somebody is signed in to the pages of this server, and goes on at a path of it. `proved_ts`: when they proved who they are,
+    in milliseconds since 1970; 0 where nobody knows."""
 
     user_id: UserID
     next: str
     origin: Origin
+    proved_ts: int
 
 
 Step = Leave | AskName | AskClient | Confirmed | SignedIn
@@ -159,7 +161,7 @@ class UpstreamSignIn:
             self.check_client(purpose.redirect_url)
         browser = browser or self._flows.new_browser()
         flow_id = self._flows.new_id()
-        departure = await provider.depart(flow_id)
+        departure = await provider.depart(flow_id, again=isinstance(purpose, ForPage) and purpose.again)
         flow = Flow(provider=provider_id, purpose=purpose, kept=dict(departure.kept))
         await self._flows.begin(AWAY, browser, flow, flow_id)
         return Leave(departure.url, browser)
@@ -269,16 +271,21 @@ class UpstreamSignIn:
             raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved")
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
-            return SignedIn(user_id, purpose.next, Origin(flow.provider, identity.subject, identity.session))
+            return self._signed_in(flow, identity, user_id, purpose.next)
         assert isinstance(purpose, ForClient)
         if await self._consents.get_owed(user_id):
             # the page leads over the terms first, as whoever comes to it from elsewhere
             where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
-            return SignedIn(user_id, where, Origin(flow.provider, identity.subject, identity.session))
+            return self._signed_in(flow, identity, user_id, where)
         if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, purpose)
         asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
         return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
+
+    @staticmethod
+    def _signed_in(flow: Flow, identity: UpstreamIdentity, user_id: UserID, next_path: str) -> SignedIn:
+        origin = Origin(flow.provider, identity.subject, identity.session)
+        return SignedIn(user_id, next_path, origin, identity.proved_ts or 0)
 
     def is_known(self, redirect_url: str) -> bool:
         """Whether a token goes to this address unasked."""
