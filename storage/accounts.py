@@ -147,6 +147,11 @@ class AccountStore:
         )
         self.set_account_changed(txn, user_id)
 
+    def set_user_type(self, txn: WriteTransaction, user_id: str, user_type: str | None) -> None:
+        """Set the kind of user, and announce it."""
+        txn.execute("UPDATE accounts SET user_type = ? WHERE user_id = ?", (user_type, user_id))
+        self.set_account_changed(txn, user_id)
+
     def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:
         """Since when an account waits to be approved, or that it does not any more; False where that is so already."""
         waits = "awaiting_ts IS NOT NULL" if awaiting_ts is None else "awaiting_ts IS NULL"

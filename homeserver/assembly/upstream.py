@@ -152,6 +152,9 @@ class UpstreamParts:
             pages.sessions,
             own_pages=SSO_PATH if on_own_pages else "",
         )
+        self.links = UpstreamLinks(
+            clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
+        )
         self.services: Sequence[object] = (
             self.sign_in,
             offered,
@@ -172,9 +175,7 @@ class UpstreamParts:
                 accounts.browser_store,
                 accounts.sessions,
             ),
-            UpstreamLinks(
-                clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
-            ),
+            self.links,
             Askable(oidc, cas),
             upstream_pages,
             SSOPage(

@@ -125,16 +125,26 @@ class Accounts:
             raise Forbidden("No account has this address any more")
         await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out)
 
+    def check_password_policy(self, password: str) -> None:
+        """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
+        self._passwords.check_policy(password)
+
     async def do_set_password(
-        self, user_id: UserID, new_password: str, *, log_out_all: bool = False, log_out_but: Requester | None = None
+        self,
+        user_id: UserID,
+        new_password: str,
+        *,
+        log_out_all: bool = False,
+        log_out_but: Requester | None = None,
+        by: UserID | None = None,
     ) -> None:
-        """Set it, and end all sessions, or all but one. Raises `WeakPassword`, `InvalidParam`."""
+        """Set it, and end all sessions, or all but one; `by`: the administrator who does. Raises `WeakPassword`, `InvalidParam`."""
         self._passwords.check_policy(new_password)
         password_hash = await self._passwords.hash(new_password)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_password_hash(txn, user_id, password_hash)
-            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now())
+            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), by=by)
             if log_out_all or log_out_but is not None:
                 self._sessions.remove_sessions(txn, user_id, log_out_but)
 
@@ -177,6 +187,10 @@ class Accounts:
                 self._sessions.remove_ways_in(txn, user_id)
 
         await self._database.write("set_account_flags", write)
+
+    async def do_set_user_type(self, user_id: UserID, user_type: str | None) -> None:
+        """Say what kind of user it is; None: a person."""
+        await self._database.write("set_user_type", self._accounts.set_user_type, user_id, user_type)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -189,6 +189,18 @@ class Profiles:
         """Give somebody a picture, an `mxc://` address, whatever people may change themselves. Raises `InvalidParam`."""
         await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True)
 
+    def check_shown(self, field: str, value: str) -> None:
+        """Raises `InvalidParam` for a text that cannot be a name or a picture."""
+        _check_value(field, msgspec.json.encode(value))
+
+    async def do_set_shown(self, user_id: UserID, field: str, value: str) -> None:
+        """Give somebody a name or a picture, or with an empty text none, whatever people may change themselves. Raises
+        `InvalidParam`."""
+        if value:
+            await self._set(user_id, field, msgspec.json.encode(value), True)
+        else:
+            await self._remove(user_id, field, True)
+
     async def _set(self, user_id: UserID, field: str, value: bytes, propagate: bool) -> None:
         _check_value(field, value)
         propagate = propagate and field in SHOWN_IN_ROOMS
