@@ -115,6 +115,22 @@ class AccountStore:
             txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
         return bool(added)
 
+    def set_upgraded(self, txn: WriteTransaction, account: AccountRow) -> bool:
+        """Make a guest an account like others, with the password of this row, and waiting as it says; False where there is no such
+        guest (any more)."""
+        sql = (
+            "UPDATE accounts SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
+            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0"
+        )
+        values = (account.password_hash, account.awaiting_ts, account.awaiting_languages, account.user_id)
+        if not txn.execute(sql, values):
+            return False
+        position = txn.next_position()
+        txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, account.user_id))
+        note_directory_changes(txn, [(account.user_id, position)])
+        txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
+        return True
+
     def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
         """Move the account's position and announce that what was remembered of it no longer holds."""
         position = txn.next_position()

@@ -133,6 +133,8 @@ class Wish(msgspec.Struct, frozen=True):
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     """Addresses that somebody else has confirmed; those that are another's are left out."""
+    guest_token: str | None = None
+    """The access token of the guest whom `username` names, who becomes a user like others and keeps what they have."""
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -256,7 +258,9 @@ class Registration:
         as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
         taken: MatrixError | None = None
-        if wish.username is not None:
+        if wish.guest_token is not None:
+            await self._check_guest(wish.guest_token, wish.username)
+        elif wish.username is not None:
             try:
                 await self.check_username(wish.username)
             except UserInUse as error:
@@ -278,6 +282,13 @@ class Registration:
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(wish, confirmation)
 
+    async def _check_guest(self, token: str, username: str | None) -> None:
+        """Raises `Forbidden` unless it is the token of whoever has this name. That they are a guest is seen in the write: who repeats
+        a request is none any more."""
+        owner = await self._sessions.get_owner(token)
+        if owner is None or username is None or localpart_of(owner) != username.lower():
+            raise Forbidden("username and guest_access_token are not those of one guest")
+
     async def do_register_privileged(self, wish: Wish) -> Registered:
         """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
         `Exclusive`, `UserInUse`."""
@@ -292,7 +303,8 @@ class Registration:
     async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
         """Make an account without a password for an application service, whose name it is. Raises `InvalidUsername`,
         `UserInUse`."""
-        return await self._make(replace(wish, password=None, is_admin=False), None, service_id=service_id)
+        own = replace(wish, password=None, is_admin=False, guest_token=None)
+        return await self._make(own, None, service_id=service_id)
 
     async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
         """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
@@ -333,7 +345,7 @@ class Registration:
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
             user_id = self._user_id(
                 wish.username or self._secret_text.localpart(),
-                privileged=confirmation is None,
+                privileged=confirmation is None or wish.guest_token is not None,
                 for_service=service_id is not None,
             )
             account = AccountRow(
@@ -365,12 +377,16 @@ class Registration:
         wish: Wish,
         also: Also | None = None,
     ) -> bool:
-        if not self._accounts.add_account(txn, account):
+        was_guest = wish.guest_token is not None
+        if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
             return False
         note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts)
-        # Until people choose a name, rooms show the local part instead of the whole address.
-        name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
-        self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
+        if was_guest and account.awaiting_ts is not None:
+            self._sessions.remove_sessions(txn, UserID(account.user_id))
+        if not was_guest:
+            # Until people choose a name, rooms show the local part instead of the whole address.
+            name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
+            self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.awaiting_ts is not None and self._approvals is not None:
             self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
         elif not account.is_guest and account.appservice_id is None:

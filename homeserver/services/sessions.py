@@ -190,6 +190,13 @@ class Sessions:
         """Write a prepared session."""
         await self._database.write("begin_session", self.add, session)
 
+    async def get_owner(self, access_token: str) -> UserID | None:
+        """Whose access token it is, while it is good."""
+        row = None if is_damaged(access_token) else await self._tokens.get_access_token(hash_token(access_token))
+        if row is None or row.deactivated or (row.expires_ts is not None and row.expires_ts <= self._now()):
+            return None
+        return UserID(row.user_id)
+
     async def do_refresh(self, refresh_token: str) -> NewSession:
         """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
         and `UserLocked`."""
