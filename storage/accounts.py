@@ -37,6 +37,8 @@ class AccountRow(msgspec.Struct, frozen=True):
     """What its owner wants to read then, as in `Accept-Language`."""
     expires_ts: int | None = None
     """Until when it is good, where accounts end."""
+    shadow_banned: bool = False
+    """Whether its events and invites go nowhere."""
 
 
 class AccountStore:
@@ -53,7 +55,8 @@ class AccountStore:
         """As `get_accounts`, in a transaction."""
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts FROM accounts WHERE user_id IN {keys}",
+            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts, shadow_banned"
+            " FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
         return {
@@ -72,6 +75,7 @@ class AccountStore:
                 awaiting_ts=row[11],
                 awaiting_languages=row[12],
                 expires_ts=row[13],
+                shadow_banned=bool(row[14]),
             )
             for row in rows
         }
@@ -154,12 +158,14 @@ class AccountStore:
         is_admin: bool | None = None,
         locked: bool | None = None,
         suspended: bool | None = None,
+        shadow_banned: bool | None = None,
     ) -> None:
         """Set those that are given, and announce it."""
+        flags = (is_admin, locked, suspended, shadow_banned)
         txn.execute(
             "UPDATE accounts SET is_admin = COALESCE(?, is_admin), locked = COALESCE(?, locked),"
-            " suspended = COALESCE(?, suspended) WHERE user_id = ?",
-            (*(None if flag is None else int(flag) for flag in (is_admin, locked, suspended)), user_id),
+            " suspended = COALESCE(?, suspended), shadow_banned = COALESCE(?, shadow_banned) WHERE user_id = ?",
+            (*(None if flag is None else int(flag) for flag in flags), user_id),
         )
         self.set_account_changed(txn, user_id)
 

@@ -38,6 +38,7 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     """Whether the account is an application service's."""
     agreed: int = 0
     """To how many of the documents that were asked about its owner has agreed."""
+    shadow_banned: bool = False
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
@@ -74,7 +75,7 @@ class TokenStore:
         row = txn.query_one(
             "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
             " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id, a.user_type,"
-            f" a.appservice_id, ({agreed})"
+            f" a.appservice_id, ({agreed}), a.shadow_banned"
             " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
             " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
             (*(text for policy in policies for text in policy), token_hash),
@@ -98,6 +99,7 @@ class TokenStore:
             user_type=row[13],
             of_service=row[14] is not None,
             agreed=int(row[15]),
+            shadow_banned=bool(row[16]),
         )
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:

@@ -34,8 +34,7 @@ _ORDERS: Final = {
     "deactivated": "CASE WHEN a.deactivated_ts IS NULL THEN 0 ELSE 1 END",
     "user_type": "COALESCE(a.user_type, '')",
     "avatar_url": "COALESCE(p.value, {nothing})",
-    # nobody is
-    "shadow_banned": "a.user_id",
+    "shadow_banned": "a.shadow_banned",
     "creation_ts": "a.created_ts",
     "last_seen_ts": f"COALESCE({_LAST_SEEN}, 0)",
     "locked": "a.locked",
@@ -75,6 +74,7 @@ class ListedUser(msgspec.Struct, frozen=True):
     last_seen_ts: int | None
     display_name: str | None
     avatar_url: str | None
+    shadow_banned: bool
 
 
 class UserPage(msgspec.Struct, frozen=True):
@@ -105,7 +105,7 @@ def _select(
     ordered = f"ORDER BY {_ORDERS[order].format(nothing='?')} {'DESC' if backwards else 'ASC'}, a.user_id"
     sql = (
         "SELECT a.user_id, a.user_type, a.is_guest, a.is_admin, a.deactivated_ts, a.created_ts, a.erased, a.locked,"
-        f" a.awaiting_ts, {_LAST_SEEN}, n.value, p.value FROM accounts a"
+        f" a.awaiting_ts, {_LAST_SEEN}, n.value, p.value, a.shadow_banned FROM accounts a"
         " LEFT JOIN profiles n ON n.user_id = a.user_id AND n.field = 'displayname'"
         " LEFT JOIN profiles p ON p.user_id = a.user_id AND p.field = 'avatar_url'"
         f" WHERE {where} {ordered}"
@@ -157,6 +157,7 @@ def _user(row: Row) -> ListedUser:
         last_seen_ts=row[9],
         display_name=_text(row[10]),
         avatar_url=_text(row[11]),
+        shadow_banned=bool(row[12]),
     )
 
 

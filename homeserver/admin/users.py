@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
-from homeserver.http.answers import Response
+from homeserver.http.answers import EMPTY, Empty, Response
 from homeserver.services.email_validation import EMAIL
 from homeserver.services.user_administration import Changes, Details, UserAdministration, links_of
 from storage.user_lists import ListedUser, UserFilter, UserOrder
@@ -115,6 +115,20 @@ async def put_user(users: UserAdministration, caller: Requester, *, user_id: Use
     return Response(HTTPStatus.CREATED if made else HTTPStatus.OK, {}, answer)
 
 
+@endpoint("POST", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
+async def post_shadow_ban(users: UserAdministration, caller: Requester, *, user_id: UserID) -> Empty:
+    """From now on what somebody sends goes nowhere, and they are answered as if it went. Raises `InvalidParam`, `NotFound`."""
+    await users.do_shadow_ban(user_id, caller.user_id, banned=True)
+    return EMPTY
+
+
+@endpoint("DELETE", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
+async def delete_shadow_ban(users: UserAdministration, caller: Requester, *, user_id: UserID) -> Empty:
+    """Lift it. Raises `InvalidParam`, `NotFound`."""
+    await users.do_shadow_ban(user_id, caller.user_id, banned=False)
+    return EMPTY
+
+
 def _filter(
     users: UserAdministration,
     user_id: str | None,
@@ -153,7 +167,7 @@ def _entry(users: UserAdministration, user: ListedUser) -> dict[str, Any]:
         "is_guest": user.is_guest,
         "admin": user.is_admin,
         "deactivated": user.deactivated,
-        "shadow_banned": False,
+        "shadow_banned": user.shadow_banned,
         "displayname": user.display_name,
         "avatar_url": user.avatar_url,
         "creation_ts": user.created_ts,
@@ -184,7 +198,7 @@ def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
         "admin": account.is_admin,
         "deactivated": account.deactivated_ts is not None,
         "erased": account.erased,
-        "shadow_banned": False,
+        "shadow_banned": account.shadow_banned,
         "locked": account.locked,
         "suspended": account.suspended,
         "creation_ts": account.created_ts // 1000,

@@ -121,6 +121,7 @@ class AccessTokens:
             is_admin=row.is_admin,
             is_locked=row.locked,
             is_suspended=row.suspended,
+            is_shadow_banned=row.shadow_banned,
             consent=None if self._consents is None else self._consents.find_block(row),
             is_expired=self._validity.is_over(row.account_expires_ts),
             oauth_client=row.oauth_client,

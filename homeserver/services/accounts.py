@@ -169,19 +169,25 @@ class Accounts:
         is_admin: bool | None = None,
         locked: bool | None = None,
         suspended: bool | None = None,
+        shadow_banned: bool | None = None,
         by: UserID | None = None,
     ) -> None:
         """Lay something on an account, or lift it; None leaves it. `by`: the administrator who does. Raises `NotFound`."""
         account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:
-            self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+            self._accounts.set_flags(
+                txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended, shadow_banned=shadow_banned
+            )
             if is_admin is not None and is_admin != account.is_admin:
                 note(txn, user_id, Happened.ADMIN_GRANTED if is_admin else Happened.ADMIN_REVOKED, self._now(), by=by)
             if locked is not None and locked != account.locked:
                 note(txn, user_id, Happened.LOCKED if locked else Happened.UNLOCKED, self._now(), by=by)
             if suspended is not None and suspended != account.suspended:
                 what = Happened.SUSPENDED if suspended else Happened.UNSUSPENDED
+                note(txn, user_id, what, self._now(), by=by)
+            if shadow_banned is not None and shadow_banned != account.shadow_banned:
+                what = Happened.SHADOW_BANNED if shadow_banned else Happened.SHADOW_BAN_LIFTED
                 note(txn, user_id, what, self._now(), by=by)
             if locked:
                 self._sessions.remove_ways_in(txn, user_id)

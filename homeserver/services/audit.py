@@ -5,6 +5,7 @@ A record is written in the write that does what it tells of: nothing happens wit
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -44,12 +45,19 @@ class Happened(Enum):
     UNLOCKED = "unlocked"
     SUSPENDED = "suspended"
     UNSUSPENDED = "unsuspended"
+    SHADOW_BANNED = "shadow_banned"
+    """For administrators alone, as its lifting: their owners are not to know."""
+    SHADOW_BAN_LIFTED = "shadow_ban_lifted"
     DEACTIVATED = "deactivated"
     TERMS_ACCEPTED = "terms_accepted"
     APPROVED = "approved"
     APPROVAL_WITHDRAWN = "approval_withdrawn"
     FILE_HARMFUL = "file_found_harmful"
     """A scanner has found a file harmful that the account had uploaded: it is held back."""
+
+
+FOR_ADMINISTRATORS: Final = frozenset({Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value})
+"""What owners of accounts are not told."""
 
 
 def note(
@@ -77,6 +85,10 @@ class Audit:
     async def get_records(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
         """The newest of a user, newest first."""
         return await self._store.get_records(user_id, limit)
+
+    async def get_records_for_owner(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
+        """The same without what they are not told."""
+        return [row for row in await self.get_records(user_id, limit) if row.event not in FOR_ADMINISTRATORS]
 
     async def do_sweep(self, limit: int) -> int:
         """Forget up to `limit` that have grown old; how many."""

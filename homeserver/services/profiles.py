@@ -149,6 +149,7 @@ class Profiles:
         """Set one field to `body[field]`. Raises `Forbidden`, `NameNotAllowed`, `InvalidParam`, `KeyTooLarge`, `MissingParam`,
         `BadJson`, `ProfileTooLarge`."""
         self._check(caller, user_id, field)
+        propagate = propagate and not caller.is_shadow_banned
         if field not in body:
             raise MissingParam(f"The body has no {field}")
         value = bytes(body[field])
@@ -222,7 +223,7 @@ class Profiles:
     async def do_remove_field(self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True) -> None:
         """Remove one field; that there is none is no error. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
         self._check(caller, user_id, field)
-        await self._remove(user_id, field, propagate)
+        await self._remove(user_id, field, propagate and not caller.is_shadow_banned)
 
     async def _remove(self, user_id: UserID, field: str, propagate: bool) -> None:
         propagate = propagate and field in SHOWN_IN_ROOMS

@@ -142,6 +142,14 @@ class UserAdministration:
         await self._change(user_id, changes, by, is_closed=account is not None and account.deactivated_ts is not None)
         return account is None
 
+    async def do_shadow_ban(self, user_id: UserID, by: UserID, *, banned: bool) -> None:
+        """Let what somebody sends go nowhere, or go its way again. Raises `InvalidParam` for one's own account, and as
+        `get_details`."""
+        self._check_local(user_id)
+        if user_id == by:
+            raise InvalidParam("Administrators do not ban themselves")
+        await self._accounts.do_set_flags(user_id, shadow_banned=banned, by=by)
+
     async def _check(self, user_id: UserID, account: AccountRow | None, changes: Changes, by: UserID) -> None:
         if changes.deactivated is True and changes.locked is True:
             raise InvalidParam("An account is closed or locked, not both")

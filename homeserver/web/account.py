@@ -189,7 +189,7 @@ class AccountPage:
                 moment(record.ts),
                 " · ".join(each for each in (record.device_id, record.address) if each),
             )
-            for record in await self._audit.get_records(user_id, RECORDS_SHOWN)
+            for record in await self._audit.get_records_for_owner(user_id, RECORDS_SHOWN)
         ]
 
     async def _set_name(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
