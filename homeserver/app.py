@@ -39,7 +39,7 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.oauth import OAuthParts
-from homeserver.assembly.people import PeopleParts
+from homeserver.assembly.people import PeopleParts, identity_bindings
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
@@ -389,6 +389,7 @@ def build(
         mail.languages,
         mail.validation,
         people.threepids,
+        identity_bindings(config, database, identity, web, people),
         *pages.services,
         *oauth.services,
         *upstream.services,

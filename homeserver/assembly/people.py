@@ -21,9 +21,11 @@ from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.first_rooms import FirstRooms
+from homeserver.services.identity_bindings import IdentityBindings
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push_rules import PushRules
+from homeserver.services.pushers.gateways import Web
 from homeserver.services.threepids import Threepids
 from homeserver.services.upstream.accounts import UpstreamProofs
 from storage.account_data import AccountDataStore
@@ -31,6 +33,7 @@ from storage.database import Database
 from storage.delayed_events import DelayedEventStore
 from storage.external_ids import ExternalIdStore
 from storage.filters import FilterStore
+from storage.identity_bindings import IdentityBindingStore
 from storage.openid_tokens import OpenIDTokenStore
 from storage.push_outcomes import PushOutcomeStore
 
@@ -153,3 +156,12 @@ class PeopleParts:
         Deferred.fromCoroutine(self.deactivation.do_resume_departures()).addErrback(
             lambda failure: self.log.failure("closed accounts could not leave their rooms", failure)
         )
+
+
+def identity_bindings(
+    config: Config, database: Database, identity: ServerIdentity, web: Web, people: PeopleParts
+) -> IdentityBindings:
+    """Addresses of people at an identity server. `web` leads to it."""
+    bindings = IdentityBindings(web, IdentityBindingStore(database), identity, config.name.default_identity_server)
+    people.deactivation.unbind_with(bindings)
+    return bindings

@@ -150,10 +150,10 @@ class Accounts:
 
         await self._database.write("set_password", write)
 
-    async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> None:
-        """End the caller's account, once that is confirmed. Raises as `check_confirmed`."""
+    async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> str:
+        """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises as `check_confirmed`."""
         await self.check_confirmed(caller, "POST account/deactivate", auth, address)
-        await self._deactivation.do_deactivate(caller.user_id, erase=erase)
+        return await self._deactivation.do_deactivate(caller.user_id, erase=erase)
 
     async def get_account(self, user_id: UserID) -> AccountRow:
         """Raises `NotFound`."""
