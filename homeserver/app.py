@@ -328,6 +328,7 @@ def build(
         accounts.application_passwords,
         accounts.audit,
         accounts.registration,
+        accounts.registration_tokens,
         accounts.renewals,
         accounts.sessions,
         accounts.shared_secret_registration,

@@ -26,6 +26,7 @@ from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.policies import policies_of
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.registration import Registration, RegistrationRules
+from homeserver.services.registration_tokens import RegistrationTokens
 from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
@@ -232,6 +233,7 @@ class AccountParts:
             consents=self.policy_consents,
             approvals=self.approvals,
         )
+        self.registration_tokens = RegistrationTokens(clock, self.secret_text, database, registration_tokens)
         self.acting_services = ActingServices(
             self.application_services,
             self.store,
