@@ -340,6 +340,18 @@ def test_something_is_confirmed_with_the_provider(server: TestServer, provider: 
     assert _delete(alice, other.device_id, {"session": session})[0] == 200
 
 
+def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server))
+    session = _delete(alice, alice.device_id)[1]["session"]
+    browser = Browser(server)
+    browser.open(f"{FALLBACK}?session={session}")
+    browser.send(button="oidc-town")
+    assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
+    browser.open(provider.sign_in(browser.location, **ALICE, auth_time=START - 3600))
+    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+    assert _delete(alice, alice.device_id, {"session": session})[0] == 401
+
+
 def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
     sign_in(server, provider, Browser(server), sub="2", preferred_username="mallory")

@@ -3,7 +3,8 @@
 Laws:
 - A login token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
 - Who owes agreement to terms of service gives it before a token leaves, whichever way they came.
-- What is confirmed for a client is told to the person before they leave for the provider.
+- What is confirmed for a client is told to the person before they leave for the provider, which asks them who they are although it
+  may know.
 
 spec: client-server-api#sso-client-loginauthentication
 """
@@ -161,7 +162,8 @@ class UpstreamSignIn:
             self.check_client(purpose.redirect_url)
         browser = browser or self._flows.new_browser()
         flow_id = self._flows.new_id()
-        departure = await provider.depart(flow_id, again=isinstance(purpose, ForPage) and purpose.again)
+        again = isinstance(purpose, ForConfirmation) or (isinstance(purpose, ForPage) and purpose.again)
+        departure = await provider.depart(flow_id, again=again)
         flow = Flow(provider=provider_id, purpose=purpose, kept=dict(departure.kept))
         await self._flows.begin(AWAY, browser, flow, flow_id)
         return Leave(departure.url, browser)
