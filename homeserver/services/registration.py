@@ -133,6 +133,8 @@ class Wish(msgspec.Struct, frozen=True):
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     """Addresses that somebody else has confirmed; those that are another's are left out."""
+    by: UserID | None = None
+    """The administrator who makes the account."""
     guest_token: str | None = None
     """The access token of the guest whom `username` names, who becomes a user like others and keeps what they have."""
 
@@ -380,7 +382,7 @@ class Registration:
         was_guest = wish.guest_token is not None
         if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
             return False
-        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts)
+        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, by=wish.by)
         if was_guest and account.awaiting_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:

@@ -136,11 +136,35 @@ class UserAdministration:
             account = None
         await self._check(user_id, account, changes, by)
         if account is None:
-            await self._registration.do_register_privileged(_wish(user_id, changes))
+            await self._registration.do_register_privileged(_wish(user_id, changes, by))
         elif changes.password is not UNSET:
             await self._accounts.do_set_password(user_id, changes.password, log_out_all=changes.logout_devices, by=by)
         await self._change(user_id, changes, by, is_closed=account is not None and account.deactivated_ts is not None)
         return account is None
+
+    async def is_administrator(self, user_id: UserID) -> bool:
+        """Raises as `get_details`."""
+        self._check_local(user_id)
+        return (await self._accounts.get_account(user_id)).is_admin
+
+    async def do_change(self, user_id: UserID, changes: Changes, by: UserID) -> None:
+        """Change an account that exists. Raises `NotFound`, and as `do_put`."""
+        self._check_local(user_id)
+        await self._accounts.get_account(user_id)
+        await self.do_put(user_id, changes, by)
+
+    async def do_close(self, user_id: UserID, by: UserID, *, erase: bool) -> str:
+        """End an account for good; as `Deactivation.do_deactivate`. Raises `InvalidParam` for one's own, and as `get_details`."""
+        self._check_local(user_id)
+        if user_id == by:
+            raise InvalidParam(
+                "Administrators close their own account as everybody else: in an app, or on the account page"
+            )
+        return await self._deactivation.do_deactivate(user_id, erase=erase, by=by)
+
+    async def check_free(self, username: str) -> None:
+        """Whether an account of this name could be made. Raises `InvalidUsername`, `Exclusive`, `UserInUse`."""
+        await self._registration.check_username(username, privileged=True)
 
     async def do_shadow_ban(self, user_id: UserID, by: UserID, *, banned: bool) -> None:
         """Let what somebody sends go nowhere, or go its way again. Raises `InvalidParam` for one's own account, and as
@@ -213,11 +237,12 @@ class UserAdministration:
             raise InvalidParam("The user is not one of this server")
 
 
-def _wish(user_id: UserID, changes: Changes) -> Wish:
+def _wish(user_id: UserID, changes: Changes, by: UserID) -> Wish:
     return Wish(
         username=localpart_of(user_id),
         password=None if changes.password is UNSET else changes.password,
         inhibit_login=True,
+        by=by,
         is_admin=changes.is_admin is True,
         user_type=None if changes.user_type is UNSET else changes.user_type,
         display_name=None if changes.display_name is UNSET else changes.display_name or None,

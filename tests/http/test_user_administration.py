@@ -102,6 +102,7 @@ def test_an_account_without_a_password(server: TestServer, root: User) -> None:
     assert root.put(of("alice"), {}).status == 201
     assert login(server, "alice", "").status == 403
     assert root.get(of("alice")).json["displayname"] == "alice"
+    assert records(root, "alice")[-1] == ("registered", root.user_id)
 
 
 def test_an_account_is_changed(server: TestServer, root: User) -> None:
@@ -273,3 +274,49 @@ def test_accounts_that_wait(tmp_path: Path, sqlite_database: Database) -> None:
     assert login(server, "alice", "wonderland").status == 200
     assert root.put(of("alice"), {"approved": False}).json["approved"] is False
     assert root.get(f"{V2}?approved=false").json["users"][0]["approved"] is False
+
+
+V1 = "/_synapse/admin/v1"
+
+
+def test_single_actions(server: TestServer, root: User) -> None:
+    alice = server.register("alice")
+    flag = f"{V1}/users/{alice.user_id}/admin"
+    assert (root.get(flag).json, root.put(flag, {"admin": True}).json, root.get(flag).json) == (
+        {"admin": False},
+        {},
+        {"admin": True},
+    )
+    assert root.put(flag, {"admin": False}).status == 200
+    assert root.put(f"{V1}/users/{root.user_id}/admin", {"admin": False}).status == 400
+    reset = f"{V1}/reset_password/{alice.user_id}"
+    assert root.post(reset, {"new_password": "new", "logout_devices": False}).status == 200
+    assert alice.get(WHOAMI).status == 200
+    assert root.post(reset, {"new_password": "newer"}).status == 200
+    assert alice.get(WHOAMI).status == 401
+    assert login(server, "alice", "newer").status == 200
+    assert root.post(reset, {}).status == 400
+    seen = root.get(f"{V1}/whois/{alice.user_id}").json
+    assert seen["user_id"] == alice.user_id
+    assert root.get(f"{V1}/username_available?username=bob").json == {"available": True}
+    assert root.get(f"{V1}/username_available?username=alice").errcode == "M_USER_IN_USE"
+    assert root.get(f"{V1}/username_available?username=a%20b").errcode == "M_INVALID_USERNAME"
+    closed = root.post(f"{V1}/deactivate/{alice.user_id}", {"erase": True})
+    assert closed.json == {"id_server_unbind_result": "success"}
+    details = root.get(of("alice")).json
+    assert (details["deactivated"], details["erased"], details["displayname"]) == (True, True, None)
+    assert ("deactivated", root.user_id) in records(root, "alice")
+
+
+def test_single_actions_are_for_others_and_for_who_is_there(server: TestServer, root: User) -> None:
+    bob = server.register("bob")
+    assert server.client.request("POST", f"{V1}/deactivate/{bob.user_id}", token=root.token).status == 200
+    assert root.post(f"{V1}/deactivate/{root.user_id}", {}).status == 400
+    for user_id, status in (("@nobody:example.org", 404), ("@a:elsewhere.org", 400)):
+        assert root.post(f"{V1}/deactivate/{user_id}", {}).status == status
+        assert root.post(f"{V1}/reset_password/{user_id}", {"new_password": "x"}).status == status
+        assert root.get(f"{V1}/users/{user_id}/admin").status == status
+        assert root.put(f"{V1}/users/{user_id}/admin", {"admin": True}).status == status
+    assert root.get(f"{V2}/{quote('@nobody:example.org')}").status == 404
+    carol = server.register("carol")
+    assert carol.get(f"{V1}/users/{carol.user_id}/admin").errcode == "M_FORBIDDEN"
