@@ -1,6 +1,6 @@
 """Sending events: messages, state, redactions; each request at most once.
 
-What a shadow-banned user sends goes nowhere, and the answer is as if it went; only whether they are in a room themselves is theirs.
+What a shadow-banned user sends goes nowhere, and the answer is as if it went; they may leave.
 
 spec: client-server-api#sending-events-to-a-room
 """
@@ -153,8 +153,10 @@ class RoomSending:
         `sent`, which names the request, AlreadySent."""
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
-        if caller.is_shadow_banned and (type, state_key) != ("m.room.member", caller.user_id):
-            return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
+        if caller.is_shadow_banned:
+            if (type, state_key, content.get("membership")) != ("m.room.member", caller.user_id, "leave"):
+                return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
+            content = {"membership": "leave"}  # without words
         if type == "m.room.member":
             content = await self._memberships.check_member_state(caller, room_id, state_key, content)
             if self._memberships.needs_another_server(state_key, content):

@@ -68,11 +68,14 @@ def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User
     ok(mallory.post(f"{V3}/join/{room_id}", {"reason": "buy this"}))
     ok(mallory.put(f"{V3}/profile/{mallory.user_id}/displayname", {"displayname": "Buy This"}))
     assert ok(mallory.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "Buy This"}
+    own = {"membership": "join", "displayname": "Buy this"}
+    ok(put_state(mallory, room_id, "m.room.member", own, mallory.user_id))
     seen = str(alice.get(f"{V3}/sync").json).lower()
     assert "buy this" not in seen
     assert alice.get(f"{V3}/sync").json["rooms"].get("invite", {}) == {}
-    ok(mallory.post(f"{room_path(room_id)}/leave", {"reason": "buy this"}))
+    ok(put_state(mallory, room_id, "m.room.member", {"membership": "leave", "reason": "buy this"}, mallory.user_id))
     assert members(alice, room_id)[mallory.user_id] == "leave"
+    assert "buy this" not in str(alice.get(f"{V3}/sync").json).lower()
 
 
 def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:
