@@ -212,6 +212,19 @@ def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -
     assert FAILED in come_back(provider, server, sub="x" * 600).words
 
 
+def test_what_is_strange_about_a_sign_in(tmp_path: Path, postgres_database: Database, provider: OpenIDProvider) -> None:
+    server = TestServer(tmp_path, postgres_database, CONFIG + TEMPLATES, web=provider)
+    for strange in (
+        {"sid": "".join(chr(ord("a") + at % 23) for at in range(5000))},
+        {"sid": "a\0"},
+        {"sid": ["a"]},
+        {"auth_time": float("-inf")},
+        {"auth_time": float("nan")},
+        {"auth_time": True},
+    ):
+        assert sign_in(server, provider, Browser(server), **strange).user_id == "@alice:example.org"
+
+
 def test_an_address_that_the_provider_does_not_vouch_for(server: TestServer, provider: OpenIDProvider) -> None:
     provider.change = lambda claims: claims.update(email_verified=False)
     alice = sign_in(server, provider, Browser(server))

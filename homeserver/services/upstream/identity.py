@@ -16,6 +16,8 @@ from homeserver.config.upstream import AttributeRequirement
 
 LONGEST_SUBJECT: Final = 512
 LONGEST_NAME: Final = 256
+LONGEST_SESSION: Final = 2000
+"""In bytes: it is found by an index."""
 MOST_ADDRESSES: Final = 10
 _ADDRESS: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,190}")
 _AGAIN: Final = "again"
@@ -187,6 +189,13 @@ def clean_name(text: object) -> str | None:
     if not isinstance(text, str):
         return None
     return " ".join(text.replace("\0", "").split())[:LONGEST_NAME] or None
+
+
+def clean_session(text: object) -> str | None:
+    """What a provider calls a sign-in, or None where it cannot be kept."""
+    if not isinstance(text, str) or not text or "\0" in text or len(text.encode(errors="replace")) > LONGEST_SESSION:
+        return None
+    return text
 
 
 def clean_addresses(texts: Iterable[object]) -> tuple[str, ...]:

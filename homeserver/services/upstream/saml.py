@@ -28,6 +28,7 @@ from homeserver.services.upstream.identity import (
     check_subject,
     clean_addresses,
     clean_name,
+    clean_session,
     fit_localpart,
     keep_again,
 )
@@ -137,7 +138,7 @@ class SAMLProvider:
             subject=check_subject(subject or ""),
             localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
             display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
-            session=None if assertion.session is None else name_session(assertion.session),
+            session=None if assertion.session is None else clean_session(name_session(assertion.session)),
             emails=clean_addresses((*attributes.get("email", ()), *attributes.get("mail", ()))),
         )
 

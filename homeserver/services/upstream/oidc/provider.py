@@ -26,6 +26,7 @@ from homeserver.services.upstream.identity import (
     UpstreamIdentity,
     check_again,
     check_requirements,
+    clean_session,
     keep_again,
 )
 from homeserver.services.upstream.oidc.claims import ClaimReader
@@ -36,6 +37,8 @@ from homeserver.services.upstream.web_documents import Documents
 CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
 SECRET_SECONDS: Final = 600
 """How long a client secret is good for that is made with a key."""
+LATEST: Final = 2**40
+"""A time, in seconds, that no clock will show."""
 _CANCELLED: Final = frozenset({"access_denied", "login_required", "consent_required", "interaction_required"})
 
 
@@ -127,10 +130,11 @@ class OIDC:
         tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
         claims = await self._claims(metadata, tokens, flow.kept["nonce"])
         check_requirements(self._config.attribute_requirements, claims)
-        session, proved = claims.get("sid"), claims.get("auth_time")
-        proved = proved if isinstance(proved, int | float) and not isinstance(proved, bool) else None
+        said = claims.get("auth_time")
+        # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
+        proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
         proved_ts = check_again(flow.kept, proved, self._clock.seconds())
-        identity = self._reader.read(claims, session if isinstance(session, str) else None)
+        identity = self._reader.read(claims, clean_session(claims.get("sid")))
         return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
     async def _redeem(self, metadata: Metadata, code: str, verifier: str | None) -> _Tokens:
