@@ -314,7 +314,7 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
         mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail)
+    accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None)
 
     async def whole() -> T:
         try:

@@ -25,6 +25,7 @@ from federation.rooms.candidates import Candidates
 from federation.rooms.remote_spaces import RemoteHierarchies
 from federation.wire import Wire
 from homeserver.assembly.accounts import AccountParts
+from homeserver.assembly.administration import administration_of_users
 from homeserver.assembly.calls import CallParts
 from homeserver.assembly.encryption import EncryptionParts
 from homeserver.assembly.exploring import ExploringParts
@@ -38,7 +39,7 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.oauth import OAuthParts
-from homeserver.assembly.people import PeopleParts
+from homeserver.assembly.people import PeopleParts, identity_bindings
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
@@ -264,7 +265,7 @@ def build(
     registry = registry or CollectorRegistry()
     limiter = RateLimiter(clock, rates_of(config.limits))
     mail = MailParts(config, clock, database, limiter, mail_thread, make_relay, random, registry)
-    accounts = AccountParts(config, clock, database, limiter, threads, random, mail)
+    accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
     people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
@@ -321,11 +322,13 @@ def build(
         config, clock, database, limiter, web, directory_threads, accounts, rooms, people, files, pages
     )
     services: Sequence[object] = (
+        administration_of_users(database, identity, accounts, rooms, people, upstream),
         *federation.edge.services,
         accounts.acting_services,
         accounts.application_passwords,
         accounts.audit,
         accounts.registration,
+        accounts.registration_tokens,
         accounts.renewals,
         accounts.sessions,
         accounts.shared_secret_registration,
@@ -387,6 +390,7 @@ def build(
         mail.languages,
         mail.validation,
         people.threepids,
+        identity_bindings(config, database, identity, web, people),
         *pages.services,
         *oauth.services,
         *upstream.services,

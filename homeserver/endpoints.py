@@ -23,6 +23,9 @@ from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import media_scans as admin_media_scans
 from homeserver.admin import pushers as admin_pushers
+from homeserver.admin import registration_tokens as admin_registration_tokens
+from homeserver.admin import user_actions as admin_user_actions
+from homeserver.admin import users as admin_users
 from homeserver.client import (
     account,
     account_data,
@@ -121,6 +124,9 @@ SOURCES: tuple[ModuleType, ...] = (
     admin_media,
     admin_media_scans,
     admin_pushers,
+    admin_registration_tokens,
+    admin_user_actions,
+    admin_users,
     account,
     account_data,
     account_moderation,

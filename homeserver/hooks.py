@@ -1,4 +1,4 @@
-"""What plug-ins of an institution may do: say whose a password is, refuse accounts and sign-ins, and look into files.
+"""What plug-ins of an institution may do: say whose a password is, refuse accounts and sign-ins, check riddles, look into files.
 
 A plug-in is a class that is named in `plugins` of the configuration; it is made with its `config` and has methods that are
 marked with `hookimpl` and called as in `Hooks`. A method may be `async`. What it raises is a fault: the request ends
@@ -64,6 +64,11 @@ class Hooks:
         another client, or of an identity provider), `jwt`, `browser` or `application_password` (made for one program)."""
 
     @hookspec
+    def check_captcha(self, solution: str, address: str) -> Awaitable[bool | None] | bool | None:
+        """Whether somebody who registers has solved the riddle; None: not known here, and `recaptcha_siteverify_api` is
+        asked. `address`: where they are."""
+
+    @hookspec
     def check_file(self, file: FileToCheck) -> Awaitable[str | None] | str | None:
         """What is harmful in a file, in a word or two for administrators; None: nothing. A content is asked about once, and
         again when `get_file_rules` says something else."""
@@ -88,6 +93,8 @@ class Plugins:
             raise ValueError(f"a plug-in does not fit: {error}") from error
         self.check_passwords = bool(self._manager.hook.check_password.get_hookimpls())
         """Whether any of them knows passwords."""
+        self.check_captchas = bool(self._manager.hook.check_captcha.get_hookimpls())
+        """Whether any of them knows riddles."""
         self.check_files = bool(self._manager.hook.check_file.get_hookimpls())
         """Whether any of them looks into files."""
 
@@ -104,6 +111,10 @@ class Plugins:
     async def check_sign_in(self, user_id: str, way: str, address: str) -> str | None:
         """The first objection."""
         return await _first(self._manager.hook.check_sign_in(user_id=user_id, way=way, address=address))
+
+    async def check_captcha(self, solution: str, address: str) -> bool | None:
+        """The first answer."""
+        return await _first(self._manager.hook.check_captcha(solution=solution, address=address))
 
     async def check_file(self, file: FileToCheck) -> str | None:
         """The first objection."""

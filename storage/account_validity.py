@@ -53,9 +53,28 @@ class AccountValidityStore:
 
     def set_end(self, txn: WriteTransaction, user_id: str, expires_ts: int, *, letter: bool = True) -> None:
         """Give an account a (new) end. `letter`: whether its owner is to be written to before it."""
-        sql = "UPDATE accounts SET expires_ts = ?, renewal_letter = ? WHERE user_id = ?"
+        sql = "UPDATE accounts SET expires_ts = ?, renewal_letter = ?, is_over = 0 WHERE user_id = ?"
         txn.execute(sql, (expires_ts, TO_WRITE if letter else UNWANTED, user_id))
         self._accounts.set_account_changed(txn, user_id)
+
+    def note_over(self, txn: WriteTransaction, now: int, limit: int) -> int:
+        """Note that up to `limit` accounts are past their day, and let everybody hear of it who remembers them; how many."""
+        sql = (
+            "SELECT user_id FROM accounts WHERE expires_ts IS NOT NULL AND is_over = 0 AND deactivated_ts IS NULL"
+            " AND expires_ts <= ? ORDER BY expires_ts LIMIT ?"
+        )
+        return self._set_over(txn, [row[0] for row in txn.query(sql, (now, limit))], is_over=True)
+
+    def forget_over(self, txn: WriteTransaction, limit: int) -> int:
+        """The contrary, for up to `limit` accounts, where ends no longer count; how many."""
+        sql = "SELECT user_id FROM accounts WHERE is_over = 1 ORDER BY user_id LIMIT ?"
+        return self._set_over(txn, [row[0] for row in txn.query(sql, (limit,))], is_over=False)
+
+    def _set_over(self, txn: WriteTransaction, user_ids: list[str], *, is_over: bool) -> int:
+        for user_id in user_ids:
+            txn.execute("UPDATE accounts SET is_over = ? WHERE user_id = ?", (int(is_over), user_id))
+            self._accounts.set_account_changed(txn, user_id)
+        return len(user_ids)
 
     def get_end(self, txn: Transaction, user_id: str) -> int | None:
         """The end of an account, if it has one."""

@@ -37,6 +37,8 @@ class AccountRow(msgspec.Struct, frozen=True):
     """What its owner wants to read then, as in `Accept-Language`."""
     expires_ts: int | None = None
     """Until when it is good, where accounts end."""
+    shadow_banned: bool = False
+    """Whether its events and invites go nowhere."""
 
 
 class AccountStore:
@@ -53,7 +55,8 @@ class AccountStore:
         """As `get_accounts`, in a transaction."""
         rows = txn.query_in(
             "SELECT user_id, password_hash, created_ts, is_guest, is_admin, deactivated_ts, erased, locked, suspended,"
-            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts FROM accounts WHERE user_id IN {keys}",
+            " user_type, appservice_id, awaiting_ts, awaiting_languages, expires_ts, shadow_banned"
+            " FROM accounts WHERE user_id IN {keys}",
             user_ids,
         )
         return {
@@ -72,6 +75,7 @@ class AccountStore:
                 awaiting_ts=row[11],
                 awaiting_languages=row[12],
                 expires_ts=row[13],
+                shadow_banned=bool(row[14]),
             )
             for row in rows
         }
@@ -115,6 +119,22 @@ class AccountStore:
             txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
         return bool(added)
 
+    def set_upgraded(self, txn: WriteTransaction, account: AccountRow) -> bool:
+        """Make a guest an account like others, with the password of this row, and waiting as it says; False where there is no such
+        guest (any more)."""
+        sql = (
+            "UPDATE accounts SET is_guest = 0, password_hash = ?, awaiting_ts = ?, awaiting_languages = ?"
+            " WHERE user_id = ? AND is_guest = 1 AND deactivated_ts IS NULL AND locked = 0"
+        )
+        values = (account.password_hash, account.awaiting_ts, account.awaiting_languages, account.user_id)
+        if not txn.execute(sql, values):
+            return False
+        position = txn.next_position()
+        txn.execute("UPDATE accounts SET position = ? WHERE user_id = ?", (position, account.user_id))
+        note_directory_changes(txn, [(account.user_id, position)])
+        txn.announce(Change(position, Topic.ACCOUNT, user_id=account.user_id))
+        return True
+
     def set_account_changed(self, txn: WriteTransaction, user_id: str) -> None:
         """Move the account's position and announce that what was remembered of it no longer holds."""
         position = txn.next_position()
@@ -138,13 +158,20 @@ class AccountStore:
         is_admin: bool | None = None,
         locked: bool | None = None,
         suspended: bool | None = None,
+        shadow_banned: bool | None = None,
     ) -> None:
         """Set those that are given, and announce it."""
+        flags = (is_admin, locked, suspended, shadow_banned)
         txn.execute(
             "UPDATE accounts SET is_admin = COALESCE(?, is_admin), locked = COALESCE(?, locked),"
-            " suspended = COALESCE(?, suspended) WHERE user_id = ?",
-            (*(None if flag is None else int(flag) for flag in (is_admin, locked, suspended)), user_id),
+            " suspended = COALESCE(?, suspended), shadow_banned = COALESCE(?, shadow_banned) WHERE user_id = ?",
+            (*(None if flag is None else int(flag) for flag in flags), user_id),
         )
+        self.set_account_changed(txn, user_id)
+
+    def set_user_type(self, txn: WriteTransaction, user_id: str, user_type: str | None) -> None:
+        """Set the kind of user, and announce it."""
+        txn.execute("UPDATE accounts SET user_type = ? WHERE user_id = ?", (user_type, user_id))
         self.set_account_changed(txn, user_id)
 
     def set_awaiting(self, txn: WriteTransaction, user_id: str, awaiting_ts: int | None) -> bool:

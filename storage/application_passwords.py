@@ -83,6 +83,24 @@ class ApplicationPasswordStore:
         )
         return bool(txn.execute(sql, values))
 
+    async def is_program(self, user_id: str, device_id: str) -> bool:
+        """Whether the session of a device was begun with one."""
+
+        def read(txn: Transaction) -> bool:
+            sql = "SELECT 1 FROM application_sessions WHERE user_id = ? AND device_id = ?"
+            return txn.query_one(sql, (user_id, device_id)) is not None
+
+        return await self._database.read_quickly("is_program", read)
+
+    def is_other_device(self, txn: Transaction, user_id: str, device_id: str, password_id: str) -> bool:
+        """Whether a device is there that this one has not let in."""
+        sql = (
+            "SELECT 1 FROM devices AS d WHERE d.user_id = ? AND d.device_id = ? AND NOT EXISTS"
+            " (SELECT 1 FROM application_sessions AS s WHERE s.user_id = d.user_id AND s.device_id = d.device_id"
+            " AND s.password_id = ?)"
+        )
+        return txn.query_one(sql, (user_id, device_id, password_id)) is not None
+
     def set_used(self, txn: WriteTransaction, user_id: str, device_id: str, password_id: str, now: int) -> bool:
         """A session was begun with it; False where it has ended in the meantime."""
         sql = "UPDATE application_passwords SET used_ts = ? WHERE password_id = ? AND user_id = ?"

@@ -19,15 +19,18 @@ class AuditRecord(msgspec.Struct, frozen=True):
     event: str
     address: str | None = None
     device_id: str | None = None
+    by_user: str | None = None
+    """The administrator who did it; None: its owner, or the server by itself."""
 
 
 def note_events(txn: WriteTransaction, records: Sequence[AuditRecord]) -> None:
     """Keep records, in the write that does what they tell of."""
     first = txn.allocate("audit", len(records))
     txn.execute_many(
-        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT INTO audit_records (record_nid, user_id, ts, event, address, device_id, by_user)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
         [
-            (first + place, record.user_id, record.ts, record.event, record.address, record.device_id)
+            (first + place, record.user_id, record.ts, record.event, record.address, record.device_id, record.by_user)
             for place, record in enumerate(records)
         ],
     )
@@ -61,7 +64,7 @@ class AuditStore:
 
         def read(txn: Transaction) -> list[AuditRecord]:
             rows = txn.query(
-                "SELECT user_id, ts, event, address, device_id FROM audit_records WHERE user_id = ?"
+                "SELECT user_id, ts, event, address, device_id, by_user FROM audit_records WHERE user_id = ?"
                 " ORDER BY ts DESC, record_nid DESC LIMIT ?",
                 (user_id, limit),
             )

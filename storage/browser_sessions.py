@@ -1,6 +1,8 @@
 """Browsers in which somebody is signed in to the server's own pages. Kept as hashes of their cookies; what has grown old
 is swept."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from storage.database import Database
@@ -63,6 +65,12 @@ class BrowserSessionStore:
     def remove_browser_session(self, txn: WriteTransaction, token_hash: bytes) -> bool:
         """End one; False where there is none."""
         return bool(txn.execute("DELETE FROM browser_sessions WHERE token_hash = ?", (token_hash,)))
+
+    def get_users_by_session(self, txn: Transaction, beginnings: Sequence[str]) -> set[str]:
+        """Who came by a sign-in whose name (`session` of their `origin`) begins so; a beginning has letters, digits and dots."""
+        any_of = " OR ".join("origin LIKE ?" for _ in beginnings)
+        sql = f"SELECT user_id FROM browser_sessions WHERE {any_of}"
+        return {row[0] for row in txn.query(sql, tuple(f'%"session":"{beginning}%' for beginning in beginnings))}
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End all of a user's."""

@@ -3,7 +3,8 @@
 Laws:
 - Setting and removing pushers takes a position (`Topic.PUSHER`), one a user is kept: so other nodes hear whose changed.
 - How a pusher stands is written in batches, takes no position, and may be a minute old; a failure is written at once.
-- A locked account is told nothing: for who pushes (`get_users`, `get_active`, `get_failing`, `get_due`) it has no pushers.
+- An account that is locked, or past its day, is told nothing: for who pushes (`get_users`, `get_active`, `get_failing`,
+  `get_due`) it has no pushers.
 - A push writes no row: up to the position of the lease (`leases.py`), or of the pusher where it fails, all is done.
 """
 
@@ -82,7 +83,10 @@ _COLUMNS = (
 )
 
 
-_ACTIVE = "enabled = 1 AND NOT EXISTS (SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND a.locked = 1)"
+_ACTIVE = (
+    "enabled = 1 AND NOT EXISTS"
+    " (SELECT 1 FROM accounts AS a WHERE a.user_id = pushers.user_id AND (a.locked = 1 OR a.is_over = 1))"
+)
 
 
 class PusherStore:

@@ -22,6 +22,9 @@ class RegistrationTokenRow(msgspec.Struct, frozen=True):
     expires_ts: int | None = None
 
 
+_COLUMNS = "token, uses_allowed, pending, completed, expires_ts"
+
+
 class RegistrationTokenStore:
     """The table of registration tokens."""
 
@@ -31,14 +34,30 @@ class RegistrationTokenStore:
     async def get_registration_token(self, token: str) -> RegistrationTokenRow | None:
         """One token, valid or not."""
 
-        def read(txn: Transaction) -> RegistrationTokenRow | None:
-            row = txn.query_one(
-                "SELECT token, uses_allowed, pending, completed, expires_ts FROM registration_tokens WHERE token = ?",
-                (token,),
-            )
-            return None if row is None else RegistrationTokenRow(*row)
+        return await self._database.read_quickly("get_registration_token", self.get_registration_token_in, token)
 
-        return await self._database.read_quickly("get_registration_token", read)
+    def get_registration_token_in(self, txn: Transaction, token: str) -> RegistrationTokenRow | None:
+        """As `get_registration_token`, in a transaction."""
+        row = txn.query_one(f"SELECT {_COLUMNS} FROM registration_tokens WHERE token = ?", (token,))
+        return None if row is None else RegistrationTokenRow(*row)
+
+    async def get_registration_tokens(self, limit: int) -> list[RegistrationTokenRow]:
+        """Up to `limit` tokens, by their texts."""
+
+        def read(txn: Transaction) -> list[RegistrationTokenRow]:
+            sql = f"SELECT {_COLUMNS} FROM registration_tokens ORDER BY token LIMIT ?"
+            return [RegistrationTokenRow(*row) for row in txn.query(sql, (limit,))]
+
+        return await self._database.read("get_registration_tokens", read)
+
+    def set_limits(self, txn: WriteTransaction, token: str, uses_allowed: int | None, expires_ts: int | None) -> None:
+        """For how many accounts it is good, and how long."""
+        sql = "UPDATE registration_tokens SET uses_allowed = ?, expires_ts = ? WHERE token = ?"
+        txn.execute(sql, (uses_allowed, expires_ts, token))
+
+    def remove_registration_token(self, txn: WriteTransaction, token: str) -> bool:
+        """Take one away; False where there is none. Who has shown it already may still make their account."""
+        return bool(txn.execute("DELETE FROM registration_tokens WHERE token = ?", (token,)))
 
     def add_registration_token(self, txn: WriteTransaction, row: RegistrationTokenRow) -> bool:
         """Make one; False where the token exists."""

@@ -64,15 +64,15 @@ class ThreepidStore:
 
     async def get_threepids(self, user_ids: Iterable[str]) -> dict[str, list[ThreepidRow]]:
         """The addresses of these users, in one query, by when they were added; a user without any is absent."""
+        return await self._database.read("get_threepids", self.get_threepids_in, tuple(user_ids))
 
-        def read(txn: Transaction, keys: tuple[str, ...]) -> dict[str, list[ThreepidRow]]:
-            sql = f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}} ORDER BY added_ts, address"
-            found: dict[str, list[ThreepidRow]] = {}
-            for row in txn.query_in(sql, keys):
-                found.setdefault(row[2], []).append(ThreepidRow(*row))
-            return found
-
-        return await self._database.read("get_threepids", read, tuple(user_ids))
+    def get_threepids_in(self, txn: Transaction, user_ids: Iterable[str]) -> dict[str, list[ThreepidRow]]:
+        """As `get_threepids`, in a transaction."""
+        sql = f"SELECT {_THREEPID} FROM threepids WHERE user_id IN {{keys}} ORDER BY added_ts, address"
+        found: dict[str, list[ThreepidRow]] = {}
+        for row in txn.query_in(sql, user_ids):
+            found.setdefault(row[2], []).append(ThreepidRow(*row))
+        return found
 
     def add_threepid(self, txn: WriteTransaction, row: ThreepidRow) -> bool:
         """Give an account an address; False where it is another's. One's own is left as it is."""

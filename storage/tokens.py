@@ -7,7 +7,7 @@ token ends the old pair: the old refresh token goes, the old access token expire
 spec: client-server-api#refreshing-access-tokens
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -33,6 +33,12 @@ class AccessTokenRow(msgspec.Struct, frozen=True):
     """Until when the account is good, in milliseconds since 1970."""
     oauth_client: str | None = None
     """The program that signed in by the OAuth 2.0 API, where the session is of that kind."""
+    user_type: str | None = None
+    of_service: bool = False
+    """Whether the account is an application service's."""
+    agreed: int = 0
+    """To how many of the documents that were asked about its owner has agreed."""
+    shadow_banned: bool = False
 
 
 class RefreshTokenRow(msgspec.Struct, frozen=True):
@@ -52,18 +58,27 @@ class TokenStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get_access_token(self, token_hash: bytes) -> AccessTokenRow | None:
-        """The token and its account, in one query."""
-        return await self._database.read_quickly("get_access_token", self.get_access_token_in, token_hash)
+    async def get_access_token(
+        self, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
+    ) -> AccessTokenRow | None:
+        """The token and its account, in one query. `policies`: documents, each with its version, for `agreed`."""
+        return await self._database.read_quickly("get_access_token", self.get_access_token_in, token_hash, policies)
 
-    def get_access_token_in(self, txn: Transaction, token_hash: bytes) -> AccessTokenRow | None:
+    def get_access_token_in(
+        self, txn: Transaction, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
+    ) -> AccessTokenRow | None:
         """As `get_access_token`, in a transaction."""
+        any_of = " OR ".join("(c.policy_id = ? AND c.version = ?)" for _ in policies)
+        agreed = (
+            f"SELECT COUNT(*) FROM policy_consents c WHERE c.user_id = t.user_id AND ({any_of})" if policies else "0"
+        )
         row = txn.query_one(
             "SELECT t.token_nid, t.user_id, t.device_id, t.expires_ts, t.refresh_nid, t.first_used, a.is_guest,"
-            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id"
+            " a.is_admin, a.deactivated_ts, a.locked, a.suspended, a.expires_ts, o.client_id, a.user_type,"
+            f" a.appservice_id, ({agreed}), a.shadow_banned"
             " FROM access_tokens t JOIN accounts a ON a.user_id = t.user_id"
             " LEFT JOIN oauth_sessions o ON o.user_id = t.user_id AND o.device_id = t.device_id WHERE t.token_hash = ?",
-            (token_hash,),
+            (*(text for policy in policies for text in policy), token_hash),
         )
         if row is None:
             return None
@@ -81,6 +96,10 @@ class TokenStore:
             suspended=bool(row[10]),
             account_expires_ts=row[11],
             oauth_client=row[12],
+            user_type=row[13],
+            of_service=row[14] is not None,
+            agreed=int(row[15]),
+            shadow_banned=bool(row[16]),
         )
 
     def get_refresh_token(self, txn: Transaction, token_hash: bytes) -> RefreshTokenRow | None:

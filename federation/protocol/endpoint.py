@@ -115,6 +115,8 @@ class Requester(msgspec.Struct, frozen=True):
     appservice_id: str | None = None
     is_locked: bool = False
     is_suspended: bool = False
+    is_shadow_banned: bool = False
+    """What they send to others goes nowhere, and they are answered as if it went."""
     consent: tuple[str, str] | None = None
     """What the caller is to be told who has not agreed to terms, and may not write before they have, and the page where they
     agree."""

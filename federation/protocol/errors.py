@@ -49,6 +49,14 @@ class UserSuspended(MatrixError):
     errcode, status, default_text = "M_USER_SUSPENDED", 403, "This account is suspended and may only read"
 
 
+class CaptchaNeeded(MatrixError):
+    errcode, status, default_text = "M_CAPTCHA_NEEDED", 400, "Solve the captcha first"
+
+
+class CaptchaInvalid(MatrixError):
+    errcode, status, default_text = "M_CAPTCHA_INVALID", 400, "The captcha was not solved; try it again"
+
+
 class ConsentNotGiven(MatrixError):
     """Fields: `consent_uri: str`, the page where the user agrees.
 

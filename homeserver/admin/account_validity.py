@@ -2,7 +2,7 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
 from homeserver.services.accounts import Accounts
 from homeserver.services.renewals import Renewals
@@ -17,9 +17,13 @@ class Validity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @endpoint("POST", "/_synapse/admin/v1/account_validity/validity", auth=Auth.ADMIN)
-async def post_account_validity(renewals: Renewals, accounts: Accounts, *, body: Validity) -> dict[str, object]:
+async def post_account_validity(
+    renewals: Renewals, accounts: Accounts, caller: Requester, *, body: Validity
+) -> dict[str, object]:
     """Set until when an account is good, and whether its owner is written to before. Raises `NotFound`, `Forbidden` where
     accounts do not end, `InvalidParam`."""
     account = await accounts.get_account(UserID(body.user_id.replace("\0", "")))
-    end = await renewals.do_set_end(UserID(account.user_id), body.expiration_ts, letter=body.enable_renewal_emails)
+    end = await renewals.do_set_end(
+        UserID(account.user_id), body.expiration_ts, letter=body.enable_renewal_emails, by=caller.user_id
+    )
     return {"expiration_ts": end}

@@ -1,6 +1,6 @@
 """Passwords that people made for programs, for administrators: whose there are, and their end."""
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.application_passwords import ApplicationPasswords
@@ -26,7 +26,9 @@ async def get_application_passwords(passwords: ApplicationPasswords, *, user_id:
 
 
 @endpoint("DELETE", PATH + "/{password_id}", auth=Auth.ADMIN)
-async def delete_application_password(passwords: ApplicationPasswords, *, user_id: UserID, password_id: str) -> Empty:
+async def delete_application_password(
+    passwords: ApplicationPasswords, caller: Requester, *, user_id: UserID, password_id: str
+) -> Empty:
     """End one, with the sessions that were begun with it. Raises `NotFound`."""
-    await passwords.do_end(user_id, password_id)
+    await passwords.do_end(user_id, password_id, by=caller.user_id)
     return EMPTY

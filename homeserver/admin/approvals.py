@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.services.approvals import Approvals
@@ -30,10 +30,10 @@ async def get_waiting(approvals: Approvals, *, limit: int = 100) -> dict[str, ob
 
 
 @endpoint("PUT", "/_mahalla/admin/v1/users/{user_id}/approval", auth=Auth.ADMIN)
-async def put_approval(approvals: Approvals, *, user_id: UserID, body: Approval) -> Approval:
+async def put_approval(approvals: Approvals, caller: Requester, *, user_id: UserID, body: Approval) -> Approval:
     """Approve an account, or let it wait again."""
     if body.approved:
-        await approvals.do_approve(user_id)
+        await approvals.do_approve(user_id, by=caller.user_id)
     else:
-        await approvals.do_withdraw(user_id)
+        await approvals.do_withdraw(user_id, by=caller.user_id)
     return body

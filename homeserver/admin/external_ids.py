@@ -5,7 +5,7 @@ The two paths under `/_synapse` are Synapse's.
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty
@@ -51,14 +51,16 @@ async def get_external_ids(links: UpstreamLinks, *, user_id: UserID) -> dict[str
 
 
 @endpoint("PUT", PATH + "/{provider}", auth=Auth.ADMIN)
-async def put_external_id(links: UpstreamLinks, *, user_id: UserID, provider: str, body: Link) -> Empty:
+async def put_external_id(
+    links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str, body: Link
+) -> Empty:
     """Link an account to somebody of a provider. Raises `NotFound`, `InvalidParam`, `LinkTaken`."""
-    await links.do_set(user_id, provider, body.external_id)
+    await links.do_set(user_id, provider, body.external_id, by=caller.user_id)
     return EMPTY
 
 
 @endpoint("DELETE", PATH + "/{provider}", auth=Auth.ADMIN)
-async def delete_external_id(links: UpstreamLinks, *, user_id: UserID, provider: str) -> Empty:
+async def delete_external_id(links: UpstreamLinks, caller: Requester, *, user_id: UserID, provider: str) -> Empty:
     """Take a link away. Raises `NotFound`."""
-    await links.do_remove(user_id, provider)
+    await links.do_remove(user_id, provider, by=caller.user_id)
     return EMPTY

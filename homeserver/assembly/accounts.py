@@ -17,13 +17,16 @@ from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.application_services import ActingServices, ApplicationServices
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Audit
+from homeserver.services.captcha import Captcha
 from homeserver.services.cross_signing_resets import STAGES, CrossSigningResets, OAuthStage
 from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
 from homeserver.services.policies import policies_of
+from homeserver.services.pushers.gateways import Web
 from homeserver.services.registration import Registration, RegistrationRules
+from homeserver.services.registration_tokens import RegistrationTokens
 from homeserver.services.renewals import Renewals
 from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
@@ -31,6 +34,7 @@ from homeserver.services.shared_secret_registration import SharedSecretRegistrat
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import (
+    CaptchaStage,
     DummyStage,
     EmailStage,
     PasswordStage,
@@ -74,7 +78,10 @@ class AccountParts:
         threads: Threads,
         random: RandomBytes,
         mail: MailParts,
+        web: Web | None,
     ) -> None:
+        """`web` leads to whoever makes the riddles that people solve before they register; None for commands, where nobody
+        registers so. Raises `ValueError` where nobody would check solutions."""
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
@@ -135,7 +142,6 @@ class AccountParts:
             ],
             kept_by_session=[self.oauth_store, program_store, self.confirmation_store],
             upstream=self.upstream_sessions,
-            validity=self.validity,
         )
         self.renewals = Renewals(
             clock,
@@ -193,10 +199,12 @@ class AccountParts:
             approvals=self.approvals,
             validity=self.validity,
         )
+        self.captcha = None if web is None else _captcha(config, web, self.plugins)
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
+            *([] if self.captcha is None else [CaptchaStage(self.captcha)]),
             EmailStage(mail.validation),
             *(OAuthStage(name, _reset_page(config)) for name in STAGES),
             SSOStage(),
@@ -215,6 +223,7 @@ class AccountParts:
             mail.threepids,
             self.passwords,
             self.sessions,
+            self.sign_in,
             self.uia,
             limiter,
             server_name=server_name,
@@ -224,6 +233,7 @@ class AccountParts:
             consents=self.policy_consents,
             approvals=self.approvals,
         )
+        self.registration_tokens = RegistrationTokens(clock, self.secret_text, database, registration_tokens)
         self.acting_services = ActingServices(
             self.application_services,
             self.store,
@@ -274,6 +284,19 @@ def _lifetimes(config: Config) -> Lifetimes:
     )
 
 
+def _captcha(config: Config, web: Web, plugins: Plugins) -> Captcha | None:
+    captcha = config.captcha
+    if not captcha.enable_registration_captcha:
+        return None
+    return Captcha(
+        web,
+        plugins,
+        verify_url=captcha.recaptcha_siteverify_api,
+        site_key=str(captcha.recaptcha_public_key),
+        secret=captcha.recaptcha_private_key,
+    )
+
+
 def _rules(config: Config) -> RegistrationRules:
     registration = config.registration
     email: Literal["none", "optional", "required"] = "none"
@@ -283,6 +306,7 @@ def _rules(config: Config) -> RegistrationRules:
         enabled=registration.enable_registration,
         without_verification=registration.enable_registration_without_verification,
         requires_token=registration.registration_requires_token,
+        captcha=config.captcha.enable_registration_captcha,
         email=email,
         terms=bool(config.pages.user_consent.policies) and config.pages.user_consent.require_at_registration,
         needs_approval=registration.registration_requires_approval,

@@ -21,9 +21,11 @@ from homeserver.services.deactivation import Deactivation
 from homeserver.services.devices import Devices
 from homeserver.services.filters import Filters
 from homeserver.services.first_rooms import FirstRooms
+from homeserver.services.identity_bindings import IdentityBindings
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push_rules import PushRules
+from homeserver.services.pushers.gateways import Web
 from homeserver.services.threepids import Threepids
 from homeserver.services.upstream.accounts import UpstreamProofs
 from storage.account_data import AccountDataStore
@@ -31,6 +33,7 @@ from storage.database import Database
 from storage.delayed_events import DelayedEventStore
 from storage.external_ids import ExternalIdStore
 from storage.filters import FilterStore
+from storage.identity_bindings import IdentityBindingStore
 from storage.key_backups import KeyBackupStore
 from storage.openid_tokens import OpenIDTokenStore
 from storage.push_outcomes import PushOutcomeStore
@@ -117,6 +120,7 @@ class PeopleParts:
             accounts.sign_in,
             accounts.sessions,
             limiter,
+            accounts.application_passwords,
             from_sessions=config.sessions.login_via_existing_session.enabled,
             confirmed=config.sessions.login_via_existing_session.require_ui_auth,
             lifetime_ms=config.sessions.login_via_existing_session.token_timeout,
@@ -139,6 +143,7 @@ class PeopleParts:
         return (
             Job("carry_profiles", self._propagation.do_resume, 60.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
+            Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
         )
 
@@ -153,3 +158,12 @@ class PeopleParts:
         Deferred.fromCoroutine(self.deactivation.do_resume_departures()).addErrback(
             lambda failure: self.log.failure("closed accounts could not leave their rooms", failure)
         )
+
+
+def identity_bindings(
+    config: Config, database: Database, identity: ServerIdentity, web: Web, people: PeopleParts
+) -> IdentityBindings:
+    """Addresses of people at an identity server. `web` leads to it."""
+    bindings = IdentityBindings(web, IdentityBindingStore(database), identity, config.name.default_identity_server)
+    people.deactivation.unbind_with(bindings)
+    return bindings

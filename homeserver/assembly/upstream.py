@@ -32,7 +32,9 @@ from homeserver.services.upstream.links import UpstreamLinks
 from homeserver.services.upstream.oidc.provider import OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.pictures import UpstreamPictures
+from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
 from homeserver.services.upstream.saml import SAMLProvider, SAMLSignIn, ServiceProvider
+from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.services.upstream.saml_metadata import SAMLMetadata
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.services.upstream.web_documents import Documents
@@ -91,8 +93,8 @@ class UpstreamParts:
             OIDC(clock, documents, accounts.secret_text.browser_token, provider, base_url)
             for provider in upstream.oidc_providers
         )
-        cas = CASProvider(documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
-        saml = None
+        cas = CASProvider(clock, documents, upstream.cas_config, base_url) if upstream.cas_config.enabled else None
+        saml, library, metadata = None, None, None
         self._saml_jobs: Sequence[Job] = ()
         if upstream.saml2_config.is_used:
             library = _load_saml(config, base_url)
@@ -118,8 +120,10 @@ class UpstreamParts:
             accounts.store,
             people.login_tokens,
             accounts.uia,
+            pages.consents,
             known_clients=upstream.sso.client_whitelist,
             update_profiles=upstream.sso.update_profile_information,
+            client_path=SSO_PATH,
         )
         self.sign_out = UpstreamSignOut(database, accounts.upstream_sessions, self._links, accounts.sessions, oidc)
         self.jwt_sign_in = JWTSignIn(
@@ -148,6 +152,9 @@ class UpstreamParts:
             pages.sessions,
             own_pages=SSO_PATH if on_own_pages else "",
         )
+        self.links = UpstreamLinks(
+            clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
+        )
         self.services: Sequence[object] = (
             self.sign_in,
             offered,
@@ -157,9 +164,18 @@ class UpstreamParts:
             self.sign_out,
             self.jwt_sign_in,
             SAMLSignIn(saml),
-            UpstreamLinks(
-                clock, database, self._links, people.accounts, (*upstream.browser_ids, *upstream.directory_ids)
+            SAMLLogout(
+                SAML_ID,
+                threads,
+                database,
+                library,
+                metadata,
+                flow_store,
+                accounts.upstream_sessions,
+                accounts.browser_store,
+                accounts.sessions,
             ),
+            self.links,
             Askable(oidc, cas),
             upstream_pages,
             SSOPage(

@@ -27,7 +27,7 @@ from homeserver.web.authorize import ConsentPage
 from homeserver.web.forms import Forms
 from homeserver.web.landing import LandingPage
 from homeserver.web.link import LinkPage
-from homeserver.web.pages import Pages
+from homeserver.web.pages import Pages, Widget
 from homeserver.web.register import RegisterPage
 from homeserver.web.reset_password import ResetPasswordPage
 from homeserver.web.sign_in import SignInPage
@@ -100,6 +100,11 @@ class WebParts:
             accounts.application_passwords,
             accounts.validity,
         )
+        captcha = None
+        if accounts.captcha is not None:
+            captcha = Widget(
+                config.captcha.recaptcha_script, accounts.captcha.site_key, config.captcha.recaptcha_sources
+            )
         landing = LandingPage(
             self.pages,
             mail.languages,
@@ -121,6 +126,7 @@ class WebParts:
                 mail.validation,
                 accounts.secret_text,
                 accounts.policies,
+                captcha,
                 base_url=base_url,
             ),
             accounts.approvals,
@@ -137,7 +143,7 @@ class WebParts:
                 self.consents,
                 accounts.registration,
             ),
-            AuthFallbackPages(self.pages, self.forms, accounts.uia, mail.validation, accounts.secret_text),
+            AuthFallbackPages(self.pages, self.forms, accounts.uia, mail.validation, accounts.secret_text, captcha),
             AccountPage(
                 self.pages,
                 self.forms,

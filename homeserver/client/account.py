@@ -63,6 +63,6 @@ async def post_password(
 async def post_deactivate(
     accounts: Accounts, caller: Requester, context: RequestContext, *, body: Deactivate
 ) -> dict[str, object]:
-    """End the account. No identifiers are bound with identity servers, so none are left bound: `success`."""
-    await accounts.do_deactivate_self(caller, body.auth, context.client_ip, erase=body.erase)
-    return {"id_server_unbind_result": "success"}
+    """End the account, and unbind its addresses at the identity server where this server had bound them."""
+    unbound = await accounts.do_deactivate_self(caller, body.auth, context.client_ip, erase=body.erase)
+    return {"id_server_unbind_result": unbound}

@@ -46,7 +46,13 @@ async def put_suspend(moderation: AccountModeration, caller: Requester, *, user_
     return body
 
 
-@endpoint("GET", "/_matrix/client/v3/admin/whois/{user_id}", "/_matrix/client/r0/admin/whois/{user_id}", auth=Auth.USER)
+@endpoint(
+    "GET",
+    "/_matrix/client/v3/admin/whois/{user_id}",
+    "/_matrix/client/r0/admin/whois/{user_id}",
+    "/_synapse/admin/v1/whois/{user_id}",
+    auth=Auth.USER,
+)
 async def get_whois(moderation: AccountModeration, caller: Requester, *, user_id: UserID) -> dict[str, object]:
     """Whence somebody was last signed in: for themselves, and for administrators."""
     devices = await moderation.get_sightings(caller, user_id)

@@ -28,5 +28,6 @@ async def get_presence(presence: Presence, caller: Requester, *, user_id: UserID
 @endpoint("PUT", *_PATHS, auth=Auth.USER, limit=Limit.PRESENCE, max_body=16 * 1024, before_consent=True)
 async def set_presence(presence: Presence, caller: Requester, *, user_id: UserID, body: PresenceBody) -> Empty:
     """Say how one is there."""
-    await presence.do_set(caller, user_id, body.presence, body.status_msg)
+    status = None if caller.is_shadow_banned else body.status_msg
+    await presence.do_set(caller, user_id, body.presence, status)
     return EMPTY

@@ -82,5 +82,6 @@ async def set_typing(
     snapshot = await reading.check_joined(caller.user_id, room_id)
     presence.note_active(caller)
     timeout = DEFAULT_TIMEOUT_MS if body.timeout is None else body.timeout
-    typing.put(snapshot.room.room_nid, user_id, timeout if body.typing else None)
+    if not caller.is_shadow_banned:
+        typing.put(snapshot.room.room_nid, user_id, timeout if body.typing else None)
     return EMPTY

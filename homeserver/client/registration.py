@@ -35,6 +35,7 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
     initial_device_display_name: str | None = None
     inhibit_login: bool = False
     refresh_token: bool = False
+    guest_access_token: str | None = None
 
 
 @endpoint(
@@ -66,6 +67,7 @@ async def post_register(
             inhibit_login=body.inhibit_login,
             refreshable=body.refresh_token,
             languages=context.languages,
+            guest_token=body.guest_access_token,
         )
         if body.type == LOGIN_TYPE:
             registered = await acting.do_register(context.header("authorization"), wish)

@@ -1,4 +1,4 @@
-"""E-mail addresses of people. This server asks no identity server, and takes no telephone numbers.
+"""E-mail addresses of people, and what an identity server knows of them. This server takes no telephone numbers.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -7,10 +7,11 @@ from typing import Annotated
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
 from federation.protocol.errors import ServerNotTrusted, ThreepidMediumNotSupported
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.email_validation import ADD, PASSWORD_RESET, REGISTER, EmailValidation
+from homeserver.services.identity_bindings import IdentityBindings
 from homeserver.services.languages import Languages
 from homeserver.services.threepids import Threepids
 
@@ -28,6 +29,19 @@ class AddThreepid(msgspec.Struct, frozen=True, kw_only=True):
     sid: str
     client_secret: str
     auth: dict[str, object] | None = None
+
+
+class BindThreepid(msgspec.Struct, frozen=True, kw_only=True):
+    sid: str
+    client_secret: str
+    id_server: str
+    id_access_token: str
+
+
+class UnbindThreepid(msgspec.Struct, frozen=True, kw_only=True):
+    medium: str
+    address: str
+    id_server: str | None = None
 
 
 class RemoveThreepid(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,10 +81,12 @@ async def post_threepid_add(
     auth=Auth.USER,
     before_consent=True,
 )
-async def post_threepid_delete(threepids: Threepids, caller: Requester, *, body: RemoveThreepid) -> dict[str, object]:
-    """Remove an address. No identity server knows it from us."""
+async def post_threepid_delete(
+    threepids: Threepids, bindings: IdentityBindings, caller: Requester, *, body: RemoveThreepid
+) -> dict[str, object]:
+    """Remove an address, and unbind it at the identity server where this server had bound it."""
     await threepids.do_remove(caller.user_id, body.medium, body.address)
-    return {"id_server_unbind_result": "no-support"}
+    return {"id_server_unbind_result": await bindings.try_unbind(caller.user_id, body.medium, body.address)}
 
 
 @endpoint(
@@ -80,22 +96,32 @@ async def post_threepid_delete(threepids: Threepids, caller: Requester, *, body:
     auth=Auth.USER,
     before_consent=True,
 )
-async def post_threepid_unbind(*, body: RemoveThreepid) -> dict[str, object]:
-    """Nothing was bound by this server."""
-    return {"id_server_unbind_result": "no-support"}
+async def post_threepid_unbind(
+    bindings: IdentityBindings, caller: Requester, *, body: UnbindThreepid
+) -> dict[str, object]:
+    """Unbind an address at the identity server where this server had bound it. Raises as `IdentityBindings.do_unbind`."""
+    result = await bindings.do_unbind(caller.user_id, body.medium, body.address, body.id_server)
+    return {"id_server_unbind_result": result}
 
 
 @endpoint(
     "POST",
     "/_matrix/client/v3/account/3pid/bind",
     "/_matrix/client/r0/account/3pid/bind",
-    "/_matrix/client/v3/account/3pid",
-    "/_matrix/client/r0/account/3pid",
     auth=Auth.USER,
+    limit=Limit.THREEPID,
 )
-async def post_threepid_bind() -> Empty:
-    """Refused: this server trusts no identity server."""
-    raise ServerNotTrusted("This server makes no use of identity servers")
+async def post_threepid_bind(bindings: IdentityBindings, caller: Requester, *, body: BindThreepid) -> Empty:
+    """Let the caller be found by an address that they have confirmed at the identity server. Raises as
+    `IdentityBindings.do_bind`."""
+    await bindings.do_bind(caller.user_id, body.id_server, body.sid, body.client_secret, body.id_access_token)
+    return EMPTY
+
+
+@endpoint("POST", "/_matrix/client/v3/account/3pid", "/_matrix/client/r0/account/3pid", auth=Auth.USER)
+async def post_threepid_the_old_way() -> Empty:
+    """Refused: addresses are confirmed by this server (`/account/3pid/add`), whatever an identity server says."""
+    raise ServerNotTrusted("This server adds addresses that it has confirmed itself")
 
 
 @endpoint(

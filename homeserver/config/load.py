@@ -236,6 +236,7 @@ def _check_together(config: Config) -> list[Problem]:
         registration.enable_registration
         and not registration.registration_requires_token
         and not registration.enable_registration_without_verification
+        and not config.captcha.enable_registration_captcha
         and "email" not in config.mail.registrations_require_3pid
     ):
         problems.append(
@@ -245,6 +246,12 @@ def _check_together(config: Config) -> list[Problem]:
                 "`enable_registration_without_verification: true`",
             )
         )
+    captcha = config.captcha
+    if captcha.enable_registration_captcha:
+        if not captcha.recaptcha_public_key:
+            problems.append(Problem(("recaptcha_public_key",), "is needed with `enable_registration_captcha`"))
+        if not captcha.recaptcha_private_key and not config.upstream.plugins:
+            problems.append(Problem(("recaptcha_private_key",), "is needed with `enable_registration_captcha`"))
     problems += _check_mail(config)
     problems += _check_consent(config)
     branding = config.pages.branding

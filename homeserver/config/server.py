@@ -61,7 +61,8 @@ class Name:
     )
     default_identity_server: str | None = option(
         None,
-        "An identity server that clients are told of in `/.well-known/matrix/client`. This server asks none.",
+        "An identity server that clients are told of in `/.well-known/matrix/client`, and at which people may let themselves be found "
+        "by an address (`/account/3pid/bind`); no other is asked.",
         example="https://identity.example.org",
         check=_check_optional_url,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from homeserver.config.accounts import Registration, Sessions
+from homeserver.config.captcha import Captcha
 from homeserver.config.limits import Limits
 from homeserver.config.mail import Mail
 from homeserver.config.memory import Memory
@@ -30,6 +31,7 @@ class Config:
     storage: Storage
     keys: Keys
     registration: Registration
+    captcha: Captcha
     sessions: Sessions
     upstream: Upstream
     mail: Mail
@@ -64,6 +66,7 @@ GROUPS: dict[str, type] = {
     "storage": Storage,
     "keys": Keys,
     "registration": Registration,
+    "captcha": Captcha,
     "sessions": Sessions,
     "upstream": Upstream,
     "mail": Mail,

@@ -37,8 +37,14 @@ _EVERYBODY: Final = ""
 class OwedConsents(Protocol):
     """Who has not agreed to terms."""
 
-    async def find_block(self, user_id: UserID) -> tuple[str, str] | None:
-        """What somebody is told who may not write before they have agreed, and the page where they do; None for others."""
+    @property
+    def versions(self) -> Sequence[tuple[str, str]]:
+        """The documents, each with its version of now."""
+        ...
+
+    def find_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
+        """What somebody is told who may not write before they have agreed, and the page where they do; None for others. The row
+        was read with `versions`."""
         ...
 
 
@@ -97,10 +103,8 @@ class AccessTokens:
         forgotten: set[str] = set()
         self._forgotten_meanwhile.append(forgotten)
         try:
-            row = await self._tokens.get_access_token(token_hash)
-            consent = None
-            if row is not None and not row.deactivated and self._consents is not None:
-                consent = await self._consents.find_block(UserID(row.user_id))
+            policies = () if self._consents is None else self._consents.versions
+            row = await self._tokens.get_access_token(token_hash, policies)
         finally:
             self._forgotten_meanwhile = [each for each in self._forgotten_meanwhile if each is not forgotten]
         if row is None or row.deactivated:
@@ -117,7 +121,8 @@ class AccessTokens:
             is_admin=row.is_admin,
             is_locked=row.locked,
             is_suspended=row.suspended,
-            consent=consent,
+            is_shadow_banned=row.shadow_banned,
+            consent=None if self._consents is None else self._consents.find_block(row),
             is_expired=self._validity.is_over(row.account_expires_ts),
             oauth_client=row.oauth_client,
         )

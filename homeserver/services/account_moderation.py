@@ -41,7 +41,7 @@ class AccountModeration:
         if user_id == caller.user_id:
             raise Forbidden("Administrators do not lock or suspend themselves")
         await self.get_account(user_id)
-        await self._accounts.do_set_flags(user_id, locked=locked, suspended=suspended)
+        await self._accounts.do_set_flags(user_id, locked=locked, suspended=suspended, by=caller.user_id)
 
     async def get_sightings(self, caller: Requester, user_id: UserID) -> Sequence[DeviceRow]:
         """The devices of a user, with when and whence they were last seen, as it is known now.

@@ -125,25 +125,35 @@ class Accounts:
             raise Forbidden("No account has this address any more")
         await self.do_set_password(UserID(account.user_id), new_password, log_out_all=log_out)
 
+    def check_password_policy(self, password: str) -> None:
+        """Raises `WeakPassword` or `InvalidParam` unless this may become somebody's password."""
+        self._passwords.check_policy(password)
+
     async def do_set_password(
-        self, user_id: UserID, new_password: str, *, log_out_all: bool = False, log_out_but: Requester | None = None
+        self,
+        user_id: UserID,
+        new_password: str,
+        *,
+        log_out_all: bool = False,
+        log_out_but: Requester | None = None,
+        by: UserID | None = None,
     ) -> None:
-        """Set it, and end all sessions, or all but one. Raises `WeakPassword`, `InvalidParam`."""
+        """Set it, and end all sessions, or all but one; `by`: the administrator who does. Raises `WeakPassword`, `InvalidParam`."""
         self._passwords.check_policy(new_password)
         password_hash = await self._passwords.hash(new_password)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_password_hash(txn, user_id, password_hash)
-            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now())
+            note(txn, user_id, Happened.PASSWORD_CHANGED, self._now(), by=by)
             if log_out_all or log_out_but is not None:
                 self._sessions.remove_sessions(txn, user_id, log_out_but)
 
         await self._database.write("set_password", write)
 
-    async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> None:
-        """End the caller's account, once that is confirmed. Raises as `check_confirmed`."""
+    async def do_deactivate_self(self, caller: Requester, auth: AuthData | None, address: str, *, erase: bool) -> str:
+        """End the caller's account, once that is confirmed; as `Deactivation.do_deactivate`. Raises as `check_confirmed`."""
         await self.check_confirmed(caller, "POST account/deactivate", auth, address)
-        await self._deactivation.do_deactivate(caller.user_id, erase=erase)
+        return await self._deactivation.do_deactivate(caller.user_id, erase=erase)
 
     async def get_account(self, user_id: UserID) -> AccountRow:
         """Raises `NotFound`."""
@@ -159,20 +169,34 @@ class Accounts:
         is_admin: bool | None = None,
         locked: bool | None = None,
         suspended: bool | None = None,
+        shadow_banned: bool | None = None,
+        by: UserID | None = None,
     ) -> None:
-        """Lay something on an account, or lift it; None leaves it. Raises `NotFound`."""
+        """Lay something on an account, or lift it; None leaves it. `by`: the administrator who does. Raises `NotFound`."""
         account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:
-            self._accounts.set_flags(txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended)
+            self._accounts.set_flags(
+                txn, user_id, is_admin=is_admin, locked=locked, suspended=suspended, shadow_banned=shadow_banned
+            )
+            if is_admin is not None and is_admin != account.is_admin:
+                note(txn, user_id, Happened.ADMIN_GRANTED if is_admin else Happened.ADMIN_REVOKED, self._now(), by=by)
             if locked is not None and locked != account.locked:
-                note(txn, user_id, Happened.LOCKED if locked else Happened.UNLOCKED, self._now())
+                note(txn, user_id, Happened.LOCKED if locked else Happened.UNLOCKED, self._now(), by=by)
             if suspended is not None and suspended != account.suspended:
-                note(txn, user_id, Happened.SUSPENDED if suspended else Happened.UNSUSPENDED, self._now())
+                what = Happened.SUSPENDED if suspended else Happened.UNSUSPENDED
+                note(txn, user_id, what, self._now(), by=by)
+            if shadow_banned is not None and shadow_banned != account.shadow_banned:
+                what = Happened.SHADOW_BANNED if shadow_banned else Happened.SHADOW_BAN_LIFTED
+                note(txn, user_id, what, self._now(), by=by)
             if locked:
                 self._sessions.remove_ways_in(txn, user_id)
 
         await self._database.write("set_account_flags", write)
+
+    async def do_set_user_type(self, user_id: UserID, user_type: str | None) -> None:
+        """Say what kind of user it is; None: a person."""
+        await self._database.write("set_user_type", self._accounts.set_user_type, user_id, user_type)
 
     def _now(self) -> int:
         return int(self._clock.seconds() * 1000)

@@ -3,7 +3,8 @@
 Laws:
 - A password is shown once, to who made it, and kept as Argon2id.
 - It begins with what it is found by, so that a sign-in tries one hash, however many an account has.
-- It is good for `POST /login` alone. Its end, by its owner, an administrator or its time, ends the sessions begun with it;
+- It is good for `POST /login` alone, on a new device or one that it has let in before; a session that was begun with it cannot let
+  others in. Its end, by its owner, an administrator or its time, ends the sessions begun with it;
   the end of all sessions of an account ends it. While the account is locked it lets nobody in.
 
 A failure counts as that of any password (`homeserver/services/sign_in.py`).
@@ -14,6 +15,7 @@ from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
+from federation.protocol.endpoint import Requester
 from federation.protocol.errors import Forbidden, InvalidParam, NotFound
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.audit import Happened, note
@@ -107,14 +109,23 @@ class ApplicationPasswords:
         await self._database.write("add_application_password", write)
         return password
 
+    async def is_program(self, caller: Requester) -> bool:
+        """Whether a session was begun with one."""
+        return caller.device_id is not None and await self._store.is_program(caller.user_id, caller.device_id)
+
+    def check_device(self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow) -> None:
+        """Raises `Forbidden` where the session would take the place of one that was begun otherwise."""
+        if self._store.is_other_device(txn, session.user_id, session.device_id, row.password_id):
+            raise Forbidden("Another session has this device; a program gets a new one without device_id")
+
     def note_use(self, txn: WriteTransaction, session: NewSession, row: ApplicationPasswordRow) -> None:
         """A session was begun with it, in the write that begins it. Raises `Forbidden` where it has just ended."""
         if not self._store.set_used(txn, session.user_id, session.device_id, row.password_id, session.now):
             raise Forbidden("This password has just been ended")
 
-    async def do_end(self, user_id: UserID, password_id: str) -> None:
-        """End one of a user's, and the sessions that were begun with it. Raises `NotFound`."""
-        if not await self._database.write("end_application_password", self._end, user_id, password_id):
+    async def do_end(self, user_id: UserID, password_id: str, *, by: UserID | None = None) -> None:
+        """End one of a user's, and the sessions that were begun with it. `by`: the administrator who does. Raises `NotFound`."""
+        if not await self._database.write("end_application_password", self._end, user_id, password_id, by):
             raise NotFound("There is no such password")
 
     async def do_sweep(self, limit: int) -> int:
@@ -128,12 +139,12 @@ class ApplicationPasswords:
 
         return await self._database.write("end_expired_application_passwords", write)
 
-    def _end(self, txn: WriteTransaction, user_id: UserID, password_id: str) -> bool:
+    def _end(self, txn: WriteTransaction, user_id: UserID, password_id: str, by: UserID | None = None) -> bool:
         device_ids = self._store.remove_password(txn, user_id, password_id)
         if device_ids is None:
             return False
         self._sessions.remove_devices(txn, user_id, [DeviceID(device_id) for device_id in device_ids])
-        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now())
+        note(txn, user_id, Happened.APPLICATION_PASSWORD_ENDED, self._now(), by=by)
         return True
 
     def _now(self) -> int:

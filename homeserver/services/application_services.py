@@ -174,6 +174,7 @@ class ActingServices:
             appservice_id=service.service_id,
             is_locked=account.locked,
             is_suspended=account.suspended,
+            is_shadow_banned=account.shadow_banned,
             is_expired=self._validity.is_over(account.expires_ts),
             rate_limited=service.rate_limited and wanted != service.sender,
         )

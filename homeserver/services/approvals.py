@@ -109,7 +109,7 @@ class Approvals:
         addresses = await self._addresses([user_id for user_id, _ in rows])
         return [Waiting(UserID(user_id), since, addresses.get(user_id, ())) for user_id, since in rows]
 
-    async def do_approve(self, user_id: UserID) -> bool:
+    async def do_approve(self, user_id: UserID, *, by: UserID) -> bool:
         """Let an account be used, and tell its owner by e-mail where an address is known; False where it did not wait. Raises
         `NotFound`."""
         account = (await self._accounts.get_accounts([user_id])).get(user_id)
@@ -121,7 +121,7 @@ class Approvals:
         def write(txn: WriteTransaction) -> bool:
             if not self._accounts.set_awaiting(txn, user_id, None):
                 return False
-            note(txn, user_id, Happened.APPROVED, self._now())
+            note(txn, user_id, Happened.APPROVED, self._now(), by=by)
             if self._newcomers is not None:
                 self._newcomers.note(txn, user_id)
             if self._outbox is not None:
@@ -135,14 +135,14 @@ class Approvals:
             await self._newcomers.welcome(user_id)
         return approved
 
-    async def do_withdraw(self, user_id: UserID) -> None:
+    async def do_withdraw(self, user_id: UserID, *, by: UserID) -> None:
         """Let an account wait again. Its sessions stay; no new one begins. Raises `NotFound`."""
         if user_id not in await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user here")
 
         def write(txn: WriteTransaction) -> None:
             if self._accounts.set_awaiting(txn, user_id, self._now()):
-                note(txn, user_id, Happened.APPROVAL_WITHDRAWN, self._now())
+                note(txn, user_id, Happened.APPROVAL_WITHDRAWN, self._now(), by=by)
 
         await self._database.write("withdraw_approval", write)
 

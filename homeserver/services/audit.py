@@ -5,6 +5,7 @@ A record is written in the write that does what it tells of: nothing happens wit
 
 from collections.abc import Sequence
 from enum import Enum
+from typing import Final
 
 from twisted.internet.interfaces import IReactorTime
 
@@ -34,20 +35,29 @@ class Happened(Enum):
     ADDRESS_REMOVED = "address_removed"
     KEYS_RESET_ALLOWED = "keys_reset_allowed"
     LINKED = "linked"
-    """An administrator linked the account to a person of an identity provider."""
+    """The account was linked to a person of an identity provider, by an administrator or since it has that person's name."""
     UNLINKED = "unlinked"
     RENEWED = "renewed"
     """Its end was moved, by its owner or by an administrator."""
+    ADMIN_GRANTED = "admin_granted"
+    ADMIN_REVOKED = "admin_revoked"
     LOCKED = "locked"
     UNLOCKED = "unlocked"
     SUSPENDED = "suspended"
     UNSUSPENDED = "unsuspended"
+    SHADOW_BANNED = "shadow_banned"
+    """For administrators alone, as its lifting: their owners are not to know."""
+    SHADOW_BAN_LIFTED = "shadow_ban_lifted"
     DEACTIVATED = "deactivated"
     TERMS_ACCEPTED = "terms_accepted"
     APPROVED = "approved"
     APPROVAL_WITHDRAWN = "approval_withdrawn"
     FILE_HARMFUL = "file_found_harmful"
     """A scanner has found a file harmful that the account had uploaded: it is held back."""
+
+
+FOR_ADMINISTRATORS: Final = frozenset({Happened.SHADOW_BANNED.value, Happened.SHADOW_BAN_LIFTED.value})
+"""What owners of accounts are not told."""
 
 
 def note(
@@ -58,9 +68,10 @@ def note(
     *,
     ip: str | None = None,
     device_id: DeviceID | None = None,
+    by: UserID | None = None,
 ) -> None:
-    """Keep a record. `now`: milliseconds since 1970."""
-    note_events(txn, [AuditRecord(user_id, now, what.value, None if ip is None else address_key(ip), device_id)])
+    """Keep a record. `now`: milliseconds since 1970; `by`: the administrator who did it."""
+    note_events(txn, [AuditRecord(user_id, now, what.value, None if ip is None else address_key(ip), device_id, by)])
 
 
 class Audit:
@@ -74,6 +85,10 @@ class Audit:
     async def get_records(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
         """The newest of a user, newest first."""
         return await self._store.get_records(user_id, limit)
+
+    async def get_records_for_owner(self, user_id: UserID, limit: int) -> Sequence[AuditRecord]:
+        """The same without what they are not told."""
+        return [row for row in await self.get_records(user_id, limit) if row.event not in FOR_ADMINISTRATORS]
 
     async def do_sweep(self, limit: int) -> int:
         """Forget up to `limit` that have grown old; how many."""

@@ -63,10 +63,12 @@ class BrowserSessions:
         self._cookies = cookies
         self._lifetime_ms = lifetime_ms
 
-    async def do_begin(self, user_id: UserID, context: RequestContext, origin: str | None = None) -> str:
+    async def do_begin(
+        self, user_id: UserID, context: RequestContext, origin: str | None = None, proved_ts: int | None = None
+    ) -> str:
         """Sign somebody in, who has proved who they are and whose account may be used; what this browser had before
-        ends. `origin`: the sign-in at an identity provider by which they came. The cookie, to be set with the answer
-        (`Response.cookies`)."""
+        ends. `origin`: the sign-in at an identity provider by which they came; `proved_ts`: when they proved who they are there
+        (None: now, and here). The cookie, to be set with the answer (`Response.cookies`)."""
         token = self._secret_text.browser_token()
         old = self._cookies.find(context, COOKIE)
         now = self._now()
@@ -74,7 +76,8 @@ class BrowserSessions:
         def write(txn: WriteTransaction) -> None:
             if old is not None:
                 self._store.remove_browser_session(txn, hash_token(old))
-            self._store.add_browser_session(txn, hash_token(token), user_id, now, now + self._lifetime_ms, origin)
+            proved = now if proved_ts is None else proved_ts
+            self._store.add_browser_session(txn, hash_token(token), user_id, proved, now + self._lifetime_ms, origin)
             note(txn, user_id, Happened.BROWSER_SIGNED_IN, now, ip=context.client_ip)
 
         await self._database.write("begin_browser_session", write)

@@ -25,6 +25,7 @@ from homeserver.services.policies import Policies, Policy
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.policy_consents import ConsentRow, PolicyConsentStore
+from storage.tokens import AccessTokenRow
 from storage.transaction import WriteTransaction
 
 CONSENT_PATH: Final = "/_mahalla/consent"
@@ -55,6 +56,8 @@ class Consents:
         self._accounts = accounts
         self._store = store
         self.policies = policies
+        self.versions: Sequence[tuple[str, str]] = tuple(policies.versions.items())
+        """The documents, each with its version of now."""
         self._secret = hmac.digest(key.seed, _PURPOSE, sha256)
         self._base_url = base_url.rstrip("/")
         self._blocked_text = blocked_text
@@ -73,12 +76,14 @@ class Consents:
         """All that somebody has agreed to, the oldest first."""
         return (await self._store.get_consents([user_id])).get(user_id, [])
 
-    async def find_block(self, user_id: UserID) -> tuple[str, str] | None:
+    def find_block(self, row: AccessTokenRow) -> tuple[str, str] | None:
         """What somebody is told who may not write before they have agreed, and the address of the page; None where they
-        may write."""
-        if self._blocked_text is None or not await self.get_owed(user_id):
+        may write. The row was read with `versions`."""
+        if self._blocked_text is None or row.of_service or row.user_type in PROGRAMS:
             return None
-        link = self.link(user_id)
+        if row.agreed >= len(self.versions):
+            return None
+        link = self.link(UserID(row.user_id))
         return self._blocked_text.replace("%(consent_uri)s", link), link
 
     def link(self, user_id: UserID) -> str:

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
+from homeserver.services.identity_bindings import SUCCESS, IdentityBindings
 from homeserver.services.sessions import Sessions
 from storage.account_data import AccountDataStore
 from storage.accounts import AccountStore
@@ -67,17 +68,23 @@ class Deactivation:
         self._threepids = threepids
         self._rooms = rooms
         self._kept_by_user = tuple(kept_by_user)
+        self._bindings: IdentityBindings | None = None
 
-    async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
-        """End an account for good, then leave its rooms; `erase`: take away its profile and account data too, and mark
-        it so that who comes later sees no content of its events. Raises `NotFound`."""
+    def unbind_with(self, bindings: IdentityBindings) -> None:
+        """From now on let nobody whose account ends be found at an identity server any more."""
+        self._bindings = bindings
+
+    async def do_deactivate(self, user_id: UserID, *, erase: bool, by: UserID | None = None) -> str:
+        """End an account for good, then leave its rooms; what became of its addresses at identity servers
+        (`IdentityBindings.try_unbind`); `erase`: take away its profile and account data too, and mark
+        it so that who comes later sees no content of its events; `by`: the administrator who does. Raises `NotFound`."""
         if not await self._accounts.get_accounts([user_id]):
             raise NotFound("There is no such user here")
         now = int(self._clock.seconds() * 1000)
 
         def write(txn: WriteTransaction) -> None:
             self._accounts.set_deactivated(txn, user_id, now, erase=erase)
-            note(txn, user_id, Happened.DEACTIVATED, now)
+            note(txn, user_id, Happened.DEACTIVATED, now, by=by)
             self._sessions.remove_sessions(txn, user_id)
             self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:
@@ -88,6 +95,7 @@ class Deactivation:
 
         await self._database.write("deactivate", write)
         await self._leave_rooms(user_id)
+        return SUCCESS if self._bindings is None else await self._bindings.try_unbind(user_id)
 
     async def do_resume_departures(self) -> None:
         """After a start: let deactivated accounts leave the rooms that they had not left when the server stopped."""

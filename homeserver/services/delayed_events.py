@@ -288,6 +288,7 @@ class DelayedEvents:
             token_nid=0,
             is_guest=account.is_guest,
             is_admin=account.is_admin,
+            is_shadow_banned=account.shadow_banned,
             appservice_id=row.appservice_id,
         )
         sent = SentTransaction(row.user_id, "", "delayed_event", DELAYED + row.delay_id)

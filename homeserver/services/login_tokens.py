@@ -2,6 +2,7 @@
 
 Laws:
 - A token is good for one sign-in, within minutes, by whoever holds it; it is kept as a hash.
+- Whoever signed in with a password for a program gets none: what they let in would outlive it.
 - A password change that ends sessions, a sign-out everywhere and a closed or locked account end its tokens.
 
 spec: client-server-api#post_matrixclientv1loginget_token, client-server-api#token-based
@@ -17,6 +18,7 @@ from federation.protocol.errors import Forbidden
 from federation.protocol.ids import DeviceID, UserID
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.accounts import Accounts
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
@@ -54,6 +56,7 @@ class LoginTokens:
         sign_in: SignIn,
         sessions: Sessions,
         limiter: RateLimiter,
+        application_passwords: ApplicationPasswords,
         *,
         from_sessions: bool,
         confirmed: bool,
@@ -72,6 +75,7 @@ class LoginTokens:
         self._sign_in = sign_in
         self._sessions = sessions
         self._limiter = limiter
+        self._application_passwords = application_passwords
         self.from_sessions = from_sessions
         self.accepted = from_sessions or from_browsers
         """Whether people sign in with tokens."""
@@ -85,6 +89,8 @@ class LoginTokens:
         """
         if not self.from_sessions:
             raise Forbidden("This server gives out no tokens to sign in with")
+        if await self._application_passwords.is_program(caller):
+            raise Forbidden("Who has signed in with a password for a program lets no other client in")
         self._limiter.check_only(Limit.LOGIN_ACCOUNT, caller.user_id)
         if self._confirmed:
             await self._accounts.check_confirmed(caller, "POST login/get_token", auth, address)

@@ -149,6 +149,7 @@ class Profiles:
         """Set one field to `body[field]`. Raises `Forbidden`, `NameNotAllowed`, `InvalidParam`, `KeyTooLarge`, `MissingParam`,
         `BadJson`, `ProfileTooLarge`."""
         self._check(caller, user_id, field)
+        propagate = propagate and not caller.is_shadow_banned
         if field not in body:
             raise MissingParam(f"The body has no {field}")
         value = bytes(body[field])
@@ -189,6 +190,18 @@ class Profiles:
         """Give somebody a picture, an `mxc://` address, whatever people may change themselves. Raises `InvalidParam`."""
         await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True)
 
+    def check_shown(self, field: str, value: str) -> None:
+        """Raises `InvalidParam` for a text that cannot be a name or a picture."""
+        _check_value(field, msgspec.json.encode(value))
+
+    async def do_set_shown(self, user_id: UserID, field: str, value: str) -> None:
+        """Give somebody a name or a picture, or with an empty text none, whatever people may change themselves. Raises
+        `InvalidParam`."""
+        if value:
+            await self._set(user_id, field, msgspec.json.encode(value), True)
+        else:
+            await self._remove(user_id, field, True)
+
     async def _set(self, user_id: UserID, field: str, value: bytes, propagate: bool) -> None:
         _check_value(field, value)
         propagate = propagate and field in SHOWN_IN_ROOMS
@@ -210,7 +223,7 @@ class Profiles:
     async def do_remove_field(self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True) -> None:
         """Remove one field; that there is none is no error. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
         self._check(caller, user_id, field)
-        await self._remove(user_id, field, propagate)
+        await self._remove(user_id, field, propagate and not caller.is_shadow_banned)
 
     async def _remove(self, user_id: UserID, field: str, propagate: bool) -> None:
         propagate = propagate and field in SHOWN_IN_ROOMS

@@ -37,8 +37,17 @@ from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, TERMS, parse_proof, parse_versions
+from homeserver.services.uia_stages import (
+    DUMMY,
+    EMAIL_IDENTITY,
+    RECAPTCHA,
+    REGISTRATION_TOKEN,
+    TERMS,
+    parse_proof,
+    parse_versions,
+)
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.policy_consents import PolicyConsentStore
@@ -91,6 +100,8 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     enabled: bool = False
     without_verification: bool = False
     requires_token: bool = False
+    captcha: bool = False
+    """Whether people solve a riddle."""
     email: Literal["none", "optional", "required"] = "none"
     """Whether people give an e-mail address."""
     terms: bool = False
@@ -122,6 +133,10 @@ class Wish(msgspec.Struct, frozen=True):
     display_name: str | None = None
     emails: tuple[str, ...] = ()
     """Addresses that somebody else has confirmed; those that are another's are left out."""
+    by: UserID | None = None
+    """The administrator who makes the account."""
+    guest_token: str | None = None
+    """The access token of the guest whom `username` names, who becomes a user like others and keeps what they have."""
 
 
 class Registered(msgspec.Struct, frozen=True):
@@ -149,6 +164,7 @@ class Registration:
         threepids: ThreepidStore,
         passwords: Passwords,
         sessions: Sessions,
+        sign_in: SignIn,
         uia: UIA,
         limiter: RateLimiter,
         *,
@@ -171,6 +187,7 @@ class Registration:
         self._threepids = threepids
         self._passwords = passwords
         self._sessions = sessions
+        self._sign_in = sign_in
         self._uia = uia
         self._limiter = limiter
         self._rules = rules
@@ -239,11 +256,13 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good. Raises
-        `UserAwaitingApproval` when the account is made, and waits."""
+        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a repeated request also
+        as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
         taken: MatrixError | None = None
-        if wish.username is not None:
+        if wish.guest_token is not None:
+            await self._check_guest(wish.guest_token, wish.username)
+        elif wish.username is not None:
             try:
                 await self.check_username(wish.username)
             except UserInUse as error:
@@ -256,7 +275,7 @@ class Registration:
         operation = Operation("POST register", None, address)
         confirmation = await self._uia.check(operation, self._flows, auth, keep=True)
         if confirmation.result is not None:
-            return await self._repeat(wish, UserID(confirmation.result))
+            return await self._repeat(wish, UserID(confirmation.result), address)
         if taken is not None:
             raise taken
         proved = confirmation.completed.get(EMAIL_IDENTITY)
@@ -264,6 +283,13 @@ class Registration:
         await self._check_allowed(wish.username, emails, address)
         self._limiter.check(Limit.REGISTRATION, address_key(address))
         return await self._make(wish, confirmation)
+
+    async def _check_guest(self, token: str, username: str | None) -> None:
+        """Raises `Forbidden` unless it is the token of whoever has this name. That they are a guest is seen in the write: who repeats
+        a request is none any more."""
+        owner = await self._sessions.get_owner(token)
+        if owner is None or username is None or localpart_of(owner) != username.lower():
+            raise Forbidden("username and guest_access_token are not those of one guest")
 
     async def do_register_privileged(self, wish: Wish) -> Registered:
         """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
@@ -279,7 +305,8 @@ class Registration:
     async def do_register_for_service(self, wish: Wish, service_id: str) -> Registered:
         """Make an account without a password for an application service, whose name it is. Raises `InvalidUsername`,
         `UserInUse`."""
-        return await self._make(replace(wish, password=None, is_admin=False), None, service_id=service_id)
+        own = replace(wish, password=None, is_admin=False, guest_token=None)
+        return await self._make(own, None, service_id=service_id)
 
     async def do_register_vouched(self, wish: Wish, also: Also) -> UserID:
         """Make an account, without a session, for somebody for whom an identity provider vouches, whether registration is
@@ -320,7 +347,7 @@ class Registration:
         for _ in range(1 if wish.username is not None else _ATTEMPTS):
             user_id = self._user_id(
                 wish.username or self._secret_text.localpart(),
-                privileged=confirmation is None,
+                privileged=confirmation is None or wish.guest_token is not None,
                 for_service=service_id is not None,
             )
             account = AccountRow(
@@ -352,12 +379,16 @@ class Registration:
         wish: Wish,
         also: Also | None = None,
     ) -> bool:
-        if not self._accounts.add_account(txn, account):
+        was_guest = wish.guest_token is not None
+        if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
             return False
-        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts)
-        # Until people choose a name, rooms show the local part instead of the whole address.
-        name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
-        self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
+        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, by=wish.by)
+        if was_guest and account.awaiting_ts is not None:
+            self._sessions.remove_sessions(txn, UserID(account.user_id))
+        if not was_guest:
+            # Until people choose a name, rooms show the local part instead of the whole address.
+            name = msgspec.json.encode(wish.display_name or localpart_of(account.user_id))
+            self._profiles.set_field(txn, account.user_id, DISPLAY_NAME, name, propagate=False)
         if account.awaiting_ts is not None and self._approvals is not None:
             self._approvals.note_waiting(txn, UserID(account.user_id), account.awaiting_ts)
         elif not account.is_guest and account.appservice_id is None:
@@ -392,8 +423,8 @@ class Registration:
         if self._addresses is not None:
             self._addresses.note_address(txn, UserID(account.user_id), address, wish.languages)
 
-    async def _repeat(self, wish: Wish, user_id: UserID) -> Registered:
-        """The account that an earlier request made, in the same session, for who knows its password."""
+    async def _repeat(self, wish: Wish, user_id: UserID, address: str) -> Registered:
+        """The account that an earlier request made, in the same session, for who knows its password, and may sign in."""
         account = (await self._accounts.get_accounts([user_id]))[user_id]
         verdict = await self._passwords.verify(wish.password or "", account.password_hash)
         same_name = wish.username is None or self._user_id(wish.username) == user_id
@@ -401,6 +432,7 @@ class Registration:
         if account.deactivated_ts is not None or not same_name or not (verdict.correct or no_password):
             raise Forbidden("This session has been used to register another account")
         await self._check_approved(account)
+        await self._sign_in.check_usable(account, "password", address)
         session = None if wish.inhibit_login else self._session(wish, user_id)
         if session is not None:
             await self._sessions.do_begin(session)
@@ -436,7 +468,7 @@ class Registration:
 
 def _flows(rules: RegistrationRules) -> list[list[str]]:
     """The ways to an account, as stages in their order; none where no rule lets people in."""
-    first = [REGISTRATION_TOKEN] if rules.requires_token else []
+    first = [*([REGISTRATION_TOKEN] if rules.requires_token else []), *([RECAPTCHA] if rules.captcha else [])]
     terms = [TERMS] if rules.terms else []
     with_address = [*first, *terms, EMAIL_IDENTITY]
     if rules.email == "required":

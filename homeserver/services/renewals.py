@@ -3,7 +3,7 @@
 Laws:
 - A letter about an end is written once, and noted in the write that queues it; a restart, or a second node, writes no other.
 - Opening the page of a link renews nothing, since programs open links in letters; its button does, once.
-- An account that is past its day keeps everything; only its use is refused, until it is renewed.
+- An account that is past its day keeps everything; only its use is refused, and nothing is pushed to it, until it is renewed.
 """
 
 import zlib
@@ -88,6 +88,13 @@ class Renewals:
 
         return await self._database.write("give_accounts_ends", write)
 
+    async def do_note_over(self, limit: int) -> int:
+        """Note of up to `limit` accounts that they are past their day, so that nothing is pushed to them; how many. Where
+        accounts do not end, that of none."""
+        if not self._validity.enabled:
+            return await self._database.write("forget_accounts_over", self._store.forget_over, limit)
+        return await self._database.write("note_accounts_over", self._store.note_over, self._now(), limit)
+
     def _spread(self, user_id: str) -> int:
         return int(self._period_ms * _SPREAD * (zlib.crc32(user_id.encode()) / 2**32))
 
@@ -162,7 +169,7 @@ class Renewals:
 
         return await self._database.write("renew_account", write)
 
-    async def do_set_end(self, user_id: UserID, expires_ts: int | None, *, letter: bool) -> int:
+    async def do_set_end(self, user_id: UserID, expires_ts: int | None, *, letter: bool, by: UserID) -> int:
         """An administrator sets the end of an account that exists; None: as far off as a renewal would. The end. Raises
         `Forbidden` where accounts do not end, `InvalidParam`."""
         if not self._validity.enabled:
@@ -175,7 +182,7 @@ class Renewals:
         def write(txn: WriteTransaction) -> None:
             self._store.set_end(txn, user_id, end, letter=letter)
             self._store.remove_user(txn, user_id)  # a link of before would take back what the administrator decided
-            note(txn, user_id, Happened.RENEWED, now)
+            note(txn, user_id, Happened.RENEWED, now, by=by)
 
         await self._database.write("set_end_of_account", write)
         return end

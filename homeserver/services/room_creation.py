@@ -137,6 +137,8 @@ class RoomCreation:
             if caller.rate_limited:
                 self._limiter.check(Limit.INVITE, caller.user_id, cost=len(invites))
             await self._memberships.check_inviting(caller, invites)
+        if caller.is_shadow_banned:
+            invites = []
         drafts = await self._make_drafts(caller.user_id, version, wish, invites, alias)
         now = self._now_ms()
 

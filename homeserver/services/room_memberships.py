@@ -116,7 +116,7 @@ class RoomMemberships:
 
         Raises NotFound, Forbidden, LimitExceeded, UnsupportedRoomVersion, OtherServerFailed, StateIncomplete.
         """
-        content = await self._content("join", caller.user_id, reason)
+        content = await self._content("join", caller.user_id, _told(caller, reason))
         snapshot = await self._residence.find(room_id)
         if snapshot is None:
             if await self._elsewhere.do_join(caller, room_id, content, servers):
@@ -212,7 +212,7 @@ class RoomMemberships:
         self, caller: Requester, room_id: RoomID, reason: str | None, servers: Sequence[str] = ()
     ) -> RoomID:
         """Ask to be let in. `servers` may be in the room. Raises NotFound, Forbidden, OtherServerFailed."""
-        content = await self._content("knock", caller.user_id, reason)
+        content = await self._content("knock", caller.user_id, _told(caller, reason))
         if await self._residence.find(room_id) is None:
             await self._elsewhere.do_knock(caller, room_id, content, servers)
         else:
@@ -221,7 +221,7 @@ class RoomMemberships:
 
     async def do_leave(self, caller: Requester, room_id: RoomID, reason: str | None) -> None:
         """Leave a room, decline an invite, take a knock back. Nothing happens to who has left already."""
-        content = await self._content("leave", None, reason)
+        content = await self._content("leave", None, _told(caller, reason))
         snapshot = await self._residence.find(room_id)
         if snapshot is None:
             await self._elsewhere.do_leave(caller.user_id, room_id, content)
@@ -247,6 +247,8 @@ class RoomMemberships:
     async def do_invite(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Invite someone. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed."""
         await self._check_inviting(caller, room_id, target)
+        if caller.is_shadow_banned:
+            return
         shown = target if self._profile_on_invite else None
         content = await self._content("invite", shown, reason)
         if self._identity.is_local(target):
@@ -269,11 +271,15 @@ class RoomMemberships:
         snapshot = await self._check_joined(caller, room_id)
         if not await self._has(snapshot, target, PRESENT):
             raise Forbidden(f"{target} is not in the room")
+        if caller.is_shadow_banned:
+            return
         await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def do_ban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Ban someone. Raises Forbidden."""
         await self._check_joined(caller, room_id)
+        if caller.is_shadow_banned:
+            return
         await self._send(caller, room_id, target, await self._content("ban", None, reason))
 
     async def do_unban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
@@ -281,6 +287,8 @@ class RoomMemberships:
         snapshot = await self._check_joined(caller, room_id)
         if not await self._has(snapshot, target, BANNED):
             raise NotBanned(f"{target} is not banned")
+        if caller.is_shadow_banned:
+            return
         await self._send(caller, room_id, target, await self._content("leave", None, reason))
 
     async def leave_all(self, user_id: UserID) -> None:
@@ -382,6 +390,11 @@ class RoomMemberships:
         if present is None:
             present = await (await self._engine.get_whole(snapshot.room_id)).state.get(key)
         return present is not None and present.event.membership in expected
+
+
+def _told(caller: Requester, reason: str | None) -> str | None:
+    """What others hear of a reason."""
+    return None if caller.is_shadow_banned else reason
 
 
 def member_content(membership: str, names: Names | None) -> dict[str, Any]:

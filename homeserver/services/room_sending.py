@@ -1,9 +1,13 @@
 """Sending events: messages, state, redactions; each request at most once.
 
+What a shadow-banned user sends goes nowhere, and the answer is as if it went; they may leave.
+
 spec: client-server-api#sending-events-to-a-room
 """
 
+from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, Final
 
 import msgspec
@@ -86,6 +90,8 @@ class RoomSending:
             # where the version has it beside the content it does not belong into it
             content = {name: value for name, value in content.items() if name != "redacts"}
         sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
+        if caller.is_shadow_banned:
+            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
         relation = relation_in(content)
         draft = Draft(
             type,
@@ -121,6 +127,8 @@ class RoomSending:
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
+        if caller.is_shadow_banned:
+            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
         draft = Draft("m.room.redaction", caller.user_id, content, None, target, None, sent)
         answer = await self._send(room_id, draft)
         if with_rel_types:
@@ -145,6 +153,10 @@ class RoomSending:
         `sent`, which names the request, AlreadySent."""
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
+        if caller.is_shadow_banned:
+            if (type, state_key, content.get("membership")) != ("m.room.member", caller.user_id, "leave"):
+                return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
+            content = {"membership": "leave"}  # without words
         if type == "m.room.member":
             content = await self._memberships.check_member_state(caller, room_id, state_key, content)
             if self._memberships.needs_another_server(state_key, content):
@@ -175,7 +187,7 @@ class RoomSending:
             (event,) = await self._engine.send(room_id, [draft])
         except AlreadySent as earlier:
             return msgspec.Raw(earlier.response)
-        return msgspec.Raw(b'{"event_id":"%s"}' % event.event.event_id.encode())
+        return _answer(event.event.event_id)
 
     async def _refuse_thread(self, caller: Requester, room_id: RoomID, relation: Relation) -> MatrixError | None:
         """Why an event may not be sent into that thread.
@@ -240,6 +252,16 @@ class RoomSending:
         wrong = [name for name in named - before if name not in rows or rows[name].room_nid != snapshot.room.room_nid]
         if wrong:
             raise BadAlias(f"These aliases do not point to this room: {', '.join(sorted(map(str, wrong)))}")
+
+
+def _answer(event_id: EventID) -> msgspec.Raw:
+    return msgspec.Raw(b'{"event_id":"%s"}' % event_id.encode())
+
+
+def pretend_event_id(*what: str) -> EventID:
+    """The id of an event that goes nowhere, the same for a repeated request."""
+    digest = sha256("\0".join(what).encode("utf-8", "surrogatepass")).digest()
+    return EventID(f"${urlsafe_b64encode(digest).decode().rstrip('=')}")
 
 
 def _named(content: Mapping[str, Any]) -> set[str]:

@@ -100,6 +100,8 @@ class RoomUpgrade:
         old = await self._reading.check_joined(caller.user_id, room_id)
         if not (await _levels(old)).can_send(caller.user_id, TOMBSTONE, is_state=True):
             raise Forbidden("You may not upgrade this room")
+        if caller.is_shadow_banned:  # the old room would tell others of the new one
+            raise Forbidden("You may not upgrade this room")
         old = await self._engine.get_whole(room_id)
         creators = [parse_user_id(user_id) for user_id in additional_creators] if version.creators_privileged else []
         new = await self._find_earlier(caller.user_id, old, version)

@@ -73,9 +73,9 @@ class SecretText:
         """Twelve small letters: a name for somebody who did not choose one."""
         return self._text(ascii_lowercase, 12)
 
-    def registration_token(self) -> str:
+    def registration_token(self, length: int = 16) -> str:
         """What lets its holder register; short enough to be passed on by word of mouth."""
-        return self._text(ascii_lowercase, 16)
+        return self._text(ascii_lowercase, length)
 
     def session_id(self) -> str:
         """24 letters, 136 bits: who knows it may go on with what it stands for."""

@@ -16,9 +16,8 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.endpoint import Requester
-from federation.protocol.errors import ExpiredAccount, Forbidden, UnknownToken, UserLocked
+from federation.protocol.errors import Forbidden, UnknownToken, UserLocked
 from federation.protocol.ids import DeviceID, UserID, domain_of
-from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
 from homeserver.services.secret_text import SecretText, family_of, hash_token, is_damaged
 from storage.accounts import AccountStore
@@ -108,14 +107,12 @@ class Sessions:
         kept_by_device: Sequence[KeepsByDevice] = (),
         kept_by_session: Sequence[KeepsByDevice] = (),
         upstream: UpstreamSessionStore | None = None,
-        validity: AccountValidity | None = None,
     ) -> None:
         """`ends_with_sessions`: goes when all sessions of a user do, and when the account is locked;
         `ends_with_all_sessions`: outlives a lock; `kept_by_device`: goes with a device;
         `kept_by_session`: also when somebody signs in anew on the device. `upstream`: with which sign-ins at identity
         providers devices were signed in."""
         self._clock = clock
-        self._validity = validity or AccountValidity(clock)
         self._secret_text = secret_text
         self._database = database
         self._accounts = accounts
@@ -193,9 +190,16 @@ class Sessions:
         """Write a prepared session."""
         await self._database.write("begin_session", self.add, session)
 
+    async def get_owner(self, access_token: str) -> UserID | None:
+        """Whose access token it is, while it is good."""
+        row = None if is_damaged(access_token) else await self._tokens.get_access_token(hash_token(access_token))
+        if row is None or row.deactivated or (row.expires_ts is not None and row.expires_ts <= self._now()):
+            return None
+        return UserID(row.user_id)
+
     async def do_refresh(self, refresh_token: str) -> NewSession:
         """Exchange a refresh token for a new pair. Raises `UnknownToken`, with `soft_logout` where time is over,
-        `UserLocked` and `ExpiredAccount`."""
+        and `UserLocked`."""
         if is_damaged(refresh_token) or family_of(refresh_token) is not None:
             raise UnknownToken("Unknown refresh token")
         now = self._now()
@@ -221,8 +225,8 @@ class Sessions:
         while_locked: bool = False,
     ) -> NewSession | None:
         """Write a new pair for who shows a refresh token; both new texts are given. None for a token that is unknown, no
-        refresh token in the session where its time is over. Raises `UserLocked` and `ExpiredAccount`, unless that is to be told by what the
-        new tokens are shown to."""
+        refresh token in the session where its time is over. Raises `UserLocked`, unless that is to be told by what the new tokens are
+        shown to, as it is that an account is past its day: whoever renews it needs a token."""
         old = self._tokens.get_refresh_token(txn, token_hash)
         if old is None:
             return None
@@ -244,8 +248,6 @@ class Sessions:
             return None
         if account.locked and not while_locked:
             raise UserLocked(soft_logout=True)
-        if self._validity.is_over(account.expires_ts) and not while_locked:
-            raise ExpiredAccount
         ended = self._tokens.set_pair_used(txn, old.refresh_nid, old.user_id, old.device_id, now)
         if ended or old.next_nid is not None:
             self._accounts.set_account_changed(txn, old.user_id)

@@ -147,6 +147,8 @@ class SignIn:
         )
 
         def write(txn: WriteTransaction) -> None:
+            if program is not None:
+                self._application_passwords.check_device(txn, session, program)
             self._sessions.add(txn, session)
             if program is not None:
                 self._application_passwords.note_use(txn, session, program)

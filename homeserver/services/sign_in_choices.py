@@ -20,8 +20,9 @@ class ProviderButton(msgspec.Struct, frozen=True):
 class Providers(Protocol):
     """Something by which people sign in."""
 
-    def buttons(self, next_path: str) -> Sequence[ProviderButton]:
-        """Its buttons; who is signed in by one goes on to `next_path`, which is a path of this server."""
+    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
+        """Its buttons; who is signed in by one goes on to `next_path`, which is a path of this server. `again`: also whom the
+        provider knows already is to prove who they are."""
         ...
 
 
@@ -31,6 +32,6 @@ class SignInChoices:
     def __init__(self, providers: Sequence[Providers] = ()) -> None:
         self._providers = tuple(providers)
 
-    def buttons(self, next_path: str) -> Sequence[ProviderButton]:
+    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
         """As `Providers.buttons`."""
-        return [button for each in self._providers for button in each.buttons(next_path)]
+        return [button for each in self._providers for button in each.buttons(next_path, again=again)]

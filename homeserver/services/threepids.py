@@ -96,11 +96,35 @@ class Threepids:
             return
         await self._database.write("remove_threepid", self._remove, user_id, medium, address.strip().lower())
 
-    def _remove(self, txn: WriteTransaction, user_id: UserID, medium: str, address: str) -> None:
+    def _remove(
+        self, txn: WriteTransaction, user_id: UserID, medium: str, address: str, by: UserID | None = None
+    ) -> None:
         if self._store.remove_threepid(txn, user_id, medium, address):
-            note(txn, user_id, Happened.ADDRESS_REMOVED, self._now_ms())
+            note(txn, user_id, Happened.ADDRESS_REMOVED, self._now_ms(), by=by)
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
+
+    async def do_replace(self, user_id: UserID, addresses: Sequence[str], *, by: UserID) -> None:
+        """Give an account these e-mail addresses instead of those that it has; an administrator vouches for them. Raises
+        `ThreepidInUse`."""
+
+        def write(txn: WriteTransaction) -> None:
+            now = self._now_ms()
+            known = {
+                row.address
+                for row in self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
+                if row.medium == EMAIL
+            }
+            for address in sorted(known - set(addresses)):
+                self._remove(txn, user_id, EMAIL, address, by)
+            for address in dict.fromkeys(addresses):
+                if address in known:
+                    continue
+                if not self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now)):
+                    raise ThreepidInUse
+                note(txn, user_id, Happened.ADDRESS_ADDED, now, by=by)
+
+        await self._database.write("replace_threepids", write)
 
     def check_changes(self) -> None:
         """Raises `Forbidden` where people may not change their addresses."""

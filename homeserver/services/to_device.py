@@ -80,6 +80,8 @@ class ToDevice:
             raise InvalidParam("The type or the transaction id is too long")
         if any(user_id != caller.user_id for user_id in messages):
             caller.check_may_write()
+        if caller.is_shadow_banned:
+            messages = {user_id: devices for user_id, devices in messages.items() if user_id == caller.user_id}
         sent = SentTransaction(caller.user_id, caller.device_id or "", f"sendToDevice/{type}", txn_id)
         now = self._now_ms()
         local = {user_id: devices for user_id, devices in messages.items() if self._identity.is_local(user_id)}

@@ -1,5 +1,5 @@
 """The proofs that user-interactive authentication takes here: nothing, the account's password, a registration
-token, an e-mail address, agreement to the terms, the word of an identity provider.
+token, a captcha, an e-mail address, agreement to the terms, the word of an identity provider.
 
 spec: client-server-api#authentication-types
 """
@@ -11,6 +11,7 @@ import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MissingParam
+from homeserver.services.captcha import Captcha
 from homeserver.services.email_validation import PASSWORD_RESET, REGISTER, EmailValidation, Proof
 from homeserver.services.policies import Policies
 from homeserver.services.sign_in import SignIn, parse_identifier
@@ -24,6 +25,7 @@ EMAIL_IDENTITY: Final = "m.login.email.identity"
 SSO: Final = "m.login.sso"
 TERMS: Final = "m.login.terms"
 REGISTRATION_TOKEN: Final = "m.login.registration_token"
+RECAPTCHA: Final = "m.login.recaptcha"
 
 EMAIL_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
 """For which operations an address is a proof, and the purpose of the letter then."""
@@ -132,6 +134,29 @@ class RegistrationTokenStage:
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
         self._tokens.remove_pending(txn, result)
+
+
+class CaptchaStage:
+    """A riddle, solved. spec: client-server-api#google-recaptcha"""
+
+    name = RECAPTCHA
+
+    def __init__(self, captcha: Captcha) -> None:
+        self._captcha = captcha
+
+    def params(self) -> Mapping[str, object] | None:
+        """With what clients ask for a riddle."""
+        return {"public_key": self._captcha.site_key}
+
+    async def check(self, auth: AuthData, operation: Operation) -> str:
+        await self._captcha.check(auth.get("response"), operation.address)
+        return ""
+
+    def add(self, txn: WriteTransaction, result: str) -> None:
+        """Holds nothing: a solution is good once, as whoever made the riddle sees to."""
+
+    def remove(self, txn: WriteTransaction, result: str) -> None:
+        """Held nothing."""
 
 
 class TermsStage:

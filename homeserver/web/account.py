@@ -126,7 +126,7 @@ class AccountPage:
         except ProveAgain:
             back = urlencode({name: fields[name] for name in ("action", "device_id") if fields.get(name)})
             cookie = await self._sessions.do_end(context)
-            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}"), cookies=(cookie,))
+            return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}", again=True), cookies=(cookie,))
         except MatrixError as error:
             return await self._page(context, session, fields, error=error)
 
@@ -189,7 +189,7 @@ class AccountPage:
                 moment(record.ts),
                 " · ".join(each for each in (record.device_id, record.address) if each),
             )
-            for record in await self._audit.get_records(user_id, RECORDS_SHOWN)
+            for record in await self._audit.get_records_for_owner(user_id, RECORDS_SHOWN)
         ]
 
     async def _set_name(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -305,6 +305,10 @@ def _event(event: str, language: Language) -> str:
             return _("The link to a sign-in service was removed")
         case Happened.RENEWED.value:
             return _("The end of the account was moved")
+        case Happened.ADMIN_GRANTED.value:
+            return _("The account became an administrator's")
+        case Happened.ADMIN_REVOKED.value:
+            return _("The account is an administrator's no more")
         case Happened.LOCKED.value | Happened.SUSPENDED.value:
             return _("The account was locked or limited")
         case Happened.UNLOCKED.value | Happened.UNSUSPENDED.value:

@@ -67,7 +67,7 @@ class ApplicationPasswordsPage:
             return see_other(f"{PROGRAMS_PATH}?{urlencode({'done': 'ended'})}")
         except ProveAgain:
             cookie = await self._sessions.do_end(context)
-            return see_other(sign_in_link(PROGRAMS_PATH), cookies=(cookie,))
+            return see_other(sign_in_link(PROGRAMS_PATH, again=True), cookies=(cookie,))
         except MatrixError as error:
             return await self._page(context, session, error=error, name=fields.get("name", ""))
 

@@ -60,10 +60,10 @@ class ApprovalsPage:
         waits = user_id in {each.user_id for each in await self._approvals.get_waiting(MOST_SHOWN)}
         done = "gone"
         try:
-            if waits and decision == "approve" and await self._approvals.do_approve(user_id):
+            if waits and decision == "approve" and await self._approvals.do_approve(user_id, by=session.user_id):
                 done = "approved"
             elif waits and decision == "decline":
-                await self._deactivation.do_deactivate(user_id, erase=True)
+                await self._deactivation.do_deactivate(user_id, erase=True, by=session.user_id)
                 done = "declined"
         except NotFound:
             done = "gone"

@@ -16,14 +16,27 @@ from homeserver.http.answers import Response
 from homeserver.services.email_validation import EmailValidation
 from homeserver.services.secret_text import SecretText
 from homeserver.services.uia import UIA, AuthData, Operation
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, EMAIL_PURPOSES, PASSWORD, REGISTRATION_TOKEN
+from homeserver.services.uia_stages import (
+    DUMMY,
+    EMAIL_IDENTITY,
+    EMAIL_PURPOSES,
+    PASSWORD,
+    RECAPTCHA,
+    REGISTRATION_TOKEN,
+)
 from homeserver.web.forms import MAX_BODY, Forms
-from homeserver.web.pages import AUTH_DONE, Pages
+from homeserver.web.pages import AUTH_DONE, CAPTCHA_FIELD, Pages, Widget
 from homeserver.web.refusals import explain
 from homeserver.web.upstream import called
 
 PATH: Final = "/_matrix/client/v3/auth/{stage}/fallback/web"
-STAGES: Final = {PASSWORD: "password", REGISTRATION_TOKEN: "token", DUMMY: "dummy", EMAIL_IDENTITY: "email"}
+STAGES: Final = {
+    PASSWORD: "password",
+    REGISTRATION_TOKEN: "token",
+    RECAPTCHA: "captcha",
+    DUMMY: "dummy",
+    EMAIL_IDENTITY: "email",
+}
 """Those that have a page here, and what they are called in the template."""
 
 
@@ -31,8 +44,16 @@ class AuthFallbackPages:
     """Makes the pages, and takes what is filled in."""
 
     def __init__(
-        self, pages: Pages, forms: Forms, uia: UIA, validation: EmailValidation, secret_text: SecretText
+        self,
+        pages: Pages,
+        forms: Forms,
+        uia: UIA,
+        validation: EmailValidation,
+        secret_text: SecretText,
+        captcha: Widget | None,
     ) -> None:
+        """`captcha`: the riddle that people solve before they register, where there is one."""
+        self._captcha = captcha
         self._pages = pages
         self._forms = forms
         self._uia = uia
@@ -63,6 +84,8 @@ class AuthFallbackPages:
         operation = await self._uia.get_operation(session_id) if stage in STAGES else None
         if operation is None or (stage == PASSWORD and operation.user_id is None):
             return None
+        if stage == RECAPTCHA and (self._captcha is None or operation.name != "POST register"):
+            return None
         return None if stage == EMAIL_IDENTITY and operation.name not in EMAIL_PURPOSES else operation
 
     async def _auth(self, stage: str, operation: Operation, fields: Mapping[str, str]) -> AuthData:
@@ -74,6 +97,8 @@ class AuthFallbackPages:
             if operation.name != "POST register":
                 raise Forbidden("A registration token confirms nothing else")
             return {"token": fields.get("token", "").strip()}
+        if stage == RECAPTCHA:
+            return {"response": fields.get(CAPTCHA_FIELD, "")}
         if stage == DUMMY:
             return {}
         secret = fields.get("client_secret", "")
@@ -129,7 +154,8 @@ class AuthFallbackPages:
             "problem": problem,
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make("auth_fallback.html", language, shown, status, cookies=token.cookies)
+        widget = self._captcha if stage == RECAPTCHA else None
+        return self._pages.make("auth_fallback.html", language, shown, status, cookies=token.cookies, widget=widget)
 
     def _old(self, context: RequestContext) -> Response:
         _ = self._pages.choose(context.languages).gettext

@@ -1,7 +1,8 @@
 """Pages for people: made from templates, in the reader's language, with headers that let nothing foreign in.
 
 A page loads nothing but images of this server and the logo that the operator names, and runs no script but one that the
-specification wants on one page. Its style stands in it, and is the only one that its headers allow.
+specification wants on one page, and where people solve a riddle that of whoever makes the riddle (`Widget`). Its style stands
+in it, and is the only one that its headers allow.
 """
 
 from base64 import b64encode
@@ -10,6 +11,7 @@ from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
 
+import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from federation.protocol.endpoint import RequestContext
@@ -18,11 +20,24 @@ from homeserver.services.branding import Branding
 from homeserver.services.languages import Language, Languages
 
 STYLE: Final = "pages.css"
+CAPTCHA_FIELD: Final = "g-recaptcha-response"
+"""The field of a form in which a script of riddles leaves the solution."""
 AUTH_DONE: Final = (
     "if (window.onAuthDone) { window.onAuthDone(); }"
     ' else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }'
 )
 """The script that tells the client that a stage is done. spec: client-server-api#fallback"""
+
+
+class Widget(msgspec.Struct, frozen=True):
+    """What somebody else's script shows on a page."""
+
+    script: str
+    """Its address."""
+    site_key: str
+    """What it is told whose page it is on."""
+    sources: tuple[str, ...]
+    """From where it may load more, as a `Content-Security-Policy` says it."""
 
 
 class Pages:
@@ -62,9 +77,11 @@ class Pages:
         cookies: tuple[str, ...] = (),
         leads_to: Iterable[str] = (),
         script: str = "",
+        widget: Widget | None = None,
     ) -> Response:
         """The page of a template. `leads_to`: where else an answer to its forms may send the browser on, as a
-        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run."""
+        `Content-Security-Policy` says it (`https:`, `https://app.example.org`); `script`: the one that it may run; `widget`: what
+        stands in it of others."""
         text = self._environment.get_template(template).render(
             {
                 **fields,
@@ -74,12 +91,18 @@ class Pages:
                 "brand": self.branding,
                 "style": self._style,
                 "script": script,
+                "widget": widget,
             }
         )
+        foreign = "" if widget is None else "".join(f" {source}" for source in widget.sources)
         policy = (
-            f"default-src 'none'; style-src {self._style_source}; img-src {self._image_sources}; base-uri 'none'; "
-            f"form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
+            f"default-src 'none'; style-src {self._style_source}{foreign}; img-src {self._image_sources}{foreign}; "
+            f"base-uri 'none'; form-action 'self'{''.join(f' {source}' for source in leads_to)}; frame-ancestors 'none'"
         )
+        if widget is not None:
+            policy += (
+                f"; script-src {widget.script.partition('?')[0]}{foreign}; frame-src{foreign}; connect-src{foreign}"
+            )
         if script:
             policy += f"; script-src {_source_of(script)}"
         return Response(status, {**self._headers, "Content-Security-Policy": policy}, text.encode(), cookies)
@@ -96,6 +119,15 @@ class Pages:
         """A page that only says something, in words that are translated already. `link`: its text, and a path."""
         fields: dict[str, object] = {"title": title, "texts": texts, "link": link}
         return self.make("message.html", self.choose(context.languages), fields, status)
+
+    def lead_away(
+        self, context: RequestContext, title: str, text: str, link: tuple[str, str], *, cookies: tuple[str, ...] = ()
+    ) -> Response:
+        """A page that leads on at once to where the link leads, which may be elsewhere: for who comes by a form whose page lets
+        it lead to this server only (`form-action`), so that browsers would not follow a redirect."""
+        page = self.message(context, title, [text], link=link)
+        headers = {**page.headers, "Refresh": f"0;url={link[1]}", "Cache-Control": "no-store"}
+        return msgspec.structs.replace(page, headers=headers, cookies=cookies)
 
     def stale_form(self, context: RequestContext) -> Response:
         """The page for who has sent a form that is not, or no longer, one of ours."""

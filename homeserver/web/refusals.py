@@ -1,6 +1,8 @@
 """What people are told on a page where a program would get an error: what is wrong, and what they can do."""
 
 from federation.protocol.errors import (
+    CaptchaInvalid,
+    CaptchaNeeded,
     Exclusive,
     ExpiredAccount,
     InvalidUsername,
@@ -19,6 +21,7 @@ from federation.protocol.errors import (
 )
 from homeserver.services.application_passwords import NameTaken, TooMany
 from homeserver.services.approvals import BY_EMAIL
+from homeserver.services.captcha import CaptchaUnavailable
 from homeserver.services.languages import Language
 from homeserver.services.own_account import WrongProof
 from homeserver.services.profiles import NameNotAllowed
@@ -34,6 +37,10 @@ def explain(error: MatrixError, language: Language) -> str:
     match error:
         case WrongProof():
             return _("The password is wrong.")
+        case CaptchaNeeded() | CaptchaInvalid():
+            return _("Show first that you are no program: solve the riddle at the end of the form.")
+        case CaptchaUnavailable():
+            return _("At the moment nobody can check that you are no program. Try again later.")
         case NameTaken():
             return _("You have a password of this name already. Choose another name.")
         case TooMany():

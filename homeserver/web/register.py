@@ -1,4 +1,5 @@
-"""The page where people make an account: by what the configuration asks for, a registration token, an e-mail address.
+"""The page where people make an account: by what the configuration asks for, a registration token, a riddle, an e-mail
+address.
 
 Where an address is asked for, a letter comes first; its link leads back here, to the choice of a name and a password, in
 whichever browser it is opened.
@@ -21,9 +22,9 @@ from homeserver.services.policies import Policies
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.secret_text import SecretText
 from homeserver.services.uia import AuthData, AuthenticationRequired
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, REGISTRATION_TOKEN, TERMS
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, RECAPTCHA, REGISTRATION_TOKEN, TERMS
 from homeserver.web.forms import MAX_BODY, Forms
-from homeserver.web.pages import Pages, see_other
+from homeserver.web.pages import CAPTCHA_FIELD, Pages, Widget, see_other
 from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
 from homeserver.web.terms import find_objection, terms_fields
@@ -44,9 +45,12 @@ class RegisterPage:
         validation: EmailValidation,
         secret_text: SecretText,
         policies: Policies,
+        captcha: Widget | None,
         *,
         base_url: str,
     ) -> None:
+        """`captcha`: the riddle that people solve, where there is one."""
+        self._captcha = captcha
         self._pages = pages
         self._forms = forms
         self._sessions = sessions
@@ -86,7 +90,8 @@ class RegisterPage:
             **terms_fields(self._policies, self._asked, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
-        return self._pages.make("register.html", language, shown, status, cookies=token.cookies)
+        widget = self._captcha if state == "account" else None
+        return self._pages.make("register.html", language, shown, status, cookies=token.cookies, widget=widget)
 
     async def first(self, context: RequestContext, fields: Mapping[str, str], *, without_address: bool) -> Response:
         """Where somebody begins, or comes back to from a letter."""
@@ -160,6 +165,8 @@ class RegisterPage:
         stages: list[AuthData] = []
         if self._registration.rules.requires_token:
             stages.append({"type": REGISTRATION_TOKEN, "token": fields.get("registration_token", "").strip()})
+        if self._registration.rules.captcha:
+            stages.append({"type": RECAPTCHA, "response": fields.get(CAPTCHA_FIELD, "")})
         if self._registration.rules.terms:
             stages.append({"type": TERMS})
         if fields.get("sid"):

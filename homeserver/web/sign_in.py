@@ -5,7 +5,7 @@
 
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.errors import Forbidden, MatrixError
@@ -18,6 +18,7 @@ from homeserver.services.own_paths import own_path
 from homeserver.services.registration import Registration
 from homeserver.services.sign_in import EmailAddress, SignIn
 from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
 from homeserver.web.refusals import explain
@@ -57,21 +58,24 @@ class SignInPage:
         next_path: str,
         *,
         name: str = "",
+        again: bool = False,
         error: MatrixError | None = None,
         status: int = HTTPStatus.OK,
     ) -> Response:
-        """The page, filled in with what somebody typed before, and with what was wrong with it."""
+        """The page, filled in with what somebody typed before, and with what was wrong with it. `again`: who is signed in
+        elsewhere already proves who they are once more."""
         language = self._pages.choose(context.languages)
         token = self._forms.token(context)
         fields: dict[str, object] = {
             "path": SIGN_IN_PATH,
             "form_token": token.text,
             "next_path": next_path,
+            "again": "true" if again else "",
             "name": name,
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
             "reset_path": RESET_PATH if self._resets_passwords else "",
-            "buttons": self._choices.buttons(next_path),
+            "buttons": self._choices.buttons(next_path, again=again),
             "register_path": f"{REGISTER_PATH}?{urlencode({'next': next_path})}" if self._registration.is_open else "",
         }
         return self._pages.make("sign_in.html", language, fields, status, cookies=token.cookies)
@@ -110,7 +114,7 @@ async def get_sign_in(
     next_path = own_path(next, HOME)
     if not again and await sessions.get(context) is not None:
         return see_other(next_path)
-    return page.make(context, next_path, name=name[:255])
+    return page.make(context, next_path, name=name[:255], again=again)
 
 
 @endpoint("POST", SIGN_IN_PATH, auth=Auth.NONE, limit=Limit.LOGIN, max_body=MAX_BODY)
@@ -133,18 +137,32 @@ async def post_sign_in(
     try:
         account = await sign_in.check_sign_in(as_name(name), fields.get("password", ""), context.client_ip)
     except MatrixError as error:
-        return page.make(context, next_path, name=name, error=error, status=error.status)
+        again = fields.get("again") == "true"
+        return page.make(context, next_path, name=name, again=again, error=error, status=error.status)
     cookie = await sessions.do_begin(UserID(account.user_id), context)
     return see_other(next_path, cookies=(cookie,))
 
 
 @endpoint("POST", SIGN_OUT_PATH, auth=Auth.NONE, max_body=MAX_BODY)
 async def post_sign_out(
-    pages: Pages, forms: Forms, sessions: BrowserSessions, context: RequestContext, *, body: bytes
+    pages: Pages,
+    forms: Forms,
+    sessions: BrowserSessions,
+    saml: SAMLLogout,
+    context: RequestContext,
+    *,
+    body: bytes,
 ) -> Response:
-    """End the session of this browser. Apps stay signed in."""
+    """End the session of this browser, and that at the provider by which it began, where that offers it. Apps stay signed in."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
-    where = sign_in_link(own_path(fields.get("next", ""), HOME))
-    return see_other(where, cookies=(await sessions.do_end(context),))
+    next_path = own_path(fields.get("next", ""), HOME)
+    session = await sessions.get(context)
+    cookie = await sessions.do_end(context)
+    elsewhere = None if session is None else await saml.leave(session.origin, next_path)
+    if elsewhere is None:
+        return see_other(sign_in_link(next_path), cookies=(cookie,))
+    _ = pages.choose(context.languages).gettext
+    text = _("Go on to %(host)s to sign out there too.") % {"host": urlsplit(elsewhere).hostname}
+    return pages.lead_away(context, _("You are signed out"), text, (_("Go on"), elsewhere), cookies=(cookie,))

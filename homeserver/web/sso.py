@@ -104,17 +104,9 @@ class SSOPage:
         where = await self._upstream.do_give_token(session.user_id, origin, redirect_url)
         if agreed:
             return see_other(where)
-        # Who has just signed in comes by a form whose page lets it lead to this server only (`form-action`), so that browsers
-        # would not follow a redirect from here.
         _ = language.gettext
-        page = self._pages.message(
-            context,
-            _("You are signed in"),
-            [_("Go on to %(host)s.") % {"host": shown_client(redirect_url)}],
-            link=(_("Go on"), where),
-        )
-        headers = {**page.headers, "Refresh": f"0;url={where}", "Cache-Control": "no-store"}
-        return msgspec.structs.replace(page, headers=headers)
+        text = _("Go on to %(host)s.") % {"host": shown_client(redirect_url)}
+        return self._pages.lead_away(context, _("You are signed in"), text, (_("Go on"), where))
 
 
 @endpoint("GET", SSO_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)

@@ -20,6 +20,7 @@ from homeserver.services.own_paths import own_path
 from homeserver.services.sign_in import SignIn
 from homeserver.services.upstream.buttons import ICON_PATH, SIGN_IN_WITH_PATH, icon_path
 from homeserver.services.upstream.identity import ForClient, ForPage, Reason, Refused
+from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
 from homeserver.services.upstream.sign_in import (
     AskClient,
     AskConfirm,
@@ -90,14 +91,15 @@ class UpstreamPages:
                 status = HTTPStatus.FOUND if context.method == "GET" else HTTPStatus.SEE_OTHER
                 headers = {"Location": url, "Content-Type": "text/plain", "Referrer-Policy": "no-referrer"}
                 return Response(status, {**headers, "Cache-Control": "no-store"}, b"", cookies)
-            case SignedIn(user_id, next_path, origin):
+            case SignedIn(user_id, next_path, origin, proved_ts):
                 try:
                     await self._own_sign_in.check_allowed(user_id, "browser", context.client_ip)
                 except UserAwaitingApproval as error:
                     raise Refused(Reason.AWAITING_APPROVAL, error.text) from None
                 except Forbidden as error:
                     raise Refused(Reason.NOT_ALLOWED, error.text) from None
-                cookie = await self._sessions.do_begin(user_id, context, msgspec.json.encode(origin).decode())
+                came = msgspec.json.encode(origin).decode()
+                cookie = await self._sessions.do_begin(user_id, context, came, proved_ts)
                 return see_other(own_path(next_path, "/"), cookies=(cookie,))
             case AskName():
                 return self._ask_name(context, step)
@@ -133,6 +135,17 @@ class UpstreamPages:
         self.log.info("a sign-in with a provider ends: {reason}: {why}", reason=refused.reason.value, why=refused)
         status = _STATUS.get(refused.reason, HTTPStatus.FORBIDDEN)
         return self._make(context, "upstream_refused.html", {"reason": refused.reason.value}, status)
+
+    async def sign_out(self, context: RequestContext, logout: SAMLLogout, message: LogoutMessage) -> Response:
+        """A provider says that somebody has signed out there; the browser brings it back our answer."""
+        try:
+            answer = await logout.do_end(message)
+        except Refused as refused:
+            return self.refuse(context, refused)
+        if answer is not None:
+            return see_other(answer)
+        _ = self._pages.choose(context.languages).gettext
+        return self._pages.message(context, _("You are signed out"), [])
 
     def choose(self, context: RequestContext, redirect_url: str, action: str) -> Response:
         """To this server's own page to sign in, which has the providers too; without such, the page to choose one on."""
@@ -239,11 +252,17 @@ async def get_sso_redirect(
 
 @endpoint("GET", SIGN_IN_WITH_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
 async def get_sign_in_with(
-    pages: UpstreamPages, sign_in: UpstreamSignIn, context: RequestContext, *, provider: str = "", next: str = ""
+    pages: UpstreamPages,
+    sign_in: UpstreamSignIn,
+    context: RequestContext,
+    *,
+    provider: str = "",
+    next: str = "",
+    again: bool = False,
 ) -> Response:
     """A button of the sign-in page: send the browser to the provider, and afterwards to a path of this server."""
     try:
-        purpose = ForPage(own_path(next, "/"))
+        purpose = ForPage(own_path(next, "/"), again)
         return await pages.show(context, await sign_in.depart(provider, purpose, sign_in.find_browser(context)))
     except Refused as refused:
         return pages.refuse(context, refused)

@@ -4,22 +4,26 @@ The paths are those of Synapse: nothing has to be changed at a provider when a s
 """
 
 from http import HTTPStatus
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, RequestContext, endpoint
+from federation.protocol.endpoint import Auth, Limit, Names, RequestContext, endpoint
 from federation.protocol.errors import Unrecognized
 from homeserver.http.answers import Response
+from homeserver.services.own_paths import own_path
 from homeserver.services.upstream.cas import PROVIDER_ID as CAS_ID
 from homeserver.services.upstream.cas import TICKET_PATH, CASProvider
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.oidc.provider import CALLBACK_PATH, OIDC
 from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
+from homeserver.services.upstream.saml import LOGOUT_PATH as SAML_LOGOUT_PATH
 from homeserver.services.upstream.saml import LONGEST_RESPONSE, METADATA_PATH, RESPONSE_PATH, SAMLSignIn
 from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
+from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.web.pages import see_other
+from homeserver.web.sign_in import HOME, sign_in_link
 from homeserver.web.upstream import HELD_PATH, UpstreamPages, read_form
 
 LOGOUT_PATH: Final = "/_synapse/client/oidc/backchannel_logout"
@@ -90,7 +94,7 @@ async def get_cas_ticket(
         begun = await sign_in.take_back(flow, browser)
         if askable.cas is None or begun.provider != CAS_ID or browser is None:
             raise Refused(Reason.OLD)
-        identity = await askable.cas.identify(flow, ticket)
+        identity = await askable.cas.identify(flow, begun, ticket)
         return await pages.show(context, await sign_in.arrive(begun, identity, browser, context.languages))
     except Refused as refused:
         return pages.refuse(context, refused)
@@ -114,6 +118,41 @@ async def post_saml_response(
         return see_other(f"{HELD_PATH}?flow={held}")
     except Refused as refused:
         return pages.refuse(context, refused)
+
+
+@endpoint("GET", f"/{SAML_LOGOUT_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2)
+async def get_saml_logout(
+    pages: UpstreamPages,
+    logout: SAMLLogout,
+    context: RequestContext,
+    *,
+    request: Annotated[str, Names("SAMLRequest")] = "",
+    relay_state: Annotated[str | None, Names("RelayState")] = None,
+    algorithm: Annotated[str | None, Names("SigAlg")] = None,
+    signature: Annotated[str | None, Names("Signature")] = None,
+) -> Response:
+    """A SAML provider says that somebody has signed out there, or they come back from having signed out here and there.
+
+    spec: saml-bindings-2.0-os section 3.4
+    """
+    if not request:
+        return see_other(sign_in_link(own_path(relay_state or "", HOME)))
+    message = LogoutMessage(
+        request, by_redirect=True, relay_state=relay_state, algorithm=algorithm, signature=signature
+    )
+    return await pages.sign_out(context, logout, message)
+
+
+@endpoint("POST", f"/{SAML_LOGOUT_PATH}", auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=MAX_LOGOUT)
+async def post_saml_logout(
+    pages: UpstreamPages, logout: SAMLLogout, context: RequestContext, *, body: bytes
+) -> Response:
+    """The same with a form. spec: saml-bindings-2.0-os section 3.5"""
+    form = read_form(body)
+    if "SAMLRequest" not in form:
+        return see_other(sign_in_link(own_path(form.get("RelayState", ""), HOME)))
+    message = LogoutMessage(form["SAMLRequest"], by_redirect=False, relay_state=form.get("RelayState"))
+    return await pages.sign_out(context, logout, message)
 
 
 @endpoint("GET", f"/{METADATA_PATH}", auth=Auth.NONE)

@@ -166,6 +166,15 @@ class AccountsServer:
             ends_with_sessions=[self.login_token_store],
         )
         self.threepids = ThreepidStore(database)
+        application_passwords = ApplicationPasswords(
+            clock,
+            database,
+            ApplicationPasswordStore(database),
+            self.passwords,
+            self.secret_text,
+            self.sessions,
+            enabled=False,
+        )
         self.sign_in = SignIn(
             clock,
             database,
@@ -174,15 +183,7 @@ class AccountsServer:
             self.passwords,
             self.sessions,
             self.limiter,
-            ApplicationPasswords(
-                clock,
-                database,
-                ApplicationPasswordStore(database),
-                self.passwords,
-                self.secret_text,
-                self.sessions,
-                enabled=False,
-            ),
+            application_passwords,
             server_name=SERVER_NAME,
             password_login=password_login,
         )
@@ -202,6 +203,7 @@ class AccountsServer:
             self.threepids,
             self.passwords,
             self.sessions,
+            self.sign_in,
             self.uia,
             self.limiter,
             server_name=SERVER_NAME,
@@ -252,6 +254,7 @@ class AccountsServer:
             self.sign_in,
             self.sessions,
             self.limiter,
+            application_passwords,
             from_sessions=login_tokens,
             confirmed=True,
             lifetime_ms=120_000,

@@ -104,7 +104,7 @@ class OutsideServer:
 
 def start_npm(folder: Path, port: int, logout_url: str, *, base: str = BASE, host: str = "127.0.0.1") -> OutsideServer:
     """The OpenID provider at /oidc and the SAML provider at /saml, called `host`, for the server at `base`."""
-    certificate, key = _rsa_certificate(folder)
+    certificate, key = rsa_certificate(folder)
     for name in ("providers.mjs", "package.json"):
         shutil.copy(ROOT / "tests" / "upstream" / "js" / name, folder)
     (folder / "node_modules").symlink_to(NPM / "node_modules")
@@ -128,7 +128,7 @@ def start_cas(folder: Path, port: int) -> OutsideServer:
     return OutsideServer([str(CAS), "-c", _CAS_MAIN, str(port)], folder, port, "/cas/login", settings)
 
 
-def _rsa_certificate(folder: Path) -> tuple[Path, Path]:
+def rsa_certificate(folder: Path) -> tuple[Path, Path]:
     """A certificate that signs itself, and its key: what SAML signs with is not what TLS wants."""
     key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "an identity provider of the tests")])

@@ -66,6 +66,11 @@ class Traveller:
                 return
         raise AssertionError(f"sent on again and again: {self.url}")
 
+    def go_no_further(self, url: str) -> None:
+        """Go there, and stay where that sends one: `url` is where it would be."""
+        location = self._ask_outside(url, None)
+        self.url = urljoin(url, location or "")
+
     def send(self, button: str | None = None, **fields: str) -> None:
         """Fill in the first form, and send it."""
         form = self.page.forms[0]

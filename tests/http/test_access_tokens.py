@@ -1,6 +1,6 @@
 """What it costs to know who asks, and how soon a token that has ended is refused."""
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from time import process_time
 
@@ -126,8 +126,10 @@ class SlowTokenStore(TokenStore):
         self._server = server
         self._user: User | None = user
 
-    async def get_access_token(self, token_hash: bytes) -> AccessTokenRow | None:
-        row = await super().get_access_token(token_hash)
+    async def get_access_token(
+        self, token_hash: bytes, policies: Sequence[tuple[str, str]] = ()
+    ) -> AccessTokenRow | None:
+        row = await super().get_access_token(token_hash, policies)
         user, self._user = self._user, None
         if user is not None:
             await self._server.sessions.do_log_out_everywhere(user.id)

@@ -89,13 +89,13 @@ def test_no_way_of_signing_in_is_left(server: TestServer) -> None:
     assert login(server).errcode == EXPIRED
     assert login(server, password=password).errcode == EXPIRED
     assert login(server, type="m.login.token", token=token).errcode == EXPIRED
-    refreshed = server.post("/_matrix/client/v3/refresh", {"refresh_token": refreshable["refresh_token"]})
-    assert refreshed.errcode == EXPIRED
     assert program.exchange(code).json["error"] == "invalid_grant"
-    # as a locked one, so that the app does not forget the session that the account has again when it is renewed
-    renewed = granted.refresh()
-    assert renewed.status == 200
-    assert server.get(WHOAMI, token=renewed.json["access_token"]).errcode == EXPIRED
+    # so that the app does not forget the session that the account has again when it is renewed, and can ask for the letter
+    refreshed = server.post("/_matrix/client/v3/refresh", {"refresh_token": refreshable["refresh_token"]})
+    for renewed in (granted.refresh(), refreshed):
+        assert renewed.status == 200
+        assert server.get(WHOAMI, token=renewed.json["access_token"]).errcode == EXPIRED
+        assert server.post(SEND_MAIL, token=renewed.json["access_token"]).status == 200
     browser.open("/_mahalla/account")
     assert browser.path.startswith(SIGN_IN)
     browser.send(SIGN_IN, name="alice", password="wonderland")
@@ -203,6 +203,8 @@ def test_administrators_set_ends(server: TestServer) -> None:
     assert write_letters(server) == 0
     assert root.post(ADMIN, {"user_id": alice.user_id}).json == {"expiration_ts": now + 100 * DAY * 1000}
     assert alice.get(WHOAMI).status == 200
+    records = root.get(f"/_mahalla/admin/v1/users/{alice.user_id}/audit").json["records"]
+    assert [each["by"] for each in records if each["event"] == "renewed"] == [root.user_id] * 2
     for wrong in ({}, {"user_id": 1}, {**body, "expiration_ts": -1}, {**body, "expiration_ts": 2**60}):
         assert root.post(ADMIN, wrong).status == 400
     for unknown in ("@nobody:example.org", "@alice:elsewhere.org", "\0", ""):

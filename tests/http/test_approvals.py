@@ -29,6 +29,7 @@ LOGIN = "/_matrix/client/v3/login"
 ERRCODE = "ORG.MATRIX.MSC3866_USER_AWAITING_APPROVAL"
 APPROVALS = "/_mahalla/approvals"
 DUMMY = {"type": "m.login.dummy"}
+ROOT = UserID("@root:example.org")
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_who_is_not_in_the_directory_yet(tmp_path: Path, sqlite_database: Databa
     server.run(update_directory())
     search = "/_matrix/client/v3/user_directory/search"
     assert bob.post(search, {"search_term": "alice"}).json["results"] == []
-    server.run(server.app.accounts.approvals.do_approve(alice))
+    server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
     assert [each["user_id"] for each in bob.post(search, {"search_term": "alice"}).json["results"]] == [alice]
 
 
@@ -195,11 +196,11 @@ def test_letters(tmp_path: Path, sqlite_database: Database) -> None:
         {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"},
     )
     assert refused.json["approval_notice_medium"] == "m.email"
-    assert server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
+    assert server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
     [(to, letter)] = server.relay.letters
     assert to == "alice@example.com"
     assert "tasdiqlandi" in letter["Subject"]
-    assert not server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
+    assert not server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
     assert len(server.relay.letters) == 1
 
 
@@ -209,7 +210,7 @@ def test_an_address_that_no_letter_can_bear_hinders_nobody(tmp_path: Path, sqlit
     row = ThreepidRow("email", "alice..b@example.com", alice, 1, 1)
     server.run(sqlite_database.write("add", ThreepidStore(sqlite_database).add_threepid, row))
     server.relay.letters.clear()
-    assert server.run(server.app.accounts.approvals.do_approve(alice))
+    assert server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
     assert not server.relay.letters
     sign_in(server, "alice")
 
@@ -225,14 +226,14 @@ def test_first_rooms_are_joined_once_approved(tmp_path: Path, sqlite_database: D
     alice = wait(server)
     members = f"/_matrix/client/v3/rooms/{room}/joined_members"
     assert alice not in root.get(members).json["joined"]
-    server.run(server.app.accounts.approvals.do_approve(alice))
+    server.run(server.app.accounts.approvals.do_approve(alice, by=ROOT))
     assert alice in root.get(members).json["joined"]
 
 
 def test_an_approval_is_withdrawn(server: TestServer) -> None:
     privileged(server, "alice")
     alice = sign_in(server, "alice")
-    server.run(server.app.accounts.approvals.do_withdraw(alice.user_id))
+    server.run(server.app.accounts.approvals.do_withdraw(alice.user_id, by=ROOT))
     login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
     assert server.post(LOGIN, login).errcode == ERRCODE
     assert [each.user_id for each in server.run(server.app.accounts.approvals.get_waiting(10))] == [alice.user_id]
@@ -284,5 +285,5 @@ def test_who_comes_with_a_token_of_elsewhere_waits_too(tmp_path: Path, sqlite_da
     login = {"type": "org.matrix.login.jwt", "token": token}
     for _ in range(2):
         assert server.post(LOGIN, login).errcode == ERRCODE
-    server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org")))
+    server.run(server.app.accounts.approvals.do_approve(UserID("@alice:example.org"), by=ROOT))
     assert server.post(LOGIN, login).status == 200

@@ -215,7 +215,7 @@ def test_a_page_does_not_lead_to_others(server: TestServer) -> None:
 class Ministry:
     """A service by which people sign in."""
 
-    def buttons(self, next_path: str) -> Sequence[ProviderButton]:
+    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
         return [ProviderButton("Ministry <of> Tea", f"/_mahalla/tea?next={next_path}", "/_mahalla/tea.png")]
 
 

@@ -9,8 +9,10 @@ from federation.protocol.ids import UserID
 from homeserver.config.load import ConfigError, load_config
 from homeserver.openings import unusable_files
 from homeserver.services.policies import parse_text
-from storage.database import Database
+from storage.database import Database, PostgresConfig, SQLiteConfig
+from tests.conftest import run_coroutine
 from tests.helpers.browser import Browser
+from tests.helpers.databases import QueryCounter, open_inline
 from tests.helpers.oauth import CONFIG as OAUTH
 from tests.helpers.oauth import Program
 from tests.helpers.server import TestServer, User
@@ -149,6 +151,23 @@ def _audit(server: TestServer, user_id: str) -> list[dict[str, str]]:
     records = server.get(f"/_mahalla/admin/v1/users/{user_id}/audit", token=admin(server).token)
     found: list[dict[str, str]] = records.json["records"]
     return found
+
+
+def test_to_learn_of_a_token_takes_one_query(tmp_path: Path, database_config: SQLiteConfig | PostgresConfig) -> None:
+    counter = QueryCounter()
+    database = open_inline(database_config, counter)
+    alice = register(TestServer(tmp_path, database, policies()))
+    for version, status in (("1.2", 200), ("1.3", 403)):
+        server = with_new_version(tmp_path, database, policies(version))
+        counter.clear()
+        assert signed_in_again(server, alice).post("/_matrix/client/v3/rooms/!none:example.org/leave").status in (
+            403,
+            404,
+        )
+        assert counter.queries["get_access_token"] == 1
+        assert not {"get_accounts", "get_policy_consents"} & counter.queries.keys()
+        assert signed_in_again(server, alice).post(ROOMS, {}).status == status
+    run_coroutine(database.close(), None)
 
 
 def test_links_are_for_one_user_and_one_version(tmp_path: Path, sqlite_database: Database) -> None:

@@ -113,5 +113,5 @@ def test_it_is_off_unless_it_is_wanted(tmp_path: Path, sqlite_database: Database
 def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "account_validity: {enabled: true, period: 1d}\n")
     user_id = UserID(login(server, token()).json["user_id"])
-    server.run(server.app.accounts.renewals.do_set_end(user_id, 1, letter=False))
+    server.run(server.app.accounts.renewals.do_set_end(user_id, 1, letter=False, by=UserID("@root:example.org")))
     assert login(server, token()).errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

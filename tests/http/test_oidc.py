@@ -13,6 +13,7 @@ from joserfc import jwt
 from joserfc.jwk import OKPKey, RSAKey
 
 from federation.outbound.client import WebAnswer
+from federation.protocol.ids import UserID
 from homeserver.services.upstream.oidc.tokens import LOGOUT_EVENT
 from storage.database import Database
 from tests.helpers.browser import Browser
@@ -211,6 +212,19 @@ def test_claims_that_are_strange(server: TestServer, provider: OpenIDProvider) -
     assert FAILED in come_back(provider, server, sub="x" * 600).words
 
 
+def test_what_is_strange_about_a_sign_in(tmp_path: Path, postgres_database: Database, provider: OpenIDProvider) -> None:
+    server = TestServer(tmp_path, postgres_database, CONFIG + TEMPLATES, web=provider)
+    for strange in (
+        {"sid": "".join(chr(ord("a") + at % 23) for at in range(5000))},
+        {"sid": "a\0"},
+        {"sid": ["a"]},
+        {"auth_time": float("-inf")},
+        {"auth_time": float("nan")},
+        {"auth_time": True},
+    ):
+        assert sign_in(server, provider, Browser(server), **strange).user_id == "@alice:example.org"
+
+
 def test_an_address_that_the_provider_does_not_vouch_for(server: TestServer, provider: OpenIDProvider) -> None:
     provider.change = lambda claims: claims.update(email_verified=False)
     alice = sign_in(server, provider, Browser(server))
@@ -318,7 +332,12 @@ def test_an_account_past_its_day(tmp_path: Path, sqlite_database: Database, prov
     ending = "account_validity: {enabled: true, period: 1d}\n"
     server = TestServer(tmp_path, sqlite_database, CONFIG + TEMPLATES + ending, web=provider)
     alice = sign_in(server, provider, Browser(server))
-    assert server.run(server.app.accounts.renewals.do_set_end(alice.user_id, 1, letter=False)) == 1
+    assert (
+        server.run(
+            server.app.accounts.renewals.do_set_end(alice.user_id, 1, letter=False, by=UserID("@root:example.org"))
+        )
+        == 1
+    )
     browser = come_back(provider, server)
     assert (browser.status, "good until a day that is over" in browser.words) == (403, True)
     assert alice.get("/_matrix/client/v3/account/whoami").errcode == "ORG_MATRIX_EXPIRED_ACCOUNT"

@@ -1,6 +1,7 @@
 """Plug-ins of an institution: the examples of the documentation, and what happens when a plug-in is at fault."""
 
 import hashlib
+import hmac
 import time
 from pathlib import Path
 
@@ -108,6 +109,36 @@ def test_a_plugin_refuses_sign_ins(tmp_path: Path, sqlite_database: Database, mo
             "office_hours.time.localtime", lambda hour=hour: time.struct_time((2026, 1, 1, hour, *[0] * 5))
         )
         assert login(server, "alice", ip=ip).status == status, (hour, ip)
+
+
+def test_a_plugin_knows_riddles(tmp_path: Path, sqlite_database: Database) -> None:
+    config = """enable_registration_captcha: true
+recaptcha_public_key: ours
+plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
+"""
+    server = TestServer(tmp_path, sqlite_database, config)
+
+    def solve(name: str, solution: str) -> Answer:
+        auth = {"type": "m.login.recaptcha", "response": solution}
+        return server.post("/_matrix/client/v3/register", {"username": name, "password": "wonderland", "auth": auth})
+
+    def signed(end: float, key: bytes = b"shared") -> str:
+        return f"{end}.n1.{hmac.new(key, f'{end}.n1'.encode(), 'sha256').hexdigest()}"
+
+    later = time.time() + 600
+    for wrong in ("guessed", signed(later, b"other"), signed(1), f"{later}.n1."):
+        assert solve("alice", wrong).errcode == "M_CAPTCHA_INVALID"
+    assert solve("alice", signed(later)).status == 200
+    assert solve("bob", signed(later)).errcode == "M_CAPTCHA_INVALID"  # it was used
+
+
+def test_riddles_that_nobody_checks_stop_the_start(tmp_path: Path, sqlite_database: Database) -> None:
+    config = """enable_registration_captcha: true
+recaptcha_public_key: ours
+plugins: [{module: staff_names.StaffNames}]
+"""
+    with pytest.raises(ValueError, match="recaptcha_private_key is needed"):
+        TestServer(tmp_path, sqlite_database, config)
 
 
 def test_nobody_gets_in_by_a_fault(tmp_path: Path, sqlite_database: Database) -> None:

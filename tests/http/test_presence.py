@@ -464,3 +464,10 @@ def test_other_servers_users(tmp_path: Path, sqlite_database: Database, mode: st
     wait(server, 1)
     assert states(sync(alice, since, **quiet))[zoe] == "offline"
     assert status(alice, zoe)["presence"] == "offline"
+
+
+def test_the_words_of_a_shadow_banned_user_go_nowhere(server: TestServer, alice: User) -> None:
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, shadow_banned=True))
+    put(alice, "unavailable", status_msg="buy this")
+    shown = alice.get(f"/_matrix/client/v3/presence/{alice.user_id}/status").json
+    assert (shown["presence"], "status_msg" in shown) == ("unavailable", False)

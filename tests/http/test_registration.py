@@ -1,5 +1,7 @@
 """Making accounts."""
 
+from typing import Any
+
 import pytest
 
 from federation.protocol.endpoint import Limit
@@ -86,6 +88,15 @@ def test_a_repeated_request_gets_the_same_account(server: AccountsServer) -> Non
     assert other_name.status == 403
 
 
+async def test_a_repeated_request_lets_in_nobody_who_may_not_sign_in(server: AccountsServer) -> None:
+    session = server.request("POST", "register", {}).json["session"]
+    wanted = {"username": "bob", "password": "wonderland", "auth": {**DUMMY, "session": session}}
+    assert server.request("POST", "register", wanted).status == 200
+    await server.accounts.do_set_flags(UserID("@bob:example.org"), locked=True)
+    answer = server.request("POST", "register", wanted)
+    assert (answer.status, answer.errcode) == (401, "M_USER_LOCKED")
+
+
 def test_a_session_serves_only_registration(server: AccountsServer) -> None:
     alice = server.register()
     session = alice.post("account/deactivate", {}).json["session"]
@@ -128,6 +139,35 @@ def test_inhibit_login(server: AccountsServer) -> None:
 def test_names_are_made_where_none_is_wanted(server: AccountsServer) -> None:
     names = {server.request("POST", "register", {"auth": DUMMY}).json["user_id"] for _ in range(3)}
     assert len(names) == 3
+
+
+def test_a_guest_becomes_a_user(database: Database) -> None:
+    rules = RegistrationRules(enabled=True, without_verification=True, guests=True)
+    server = AccountsServer(database, rules=rules)
+    guest, other = (User(server, server.request("POST", "register?kind=guest", {}).json, "") for _ in range(2))
+    assert guest.put(f"profile/{guest.id}/displayname", {"displayname": "Visitor"}).status == 200
+    name = guest.id[1:].partition(":")[0]
+    wanted: dict[str, Any] = {"username": name, "password": "wonderland", "guest_access_token": guest.token}
+    for wrong in (
+        {"guest_access_token": other.token},
+        {"guest_access_token": "unknown"},
+        {"username": "bob"},
+        {"username": None},
+    ):
+        refused = server.request("POST", "register", {**wanted, **wrong, "auth": DUMMY})
+        assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN"), wrong
+    session = server.request("POST", "register", wanted).json["session"]
+    wanted["auth"] = {**DUMMY, "session": session}
+    made, again = (server.request("POST", "register", wanted) for _ in range(2))
+    assert made.status == again.status == 200, made.body
+    assert made.json["user_id"] == again.json["user_id"] == guest.id
+    assert guest.get("account/whoami").json["is_guest"] is False  # the session of before is theirs still
+    assert guest.get(f"profile/{guest.id}/displayname").json == {"displayname": "Visitor"}
+    login = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "wonderland"}
+    assert server.request("POST", "login", login).status == 200
+    taken = server.request("POST", "register", {**wanted, "auth": DUMMY})
+    assert (taken.status, taken.errcode) == (400, "M_USER_IN_USE")
+    assert other.get("account/whoami").json["is_guest"] is True
 
 
 def test_guests(sqlite_database: Database) -> None:

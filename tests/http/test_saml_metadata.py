@@ -5,6 +5,7 @@ from pathlib import Path
 from shutil import which
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
@@ -41,6 +42,8 @@ class University:
     def __init__(self) -> None:
         self.document: bytes | None = metadata("https://idp.example.com/first")
         self.asked: list[str] = []
+        self.gate: Deferred[None] | None = None
+        """Until when its answers are held back."""
 
     async def request(
         self,
@@ -56,6 +59,8 @@ class University:
         take: TakeBody | None = None,
     ) -> WebAnswer:
         self.asked.append(f"{method} {url}")
+        if self.gate is not None:
+            await self.gate
         if self.document is None:
             raise OutboundError("nobody is there")
         return WebAnswer(url, 200, {}, self.document)
@@ -129,7 +134,18 @@ def test_a_provider_that_never_answered(server: TestServer, university: Universi
     assert (answer.status, b"does not answer as it should" in answer.body) == (403, True)
     assert server.get("/_synapse/client/saml2/metadata.xml").status == 200  # ours need none of theirs
     university.document = metadata("https://idp.example.com/late")
+    assert (leave(server).status, len(university.asked)) == (403, 1)  # people do not wait for it again and again
+    server.clock.advance(30)
     assert place(server) == "https://idp.example.com/late"
+
+
+def test_however_many_come_at_once_it_is_asked_once(server: TestServer, university: University) -> None:
+    university.gate = Deferred()
+    waiting = [server.client.start("GET", REDIRECT) for _ in range(5)]
+    assert not any(pending.done for pending in waiting)
+    university.gate.callback(None)
+    assert [pending.answer.status for pending in waiting] == [302] * 5
+    assert university.asked == [f"GET {URL}"]
 
 
 def test_metadata_that_grew_too_old_are_used_no_more(

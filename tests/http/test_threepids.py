@@ -336,7 +336,8 @@ def test_a_server_without_mail(tmp_path: Path, database: Database) -> None:
         assert request_token(server, kind).errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
     assert server.post(f"{V3}/account/password", {"new_password": "x"}).errcode == "M_MISSING_TOKEN"
     assert server.post(f"{V3}/register/msisdn/requestToken", {}).errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
-    assert alice.post(f"{V3}/account/3pid/bind", {}).errcode == "M_SERVER_NOT_TRUSTED"
+    bind = {"sid": "1", "client_secret": "x", "id_server": "identity.example.org", "id_access_token": "x"}
+    assert alice.post(f"{V3}/account/3pid/bind", bind).errcode == "M_SERVER_NOT_TRUSTED"
     unbound = alice.post(f"{V3}/account/3pid/unbind", {"medium": "email", "address": "a@example.com"})
     assert unbound.json == {"id_server_unbind_result": "no-support"}
     assert alice.get(f"{V3}/capabilities").json["capabilities"]["m.3pid_changes"] == {"enabled": False}

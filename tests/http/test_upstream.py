@@ -2,14 +2,16 @@
 
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from storage.database import Database
 from tests.helpers.browser import Browser
+from tests.helpers.http import Answer
 from tests.helpers.openid import CALLBACK, CONFIG, TEMPLATES, OpenIDProvider
-from tests.helpers.server import TestServer, User
+from tests.helpers.server import START, TestServer, User
 
 REDIRECT = "/_matrix/client/v3/login/sso/redirect"
 FALLBACK = "/_matrix/client/v3/auth/m.login.sso/fallback/web"
@@ -213,6 +215,32 @@ def test_an_app_goes_over_the_own_page_to_a_provider(server: TestServer, provide
     assert redeem(server, browser).user_id == "@alice:example.org"
 
 
+@pytest.mark.parametrize("known", ["[]", "['https://client.example/']"])
+def test_a_button_of_an_app_leads_over_the_terms(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider, known: str
+) -> None:
+    terms = """
+user_consent:
+  policies: {terms: {version: "1", documents: {en: {name: Terms of use, url: "https://example.org/terms"}}}}
+"""
+    server = TestServer(
+        tmp_path, sqlite_database, CONFIG + TEMPLATES + terms + f"sso: {{client_whitelist: {known}}}\n", web=provider
+    )
+    browser = Browser(server)
+    browser.open(provider.sign_in(leave(browser), **ALICE))
+    assert browser.path.startswith("/_mahalla/consent")
+    assert "loginToken" not in browser.text
+    browser.send(agree_terms="true")
+    if known == "[]":
+        assert "Go on to client.example?" in browser.words
+        browser.send("/_mahalla/sso")
+    else:
+        browser.answer = Answer(303, {"location": browser.page.links["Go on"]}, b"")
+    assert redeem(server, browser).user_id == "@alice:example.org"
+    browser.open(provider.sign_in(leave(browser), **ALICE))  # who has agreed is asked no more
+    assert not browser.path.startswith("/_mahalla/consent")
+
+
 def test_an_unknown_provider_is_a_page(server: TestServer) -> None:
     browser = Browser(server)
     browser.open(f"{REDIRECT}/nobody?redirectUrl={CLIENT}")
@@ -312,6 +340,18 @@ def test_something_is_confirmed_with_the_provider(server: TestServer, provider: 
     assert _delete(alice, other.device_id, {"session": session})[0] == 200
 
 
+def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenIDProvider) -> None:
+    alice = sign_in(server, provider, Browser(server))
+    session = _delete(alice, alice.device_id)[1]["session"]
+    browser = Browser(server)
+    browser.open(f"{FALLBACK}?session={session}")
+    browser.send(button="oidc-town")
+    assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
+    browser.open(provider.sign_in(browser.location, **ALICE, auth_time=START - 3600))
+    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+    assert _delete(alice, alice.device_id, {"session": session})[0] == 401
+
+
 def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
     sign_in(server, provider, Browser(server), sub="2", preferred_username="mallory")
@@ -348,3 +388,54 @@ def test_the_sign_in_page_has_a_button(server: TestServer, provider: OpenIDProvi
     assert (browser.status, browser.path) == (200, "/?hello")
     browser.open("/_mahalla/sign_in?next=/%3Fagain")
     assert browser.path == "/?again"
+
+
+def again(browser: Browser, provider: OpenIDProvider, **claims: Any) -> None:
+    """Somebody signs in by the button, whether the provider knows them already or not."""
+    browser.open("/_mahalla/sign_in?next=/%3Fhello&again=true")
+    browser.follow("Town hall")
+    assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
+    browser.open(provider.sign_in(browser.location, **ALICE, **claims))
+
+
+def test_who_is_to_sign_in_again_is_asked_there(server: TestServer, provider: OpenIDProvider) -> None:
+    browser = Browser(server)
+    browser.open("/_mahalla/sign_in?next=/%3Fhello")
+    browser.follow("Town hall")
+    assert "prompt" not in parse_qs(urlsplit(browser.location).query)
+    again(browser, provider)  # a provider that does not say when it asked
+    assert browser.path == "/?hello"
+    again(browser, provider, auth_time=START)
+    assert browser.path == "/?hello"
+    again(browser, provider, auth_time=START - 3600)
+    assert (browser.status, "were not asked there" in browser.words) == (403, True)
+
+
+def test_a_wrong_password_does_not_forget_that_it_is_to_be_again(server: TestServer) -> None:
+    server.register("bob")
+    browser = Browser(server)
+    browser.open("/_mahalla/sign_in?next=/%3Fhello&again=true")
+    browser.send("/_mahalla/sign_in", name="bob", password="wrong")
+    browser.follow("Town hall")
+    assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
+
+
+@pytest.mark.parametrize(("auth_time", "counts"), [(None, False), (START - 3600, False), (START - 60, True)])
+def test_what_cannot_be_undone_wants_a_sign_in_of_now(
+    server: TestServer, provider: OpenIDProvider, auth_time: float | None, counts: bool
+) -> None:
+    browser = Browser(server)
+    browser.open("/_mahalla/sign_in?next=/_mahalla/account?action=org.matrix.account_deactivate")
+    browser.follow("Town hall")
+    claims = {} if auth_time is None else {"auth_time": auth_time}
+    browser.open(provider.sign_in(browser.location, **ALICE, **claims))
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "deactivate")
+    browser.post(form.action, form.fields)
+    if not counts:
+        assert browser.path.startswith("/_mahalla/sign_in?")
+        browser.follow("Town hall")
+        assert parse_qs(urlsplit(browser.location).query)["prompt"] == ["login"]
+        browser.open(provider.sign_in(browser.location, **ALICE))
+        form = next(form for form in browser.page.forms if form.fields.get("do") == "deactivate")
+        browser.post(form.action, form.fields)
+    assert "Your account is closed" in browser.words

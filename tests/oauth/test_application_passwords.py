@@ -112,6 +112,31 @@ def test_a_device_that_signs_in_otherwise_is_the_program_s_no_more(server: TestS
     assert own.get(WHOAMI).status == 200
 
 
+def test_a_program_takes_over_no_device(server: TestServer, browser: Browser) -> None:
+    first, second = make(browser), make(browser, "Other")
+    own = User(server, login(server, "wonderland", device_id="OWN").json)
+    assert login(server, first, device_id="BOT").status == 200
+    for password, device_id in ((first, "OWN"), (second, "BOT")):
+        refused = login(server, password, device_id=device_id)
+        assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
+    assert own.get(WHOAMI).status == 200
+    again = User(server, login(server, first, device_id="BOT").json)
+    assert again.get(WHOAMI).json["device_id"] == "BOT"
+
+
+def test_a_program_lets_no_other_client_in(tmp_path: Path, sqlite_database: Database) -> None:
+    tokens = "login_via_existing_session: {enabled: true, require_ui_auth: false}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + tokens)
+    alice = server.register("alice")
+    password = server.run(server.app.accounts.application_passwords.do_make(alice.user_id, "Bot", None))
+    bot = User(server, login(server, password).json)
+    path = "/_matrix/client/v1/login/get_token"
+    assert (bot.post(path).status, bot.post(path).errcode) == (403, "M_FORBIDDEN")
+    assert alice.post(path).status == 200
+    own = User(server, login(server, "wonderland", device_id=bot.device_id).json)  # the device is a program's no more
+    assert own.post(path).status == 200
+
+
 def test_they_end_by_themselves(server: TestServer, browser: Browser) -> None:
     password = make(browser, days="30")
     bot = User(server, login(server, password).json)

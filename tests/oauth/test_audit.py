@@ -61,7 +61,22 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
         "event": "sign_in_failed",
         "address": "127.0.0.1",
         "device_id": None,
+        "by": None,
     }
+
+
+def test_administrators_are_named(server: TestServer) -> None:
+    boss = admin(server)
+    moderation = f"/_matrix/client/v1/admin/suspend/{ALICE}"
+    assert boss.put(moderation, {"suspended": True}).status == 200
+    assert boss.put(f"/_mahalla/admin/v1/users/{ALICE}/approval", {"approved": False}).status == 200
+    assert boss.put(f"/_mahalla/admin/v1/users/{ALICE}/approval", {"approved": True}).status == 200
+    records = boss.get(f"/_mahalla/admin/v1/users/{ALICE}/audit").json["records"]
+    assert [(record["event"], record["by"]) for record in records[:3]] == [
+        ("approved", boss.user_id),
+        ("approval_withdrawn", boss.user_id),
+        ("suspended", boss.user_id),
+    ]
 
 
 def test_an_address_is_new_once(server: TestServer) -> None:

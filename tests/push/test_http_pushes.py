@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from federation.outbound.errors import OutboundError
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, UserID
 from storage.database import Database
 from tests.helpers.federated import create_room, say, set_state
 from tests.helpers.gateway import URL, Gateway, set_pusher, settle
@@ -313,6 +313,33 @@ def test_who_is_locked_is_told_nothing(server: TestServer, gateway: Gateway) -> 
     settle(server)
     assert gateway.taken == []
     lock(False)
+    event_id = say(bob, room_id, "hello again")
+    settle(server)
+    assert gateway.events == [event_id]
+
+
+def test_an_account_past_its_day_is_told_nothing(tmp_path: Path, database: Database, gateway: Gateway) -> None:
+    day = 24 * 3600
+    validity = "account_validity: {enabled: true, period: 100d}\n"
+    server = started(TestServer(tmp_path, database, validity, web=gateway))
+    alice, bob, room_id = two(server)
+    renewals = server.app.accounts.renewals
+
+    def set_end(user: User, days: int) -> None:
+        end = int((server.clock.seconds() + days * day) * 1000)
+        server.run(renewals.do_set_end(user.user_id, end, letter=False, by=UserID("@root:example.org")))
+
+    set_end(alice, 10)
+    set_end(bob, 1000)
+    server.clock.advance(10 * day)
+    assert server.run(renewals.do_note_over(10)) == 1
+    assert server.run(renewals.do_note_over(10)) == 0
+    settle(server)
+    say(bob, room_id, "secret")
+    settle(server)
+    assert gateway.taken == []
+    set_end(alice, 10)
+    settle(server)
     event_id = say(bob, room_id, "hello again")
     settle(server)
     assert gateway.events == [event_id]

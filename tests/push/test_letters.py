@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from federation.protocol.ids import RoomID
+from federation.protocol.ids import RoomID, UserID
 from storage.database import Database, SQLiteConfig
 from tests.conftest import run_coroutine
 from tests.helpers.databases import QueryCounter, open_inline
@@ -100,6 +100,26 @@ def test_a_letter_comes_when_something_is_not_read_for_a_while(server: TestServe
     assert event_id in html
     pass_time(server, 24 * HOUR, HOUR)
     assert len(server.relay.letters) == 1, "nothing is told twice"
+
+
+def test_an_account_past_its_day_gets_no_letter(tmp_path: Path, sqlite_database: Database) -> None:
+    server = start(tmp_path, sqlite_database, MAIL + "account_validity: {enabled: true, period: 100d}\n")
+    alice, bob = reader(server), server.register("bob")
+    room_id = room_of(alice, bob)
+    renewals, now = server.app.accounts.renewals, int(server.clock.seconds() * 1000)
+    server.run(renewals.do_set_end(alice.user_id, now, letter=False, by=UserID("@root:example.org")))
+    say(bob, room_id, "waits already")
+    settle(server)
+    assert server.run(renewals.do_note_over(10)) == 1
+    settle(server)
+    say(bob, room_id, "hello")
+    pass_time(server, 30 * MINUTE)
+    assert server.relay.letters == []
+    server.run(renewals.do_set_end(alice.user_id, None, letter=False, by=UserID("@root:example.org")))
+    settle(server)
+    say(bob, room_id, "hello again")
+    pass_time(server, 2 * HOUR)
+    assert len(server.relay.letters) == 1
 
 
 def test_what_was_read_needs_no_letter(server: TestServer) -> None:

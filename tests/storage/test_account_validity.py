@@ -32,6 +32,23 @@ async def test_people_alone_are_given_ends(database: Database) -> None:
     assert (await AccountStore(database).get_accounts([ALICE]))[ALICE].expires_ts == 100
 
 
+async def test_who_is_past_their_day_is_noted_once(database: Database) -> None:
+    store = await filled(database)
+    for user_id, end in ((ALICE, 100), (BOB, 90), (GONE, 80)):
+        await database.write("t", store.set_end, user_id, end)
+    assert await database.write("t", store.note_over, 89, 10) == 0
+    assert await database.write("t", store.note_over, 100, 1) == 1
+    before = database.streams.current()
+    assert await database.write("t", store.note_over, 100, 10) == 1
+    assert await AccountStore(database).get_changed_accounts(before, database.streams.current()) == {ALICE}
+    assert await database.write("t", store.note_over, 100, 10) == 0
+    await database.write("t", store.set_end, ALICE, 100)  # a new end is noted anew
+    assert await database.write("t", store.note_over, 100, 10) == 1
+    assert await database.write("t", store.forget_over, 1) == 1
+    assert await database.write("t", store.forget_over, 10) == 1
+    assert await database.write("t", store.forget_over, 10) == 0
+
+
 async def test_a_letter_about_an_end_is_noted_once(database: Database) -> None:
     store = await filled(database)
     await database.write("t", store.set_end, ALICE, 100)

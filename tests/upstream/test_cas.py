@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from hypothesis import given
@@ -56,6 +56,28 @@ def test_people_sign_in(tmp_path: Path, sqlite_database: Database, cas: OutsideS
     assert profile["displayname"] == "Alice <Liddell>"
     traveller.go(START)  # they are signed in there, so they come back at once
     assert traveller.url.startswith("https://client.example/?loginToken=")
+
+
+def test_who_is_to_sign_in_again_is_asked_there(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:
+    server = serve(tmp_path, sqlite_database, cas)
+    traveller = Traveller(server, BASE)
+    traveller.go(START)
+    traveller.send(username="alice", password="wonderland")
+    button = f"{BASE}_mahalla/upstream/sign_in?provider=cas&next=/%3Fhello"
+    traveller.go(button)
+    assert traveller.home.path == "/?hello"  # they are signed in there, so they come back at once
+    traveller.go(f"{button}&again=true")
+    assert traveller.url.startswith(f"{cas.url}/cas/login?service=")
+    traveller.send(username="alice", password="wonderland")
+    assert traveller.home.path == "/?hello"
+    flow = f"{BASE}_matrix/client/v3/login/cas/ticket?flow="
+    leaving = Traveller(server, BASE)
+    leaving.home.open(button.removeprefix(BASE.rstrip("/")) + "&again=true")
+    service = parse_qs(urlsplit(leaving.home.location).query)["service"][0]
+    assert service.startswith(flow)
+    traveller.home.cookies |= leaving.home.cookies
+    traveller.go(f"{cas.url}/cas/login?{urlencode({'service': service})}")  # who leaves `renew` out is not believed
+    assert "does not answer as it should" in traveller.words
 
 
 def test_a_ticket_is_good_once(tmp_path: Path, sqlite_database: Database, cas: OutsideServer) -> None:

@@ -2,11 +2,12 @@
 
 import base64
 import time
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 from urllib.request import urlopen
 from xml.etree.ElementTree import fromstring
 
@@ -14,7 +15,15 @@ import pytest
 from twisted.logger import capturedLogs
 
 from storage.database import Database
-from tests.helpers.identity_providers import BASE, HAS_NPM, HAS_SAML, NO_NPM, OutsideServer, start_npm
+from tests.helpers.identity_providers import (
+    BASE,
+    HAS_NPM,
+    HAS_SAML,
+    NO_NPM,
+    OutsideServer,
+    rsa_certificate,
+    start_npm,
+)
 from tests.helpers.server import TestServer, User
 from tests.helpers.traveller import OutsideWeb, Traveller
 from tests.upstream.conftest import free_ports
@@ -155,10 +164,15 @@ def test_who_does_not_want_to_comes_back(server: TestServer) -> None:
 needs_saml = pytest.mark.skipif(not HAS_SAML, reason=NO_NPM)
 
 
-def answer_of(server: TestServer, path: str = "/saml", user: str = "alice") -> Traveller:
-    """Somebody at the page with which the provider sends them back."""
+def answer_of(
+    server: TestServer,
+    path: str = "/saml",
+    user: str = "alice",
+    to: str = f"/_matrix/client/v3/login/sso/redirect/saml?redirectUrl={CLIENT}",
+) -> Traveller:
+    """Somebody at the page with which the provider sends them back. `to`: where they began."""
     traveller = Traveller(server, BASE)
-    answer = traveller.home.open(f"/_matrix/client/v3/login/sso/redirect/saml?redirectUrl={CLIENT}")
+    answer = traveller.home.open(to)
     assert answer.status == 302
     there = urlsplit(traveller.home.location)
     assert there.path == "/saml"
@@ -237,3 +251,136 @@ def test_the_provider_is_told_of_this_server(server: TestServer) -> None:
     assert root.attrib["entityID"] == f"{BASE}_synapse/client/saml2/metadata.xml"
     assert b'WantAssertionsSigned="true"' in answer.body
     assert f'Location="{BASE}{ACS}"'.encode() in answer.body
+
+
+@needs_saml
+def test_who_is_to_sign_in_again_is_asked_there(server: TestServer) -> None:
+    button = "/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello"
+    for to, wanted in ((button, False), (f"{button}&again=true", True)):
+        traveller = answer_of(server, to=to)
+        request = parse_qs(urlsplit(traveller.home.location).query)["SAMLRequest"][0]
+        assert (b'ForceAuthn="true"' in zlib.decompress(base64.b64decode(request), -15)) is wanted
+        traveller.send()
+        assert traveller.home.path == "/?hello"
+
+
+@needs_saml
+def test_an_old_sign_in_is_none_of_now(server: TestServer) -> None:
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true")
+    text = base64.b64decode(traveller.page.forms[0].fields["SAMLResponse"]).decode()
+    assert "AuthnInstant=" in text
+    server.clock.advance(300)  # so long ago it began, for the answer of another sign-in
+    later = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/%3Fhello&again=true")
+    later.send()
+    assert "were not asked there" in later.words
+
+
+LOGOUT = "_synapse/client/saml2/logout"
+WHOAMI = "/_matrix/client/v3/account/whoami"
+
+
+def sign_in_at_the_school(server: TestServer) -> tuple[User, Traveller]:
+    """A device of Alice's, and the browser in which she signed in."""
+    traveller = answer_of(server)
+    traveller.send()
+    return redeem(server, traveller), traveller
+
+
+def logout_request(providers: OutsideServer, traveller: Traveller, path: str = "/saml/logout") -> str:
+    """With what the provider sends a browser here that signs out there."""
+    traveller.go_no_further(f"{providers.url}{path}")
+    return traveller.url
+
+
+@needs_saml
+def test_who_signs_out_there_is_signed_out_here(server: TestServer, providers: OutsideServer) -> None:
+    other, _ = sign_in_at_the_school(server)
+    alice, traveller = sign_in_at_the_school(server)
+    request = logout_request(providers, traveller)
+    assert request.startswith(f"{BASE}{LOGOUT}?SAMLRequest=")
+    traveller.go(request)
+    assert traveller.url.startswith(f"{providers.url}/saml/logout?SAMLResponse=")
+    assert traveller.text == "OK"  # the provider takes our answer
+    assert alice.get(WHOAMI).status == 401
+    assert other.get(WHOAMI).status == 200  # another sign-in there
+
+
+@needs_saml
+def test_a_browser_that_came_from_there_is_signed_out(server: TestServer, providers: OutsideServer) -> None:
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller.send()
+    assert traveller.home.path == "/_mahalla/account"
+    elsewhere = Traveller(server, BASE)  # the provider asks in a frame, to which no cookie of ours comes
+    elsewhere.go(logout_request(providers, elsewhere))
+    traveller.go(f"{BASE}_mahalla/account")
+    assert traveller.home.path.startswith("/_mahalla/sign_in")
+
+
+@needs_saml
+def test_a_request_in_a_form(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    traveller.go(f"{providers.url}/saml/logout_by_form")
+    fields = traveller.page.forms[0].fields
+    text = base64.b64decode(fields["SAMLRequest"]).decode()
+    changed = base64.b64encode(text.replace(">alice<", ">admin<").encode()).decode()
+    traveller.home.post(f"/{LOGOUT}", {**fields, "SAMLRequest": changed})
+    assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200)
+    traveller.home.post(f"/{LOGOUT}", fields)
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
+def test_requests_that_are_refused(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
+    unsigned = request.partition("&SigAlg")[0]
+    bomb = zlib.compressobj(9, wbits=-15)
+    large = base64.b64encode(bomb.compress(b" " * 10_000_000) + bomb.flush()).decode()
+    for wrong in (
+        unsigned,
+        request.replace("RelayState=", "RelayState=x"),
+        f"/{LOGOUT}?SAMLRequest=x",
+        f"/{LOGOUT}?{urlencode({'SAMLRequest': large})}",
+        request.replace("SigAlg=", "SigAlg=x"),
+    ):
+        traveller.home.open(wrong)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
+    traveller.home.open(request)
+    assert alice.get(WHOAMI).status == 401
+    again, _ = sign_in_at_the_school(server)
+    traveller.home.open(request)  # what was taken before ends nothing more
+    assert again.get(WHOAMI).status == 200
+
+
+@needs_saml
+def test_who_signs_out_here_is_signed_out_there(server: TestServer, providers: OutsideServer) -> None:
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller.send()
+    form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
+    traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
+    assert "You are signed out" in traveller.words
+    assert traveller.home.answer.headers["refresh"].startswith(f"0;url={providers.url}/saml/logout?SAMLRequest=")
+    traveller.go(traveller.page.links["Go on"])
+    assert traveller.home.path.startswith("/_mahalla/sign_in?next=")
+    for path in ("https://evil.example/", "//evil.example"):  # what comes back leads to this server only
+        traveller.home.open(f"/{LOGOUT}?{urlencode({'SAMLResponse': 'x', 'RelayState': path})}")
+        assert traveller.home.path.startswith("/_mahalla/sign_in?next=%2F_mahalla%2Faccount")
+
+
+@needs_saml
+def test_with_a_key_of_our_own_the_request_is_signed(
+    tmp_path: Path, sqlite_database: Database, providers: OutsideServer
+) -> None:
+    certificate, key = rsa_certificate(tmp_path)
+    with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
+        (tmp_path / "idp.xml").write_bytes(answer.read())
+    sp_config = f"{{metadata: {{local: [idp.xml]}}, key_file: {key}, cert_file: {certificate}}}"
+    config = f"public_baseurl: {BASE}\nsaml2_config: {{sp_config: {sp_config}}}\n"
+    server = TestServer(tmp_path, sqlite_database, config, web=OutsideWeb(), now=time.time())
+    assert b"SingleLogoutService" in server.get("/_synapse/client/saml2/metadata.xml").body
+    traveller = answer_of(server, to="/_mahalla/upstream/sign_in?provider=saml&next=/_mahalla/account")
+    traveller.send()
+    form = next(form for form in traveller.page.forms if form.action == "/_mahalla/sign_out")
+    traveller.go(f"{BASE}_mahalla/sign_out", form.fields)
+    assert {"SAMLRequest", "SigAlg", "Signature"} <= parse_qs(urlsplit(traveller.page.links["Go on"]).query).keys()

@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from federation.protocol.errors import ExpiredAccount, Forbidden, MatrixError, UserDeactivated, UserLocked
 from federation.protocol.ids import ServerName, UserID, parse_new_user_id
 from homeserver.services.account_validity import AccountValidity
+from homeserver.services.audit import Happened, note
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.uia_stages import PASSWORD, SSO
 from homeserver.services.upstream.identity import ProviderInfo, Reason, Refused, UpstreamIdentity, fit_localpart
@@ -92,7 +93,14 @@ class UpstreamAccounts:
             raise Refused(Reason.TAKEN, f"{user_id} is an application service's")
         self.check_usable(account)
         row = self._link(info, identity, user_id)
-        if not await self._database.write("link_account", self._links.add_link, row):
+
+        def write(txn: WriteTransaction) -> bool:
+            added = self._links.add_link(txn, row)
+            if added:
+                note(txn, user_id, Happened.LINKED, row.linked_ts)
+            return added
+
+        if not await self._database.write("link_account", write):
             raise Refused(Reason.TAKEN, f"{user_id} is linked to somebody else of {info.provider_id}")
         self.log.info("{user_id} is linked to {provider}", user_id=user_id, provider=info.provider_id)
         return account

@@ -22,12 +22,13 @@ class UpstreamButtons:
         """`providers`: id, name, and the `mxc:` address of the icon, of each."""
         self._providers = tuple(providers)
 
-    def buttons(self, next_path: str) -> Sequence[ProviderButton]:
+    def buttons(self, next_path: str, *, again: bool) -> Sequence[ProviderButton]:
         """As `Providers.buttons`."""
+        further = {"again": "true"} if again else {}
         return [
             ProviderButton(
                 name,
-                f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, 'next': next_path})}",
+                f"{SIGN_IN_WITH_PATH}?{urlencode({'provider': provider_id, 'next': next_path, **further})}",
                 None if icon is None else icon_path(provider_id),
             )
             for provider_id, name, icon in self._providers

@@ -10,17 +10,21 @@ from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
+from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.upstream import CAS, AttributeRequirement
+from homeserver.services.upstream.flows import Flow
 from homeserver.services.upstream.identity import (
     Departure,
     ProviderInfo,
     Reason,
     Refused,
     UpstreamIdentity,
+    check_again,
     check_requirements,
     check_subject,
     clean_name,
+    keep_again,
 )
 from homeserver.services.upstream.web_documents import Documents
 
@@ -34,8 +38,9 @@ _DOCUMENTED_ATTRIBUTES: Final = f"{_NAMESPACE}attributes"
 class CASProvider:
     """The service."""
 
-    def __init__(self, documents: Documents, config: CAS, base_url: str) -> None:
+    def __init__(self, clock: IReactorTime, documents: Documents, config: CAS, base_url: str) -> None:
         """`base_url` ends with a slash."""
+        self._clock = clock
         self._documents = documents
         self._config = config
         self._server = (config.server_url or "").rstrip("/")
@@ -52,16 +57,20 @@ class CASProvider:
             config.enable_registration,
         )
 
-    async def depart(self, flow_id: str) -> Departure:
+    async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
-        return Departure(f"{self._server}/login?{urlencode({'service': self._service(flow_id)})}", {})
+        query = {"service": self._service(flow_id), **({"renew": "true"} if again else {})}
+        return Departure(f"{self._server}/login?{urlencode(query)}", keep_again(again=again, now=self._clock.seconds()))
 
-    async def identify(self, flow_id: str, ticket: str) -> UpstreamIdentity:
-        """Whose ticket it is: CAS remembers for which service, and that has the flow's id in it. Raises `Refused`."""
+    async def identify(self, flow_id: str, flow: Flow, ticket: str) -> UpstreamIdentity:
+        """Whose ticket it is: CAS remembers for which service, and that has the flow's id in it, and whether the person was asked
+        who they are (`renew`). Raises `Refused`."""
         if not ticket or len(ticket) > LONGEST_TICKET:
             raise Refused(Reason.CANCELLED, "there is no ticket in the answer")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
-        query = urlencode({"service": self._service(flow_id), "ticket": ticket})
+        proved_ts = check_again(flow.kept, None, self._clock.seconds())
+        renew = {} if proved_ts is None else {"renew": "true"}
+        query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
         name, attributes = read_validation(await self._documents.get_bytes(f"{self._server}/{path}?{query}"))
         check_requirements(self._requirements, attributes)
         shown = attributes.get(self._config.displayname_attribute or "", [])
@@ -69,6 +78,7 @@ class CASProvider:
             subject=check_subject(name),
             localpart=self._localpart(name),
             display_name=clean_name(shown[0]) if shown else None,
+            proved_ts=proved_ts,
         )
 
     def _localpart(self, name: str) -> str | None:

@@ -16,8 +16,11 @@ from homeserver.config.upstream import AttributeRequirement
 
 LONGEST_SUBJECT: Final = 512
 LONGEST_NAME: Final = 256
+LONGEST_SESSION: Final = 2000
+"""In bytes: it is found by an index."""
 MOST_ADDRESSES: Final = 10
 _ADDRESS: Final = re.compile(r"[^\s@\x00-\x1f]{1,64}@[^\s@\x00-\x1f]{1,190}")
+_AGAIN: Final = "again"
 _NOT_IN_LOCALPARTS: Final = re.compile(r"[^a-z0-9._=/+-]")
 
 
@@ -34,6 +37,8 @@ class UpstreamIdentity(msgspec.Struct, frozen=True, kw_only=True):
     session: str | None = None
     """What the provider calls this sign-in, to say later that it has ended."""
     confirm_localpart: bool = False
+    proved_ts: int | None = None
+    """When they last proved there who they are, in milliseconds since 1970; None where the provider does not say."""
 
 
 class ForClient(msgspec.Struct, frozen=True, tag="client"):
@@ -49,9 +54,11 @@ class ForConfirmation(msgspec.Struct, frozen=True, tag="confirmation"):
 
 
 class ForPage(msgspec.Struct, frozen=True, tag="page"):
-    """Somebody signs in to the pages of this server; `next`: where to go on, a path of this server."""
+    """Somebody signs in to the pages of this server; `next`: where to go on, a path of this server. `again`: they are to prove
+    who they are although the provider knows it already."""
 
     next: str
+    again: bool = False
 
 
 Purpose = ForClient | ForConfirmation | ForPage
@@ -108,8 +115,9 @@ class UpstreamProvider(Protocol):
 
     info: ProviderInfo
 
-    async def depart(self, flow_id: str) -> Departure:
-        """Send somebody there; `flow_id` comes back with them. Raises `Refused`."""
+    async def depart(self, flow_id: str, *, again: bool) -> Departure:
+        """Send somebody there; `flow_id` comes back with them. `again`: the provider is to ask them who they are although it
+        knows. Raises `Refused`."""
         ...
 
 
@@ -130,6 +138,8 @@ class Reason(Enum):
     EXPIRED = "expired"
     LOCKED = "locked"
     AWAITING_APPROVAL = "awaiting_approval"
+    NOT_AGAIN = "not_again"
+    """They were to prove who they are once more, and the provider did not ask them."""
     OTHER_PERSON = "other_person"
     """Somebody else signed in than the one who was to confirm."""
     UNKNOWN_PROVIDER = "unknown_provider"
@@ -143,6 +153,26 @@ class Refused(Exception):
     def __init__(self, reason: Reason, text: str = "") -> None:
         super().__init__(text or reason.value)
         self.reason = reason
+
+
+CLOCK_SLACK: Final = 60
+"""Seconds by which the clock of a provider may differ."""
+
+
+def check_again(flow_kept: Mapping[str, str], proved: float | None, now: float) -> int | None:
+    """When somebody proved who they are, in milliseconds since 1970, of what the provider says of it (`proved`, in seconds);
+    None where it does not say. Raises `Refused` where they were to do so on this way (see `keep_again`), and did it before."""
+    asked = flow_kept.get(_AGAIN)
+    if asked is None:
+        return None if proved is None else int(min(proved, now) * 1000)
+    if proved is not None and proved < int(asked) - CLOCK_SLACK:
+        raise Refused(Reason.NOT_AGAIN, "the provider did not ask who it is")
+    return int(asked) * 1000
+
+
+def keep_again(*, again: bool, now: float) -> dict[str, str]:
+    """What a departure keeps for `check_again`."""
+    return {_AGAIN: str(int(now))} if again else {}
 
 
 def fit_localpart(wish: str) -> str:
@@ -159,6 +189,13 @@ def clean_name(text: object) -> str | None:
     if not isinstance(text, str):
         return None
     return " ".join(text.replace("\0", "").split())[:LONGEST_NAME] or None
+
+
+def clean_session(text: object) -> str | None:
+    """What a provider calls a sign-in, or None where it cannot be kept."""
+    if not isinstance(text, str) or not text or "\0" in text or len(text.encode(errors="replace")) > LONGEST_SESSION:
+        return None
+    return text
 
 
 def clean_addresses(texts: Iterable[object]) -> tuple[str, ...]:

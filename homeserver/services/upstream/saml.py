@@ -23,18 +23,23 @@ from homeserver.services.upstream.identity import (
     Reason,
     Refused,
     UpstreamIdentity,
+    check_again,
     check_requirements,
     check_subject,
     clean_addresses,
     clean_name,
+    clean_session,
     fit_localpart,
+    keep_again,
 )
+from homeserver.services.upstream.saml_logout import LogoutLibrary, SAMLSession, name_session
 from homeserver.services.upstream.saml_metadata import SAMLMetadata, TakesMetadata
 from storage.upstream_flows import UpstreamFlowStore
 
 PROVIDER_ID: Final = "saml"
 RESPONSE_PATH: Final = "_synapse/client/saml2/authn_response"
 METADATA_PATH: Final = "_synapse/client/saml2/metadata.xml"
+LOGOUT_PATH: Final = "_synapse/client/saml2/logout"
 LONGEST_RESPONSE: Final = 512 * 1024
 SUBJECT_ATTRIBUTE: Final = "uid"
 _REQUEST: Final = "request"
@@ -50,13 +55,17 @@ class Assertion(msgspec.Struct, frozen=True):
     persistent_name: str | None
     """The name that never changes, where the provider gives one."""
     attributes: Mapping[str, Sequence[str]]
+    session: SAMLSession | None = None
+    """What the provider calls this sign-in, to say later that it has ended."""
+    proved: float | None = None
+    """When the person proved who they are, in seconds since 1970."""
 
 
-class ServiceProvider(TakesMetadata, Protocol):
+class ServiceProvider(TakesMetadata, LogoutLibrary, Protocol):
     """The library. Its methods take long: they are for threads. They raise `Refused`."""
 
-    def make_request(self, relay_state: str) -> tuple[str, str]:
-        """An id, and the address to go to."""
+    def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
+        """An id, and the address to go to. `again`: the provider is to ask who it is, although it knows."""
         ...
 
     def read_response(self, response: str, request_id: str) -> Assertion:
@@ -90,11 +99,12 @@ class SAMLProvider:
             PROVIDER_ID, config.idp_name, config.idp_icon, config.idp_brand, config.allow_existing_users
         )
 
-    async def depart(self, flow_id: str) -> Departure:
+    async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         await self._metadata.make_ready()
-        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id))
-        return Departure(url, {_REQUEST: request_id, _STARTED: str(int(self._clock.seconds()))})
+        request_id, url = await self._threads.run(lambda: self._library.make_request(flow_id, again=again))
+        now = self._clock.seconds()
+        return Departure(url, {_REQUEST: request_id, _STARTED: str(int(now)), **keep_again(again=again, now=now)})
 
     async def identify(self, flow: Flow, response: str) -> UpstreamIdentity:
         """Whom an answer asserts. Raises `Refused`."""
@@ -110,7 +120,8 @@ class SAMLProvider:
         check_requirements(
             self._config.attribute_requirements, {key: list(value) for key, value in assertion.attributes.items()}
         )
-        return self._identity(assertion)
+        proved_ts = check_again(flow.kept, assertion.proved, self._clock.seconds())
+        return msgspec.structs.replace(self._identity(assertion), proved_ts=proved_ts)
 
     async def metadata(self) -> bytes:
         """What this server tells of itself, in XML."""
@@ -127,6 +138,7 @@ class SAMLProvider:
             subject=check_subject(subject or ""),
             localpart=None if source is None else self._localpart(source, templates.mxid_mapping),
             display_name=clean_name(shown) or clean_name(_first(attributes, "cn")),
+            session=None if assertion.session is None else clean_session(name_session(assertion.session)),
             emails=clean_addresses((*attributes.get("email", ()), *attributes.get("mail", ()))),
         )
 

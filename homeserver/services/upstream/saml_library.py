@@ -1,11 +1,14 @@
 """pysaml2, as `saml.py` uses it: this server as a service provider. It is loaded where SAML is configured, and only there.
 
 Laws:
-- Whatever the settings say: an assertion that is not signed is refused, and so is one that nobody asked for.
+- Whatever the settings say: an assertion that is not signed is refused, and so is one that nobody asked for, and a request to
+  sign out that is not signed.
 - Metadata come from files, or from who fetched them with the server's own client (`saml_metadata.py`): nothing is fetched here.
 - What the library would remember of people is forgotten at once.
 """
 
+import zlib
+from base64 import b64decode
 from calendar import timegm
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -17,15 +20,23 @@ from saml2 import BINDING_HTTP_POST, BINDING_HTTP_REDIRECT, SAMLError
 from saml2.client import Saml2Client
 from saml2.config import SPConfig
 from saml2.metadata import create_metadata_string
+from saml2.request import LogoutRequest
 from saml2.response import AuthnResponse
-from saml2.saml import NAMEID_FORMAT_PERSISTENT
+from saml2.s_utils import success_status_factory
+from saml2.saml import NAMEID_FORMAT_PERSISTENT, NameID
+from saml2.sigver import RSACrypto, verify_redirect_signature
 from saml2.time_util import str_to_time
+from saml2.validate import validate_on_or_after
 
 from homeserver.services.upstream.identity import Reason, Refused
-from homeserver.services.upstream.saml import METADATA_PATH, RESPONSE_PATH, Assertion
+from homeserver.services.upstream.saml import LOGOUT_PATH, METADATA_PATH, RESPONSE_PATH, Assertion
+from homeserver.services.upstream.saml_logout import LONGEST_REQUEST, Logout, LogoutMessage, SAMLSession
 
 SLACK_SECONDS: Final = 60
 """By which clocks may differ."""
+REQUEST_SECONDS: Final = 2 * 24 * 3600
+"""So old a request to sign out is surely refused by the library."""
+LONGEST_NAME: Final = 512
 
 
 class PySAML2:
@@ -83,12 +94,15 @@ class PySAML2:
             raise Refused(Reason.PROVIDER_FAILED, "there are no SAML metadata yet")
         return self._known
 
-    def make_request(self, relay_state: str) -> tuple[str, str]:
+    def make_request(self, relay_state: str, *, again: bool) -> tuple[str, str]:
         """As `ServiceProvider.make_request`."""
         client, idp = self._asked()
         try:
             request_id, info = client.prepare_for_authenticate(
-                entityid=idp, relay_state=relay_state, binding=BINDING_HTTP_REDIRECT
+                entityid=idp,
+                relay_state=relay_state,
+                binding=BINDING_HTTP_REDIRECT,
+                **({"force_authn": "true"} if again else {}),
             )
         except Exception as error:  # the library raises whatever it likes
             raise Refused(Reason.PROVIDER_FAILED, f"no SAML request can be made: {error}") from None
@@ -106,6 +120,45 @@ class PySAML2:
         except Exception as error:  # the library raises whatever it likes, and a response is anybody's
             raise Refused(
                 Reason.PROVIDER_FAILED, f"the SAML response is refused: {type(error).__name__}: {error}"
+            ) from None
+
+    def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
+        """As `LogoutLibrary.make_logout`."""
+        client, idp = self._asked()
+        place = _logout_place(client, idp)
+        if place is None:
+            return None
+        name = NameID(
+            text=session.name,
+            format=session.format,
+            name_qualifier=session.qualifier,
+            sp_name_qualifier=session.sp_qualifier,
+        )
+        indexes = [session.index] if session.index else None
+        try:
+            _, request = client.create_logout_request(place, idp, name_id=name, session_indexes=indexes, sign=False)
+            sign = bool(client.logout_requests_signed)
+            info = client.apply_binding(BINDING_HTTP_REDIRECT, str(request), place, relay_state, sign=sign)
+        except Exception as error:  # the library raises whatever it likes
+            raise Refused(Reason.PROVIDER_FAILED, f"no request to sign out can be made: {error}") from None
+        return str(dict(info["headers"])["Location"])
+
+    def read_logout(self, message: LogoutMessage) -> Logout:
+        """As `LogoutLibrary.read_logout`."""
+        client, idp = self._asked()
+        try:
+            request = _read_logout_request(client, idp, message)
+            content = request.message
+            return Logout(
+                request_id=str(content.id),
+                expires=timegm(str_to_time(content.issue_instant)) + REQUEST_SECONDS,
+                name=str(content.name_id.text).strip(),
+                indexes=[str(each.text).strip() for each in content.session_index],
+                answer=_answer_to(client, idp, content, message.relay_state),
+            )
+        except Exception as error:  # the library raises whatever it likes, and a request is anybody's
+            raise Refused(
+                Reason.PROVIDER_FAILED, f"the SAML request is refused: {type(error).__name__}: {error}"
             ) from None
 
     def metadata(self) -> bytes:
@@ -132,7 +185,77 @@ def _read(parsed: AuthnResponse, idp: str) -> Assertion:
         expires=max(ends) + SLACK_SECONDS,
         persistent_name=str(name.text) if name.format == NAMEID_FORMAT_PERSISTENT and name.text else None,
         attributes=attributes,
+        session=_session_of(parsed),
+        proved=max((timegm(str_to_time(each.authn_instant)) for each in assertion.authn_statement), default=None),
     )
+
+
+def _session_of(parsed: AuthnResponse) -> SAMLSession | None:
+    name = parsed.name_id
+    indexes = [str(each.session_index) for each in parsed.assertion.authn_statement if each.session_index]
+    index = indexes[0] if indexes else ""
+    if not name.text or len(name.text) > LONGEST_NAME or len(index) > LONGEST_NAME:
+        return None
+    return SAMLSession(name.text.strip(), index, name.format, name.name_qualifier, name.sp_name_qualifier)
+
+
+def _logout_place(client: Saml2Client, idp: str) -> str | None:
+    """Where the provider has browsers come to sign out."""
+    services = client.metadata.single_logout_service(idp, BINDING_HTTP_REDIRECT, "idpsso")
+    return str(services[0]["location"]) if services else None
+
+
+def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) -> LogoutRequest:
+    binding = BINDING_HTTP_REDIRECT if message.by_redirect else BINDING_HTTP_POST
+    receivers = client.config.endpoint("single_logout_service", binding, "sp")
+    request = LogoutRequest(client.sec, receivers, None, SLACK_SECONDS)
+    data = b64decode(message.request)
+    if message.by_redirect:
+        _check_redirect_signature(client, idp, message)
+    text = inflate(data) if message.by_redirect else data
+    request.loads(text, binding, origdoc=text, must=not message.by_redirect)
+    content = request.message
+    if not request.verify() or not content.destination:
+        raise SAMLError("it is not of now, or for nobody")
+    if request.sender() != idp:
+        raise SAMLError(f"it is of {request.sender()}")
+    if content.not_on_or_after:
+        validate_on_or_after(content.not_on_or_after, SLACK_SECONDS)
+    if content.name_id is None or not content.name_id.text:
+        raise SAMLError("it names nobody")
+    return request
+
+
+def _check_redirect_signature(client: Saml2Client, idp: str, message: LogoutMessage) -> None:
+    """The library itself does so only where this server has a key."""
+    signed = {"SAMLRequest": message.request, "SigAlg": message.algorithm, "Signature": message.signature}
+    if message.relay_state is not None:
+        signed["RelayState"] = message.relay_state
+    certificates = client.metadata.certs(idp, "any", "signing")
+    if not any(verify_redirect_signature(signed, RSACrypto(None), text) for _, text in certificates):
+        raise SAMLError("it is not signed")
+
+
+def inflate(data: bytes) -> bytes:
+    """What was packed as the binding wants it. Raises `ValueError` for what is too long."""
+    unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
+    text = unpacking.decompress(data, LONGEST_REQUEST)
+    if unpacking.unconsumed_tail:
+        raise ValueError("it is too long")
+    return text
+
+
+def _answer_to(client: Saml2Client, idp: str, request: Any, relay_state: str | None) -> str | None:
+    place = _logout_place(client, idp)
+    if place is None:
+        return None
+    bindings = [BINDING_HTTP_REDIRECT]
+    response = client.create_logout_response(request, bindings, success_status_factory(), sign=False)
+    sign = bool(client.logout_responses_signed)
+    info = client.apply_binding(
+        BINDING_HTTP_REDIRECT, str(response), place, relay_state or "", response=True, sign=sign
+    )
+    return str(dict(info["headers"])["Location"])
 
 
 def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) -> dict[str, Any]:
@@ -141,12 +264,18 @@ def complete_settings(settings: Mapping[str, Any], base_url: str, folder: Path) 
     own = dict(_mapping(service.get("sp")))
     endpoints = {
         "assertion_consumer_service": [(base_url + RESPONSE_PATH, BINDING_HTTP_POST)],
+        "single_logout_service": [
+            (base_url + LOGOUT_PATH, BINDING_HTTP_REDIRECT),
+            (base_url + LOGOUT_PATH, BINDING_HTTP_POST),
+        ],
         **_mapping(own.get("endpoints")),
     }
     provider = {
         "required_attributes": ["uid"],
         "optional_attributes": ["mail", "surname", "givenName", "displayName"],
         "want_response_signed": False,
+        "logout_requests_signed": bool(settings.get("key_file")),
+        "logout_responses_signed": bool(settings.get("key_file")),
         **own,
         "endpoints": endpoints,
         "want_assertions_signed": True,

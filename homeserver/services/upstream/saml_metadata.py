@@ -4,20 +4,25 @@ Laws:
 - It is fetched by the server's own client, over https alone: who holds the address's certificate says whom we believe.
 - What was good last is kept in the database: a provider that is down, or that says something unusable, changes nothing,
   over a restart too. What says of itself that it is too old is used no more.
+- However many want to sign in while the provider is not known, it is asked once, and after a failure not at once again.
 
 spec: saml-metadata-2.0-os
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from federation.shared_work import SharedWork
 from homeserver.services.passwords import Threads
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.web_documents import Documents, place_of
 from storage.signed_documents import SignedDocument, SignedDocumentStore
+
+PAUSE_SECONDS: Final = 30.0
+"""After which a provider is asked again that gave nothing of use; people are told at once meanwhile."""
 
 
 class TakesMetadata(Protocol):
@@ -57,11 +62,18 @@ class SAMLMetadata:
         self._store = store
         self._library = library
         self._urls = tuple(urls)
+        self._work = SharedWork[str, None]()
+        self._paused_until = 0.0
 
     async def make_ready(self) -> None:
         """Return once the provider is known. Raises `Refused`."""
         if self._library.is_ready:
             return
+        if self._clock.seconds() < self._paused_until:
+            raise Refused(Reason.PROVIDER_FAILED, "there were no SAML metadata a moment ago")
+        await self._work.run("make_ready", self._make_ready)
+
+    async def _make_ready(self) -> None:
         kept = await self._get_kept()
         if len(kept) == len(self._urls) and await self._is_used(kept):
             return
@@ -69,6 +81,9 @@ class SAMLMetadata:
 
     async def do_refresh(self) -> None:
         """Fetch them anew. Raises `Refused` where the provider is not known afterwards."""
+        await self._work.run("refresh", self._refresh)
+
+    async def _refresh(self) -> None:
         kept = await self._get_kept()
         fetched: dict[str, bytes] = {}
         for url in self._urls:
@@ -84,6 +99,7 @@ class SAMLMetadata:
             return
         if not await self._is_used(kept):
             self._library.forget()
+            self._paused_until = self._clock.seconds() + PAUSE_SECONDS
             raise Refused(Reason.PROVIDER_FAILED, "there are no SAML metadata that can be used")
 
     async def do_refresh_at_intervals(self, limit: int) -> int:

@@ -2,14 +2,16 @@
 
 Laws:
 - A login token leaves for an address of the configuration, or one that the person has seen and agreed to; for nowhere else.
-- What is confirmed for a client is told to the person before they leave for the provider.
+- Who owes agreement to terms of service gives it before a token leaves, whichever way they came.
+- What is confirmed for a client is told to the person before they leave for the provider, which asks them who they are although it
+  may know.
 
 spec: client-server-api#sso-client-loginauthentication
 """
 
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import unquote_plus, urlencode, urlsplit
 
 import msgspec
 from twisted.logger import Logger
@@ -17,6 +19,7 @@ from twisted.logger import Logger
 from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import UserID, localpart_of
+from homeserver.services.consents import Consents
 from homeserver.services.login_tokens import LoginTokens, Origin
 from homeserver.services.uia import UIA
 from homeserver.services.uia_stages import SSO
@@ -82,11 +85,13 @@ class Confirmed(msgspec.Struct, frozen=True):
 
 
 class SignedIn(msgspec.Struct, frozen=True):
-    """Somebody is signed in to the pages of this server, and goes on at a path of it."""
+    """Somebody is signed in to the pages of this server, and goes on at a path of it. `proved_ts`: when they proved who they are,
+    in milliseconds since 1970; 0 where nobody knows."""
 
     user_id: UserID
     next: str
     origin: Origin
+    proved_ts: int
 
 
 Step = Leave | AskName | AskClient | Confirmed | SignedIn
@@ -105,11 +110,16 @@ class UpstreamSignIn:
         account_store: AccountStore,
         login_tokens: LoginTokens,
         uia: UIA,
+        consents: Consents,
         *,
         known_clients: Sequence[str],
         update_profiles: bool,
+        client_path: str,
     ) -> None:
-        """`known_clients`: beginnings of addresses that tokens go to unasked."""
+        """`known_clients`: beginnings of addresses that tokens go to unasked; `client_path`: the page of this server by which who
+        is signed in to its pages goes on to a client."""
+        self._consents = consents
+        self._client_path = client_path
         self._providers = {provider.info.provider_id: provider for provider in providers}
         self._flows = flows
         self._accounts = accounts
@@ -152,7 +162,8 @@ class UpstreamSignIn:
             self.check_client(purpose.redirect_url)
         browser = browser or self._flows.new_browser()
         flow_id = self._flows.new_id()
-        departure = await provider.depart(flow_id)
+        again = isinstance(purpose, ForConfirmation) or (isinstance(purpose, ForPage) and purpose.again)
+        departure = await provider.depart(flow_id, again=again)
         flow = Flow(provider=provider_id, purpose=purpose, kept=dict(departure.kept))
         await self._flows.begin(AWAY, browser, flow, flow_id)
         return Leave(departure.url, browser)
@@ -262,12 +273,21 @@ class UpstreamSignIn:
             raise Refused(Reason.AWAITING_APPROVAL, f"{user_id} waits to be approved")
         purpose = flow.purpose
         if isinstance(purpose, ForPage):
-            return SignedIn(user_id, purpose.next, Origin(flow.provider, identity.subject, identity.session))
+            return self._signed_in(flow, identity, user_id, purpose.next)
         assert isinstance(purpose, ForClient)
+        if await self._consents.get_owed(user_id):
+            # the page leads over the terms first, as whoever comes to it from elsewhere
+            where = f"{self._client_path}?{urlencode({'redirectUrl': purpose.redirect_url})}"
+            return self._signed_in(flow, identity, user_id, where)
         if self.is_known(purpose.redirect_url):
             return await self._leave(flow, identity, user_id, purpose)
         asked = Flow(provider=flow.provider, purpose=purpose, identity=identity, user_id=user_id)
         return AskClient(await self._flows.begin(CLIENT, browser, asked), user_id, purpose.redirect_url)
+
+    @staticmethod
+    def _signed_in(flow: Flow, identity: UpstreamIdentity, user_id: UserID, next_path: str) -> SignedIn:
+        origin = Origin(flow.provider, identity.subject, identity.session)
+        return SignedIn(user_id, next_path, origin, identity.proved_ts or 0)
 
     def is_known(self, redirect_url: str) -> bool:
         """Whether a token goes to this address unasked."""

@@ -3,13 +3,14 @@
 //     node providers.mjs '{"host": "localhost", "port": …, "base": "https://…/", "logoutUrl": "…", "cert": PATH, "key": PATH}'
 //
 // At /oidc people sign in with any password: their name is what they type, and what they have is in `PEOPLE`. At /saml
-// whoever the query (?user=) or a cookie names is signed in already. At /app is where an app would be.
+// whoever the query (?user=) or a cookie names is signed in already; /saml/logout signs them out. At /app is where an app would be.
 
 import { readFileSync } from 'node:fs';
 
 import express from 'express';
 import Provider from 'oidc-provider';
 import samlp from 'samlp';
+import SessionParticipants from 'samlp/lib/sessionParticipants/index.js';
 
 const options = JSON.parse(process.argv[2]);
 const here = `http://${options.host}:${options.port}`;
@@ -74,12 +75,35 @@ const answer = (settings) => samlp.auth({
   getUserFromRequest: (req) => ({ id: nameIn(req), ...PEOPLE[nameIn(req)] }),
   ...settings,
 });
-app.get('/saml', answer({}));
+// Of single logout: where the last sign-in led, which is signed out there when it ends here.
+const participants = [];
+const session = {};
+let signIns = 0;
+app.get('/saml', (req, res, next) => {
+  const sessionIndex = `_${++signIns}`;
+  participants.splice(0, participants.length, {
+    serviceProviderId: `${options.base}_synapse/client/saml2/metadata.xml`,
+    serviceProviderLogoutURL: `${options.base}_synapse/client/saml2/logout`,
+    nameId: nameIn(req),
+    nameIdFormat: 'urn:oasis:names:tc:SAML:1.1:nameid-format:unspecified',
+    sessionIndex,
+  });
+  answer({ sessionIndex })(req, res, next);
+});
+const logout = (protocolBinding) => (req, res, next) => {
+  req.session = session;
+  req.body ??= {};
+  const sessionParticipants = new SessionParticipants(participants);
+  const binding = `urn:oasis:names:tc:SAML:2.0:bindings:${protocolBinding}`;
+  samlp.logout({ issuer, ...credentials, deflate: true, protocolBinding: binding, sessionParticipants })(req, res, next);
+};
+app.get('/saml/logout', logout('HTTP-Redirect'));
+app.get('/saml/logout_by_form', logout('HTTP-POST'));
 app.get('/saml/unsigned', answer({ signAssertion: false, signResponse: true }));
 app.get('/saml/unsigned_altogether', answer({ signAssertion: false }));
 app.get('/saml/for_others', answer({ audience: 'https://other.example/' }));
 app.get('/saml/expired', answer({ lifetimeInSeconds: -600 }));
-app.get('/saml/metadata', samlp.metadata({ issuer, ...credentials, profileMapper, redirectEndpointPath: '/saml', postEndpointPath: '/saml' }));
+app.get('/saml/metadata', samlp.metadata({ issuer, ...credentials, profileMapper, redirectEndpointPath: '/saml', postEndpointPath: '/saml', logoutEndpointPaths: { redirect: '/saml/logout' } }));
 app.get('/app', (req, res) => res.type('text').send('the app'));
 app.use('/oidc', oidc.callback());
 app.listen(options.port, '127.0.0.1', () => console.log('ready'));

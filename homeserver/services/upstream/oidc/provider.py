@@ -24,7 +24,10 @@ from homeserver.services.upstream.identity import (
     Reason,
     Refused,
     UpstreamIdentity,
+    check_again,
     check_requirements,
+    clean_session,
+    keep_again,
 )
 from homeserver.services.upstream.oidc.claims import ClaimReader
 from homeserver.services.upstream.oidc.metadata import Metadata, ProviderMetadata
@@ -34,6 +37,8 @@ from homeserver.services.upstream.web_documents import Documents
 CALLBACK_PATH: Final = "_synapse/client/oidc/callback"
 SECRET_SECONDS: Final = 600
 """How long a client secret is good for that is made with a key."""
+LATEST: Final = 2**40
+"""A time, in seconds, that no clock will show."""
 _CANCELLED: Final = frozenset({"access_denied", "login_required", "consent_required", "interaction_required"})
 
 
@@ -89,11 +94,11 @@ class OIDC:
         """What the provider calls itself."""
         return self._config.issuer
 
-    async def depart(self, flow_id: str) -> Departure:
+    async def depart(self, flow_id: str, *, again: bool) -> Departure:
         """As `UpstreamProvider.depart`."""
         config = self._config
         metadata = await self._metadata.get()
-        kept = {"nonce": self._new_secret()}
+        kept = {"nonce": self._new_secret(), **keep_again(again=again, now=self._clock.seconds())}
         query = {
             **config.additional_authorization_parameters,
             "response_type": "code",
@@ -102,6 +107,7 @@ class OIDC:
             "scope": " ".join(config.scopes),
             "state": flow_id,
             "nonce": kept["nonce"],
+            **({"prompt": "login"} if again else {}),
         }
         if self._uses_pkce(metadata):
             kept["verifier"] = self._new_secret() + self._new_secret()
@@ -124,8 +130,12 @@ class OIDC:
         tokens = await self._redeem(metadata, code, flow.kept.get("verifier"))
         claims = await self._claims(metadata, tokens, flow.kept["nonce"])
         check_requirements(self._config.attribute_requirements, claims)
-        session = claims.get("sid")
-        return self._reader.read(claims, session if isinstance(session, str) else None)
+        said = claims.get("auth_time")
+        # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
+        proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
+        proved_ts = check_again(flow.kept, proved, self._clock.seconds())
+        identity = self._reader.read(claims, clean_session(claims.get("sid")))
+        return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
     async def _redeem(self, metadata: Metadata, code: str, verifier: str | None) -> _Tokens:
         config = self._config
@@ -163,7 +173,7 @@ class OIDC:
         if from_token and claims.get("sub") != from_token.get("sub"):
             raise Refused(Reason.PROVIDER_FAILED, "the userinfo endpoint tells of somebody else")
         # who it is and which session, from what is signed
-        return {**claims, **{name: from_token[name] for name in ("sub", "sid") if name in from_token}}
+        return {**claims, **{name: from_token[name] for name in ("sub", "sid", "auth_time") if name in from_token}}
 
     def _make_secret(self, key: JwtKey) -> str:
         now = int(self._clock.seconds())

@@ -1,0 +1,70 @@
+"""Registration tokens, for administrators. The paths and names are Synapse's."""
+
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from federation.protocol.endpoint import Auth, endpoint
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.registration_tokens import RegistrationTokens
+from storage.registration_tokens import RegistrationTokenRow
+
+_PATH = "/_synapse/admin/v1/registration_tokens"
+
+
+class NewToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that is wanted; without `token` one of `length` characters is made up. `expiry_time`: milliseconds since 1970."""
+
+    token: str | None = None
+    length: int = 16
+    uses_allowed: int | None = None
+    expiry_time: int | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What is missing stays; null: without bound."""
+
+    uses_allowed: int | UnsetType | None = UNSET
+    expiry_time: int | UnsetType | None = UNSET
+
+
+@endpoint("GET", _PATH, auth=Auth.ADMIN)
+async def get_registration_tokens(tokens: RegistrationTokens, *, valid: bool | None = None) -> dict[str, Any]:
+    """All of them; those alone that can be used now (`valid=true`), or cannot."""
+    return {"registration_tokens": [_shown(row) for row in await tokens.get_all(valid=valid)]}
+
+
+@endpoint("POST", f"{_PATH}/new", auth=Auth.ADMIN)
+async def post_registration_token(tokens: RegistrationTokens, *, body: NewToken) -> dict[str, Any]:
+    """Make one. Raises `InvalidParam`."""
+    return _shown(await tokens.do_make(body.token, body.length, body.uses_allowed, body.expiry_time))
+
+
+@endpoint("GET", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
+async def get_registration_token(tokens: RegistrationTokens, *, token: str) -> dict[str, Any]:
+    """One of them. Raises `NotFound`."""
+    return _shown(await tokens.get(token))
+
+
+@endpoint("PUT", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
+async def put_registration_token(tokens: RegistrationTokens, *, token: str, body: Limits) -> dict[str, Any]:
+    """Change its limits. Raises `NotFound`, `InvalidParam`."""
+    return _shown(await tokens.do_change(token, body.uses_allowed, body.expiry_time))
+
+
+@endpoint("DELETE", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
+async def delete_registration_token(tokens: RegistrationTokens, *, token: str) -> Empty:
+    """Take it away. Raises `NotFound`."""
+    await tokens.do_remove(token)
+    return EMPTY
+
+
+def _shown(row: RegistrationTokenRow) -> dict[str, Any]:
+    return {
+        "token": row.token,
+        "uses_allowed": row.uses_allowed,
+        "pending": row.pending,
+        "completed": row.completed,
+        "expiry_time": row.expires_ts,
+    }

@@ -1,0 +1,65 @@
+"""What administrators do with one account: whether it is an administrator's, its password, its end. The paths are Synapse's."""
+
+import msgspec
+
+from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.user_administration import Changes, UserAdministration
+
+_V1 = "/_synapse/admin/v1"
+
+
+class Deactivate(msgspec.Struct, frozen=True):
+    """Whether what others see of the account goes too."""
+
+    erase: bool = False
+
+
+class NewPassword(msgspec.Struct, frozen=True, kw_only=True):
+    new_password: str
+    logout_devices: bool = True
+
+
+class Administrator(msgspec.Struct, frozen=True):
+    admin: bool
+
+
+@endpoint("POST", f"{_V1}/deactivate/{{user_id}}", auth=Auth.ADMIN)
+async def post_deactivate_user(
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: Deactivate = Deactivate()
+) -> dict[str, object]:
+    """End an account for good. Raises `InvalidParam`, `NotFound`."""
+    return {"id_server_unbind_result": await users.do_close(user_id, caller.user_id, erase=body.erase)}
+
+
+@endpoint("POST", f"{_V1}/reset_password/{{user_id}}", auth=Auth.ADMIN)
+async def post_reset_password(
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: NewPassword
+) -> Empty:
+    """Give an account a new password. Raises `InvalidParam`, `NotFound`, `WeakPassword`."""
+    changes = Changes(password=body.new_password, logout_devices=body.logout_devices)
+    await users.do_change(user_id, changes, caller.user_id)
+    return EMPTY
+
+
+@endpoint("GET", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
+async def get_administrator(users: UserAdministration, *, user_id: UserID) -> Administrator:
+    """Whether the account is an administrator's. Raises `InvalidParam`, `NotFound`."""
+    return Administrator(await users.is_administrator(user_id))
+
+
+@endpoint("PUT", f"{_V1}/users/{{user_id}}/admin", auth=Auth.ADMIN)
+async def put_administrator(
+    users: UserAdministration, caller: Requester, *, user_id: UserID, body: Administrator
+) -> Empty:
+    """Make it one, or no more. Raises `InvalidParam`, `NotFound`."""
+    await users.do_change(user_id, Changes(is_admin=body.admin), caller.user_id)
+    return EMPTY
+
+
+@endpoint("GET", f"{_V1}/username_available", auth=Auth.ADMIN)
+async def get_username_available(users: UserAdministration, *, username: str) -> dict[str, object]:
+    """Whether an account of this name could be made: yes, or an error that says why not."""
+    await users.check_free(username)
+    return {"available": True}

@@ -1,0 +1,232 @@
+"""Accounts, for administrators: lists, details, making and changing them. The paths and names are Synapse's.
+
+`creation_ts` is in seconds in the details, and in milliseconds in the lists; both are what tools go by.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import UserID
+from homeserver.http.answers import EMPTY, Empty, Response
+from homeserver.services.email_validation import EMAIL
+from homeserver.services.user_administration import Changes, Details, UserAdministration, links_of
+from storage.user_lists import ListedUser, UserFilter, UserOrder
+
+_V2 = "/_synapse/admin/v2/users"
+_V3 = "/_synapse/admin/v3/users"
+From = Annotated[int, Names("from")]
+Direction = Literal["f", "b"]
+
+
+class Address(msgspec.Struct, frozen=True):
+    """An address. It counts as confirmed."""
+
+    medium: str
+    address: str
+
+
+class Link(msgspec.Struct, frozen=True):
+    """Who the owner is for an identity provider."""
+
+    auth_provider: str
+    external_id: str
+
+
+class PutUser(msgspec.Struct, frozen=True, kw_only=True):
+    """What an account is to be; what is missing stays as it is. Lists take the place of those that are there."""
+
+    password: str | UnsetType = UNSET
+    logout_devices: bool = True
+    displayname: str | UnsetType | None = UNSET
+    avatar_url: str | UnsetType | None = UNSET
+    threepids: list[Address] | UnsetType = UNSET
+    external_ids: list[Link] | UnsetType = UNSET
+    admin: bool | UnsetType = UNSET
+    deactivated: bool | UnsetType = UNSET
+    locked: bool | UnsetType = UNSET
+    user_type: str | UnsetType | None = UNSET
+    approved: bool | UnsetType = UNSET
+
+
+@endpoint("GET", _V2, auth=Auth.ADMIN)
+async def get_users(
+    users: UserAdministration,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    user_id: str | None = None,
+    name: str | None = None,
+    guests: bool = True,
+    deactivated: bool = False,
+    locked: bool = False,
+    admins: bool | None = None,
+    approved: bool = True,
+    not_user_type: list[str] | None = None,
+    order_by: UserOrder = "name",
+    dir: Direction = "f",
+) -> dict[str, Any]:
+    """The accounts of this server;
+    `deactivated` and `locked` ones too where they are asked for. `approved=false`: those that wait, instead of the others."""
+    wanted = _filter(users, user_id, name, guests, locked, admins, approved, not_user_type)
+    wanted = msgspec.structs.replace(wanted, deactivated=None if deactivated else False)
+    return await _page(users, wanted, order_by, dir, from_, limit)
+
+
+@endpoint("GET", _V3, auth=Auth.ADMIN)
+async def get_users_of_all_states(
+    users: UserAdministration,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    user_id: str | None = None,
+    name: str | None = None,
+    guests: bool = True,
+    deactivated: bool | None = None,
+    locked: bool = False,
+    admins: bool | None = None,
+    approved: bool = True,
+    not_user_type: list[str] | None = None,
+    order_by: UserOrder = "name",
+    dir: Direction = "f",
+) -> dict[str, Any]:
+    """The same; without `deactivated` accounts in use and closed ones, with it the ones or the others."""
+    wanted = _filter(users, user_id, name, guests, locked, admins, approved, not_user_type)
+    wanted = msgspec.structs.replace(wanted, deactivated=deactivated)
+    return await _page(users, wanted, order_by, dir, from_, limit)
+
+
+@endpoint("GET", _V2 + "/{user_id}", auth=Auth.ADMIN)
+async def get_user(users: UserAdministration, *, user_id: UserID) -> dict[str, Any]:
+    """What there is to know of an account. Raises `InvalidParam` for a user of another server, `NotFound`."""
+    return _details(users, await users.get_details(user_id))
+
+
+@endpoint("PUT", _V2 + "/{user_id}", auth=Auth.ADMIN)
+async def put_user(users: UserAdministration, caller: Requester, *, user_id: UserID, body: PutUser) -> Response:
+    """Make an account (201), or change one. Raises as `UserAdministration.do_put`."""
+    made = await users.do_put(user_id, _changes(body), caller.user_id)
+    answer = _details(users, await users.get_details(user_id))
+    return Response(HTTPStatus.CREATED if made else HTTPStatus.OK, {}, answer)
+
+
+@endpoint("POST", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
+async def post_shadow_ban(users: UserAdministration, caller: Requester, *, user_id: UserID) -> Empty:
+    """From now on what somebody sends goes nowhere, and they are answered as if it went. Raises `InvalidParam`, `NotFound`."""
+    await users.do_shadow_ban(user_id, caller.user_id, banned=True)
+    return EMPTY
+
+
+@endpoint("DELETE", "/_synapse/admin/v1/users/{user_id}/shadow_ban", auth=Auth.ADMIN)
+async def delete_shadow_ban(users: UserAdministration, caller: Requester, *, user_id: UserID) -> Empty:
+    """Lift it. Raises `InvalidParam`, `NotFound`."""
+    await users.do_shadow_ban(user_id, caller.user_id, banned=False)
+    return EMPTY
+
+
+def _filter(
+    users: UserAdministration,
+    user_id: str | None,
+    name: str | None,
+    guests: bool,
+    locked: bool,
+    admins: bool | None,
+    approved: bool,
+    not_user_type: Sequence[str] | None,
+) -> UserFilter:
+    return UserFilter(
+        name=name,
+        user_id=user_id,
+        guests=None if guests else False,
+        locked=None if locked else False,
+        admins=admins,
+        waiting=not approved if users.approves else None,
+        without_types=tuple(not_user_type or ()),
+    )
+
+
+async def _page(
+    users: UserAdministration, wanted: UserFilter, order: UserOrder, direction: Direction, first: int, limit: int
+) -> dict[str, Any]:
+    page = await users.get_page(wanted, order, backwards=direction == "b", first=first, limit=limit)
+    answer: dict[str, Any] = {"users": [_entry(users, user) for user in page.users], "total": page.total}
+    if first + len(page.users) < page.total and page.users:
+        answer["next_token"] = str(first + len(page.users))
+    return answer
+
+
+def _entry(users: UserAdministration, user: ListedUser) -> dict[str, Any]:
+    return {
+        "name": user.user_id,
+        "user_type": user.user_type,
+        "is_guest": user.is_guest,
+        "admin": user.is_admin,
+        "deactivated": user.deactivated,
+        "shadow_banned": user.shadow_banned,
+        "displayname": user.display_name,
+        "avatar_url": user.avatar_url,
+        "creation_ts": user.created_ts,
+        "erased": user.erased,
+        "last_seen_ts": user.last_seen_ts,
+        "locked": user.locked,
+        **({"approved": not user.waits} if users.approves else {}),
+    }
+
+
+def _details(users: UserAdministration, details: Details) -> dict[str, Any]:
+    account = details.account
+    return {
+        "name": account.user_id,
+        "displayname": details.display_name,
+        "avatar_url": details.avatar_url,
+        "threepids": [
+            {
+                "medium": row.medium,
+                "address": row.address,
+                "added_at": row.added_ts,
+                "validated_at": row.validated_ts,
+            }
+            for row in details.addresses
+        ],
+        "external_ids": [{"auth_provider": row.provider, "external_id": row.subject} for row in details.links],
+        "is_guest": account.is_guest,
+        "admin": account.is_admin,
+        "deactivated": account.deactivated_ts is not None,
+        "erased": account.erased,
+        "shadow_banned": account.shadow_banned,
+        "locked": account.locked,
+        "suspended": account.suspended,
+        "creation_ts": account.created_ts // 1000,
+        "last_seen_ts": details.last_seen_ts,
+        "appservice_id": account.appservice_id,
+        "consent_server_notice_sent": None,
+        "consent_version": None,
+        "consent_ts": None,
+        "user_type": account.user_type,
+        **({"approved": account.awaiting_ts is None} if users.approves else {}),
+    }
+
+
+def _changes(body: PutUser) -> Changes:
+    if body.threepids is not UNSET and any(each.medium != EMAIL for each in body.threepids):
+        raise InvalidParam("This server knows people by e-mail addresses only; medium is email")
+    return Changes(
+        password=body.password,
+        logout_devices=body.logout_devices,
+        display_name=body.displayname if body.displayname is UNSET else body.displayname or "",
+        avatar_url=body.avatar_url if body.avatar_url is UNSET else body.avatar_url or "",
+        addresses=UNSET if body.threepids is UNSET else [each.address for each in body.threepids],
+        external_ids=UNSET
+        if body.external_ids is UNSET
+        else links_of([(each.auth_provider, each.external_id) for each in body.external_ids]),
+        is_admin=body.admin,
+        deactivated=body.deactivated,
+        locked=body.locked,
+        user_type=body.user_type,
+        approved=body.approved,
+    )

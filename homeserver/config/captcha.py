@@ -1,0 +1,61 @@
+"""Options about the riddle that people solve before they register, and programs do not."""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from homeserver.config.option import Secret, option
+
+
+def _is_source(text: str) -> bool:
+    """Whether it is an https address that can stand in a header, where these signs separate."""
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return False
+    odd = not text.isascii() or not text.isprintable() or any(sign in text for sign in " ;,'\"#")
+    return not odd and parts.scheme == "https" and bool(parts.hostname) and parts.username is None
+
+
+def _check_address(url: str) -> str | None:
+    return None if _is_source(url) else "must be an https:// address"
+
+
+def _check_sources(sources: tuple[str, ...]) -> str | None:
+    wrong = [source for source in sources if not _is_source(source)]
+    return f"must be https:// addresses, which {', '.join(map(repr, wrong))} is not" if wrong else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captcha:
+    """A riddle (reCAPTCHA, hCaptcha, Turnstile) before somebody registers."""
+
+    enable_registration_captcha: bool = option(
+        False,
+        "Whether people solve a riddle before they get an account. The defaults below are those of reCAPTCHA (version 2, "
+        "checkbox). Browsers of people who register load the script of whoever makes the riddle, who so learns of them.",
+    )
+    recaptcha_public_key: Secret | None = option(
+        None, "The public key, which apps and the page to register show to whoever makes the riddle (`site key`)."
+    )
+    recaptcha_private_key: Secret | None = option(
+        None, "The secret key. A plug-in that has `check_captcha` needs none."
+    )
+    recaptcha_siteverify_api: str = option(
+        "https://www.recaptcha.net/recaptcha/api/siteverify",
+        "Where solutions are checked. hCaptcha: `https://api.hcaptcha.com/siteverify`; Turnstile: "
+        "`https://challenges.cloudflare.com/turnstile/v0/siteverify`.",
+        check=_check_address,
+    )
+    recaptcha_script: str = option(
+        "https://www.recaptcha.net/recaptcha/api.js",
+        "The script that shows the riddle on this server's own pages. hCaptcha: `https://js.hcaptcha.com/1/api.js`; Turnstile: "
+        "`https://challenges.cloudflare.com/turnstile/v0/api.js?compat=recaptcha`. Apps of the older API that show it themselves, "
+        "such as Element Web, load the script of reCAPTCHA whatever is said here.",
+        check=_check_address,
+    )
+    recaptcha_sources: tuple[str, ...] = option(
+        ("https://www.recaptcha.net/recaptcha/", "https://www.gstatic.com/recaptcha/"),
+        "From where that script may load more scripts, frames and styles, as a `Content-Security-Policy` says it. hCaptcha: "
+        "`[https://hcaptcha.com, https://*.hcaptcha.com]`; Turnstile: `[https://challenges.cloudflare.com]`.",
+        check=_check_sources,
+    )

@@ -1,0 +1,163 @@
+"""Addresses by which others find people at an identity server: bound there and unbound by this server, for its users.
+
+Laws:
+- No identity server is asked but that of the configuration, and for an unbinding the one where the binding was made.
+- What was bound is remembered until it is unbound: with the address, or with the account.
+
+spec: client-server-api#post_matrixclientv3account3pidbind, identity-service-api#establishing-associations
+"""
+
+import re
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from twisted.logger import Logger
+
+from federation.identity import ServerIdentity
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNotTrusted
+from federation.protocol.ids import ServerName, UserID
+from federation.protocol.request_signing import make_authorization
+from homeserver.services.pushers.gateways import Web
+from storage.identity_bindings import BindingRow, IdentityBindingStore
+
+SUCCESS: Final = "success"
+NO_SUPPORT: Final = "no-support"
+SECONDS: Final = 10.0
+MAX_BYTES: Final = 64 * 1024
+LONGEST_ADDRESS: Final = 255
+_PATH: Final = "/_matrix/identity/v2/3pid"
+_ERRCODE: Final = re.compile(r"[A-Z][A-Z0-9_.]{0,99}")
+
+
+class IdentityServerRefused(MatrixError):
+    """What the identity server said, which is passed on."""
+
+    def __init__(self, errcode: str, text: str) -> None:
+        super().__init__(text)
+        self._errcode = errcode
+
+    def body(self) -> dict[str, object]:
+        """As it came."""
+        return {"errcode": self._errcode, "error": self.text}
+
+
+class _Bound(msgspec.Struct):
+    medium: str
+    address: str
+
+
+class _Error(msgspec.Struct):
+    errcode: str
+    error: str = "The identity server refuses"
+
+
+class IdentityBindings:
+    """Binds and unbinds. `url`: of the identity server; None where there is none."""
+
+    log = Logger()
+
+    def __init__(self, web: Web, store: IdentityBindingStore, identity: ServerIdentity, url: str | None) -> None:
+        self._web = web
+        self._store = store
+        self._identity = identity
+        self._url = None if url is None else url.rstrip("/")
+
+    async def do_bind(self, user_id: UserID, id_server: str, sid: str, client_secret: str, token: str) -> None:
+        """Let somebody be found by an address that they have confirmed at the identity server. Raises `ServerNotTrusted`,
+        `IdentityServerRefused`, `OtherServerFailed`."""
+        if self._url is None or id_server != _host_of(self._url):
+            raise ServerNotTrusted("This server does not make use of that identity server")
+        if not token.isascii() or not token.isprintable():
+            raise ServerNotTrusted("id_access_token is none")
+        body = {"sid": sid, "client_secret": client_secret, "mxid": user_id}
+        answer = await self._ask(f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical(body))
+        _check(answer)
+        try:
+            bound = msgspec.json.decode(answer.body, type=_Bound)
+        except (msgspec.DecodeError, RecursionError):
+            raise OtherServerFailed("The identity server answers what is no use") from None
+        if max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS or "\0" in bound.medium + bound.address:
+            raise OtherServerFailed("The identity server names an address that is none")
+        await self._store.add_binding(BindingRow(user_id, bound.medium, bound.address, id_server))
+
+    async def do_unbind(self, user_id: UserID, medium: str, address: str, id_server: str | None) -> str:
+        """Let somebody no longer be found by an address; `SUCCESS` or `NO_SUPPORT`. `id_server`: None for wherever it was bound.
+        Raises `IdentityServerRefused`, `OtherServerFailed`."""
+        rows = [
+            row
+            for row in await self._store.get_bindings(user_id)
+            if row.medium == medium and row.address.lower() == address.strip().lower()
+        ]
+        if id_server is not None:
+            rows = [row for row in rows if row.id_server == id_server]
+        results = [await self._unbind(row) for row in rows]
+        return SUCCESS if results and all(results) else NO_SUPPORT
+
+    async def try_unbind(self, user_id: UserID, medium: str | None = None, address: str = "") -> str:
+        """Unbind an address, or all; `SUCCESS` where nothing is left bound that this server knows of. Raises nothing for what the
+        identity server does."""
+        rows = await self._store.get_bindings(user_id)
+        if medium is not None:
+            rows = [row for row in rows if row.medium == medium and row.address.lower() == address.strip().lower()]
+            if not rows:
+                return NO_SUPPORT
+        try:
+            for row in rows:
+                if not await self._unbind(row):
+                    return NO_SUPPORT
+        except MatrixError as error:
+            self.log.warn("an address of {user} stays bound: {why}", user=user_id, why=error.text)
+            return NO_SUPPORT
+        return SUCCESS
+
+    async def _unbind(self, row: BindingRow) -> bool:
+        """False where the identity server does not do so."""
+        known = self._url if self._url is not None and _host_of(self._url) == row.id_server else None
+        url = f"{known or f'https://{row.id_server}'}{_PATH}/unbind"
+        body = encode_canonical({"mxid": row.user_id, "threepid": {"medium": row.medium, "address": row.address}})
+        signed = make_authorization(
+            self._identity.key,
+            method="POST",
+            uri=urlsplit(url).path,
+            origin=self._identity.server_name,
+            destination=ServerName(row.id_server),
+            content=msgspec.Raw(body),
+        )
+        answer = await self._ask(url, signed, body)
+        if answer.status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.NOT_IMPLEMENTED):
+            try:
+                msgspec.json.decode(answer.body, type=_Error)
+            except (msgspec.DecodeError, RecursionError):
+                return False
+        _check(answer)
+        await self._store.remove_binding(row)
+        return True
+
+    async def _ask(self, url: str, authorization: str, body: bytes) -> WebAnswer:
+        headers = [("Authorization", authorization), ("Content-Type", "application/json")]
+        try:
+            return await self._web.request("POST", url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES)
+        except OutboundError as error:
+            raise OtherServerFailed(f"The identity server could not be asked: {error}") from None
+
+
+def _host_of(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _check(answer: WebAnswer) -> None:
+    """Raises `IdentityServerRefused`, `OtherServerFailed` for what is no success."""
+    if answer.status == HTTPStatus.OK:
+        return
+    try:
+        error = msgspec.json.decode(answer.body, type=_Error)
+    except (msgspec.DecodeError, RecursionError):
+        raise OtherServerFailed(f"The identity server answers {answer.status}") from None
+    if not 400 <= answer.status < 500 or not _ERRCODE.fullmatch(error.errcode):
+        raise OtherServerFailed(f"The identity server answers {answer.status}")
+    raise IdentityServerRefused(error.errcode, error.error[:1000])

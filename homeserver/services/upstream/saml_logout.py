@@ -1,0 +1,170 @@
+"""Single logout with a SAML provider: who signs out here signs out there, and the other way round.
+
+Laws:
+- A request of the provider is signed by it, for this server, of now, and taken once. What ends is what came of the sign-in that
+  it names; for the people concerned also what would let them in without proving who they are.
+- What comes back for a request of ours changes nothing.
+
+spec: saml-profiles-2.0-os section 4.4
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Final, Protocol
+
+import msgspec
+from twisted.logger import Logger
+
+from federation.protocol.ids import DeviceID, UserID
+from homeserver.services.login_tokens import Origin
+from homeserver.services.passwords import Threads
+from homeserver.services.sessions import Sessions
+from homeserver.services.upstream.identity import Reason, Refused
+from homeserver.services.upstream.saml_metadata import SAMLMetadata
+from storage.browser_sessions import BrowserSessionStore
+from storage.database import Database
+from storage.transaction import WriteTransaction
+from storage.upstream_flows import UpstreamFlowStore
+from storage.upstream_sessions import UpstreamSessionStore
+
+LONGEST_REQUEST: Final = 64 * 1024
+LONGEST_RELAY_STATE: Final = 80
+"""In bytes, as the specification of the bindings has it."""
+_HASH_CHARS: Final = 24
+
+
+class SAMLSession(msgspec.Struct, frozen=True):
+    """A sign-in as the provider names it: the person (a `NameID`), and the session (`SessionIndex`; empty where it has none)."""
+
+    name: str
+    index: str = ""
+    format: str | None = None
+    qualifier: str | None = None
+    sp_qualifier: str | None = None
+
+
+class LogoutMessage(msgspec.Struct, frozen=True):
+    """A request as it came, with its signature where that is beside it (`HTTP-Redirect`)."""
+
+    request: str
+    by_redirect: bool
+    relay_state: str | None = None
+    algorithm: str | None = None
+    signature: str | None = None
+
+
+class Logout(msgspec.Struct, frozen=True):
+    """What a provider wants to end. `indexes`: which sessions of the person, all where there are none; `expires`: when the request
+    is too old, in seconds since 1970; `answer`: where the browser goes with our answer, None where the provider wants none."""
+
+    request_id: str
+    expires: float
+    name: str
+    indexes: Sequence[str]
+    answer: str | None
+
+
+class LogoutLibrary(Protocol):
+    """The library, as far as logout goes. Its methods take long: they are for threads. They raise `Refused`."""
+
+    def make_logout(self, session: SAMLSession, relay_state: str) -> str | None:
+        """Where the browser goes to sign out there; None where the provider does not offer it."""
+        ...
+
+    def read_logout(self, message: LogoutMessage) -> Logout:
+        """Check a request of the provider."""
+        ...
+
+
+class SAMLLogout:
+    """Both ways. Without a `library` there is no provider."""
+
+    log = Logger()
+
+    def __init__(
+        self,
+        provider_id: str,
+        threads: Threads,
+        database: Database,
+        library: LogoutLibrary | None,
+        metadata: SAMLMetadata | None,
+        flows: UpstreamFlowStore,
+        upstream_sessions: UpstreamSessionStore,
+        browser_sessions: BrowserSessionStore,
+        sessions: Sessions,
+    ) -> None:
+        self._provider_id = provider_id
+        self._threads = threads
+        self._database = database
+        self._library = library
+        self._metadata = metadata
+        self._flows = flows
+        self._upstream_sessions = upstream_sessions
+        self._browser_sessions = browser_sessions
+        self._sessions = sessions
+
+    async def leave(self, origin: str | None, next_path: str) -> str | None:
+        """Where the browser of somebody goes who has signed out of this server's pages, to sign out at the provider too; None
+        where they did not come by it, or where it cannot be asked. `origin`: as `BrowserSession` has it; `next_path` comes back
+        with them."""
+        library, metadata = self._library, self._metadata
+        came = None if origin is None else msgspec.json.decode(origin, type=Origin)
+        if library is None or metadata is None or came is None or came.provider != self._provider_id:
+            return None
+        session = read_session(came.session or "")
+        if session is None:
+            return None
+        relay_state = next_path if len(next_path.encode()) <= LONGEST_RELAY_STATE else ""
+        try:
+            await metadata.make_ready()
+            return await self._threads.run(lambda: library.make_logout(session, relay_state))
+        except Refused as refused:
+            self.log.warn("somebody is signed out here only: {why}", why=str(refused))
+            return None
+
+    async def do_end(self, message: LogoutMessage) -> str | None:
+        """The provider says that somebody has signed out there; where the browser goes with our answer. Raises `Refused`."""
+        library, metadata = self._library, self._metadata
+        if library is None or metadata is None:
+            raise Refused(Reason.UNKNOWN_PROVIDER)
+        if not message.request or len(message.request) > LONGEST_REQUEST:
+            raise Refused(Reason.PROVIDER_FAILED, "there is no request to sign out")
+        await metadata.make_ready()
+        logout = await self._threads.run(lambda: library.read_logout(message))
+        if await self._flows.add_taken_assertion(logout.request_id, int(logout.expires * 1000)):
+            ended = await self._database.write("end_saml_sessions", self._end, logout)
+            self.log.info("{provider} ended {count} sessions", provider=self._provider_id, count=ended)
+        return logout.answer
+
+    def _end(self, txn: WriteTransaction, logout: Logout) -> int:
+        beginnings = beginnings_of(logout.name, logout.indexes)
+        rows = self._upstream_sessions.get_sessions_beginning(txn, self._provider_id, beginnings)
+        for row in rows:
+            self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
+        browsing = self._browser_sessions.get_users_by_session(txn, beginnings)
+        for user_id in {row.user_id for row in rows} | browsing:
+            self._sessions.remove_ways_in(txn, user_id)
+        return len(rows)
+
+
+def name_session(session: SAMLSession) -> str:
+    """What is kept of a sign-in: it begins with what it is found by, in letters and digits, and has the rest in it."""
+    whole = urlsafe_b64encode(msgspec.json.encode(session)).decode()
+    return f"{_hash(session.name)}.{_hash(session.index)}.{whole}"
+
+
+def read_session(text: str) -> SAMLSession | None:
+    """The sign-in of a name that `name_session` made; None for others."""
+    whole = text.rpartition(".")[2]
+    return msgspec.json.decode(urlsafe_b64decode(whole), type=SAMLSession) if whole else None
+
+
+def beginnings_of(name: str, indexes: Sequence[str]) -> list[str]:
+    """How names of sign-ins begin that a request means."""
+    person = f"{_hash(name)}."
+    return [f"{person}{_hash(index)}." for index in (*indexes, "")] if indexes else [person]
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_CHARS]

@@ -1,0 +1,157 @@
+"""Addresses by which people are found at an identity server: bound, unbound, and gone with the account."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from federation.protocol.request_signing import encode_request, parse_authorization
+from federation.protocol.signing import SigningKey
+from storage.database import Database
+from tests.helpers.server import TestServer, User
+
+URL = "https://identity.example.org"
+HOST = "identity.example.org"
+CONFIG = f"default_identity_server: {URL}/\nrc_3pid_validation: *unlimited\n"
+V3 = "/_matrix/client/v3/account"
+BIND = {"sid": "17", "client_secret": "secret", "id_server": HOST, "id_access_token": "theirs"}
+ADDRESS = {"medium": "email", "address": "alice@example.com"}
+
+
+class IdentityServer:
+    """Knows of one session. `answer`: what it says instead."""
+
+    def __init__(self) -> None:
+        self.bound: list[dict[str, Any]] = []
+        self.asked: list[tuple[str, str, dict[str, Any]]] = []
+        self.answer: tuple[int, bytes] | OutboundError | None = None
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+    ) -> WebAnswer:
+        asked = json.loads(body)
+        self.asked.append((url, dict(headers)["Authorization"], asked))
+        if isinstance(self.answer, OutboundError):
+            raise self.answer
+        if self.answer is not None:
+            return WebAnswer(url, self.answer[0], {}, self.answer[1])
+        if url == f"{URL}/_matrix/identity/v2/3pid/bind":
+            self.bound.append(asked)
+            return WebAnswer(url, 200, {}, json.dumps({**ADDRESS, "mxid": asked["mxid"], "ts": 1}).encode())
+        assert url == f"{URL}/_matrix/identity/v2/3pid/unbind"
+        self.bound = [each for each in self.bound if each["mxid"] != asked["mxid"]]
+        return WebAnswer(url, 200, {}, b"{}")
+
+
+@pytest.fixture
+def identity() -> IdentityServer:
+    return IdentityServer()
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database, identity: IdentityServer) -> TestServer:
+    return TestServer(tmp_path, database, CONFIG, web=identity)
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+def unbind(user: User, **further: str) -> Any:
+    answer = user.post(f"{V3}/3pid/unbind", {**ADDRESS, **further})
+    assert answer.status == 200, answer.body
+    return answer.json["id_server_unbind_result"]
+
+
+def test_an_address_is_bound_and_unbound(server: TestServer, alice: User, identity: IdentityServer) -> None:
+    assert unbind(alice) == "no-support"
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    _, authorization, body = identity.asked[-1]
+    assert (authorization, body["mxid"]) == ("Bearer theirs", alice.user_id)
+    assert unbind(server.register("bob")) == "no-support"
+    assert unbind(alice, id_server="elsewhere.example.org") == "no-support"
+    assert unbind(alice, address="Alice@Example.com") == "success"
+    _, authorization, body = identity.asked[-1]
+    assert body == {"mxid": alice.user_id, "threepid": ADDRESS}
+    signed = parse_authorization(authorization)
+    assert (signed.origin, signed.destination) == ("example.org", HOST)
+    said = encode_request(
+        method="POST", uri="/_matrix/identity/v2/3pid/unbind", origin="example.org", destination=HOST, content=body
+    )
+    assert signed.signature == SigningKey("a_test", bytes(32)).sign(said)
+    assert unbind(alice) == "no-support"
+    assert len(identity.asked) == 2
+
+
+def test_no_other_identity_server_is_asked(
+    tmp_path: Path, sqlite_database: Database, alice: User, identity: IdentityServer
+) -> None:
+    assert (
+        alice.post(f"{V3}/3pid/bind", {**BIND, "id_server": "elsewhere.example.org"}).errcode == "M_SERVER_NOT_TRUSTED"
+    )
+    assert alice.post(f"{V3}/3pid/bind", {**BIND, "id_access_token": "a\r\nb"}).errcode == "M_SERVER_NOT_TRUSTED"
+    assert alice.post(f"{V3}/3pid", {"three_pid_creds": BIND}).errcode == "M_SERVER_NOT_TRUSTED"
+    none = TestServer(tmp_path, sqlite_database, web=identity, seed=2)
+    assert none.register("carol").post(f"{V3}/3pid/bind", BIND).errcode == "M_SERVER_NOT_TRUSTED"
+    assert identity.asked == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "errcode"),
+    [
+        ((400, b'{"errcode": "M_SESSION_NOT_VALIDATED", "error": "Confirm it first"}'), 400, "M_SESSION_NOT_VALIDATED"),
+        ((403, b'{"errcode": "M_TERMS_NOT_SIGNED"}'), 400, "M_TERMS_NOT_SIGNED"),
+        ((400, b'{"errcode": "what is it"}'), 502, "M_UNKNOWN"),
+        ((500, b"<html>"), 502, "M_UNKNOWN"),
+        ((200, b"[]"), 502, "M_UNKNOWN"),
+        ((200, b'{"medium": "email", "address": "' + b"x" * 300 + b'"}'), 502, "M_UNKNOWN"),
+        (OutboundError("it is down"), 502, "M_UNKNOWN"),
+    ],
+)
+def test_what_the_identity_server_says_is_passed_on(
+    alice: User, identity: IdentityServer, answer: Any, status: int, errcode: str
+) -> None:
+    identity.answer = answer
+    refused = alice.post(f"{V3}/3pid/bind", BIND)
+    assert (refused.status, refused.errcode) == (status, errcode)
+    identity.answer = None
+    assert unbind(alice) == "no-support"
+
+
+def test_what_cannot_be_unbound_stays_known(alice: User, identity: IdentityServer) -> None:
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    for answer, result in (((404, b"<html>"), "no-support"), ((501, b""), "no-support")):
+        identity.answer = answer
+        assert unbind(alice) == result
+    identity.answer = (403, b'{"errcode": "M_FORBIDDEN", "error": "Invalid homeserver signature"}')
+    assert alice.post(f"{V3}/3pid/unbind", ADDRESS).errcode == "M_FORBIDDEN"
+    removed = alice.post(f"{V3}/3pid/delete", ADDRESS)
+    assert (removed.status, removed.json) == (200, {"id_server_unbind_result": "no-support"})
+    identity.answer = None
+    assert alice.post(f"{V3}/3pid/delete", ADDRESS).json == {"id_server_unbind_result": "success"}
+    assert identity.bound == []
+
+
+@pytest.mark.parametrize(("works", "result"), [(True, "success"), (False, "no-support")])
+def test_nobody_is_found_whose_account_ended(alice: User, identity: IdentityServer, works: bool, result: str) -> None:
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    if not works:
+        identity.answer = OutboundError("it is down")
+    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    ended = alice.post(f"{V3}/deactivate", {"auth": proof})
+    assert (ended.status, ended.json) == (200, {"id_server_unbind_result": result})
+    assert (identity.bound == []) is works

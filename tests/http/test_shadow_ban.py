@@ -1,0 +1,109 @@
+"""Accounts whose words go nowhere, without their being told."""
+
+import pytest
+
+from tests.helpers.browser import Browser
+from tests.helpers.server import TestServer, User
+from tests.helpers.talk import V3, create, everything_said, join, ok, put_event, put_state, redact, room_path, say
+
+SENT = "/_matrix/client/v3/sendToDevice/m.test"
+
+
+def path_of(user: User) -> str:
+    return f"/_synapse/admin/v1/users/{user.user_id}/shadow_ban"
+
+
+@pytest.fixture
+def root(server: TestServer) -> User:
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    return root
+
+
+@pytest.fixture
+def alice(server: TestServer) -> User:
+    return server.register("alice")
+
+
+@pytest.fixture
+def mallory(server: TestServer, root: User) -> User:
+    """Shadow-banned."""
+    mallory = server.register("mallory")
+    assert root.post(path_of(mallory)).status == 200
+    return mallory
+
+
+def members(user: User, room_id: str) -> dict[str, str]:
+    chunk = ok(user.get(f"{room_path(room_id)}/members"))["chunk"]
+    return {event["state_key"]: event["content"]["membership"] for event in chunk}
+
+
+def test_what_is_sent_goes_nowhere(alice: User, mallory: User, root: User) -> None:
+    room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
+    join(mallory, room_id)
+    hers = say(alice, room_id, "hello")
+    first, second = (ok(put_event(mallory, room_id, "m.room.message", {"body": "spam"}))["event_id"] for _ in range(2))
+    assert first.startswith("$")
+    assert (len(first), first != second) == (44, True)
+    same = f"{room_path(room_id)}/send/m.room.message/again"
+    assert ok(mallory.put(same, {"body": "x"})) == ok(mallory.put(same, {"body": "x"}))
+    assert ok(put_state(mallory, room_id, "m.room.topic", {"topic": "spam"}))["event_id"].startswith("$")
+    assert ok(redact(mallory, room_id, hers))["event_id"].startswith("$")
+    ok(mallory.put(f"{room_path(room_id)}/typing/{mallory.user_id}", {"typing": True}))
+    for action in ("invite", "ban", "kick"):
+        target = root if action == "invite" else alice
+        ok(mallory.post(f"{room_path(room_id)}/{action}", {"user_id": target.user_id}))
+    assert everything_said(alice, room_id) == ["hello"]
+    assert alice.get(f"{room_path(room_id)}/state/m.room.topic").status == 404
+    assert members(alice, room_id) == {alice.user_id: "join", mallory.user_id: "join"}
+    assert "spam" not in str(alice.get(f"{V3}/sync").json)
+    assert root.delete(path_of(mallory)).status == 200
+    say(mallory, room_id, "sorry")
+    assert everything_said(alice, room_id) == ["hello", "sorry"]
+
+
+def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User) -> None:
+    assert ok(mallory.post(f"{V3}/createRoom", {"invite": [alice.user_id]}))["room_id"]
+    room_id = create(alice, preset="public_chat")
+    ok(mallory.post(f"{V3}/join/{room_id}", {"reason": "buy this"}))
+    ok(mallory.put(f"{V3}/profile/{mallory.user_id}/displayname", {"displayname": "Buy This"}))
+    assert ok(mallory.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "Buy This"}
+    own = {"membership": "join", "displayname": "Buy this"}
+    ok(put_state(mallory, room_id, "m.room.member", own, mallory.user_id))
+    seen = str(alice.get(f"{V3}/sync").json).lower()
+    assert "buy this" not in seen
+    assert alice.get(f"{V3}/sync").json["rooms"].get("invite", {}) == {}
+    ok(put_state(mallory, room_id, "m.room.member", {"membership": "leave", "reason": "buy this"}, mallory.user_id))
+    assert members(alice, room_id)[mallory.user_id] == "leave"
+    assert "buy this" not in str(alice.get(f"{V3}/sync").json).lower()
+
+
+def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:
+    messages = {user.user_id: {"*": {"body": "x"}} for user in (alice, mallory)}
+    ok(mallory.put(f"{SENT}/1", {"messages": messages}))
+    assert alice.get(f"{V3}/sync").json.get("to_device", {}).get("events", []) == []
+    assert len(mallory.get(f"{V3}/sync").json["to_device"]["events"]) == 1  # own devices, to verify them
+
+
+def test_administrators_see_it_and_its_owner_does_not(server: TestServer, root: User, mallory: User) -> None:
+    assert root.get(f"/_synapse/admin/v2/users/{mallory.user_id}").json["shadow_banned"] is True
+    listed = root.get("/_synapse/admin/v2/users?order_by=shadow_banned&dir=b").json["users"]
+    assert [user["shadow_banned"] for user in listed] == [True, False]
+    assert root.delete(path_of(mallory)).status == 200
+    records = root.get(f"/_mahalla/admin/v1/users/{mallory.user_id}/audit").json["records"]
+    assert [(each["event"], each["by"]) for each in records[:2]] == [
+        ("shadow_ban_lifted", root.user_id),
+        ("shadow_banned", root.user_id),
+    ]
+    browser = Browser(server)
+    browser.open("/_mahalla/account")
+    browser.send("/_mahalla/sign_in", name="mallory", password="wonderland")
+    assert "The account was made" in browser.words
+    assert "shadow_ban" not in browser.text
+
+
+def test_who_may(root: User, alice: User, mallory: User) -> None:
+    assert alice.post(path_of(mallory)).errcode == "M_FORBIDDEN"
+    assert root.post(path_of(root)).status == 400
+    assert root.post("/_synapse/admin/v1/users/@nobody:example.org/shadow_ban").errcode == "M_NOT_FOUND"
+    assert root.post("/_synapse/admin/v1/users/@a:elsewhere.org/shadow_ban").status == 400

@@ -1,0 +1,322 @@
+"""Accounts as administrators list, make and change them, by Synapse's paths."""
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.http import Answer
+from tests.helpers.openid import CONFIG as PROVIDER
+from tests.helpers.server import START, TestServer, User
+
+V2 = "/_synapse/admin/v2/users"
+V3 = "/_synapse/admin/v3/users"
+WHOAMI = "/_matrix/client/v3/account/whoami"
+
+
+@pytest.fixture
+def server(tmp_path: Path, database: Database) -> TestServer:
+    return TestServer(tmp_path, database, PROVIDER)
+
+
+@pytest.fixture
+def root(server: TestServer) -> User:
+    return administrator(server)
+
+
+def administrator(server: TestServer) -> User:
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    return root
+
+
+def of(name: str) -> str:
+    return f"{V2}/{quote(f'@{name}:example.org')}"
+
+
+def login(server: TestServer, name: str, password: str) -> Answer:
+    identifier = {"type": "m.id.user", "user": name}
+    body = {"type": "m.login.password", "identifier": identifier, "password": password}
+    return server.post("/_matrix/client/v3/login", body)
+
+
+def names(root: User, query: str = "", path: str = V2) -> list[str]:
+    answer = root.get(f"{path}?{query}")
+    assert answer.status == 200, answer.body
+    return [user["name"][1:].partition(":")[0] for user in answer.json["users"]]
+
+
+def records(root: User, name: str) -> list[tuple[str, str | None]]:
+    """Newest first."""
+    answer = root.get(f"/_mahalla/admin/v1/users/@{name}:example.org/audit").json
+    return [(record["event"], record["by"]) for record in answer["records"]]
+
+
+def test_an_account_is_made_with_all_that_is_said(server: TestServer, root: User) -> None:
+    wanted = {
+        "password": "wonderland",
+        "displayname": "Alice Liddell",
+        "avatar_url": "mxc://example.org/abc",
+        "threepids": [{"medium": "email", "address": "Alice@Example.com"}],
+        "external_ids": [{"auth_provider": "oidc-town", "external_id": "17"}],
+        "admin": True,
+        "user_type": "support",
+    }
+    made = root.put(of("alice"), wanted)
+    assert made.status == 201, made.body
+    now = int(START * 1000)
+    expected = {
+        "name": "@alice:example.org",
+        "displayname": "Alice Liddell",
+        "avatar_url": "mxc://example.org/abc",
+        "threepids": [{"medium": "email", "address": "alice@example.com", "added_at": now, "validated_at": now}],
+        "external_ids": [{"auth_provider": "oidc-town", "external_id": "17"}],
+        "is_guest": False,
+        "admin": True,
+        "deactivated": False,
+        "erased": False,
+        "shadow_banned": False,
+        "locked": False,
+        "suspended": False,
+        "creation_ts": int(START),
+        "last_seen_ts": None,
+        "appservice_id": None,
+        "consent_server_notice_sent": None,
+        "consent_version": None,
+        "consent_ts": None,
+        "user_type": "support",
+    }
+    assert made.json == expected
+    assert root.get(of("alice")).json == expected
+    again = root.put(of("alice"), expected)  # some tools send back the whole
+    assert (again.status, again.json) == (200, expected)
+    assert login(server, "alice", "wonderland").status == 200
+    assert root.get(of("alice")).json["last_seen_ts"] is None
+    found = root.get("/_synapse/admin/v1/auth_providers/oidc-town/users/17").json
+    assert found == {"user_id": "@alice:example.org"}
+
+
+def test_an_account_without_a_password(server: TestServer, root: User) -> None:
+    assert root.put(of("alice"), {}).status == 201
+    assert login(server, "alice", "").status == 403
+    assert root.get(of("alice")).json["displayname"] == "alice"
+    assert records(root, "alice")[-1] == ("registered", root.user_id)
+
+
+def test_an_account_is_changed(server: TestServer, root: User) -> None:
+    alice = server.register("alice")
+    assert alice.get(WHOAMI).status == 200
+    changed = root.put(of("alice"), {"displayname": "Queen", "threepids": [{"medium": "email", "address": "q@x.org"}]})
+    assert (changed.status, changed.json["displayname"]) == (200, "Queen")
+    assert changed.json["last_seen_ts"] == int(START * 1000)
+    changed = root.put(of("alice"), {"displayname": "", "avatar_url": None, "threepids": [], "external_ids": []})
+    assert (changed.json["displayname"], changed.json["threepids"]) == (None, [])
+    assert root.put(of("alice"), {"locked": True}).json["locked"] is True
+    assert alice.get(WHOAMI).errcode == "M_USER_LOCKED"
+    assert root.put(of("alice"), {"locked": False, "admin": True}).json["admin"] is True
+    assert root.put(of("alice"), {"user_type": "bot"}).json["user_type"] == "bot"
+    assert root.put(of("alice"), {"user_type": None}).json["user_type"] is None
+    assert root.put(of("alice"), {"password": "looking-glass", "logout_devices": False}).status == 200
+    assert alice.get(WHOAMI).status == 200
+    assert root.put(of("alice"), {"password": "through"}).status == 200
+    assert alice.get(WHOAMI).status == 401
+    assert login(server, "alice", "through").status == 200
+    done = dict.fromkeys(event for event, by in records(root, "alice") if by == root.user_id)
+    assert list(done) == [
+        "password_changed",
+        "unlocked",
+        "admin_granted",
+        "locked",
+        "address_removed",
+        "address_added",
+    ]
+
+
+def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
+    alice = server.register("alice")
+    closed = root.put(of("alice"), {"deactivated": True})
+    assert (closed.status, closed.json["deactivated"]) == (200, True)
+    assert alice.get(WHOAMI).status == 401
+    assert root.put(of("alice"), {"deactivated": True}).status == 200
+    assert root.put(of("alice"), closed.json).status == 200
+    for wrong in ({"deactivated": False}, {"password": "new"}):
+        assert (root.put(of("alice"), wrong).status, root.put(of("alice"), wrong).errcode) == (400, "M_INVALID_PARAM")
+    assert records(root, "alice").count(("deactivated", root.user_id)) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"deactivated": True, "locked": True}, 400),
+        ({"user_type": "robot"}, 400),
+        ({"admin": "yes"}, 400),
+        ({"password": "x" * 513}, 400),
+        ({"displayname": "x" * 1000}, 400),
+        ({"avatar_url": "https://example.org/"}, 400),
+        ({"threepids": [{"medium": "email"}]}, 400),
+        ({"threepids": [{"medium": "email", "address": "no address"}]}, 400),
+        ({"threepids": [{"medium": "email", "address": "taken@example.com"}]}, 400),
+        ({"threepids": [{"medium": "msisdn", "address": "998901234567"}]}, 400),
+        ({"external_ids": [{"auth_provider": "oidc-town"}]}, 400),
+        ({"external_ids": [{"auth_provider": "nobody", "external_id": "1"}]}, 400),
+        ({"external_ids": [{"auth_provider": "oidc-town", "external_id": "taken"}]}, 409),
+        ({"external_ids": [{"auth_provider": "oidc-town", "external_id": each} for each in "ab"]}, 400),
+    ],
+)
+def test_what_cannot_be_changes_nothing(server: TestServer, root: User, body: dict[str, Any], status: int) -> None:
+    other = {
+        "threepids": [{"medium": "email", "address": "taken@example.com"}],
+        "external_ids": [{"auth_provider": "oidc-town", "external_id": "taken"}],
+    }
+    assert root.put(of("other"), other).status == 201
+    server.register("bob")
+    before = root.get(of("bob")).json
+    for name in ("alice", "bob"):
+        answer = root.put(of(name), {"displayname": "Changed", **body})
+        assert answer.status == status, answer.body
+    assert root.get(of("alice")).errcode == "M_NOT_FOUND"
+    assert root.get(of("bob")).json == before
+
+
+def test_administrators_keep_their_own_rights(root: User) -> None:
+    for body in ({"admin": False}, {"locked": True}, {"deactivated": True}):
+        assert root.put(of("root"), body).status == 400
+    assert root.put(of("root"), {"admin": True, "locked": False, "displayname": "Root"}).status == 200
+
+
+def test_who_may_ask(server: TestServer, root: User) -> None:
+    bob = server.register("bob")
+    for answer in (bob.get(V2), bob.get(V3), bob.get(of("bob")), bob.put(of("bob"), {"admin": True})):
+        assert (answer.status, answer.errcode) == (403, "M_FORBIDDEN")
+    assert server.get(V2).errcode == "M_MISSING_TOKEN"
+    elsewhere = f"{V2}/{quote('@a:elsewhere.org')}"
+    assert (root.get(elsewhere).status, root.put(elsewhere, {}).status) == (400, 400)
+    assert root.get(f"{V2}/nobody").status == 400
+    assert root.put(of("no name"), {}).status == 400
+
+
+def test_lists(server: TestServer, root: User) -> None:
+    for name in ("anna", "bruno", "clara"):
+        server.register(name)
+    server.post("/_matrix/client/v3/register?kind=guest")
+    root.put(of("anna"), {"displayname": "Шахноза"})
+    root.put(of("bruno"), {"locked": True})
+    root.put(of("clara"), {"deactivated": True})
+    root.put(of("robot"), {"user_type": "bot"})
+    guest = next(name for name in names(root) if name not in {"anna", "robot", "root"})
+    assert names(root) == sorted([guest, "anna", "robot", "root"])
+    assert names(root, "guests=false&locked=true") == ["anna", "bruno", "robot", "root"]
+    assert names(root, "guests=false&deactivated=true") == ["anna", "clara", "robot", "root"]
+    assert names(root, "guests=false", V3) == ["anna", "clara", "robot", "root"]
+    assert names(root, "deactivated=true", V3) == ["clara"]
+    assert names(root, "guests=false&deactivated=false", V3) == ["anna", "robot", "root"]
+    assert names(root, "admins=true") == ["root"]
+    assert names(root, "guests=false&admins=false") == ["anna", "robot"]
+    assert names(root, "not_user_type=bot&guests=false") == ["anna", "root"]
+    assert names(root, "not_user_type=bot&not_user_type=") == []
+    assert names(root, f"name={quote('шахн')}") == ["anna"]
+    assert names(root, "name=RO&guests=false") == ["robot", "root"]
+    assert names(root, "name=zzz") == []
+    assert names(root, "user_id=%40ro") == ["robot", "root"]
+    assert names(root, "user_id=%25") == []
+
+
+def test_pages_and_orders(server: TestServer, root: User) -> None:
+    for name in ("anna", "bruno", "clara"):
+        server.clock.advance(1)
+        server.register(name)
+    first = root.get(f"{V2}?limit=3").json
+    assert ([user["name"][1:5] for user in first["users"]], first["next_token"], first["total"]) == (
+        ["anna", "brun", "clar"],
+        "3",
+        4,
+    )
+    assert first["users"][0] == {
+        "name": "@anna:example.org",
+        "user_type": None,
+        "is_guest": False,
+        "admin": False,
+        "deactivated": False,
+        "shadow_banned": False,
+        "displayname": "anna",
+        "avatar_url": None,
+        "creation_ts": int(START * 1000) + 1000,
+        "erased": False,
+        "last_seen_ts": None,
+        "locked": False,
+    }
+    last = root.get(f"{V2}?limit=3&from=3").json
+    assert ("next_token" in last, len(last["users"])) == (False, 1)
+    assert "next_token" not in root.get(f"{V2}?limit=100000000000").json
+    assert root.get(f"{V2}?name=n&limit=1").json["next_token"] == "1"  # anna, bruno
+    assert names(root, "order_by=creation_ts&dir=b") == ["clara", "bruno", "anna", "root"]
+    assert names(root, "order_by=admin&dir=b") == ["root", "anna", "bruno", "clara"]  # equals by their ids
+    for order in ("displayname", "is_guest", "deactivated", "user_type", "avatar_url", "shadow_banned", "locked"):
+        assert len(names(root, f"order_by={order}&dir=b")) == 4
+    assert names(root, "order_by=last_seen_ts&dir=b")[0] == "root"
+    for wrong in ("order_by=age", "dir=up", "limit=-1", "from=-1", "limit=x", "guests=maybe"):
+        assert (root.get(f"{V2}?{wrong}").status, root.get(f"{V2}?{wrong}").errcode) == (400, "M_INVALID_PARAM")
+
+
+def test_accounts_that_wait(tmp_path: Path, sqlite_database: Database) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    root = administrator(server)
+    server = TestServer(tmp_path, sqlite_database, "registration_requires_approval: true\n", seed=2)
+    root = User(server, {"user_id": root.user_id, "access_token": root.token, "device_id": root.device_id})
+    body = {"username": "alice", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+    assert server.post("/_matrix/client/v3/register", body).status == 403
+    assert root.get(of("alice")).json["approved"] is False
+    assert (names(root), names(root, "approved=false")) == (["root"], ["alice"])
+    assert root.put(of("alice"), {"approved": True}).json["approved"] is True
+    assert records(root, "alice")[0] == ("approved", root.user_id)
+    assert login(server, "alice", "wonderland").status == 200
+    assert root.put(of("alice"), {"approved": False}).json["approved"] is False
+    assert root.get(f"{V2}?approved=false").json["users"][0]["approved"] is False
+
+
+V1 = "/_synapse/admin/v1"
+
+
+def test_single_actions(server: TestServer, root: User) -> None:
+    alice = server.register("alice")
+    flag = f"{V1}/users/{alice.user_id}/admin"
+    assert (root.get(flag).json, root.put(flag, {"admin": True}).json, root.get(flag).json) == (
+        {"admin": False},
+        {},
+        {"admin": True},
+    )
+    assert root.put(flag, {"admin": False}).status == 200
+    assert root.put(f"{V1}/users/{root.user_id}/admin", {"admin": False}).status == 400
+    reset = f"{V1}/reset_password/{alice.user_id}"
+    assert root.post(reset, {"new_password": "new", "logout_devices": False}).status == 200
+    assert alice.get(WHOAMI).status == 200
+    assert root.post(reset, {"new_password": "newer"}).status == 200
+    assert alice.get(WHOAMI).status == 401
+    assert login(server, "alice", "newer").status == 200
+    assert root.post(reset, {}).status == 400
+    seen = root.get(f"{V1}/whois/{alice.user_id}").json
+    assert seen["user_id"] == alice.user_id
+    assert root.get(f"{V1}/username_available?username=bob").json == {"available": True}
+    assert root.get(f"{V1}/username_available?username=alice").errcode == "M_USER_IN_USE"
+    assert root.get(f"{V1}/username_available?username=a%20b").errcode == "M_INVALID_USERNAME"
+    closed = root.post(f"{V1}/deactivate/{alice.user_id}", {"erase": True})
+    assert closed.json == {"id_server_unbind_result": "success"}
+    details = root.get(of("alice")).json
+    assert (details["deactivated"], details["erased"], details["displayname"]) == (True, True, None)
+    assert ("deactivated", root.user_id) in records(root, "alice")
+
+
+def test_single_actions_are_for_others_and_for_who_is_there(server: TestServer, root: User) -> None:
+    bob = server.register("bob")
+    assert server.client.request("POST", f"{V1}/deactivate/{bob.user_id}", token=root.token).status == 200
+    assert root.post(f"{V1}/deactivate/{root.user_id}", {}).status == 400
+    for user_id, status in (("@nobody:example.org", 404), ("@a:elsewhere.org", 400)):
+        assert root.post(f"{V1}/deactivate/{user_id}", {}).status == status
+        assert root.post(f"{V1}/reset_password/{user_id}", {"new_password": "x"}).status == status
+        assert root.get(f"{V1}/users/{user_id}/admin").status == status
+        assert root.put(f"{V1}/users/{user_id}/admin", {"admin": True}).status == status
+    assert root.get(f"{V2}/{quote('@nobody:example.org')}").status == 404
+    carol = server.register("carol")
+    assert carol.get(f"{V1}/users/{carol.user_id}/admin").errcode == "M_FORBIDDEN"

@@ -1,0 +1,46 @@
+"""Devices and browsers that were signed in with sign-ins at a provider, found by how those are called."""
+
+from storage.accounts import AccountRow, AccountStore
+from storage.browser_sessions import BrowserSessionStore
+from storage.database import Database
+from storage.upstream_sessions import UpstreamSessionRow, UpstreamSessionStore
+
+ALICE, BOB = "@alice:example.org", "@bob:example.org"
+
+
+async def test_devices_are_found_by_the_beginning(database: Database) -> None:
+    store = UpstreamSessionStore(database)
+    rows = [
+        UpstreamSessionRow(ALICE, "A", "saml", "1", "aa.11.x"),
+        UpstreamSessionRow(ALICE, "B", "saml", "1", "aa.22.x"),
+        UpstreamSessionRow(BOB, "C", "saml", "2", "ab.11.x"),
+        UpstreamSessionRow(BOB, "D", "oidc", "2", "aa.11.x"),
+        UpstreamSessionRow(BOB, "E", "saml", "2", None),
+    ]
+    for row in rows:
+        await database.write("t", store.set_upstream_session, row)
+
+    async def find(*beginnings: str) -> list[str]:
+        found = await database.read("t", store.get_sessions_beginning, "saml", beginnings)
+        return sorted(row.device_id for row in found)
+
+    assert await find("aa.") == ["A", "B"]
+    assert await find("aa.11.") == ["A"]
+    assert await find("aa.22.", "ab.11.") == ["B", "C"]
+    assert await find("a.") == []
+
+
+async def test_people_in_browsers_are_found_by_the_beginning(database: Database) -> None:
+    accounts, store = AccountStore(database), BrowserSessionStore(database)
+    origins = [
+        (ALICE, '{"provider":"saml","subject":"1","session":"aa.11.x"}'),
+        (BOB, '{"provider":"saml","subject":"aa.11.x","session":"bb.11.x"}'),
+        (BOB, None),
+    ]
+    for user_id in (ALICE, BOB):
+        await database.write("t", accounts.add_account, AccountRow(user_id, None, 1))
+    for number, (user_id, origin) in enumerate(origins):
+        await database.write("t", store.add_browser_session, bytes([number]), user_id, 1, 2, origin)
+    assert await database.read("t", store.get_users_by_session, ["aa.11."]) == {ALICE}
+    assert await database.read("t", store.get_users_by_session, ["aa.", "bb."]) == {ALICE, BOB}
+    assert await database.read("t", store.get_users_by_session, ["cc."]) == set()
