@@ -172,6 +172,7 @@ class MediaParts:
         )
         self.delivery = MediaDelivery(
             server_name,
+            clock,
             self.repository,
             self.copies,
             thumbnails,

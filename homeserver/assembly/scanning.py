@@ -31,7 +31,8 @@ NO_LIMIT = 2**62
 
 def scan_threads(scanning: MediaScanning) -> int:
     """How many threads wait for scanners."""
-    return scanning.concurrency if scanning.clamd is not None or scanning.icap is not None else 1
+    has_program = scanning.clamd is not None or scanning.icap is not None
+    return scanning.concurrency + scanning.encrypted_concurrency if has_program else 1
 
 
 class ScanningParts:
@@ -82,6 +83,7 @@ class ScanningParts:
                 passes_larger=scanning.larger_files == "pass",
                 passes_unscanned=scanning.unreachable == "pass",
                 at_once=scanning.concurrency,
+                inside_at_once=scanning.encrypted_concurrency,
                 time_limit_ms=scanning.time_limit,
                 upload_wait_ms=scanning.upload_wait,
             )

@@ -1,8 +1,10 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound
 from federation.protocol.ids import ServerName
@@ -14,6 +16,10 @@ from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media import Content
 from storage.media_contents import Contents
+
+MOMENT_SECONDS: Final = 0.05
+"""Who had to wait longer for a file, for its upload, its fetching, its scan or its thumbnail, gets it only if it may still be given
+out. For a shorter time one look is enough."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -38,12 +44,14 @@ class MediaDelivery:
     def __init__(
         self,
         server_name: ServerName,
+        clock: IReactorTime,
         repository: MediaRepository,
         copies: RemoteCopies,
         thumbnails: Thumbnails,
         contents: Contents,
     ) -> None:
         self._server_name = server_name
+        self._clock = clock
         self._repository = repository
         self._copies = copies
         self._thumbnails = thumbnails
@@ -52,9 +60,14 @@ class MediaDelivery:
     async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
         """A file, under its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
-        content = await self.get_content(server_name, media_id, asked)
-        headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
-        return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(content, headers)
+
+        async def answer(content: Content) -> Response:
+            headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
+            return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(
+                content, headers
+            )
+
+        return await self._deliver(server_name, media_id, asked, answer)
 
     async def thumbnail(
         self,
@@ -67,25 +80,22 @@ class MediaDelivery:
         animated: bool,
     ) -> Response:
         """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
-        content = await self.get_content(server_name, media_id, asked)
-        return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
+
+        async def answer(content: Content) -> Response:
+            return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
+
+        return await self._deliver(server_name, media_id, asked, answer)
 
     async def download_own(self, media_id: str, timeout_ms: int) -> Response:
         """A file of this server's users, or where it is, for another server."""
-        content = await self._own(media_id, timeout_ms)
-        headers = file_headers(content.type, content.name, public=False)
-        return await self._redirect(content, headers) or await self._file(content, headers)
+        return await self.download(self._server_name, media_id, "", _asked_by_server(timeout_ms))
 
     async def thumbnail_own(
         self, media_id: str, size: tuple[int, int], method: Method, timeout_ms: int, *, animated: bool
     ) -> Response:
         """A small picture of such a file."""
-        return await self._thumbnail(
-            await self._own(media_id, timeout_ms), size, method, animated=animated, public=False
-        )
-
-    async def _own(self, media_id: str, timeout_ms: int) -> Content:
-        return await self._repository.get_content(self._server_name, media_id, timeout_ms, authenticated=True)
+        asked = _asked_by_server(timeout_ms)
+        return await self.thumbnail(self._server_name, media_id, size, method, asked, animated=animated)
 
     async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
         """What a file is, once it may be given out. Raises what the two `get_content` do."""
@@ -106,6 +116,29 @@ class MediaDelivery:
             client_ip=asked.client_ip,
             held_too=asked.held_too,
         )
+
+    async def _deliver(
+        self,
+        server_name: ServerName,
+        media_id: str,
+        asked: Asked,
+        answer: Callable[[Content], Awaitable[Response]],
+    ) -> Response:
+        """The answer with a file, unless the file is held back or goes while somebody waits for it."""
+        began = self._clock.seconds()
+        made = await answer(await self.get_content(server_name, media_id, asked))
+        if self._clock.seconds() - began >= MOMENT_SECONDS:
+            try:
+                await self._check_visible(server_name, media_id, asked)
+            except BaseException:
+                if isinstance(made.body, File):
+                    made.body.source.close()
+                raise
+        return made
+
+    async def _check_visible(self, server_name: ServerName, media_id: str, asked: Asked) -> None:
+        place = self._repository if server_name == self._server_name else self._copies
+        await place.check_visible(server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too)
 
     async def _thumbnail(
         self, content: Content, size: tuple[int, int], method: Method, *, animated: bool, public: bool
@@ -135,3 +168,7 @@ class MediaDelivery:
         if opened is None:
             raise NotFound("The content of this file is missing")
         return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))
+
+
+def _asked_by_server(timeout_ms: int) -> Asked:
+    return Asked("", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True)

@@ -96,16 +96,24 @@ class RemoteCopies:
             if self._authenticated_only and not authenticated:
                 raise NotFound("Files of other servers are only for those who show an access token")
             row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address_key(client_ip))
+        row = self._check(row, authenticated=authenticated, held_too=held_too)
+        if not held_too:
+            await self._gate.check("remote", row.content, timeout_ms, server)
+        self._note_access(row)
+        return row.content
+
+    async def check_visible(self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool) -> None:
+        """Whether a copy may still be given out. Raises NotFound, MediaHarmful."""
+        self._check(await self._store.get_copy(server, media_id), authenticated=authenticated, held_too=held_too)
+
+    def _check(self, row: RemoteMediaRow | None, *, authenticated: bool, held_too: bool) -> RemoteMediaRow:
         if row is None:
             raise NotFound("There is no such file")
         if row.authenticated and self._authenticated_only and not authenticated:
             raise NotFound("There is no such file for those who show no access token")
         if row.quarantined and not held_too:
             raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
-        if not held_too:
-            await self._gate.check("remote", row.content, timeout_ms)
-        self._note_access(row)
-        return row.content
+        return row
 
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)

@@ -103,7 +103,7 @@ class MediaRepository:
             self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
 
         content = await self._keep(user_id, upload, type, name, write)
-        await self._gate.check_kept("local", content)
+        await self._gate.check_kept("local", content, user_id)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
@@ -142,7 +142,7 @@ class MediaRepository:
         kept = await self._keep(user_id, upload, type, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
-        await self._gate.check_kept("local", kept)
+        await self._gate.check_kept("local", kept, user_id)
 
     async def _keep(
         self,
@@ -188,9 +188,15 @@ class MediaRepository:
             raise NotYetUploaded
         if not held_too:
             kind: FileKind = "local" if row.user_id else "previews"
-            await self._gate.check(kind, row.content, timeout_ms, is_protected=row.protected)
+            await self._gate.check(kind, row.content, timeout_ms, row.user_id, is_protected=row.protected)
         self._note_access(row)
         return row.content
+
+    async def check_visible(
+        self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+    ) -> None:
+        """Whether a file may still be given out. Raises `NotFound`, `MediaHarmful`."""
+        await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
 
     async def _visible_row(
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool

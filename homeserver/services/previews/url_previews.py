@@ -32,7 +32,7 @@ from storage.media_contents import Contents
 from storage.media_quarantine import QuarantineStore
 from storage.media_spool import Spool
 from storage.transaction import WriteTransaction
-from storage.url_previews import PreviewRow, URLPreviewStore
+from storage.url_previews import NOBODY, PreviewRow, URLPreviewStore
 
 AT_ONCE: Final = 10
 MOST_WAITING: Final = 100
@@ -166,23 +166,27 @@ class URLPreviews:
 
     async def _keep_picture(self, url: str, spool: Spool, type: str) -> tuple[str, Content, tuple[int, int]] | None:
         """Make a file of a picture; its id, what it is and its size in pixels. None where it is no picture after all, or
-        none that the scanners let through in time."""
+        none that the scanners let through in time, or held back."""
         spool.seek(0)
         new_id = self._texts.media_id()
 
         def write(txn: WriteTransaction, digest: bytes, size: int) -> tuple[str, Content]:
+            if self._quarantine.is_held(txn, digest):
+                raise _HeldBack
             content = Content(digest, size, parse_type(type), None)
             media_id = self._store.add_picture(
                 txn, url, new_id, content, self._now_ms(), authenticated=self._authenticated_only
             )
             self._gate.note(txn, "previews", digest, size)
-            self._quarantine.hold_known(txn, digest)
             return media_id, content
 
-        with telling_of_the_store():
-            media_id, content = await self._contents.add(spool, write)
         try:
-            await self._gate.check("previews", content, SCAN_MS)  # before anything decodes it
+            with telling_of_the_store():
+                media_id, content = await self._contents.add(spool, write)
+        except _HeldBack:
+            return None
+        try:
+            await self._gate.check("previews", content, SCAN_MS, NOBODY)  # before anything decodes it
             size = await self._thumbnails.measure(content)
         except MatrixError:
             await self._remove([(media_id, content.hash)])
@@ -206,6 +210,10 @@ class URLPreviews:
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+class _HeldBack(Exception):
+    """Nobody gets such a picture: no file is made of it."""
 
 
 def _name_of(found: Found) -> Properties:

@@ -155,7 +155,7 @@ class MediaProxy:
         scanning = self._on()
         try:
             content = await self._delivery.get_content(server, media_id, _asked(caller, context))
-            await scanning.require(content, WAIT_MS)
+            await scanning.require(content, WAIT_MS, _asker(caller, context))
         except MediaHarmful as error:
             raise await self._harmful(scanning, server, media_id, caller, context) from error
         except MatrixError as error:
@@ -182,14 +182,14 @@ class MediaProxy:
         if content.hash != file.hash:
             raise FailedToDecrypt
         by = None if caller is None or caller.is_guest else caller.user_id
+        asker = _asker(caller, context)
 
         def check_rate() -> None:
             if caller is None or caller.rate_limited:
-                key = address_key(context.client_ip) if caller is None else caller.user_id
-                self._limiter.check(Limit.MEDIA_SCAN, key)
+                self._limiter.check(Limit.MEDIA_SCAN, asker)
 
         try:
-            found = await scanning.require_inside(content, file.key, file.iv, WAIT_MS, by, check_rate)
+            found = await scanning.require_inside(content, file.key, file.iv, WAIT_MS, asker, by, check_rate)
         except MatrixError as error:
             raise _refusal(error) from error
         if found is not None:
@@ -206,6 +206,11 @@ class MediaProxy:
 
 def _asked(caller: Requester | None, context: RequestContext, *, held_too: bool = False) -> Asked:
     return Asked(context.client_ip, caller is not None, WAIT_MS, held_too=held_too)
+
+
+def _asker(caller: Requester | None, context: RequestContext) -> str:
+    """On whose behalf something is scanned: a user's, or an address's."""
+    return address_key(context.client_ip) if caller is None else caller.user_id
 
 
 async def _verdict(checking: Coroutine[Any, Any, object]) -> tuple[bool, str]:
