@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.scanning import MediaScanning, split_clamd
+from homeserver.config.whole import Config
 from homeserver.hooks import Plugins
 from homeserver.jobs import Job
 from homeserver.observe.scanning import ScanMetrics
@@ -27,6 +28,17 @@ from storage.media_rescans import MediaRescanStore
 from storage.media_scans import MediaScanStore
 
 NO_LIMIT = 2**62
+
+
+def scans_files(config: Config) -> bool:
+    """Whether a scanner is named; of plug-ins one may look into files."""
+    scanning = config.storage.media_scanning
+    return bool(scanning.clamd or scanning.icap or scanning.forbidden_types or config.upstream.plugins)
+
+
+def rescan_store_of(scanning: MediaScanning, database: Database) -> MediaRescanStore:
+    """Where rescans are kept."""
+    return MediaRescanStore(database, scanning.files, scanning.max_size)
 
 
 def scan_threads(scanning: MediaScanning) -> int:
@@ -60,7 +72,7 @@ class ScanningParts:
         metrics = ScanMetrics(registry)
         found = _scanners_of(scanning, plugins, threads)
         if found:
-            rescan_store = MediaRescanStore(database, scanning.files, scanning.max_size)
+            rescan_store = rescan_store_of(scanning, database)
             scanners = Scanners(clock, found)
             self._rescans = Rescans(
                 clock,
