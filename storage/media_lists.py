@@ -51,9 +51,12 @@ class MediaListStore:
         """What a user has uploaded; reservations are no files."""
         return await self._database.read("get_uploads_of_user", _select_uploads, user_id, order, start, limit)
 
-    async def get_in_room(self, room_id: str) -> Sequence[MediaAddress]:
-        """The files that events of a room show; pictures of members are not among them."""
-        return await self._database.read("get_media_in_room", _select_in_room, room_id)
+    async def get_in_room(self, room_id: str, *, only_there: bool = False) -> Sequence[MediaAddress]:
+        """The files that events of a room show; pictures of members are not among them.
+
+        `only_there`: those that neither another room shows, nor a profile, nor account data.
+        """
+        return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
 
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
@@ -103,11 +106,15 @@ def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, li
     return Page([make_row(row) for row in rows], int(totals[0]), int(totals[1] or 0))
 
 
-def _select_in_room(txn: Transaction, room_id: str) -> Sequence[MediaAddress]:
+def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[MediaAddress]:
+    elsewhere = (
+        " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
+        " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
+    )
     rows = txn.query(
         "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
         " JOIN known_media AS k ON k.media_nid = e.media_nid"
-        f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)} ORDER BY k.origin, k.media_id",
+        f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}{elsewhere if only_there else ''} ORDER BY k.origin, k.media_id",
         (room_id,),
     )
     return [MediaAddress(origin, media_id) for origin, media_id in rows]

@@ -135,6 +135,13 @@ async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict
     return {"local": own, "remote": others}
 
 
+@endpoint("DELETE", f"{_OURS}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
+async def delete_room_media(media: MediaAdministration, caller: Requester, *, room_id: RoomID) -> dict[str, Any]:
+    """Delete what a room shows in what is not encrypted, unless something else shows it too."""
+    deleted, kept = await media.do_delete_of_room(room_id, caller.user_id)
+    return {"deleted": deleted, "total": len(deleted), "shown_elsewhere": kept}
+
+
 # Holding back.
 
 

@@ -96,6 +96,31 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
     assert root.post(f"{ADMIN}/quarantine_media/{room}").json == {"num_quarantined": 0}
 
 
+def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
+    alice, bob, root = people
+    addresses = {name: upload(bob, name.encode()) for name in ("own", "avatar", "face", "shared", "safe", "theirs")}
+    addresses["theirs"] = upload(alice, b"theirs")
+    room, other = create(bob), create(bob)
+    for name in ("own", "face", "shared", "safe", "theirs"):
+        say(bob, room, f"mxc://{addresses[name]}")
+    bob.put(f"/_matrix/client/v3/rooms/{room}/state/m.room.avatar", {"url": f"mxc://{addresses['avatar']}"})
+    bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{addresses['face']}"})
+    say(bob, other, f"mxc://{addresses['shared']}")
+    root.post(f"{ADMIN}/media/protect/{_id(addresses['safe'])}")
+    bob.get(f"{DOWNLOAD}/{addresses['theirs']}")
+    while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
+        pass
+    path = f"/_mahalla/admin/v1/rooms/{room}/media"
+    assert bob.delete(path).errcode == "M_FORBIDDEN"
+    answer = root.delete(path).json
+    assert set(answer.pop("deleted")) == {f"mxc://{addresses[name]}" for name in ("own", "avatar", "safe", "theirs")}
+    assert answer == {"total": 4, "shown_elsewhere": 2}
+    assert _statuses(bob, *(addresses[name] for name in ("own", "avatar", "safe", "face", "shared"))) == [404] * 3 + [200] * 2
+    records = root.get(f"{OURS}/deleted").json["deleted"]
+    assert {(each["reason"], each["by"]) for each in records} == {("administrator", root.user_id)}
+    assert root.delete("/_mahalla/admin/v1/rooms/!none:north.example/media").json["total"] == 0
+
+
 def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
     _, bob, root = people
     files = [upload(bob, b"x" * size, query=f"?filename={name}") for size, name in ((3, "c"), (1, "a"), (2, "b"))]

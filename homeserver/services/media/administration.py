@@ -135,6 +135,14 @@ class MediaAdministration:
         page = await self.get_uploads(user_id, order, start, limit)
         return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
 
+    async def do_delete_of_room(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
+        """Delete what a room shows, here and copies of other servers' files, held back or protected or not; the addresses, and how
+        many files stay since they are shown elsewhere too."""
+        shown = await self._lists.get_in_room(room_id)
+        only_there = await self._lists.get_in_room(room_id, only_there=True)
+        deleted = await self._removal.do_delete(only_there, Reason.ADMINISTRATOR, by, held_too=True)
+        return [_format(address) for address in deleted], len(shown) - len(only_there)
+
     async def do_delete_old(
         self, before_ms: int, larger_than: int, by: UserID, *, keep_profiles: bool
     ) -> Sequence[str]:

@@ -20,6 +20,7 @@ from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
 from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
+from homeserver.services.media.sniffing import settle_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
 from storage.media import Content
@@ -128,9 +129,11 @@ class RemoteCopies:
         return row
 
     async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool) -> None:
+        type = settle_type(parse_type(headers.type), body)
+
         def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
             now = self._now_ms()
-            content = Content(hash, size, parse_type(headers.type), _name(headers.disposition))
+            content = Content(hash, size, type, _name(headers.disposition))
             row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
             if not self._store.add_copy(txn, row):
                 raise _AnotherNodeWasFirst

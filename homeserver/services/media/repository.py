@@ -25,6 +25,7 @@ from federation.protocol.ids import ServerName, UserID
 from homeserver.services.media.headers import parse_name, parse_type
 from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Quotas
+from homeserver.services.media.sniffing import settle_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
 from homeserver.services.secret_text import SecretText
@@ -95,14 +96,14 @@ class MediaRepository:
 
     async def do_upload(self, user_id: UserID, upload: Upload) -> str:
         """Keep a file; its `mxc://` address. Raises `InvalidParam`, what `Quotas.check_upload` does, and `MediaHarmful`."""
-        type, name = parse_type(upload.claimed_type), parse_name(upload.name)
+        name = parse_name(upload.name)
         media_id = self._texts.media_id()
 
         def write(txn: WriteTransaction, content: Content) -> None:
             now = self._now_ms()
             self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
 
-        content = await self._keep(user_id, upload, type, name, write)
+        content = await self._keep(user_id, upload, name, write)
         await self._gate.check_kept("local", content, user_id)
         return self._address(media_id)
 
@@ -126,7 +127,7 @@ class MediaRepository:
     async def do_fill(self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload) -> None:
         """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, and what
         `do_upload` does."""
-        type, name = parse_type(upload.claimed_type), parse_name(upload.name)
+        name = parse_name(upload.name)
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
             raise NotFound("This address was not reserved, or no longer is")
@@ -139,7 +140,7 @@ class MediaRepository:
             if not self._store.set_content(txn, media_id, content, self._now_ms()):
                 raise CannotOverwriteMedia
 
-        kept = await self._keep(user_id, upload, type, name, write)
+        kept = await self._keep(user_id, upload, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
         await self._gate.check_kept("local", kept, user_id)
@@ -148,12 +149,12 @@ class MediaRepository:
         self,
         user_id: UserID,
         upload: Upload,
-        type: str,
         name: str | None,
         write: Callable[[WriteTransaction, Content], None],
     ) -> Content:
         self._gate.check_size("local", upload.size)
-        await self._quotas.check_upload(user_id, type, upload.size, self._now_ms())
+        said = parse_type(upload.claimed_type)
+        await self._quotas.check_upload(user_id, said, upload.size, self._now_ms())
 
         def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
             self._quotas.check_in(txn, user_id, size, self._now_ms())
@@ -166,6 +167,7 @@ class MediaRepository:
         with telling_of_the_store():
             if self._locations is not None:
                 await self._locations.remove(upload.body)
+            type = settle_type(said, upload.body)
             return await self._contents.add(upload.body, keep)
 
     # Giving out.
