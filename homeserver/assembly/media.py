@@ -21,6 +21,7 @@ from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.jobs import Job
 from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.early_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.for_servers import media_answers
 from homeserver.services.media.image_workers import ImageWorkers
@@ -67,8 +68,11 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
 
 def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
     """The only sizes of thumbnails; none: any."""
-    if storage.dynamic_thumbnails:
-        return ()
+    return () if storage.dynamic_thumbnails else named_sizes_of(storage)
+
+
+def named_sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+    """The sizes of thumbnails that the configuration names."""
     return [
         ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
         for thumbnail_size in storage.thumbnail_sizes
@@ -119,6 +123,14 @@ class MediaParts:
             registry,
         )
         gate = self.scanning.gate
+        thumbnails = Thumbnails(
+            self.contents,
+            self._workers,
+            storage.max_image_pixels,
+            programs=storage.thumbnails_by_programs,
+            sizes=sizes_of(storage),
+        )
+        early_thumbnails = EarlyThumbnails(thumbnails, gate, named_sizes_of(storage) or SPECIFIED_SIZES)
         self.repository = MediaRepository(
             server_name,
             clock,
@@ -137,6 +149,7 @@ class MediaParts:
             ),
             SecretText(random),
             self._locations,
+            early_thumbnails.begin if storage.thumbnails_at_upload else None,
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
@@ -160,13 +173,6 @@ class MediaParts:
             refused=storage.prevent_media_downloads_from,
             authenticated_only=storage.enable_authenticated_media,
         )
-        thumbnails = Thumbnails(
-            self.contents,
-            self._workers,
-            storage.max_image_pixels,
-            programs=storage.thumbnails_by_programs,
-            sizes=sizes_of(storage),
-        )
         self.previews = PreviewParts(
             config, clock, database, self.contents, thumbnails, quarantine, gate, preview_web, threads.images, random
         )
@@ -177,6 +183,7 @@ class MediaParts:
             self.copies,
             thumbnails,
             self.contents,
+            serves_everybody=storage.legacy_media_endpoints,
         )
         self.for_servers = media_answers(self.delivery)
         self.proxy = MediaProxy(

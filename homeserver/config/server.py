@@ -264,6 +264,11 @@ class Storage:
         "Whether files that are uploaded or fetched from now on are only for those who sign in. Those that were uploaded while it "
         "was off stay open to everybody who knows their address.",
     )
+    legacy_media_endpoints: bool = option(
+        True,
+        "Whether files are given out without a token at all, by the endpoints of before Matrix 1.11 (`/_matrix/media/v3/download` and "
+        "`thumbnail`): those from before `enable_authenticated_media`. Servers from before then fetch files by them too.",
+    )
     remove_photo_locations: bool = option(
         False,
         "Whether a photograph that people upload is kept without what its notes (Exif, XMP, IPTC) say of where it was taken. The picture "
@@ -280,6 +285,11 @@ class Storage:
     )
     dynamic_thumbnails: bool = option(
         False, "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some."
+    )
+    thumbnails_at_upload: bool = option(
+        False,
+        "Whether thumbnails are made as soon as a picture is uploaded, and not when somebody asks for the first time: in the sizes "
+        "of `thumbnail_sizes`, or else in the five that the specification names.",
     )
     thumbnails_by_programs: bool = option(
         True,

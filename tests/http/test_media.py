@@ -256,6 +256,19 @@ def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database:
     assert answer.headers["content-disposition"] == "inline; filename=b"
 
 
+def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
+    before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    alice = before.register("alice")
+    file = _upload(alice, b"x")
+    after = TestServer(tmp_path, sqlite_database, "legacy_media_endpoints: false\n", seed=2)
+    for path in (PUBLIC + file, f"/_matrix/media/r0/thumbnail/{file}?width=9&height=9"):
+        answer = after.client.request("GET", path, token=alice.token)
+        assert (answer.status, answer.errcode) == (404, "M_UNRECOGNIZED")
+    assert after.client.request("GET", DOWNLOAD + file, token=alice.token).body == b"x"
+    uploaded = after.client.request("POST", UPLOAD, token=alice.token, body=b"y")
+    assert uploaded.status == 200
+
+
 async def test_reading_is_noted_to_the_hour(server: TestServer, alice: User) -> None:
     file = _upload(alice, b"x")
     store = MediaStore(server.app.database)

@@ -20,6 +20,7 @@ from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
+from tests.helpers.scanned import PLUGIN, Held
 from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
@@ -339,3 +340,62 @@ def test_only_sizes_that_are_named_are_made(
         assert opened(_thumbnail(alice, file, 50, 50, "&method=scale").body).size == size
     finally:
         alice.server.app.media.close_workers()
+
+
+@pytest.mark.parametrize(
+    ("further", "names"),
+    [
+        ("", {"32x32-crop", "96x96-crop", "320x240-scale", "640x480-scale", "800x600-scale"}),
+        ("thumbnail_sizes: [{width: 96, height: 96, method: crop}]\n", {"96x96-crop"}),
+    ],
+)
+def test_some_are_made_as_soon_as_a_picture_has_come(
+    tmp_path: Path, sqlite_database: Database, further: str, names: set[str]
+) -> None:
+    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{further}").register("alice")
+    try:
+        _upload(alice, b"milk", "text/plain")
+        _upload(alice, b"milk", "image/png")  # no picture, whatever is said of it
+        assert _kept(tmp_path) == set()
+        file = _upload(alice, picture(1000, 500))
+        assert _kept(tmp_path) == names
+        assert opened(_thumbnail(alice, file, 96, 96, "&method=crop").body).size == (96, 96)
+        address = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
+        body = picture(900, 500)
+        filled = alice.server.client.request(
+            "PUT",
+            f"/_matrix/media/v3/upload/{address}",
+            token=alice.token,
+            body=body,
+            headers={"Content-Type": "image/png"},
+        )
+        assert filled.status == 200
+        folder = tmp_path / "media_store" / "thumbnails"
+        assert len([path for path in folder.rglob("*") if path.is_file()]) == 2 * len(names)
+    finally:
+        alice.server.app.media.close_workers()
+
+
+def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Database) -> None:
+    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{PLUGIN}").register("alice")
+    try:
+        for width in (1000, 900):
+            alice.server.client.start(
+                "POST",
+                "/_matrix/media/v3/upload",
+                token=alice.token,
+                body=picture(width, 500),
+                headers={"Content-Type": "image/png"},
+            )
+        assert _kept(tmp_path) == set()
+        Held.waiting.pop(0).callback("a worm")
+        assert _kept(tmp_path) == set()
+        Held.waiting.pop(0).callback(None)
+        assert "96x96-crop" in _kept(tmp_path)
+    finally:
+        alice.server.app.media.close_workers()
+
+
+def _kept(tmp_path: Path) -> set[str]:
+    """The names of all thumbnails."""
+    return {path.name for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()}

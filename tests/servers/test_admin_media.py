@@ -96,7 +96,7 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
     assert root.post(f"{ADMIN}/quarantine_media/{room}").json == {"num_quarantined": 0}
 
 
-def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
+def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     addresses = {name: upload(bob, name.encode()) for name in ("own", "avatar", "face", "shared", "safe", "theirs")}
     addresses["theirs"] = upload(alice, b"theirs")
@@ -115,7 +115,10 @@ def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User], tmp_pa
     answer = root.delete(path).json
     assert set(answer.pop("deleted")) == {f"mxc://{addresses[name]}" for name in ("own", "avatar", "safe", "theirs")}
     assert answer == {"total": 4, "shown_elsewhere": 2}
-    assert _statuses(bob, *(addresses[name] for name in ("own", "avatar", "safe", "face", "shared"))) == [404] * 3 + [200] * 2
+    assert (
+        _statuses(bob, *(addresses[name] for name in ("own", "avatar", "safe", "face", "shared")))
+        == [404] * 3 + [200] * 2
+    )
     records = root.get(f"{OURS}/deleted").json["deleted"]
     assert {(each["reason"], each["by"]) for each in records} == {("administrator", root.user_id)}
     assert root.delete("/_mahalla/admin/v1/rooms/!none:north.example/media").json["total"] == 0

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import NotFound
+from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import File, MemorySource, Response
 from homeserver.services.media.headers import file_headers, parse_name
@@ -49,13 +49,17 @@ class MediaDelivery:
         copies: RemoteCopies,
         thumbnails: Thumbnails,
         contents: Contents,
+        *,
+        serves_everybody: bool,
     ) -> None:
+        """`serves_everybody`: whether files that are not for those with a token alone are given to others."""
         self._server_name = server_name
         self._clock = clock
         self._repository = repository
         self._copies = copies
         self._thumbnails = thumbnails
         self._contents = contents
+        self._serves_everybody = serves_everybody
 
     async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
         """A file, under its own name or the one given. Raises what `get_content` does."""
@@ -98,7 +102,9 @@ class MediaDelivery:
         return await self.thumbnail(self._server_name, media_id, size, method, asked, animated=animated)
 
     async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
-        """What a file is, once it may be given out. Raises what the two `get_content` do."""
+        """What a file is, once it may be given out. Raises what the two `get_content` do, and Unrecognized."""
+        if not asked.authenticated and not self._serves_everybody:
+            raise Unrecognized("This server gives out files by the authenticated endpoints alone")
         if server_name == self._server_name:
             return await self._repository.get_content(
                 server_name,

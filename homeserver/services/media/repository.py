@@ -68,13 +68,15 @@ class MediaRepository:
         quotas: Quotas,
         texts: SecretText,
         locations: PhotoLocations | None,
+        on_kept: Callable[[Content, UserID], None] | None,
         *,
         max_upload_size: int,
         max_pending: int,
         reservation_ms: int,
         authenticated_only: bool,
     ) -> None:
-        """`locations`: takes out of photographs where they were taken; None: nobody does. `authenticated_only`: files that come from
+        """`locations`: takes out of photographs where they were taken; None: nobody does. `on_kept` hears of files that have
+        come and are not harmful as far as is known. `authenticated_only`: files that come from
         now on are not given to those who show no token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
@@ -87,6 +89,7 @@ class MediaRepository:
         self._quotas = quotas
         self._texts = texts
         self._locations = locations
+        self._on_kept = on_kept
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
         self._authenticated_only = authenticated_only
@@ -104,7 +107,7 @@ class MediaRepository:
             self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
 
         content = await self._keep(user_id, upload, name, write)
-        await self._gate.check_kept("local", content, user_id)
+        await self._finish(content, user_id)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
@@ -143,7 +146,12 @@ class MediaRepository:
         kept = await self._keep(user_id, upload, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
-        await self._gate.check_kept("local", kept, user_id)
+        await self._finish(kept, user_id)
+
+    async def _finish(self, content: Content, user_id: UserID) -> None:
+        await self._gate.check_kept("local", content, user_id)
+        if self._on_kept is not None:
+            self._on_kept(content, user_id)
 
     async def _keep(
         self,
@@ -155,19 +163,19 @@ class MediaRepository:
         self._gate.check_size("local", upload.size)
         said = parse_type(upload.claimed_type)
         await self._quotas.check_upload(user_id, said, upload.size, self._now_ms())
-
-        def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
-            self._quotas.check_in(txn, user_id, size, self._now_ms())
-            content = Content(digest, size, type, name)
-            write(txn, content)
-            self._gate.note(txn, "local", digest, size)
-            self._quarantine.hold_known(txn, digest)
-            return content
-
         with telling_of_the_store():
             if self._locations is not None:
                 await self._locations.remove(upload.body)
             type = settle_type(said, upload.body)
+
+            def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
+                self._quotas.check_in(txn, user_id, size, self._now_ms())
+                content = Content(digest, size, type, name)
+                write(txn, content)
+                self._gate.note(txn, "local", digest, size)
+                self._quarantine.hold_known(txn, digest)
+                return content
+
             return await self._contents.add(upload.body, keep)
 
     # Giving out.
