@@ -248,13 +248,14 @@ async def get_media_statistics(
 
 @endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
 async def get_media_usage(media: MediaAdministration, *, rooms: int = 10) -> dict[str, Any]:
-    """How much there is in all, what of it is on disk, and which rooms show most."""
+    """How much there is in all, what of it is in the object store, and which rooms show most."""
     _check_page(0, rooms)
     usage = await media.get_usage_of_server(rooms)
     return {
         "local": _amount(usage.own),
         "remote": _amount(usage.copies),
         "stored": _amount(usage.contents),
+        "in_object_store": _amount(usage.objects),
         "quarantined": usage.quarantined,
         "rooms": [{"room_id": room_id, **_amount(amount)} for room_id, amount in usage.rooms],
     }

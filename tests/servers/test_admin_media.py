@@ -88,6 +88,7 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
         "local": {"media_count": 2, "media_length": 7},
         "remote": {"media_count": 1, "media_length": 6},
         "stored": {"media_count": 3, "media_length": 13},
+        "in_object_store": {"media_count": 0, "media_length": 0},
         "quarantined": 0,
         "rooms": [{"room_id": room, "media_count": 2, "media_length": 9}],
     }
