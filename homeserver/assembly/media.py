@@ -127,6 +127,7 @@ class MediaParts:
             self.contents,
             self._workers,
             storage.max_image_pixels,
+            IMAGE_PROCESSES,
             programs=storage.thumbnails_by_programs,
             sizes=sizes_of(storage),
         )

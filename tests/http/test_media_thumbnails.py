@@ -11,7 +11,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
-from homeserver.services.media.thumbnails import MOST_KEPT, Method, Thumbnails, ThumbnailSize, choose, round_up
+from homeserver.services.media.thumbnails import (
+    MOST_KEPT,
+    Method,
+    Thumbnail,
+    Thumbnails,
+    ThumbnailSize,
+    choose,
+    round_up,
+)
 from homeserver.services.worker_processes import MOST_WAITING
 from storage.database import Database
 from storage.executors import InlineExecutor
@@ -25,6 +33,7 @@ from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
 THUMBNAIL = "/_matrix/client/v1/media/thumbnail/"
+ALICE, BOB = "@alice:example.org", "@bob:example.org"
 RED, BLUE = (254, 0, 0), (0, 0, 254)
 
 
@@ -272,14 +281,37 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
     return Content(stored.hash, stored.size, "image/png", None)
 
 
+async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    executor = LaterExecutor()
+    workers = ImageWorkers(executor)
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
+    for number, whose in enumerate((ALICE, ALICE, ALICE, BOB, BOB)):
+        content = await _content(files, picture(400 + number, 200))
+        making = thumbnails.get(content, 96, 96, "crop", whose, animated=False)
+        asked[whose].append(Deferred.fromCoroutine(making))
+    assert len(executor.jobs) == 2  # one of each
+    executor.work()
+    assert {whose: [each.called for each in made] for whose, made in asked.items()} == {
+        ALICE: [True, False, False],
+        BOB: [True, False],
+    }
+    while executor.jobs:
+        executor.work()
+    assert all(each.called for made in asked.values() for each in made)
+    workers.close()
+
+
 async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
     files = MediaFiles(tmp_path, InlineExecutor())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20)
-    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", animated=False)) for _ in range(3)]
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)) for _ in range(3)]
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))
     asked[0].cancel()

@@ -6,7 +6,7 @@ from pathlib import Path
 from twisted.internet.defer import Deferred
 
 from homeserver.jobs import Job
-from homeserver.services.scanning.turns import MOST_OF_ONE
+from homeserver.services.scanning.scanning import MOST_WAITING_OF_ONE
 from storage.media_scans import ScanRow
 from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, upload
 from tests.helpers.scanned import (
@@ -128,14 +128,16 @@ def test_who_sends_much_has_no_more_waiting_than_their_part(place: Place) -> Non
     limit = "rc_media_create: {per_second: 1000, burst_count: 1000}\n"
     server = place.server(f"{PLUGIN}{limit}media_scanning: {{concurrency: 2}}\n")
     alice, bob = server.register("alice"), server.register("bob")
-    pending = [begin_upload(alice, b"%d" % number) for number in range(MOST_OF_ONE + 10)]
-    assert [each.done for each in pending] == [False] * (1 + MOST_OF_ONE) + [True] * 9  # the rest is left to the job
+    pending = [begin_upload(alice, b"%d" % number) for number in range(MOST_WAITING_OF_ONE + 10)]
+    assert [each.done for each in pending] == [False] * (1 + MOST_WAITING_OF_ONE) + [
+        True
+    ] * 9  # the rest is left to the job
     uploading = begin_upload(bob, TEA)
     assert TEA in Held.seen
     while Held.waiting:
         Held.waiting.pop().callback(None)
     assert {each.answer.status for each in (*pending, uploading)} == {200}
-    assert len(Held.seen) == 1 + MOST_OF_ONE + 1
+    assert len(Held.seen) == 1 + MOST_WAITING_OF_ONE + 1
 
 
 def test_the_job_leaves_turns_to_people(held: User) -> None:

@@ -11,7 +11,7 @@ from federation.protocol.ids import ServerName
 from homeserver.http.answers import File, MemorySource, Response
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
-from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.repository import MediaRepository, OwnedContent
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media import Content
@@ -65,7 +65,8 @@ class MediaDelivery:
         """A file, under its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
 
-        async def answer(content: Content) -> Response:
+        async def answer(file: OwnedContent) -> Response:
+            content = file.content
             headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
             return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(
                 content, headers
@@ -85,8 +86,8 @@ class MediaDelivery:
     ) -> Response:
         """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
 
-        async def answer(content: Content) -> Response:
-            return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
+        async def answer(file: OwnedContent) -> Response:
+            return await self._thumbnail(file, size, method, animated=animated, public=not asked.authenticated)
 
         return await self._deliver(server_name, media_id, asked, answer)
 
@@ -101,8 +102,8 @@ class MediaDelivery:
         asked = _asked_by_server(timeout_ms)
         return await self.thumbnail(self._server_name, media_id, size, method, asked, animated=animated)
 
-    async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
-        """What a file is, once it may be given out. Raises what the two `get_content` do, and Unrecognized."""
+    async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> OwnedContent:
+        """What a file is, and whose, once it may be given out. Raises what the two `get_content` do, and Unrecognized."""
         if not asked.authenticated and not self._serves_everybody:
             raise Unrecognized("This server gives out files by the authenticated endpoints alone")
         if server_name == self._server_name:
@@ -128,7 +129,7 @@ class MediaDelivery:
         server_name: ServerName,
         media_id: str,
         asked: Asked,
-        answer: Callable[[Content], Awaitable[Response]],
+        answer: Callable[[OwnedContent], Awaitable[Response]],
     ) -> Response:
         """The answer with a file, unless the file is held back or goes while somebody waits for it."""
         began = self._clock.seconds()
@@ -147,9 +148,10 @@ class MediaDelivery:
         await place.check_visible(server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too)
 
     async def _thumbnail(
-        self, content: Content, size: tuple[int, int], method: Method, *, animated: bool, public: bool
+        self, file: OwnedContent, size: tuple[int, int], method: Method, *, animated: bool, public: bool
     ) -> Response:
-        found = await self._thumbnails.get(content, *size, method, animated=animated)
+        content = file.content
+        found = await self._thumbnails.get(content, *size, method, file.whose, animated=animated)
         name = f"thumbnail.{found.type.partition('/')[2]}"
         headers = file_headers(found.type, name, public=public)
         if found.data is None:

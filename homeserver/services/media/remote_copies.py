@@ -19,7 +19,7 @@ from federation.remote.media import SIGNED_PATH, FileHeaders
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
-from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
+from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID, OwnedContent
 from homeserver.services.media.sniffing import settle_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
@@ -77,7 +77,7 @@ class RemoteCopies:
         allow_remote: bool,
         client_ip: str,
         held_too: bool = False,
-    ) -> Content:
+    ) -> OwnedContent:
         """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check` do, and InvalidParam.
 
         `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched. `held_too`:
@@ -101,7 +101,7 @@ class RemoteCopies:
         if not held_too:
             await self._gate.check("remote", row.content, timeout_ms, server)
         self._note_access(row)
-        return row.content
+        return OwnedContent(row.content, server)
 
     async def check_visible(self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool) -> None:
         """Whether a copy may still be given out. Raises NotFound, MediaHarmful."""

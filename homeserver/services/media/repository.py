@@ -51,6 +51,14 @@ class Upload(msgspec.Struct, frozen=True):
     name: str
 
 
+class OwnedContent(msgspec.Struct, frozen=True):
+    """A file that may be given out."""
+
+    content: Content
+    whose: str
+    """The user, or the server, whose file it is; empty: nobody's, but a preview's."""
+
+
 class MediaRepository:
     """What may be done with files."""
 
@@ -182,7 +190,7 @@ class MediaRepository:
 
     async def get_content(
         self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool, held_too: bool = False
-    ) -> Content:
+    ) -> OwnedContent:
         """What a file is, waiting for its upload so long, and as long again for its scan. Raises `NotFound`,
         `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check` does.
 
@@ -200,7 +208,7 @@ class MediaRepository:
             kind: FileKind = "local" if row.user_id else "previews"
             await self._gate.check(kind, row.content, timeout_ms, row.user_id, is_protected=row.protected)
         self._note_access(row)
-        return row.content
+        return OwnedContent(row.content, row.user_id)
 
     async def check_visible(
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool

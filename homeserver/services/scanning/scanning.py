@@ -43,10 +43,10 @@ from federation.shared_work import SharedWork
 from homeserver.hooks import FileToCheck
 from homeserver.observe.scanning import ScanMetrics
 from homeserver.services.audit import Happened, note
+from homeserver.services.fair_turns import FairTurns
 from homeserver.services.media.store_errors import store_error
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
 from homeserver.services.scanning.scanners import Scanners
-from homeserver.services.scanning.turns import ScanTurns
 from storage.database import Database
 from storage.media import Content
 from storage.media_contents import Contents, OpenedContent
@@ -56,6 +56,11 @@ from storage.transaction import WriteTransaction
 
 PIECE_BYTES: Final = 1 << 20
 LONGEST_WAIT_MS: Final = 60_000
+MOST_WAITING: Final = 1000
+"""Scans that wait for their turn in memory; what comes beyond them is left to the job, or has to be asked for again."""
+MOST_WAITING_OF_ONE: Final = 50
+COUNT_SECONDS: Final = 30.0
+"""Between two counts of what waits, which looks at all of it."""
 AWAY_SECONDS: Final = 5.0
 """For so long nothing is shown to scanners of which one could not be asked; twice as long each time that it still cannot."""
 LONGEST_AWAY_SECONDS: Final = 60.0
@@ -77,7 +82,7 @@ class _Wish(msgspec.Struct, frozen=True):
     """Under which the verdict is noted."""
     hash: bytes
     """Of the content."""
-    turns: ScanTurns
+    turns: FairTurns
     whose: str
     """On whose behalf."""
     wrap: Wrap | None = None
@@ -135,9 +140,10 @@ class Scanning:
         self._job_at_once = max(1, at_once // 2)
         self._time_limit_ms = time_limit_ms
         self._upload_wait_ms = upload_wait_ms
-        self._turns = ScanTurns(at_once)
-        self._inside_turns = ScanTurns(inside_at_once)
+        self._turns = _turns(at_once)
+        self._inside_turns = _turns(inside_at_once)
         self._work: SharedWork[bytes, ScanState] = SharedWork()
+        self._count_at = 0.0
         self._away_until = 0.0
         self._away_seconds = 0.0
         """How long the last pause was, for which scanners are left alone; 0 while they can be asked."""
@@ -246,9 +252,11 @@ class Scanning:
         now = self._now_ms()
         taken = await self._store.take_wanted(now, now + self._lease_ms() * 4, count)
         could_be_asked = await map_at_once(self._attempt, taken, self._job_at_once)
-        waiting = await self._store.count_wanted()
-        self._metrics.waiting.labels("first").set(waiting[Wanted.FIRST])
-        self._metrics.waiting.labels("another").set(waiting[Wanted.AGAIN])
+        if self._clock.seconds() >= self._count_at:
+            self._count_at = self._clock.seconds() + COUNT_SECONDS
+            waiting = await self._store.count_wanted()
+            self._metrics.waiting.labels("first").set(waiting[Wanted.FIRST])
+            self._metrics.waiting.labels("another").set(waiting[Wanted.AGAIN])
         if not all(could_be_asked):
             return 0
         return limit if len(taken) == count else min(len(taken), limit - 1)
@@ -410,6 +418,17 @@ class Scanning:
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+def _turns(at_once: int) -> FairTurns:
+    """One may hold all but one."""
+    return FairTurns(
+        at_once,
+        max(1, at_once - 1),
+        most_waiting=MOST_WAITING,
+        most_waiting_of_one=MOST_WAITING_OF_ONE,
+        refusal=lambda: NotYetUploaded("Many files wait to be scanned: try again in a while"),
+    )
 
 
 async def _pieces(opened: OpenedContent) -> AsyncGenerator[bytes, None]:
