@@ -9,6 +9,7 @@ from storage.database import Database
 from storage.media import COLUMNS, MediaRow, make_row
 from storage.media_addresses import MediaAddress
 from storage.media_references import Role, Setting
+from storage.remote_media import COPY_COLUMNS, RemoteMediaRow, make_copy
 from storage.transaction import Transaction
 
 _ORDERS: Final = {
@@ -30,6 +31,16 @@ class Order(msgspec.Struct, frozen=True):
 
     by: str
     descending: bool
+
+
+class Wished(msgspec.Struct, frozen=True):
+    """Which files: those that came in this span of time (milliseconds since 1970, the end not in it), and are longer than so many bytes."""
+
+    from_ms: int
+    until_ms: int
+    larger_than: int
+    only_held: bool
+    """Only those that are held back."""
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -57,6 +68,26 @@ class MediaListStore:
         `only_there`: those that neither another room shows, nor a profile, nor account data.
         """
         return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
+
+    async def find_uploads(self, wished: Wished, after: MediaAddress, limit: int) -> Sequence[MediaRow]:
+        """Files of this server's users, in the order of their ids, the first after this one. This looks at every file."""
+        sql = (
+            f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> '' AND {_WISHED} AND media_id > ?"
+            " ORDER BY media_id LIMIT ?"
+        )
+        args = (*_wish(wished), after.media_id, limit)
+        rows = await self._database.read("find_uploads", lambda txn: txn.query(sql, args))
+        return [make_row(row) for row in rows]
+
+    async def find_copies(self, wished: Wished, after: MediaAddress, limit: int) -> Sequence[RemoteMediaRow]:
+        """Copies of other servers' files, in the order of their addresses, the first after this one. This looks at every copy."""
+        sql = (
+            f"SELECT {COPY_COLUMNS} FROM remote_media WHERE {_WISHED} AND (origin, media_id) > (?, ?)"
+            " ORDER BY origin, media_id LIMIT ?"
+        )
+        args = (*_wish(wished), *after, limit)
+        rows = await self._database.read("find_media_copies", lambda txn: txn.query(sql, args))
+        return [make_copy(row) for row in rows]
 
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
@@ -88,6 +119,13 @@ class MediaListStore:
         )
         rows = await self._database.read("get_old_copies", lambda txn: txn.query(sql, (before_ms, *after, limit)))
         return [MediaAddress(origin, media_id) for origin, media_id in rows]
+
+
+_WISHED: Final = "created_ts >= ? AND created_ts < ? AND size > ? AND quarantined >= ?"
+
+
+def _wish(wished: Wished) -> tuple[int, int, int, int]:
+    return wished.from_ms, wished.until_ms, wished.larger_than, int(wished.only_held)
 
 
 def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, limit: int) -> Page:

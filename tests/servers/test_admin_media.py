@@ -163,6 +163,37 @@ def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User
     assert [each["media_id"] for each in rest["deleted"]] == [_id(files[1])]
 
 
+def test_files_are_listed_by_their_day_and_size(people: tuple[User, User, User], network: Network) -> None:
+    alice, bob, root = people
+    began = int(network.clock.seconds() * 1000)
+    early = upload(bob, b"early")
+    network.clock.advance(DAY)
+    late, long = upload(bob, b"late"), upload(bob, b"long" * 100)
+    bob.get(f"{DOWNLOAD}/{upload(alice, b'theirs')}")
+    root.post(f"{ADMIN}/media/quarantine/{late}")
+
+    def listed(query: str = "") -> set[str]:
+        return {each["media_id"] for each in root.get(f"{OURS}?{query}").json["media"]}
+
+    assert listed() == {_id(early), _id(late), _id(long)}
+    assert listed(f"until_ts={began + 1}") == {_id(early)}
+    assert listed(f"from_ts={began + 1}&size_gt=4") == {_id(long)}
+    assert listed("quarantined=true") == {_id(late)}
+    (copy,) = root.get(f"{OURS}?of=remote").json["media"]
+    assert (copy["media_origin"], copy["media_length"]) == (NORTH, 6)
+    assert root.get(f"{OURS}?of=remote&size_gt=6").json == {"media": []}
+    found, token = [], ""
+    for _ in range(4):
+        page = root.get(f"{OURS}?limit=1&after={token}").json
+        found += page["media"]
+        token = page.get("next_token", "")
+    assert [each["media_id"] for each in found] == sorted(_id(each) for each in (early, late, long))
+    assert token == ""
+    for query in ("limit=0", "size_gt=-2", f"until_ts={2**60}", "of=all"):
+        assert root.get(f"{OURS}?{query}").errcode == "M_INVALID_PARAM", query
+    assert bob.get(OURS).errcode == "M_FORBIDDEN"
+
+
 def test_old_files_are_deleted(people: tuple[User, User, User], network: Network) -> None:
     alice, bob, root = people
     small, large, held, face, copy = (

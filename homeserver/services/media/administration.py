@@ -10,7 +10,7 @@ from homeserver.services.media.removal import MediaRemoval
 from storage.accounts import AccountStore
 from storage.media import MediaRow, MediaStore
 from storage.media_addresses import MediaAddress
-from storage.media_lists import MediaListStore, Order, Page
+from storage.media_lists import MediaListStore, Order, Page, Wished
 from storage.media_quarantine import QuarantineChange, QuarantineStore
 from storage.media_removal import Deletion, Reason
 from storage.media_scans import MediaScanStore, ScanRow
@@ -63,6 +63,14 @@ class MediaAdministration:
         if row is None:
             raise NotFound("There is no such file here")
         return row
+
+    async def find_files(
+        self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
+    ) -> Sequence[MediaRow | RemoteMediaRow]:
+        """Files of this server's users, or copies of other servers' files, in the order of their addresses, after this one."""
+        if own:
+            return await self._lists.find_uploads(wished, after, limit)
+        return await self._lists.find_copies(wished, after, limit)
 
     async def get_scans(self, rows: Iterable[MediaRow | RemoteMediaRow]) -> Mapping[bytes, ScanRow]:
         """What scanners have said of files, by their hashes."""
