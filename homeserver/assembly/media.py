@@ -1,6 +1,7 @@
 """Puts together what has to do with files."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -24,6 +25,7 @@ from homeserver.services.media.delivery import MediaDelivery
 from homeserver.services.media.early_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.for_servers import media_answers
+from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.image_workers import ImageWorkers
 from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Allowance, Quotas
@@ -64,6 +66,13 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
         objects=ThreadExecutor(reactor, "objects", object_threads, patience=2.0),
         scans=ThreadExecutor(reactor, "scans", scan_threads(storage.media_scanning), patience=1.0),
     )
+
+
+def freeze_of(storage: Storage) -> Freeze:
+    """Which files are only for those who sign in."""
+    day = storage.legacy_media_freeze_date
+    since = None if day is None else int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
+    return Freeze(storage.enable_authenticated_media, since)
 
 
 def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
@@ -123,6 +132,7 @@ class MediaParts:
             registry,
         )
         gate = self.scanning.gate
+        freeze = freeze_of(storage)
         thumbnails = Thumbnails(
             self.contents,
             self._workers,
@@ -154,7 +164,7 @@ class MediaParts:
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
-            authenticated_only=storage.enable_authenticated_media,
+            freeze=freeze,
         )
         self.copies = RemoteCopies(
             RemoteMediaStore(database),
@@ -172,7 +182,7 @@ class MediaParts:
             clock,
             rate=Rate(storage.remote_media_download_per_second, storage.remote_media_download_burst_count),
             refused=storage.prevent_media_downloads_from,
-            authenticated_only=storage.enable_authenticated_media,
+            freeze=freeze,
         )
         self.previews = PreviewParts(
             config, clock, database, self.contents, thumbnails, quarantine, gate, preview_web, threads.images, random

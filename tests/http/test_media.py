@@ -256,6 +256,20 @@ def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database:
     assert answer.headers["content-disposition"] == "inline; filename=b"
 
 
+@pytest.mark.parametrize(("day", "statuses"), [("2023-11-15", [200, 404]), ("2023-11-16", [200, 200])])
+def test_files_may_be_frozen_since_a_day(
+    tmp_path: Path, sqlite_database: Database, day: str, statuses: list[int]
+) -> None:
+    before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    alice = before.register("alice")
+    files = [_upload(alice, b"early")]
+    before.clock.advance(24 * HOUR)
+    files.append(_upload(alice, b"late"))
+    after = TestServer(tmp_path, sqlite_database, f'legacy_media_freeze_date: "{day}"\n', seed=2)
+    assert [after.get(PUBLIC + file).status for file in files] == statuses
+    assert [after.client.request("GET", DOWNLOAD + file, token=alice.token).status for file in files] == [200, 200]
+
+
 def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
     before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
     alice = before.register("alice")

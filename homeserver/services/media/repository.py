@@ -22,6 +22,7 @@ from federation.protocol.errors import (
     NotYetUploaded,
 )
 from federation.protocol.ids import ServerName, UserID
+from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.headers import parse_name, parse_type
 from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Quotas
@@ -81,11 +82,10 @@ class MediaRepository:
         max_upload_size: int,
         max_pending: int,
         reservation_ms: int,
-        authenticated_only: bool,
+        freeze: Freeze,
     ) -> None:
         """`locations`: takes out of photographs where they were taken; None: nobody does. `on_kept` hears of files that have
-        come and are not harmful as far as is known. `authenticated_only`: files that come from
-        now on are not given to those who show no token."""
+        come and are not harmful as far as is known. `freeze`: which are not given to those who show no token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
         self._clock = clock
@@ -100,7 +100,7 @@ class MediaRepository:
         self._on_kept = on_kept
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
-        self._authenticated_only = authenticated_only
+        self._freeze = freeze
         self._waiting: dict[str, list[Deferred[None]]] = {}
 
     # Taking in.
@@ -112,7 +112,7 @@ class MediaRepository:
 
         def write(txn: WriteTransaction, content: Content) -> None:
             now = self._now_ms()
-            self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
+            self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._freeze.is_on))
 
         content = await self._keep(user_id, upload, name, write)
         await self._finish(content, user_id)
@@ -130,7 +130,7 @@ class MediaRepository:
                     f"You have {self._max_pending} files that are not uploaded yet; upload them first",
                     retry_after_ms=60_000,
                 )
-            self._store.add_media(txn, MediaRow(media_id, user_id, None, now, expires, now, self._authenticated_only))
+            self._store.add_media(txn, MediaRow(media_id, user_id, None, now, expires, now, self._freeze.is_on))
 
         await self._database.write("create_media", write)
         return self._address(media_id), expires
@@ -222,7 +222,7 @@ class MediaRepository:
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
             raise NotFound("There is no such file")
-        if row.authenticated and self._authenticated_only and not authenticated:
+        if not authenticated and self._freeze.hides(is_noted=row.authenticated, created_ts=row.created_ts):
             raise NotFound("There is no such file for those who show no access token")
         if row.quarantined and not held_too:
             raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
