@@ -233,6 +233,31 @@ def test_what_is_held_back_while_somebody_waits_is_not_given_out(held: User) -> 
     assert (seeing.answer.status, seeing.answer.body) == (200, TEA)
 
 
+def test_a_file_over_which_a_scanner_fails_keeps_no_other_from_being_scanned(held: User) -> None:
+    server = held.server
+    bob = server.register("bob")
+    uploading = begin_upload(held, b"poison")
+    Held.waiting.pop().errback(RuntimeError("it broke"))
+    assert uploading.answer.status == 200
+    address = uploading.answer.json["content_uri"].removeprefix("mxc://")
+    other = begin_upload(bob, TEA)
+    Held.waiting.pop().callback(None)
+    assert other.answer.status == 200
+    for pause in (60, 120, 240):
+        assert held.get(f"{DOWNLOAD}/{address}").status == 503
+        server.clock.advance(pause - 1)
+        assert held.get(f"{DOWNLOAD}/{address}").status == 503
+        assert Held.waiting == []  # it is not shown again yet
+        server.clock.advance(1)
+        asking = held.start("GET", f"{DOWNLOAD}/{address}")
+        Held.waiting.pop().errback(RuntimeError("it broke"))
+        assert asking.answer.status == 503
+    server.clock.advance(480)
+    asking = held.start("GET", f"{DOWNLOAD}/{address}")
+    Held.waiting.pop().callback(None)
+    assert asking.answer.body == b"poison"
+
+
 def test_a_plugin_at_fault_holds_files_back(place: Place) -> None:
     alice = place.server("plugins: [{module: tests.helpers.scanned.AtFault}]\n").register("alice")
     address = upload(alice, TEA)

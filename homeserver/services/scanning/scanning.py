@@ -65,6 +65,7 @@ AWAY_SECONDS: Final = 5.0
 """For so long nothing is shown to scanners of which one could not be asked; twice as long each time that it still cannot."""
 LONGEST_AWAY_SECONDS: Final = 60.0
 AWAY_RETRY_MS: Final = 60_000
+"""After so long a file is shown again over which a scanner failed, or that none could be asked about."""
 FILE_RETRY_MS: Final = 600_000
 """After so long a file is shown again that could not be scanned, while others could; twice as long each time."""
 LONGEST_FILE_RETRY_MS: Final = 24 * 3600 * 1000
@@ -94,6 +95,10 @@ class _Wish(msgspec.Struct, frozen=True):
     def is_inside(self) -> bool:
         """Whether it is what is inside of an encrypted file."""
         return self.digest != self.hash
+
+
+class _FailedOverIt(Exception):
+    """A scanner answered, and failed once it was at the file. The text is for the operator."""
 
 
 class Scanning:
@@ -246,7 +251,7 @@ class Scanning:
     async def do_scan_wanted(self, limit: int) -> int:
         """Scan files that nobody has scanned yet, or that are to be scanned again: at most so many, but as many as it may have
         scanned at the same time; how many were taken."""
-        if self._clock.seconds() < self._away_until:
+        if self._is_away():
             return 0
         count = min(max(limit, self._job_at_once), 4 * self._job_at_once)
         now = self._now_ms()
@@ -326,8 +331,13 @@ class Scanning:
             said = await self._ask(wish)
         except ScannerAway as error:
             raise await self._put_off(wish, error) from error
+        except _FailedOverIt as error:
+            # For a reason of its own, such as a full disk, or for what is in this file, which shall not stop the scans of others
+            if not await self._scanners.can_be_asked():
+                self._leave_alone(error)
+            raise await self._note_failure(wish, error, AWAY_RETRY_MS) from error
         except (CannotScan, TookTooLong) as error:
-            raise await self._note_failure(wish, error) from error
+            raise await self._note_failure(wish, error, FILE_RETRY_MS) from error
         except OSError as error:
             raise store_error(error) from error
         self._metrics.seconds.inc(self._clock.seconds() - began)
@@ -353,7 +363,10 @@ class Scanning:
                 version = await self._scanners.get_version()
             except CannotScan as error:  # it is too slow to say even that
                 raise ScannerAway(str(error)) from error
-            return version, await self._scanners.scan(FileToCheck(opened.size, pieces))
+            try:
+                return version, await self._scanners.scan(FileToCheck(opened.size, pieces))
+            except ScannerAway as error:
+                raise _FailedOverIt(str(error)) from error
 
         try:
             asking = Deferred.fromCoroutine(ask())
@@ -368,24 +381,29 @@ class Scanning:
         return self._clock.seconds() < self._away_until
 
     async def _put_off(self, wish: _Wish, error: ScannerAway) -> MatrixError:
-        """A scanner could not be asked: they are left alone for a while."""
+        """A scanner cannot be asked."""
         self._metrics.scans.labels("failed").inc()
-        if not self._is_away():  # others may have found so meanwhile
-            if not self._away_seconds:
-                self.log.error("files cannot be scanned: {error}", error=str(error))
-            self._away_seconds = min(max(AWAY_SECONDS, 2 * self._away_seconds), LONGEST_AWAY_SECONDS)
-            self._away_until = self._clock.seconds() + self._away_seconds
+        self._leave_alone(error)
         if not wish.is_inside:
             await self._store.put_off(wish.hash, self._now_ms() + AWAY_RETRY_MS)
         return ScannersUnavailable()
 
-    async def _note_failure(self, wish: _Wish, error: Exception) -> MatrixError:
+    def _leave_alone(self, error: Exception) -> None:
+        """Ask the scanners nothing for a while."""
+        if self._is_away():
+            return  # others have found so meanwhile
+        if not self._away_seconds:
+            self.log.error("files cannot be scanned: {error}", error=str(error))
+        self._away_seconds = min(max(AWAY_SECONDS, 2 * self._away_seconds), LONGEST_AWAY_SECONDS)
+        self._away_until = self._clock.seconds() + self._away_seconds
+
+    async def _note_failure(self, wish: _Wish, error: Exception, pause_ms: int) -> MatrixError:
         """They can be asked, and cannot scan this."""
         self._metrics.scans.labels("failed").inc()
         text = str(error) or "it takes too long"
         self.log.error("the file {hash} cannot be scanned: {error}", hash=wish.hash.hex(), error=text)
         if not wish.is_inside:
-            await self._store.note_failure(wish.hash, self._now_ms(), FILE_RETRY_MS, LONGEST_FILE_RETRY_MS)
+            await self._store.note_failure(wish.hash, self._now_ms(), pause_ms, LONGEST_FILE_RETRY_MS)
         return ScannersUnavailable()
 
     def _conclude(self, txn: WriteTransaction, verdict: ScanRow, found: Finding | None) -> None:
