@@ -141,7 +141,9 @@ class MediaParts:
             programs=storage.thumbnails_by_programs,
             sizes=sizes_of(storage),
         )
-        early_thumbnails = EarlyThumbnails(thumbnails, gate, named_sizes_of(storage) or SPECIFIED_SIZES)
+        early_thumbnails = EarlyThumbnails(
+            thumbnails, gate, named_sizes_of(storage) or SPECIFIED_SIZES, programs=storage.thumbnails_by_programs
+        )
         self.repository = MediaRepository(
             server_name,
             clock,

@@ -304,8 +304,8 @@ class Storage:
     )
     thumbnails_at_upload: bool = option(
         False,
-        "Whether thumbnails are made as soon as a picture is uploaded, and not when somebody asks for the first time: in the sizes "
-        "of `thumbnail_sizes`, or else in the five that the specification names.",
+        "Whether thumbnails are made as soon as a picture, film or document is uploaded, and not when somebody asks for the first "
+        "time: in the sizes of `thumbnail_sizes`, or else in the five that the specification names.",
     )
     thumbnails_by_programs: bool = option(
         True,

@@ -189,6 +189,18 @@ def test_documents(alice: User) -> None:
     assert pixel[0] > 200 > 60 > pixel[1]
 
 
+@pytest.mark.parametrize(("further", "count"), [("", 1), ("thumbnails_by_programs: false\n", 0)])
+def test_documents_have_thumbnails_before_somebody_asks(
+    sqlite_database: Database, tmp_path: Path, further: str, count: int
+) -> None:
+    sizes = "thumbnail_sizes: [{width: 96, height: 96, method: crop}]\n"
+    server = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{sizes}{further}")
+    _upload(server.register("alice"), PDF, "application/pdf")
+    folder = tmp_path / "media_store" / "thumbnails"
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == count
+    server.app.media.close_workers()
+
+
 def test_no_other_programs_where_they_are_not_wanted(sqlite_database: Database, tmp_path: Path) -> None:
     server = TestServer(tmp_path, sqlite_database, "thumbnails_by_programs: false\n")
     alice = server.register("alice")

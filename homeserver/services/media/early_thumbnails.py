@@ -32,16 +32,20 @@ class EarlyThumbnails:
 
     log = Logger()
 
-    def __init__(self, thumbnails: Thumbnails, gate: ScanGate, sizes: Sequence[ThumbnailSize]) -> None:
+    def __init__(
+        self, thumbnails: Thumbnails, gate: ScanGate, sizes: Sequence[ThumbnailSize], *, programs: bool
+    ) -> None:
+        """`programs`: also of films and documents, out of which other programs take pictures."""
         self._thumbnails = thumbnails
         self._gate = gate
         self._sizes = sizes
+        self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
         self._waiting: deque[tuple[Content, str]] = deque()
         self._is_working = False
 
     def begin(self, content: Content, whose: str) -> None:
-        """A file has come; its thumbnails are made soon, if it is a picture and there is room."""
-        if not content.type.lower().startswith("image/") or len(self._waiting) >= MOST_WAITING:
+        """A file has come; its thumbnails are made soon, if there can be any, and there is room."""
+        if not content.type.lower().startswith(self._types) or len(self._waiting) >= MOST_WAITING:
             return
         self._waiting.append((content, whose))
         if not self._is_working:
