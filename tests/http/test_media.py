@@ -148,7 +148,9 @@ def test_only_harmless_types_are_shown(alice: User, claimed: str | None, type: s
         ("text/plain", b"\n<HTML><body>", "text/html; charset=utf-8"),
         ("text/plain; charset=utf-16", b"<!-- a -->", "text/html; charset=utf-8"),
         ("text/plain", b"a < b, <bold>", "text/plain; charset=utf-8"),
+        ("text/plain", b"<?xml version='1.0'?><a/>", "text/plain; charset=utf-8"),
         ("application/json", b"<p>", "application/json"),
+        ("video/webm", b"<?xml version='1.0'?><a/>", None),
     ],
 )
 def test_a_type_that_is_obviously_wrong_is_not_told(alice: User, claimed: str, body: bytes, type: str | None) -> None:

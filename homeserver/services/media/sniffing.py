@@ -19,11 +19,12 @@ _PICTURE: Final = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|....ftyp(?:avi[fs]|mi[fa][1f]|msf1)", re.DOTALL
 )
 """How those pictures begin that are shown inline. One that is said to be another of them harms nobody."""
-_MARKUP: Final = re.compile(
-    rb"(?:\xef\xbb\xbf)?\s*<(?:!--|\?xml|(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p|svg)[\s>/])",
+_HTML: Final = re.compile(
+    rb"(?:\xef\xbb\xbf)?\s*<(?:!--|(?:!doctype html|html|head|script|iframe|h1|div|font|table|a|style|title|b|body|br|p)[\s>/])",
     re.IGNORECASE,
 )
 """How pages begin. source: https://mimesniff.spec.whatwg.org/#identifying-a-resource-with-an-unknown-mime-type"""
+_XML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:\?xml|svg)\b", re.IGNORECASE)
 _PLAYED: Final = ("video", "audio")
 
 
@@ -52,7 +53,7 @@ def is_plausible(said: str, head: bytes) -> bool:
     essence = said.partition(";")[0].strip().lower()
     kind = essence.partition("/")[0]
     if essence == "text/plain":
-        return _MARKUP.match(head) is None
+        return _HTML.match(head) is None
     if essence not in INLINE_TYPES:
         return True
     if kind == "image":
@@ -60,7 +61,8 @@ def is_plausible(said: str, head: bytes) -> bool:
     if kind in _PLAYED:
         # There are many ways to begin a film or a sound: only what is known to be something else is not one
         found = filetype.guess_mime(head) or ""
-        return _MARKUP.match(head) is None and (not found or found.startswith(_PLAYED))
+        is_text = _HTML.match(head) or _XML.match(head)
+        return not is_text and (not found or found.startswith(_PLAYED))
     return True
 
 
