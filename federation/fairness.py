@@ -7,7 +7,7 @@ refused (429). Servers do not wait for one another.
 spec: client-server-api#rate-limiting
 """
 
-from collections import Counter, OrderedDict, deque
+from collections import deque
 
 import msgspec
 from twisted.internet.defer import CancelledError, Deferred
@@ -104,55 +104,3 @@ class Turns:
             is_idle = not peer.running and not peer.delayed and not peer.line
             if is_idle and (not peer.asked or peer.asked[-1] <= since):
                 del self._peers[server]
-
-
-class Slots:
-    """So much work at once for all servers together, of which one server may hold up a part only. Who waits is let in by turns
-    among the servers. For the reactor thread."""
-
-    def __init__(self, most: int, most_of_one: int) -> None:
-        self._free = most
-        self._most_of_one = most_of_one
-        self._held: Counter[ServerName] = Counter()
-        self._waiting: OrderedDict[ServerName, deque[Deferred[None]]] = OrderedDict()
-
-    async def acquire(self, server: ServerName) -> None:
-        """Wait for a slot for work on this server's behalf. A `release` follows."""
-        mine: Deferred[None] = Deferred()
-        self._waiting.setdefault(server, deque()).append(mine)
-        self._let_in()
-        try:
-            await mine
-        except CancelledError:
-            line = self._waiting.get(server)
-            if line is not None and mine in line:
-                line.remove(mine)
-                if not line:
-                    del self._waiting[server]
-            raise
-
-    def release(self, server: ServerName) -> None:
-        """The work is done."""
-        self._free += 1
-        self._held[server] -= 1
-        if not self._held[server]:
-            del self._held[server]
-        self._let_in()
-
-    def _let_in(self) -> None:
-        for server in list(self._waiting):
-            if not self._free:
-                return
-            if self._held[server] >= self._most_of_one:
-                continue
-            line = self._waiting.get(server)
-            if not line:
-                continue  # whoever was let in before is done already, and let others in
-            mine = line.popleft()
-            if line:
-                self._waiting.move_to_end(server)  # the others have their turn before it has another
-            else:
-                del self._waiting[server]
-            self._free -= 1
-            self._held[server] += 1
-            mine.callback(None)

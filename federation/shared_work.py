@@ -29,6 +29,10 @@ class SharedWork(Generic[K, T]):
             Deferred.fromCoroutine(work()).addBoth(self._tell, key)
         return await mine
 
+    def is_under_way(self, key: K) -> bool:
+        """Whether the work for this key is being done."""
+        return key in self._waiting
+
     def _tell(self, outcome: T | Failure, key: K) -> None:
         for each in self._waiting.pop(key):
             if each.called:

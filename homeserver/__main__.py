@@ -26,6 +26,7 @@ from homeserver.assembly.accounts import AccountParts
 from homeserver.assembly.databases import database_config_of
 from homeserver.assembly.mail import MailParts, smtp_relay
 from homeserver.assembly.media import start_media_threads
+from homeserver.assembly.scanning import rescan_store_of, scans_files
 from homeserver.config.load import ConfigError, load_config
 from homeserver.config.sample import write_docs, write_sample
 from homeserver.config.whole import Config
@@ -50,9 +51,10 @@ from homeserver.openings import (
 )
 from homeserver.process import begin_logging, calm_collector, on_hangup, pid_file, run_until_done
 from homeserver.services.registration import Wish
+from homeserver.services.scanning.rescans import AlreadyUnderWay, follow_rescan
 from storage.copy import CannotCopy, copy_database
 from storage.copy_progress import ProgressLines
-from storage.database import make_engine
+from storage.database import Database, make_engine
 from storage.executors import InlineExecutor, ThreadExecutor
 
 T = TypeVar("T")
@@ -252,6 +254,33 @@ def create_registration_token(paths: tuple[Path, ...], uses: int | None, days: i
         click.echo("It is good once `enable_registration` and `registration_requires_token` are true.", err=True)
 
 
+@main.command("rescan-media")
+@config_option
+@click.option("--days", type=click.IntRange(1, 36_500), help="Only files that have come within so many days.")
+@click.option(
+    "--follow", is_flag=True, help="Tell how far it is until it has ended; also of one that is under way already."
+)
+def rescan_media(paths: tuple[Path, ...], days: int | None, follow: bool) -> None:
+    """Have the running server scan its files again, in the background; it goes on after a restart."""
+    config = load(paths).config
+    if not scans_files(config):
+        raise click.ClickException("this server scans no files: `media_scanning` names no scanner")
+    clock = cast(IReactorTime, installed_reactor)
+
+    async def rescan(database: Database) -> None:
+        store = rescan_store_of(config.storage.media_scanning, database)
+        now = int(clock.seconds() * 1000)
+        since = 0 if days is None else now - days * 24 * 3600 * 1000
+        if await store.start("administrator", now, since) is not None:
+            click.echo("begun; the server takes it up within a minute")
+        elif not follow:
+            raise AlreadyUnderWay
+        if follow:
+            await follow_rescan(store, clock, click.echo)
+
+    run_with_database(config, rescan)
+
+
 @main.command("copy-database")
 @click.option(
     "--from",
@@ -307,18 +336,28 @@ def run_with_accounts(config: Config, work: Callable[[AccountParts], Awaitable[T
     """Do something with accounts, also while the server runs; the end of the command where that is refused."""
     reactor = cast(ReactorBase, installed_reactor)
     clock = cast(IReactorTime, reactor)
+
+    async def with_accounts(database: Database) -> T:
+        limiter = RateLimiter(clock, {})
+        registry = CollectorRegistry()
+        try:
+            mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
+        accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None)
+        return await work(accounts)
+
+    return run_with_database(config, with_accounts)
+
+
+def run_with_database(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database, also while the server runs; the end of the command where that is refused."""
+    reactor = cast(ReactorBase, installed_reactor)
     database = open_storage(config, reactor)
-    limiter = RateLimiter(clock, {})
-    registry = CollectorRegistry()
-    try:
-        mail = MailParts(config, clock, database, limiter, InlineExecutor(), smtp_relay, os.urandom, registry)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
-    accounts = AccountParts(config, clock, database, limiter, hashing_threads(reactor), os.urandom, mail, None)
 
     async def whole() -> T:
         try:
-            return await work(accounts)
+            return await work(database)
         finally:
             await database.close()
 

@@ -5,9 +5,11 @@ roles: `storage.shared_contents`.
 """
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Awaitable, Callable, Set
+from functools import partial
 from typing import Final
 
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from storage.database import Database
@@ -18,20 +20,32 @@ from storage.shared_contents import SharedContents
 from storage.transaction import WriteTransaction
 
 FOLDERS: Final = 256
+LOOKED_AT: Final = 1000
+"""Contents of which one query finds out whether they are in the store."""
+LOOKS: Final = 100
+"""Such queries in one step: where all is moved already, a walk through a million files takes ten steps."""
+TELL_SECONDS: Final = 60.0
+"""Between two lines in the log about how far it is."""
 GRAIN_SECONDS: Final = 3600
 """How exactly the age of a file in the folder counts."""
 
 
 class Levelling:
-    """Moves contents between the two."""
+    """Moves contents between the two, in walks through all of them, in the order of their hashes."""
 
     log = Logger()
 
-    def __init__(self, database: Database, contents: SharedContents) -> None:
+    def __init__(self, database: Database, contents: SharedContents, clock: IReactorTime) -> None:
         self._database = database
         self._contents = contents
+        self._clock = clock
         self._table = MediaObjectStore(database)
         self._after = b""
+        self._failed: bytes | None = None
+        """What could not be moved when it was tried last."""
+        self._moved = 0
+        """In this walk."""
+        self._tell_at = 0.0
         self._is_told = False
 
     async def do_level(self, limit: int) -> int:
@@ -40,25 +54,55 @@ class Levelling:
             done = await self._bring_back(limit)
         else:
             done = await self._send(limit)
-        if done:
+        self._moved += done
+        if done and self._clock.seconds() >= self._tell_at:
             await self._tell()
-        elif not self._after and not self._is_told:
+        if not self._after:
+            await self._end_walk()
+        return done
+
+    async def _end_walk(self) -> None:
+        if self._moved:
+            await self._tell()
+            self._moved = 0
+            self._is_told = False
+        elif not self._is_told:
             self._is_told = True
             self.log.info("every file is where media_object_store.role wants it")
-        return done
 
     async def _send(self, limit: int) -> int:
         """Write objects for contents that have none."""
-        missing = await self._table.get_missing(self._after, limit)
-        for hash, size in missing:
-            async with self._contents.lend(hash) as path:
-                if path is None:
-                    self.log.error("the content {hash} is neither in the folder nor in the store", hash=hash.hex())
-                else:
-                    name = await self._contents.write_object(path, hash, size)
-                    await self._database.write("note_media_object", self._note, name, hash)
-            self._after = hash
-        return self._go_on(len(missing), limit)
+        done = 0
+        for _ in range(LOOKS):
+            missing = await self._table.get_missing(self._after, LOOKED_AT)
+            for hash, size in missing.found[: limit - done]:
+                await self._move(hash, partial(self._write, hash, size))
+            done += min(len(missing.found), limit - done)
+            if done == limit and missing.found:
+                break
+            self._after = missing.last or b""
+            if missing.last is None:
+                break
+        return done
+
+    async def _write(self, hash: bytes, size: int) -> None:
+        async with self._contents.lend(hash) as path:
+            if path is None:
+                self.log.error("the content {hash} is neither in the folder nor in the store", hash=hash.hex())
+                return
+            name = await self._contents.write_object(path, hash, size)
+            await self._database.write("note_media_object", self._note, name, hash)
+
+    async def _move(self, hash: bytes, work: Callable[[], Awaitable[None]]) -> None:
+        """Do it, and note that it is done. What fails twice does not keep the others from being moved in this walk."""
+        try:
+            await work()
+        except OSError:
+            if hash == self._failed:
+                self._after = hash
+            self._failed = hash
+            raise
+        self._after = hash
 
     def _note(self, txn: WriteTransaction, name: str, hash: bytes) -> None:
         """The object is there; one that nobody wants by now goes again."""
@@ -70,21 +114,22 @@ class Levelling:
         some = await self._table.get_some(self._after, limit)
         used = await MediaStore(self._database).get_used_hashes({each.hash for each in some})
         for each in some:
-            if each.hash not in used or await self._contents.bring_back(each):
-                await self._database.write("retire_media_object", self._retire, each)
-            self._after = each.hash
+            await self._move(each.hash, partial(self._take_back, each, is_used=each.hash in used))
         await self._contents.do_take_away(limit)
-        return self._go_on(len(some), limit)
+        if len(some) < limit:
+            self._after = b""  # from the beginning next time: what could not be moved is tried again
+        return len(some)
+
+    async def _take_back(self, found: StoredObject, *, is_used: bool) -> None:
+        if not is_used or await self._contents.bring_back(found):
+            await self._database.write("retire_media_object", self._retire, found)
 
     def _retire(self, txn: WriteTransaction, found: StoredObject) -> None:
         self._table.set_leaving(txn, {found.hash})
 
-    def _go_on(self, count: int, limit: int) -> int:
-        if count < limit:
-            self._after = b""  # from the beginning next time: what could not be moved is tried again
-        return count
-
     async def _tell(self) -> None:
+        """How far it is. All files are counted for that: so not after each step."""
+        self._tell_at = self._clock.seconds() + TELL_SECONDS
         every, there = await self._table.count()
         self.log.info(
             "{there} of {every} files are in the object store, {there_bytes} of {every_bytes} bytes",
@@ -93,7 +138,6 @@ class Levelling:
             there_bytes=there.bytes,
             every_bytes=every.bytes,
         )
-        self._is_told = False
 
 
 class Trimming:

@@ -9,6 +9,7 @@ from storage.database import Database
 from storage.media import COLUMNS, MediaRow, make_row
 from storage.media_addresses import MediaAddress
 from storage.media_references import Role, Setting
+from storage.remote_media import COPY_COLUMNS, RemoteMediaRow, make_copy
 from storage.transaction import Transaction
 
 _ORDERS: Final = {
@@ -32,6 +33,16 @@ class Order(msgspec.Struct, frozen=True):
     descending: bool
 
 
+class Wished(msgspec.Struct, frozen=True):
+    """Which files: those that came in this span of time (milliseconds since 1970, the end not in it), and are longer than so many bytes."""
+
+    from_ms: int
+    until_ms: int
+    larger_than: int
+    only_held: bool
+    """Only those that are held back."""
+
+
 class Page(msgspec.Struct, frozen=True):
     """Some uploads of a user, and how many there are of them, and how many bytes, in all."""
 
@@ -51,9 +62,32 @@ class MediaListStore:
         """What a user has uploaded; reservations are no files."""
         return await self._database.read("get_uploads_of_user", _select_uploads, user_id, order, start, limit)
 
-    async def get_in_room(self, room_id: str) -> Sequence[MediaAddress]:
-        """The files that events of a room show; pictures of members are not among them."""
-        return await self._database.read("get_media_in_room", _select_in_room, room_id)
+    async def get_in_room(self, room_id: str, *, only_there: bool = False) -> Sequence[MediaAddress]:
+        """The files that events of a room show; pictures of members are not among them.
+
+        `only_there`: those that neither another room shows, nor a profile, nor account data.
+        """
+        return await self._database.read("get_media_in_room", _select_in_room, room_id, only_there)
+
+    async def find_uploads(self, wished: Wished, after: MediaAddress, limit: int) -> Sequence[MediaRow]:
+        """Files of this server's users, in the order of their ids, the first after this one. This looks at every file."""
+        sql = (
+            f"SELECT {COLUMNS} FROM media WHERE hash IS NOT NULL AND user_id <> '' AND {_WISHED} AND media_id > ?"
+            " ORDER BY media_id LIMIT ?"
+        )
+        args = (*_wish(wished), after.media_id, limit)
+        rows = await self._database.read("find_uploads", lambda txn: txn.query(sql, args))
+        return [make_row(row) for row in rows]
+
+    async def find_copies(self, wished: Wished, after: MediaAddress, limit: int) -> Sequence[RemoteMediaRow]:
+        """Copies of other servers' files, in the order of their addresses, the first after this one. This looks at every copy."""
+        sql = (
+            f"SELECT {COPY_COLUMNS} FROM remote_media WHERE {_WISHED} AND (origin, media_id) > (?, ?)"
+            " ORDER BY origin, media_id LIMIT ?"
+        )
+        args = (*_wish(wished), *after, limit)
+        rows = await self._database.read("find_media_copies", lambda txn: txn.query(sql, args))
+        return [make_copy(row) for row in rows]
 
     async def get_old_uploads(
         self, before_ms: int, larger_than: int, after: str, limit: int, *, keep_profiles: bool
@@ -87,6 +121,13 @@ class MediaListStore:
         return [MediaAddress(origin, media_id) for origin, media_id in rows]
 
 
+_WISHED: Final = "created_ts >= ? AND created_ts < ? AND size > ? AND quarantined >= ?"
+
+
+def _wish(wished: Wished) -> tuple[int, int, int, int]:
+    return wished.from_ms, wished.until_ms, wished.larger_than, int(wished.only_held)
+
+
 def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, limit: int) -> Page:
     totals = txn.query_one("SELECT COUNT(*), SUM(size) FROM media WHERE user_id = ? AND hash IS NOT NULL", (user_id,))
     assert totals is not None
@@ -103,11 +144,15 @@ def _select_uploads(txn: Transaction, user_id: str, order: Order, start: int, li
     return Page([make_row(row) for row in rows], int(totals[0]), int(totals[1] or 0))
 
 
-def _select_in_room(txn: Transaction, room_id: str) -> Sequence[MediaAddress]:
+def _select_in_room(txn: Transaction, room_id: str, only_there: bool) -> Sequence[MediaAddress]:
+    elsewhere = (
+        " AND NOT EXISTS (SELECT 1 FROM media_in_events AS o WHERE o.media_nid = e.media_nid AND o.room_nid <> e.room_nid)"
+        " AND NOT EXISTS (SELECT 1 FROM media_in_settings AS s WHERE s.media_nid = e.media_nid)"
+    )
     rows = txn.query(
         "SELECT DISTINCT k.origin, k.media_id FROM rooms AS r JOIN media_in_events AS e ON e.room_nid = r.room_nid"
         " JOIN known_media AS k ON k.media_nid = e.media_nid"
-        f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)} ORDER BY k.origin, k.media_id",
+        f" WHERE r.room_id = ? AND e.role <> {int(Role.MEMBER)}{elsewhere if only_there else ''} ORDER BY k.origin, k.media_id",
         (room_id,),
     )
     return [MediaAddress(origin, media_id) for origin, media_id in rows]

@@ -35,6 +35,15 @@ class Tally(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class Missing(msgspec.Struct, frozen=True):
+    """What of some contents is in no object."""
+
+    found: Sequence[tuple[bytes, int]]
+    """Hashes and sizes, in order."""
+    last: bytes | None
+    """The last that was looked at; None where there are no further ones."""
+
+
 class MediaObjectStore:
     """The table of objects."""
 
@@ -83,8 +92,8 @@ class MediaObjectStore:
         """They are gone."""
         await self._database.write("forget_media_objects", _forget, tuple(names))
 
-    async def get_missing(self, after: bytes, limit: int) -> Sequence[tuple[bytes, int]]:
-        """Hashes and sizes of at most so many contents that are in no object, in order, the first after this one."""
+    async def get_missing(self, after: bytes, limit: int) -> Missing:
+        """Look at so many contents, in the order of their hashes, the first after this one: which are in no object."""
         return await self._database.read("get_media_without_objects", _select_missing, after, limit)
 
     async def get_some(self, after: bytes, limit: int) -> Sequence[StoredObject]:
@@ -122,15 +131,16 @@ def _forget(txn: WriteTransaction, names: tuple[str, ...]) -> None:
     txn.execute_many("DELETE FROM media_objects WHERE name = ? AND state = 'leaving'", [(name,) for name in names])
 
 
-def _select_missing(txn: Transaction, after: bytes, limit: int) -> Sequence[tuple[bytes, int]]:
-    found: dict[bytes, int] = {}
+def _select_missing(txn: Transaction, after: bytes, limit: int) -> Missing:
+    # Not those that are missing alone, or the database would walk all that are not to find the next
+    seen: dict[bytes, int] = {}
     for table in ("media", "remote_media"):
-        sql = (
-            f"SELECT hash, size FROM {table} t WHERE hash > ? AND NOT EXISTS "
-            "(SELECT 1 FROM media_objects o WHERE o.hash = t.hash AND o.state = 'here') ORDER BY hash LIMIT ?"
-        )
-        found.update((bytes(row[0]), row[1]) for row in txn.query(sql, (after, limit)))
-    return sorted(found.items())[:limit]
+        sql = f"SELECT hash, MAX(size) FROM {table} WHERE hash > ? GROUP BY hash ORDER BY hash LIMIT ?"
+        seen.update((bytes(hash), int(size)) for hash, size in txn.query(sql, (after, limit)))
+    contents = sorted(seen.items())[:limit]
+    here = _select_here(txn, tuple(hash for hash, _ in contents))
+    last = contents[-1][0] if len(contents) == limit else None
+    return Missing([each for each in contents if each[0] not in here], last)
 
 
 def _select_some(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:

@@ -89,11 +89,15 @@ class QuarantineStore:
 
     def hold_known(self, txn: WriteTransaction, hash: bytes) -> None:
         """A file with these bytes has come: where they are held back, so is it."""
-        if any(
+        if self.is_held(txn, hash):
+            self._set(txn, [hash], SYSTEM)
+
+    def is_held(self, txn: Transaction, hash: bytes) -> bool:
+        """Whether files with these bytes are held back."""
+        return any(
             txn.query_one(f"SELECT 1 FROM {table} WHERE hash = ? AND quarantined = 1 LIMIT 1", (hash,)) is not None
             for table in ("media", "remote_media")
-        ):
-            self._set(txn, [hash], SYSTEM)
+        )
 
     def hold_harmful(self, txn: WriteTransaction, hash: bytes) -> Sequence[str]:
         """A scanner found these bytes harmful: hold all files back that have them; whose uploads are held back by that."""

@@ -4,7 +4,7 @@ The contents are marked in the order of their hashes, some in each write, with h
 it was, whatever dies when. What is marked is scanned like what is new, and after it (`storage/media_scans.py`).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Final, Literal, TypeGuard
 
 import msgspec
@@ -17,6 +17,8 @@ from storage.transaction import Transaction, WriteTransaction
 
 LONGEST_MS: Final = 30 * 24 * 3600 * 1000
 """After so long one that has not ended is taken for stuck, and another may begin."""
+NEVER_MS: Final = -1
+"""When a file has come that is not to be scanned: before any time from which on they are."""
 _NOTE: Final = "media_rescan"
 
 FileKind = Literal["local", "remote", "previews"]
@@ -68,7 +70,7 @@ class MediaRescanStore:
             note = _read(txn)
             if _is_under_way(note.last) and now_ms < note.last.began_ts + LONGEST_MS:
                 return None
-            last = Rescan(reason=reason, began_ts=now_ms, since_ts=since_ms)
+            last = Rescan(reason=reason, began_ts=now_ms, since_ts=max(since_ms, 0))
             _write(txn, msgspec.structs.replace(note, is_due=False, last=last))
             return last
 
@@ -116,6 +118,7 @@ class MediaRescanStore:
         }
         clean = [hash for hash in wanted if known.get(hash) is ScanState.CLEAN]
         new = [hash for hash in wanted if hash not in known]
+        waiting = [hash for hash in wanted if known.get(hash) is ScanState.UNKNOWN]
         txn.execute_many(
             f"UPDATE media_scans SET wanted = {Wanted.AGAIN:d}, until_ts = 0 WHERE digest = ?",
             [(hash,) for hash in clean],
@@ -124,6 +127,11 @@ class MediaRescanStore:
             "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
             f" VALUES (?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.AGAIN:d}, 0)",
             [(hash, hash) for hash in new],
+        )
+        # What could not be scanned until now may be possible since: it has its turn without a pause
+        txn.execute_many(
+            "UPDATE media_scans SET failures = 0, until_ts = 0 WHERE digest = ? AND failures > 0",
+            [(hash,) for hash in waiting],
         )
         changed = msgspec.structs.replace(
             last,
@@ -135,27 +143,31 @@ class MediaRescanStore:
         return len(rows)
 
     def _select(self, txn: Transaction, after: bytes, limit: int) -> list[tuple[bytes, int, int]]:
-        """Contents after a hash, in order: when the latest file with it has come, and how long it is."""
-        tables = []
-        if {"local", "previews"} <= self._kinds:
-            tables.append(("media", ""))
-        elif "local" in self._kinds:
-            tables.append(("media", " AND user_id <> ''"))
-        elif "previews" in self._kinds:
-            tables.append(("media", " AND user_id = ''"))
-        if "remote" in self._kinds:
-            tables.append(("remote_media", ""))
+        """The contents after a hash, in order, whosever they are: when the latest file has come that is to be scanned, if any
+        is, and how long it is.
+
+        All are walked by their hash, and so many at a time: were those of other kinds passed over by the database, one step
+        could read a whole table.
+        """
         found: dict[bytes, tuple[bytes, int, int]] = {}
-        for table, condition in tables:
+        for table, created_ts in self._tables():
             rows: list[Row] = txn.query(
-                f"SELECT hash, MAX(created_ts), MAX(size) FROM {table} WHERE hash > ?{condition}"
-                " GROUP BY hash ORDER BY hash LIMIT ?",
+                f"SELECT hash, MAX({created_ts}), MAX(size) FROM {table} WHERE hash > ? GROUP BY hash ORDER BY hash LIMIT ?",
                 (after, limit),
             )
-            for hash, created_ts, size in rows:
-                other = found.get(bytes(hash), (b"", 0, 0))
-                found[bytes(hash)] = (bytes(hash), max(int(created_ts), other[1]), int(size))
+            for hash, latest, size in rows:
+                other = found.get(bytes(hash), (b"", NEVER_MS, 0))
+                found[bytes(hash)] = (bytes(hash), max(int(latest), other[1]), int(size))
         return sorted(found.values())[:limit]
+
+    def _tables(self) -> Iterator[tuple[str, str]]:
+        """Those with files that are to be scanned, and an expression for when such a file has come."""
+        of_kind = {"local": "user_id <> ''", "previews": "user_id = ''"}
+        wanted = [condition for kind, condition in of_kind.items() if kind in self._kinds]
+        if wanted:
+            yield "media", f"CASE WHEN {' OR '.join(wanted)} THEN created_ts ELSE {NEVER_MS} END"
+        if "remote" in self._kinds:
+            yield "remote_media", "created_ts"
 
 
 def _is_under_way(last: Rescan | None) -> TypeGuard[Rescan]:

@@ -50,6 +50,10 @@ class ScanRow(msgspec.Struct, frozen=True):
     scanned_ts: int
     found: str | None = None
     by_user_id: str | None = None
+    failures: int = 0
+    """How often in a row it could not be scanned, while others could."""
+    until_ts: int = 0
+    """Not before this moment by a job; after failures by nobody."""
 
 
 class ScannedFile(msgspec.Struct, frozen=True):
@@ -59,7 +63,10 @@ class ScannedFile(msgspec.Struct, frozen=True):
     user_id: str | None
 
 
-_COLUMNS: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
+MOST_DOUBLED: Final = 20
+"""So often a pause is doubled at most."""
+_WRITTEN: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
+_COLUMNS: Final = f"{_WRITTEN}, failures, until_ts"
 
 
 class MediaScanStore:
@@ -98,24 +105,34 @@ class MediaScanStore:
         """At most so many contents that wait, first those of which nothing is known; nobody else takes them until then."""
         return await self._database.write("take_wanted_media_scans", _take, now_ms, until_ms, limit)
 
-    async def set_until(self, hash: bytes, until_ms: int, *, is_file_at_fault: bool = False) -> None:
-        """It could not be scanned: not before then again.
-
-        `is_file_at_fault`: others could. What was clean counts as clean then, and is not tried again: one such file shall not keep
-        a rescan from ending.
-        """
-        sql = "UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0"
-        again = (
-            f"UPDATE media_scans SET wanted = CASE state WHEN {ScanState.UNKNOWN:d} THEN {Wanted.FIRST:d} ELSE 0 END"
-            f" WHERE digest = ? AND wanted = {Wanted.AGAIN:d}"
-        )
+    async def put_off(self, hash: bytes, until_ms: int) -> None:
+        """No scanner can be asked about it: a job tries then. A file from before files were scanned is wanted from now on."""
 
         def write(txn: WriteTransaction) -> None:
-            txn.execute(sql, (until_ms, hash))
-            if is_file_at_fault:
-                txn.execute(again, (hash,))
+            if not _want(txn, hash, until_ms):
+                txn.execute("UPDATE media_scans SET until_ts = ? WHERE digest = ? AND wanted > 0", (until_ms, hash))
 
         await self._database.write("put_off_media_scan", write)
+
+    async def note_failure(self, hash: bytes, now_ms: int, pause_ms: int, longest_ms: int) -> None:
+        """It could not be scanned, while others could: not before a pause, twice as long each time, again.
+
+        What was clean counts as clean then, and is not tried again: one such file shall not keep a rescan from ending.
+        """
+        first = f"wanted = {Wanted.FIRST:d}, failures = failures + 1, until_ts = ?"
+
+        def write(txn: WriteTransaction) -> None:
+            _want(txn, hash, now_ms)
+            row = _select(txn, (hash,)).get(hash)
+            if row is None:
+                return
+            if row.state is ScanState.UNKNOWN:
+                pause = min(pause_ms << min(row.failures, MOST_DOUBLED), longest_ms)
+                txn.execute(f"UPDATE media_scans SET {first} WHERE digest = ?", (now_ms + pause, hash))
+            else:
+                txn.execute("UPDATE media_scans SET wanted = 0 WHERE digest = ?", (hash,))
+
+        await self._database.write("note_media_scan_failure", write)
 
     async def forget_unused(self, hash: bytes) -> None:
         """The content is not there: forget what is known of it, unless a file says that it has it."""
@@ -130,11 +147,7 @@ class MediaScanStore:
 
         `until_ms`: until then who has taken it in is to scan it, and no job.
         """
-        sql = (
-            "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
-            f" VALUES (?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.FIRST:d}, ?) ON CONFLICT (digest) DO NOTHING"
-        )
-        if txn.execute(sql, (hash, hash, until_ms)):
+        if _want(txn, hash, until_ms):
             return ScanState.UNKNOWN
         state = _select(txn, (hash,))[hash].state
         if state is ScanState.HARMFUL:
@@ -174,13 +187,24 @@ def _row(row: Row) -> ScanRow:
     return ScanRow(bytes(row[0]), bytes(row[1]), ScanState(row[2]), *row[3:])
 
 
+def _want(txn: WriteTransaction, hash: bytes, until_ms: int) -> bool:
+    """A content of which nothing is known is wanted; whether it was not before. Not of what no file has."""
+    sql = (
+        "INSERT INTO media_scans (digest, hash, state, version, scanned_ts, wanted, until_ts)"
+        f" SELECT ?, ?, {ScanState.UNKNOWN:d}, '', 0, {Wanted.FIRST:d}, ? WHERE EXISTS"
+        " (SELECT 1 FROM media WHERE hash = ?) OR EXISTS (SELECT 1 FROM remote_media WHERE hash = ?)"
+        " ON CONFLICT (digest) DO NOTHING"
+    )
+    return txn.execute(sql, (hash, hash, until_ms, hash, hash)) > 0
+
+
 def _put(txn: WriteTransaction, row: ScanRow) -> None:
     """Write what is known over it, but for what was found harmful."""
     done = txn.execute(
-        f"INSERT INTO media_scans ({_COLUMNS}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
+        f"INSERT INTO media_scans ({_WRITTEN}, wanted, until_ts) VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0)"
         " ON CONFLICT (digest) DO UPDATE SET state = excluded.state, version = excluded.version,"
-        " scanned_ts = excluded.scanned_ts, found = excluded.found, by_user_id = excluded.by_user_id, wanted = 0"
-        " WHERE media_scans.state < 2",
+        " scanned_ts = excluded.scanned_ts, found = excluded.found, by_user_id = excluded.by_user_id, wanted = 0, failures = 0,"
+        " until_ts = 0 WHERE media_scans.state < 2",
         (row.digest, row.hash, int(row.state), row.version, row.scanned_ts, row.found, row.by_user_id),
     )
     if not done:

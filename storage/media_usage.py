@@ -30,7 +30,9 @@ class ServerUsage(msgspec.Struct, frozen=True):
     own: Amount
     copies: Amount
     contents: Amount
-    """What is kept on disk: the same bytes once."""
+    """What is kept: the same bytes once."""
+    objects: Amount
+    """What of it is in the object store."""
     quarantined: int
     rooms: Sequence[tuple[str, Amount]]
     """The rooms whose events show most, largest first."""
@@ -85,6 +87,7 @@ def _select_server(txn: Transaction, own: str, rooms: int) -> ServerUsage:
             txn,
             f"SELECT COUNT(*), SUM(size) FROM (SELECT hash, MAX(size) AS size FROM ({both}) AS b GROUP BY hash) AS c",
         ),
+        _amount(txn, "SELECT COUNT(*), SUM(size) FROM media_objects WHERE state = 'here'"),
         int(held[0]) if held is not None else 0,
         [(room_id, Amount(int(count), int(size))) for room_id, count, size in found],
     )

@@ -21,7 +21,7 @@ Argument = SQLValue | list[SQLValue]
 USES: Final = 3
 """A statement is prepared when it comes for the so-many-th time."""
 MOST_PREPARED: Final = 200
-"""Of a session: each plan takes some ten kilobytes of the server."""
+"""Of a session: each takes some thirty kilobytes of the server."""
 MOST_COUNTED: Final = 2000
 """Of how many statements it is known how often they came."""
 

@@ -1,5 +1,7 @@
 """What is known of files of other servers of which there is a copy here, and which bytes (by hash) they hold."""
 
+from typing import Final
+
 import msgspec
 
 from storage.database import Database
@@ -23,7 +25,7 @@ class RemoteMediaRow(msgspec.Struct, frozen=True):
     """Who holds it back: a user id, or `system`."""
 
 
-_COLUMNS = (
+COPY_COLUMNS: Final = (
     "origin, media_id, hash, type, size, name, created_ts, last_access_ts, authenticated, quarantined, quarantined_by"
 )
 
@@ -46,7 +48,7 @@ class RemoteMediaStore:
         """Add a copy; False where there is one, which stays: the file behind an address never changes."""
         content = row.content
         count = txn.execute(
-            f"INSERT INTO remote_media ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            f"INSERT INTO remote_media ({COPY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (origin, media_id) DO NOTHING",
             (
                 row.origin,
@@ -66,11 +68,14 @@ class RemoteMediaStore:
 
 
 def _select(txn: Transaction, origin: str, media_id: str) -> RemoteMediaRow | None:
-    row = txn.query_one(f"SELECT {_COLUMNS} FROM remote_media WHERE origin = ? AND media_id = ?", (origin, media_id))
-    return None if row is None else _row(row)
+    row = txn.query_one(
+        f"SELECT {COPY_COLUMNS} FROM remote_media WHERE origin = ? AND media_id = ?", (origin, media_id)
+    )
+    return None if row is None else make_copy(row)
 
 
-def _row(row: Row) -> RemoteMediaRow:
+def make_copy(row: Row) -> RemoteMediaRow:
+    """A copy, from `COPY_COLUMNS`."""
     content = Content(bytes(row[2]), row[4], row[3], row[5])
     return RemoteMediaRow(row[0], row[1], content, row[6], row[7], bool(row[8]), bool(row[9]), row[10])
 

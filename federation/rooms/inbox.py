@@ -19,13 +19,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from federation.fairness import Slots
 from federation.protocol.errors import MatrixError
 from federation.protocol.events import Event, encode_pdu, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.rooms.batch import Outcome
 from federation.rooms.missing import MissingEvents
+from federation.slots import Slots
 from storage.inbox import InboxRow, InboxStore, NewInboxRow
 from storage.rooms import RoomRow, RoomStore
 
@@ -70,7 +70,7 @@ class Inbox:
         self._missing = missing
         self._clock = clock
         self._observer = observer
-        self._at_once = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
+        self._at_once: Slots[ServerName] = Slots(ROOMS_AT_ONCE, ROOMS_OF_ONE)
         self._working: dict[int, bool] = {}
         """Rooms that have a worker, and whether there is news for it."""
         self._resting: dict[int, IDelayedCall] = {}

@@ -10,7 +10,8 @@ from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.media.administration import MediaAdministration
 from homeserver.services.scanning.administration import shown_scan
 from storage.media import MediaRow
-from storage.media_lists import ORDERS, Order
+from storage.media_addresses import MediaAddress
+from storage.media_lists import ORDERS, Order, Wished
 from storage.media_scans import ScanRow
 from storage.media_usage import Amount, UserUsage
 from storage.remote_media import RemoteMediaRow
@@ -20,6 +21,8 @@ _OURS: Final = "/_mahalla/admin/v1"
 MOST: Final = 10_000
 """Entries in one answer."""
 CHANGES: Final = 100
+LATEST: Final = 2**53 - 1
+"""No time, and no size, is beyond it."""
 From = Annotated[int, Names("from")]
 Direction = Literal["f", "b"]
 Scans = Mapping[bytes, ScanRow]
@@ -135,6 +138,13 @@ async def get_room_media(media: MediaAdministration, *, room_id: RoomID) -> dict
     return {"local": own, "remote": others}
 
 
+@endpoint("DELETE", f"{_OURS}/rooms/{{room_id}}/media", auth=Auth.ADMIN)
+async def delete_room_media(media: MediaAdministration, caller: Requester, *, room_id: RoomID) -> dict[str, Any]:
+    """Delete what a room shows in what is not encrypted, unless something else shows it too."""
+    deleted, kept = await media.do_delete_of_room(room_id, caller.user_id)
+    return {"deleted": deleted, "total": len(deleted), "shown_elsewhere": kept}
+
+
 # Holding back.
 
 
@@ -195,7 +205,35 @@ async def unprotect_media(media: MediaAdministration, *, media_id: str) -> Empty
     return EMPTY
 
 
-# How much there is, and what was deleted.
+# How much there is, of what, and what was deleted.
+
+
+@endpoint("GET", f"{_OURS}/media", auth=Auth.ADMIN)
+async def get_all_media(
+    media: MediaAdministration,
+    *,
+    of: Literal["local", "remote"] = "local",
+    from_ts: int = 0,
+    until_ts: int = LATEST,
+    size_gt: int = -1,
+    quarantined: bool = False,
+    after: str = "",
+    limit: int = 100,
+) -> dict[str, Any]:
+    """Files of this server's users, or copies of other servers' files, by when they came and how long they are."""
+    _check_page(0, limit)
+    _check_numbers(from_ts=from_ts, until_ts=until_ts, size_gt=size_gt)
+    origin, _, media_id = after.partition("/")
+    wished = Wished(from_ts, until_ts, size_gt, quarantined)
+    found = await media.find_files(wished, MediaAddress(origin, media_id), limit, own=of == "local")
+    scans = await media.get_scans(found)
+    answer: dict[str, Any] = {
+        "media": [_shown_copy(row, scans) if isinstance(row, RemoteMediaRow) else _shown(row, scans) for row in found]
+    }
+    if len(found) == limit:
+        last = found[-1]
+        answer["next_token"] = f"{last.origin if isinstance(last, RemoteMediaRow) else ''}/{last.media_id}"
+    return answer
 
 
 @endpoint("GET", f"{_V1}/statistics/users/media", auth=Auth.ADMIN)
@@ -241,13 +279,14 @@ async def get_media_statistics(
 
 @endpoint("GET", f"{_OURS}/media/usage", auth=Auth.ADMIN)
 async def get_media_usage(media: MediaAdministration, *, rooms: int = 10) -> dict[str, Any]:
-    """How much there is in all, what of it is on disk, and which rooms show most."""
+    """How much there is in all, what of it is in the object store, and which rooms show most."""
     _check_page(0, rooms)
     usage = await media.get_usage_of_server(rooms)
     return {
         "local": _amount(usage.own),
         "remote": _amount(usage.copies),
         "stored": _amount(usage.contents),
+        "in_object_store": _amount(usage.objects),
         "quarantined": usage.quarantined,
         "rooms": [{"room_id": room_id, **_amount(amount)} for room_id, amount in usage.rooms],
     }
@@ -285,6 +324,12 @@ async def get_deleted_media(
 def _check_page(start: int, limit: int) -> None:
     if start < 0 or not 0 < limit <= MOST:
         raise InvalidParam(f"from may not be negative, and limit must be from 1 to {MOST}")
+
+
+def _check_numbers(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not -1 <= number <= LATEST:
+            raise InvalidParam(f"{name} must be from -1 to {LATEST}")
 
 
 def _order(by: str | None, direction: Direction | None) -> Order:

@@ -1,6 +1,7 @@
 """Puts together what has to do with files."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import msgspec
 from prometheus_client import CollectorRegistry
@@ -21,8 +22,10 @@ from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.jobs import Job
 from homeserver.services.media.delivery import MediaDelivery
+from homeserver.services.media.early_thumbnails import SPECIFIED_SIZES, EarlyThumbnails
 from homeserver.services.media.fetching import Fetching
 from homeserver.services.media.for_servers import media_answers
+from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.image_workers import ImageWorkers
 from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Allowance, Quotas
@@ -65,10 +68,20 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
     )
 
 
+def freeze_of(storage: Storage) -> Freeze:
+    """Which files are only for those who sign in."""
+    day = storage.legacy_media_freeze_date
+    since = None if day is None else int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() * 1000)
+    return Freeze(storage.enable_authenticated_media, since)
+
+
 def sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
     """The only sizes of thumbnails; none: any."""
-    if storage.dynamic_thumbnails:
-        return ()
+    return () if storage.dynamic_thumbnails else named_sizes_of(storage)
+
+
+def named_sizes_of(storage: Storage) -> Sequence[ThumbnailSize]:
+    """The sizes of thumbnails that the configuration names."""
     return [
         ThumbnailSize(thumbnail_size.width, thumbnail_size.height, thumbnail_size.method)
         for thumbnail_size in storage.thumbnail_sizes
@@ -119,6 +132,18 @@ class MediaParts:
             registry,
         )
         gate = self.scanning.gate
+        freeze = freeze_of(storage)
+        thumbnails = Thumbnails(
+            self.contents,
+            self._workers,
+            storage.max_image_pixels,
+            IMAGE_PROCESSES,
+            programs=storage.thumbnails_by_programs,
+            sizes=sizes_of(storage),
+        )
+        early_thumbnails = EarlyThumbnails(
+            thumbnails, gate, named_sizes_of(storage) or SPECIFIED_SIZES, programs=storage.thumbnails_by_programs
+        )
         self.repository = MediaRepository(
             server_name,
             clock,
@@ -137,10 +162,11 @@ class MediaParts:
             ),
             SecretText(random),
             self._locations,
+            early_thumbnails.begin if storage.thumbnails_at_upload else None,
             max_upload_size=storage.max_upload_size,
             max_pending=storage.max_pending_media_uploads,
             reservation_ms=storage.unused_expiration_time,
-            authenticated_only=storage.enable_authenticated_media,
+            freeze=freeze,
         )
         self.copies = RemoteCopies(
             RemoteMediaStore(database),
@@ -158,24 +184,19 @@ class MediaParts:
             clock,
             rate=Rate(storage.remote_media_download_per_second, storage.remote_media_download_burst_count),
             refused=storage.prevent_media_downloads_from,
-            authenticated_only=storage.enable_authenticated_media,
-        )
-        thumbnails = Thumbnails(
-            self.contents,
-            self._workers,
-            storage.max_image_pixels,
-            programs=storage.thumbnails_by_programs,
-            sizes=sizes_of(storage),
+            freeze=freeze,
         )
         self.previews = PreviewParts(
             config, clock, database, self.contents, thumbnails, quarantine, gate, preview_web, threads.images, random
         )
         self.delivery = MediaDelivery(
             server_name,
+            clock,
             self.repository,
             self.copies,
             thumbnails,
             self.contents,
+            serves_everybody=storage.legacy_media_endpoints,
         )
         self.for_servers = media_answers(self.delivery)
         self.proxy = MediaProxy(

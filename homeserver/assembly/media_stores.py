@@ -52,7 +52,7 @@ def stores_of(
         contents,
         (
             _sweep_job(database, files),
-            Job("level_media_stores", Levelling(database, contents).do_level, 60.0),
+            Job("level_media_stores", Levelling(database, contents, clock).do_level, 60.0),
             Job("remove_media_objects", contents.do_take_away, 60.0),
             Job("trim_media_folder", trimming.do_trim, 600.0),
         ),

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.config.scanning import MediaScanning, split_clamd
+from homeserver.config.whole import Config
 from homeserver.hooks import Plugins
 from homeserver.jobs import Job
 from homeserver.observe.scanning import ScanMetrics
@@ -29,9 +30,21 @@ from storage.media_scans import MediaScanStore
 NO_LIMIT = 2**62
 
 
+def scans_files(config: Config) -> bool:
+    """Whether a scanner is named; of plug-ins one may look into files."""
+    scanning = config.storage.media_scanning
+    return bool(scanning.clamd or scanning.icap or scanning.forbidden_types or config.upstream.plugins)
+
+
+def rescan_store_of(scanning: MediaScanning, database: Database) -> MediaRescanStore:
+    """Where rescans are kept."""
+    return MediaRescanStore(database, scanning.files, scanning.max_size)
+
+
 def scan_threads(scanning: MediaScanning) -> int:
     """How many threads wait for scanners."""
-    return scanning.concurrency if scanning.clamd is not None or scanning.icap is not None else 1
+    has_program = scanning.clamd is not None or scanning.icap is not None
+    return scanning.concurrency + scanning.encrypted_concurrency if has_program else 1
 
 
 class ScanningParts:
@@ -59,7 +72,7 @@ class ScanningParts:
         metrics = ScanMetrics(registry)
         found = _scanners_of(scanning, plugins, threads)
         if found:
-            rescan_store = MediaRescanStore(database, scanning.files, scanning.max_size)
+            rescan_store = rescan_store_of(scanning, database)
             scanners = Scanners(clock, found)
             self._rescans = Rescans(
                 clock,
@@ -82,6 +95,7 @@ class ScanningParts:
                 passes_larger=scanning.larger_files == "pass",
                 passes_unscanned=scanning.unreachable == "pass",
                 at_once=scanning.concurrency,
+                inside_at_once=scanning.encrypted_concurrency,
                 time_limit_ms=scanning.time_limit,
                 upload_wait_ms=scanning.upload_wait,
             )

@@ -85,6 +85,12 @@ class MediaScanning:
     )
     time_limit: Duration = option(Duration(60_000), "How long the scan of one file may take.", minimum=1000)
     concurrency: int = option(4, "How many files are scanned at the same time.", minimum=1, maximum=64)
+    encrypted_concurrency: int = option(
+        2,
+        "How many encrypted files are looked into at the same time, for clients that show their keys, beside those others.",
+        minimum=1,
+        maximum=64,
+    )
     upload_wait: Duration = option(
         Duration(5000),
         "How long an upload waits for its scan, so that who has sent something harmful reads so at once. After that it is answered, and "

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,14 @@ def _check_optional_url(url: str | None) -> str | None:
 
 def _check_base_url(url: str) -> str | None:
     return None if url.startswith(("https://", "http://")) else "must start with https:// or http://"
+
+
+def _check_day(day: str | None) -> str | None:
+    try:
+        fits = day is None or date.fromisoformat(day).isoformat() == day
+    except ValueError:
+        fits = False
+    return None if fits else "must be a day, as 2025-06-01"
 
 
 def _check_policy_key(key: str) -> str | None:
@@ -265,6 +274,18 @@ class Storage:
         "Whether files that are uploaded or fetched from now on are only for those who sign in. Those that were uploaded while it "
         "was off stay open to everybody who knows their address.",
     )
+    legacy_media_freeze_date: str | None = option(
+        None,
+        "A day, which begins at midnight in UTC: files that came since then are only for those who sign in, though "
+        "`enable_authenticated_media` was off when they came.",
+        example='"2025-06-01"',
+        check=_check_day,
+    )
+    legacy_media_endpoints: bool = option(
+        True,
+        "Whether files are given out without a token at all, by the endpoints of before Matrix 1.11 (`/_matrix/media/v3/download` and "
+        "`thumbnail`): those from before `enable_authenticated_media`. Servers from before then fetch files by them too.",
+    )
     remove_photo_locations: bool = option(
         False,
         "Whether a photograph that people upload is kept without what its notes (Exif, XMP, IPTC) say of where it was taken. The picture "
@@ -281,6 +302,11 @@ class Storage:
     )
     dynamic_thumbnails: bool = option(
         False, "Whether thumbnails are made in other sizes too, although `thumbnail_sizes` names some."
+    )
+    thumbnails_at_upload: bool = option(
+        False,
+        "Whether thumbnails are made as soon as a picture, film or document is uploaded, and not when somebody asks for the first "
+        "time: in the sizes of `thumbnail_sizes`, or else in the five that the specification names.",
     )
     thumbnails_by_programs: bool = option(
         True,

@@ -1,4 +1,4 @@
-"""Measures what files cost: a server of its own on SQLite, beside plain twisted.web.static.
+"""Measures what files cost: a server of its own on SQLite, beside plain twisted.web.static, and Synapse where it is installed.
 
 scripts/bench files                     10 KB, 1 MB and 1 GB
 scripts/bench files --quick             10 KB, 1 MB and 64 MB
@@ -12,15 +12,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench_parts.processes import cpu_seconds, peak_memory_kb, reset_peak
 from storage.database import SQLiteConfig
 from tests.helpers.images import picture
-from tests.helpers.own_town import free_port
 from tests.helpers.running import ServerFiles
+from tests.helpers.town import Town, free_port, python_of_synapse
 
 KB, MB = 1000, 1_000_000
 PARALLEL = 100
@@ -28,6 +29,10 @@ PIECE = 1 << 18
 UPLOAD = "/_matrix/media/v3/upload"
 DOWNLOAD = "/_matrix/client/v1/media/download/"
 THUMBNAIL = "/_matrix/client/v1/media/thumbnail/"
+UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
+FURTHER = {"max_upload_size": "2G", "rc_media_create": UNLIMITED, "rc_message": UNLIMITED}
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How what is uploaded begins: it is said to be a picture."""
 STATIC = """
 import sys
 from twisted.internet import reactor
@@ -56,102 +61,135 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     sizes = ((10 * KB, 200), (MB, 50), (64 * MB if options.quick else 1000 * MB, 1))
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        unlimited = {"per_second": 1_000_000, "burst_count": 1_000_000}
-        further = {"max_upload_size": "2G", "rc_media_create": unlimited}
-        files = ServerFiles(folder, SQLiteConfig(str(folder / "homeserver.db")), further)
-        port = free_port()
+        sides = {"": _start_ours(stack, folder / "ours")}
+        synapse = python_of_synapse()
+        if synapse is None:
+            sys.stderr.write("without Synapse, which scripts/synapse installs\n")
+        else:
+            sides["Synapse"] = _start_synapse(stack, folder / "synapse", synapse)
         static = folder / "static"
         static.mkdir()
-        plain = subprocess.Popen([sys.executable, "-c", STATIC, str(static), str(port)])
-        try:
-            server = files.start()
-            headers = {"Authorization": f"Bearer {server.register('alice')}", "Content-Type": "image/png"}
-            ours = Side(server.process.pid, server.ports[0], headers)
-            theirs = Side(plain.pid, port, {})
-            _wait_for(theirs)
-            sys.stdout.write("| work | CPU ms each | MB/s | peak MB |\n| --- | ---: | ---: | ---: |\n")
-            for size, count in sizes:
-                _measure_size(ours, theirs, static, size, count)
-            _measure_thumbnails(ours)
-            _measure_parallel(ours)
-            server.stop()
-        finally:
-            plain.terminate()
-            plain.wait()
-            files.end()
+        plain = _start_static(stack, static)
+        sys.stdout.write("| work | CPU ms each | MB/s | peak MB |\n| --- | ---: | ---: | ---: |\n")
+        for size, count in sizes:
+            _measure_size(sides, plain, static, size, count)
+        _measure_thumbnails(sides)
+        for server, side in sides.items():
+            _measure_parallel(server, side)
 
 
-def _measure_size(ours: Side, theirs: Side, static: Path, size: int, count: int) -> None:
+def _start_ours(stack: ExitStack, folder: Path) -> Side:
+    folder.mkdir()
+    files = ServerFiles(folder, SQLiteConfig(str(folder / "homeserver.db")), FURTHER)
+    stack.callback(files.end)
+    server = files.start()
+    stack.callback(server.stop)
+    return Side(server.process.pid, server.ports[0], _headers(server.register("alice")))
+
+
+def _start_synapse(stack: ExitStack, folder: Path, python: Path) -> Side:
+    folder.mkdir()
+    town = Town(folder, python)
+    stack.callback(town.end)
+    server = town.start_synapse(**FURTHER)
+    return Side(server.pid, server.port, _headers(server.sign_up("alice")["access_token"]))
+
+
+def _start_static(stack: ExitStack, folder: Path) -> Side:
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", STATIC, str(folder), str(port)])
+    stack.callback(process.wait)
+    stack.callback(process.terminate)
+    side = Side(process.pid, port, {})
+    _wait_for(side)
+    return side
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
+
+
+def _named(what: str, server: str) -> str:
+    return f"{what}, {server}" if server else what
+
+
+def _measure_size(sides: Mapping[str, Side], plain: Side, static: Path, size: int, count: int) -> None:
     label = f"{size // MB} MB" if size >= MB else f"{size // KB} kB"
-    addresses: list[str] = []
-    connection = ours.connect()
-    seed = os.urandom(16)
+    addresses: dict[str, list[str]] = {server: [] for server in sides}
+    seed = PNG + os.urandom(16)
+    for server, side in sides.items():
+        connection = side.connect()
 
-    def upload(number: int) -> None:
-        addresses.append(_upload(connection, ours, seed + number.to_bytes(4, "big"), size))
+        def upload(number: int) -> None:
+            addresses[server].append(_upload(connection, side, seed + number.to_bytes(4, "big"), size))  # noqa: B023
 
-    _line(f"upload, {label}", ours, upload, count, size)
-    paths = [DOWNLOAD + address for address in addresses]
-    _line(f"download, {label}", ours, lambda number: _fetch(connection, ours, paths[number]), count, size)
+        _line(_named(f"upload, {label}", server), side, upload, count, size)
+    for server, side in sides.items():
+        connection = side.connect()
+        paths = [DOWNLOAD + address for address in addresses[server]]
+
+        def download(number: int) -> None:
+            _fetch(connection, side, paths[number])  # noqa: B023
+
+        _line(_named(f"download, {label}", server), side, download, count, size)
     with (static / str(size)).open("wb") as file:
         for piece in _pieces(seed, size):
             file.write(piece)
-    plain = theirs.connect()
-    _line(f"download, {label}, twisted.web.static", theirs, lambda _: _fetch(plain, theirs, f"/{size}"), count, size)
+    connection = plain.connect()
+    _line(f"download, {label}, twisted.web.static", plain, lambda _: _fetch(connection, plain, f"/{size}"), count, size)
 
 
-def _measure_thumbnails(ours: Side) -> None:
-    connection = ours.connect()
-    addresses = []
-    for number in range(40):
-        connection.request("POST", UPLOAD, picture(1600 + number, 1200, "JPEG"), ours.headers)
-        addresses.append(_address(connection.getresponse().read()))
-    query = "?width=320&height=240&method=scale"
-    first = time.monotonic()
-    _line(
-        "thumbnail of a photo of 2 megapixels, made",
-        ours,
-        lambda number: _fetch(connection, ours, f"{THUMBNAIL}{addresses[number]}{query}"),
-        len(addresses),
-        0,
-    )
-    sys.stdout.write(f"| thumbnails a second, one after the other | | {40 / (time.monotonic() - first):.1f} | |\n")
-    _line(
-        "thumbnail, kept",
-        ours,
-        lambda number: _fetch(connection, ours, f"{THUMBNAIL}{addresses[number]}{query}"),
-        len(addresses),
-        0,
-    )
+def _measure_thumbnails(sides: Mapping[str, Side]) -> None:
+    """Synapse makes them at the upload, and this server when somebody asks: so the first is measured together with it."""
+    pictures = [picture(1600 + number, 1200, "JPEG") for number in range(40)]
+    for server, side in sides.items():
+        connection = side.connect()
+        files: list[str] = []
+
+        def first(number: int) -> None:
+            headers = {**side.headers, "Content-Type": "image/jpeg"}  # noqa: B023
+            connection.request("POST", UPLOAD, pictures[number], headers)  # noqa: B023
+            files.append(THUMBNAIL + _address(connection.getresponse().read()))  # noqa: B023
+            _fetch(connection, side, f"{files[-1]}?width=320&height=240&method=scale")  # noqa: B023
+
+        def further(number: int) -> None:
+            _fetch(connection, side, f"{files[number]}?width=640&height=480&method=scale")  # noqa: B023
+
+        _line(_named("photo of 2 megapixels, uploaded, and its thumbnail", server), side, first, len(pictures), 0)
+        if not server:
+            seconds = _line("thumbnail of it in another size, made", side, further, len(files), 0)
+            sys.stdout.write(f"| the same, how many a second, one after the other | | {40 / seconds:.1f} | |\n")
+        _line(_named("thumbnail, kept", server), side, further, len(files), 0)
 
 
-def _measure_parallel(ours: Side) -> None:
+def _measure_parallel(server: str, side: Side) -> None:
     """Memory with so many transfers at the same time: half of them up, half down."""
-    address = _upload(ours.connect(), ours, b"parallel", 10 * MB)
+    address = _upload(side.connect(), side, b"parallel", 10 * MB)
 
     def work(number: int) -> None:
-        connection = ours.connect()
+        connection = side.connect()
         if number % 2:
-            _upload(connection, ours, number.to_bytes(4, "big"), 10 * MB)
+            _upload(connection, side, number.to_bytes(4, "big"), 10 * MB)
         else:
-            _fetch(connection, ours, DOWNLOAD + address)
+            _fetch(connection, side, DOWNLOAD + address)
 
-    reset_peak([ours.pid])
+    reset_peak([side.pid])
     threads = [threading.Thread(target=work, args=(number,)) for number in range(PARALLEL)]
-    began = time.monotonic()
+    before, began = cpu_seconds(side.pid), time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     rate = PARALLEL * 10 / (time.monotonic() - began)
-    sys.stdout.write(
-        f"| {PARALLEL} transfers of 10 MB at once | | {rate:.0f} | {peak_memory_kb([ours.pid]) / 1024:.0f} |\n"
-    )
+    cpu = (cpu_seconds(side.pid) - before) / PARALLEL * 1000
+    what = _named(f"{PARALLEL} transfers of 10 MB at once", server)
+    sys.stdout.write(f"| {what} | {cpu:.2f} | {rate:.0f} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n")
 
 
-def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: int) -> None:
+def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: int) -> float:
+    """Measure it, and print a line; how many seconds it took."""
     reset_peak([side.pid])
     before, began = cpu_seconds(side.pid), time.monotonic()
     for number in range(count):
@@ -161,6 +199,7 @@ def _line(what: str, side: Side, work: Callable[[int], None], count: int, size: 
     rate = f"{count * size / MB / seconds:.0f}" if size else ""
     sys.stdout.write(f"| {what} | {cpu:.2f} | {rate} | {peak_memory_kb([side.pid]) / 1024:.0f} |\n")
     sys.stdout.flush()
+    return seconds
 
 
 def _upload(connection: http.client.HTTPConnection, side: Side, seed: bytes, size: int) -> str:

@@ -13,10 +13,15 @@ from urllib.error import URLError
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
 from federation.protocol.signing import parse_signing_keys
 from homeserver.__main__ import main
+from homeserver.assembly.scanning import rescan_store_of
+from homeserver.config.load import load_config
 from homeserver.process import open_log
+from homeserver.services.scanning.rescans import follow_rescan
 from storage.database import SQLiteConfig
 from storage.registration_tokens import RegistrationTokenRow, RegistrationTokenStore
 from tests.helpers.databases import open_inline
@@ -106,6 +111,40 @@ def test_a_registration_token_says_what_it_waits_for(data: Path) -> None:
     made = run_command("create-registration-token", "-c", str(data / "homeserver.yaml"))
     assert made.returncode == 0
     assert "registration_requires_token" in made.stderr
+
+
+def test_a_rescan_wants_a_scanner(data: Path) -> None:
+    refused = call("rescan-media", "-c", data / "homeserver.yaml")
+    assert refused.exit_code == 1
+    assert "names no scanner" in refused.output
+
+
+async def test_a_rescan_is_begun_and_followed_to_its_end(data: Path) -> None:
+    config = data / "homeserver.yaml"
+    with config.open("a", encoding="utf-8") as file:
+        file.write("media_scanning: {forbidden_types: [application/zip]}\n")
+    begun = run_command("rescan-media", "-c", str(config), "--days", "3")
+    assert begun.returncode == 0, begun.stderr
+    assert begun.stdout == "begun; the server takes it up within a minute\n"
+    database = open_inline(SQLiteConfig(str(data / "homeserver.db")))
+    store = rescan_store_of(load_config([config], {}).config.storage.media_scanning, database)
+    rescan, _ = await store.get()
+    assert rescan is not None
+    assert rescan.began_ts - rescan.since_ts == 3 * 24 * 3600 * 1000
+    lines: list[str] = []
+    clock = Clock()
+    following = Deferred.fromCoroutine(follow_rescan(store, clock, lines.append))
+    clock.advance(1)
+    for _ in range(2):
+        await store.mark(10, rescan.began_ts)
+        clock.advance(1)
+    await following
+    await database.close()
+    assert lines == [
+        "0 so far to be scanned again, 0 left, 0 harmful",
+        "0 to be scanned again, 0 left, 0 harmful",
+        "0 to be scanned again, ended, 0 harmful",
+    ]
 
 
 def test_routes_are_method_and_path() -> None:

@@ -159,6 +159,11 @@ class Side:
         self.name = name
         self._port = client_port
 
+    @property
+    def port(self) -> int:
+        """Where its people reach it, on this machine."""
+        return self._port
+
     def ask(self, method: str, path: str, json: Any = None, token: str | None = None) -> Said:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=120)
         try:
@@ -185,10 +190,14 @@ class Side:
             connection.close()
 
     def register(self, name: str) -> Person:
+        return Person(self, self.sign_up(name))
+
+    def sign_up(self, name: str) -> Any:
+        """A new account; what the server answers, with its `access_token`."""
         body = {"username": name, "password": PASSWORD, "auth": {"type": "m.login.dummy"}}
         said = self.ask("POST", f"{V3}/register", body)
         assert said.status == 200, said
-        return Person(self, said.json)
+        return said.json
 
 
 def until(

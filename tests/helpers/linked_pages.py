@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from twisted.internet.defer import Deferred
+
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from federation.outbound.request import TakeBody
@@ -16,6 +18,8 @@ class LinkedPages:
 
     pages: dict[str, tuple[int, Mapping[str, str], bytes]] = field(default_factory=dict)
     asked: list[tuple[str, Mapping[str, str]]] = field(default_factory=list)
+    slow: list[Deferred[None]] | None = None
+    """Where it is a list, each answer waits for what is put there."""
 
     def put(self, url: str, body: bytes | str, type: str = "text/html; charset=utf-8") -> None:
         """There is this from now on."""
@@ -40,6 +44,9 @@ class LinkedPages:
     ) -> WebAnswer:
         assert (method, redirects, body) == ("GET", 0, b"")
         self.asked.append((url, dict(headers)))
+        if self.slow is not None:
+            self.slow.append(Deferred())
+            await self.slow[-1]
         if url not in self.pages:
             raise OutboundError("there is no such place")
         status, said, content = self.pages[url]

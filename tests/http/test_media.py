@@ -9,6 +9,7 @@ import pytest
 from storage.database import Database
 from storage.media import MediaStore
 from tests.helpers.http import Answer, Pending
+from tests.helpers.images import picture
 from tests.helpers.server import TestServer, User
 
 UPLOAD = "/_matrix/media/v3/upload"
@@ -96,11 +97,11 @@ def test_an_empty_file(alice: User) -> None:
 
 
 def test_equal_files_are_kept_once_with_what_each_says_of_them(alice: User, bob: User, tmp_path: Path) -> None:
-    first = _upload(alice, b"same", "image/png", "?filename=a.png")
+    first = _upload(alice, b"same", "text/plain", "?filename=a.txt")
     second = _upload(bob, b"same", "text/html", "?filename=b.html")
     assert first != second
     assert len(_kept(tmp_path)) == 1
-    assert alice.get(DOWNLOAD + first).headers["content-disposition"] == "inline; filename=a.png"
+    assert alice.get(DOWNLOAD + first).headers["content-disposition"] == "inline; filename=a.txt"
     assert alice.get(DOWNLOAD + second).headers["content-disposition"] == "attachment; filename=b.html"
 
 
@@ -122,8 +123,42 @@ def test_equal_files_are_kept_once_with_what_each_says_of_them(alice: User, bob:
     ],
 )
 def test_only_harmless_types_are_shown(alice: User, claimed: str | None, type: str, disposition: str) -> None:
-    headers = alice.get(DOWNLOAD + _upload(alice, b"<script>", claimed)).headers
+    headers = alice.get(DOWNLOAD + _upload(alice, picture(9, 9), claimed)).headers
     assert (headers["content-type"], headers["content-disposition"]) == (type, disposition)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "body", "type"),
+    [
+        ("image/png", b"<script>alert(1)</script>", None),
+        ("image/jpeg", bytes(range(256)), None),  # as an encrypted file looks
+        ("image/webp", b"", None),
+        ("image/png", picture(9, 9, "JPEG"), "image/png"),  # one picture for another
+        ("image/avif", picture(9, 9, "AVIF"), "image/avif"),
+        ("image/gif", picture(9, 9, "GIF"), "image/gif"),
+        ("image/webp", picture(9, 9, "WEBP"), "image/webp"),
+        ("image/svg+xml", b"<svg/>", "image/svg+xml"),  # for saving, as ever
+        ("video/mp4", b"\xef\xbb\xbf <!DOCTYPE html><script>", None),
+        ("video/mp4", b"PK\x03\x04" + bytes(99), None),
+        ("video/mp4", b"\0\0\0\x18ftypmp42" + bytes(99), "video/mp4"),
+        ("video/quicktime", b"\0\0\0\x08wide" + bytes(99), "video/quicktime"),
+        ("audio/mpeg", picture(9, 9), None),
+        ("audio/ogg", b"OggS" + bytes(99), "audio/ogg"),
+        ("audio/webm", b"\x1aE\xdf\xa3" + bytes(99), "audio/webm"),
+        ("text/plain", b"\n<HTML><body>", "text/html; charset=utf-8"),
+        ("text/plain; charset=utf-16", b"<!-- a -->", "text/html; charset=utf-8"),
+        ("text/plain", b"a < b, <bold>", "text/plain; charset=utf-8"),
+        ("text/plain", b"<?xml version='1.0'?><a/>", "text/plain; charset=utf-8"),
+        ("application/json", b"<p>", "application/json"),
+        ("video/webm", b"<?xml version='1.0'?><a/>", None),
+    ],
+)
+def test_a_type_that_is_obviously_wrong_is_not_told(alice: User, claimed: str, body: bytes, type: str | None) -> None:
+    got = alice.get(DOWNLOAD + _upload(alice, body, claimed))
+    assert got.body == body
+    assert got.headers["content-type"] == (type or "application/octet-stream")
+    shown = type is not None and not type.startswith(("text/html", "image/svg"))
+    assert got.headers["content-disposition"] == ("inline" if shown else "attachment")
 
 
 @pytest.mark.parametrize(
@@ -221,6 +256,33 @@ def test_files_from_before_the_freeze_stay_open(tmp_path: Path, sqlite_database:
     assert (answer.status, answer.body) == (200, b"x")
     assert answer.headers["cache-control"] == "public, max-age=86400, immutable"
     assert answer.headers["content-disposition"] == "inline; filename=b"
+
+
+@pytest.mark.parametrize(("day", "statuses"), [("2023-11-15", [200, 404]), ("2023-11-16", [200, 200])])
+def test_files_may_be_frozen_since_a_day(
+    tmp_path: Path, sqlite_database: Database, day: str, statuses: list[int]
+) -> None:
+    before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    alice = before.register("alice")
+    files = [_upload(alice, b"early")]
+    before.clock.advance(24 * HOUR)
+    files.append(_upload(alice, b"late"))
+    after = TestServer(tmp_path, sqlite_database, f'legacy_media_freeze_date: "{day}"\n', seed=2)
+    assert [after.get(PUBLIC + file).status for file in files] == statuses
+    assert [after.client.request("GET", DOWNLOAD + file, token=alice.token).status for file in files] == [200, 200]
+
+
+def test_the_endpoints_that_ask_for_no_token_may_be_switched_off(tmp_path: Path, sqlite_database: Database) -> None:
+    before = TestServer(tmp_path, sqlite_database, "enable_authenticated_media: false\n")
+    alice = before.register("alice")
+    file = _upload(alice, b"x")
+    after = TestServer(tmp_path, sqlite_database, "legacy_media_endpoints: false\n", seed=2)
+    for path in (PUBLIC + file, f"/_matrix/media/r0/thumbnail/{file}?width=9&height=9"):
+        answer = after.client.request("GET", path, token=alice.token)
+        assert (answer.status, answer.errcode) == (404, "M_UNRECOGNIZED")
+    assert after.client.request("GET", DOWNLOAD + file, token=alice.token).body == b"x"
+    uploaded = after.client.request("POST", UPLOAD, token=alice.token, body=b"y")
+    assert uploaded.status == 200
 
 
 async def test_reading_is_noted_to_the_hour(server: TestServer, alice: User) -> None:

@@ -13,8 +13,9 @@ from nio.crypto.attachments import encrypt_attachment
 from storage.database import Database
 from storage.transaction import Transaction
 from tests.helpers.files_between import DOWNLOAD, OPEN, upload
-from tests.helpers.http import Answer
+from tests.helpers.http import Answer, Pending
 from tests.helpers.images import picture
+from tests.helpers.scanned import Held, begin_upload
 from tests.helpers.scanners import EICAR, EICAR_FOUND, RunningScanners
 from tests.helpers.server import TestServer, User
 
@@ -265,3 +266,29 @@ def test_a_file_that_only_the_scanner_api_looks_into(
     harmful = upload(alice, EICAR)
     assert alice.get(f"{DOWNLOAD}/{harmful}").status == 200
     assert reason(alice.get(f"{PROXY}/download/{harmful}")) == (403, "MCS_MEDIA_NOT_CLEAN")
+
+
+def test_what_is_inside_has_turns_of_its_own_by_who_asks(held: User) -> None:
+    """Who has much looked into keeps neither new files waiting, nor others who ask for the same."""
+    bob, carol = held.server.register("bob"), held.server.register("carol")
+    Held.is_quick = True
+    mine, theirs = [encrypted(held, b"mine %d" % number) for number in range(6)], encrypted(held, b"theirs")
+    for file in (*mine, theirs):
+        assert held.get(f"{PROXY}/scan/{address_of(file)}").status == 200
+    Held.is_quick = False
+    Held.seen.clear()
+
+    def begin(user: User, file: dict[str, Any]) -> Pending:
+        body = json.dumps({"file": file}).encode()
+        return user.server.client.start("POST", f"{PROXY}/scan_encrypted", token=user.token, body=body)
+
+    asked = [begin(held, file) for file in mine] + [begin(bob, file) for file in mine]
+    assert Held.seen == [b"mine 0"]  # one of the two turns is for others
+    late = begin(carol, theirs)
+    assert Held.seen == [b"mine 0", b"theirs"]
+    uploading = begin_upload(carol, b"milk")
+    assert Held.seen[2:] == [b"milk"]
+    while Held.waiting:
+        Held.waiting.pop().callback(None)
+    assert uploading.answer.status == 200
+    assert {each.answer.status for each in (*asked, late)} == {200}

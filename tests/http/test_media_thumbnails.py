@@ -11,7 +11,15 @@ from twisted.internet.defer import CancelledError, Deferred
 from federation.protocol.errors import LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
-from homeserver.services.media.thumbnails import MOST_KEPT, Method, Thumbnails, ThumbnailSize, choose, round_up
+from homeserver.services.media.thumbnails import (
+    MOST_KEPT,
+    Method,
+    Thumbnail,
+    Thumbnails,
+    ThumbnailSize,
+    choose,
+    round_up,
+)
 from homeserver.services.worker_processes import MOST_WAITING
 from storage.database import Database
 from storage.executors import InlineExecutor
@@ -20,10 +28,12 @@ from storage.media_contents import LocalContents
 from storage.media_files import MediaFiles
 from tests.helpers.http import Answer
 from tests.helpers.images import claimed_png, moving_picture, opened, picture, turned_photo
+from tests.helpers.scanned import PLUGIN, Held
 from tests.helpers.server import TestServer, User
 
 DOWNLOAD = "/_matrix/client/v1/media/download/"
 THUMBNAIL = "/_matrix/client/v1/media/thumbnail/"
+ALICE, BOB = "@alice:example.org", "@bob:example.org"
 RED, BLUE = (254, 0, 0), (0, 0, 254)
 
 
@@ -271,14 +281,37 @@ async def _content(files: MediaFiles, data: bytes) -> Content:
     return Content(stored.hash, stored.size, "image/png", None)
 
 
+async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    executor = LaterExecutor()
+    workers = ImageWorkers(executor)
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    asked: dict[str, list[Deferred[Thumbnail]]] = {ALICE: [], BOB: []}
+    for number, whose in enumerate((ALICE, ALICE, ALICE, BOB, BOB)):
+        content = await _content(files, picture(400 + number, 200))
+        making = thumbnails.get(content, 96, 96, "crop", whose, animated=False)
+        asked[whose].append(Deferred.fromCoroutine(making))
+    assert len(executor.jobs) == 2  # one of each
+    executor.work()
+    assert {whose: [each.called for each in made] for whose, made in asked.items()} == {
+        ALICE: [True, False, False],
+        BOB: [True, False],
+    }
+    while executor.jobs:
+        executor.work()
+    assert all(each.called for made in asked.values() for each in made)
+    workers.close()
+
+
 async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
     files = MediaFiles(tmp_path, InlineExecutor())
     files.open_folder()
     content = await _content(files, picture(400, 200))
     executor = LaterExecutor()
     workers = ImageWorkers(executor)
-    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20)
-    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", animated=False)) for _ in range(3)]
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    asked = [Deferred.fromCoroutine(thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)) for _ in range(3)]
     assert len(executor.jobs) == 1
     asked[0].addErrback(lambda failure: failure.trap(CancelledError))
     asked[0].cancel()
@@ -339,3 +372,62 @@ def test_only_sizes_that_are_named_are_made(
         assert opened(_thumbnail(alice, file, 50, 50, "&method=scale").body).size == size
     finally:
         alice.server.app.media.close_workers()
+
+
+@pytest.mark.parametrize(
+    ("further", "names"),
+    [
+        ("", {"32x32-crop", "96x96-crop", "320x240-scale", "640x480-scale", "800x600-scale"}),
+        ("thumbnail_sizes: [{width: 96, height: 96, method: crop}]\n", {"96x96-crop"}),
+    ],
+)
+def test_some_are_made_as_soon_as_a_picture_has_come(
+    tmp_path: Path, sqlite_database: Database, further: str, names: set[str]
+) -> None:
+    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{further}").register("alice")
+    try:
+        _upload(alice, b"milk", "text/plain")
+        _upload(alice, b"milk", "image/png")  # no picture, whatever is said of it
+        assert _kept(tmp_path) == set()
+        file = _upload(alice, picture(1000, 500))
+        assert _kept(tmp_path) == names
+        assert opened(_thumbnail(alice, file, 96, 96, "&method=crop").body).size == (96, 96)
+        address = alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
+        body = picture(900, 500)
+        filled = alice.server.client.request(
+            "PUT",
+            f"/_matrix/media/v3/upload/{address}",
+            token=alice.token,
+            body=body,
+            headers={"Content-Type": "image/png"},
+        )
+        assert filled.status == 200
+        folder = tmp_path / "media_store" / "thumbnails"
+        assert len([path for path in folder.rglob("*") if path.is_file()]) == 2 * len(names)
+    finally:
+        alice.server.app.media.close_workers()
+
+
+def test_none_is_made_of_what_is_not_scanned(tmp_path: Path, sqlite_database: Database) -> None:
+    alice = TestServer(tmp_path, sqlite_database, f"thumbnails_at_upload: true\n{PLUGIN}").register("alice")
+    try:
+        for width in (1000, 900):
+            alice.server.client.start(
+                "POST",
+                "/_matrix/media/v3/upload",
+                token=alice.token,
+                body=picture(width, 500),
+                headers={"Content-Type": "image/png"},
+            )
+        assert _kept(tmp_path) == set()
+        Held.waiting.pop(0).callback("a worm")
+        assert _kept(tmp_path) == set()
+        Held.waiting.pop(0).callback(None)
+        assert "96x96-crop" in _kept(tmp_path)
+    finally:
+        alice.server.app.media.close_workers()
+
+
+def _kept(tmp_path: Path) -> set[str]:
+    """The names of all thumbnails."""
+    return {path.name for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()}

@@ -3,9 +3,26 @@
 import hashlib
 from pathlib import Path
 
+from twisted.internet.defer import Deferred
+
+from homeserver.jobs import Job
+from homeserver.services.scanning.scanning import MOST_WAITING_OF_ONE
 from storage.media_scans import ScanRow
 from tests.helpers.files_between import DOWNLOAD, THUMBNAIL, upload
-from tests.helpers.scanned import MINE, TEA, Held, Place, begin_upload, clamd, do_jobs, latest, metric
+from tests.helpers.scanned import (
+    MINE,
+    OURS,
+    PLUGIN,
+    TEA,
+    Held,
+    Place,
+    administrator,
+    begin_upload,
+    clamd,
+    do_jobs,
+    latest,
+    metric,
+)
 from tests.helpers.scanners import EICAR, RunningScanners
 from tests.helpers.server import User
 
@@ -88,19 +105,157 @@ def test_a_scan_that_takes_too_long_is_tried_again(held: User) -> None:
     assert asking.answer.status == 503
     Held.is_quick = True
     do_jobs(held.server)
+    assert held.get(f"{DOWNLOAD}/{address}").status == 503  # nor has who asks for it
     assert latest(held)["scan"]["state"] == "waiting"  # others come first for ten minutes
+    assert len(Held.seen) == 1
     clock.advance(601)
     do_jobs(held.server)
     assert latest(held)["scan"]["state"] == "clean"
 
 
 def test_so_many_are_scanned_at_the_same_time(held: User) -> None:
-    pending = [begin_upload(held, b"%d" % number) for number in range(5)]
-    assert len(Held.seen) == 2
+    bob, carol = held.server.register("bob"), held.server.register("carol")
+    pending = [begin_upload(held, b"alice %d" % number) for number in range(4)]
+    pending += [begin_upload(user, b"%d" % number) for number, user in enumerate((bob, carol))]
+    assert Held.seen == [b"alice 0", b"0"]  # one person has one turn of the two
+    while Held.waiting:
+        Held.waiting.pop(0).callback(None)
+    assert [each.answer.status for each in pending] == [200] * 6
+    assert Held.seen == [b"alice 0", b"0", b"alice 1", b"1", b"alice 2", b"alice 3"]
+
+
+def test_who_sends_much_has_no_more_waiting_than_their_part(place: Place) -> None:
+    limit = "rc_media_create: {per_second: 1000, burst_count: 1000}\n"
+    server = place.server(f"{PLUGIN}{limit}media_scanning: {{concurrency: 2}}\n")
+    alice, bob = server.register("alice"), server.register("bob")
+    pending = [begin_upload(alice, b"%d" % number) for number in range(MOST_WAITING_OF_ONE + 10)]
+    assert [each.done for each in pending] == [False] * (1 + MOST_WAITING_OF_ONE) + [
+        True
+    ] * 9  # the rest is left to the job
+    uploading = begin_upload(bob, TEA)
+    assert TEA in Held.seen
     while Held.waiting:
         Held.waiting.pop().callback(None)
-    assert [each.answer.status for each in pending] == [200] * 5
+    assert {each.answer.status for each in (*pending, uploading)} == {200}
+    assert len(Held.seen) == 1 + MOST_WAITING_OF_ONE + 1
+
+
+def test_the_job_leaves_turns_to_people(held: User) -> None:
+    clock = held.server.clock
+    for number in range(4):
+        begin_upload(held, b"%d" % number)
+    clock.advance(5)
+    for _ in range(4):
+        clock.advance(50)  # each scan takes too long
+    Held.seen.clear()
+    Held.waiting.clear()
+    clock.advance(601)
+    (job, *_) = held.server.app.media.scanning.jobs()
+    working = Deferred.fromCoroutine(_step_of(job))
+    assert len(Held.seen) == 1
+    uploading = begin_upload(held, TEA)
+    assert Held.seen[1:] == [TEA]
+    while Held.waiting:
+        Held.waiting.pop().callback(None)
+    assert uploading.answer.status == 200
+    assert working.called
     assert len(Held.seen) == 5
+
+
+def test_a_file_that_can_never_be_scanned_has_longer_and_longer_pauses(held: User) -> None:
+    server = held.server
+    root = administrator(server)
+    address = begin_upload_and_wait(held)
+    minutes = [each // 60 for each in _pauses(held, 10)]
+    assert minutes == [10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440]
+    seen = len(Held.seen)
+    assert held.get(f"{DOWNLOAD}/{address}").status == 503
+    assert len(Held.seen) == seen
+    Held.is_quick = True
+    assert root.post(f"{OURS}/rescan", {}).status == 200  # who has mended the scanner need not wait
+    do_jobs(server)
+    assert held.get(f"{DOWNLOAD}/{address}").body == TEA
+
+
+def test_scanners_that_are_away_are_asked_less_and_less(place: Place) -> None:
+    server = place.server(AWAY)
+    alice = server.register("alice")
+    address = upload(alice, TEA)
+    tries = []
+    for second in range(1, 200):
+        server.clock.advance(1)
+        before = metric(server, "mahalla_media_scans_total", outcome="failed")
+        assert alice.get(f"{DOWNLOAD}/{address}").status == 503
+        if metric(server, "mahalla_media_scans_total", outcome="failed") > before:
+            tries.append(second)
+    assert tries == [5, 15, 35, 75, 135, 195]
+
+
+def test_files_from_before_that_were_given_out_meanwhile_are_scanned_later(
+    place: Place, scanners: RunningScanners
+) -> None:
+    before = place.server("").register("alice")
+    addresses = [upload(before, EICAR + b"%d" % number) for number in range(4)]
+    session = {"user_id": before.user_id, "access_token": before.token, "device_id": before.device_id}
+    scanners.stop_clamd()
+    try:
+        server = place.server(clamd(scanners, ", unreachable: pass"))
+        alice = User(server, session)
+        assert [alice.get(f"{DOWNLOAD}/{each}").status for each in addresses] == [200] * 4
+        server.clock.advance(60)
+        do_jobs(server)  # of those that it has taken, it tries one
+    finally:
+        scanners.start_clamd()
+    server.clock.advance(61)
+    do_jobs(server)
+    states = [each["scan"]["state"] for each in alice.get(MINE).json["media"]]
+    assert states == ["harmful"] * 4
+
+
+def test_what_is_held_back_while_somebody_waits_is_not_given_out(held: User) -> None:
+    """Administrators may look at it all the same."""
+    server = held.server
+    root = administrator(server)
+    uploading = begin_upload(held, TEA)
+    server.clock.advance(5)
+    address = uploading.answer.json["content_uri"].removeprefix("mxc://")
+    paths = (
+        f"{DOWNLOAD}/{address}?timeout_ms=30000",
+        f"{THUMBNAIL}/{address}?width=9&height=9&timeout_ms=30000",
+        f"/_matrix/media_proxy/unstable/download/{address}",
+    )
+    waiting = [held.start("GET", path) for path in paths]
+    seeing = root.start("GET", f"{DOWNLOAD}/{address}?admin_unsafely_bypass_quarantine=true")
+    assert root.post(f"/_synapse/admin/v1/media/quarantine/{address}").status == 200
+    server.clock.advance(1)
+    Held.waiting.pop().callback(None)
+    assert [each.answer.status for each in waiting] == [404, 400, 404]  # tea is no image
+    assert (seeing.answer.status, seeing.answer.body) == (200, TEA)
+
+
+def test_a_file_over_which_a_scanner_fails_keeps_no_other_from_being_scanned(held: User) -> None:
+    server = held.server
+    bob = server.register("bob")
+    uploading = begin_upload(held, b"poison")
+    Held.waiting.pop().errback(RuntimeError("it broke"))
+    assert uploading.answer.status == 200
+    address = uploading.answer.json["content_uri"].removeprefix("mxc://")
+    other = begin_upload(bob, TEA)
+    Held.waiting.pop().callback(None)
+    assert other.answer.status == 200
+    for pause in (60, 120, 240):
+        assert held.get(f"{DOWNLOAD}/{address}").status == 503
+        server.clock.advance(pause - 1)
+        assert held.get(f"{DOWNLOAD}/{address}").status == 503
+        assert Held.waiting == []  # it is not shown again yet
+        server.clock.advance(1)
+        asking = held.start("GET", f"{DOWNLOAD}/{address}")
+        Held.waiting.pop().errback(RuntimeError("it broke"))
+        assert asking.answer.status == 503
+    server.clock.advance(480)
+    asking = held.start("GET", f"{DOWNLOAD}/{address}")
+    Held.waiting.pop().callback(None)
+    assert asking.answer.body == b"poison"
 
 
 def test_a_plugin_at_fault_holds_files_back(place: Place) -> None:
@@ -121,11 +276,43 @@ def test_a_file_that_is_lost_is_told(held: User, tmp_path: Path) -> None:
     held.server.clock.advance(5)
     address = uploading.answer.json["content_uri"].removeprefix("mxc://")
     held.server.clock.advance(45)  # the scan was given up
+    held.server.clock.advance(601)
     for path in (tmp_path / "media_store" / "content").rglob("*"):
         if path.is_file():
             path.unlink()
     assert held.get(f"{DOWNLOAD}/{address}").status == 404
-    held.server.clock.advance(700)
+    held.server.clock.advance(1300)
     do_jobs(held.server)
     row: ScanRow | None = held.server.run(held.server.app.media.scanning.store.get_scan(hashlib.sha256(TEA).digest()))
     assert row is not None  # a file says that it has it
+
+
+def begin_upload_and_wait(user: User) -> str:
+    """Upload a file that is not scanned in time; its address."""
+    uploading = begin_upload(user, TEA)
+    user.server.clock.advance(5)
+    address: str = uploading.answer.json["content_uri"]
+    user.server.clock.advance(45)
+    return address.removeprefix("mxc://")
+
+
+def _pauses(user: User, count: int) -> list[int]:
+    """Let so many scans fail; the seconds between each failure and the next time that it is tried."""
+    pauses = []
+    for _ in range(count):
+        row: ScanRow | None = user.server.run(
+            user.server.app.media.scanning.store.get_scan(hashlib.sha256(TEA).digest())
+        )
+        assert row is not None
+        pause = row.until_ts // 1000 - int(user.server.clock.seconds())
+        pauses.append(pause)
+        user.server.clock.advance(pause)
+        (job, *_) = user.server.app.media.scanning.jobs()
+        tried = Deferred.fromCoroutine(_step_of(job))
+        user.server.clock.advance(50)
+        assert tried.called
+    return pauses
+
+
+async def _step_of(job: Job) -> int:
+    return await job.step(10)

@@ -188,6 +188,14 @@ def test_pictures_of_previews(place: Place, scanners: RunningScanners) -> None:
         for name in ("clean", "harmful")
     }
     assert shown["harmful"] == {"og:title": "A"}
+    for hour in range(3):  # it is asked for again, and by another page: that makes no further files
+        pages.put(f"https://site.example/{hour}", '<meta property="og:image" content="/harmful.png">')
+        server.clock.advance(3700)
+        for name in ("harmful", str(hour)):
+            again = alice.get(f"/_matrix/client/v1/media/preview_url?url=https%3A%2F%2Fsite.example%2F{name}")
+            assert "og:image" not in again.json
+    (found,) = administrator(server).get(f"{OURS}/harmful").json["harmful"]
+    assert found["file_count"] == 1
     picture_of = shown["clean"]["og:image"].removeprefix("mxc://")
     assert alice.get(f"{DOWNLOAD}/{picture_of}").status == 200
 

@@ -68,7 +68,7 @@ class Opened:
         )
         self.rows = MediaStore(self.database)
         self.table = MediaObjectStore(self.database)
-        self.levelling = Levelling(self.database, self.contents)
+        self.levelling = Levelling(self.database, self.contents, self.clock)
 
     async def upload(self, data: bytes) -> None:
         def write(txn: WriteTransaction, digest: bytes, size: int) -> None:

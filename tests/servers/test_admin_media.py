@@ -88,12 +88,41 @@ def test_the_files_of_a_room(people: tuple[User, User, User]) -> None:
         "local": {"media_count": 2, "media_length": 7},
         "remote": {"media_count": 1, "media_length": 6},
         "stored": {"media_count": 3, "media_length": 13},
+        "in_object_store": {"media_count": 0, "media_length": 0},
         "quarantined": 0,
         "rooms": [{"room_id": room, "media_count": 2, "media_length": 9}],
     }
     assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 2}
     assert _statuses(bob, own, theirs, face) == [404, 404, 200]
     assert root.post(f"{ADMIN}/quarantine_media/{room}").json == {"num_quarantined": 0}
+
+
+def test_the_files_of_a_room_are_deleted(people: tuple[User, User, User]) -> None:
+    alice, bob, root = people
+    addresses = {name: upload(bob, name.encode()) for name in ("own", "avatar", "face", "shared", "safe", "theirs")}
+    addresses["theirs"] = upload(alice, b"theirs")
+    room, other = create(bob), create(bob)
+    for name in ("own", "face", "shared", "safe", "theirs"):
+        say(bob, room, f"mxc://{addresses[name]}")
+    bob.put(f"/_matrix/client/v3/rooms/{room}/state/m.room.avatar", {"url": f"mxc://{addresses['avatar']}"})
+    bob.put(f"/_matrix/client/v3/profile/{bob.user_id}/avatar_url", {"avatar_url": f"mxc://{addresses['face']}"})
+    say(bob, other, f"mxc://{addresses['shared']}")
+    root.post(f"{ADMIN}/media/protect/{_id(addresses['safe'])}")
+    bob.get(f"{DOWNLOAD}/{addresses['theirs']}")
+    while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
+        pass
+    path = f"/_mahalla/admin/v1/rooms/{room}/media"
+    assert bob.delete(path).errcode == "M_FORBIDDEN"
+    answer = root.delete(path).json
+    assert set(answer.pop("deleted")) == {f"mxc://{addresses[name]}" for name in ("own", "avatar", "safe", "theirs")}
+    assert answer == {"total": 4, "shown_elsewhere": 2}
+    assert (
+        _statuses(bob, *(addresses[name] for name in ("own", "avatar", "safe", "face", "shared")))
+        == [404] * 3 + [200] * 2
+    )
+    records = root.get(f"{OURS}/deleted").json["deleted"]
+    assert {(each["reason"], each["by"]) for each in records} == {("administrator", root.user_id)}
+    assert root.delete("/_mahalla/admin/v1/rooms/!none:north.example/media").json["total"] == 0
 
 
 def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
@@ -132,6 +161,37 @@ def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User
     ]
     rest = root.get(f"{OURS}/deleted?from={noted['next_token']}").json
     assert [each["media_id"] for each in rest["deleted"]] == [_id(files[1])]
+
+
+def test_files_are_listed_by_their_day_and_size(people: tuple[User, User, User], network: Network) -> None:
+    alice, bob, root = people
+    began = int(network.clock.seconds() * 1000)
+    early = upload(bob, b"early")
+    network.clock.advance(DAY)
+    late, long = upload(bob, b"late"), upload(bob, b"long" * 100)
+    bob.get(f"{DOWNLOAD}/{upload(alice, b'theirs')}")
+    root.post(f"{ADMIN}/media/quarantine/{late}")
+
+    def listed(query: str = "") -> set[str]:
+        return {each["media_id"] for each in root.get(f"{OURS}?{query}").json["media"]}
+
+    assert listed() == {_id(early), _id(late), _id(long)}
+    assert listed(f"until_ts={began + 1}") == {_id(early)}
+    assert listed(f"from_ts={began + 1}&size_gt=4") == {_id(long)}
+    assert listed("quarantined=true") == {_id(late)}
+    (copy,) = root.get(f"{OURS}?of=remote").json["media"]
+    assert (copy["media_origin"], copy["media_length"]) == (NORTH, 6)
+    assert root.get(f"{OURS}?of=remote&size_gt=6").json == {"media": []}
+    found, token = [], ""
+    for _ in range(4):
+        page = root.get(f"{OURS}?limit=1&after={token}").json
+        found += page["media"]
+        token = page.get("next_token", "")
+    assert [each["media_id"] for each in found] == sorted(_id(each) for each in (early, late, long))
+    assert token == ""
+    for query in ("limit=0", "size_gt=-2", f"until_ts={2**60}", "of=all"):
+        assert root.get(f"{OURS}?{query}").errcode == "M_INVALID_PARAM", query
+    assert bob.get(OURS).errcode == "M_FORBIDDEN"
 
 
 def test_old_files_are_deleted(people: tuple[User, User, User], network: Network) -> None:

@@ -4,10 +4,11 @@ import pytest
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 
-from federation.fairness import MAX_REMEMBERED, PeerLimits, Slots, Turns
+from federation.fairness import MAX_REMEMBERED, PeerLimits, Turns
 from federation.protocol.endpoint import Auth, Peer, endpoint
 from federation.protocol.errors import LimitExceeded
 from federation.protocol.ids import ServerName
+from federation.slots import Slots
 from tests.helpers.http import client_for
 
 
@@ -35,7 +36,7 @@ def test_so_many_at_once_and_the_others_in_their_order() -> None:
 
 
 async def test_one_server_holds_a_part_of_the_slots_and_the_others_have_turns() -> None:
-    slots = Slots(most=3, most_of_one=2)
+    slots: Slots[ServerName] = Slots(most=3, most_of_one=2)
     norths = [Deferred.fromCoroutine(slots.acquire(NORTH)) for _ in range(5)]
     assert [each.called for each in norths] == [True, True, False, False, False]
     souths = [Deferred.fromCoroutine(slots.acquire(SOUTH)) for _ in range(3)]

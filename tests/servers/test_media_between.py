@@ -183,6 +183,15 @@ def test_where_files_are_open_those_of_others_are_too(network: Network) -> None:
     assert bob.server.get(f"{PUBLIC}/{address}?allow_remote=false").body == b"hello"
 
 
+def test_copies_may_be_frozen_since_a_day(network: Network) -> None:
+    alice, bob = pair(network, south=OPEN)
+    address = upload(alice, b"x")
+    assert bob.get(f"{DOWNLOAD}/{address}").status == 200
+    for day, status in (("2023-11-14", 404), ("2023-11-15", 200)):
+        frozen = network.rebuild(SOUTH, f"legacy_media_freeze_date: {day}\n")
+        assert frozen.get(f"{PUBLIC}/{address}").status == status
+
+
 def test_servers_whose_files_are_not_wanted(network: Network) -> None:
     alice, bob = pair(network, south=f"prevent_media_downloads_from: [{NORTH.upper()}]\n")
     assert refused(bob.get(f"{DOWNLOAD}/{upload(alice, b'hello')}")) == (403, "M_FORBIDDEN")

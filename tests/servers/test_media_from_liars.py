@@ -59,7 +59,7 @@ class Elsewhere:
 
     async def follow(self, url: str, take: TakeBody, _seconds: float, max_bytes: int) -> int:
         self.asked.append(url)
-        give = take(self._status, {"content-type": "image/png", "content-disposition": "inline; filename=a.png"})
+        give = take(self._status, {"content-type": "text/csv", "content-disposition": "inline; filename=a.png"})
         if give is not None:
             give(self._body[:3])
             give(self._body[3:])
@@ -74,7 +74,7 @@ def test_a_file_may_be_elsewhere(network: Network) -> None:
         lie(network, lambda _, part=part: multipart(METADATA, part.removesuffix(b"\r\n"), end=b"\r\n--x--"))  # type: ignore[misc]
         answer = bob.get(f"{DOWNLOAD}/{NORTH}/abc{number}")
         assert (answer.status, answer.body) == (200, b"far away")
-        assert answer.headers["content-type"] == "image/png"
+        assert answer.headers["content-type"] == "text/csv; charset=utf-8"
         assert answer.headers["content-disposition"] == "inline; filename=a.png"
     assert elsewhere.asked == ["https://cdn/x"] * 2
 

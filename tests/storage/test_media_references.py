@@ -7,7 +7,7 @@ from storage.database import Database
 from storage.media import Content, MediaRow, MediaStore
 from storage.media_addresses import MOST, MediaAddress, find_addresses
 from storage.media_follower import catch_up, put_settings
-from storage.media_lists import ORDERS, MediaListStore, Order
+from storage.media_lists import ORDERS, MediaListStore, Order, Wished
 from storage.media_references import Setting, do_rechecks, note_redaction, put_setting, remove_settings
 from storage.media_removal import MediaRemovalStore, Reason
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
@@ -149,3 +149,30 @@ async def test_uploads_are_listed_in_any_order(database: Database) -> None:
         turned = await lists.get_uploads(ALICE, Order(order, descending=True), 0, 3)
         assert [row.media_id for row in turned.rows] == ids[::-1]
     assert ids
+
+
+async def test_files_are_found_by_time_and_size(database: Database) -> None:
+    store, copies, lists = MediaStore(database), RemoteMediaStore(database), MediaListStore(database, OWN)
+    for number in range(4):
+        content = Content(bytes([number]) * 32, number, "a/b", None)
+        row = MediaRow(f"m{number}", ALICE, content, NOW + number, None, NOW, True, quarantined=number == 2)
+        await database.write("add", store.add_media, row)
+        copy = RemoteMediaRow(f"{number % 2}.example", f"c{number}", content, NOW + number, NOW, True)
+        await database.write("add", copies.add_copy, copy)
+    await database.write("add", store.add_media, MediaRow("reserved", ALICE, None, NOW, NOW + 9, NOW, True))
+    await database.write("add", store.add_media, MediaRow("preview", "", content, NOW, None, NOW, True))
+    nothing = MediaAddress("", "")
+
+    async def uploads(wished: Wished, after: str = "", limit: int = 9) -> list[str]:
+        return [row.media_id for row in await lists.find_uploads(wished, MediaAddress("", after), limit)]
+
+    every = Wished(0, 2**53, -1, only_held=False)
+    assert await uploads(every) == ["m0", "m1", "m2", "m3"]
+    assert await uploads(every, "m1", 1) == ["m2"]
+    assert await uploads(Wished(NOW + 1, NOW + 3, 1, only_held=False)) == ["m2"]
+    assert await uploads(Wished(0, 2**53, -1, only_held=True)) == ["m2"]
+    found = await lists.find_copies(every, nothing, 9)
+    assert [row.media_id for row in found] == ["c0", "c2", "c1", "c3"]
+    assert found[0] == await copies.get_copy("0.example", "c0")
+    rest = await lists.find_copies(every, MediaAddress("0.example", "c2"), 1)
+    assert [row.media_id for row in rest] == ["c1"]

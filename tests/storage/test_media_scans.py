@@ -18,6 +18,7 @@ from storage.transaction import WriteTransaction
 OWN = "example.org"
 NOW = 1_700_000_000_000
 LOCAL: Sequence[FileKind] = ("local",)
+PREVIEWS: Sequence[FileKind] = ("previews",)
 ALICE, BOB = f"@alice:{OWN}", f"@bob:{OWN}"
 
 
@@ -105,7 +106,7 @@ async def test_who_takes_a_file_in_scans_it_first(files: Files) -> None:
     await files.add("a", 1, until_ms=NOW + 5)
     assert await files.take(NOW + 4) == []
     assert await files.take(NOW + 5) == [1]
-    await files.scans.set_until(_hash(1), NOW + 50_000)
+    await files.scans.put_off(_hash(1), NOW + 50_000)
     assert await files.take(NOW + 49_999) == []
 
 
@@ -198,13 +199,50 @@ async def test_a_file_at_fault_is_not_scanned_again_for_nothing(files: Files) ->
     await _mark_all(store, 10)
     assert (await store.get())[1] == 2
     for number in (1, 2):
-        await files.scans.set_until(_hash(number), NOW + 10)
+        await files.scans.put_off(_hash(number), NOW + 10)
     assert (await store.get())[1] == 2
     for number in (1, 2):
-        await files.scans.set_until(_hash(number), NOW + 10, is_file_at_fault=True)
+        await files.scans.note_failure(_hash(number), NOW, 10, 100)
     assert (await store.get())[1] == 0
     assert await files.scans.count_wanted() == {Wanted.FIRST: 1, Wanted.AGAIN: 0}
     assert await files.take(NOW + 10) == [2]
+
+
+async def test_pauses_get_longer_until_it_can_be_scanned(files: Files) -> None:
+    await files.add("a", 1)
+    now = NOW
+    for failures, pause in enumerate((10, 20, 40, 80, 100, 100), 1):
+        await files.scans.note_failure(_hash(1), now, 10, 100)
+        row = await files.scans.get_scan(_hash(1))
+        assert row is not None
+        assert (row.failures, row.until_ts) == (failures, now + pause)
+        assert await files.take(now + pause - 1) == []
+        now += pause
+        assert await files.take(now) == [1]
+    await files.say(_verdict(1, ScanState.CLEAN))
+    assert await files.scans.get_scan(_hash(1)) == _verdict(1, ScanState.CLEAN)
+
+
+async def test_a_rescan_tries_without_a_pause_what_could_not_be_scanned(files: Files) -> None:
+    store = MediaRescanStore(files.database, LOCAL, 100)
+    await files.add("a", 1)
+    await files.scans.note_failure(_hash(1), NOW, 10, 100)
+    assert await store.start("administrator", NOW, 0) is not None
+    await _mark_all(store, 10)
+    assert await files.take(NOW) == [1]
+    row = await files.scans.get_scan(_hash(1))
+    assert row is not None
+    assert row.failures == 0
+
+
+async def test_files_from_before_are_wanted_once_somebody_has_asked(files: Files) -> None:
+    await files.add_unscanned("a", _content(1))
+    await files.add_copy("theirs", 2)
+    for number in (1, 2, 3):  # the third is no file's
+        await files.scans.put_off(_hash(number), NOW + 10)
+        await files.scans.note_failure(_hash(number), NOW, 20, 100)
+    assert await files.take(NOW + 19) == []
+    assert sorted(await files.take(NOW + 20)) == [1, 2]
 
 
 async def test_a_rescan_that_is_stuck_is_given_up(files: Files) -> None:
@@ -276,20 +314,42 @@ async def test_how_far_it_is_and_what_was_found(files: Files) -> None:
     assert await store.start("administrator", NOW + 10, 0) is not None
 
 
+@pytest.mark.parametrize("limit", [1, 10])
 @pytest.mark.parametrize(
     ("kinds", "marked"),
-    [(("local",), {1}), (("previews",), {2}), (("remote",), {3}), (("local", "previews"), {1, 2}), ((), set())],
+    [
+        (("local",), {1, 5}),
+        (("previews",), {2, 4, 5}),
+        (("remote",), {3, 4}),
+        (("local", "previews"), {1, 2, 4, 5}),
+        ((), set()),
+    ],
 )
 async def test_only_files_of_the_kinds_that_are_scanned(
-    files: Files, kinds: Sequence[FileKind], marked: set[int]
+    files: Files, kinds: Sequence[FileKind], marked: set[int], limit: int
 ) -> None:
     await files.add_unscanned("a", _content(1))
     await files.add_unscanned("b", _content(2), user="")
     await files.add_copy("c", 3)
+    await files.add_unscanned("d", _content(4), user="")
+    await files.add_copy("e", 4)
+    await files.add_unscanned("f", _content(5), user="")
+    await files.add_unscanned("g", _content(5))
+    await files.add_unscanned("h", _content(6), user="", created_ts=NOW - 1)
+    await files.add_unscanned("i", _content(6), created_ts=NOW - 2)
     store = MediaRescanStore(files.database, kinds, 100)
-    assert await store.start("administrator", NOW, 0) is not None
-    await _mark_all(store, 10)
+    assert await store.start("administrator", NOW, NOW) is not None
+    await _mark_all(store, limit)
     assert set(await files.take()) == marked
+
+
+async def test_marking_looks_at_so_many_also_where_they_are_of_another_kind(files: Files) -> None:
+    for number in range(1, 6):
+        await files.add_unscanned(f"m{number}", _content(number))
+    store = MediaRescanStore(files.database, PREVIEWS, 100)
+    assert await store.start("administrator", NOW, 0) is not None
+    assert [await store.mark(2, NOW) for _ in range(3)] == [2, 2, 1]
+    assert await files.take() == []
 
 
 async def test_a_change_of_version_is_noted_until_a_rescan_begins(files: Files) -> None:

@@ -6,11 +6,12 @@ import os
 import urllib.request
 from collections.abc import Callable, Iterator, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs, formatEvent
 
 from storage.database import Database
 from storage.executors import Executor, InlineExecutor
@@ -81,7 +82,7 @@ class Node:
             prefix="mahalla/",
             **{"give_addresses": False, **further},
         )
-        self.levelling = Levelling(database, self.contents)
+        self.levelling = Levelling(database, self.contents, self.clock)
 
     async def upload(self, data: bytes, media_id: str = "a") -> bytes:
         """Its hash."""
@@ -238,6 +239,56 @@ async def test_all_move_to_the_store_and_back(database: Database, bucket: Bucket
     assert bucket.names() == []
     assert (await MediaObjectStore(database).count())[1].contents == 0
     assert [await after.read(each) for each in digests] == [b"0", b"1", b"2", None, b"4", b"5", b"6"]
+
+
+async def test_one_file_that_cannot_be_moved_does_not_keep_the_others(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
+    digests = sorted([await before.upload(b"%d" % number, str(number)) for number in range(4)])
+
+    class Particular:
+        """A store that does not take one of them."""
+
+        def __init__(self, store: ObjectStore) -> None:
+            self.store = store
+
+        def put(self, name: str, path: Path) -> None:
+            if digests[1].hex() in name:
+                raise ObjectStoreFailed("not this one")
+            self.store.put(name, path)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.store, name)
+
+    node = Node(sqlite_database, tmp_path, cast(ObjectStore, Particular(bucket.open())))
+    for _ in range(2):
+        with pytest.raises(ObjectStoreFailed):
+            await node.levelling.do_level(10)
+    assert await node.levelling.do_level(10) == 2
+    assert set(await MediaObjectStore(sqlite_database).get_objects(digests)) == set(digests) - {digests[1]}
+    with pytest.raises(ObjectStoreFailed):
+        await node.levelling.do_level(10)  # the next walk
+
+
+async def test_how_far_it_is_is_told_once_in_a_while(sqlite_database: Database, bucket: Bucket, tmp_path: Path) -> None:
+    before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
+    for number in range(5):
+        await before.upload(b"%d" % number, str(number))
+    node = Node(sqlite_database, tmp_path, bucket.open())
+    with capturedLogs() as told:
+        await node.levelling.do_level(1)
+        await node.levelling.do_level(1)
+        node.clock.advance(60)
+        await node.levelling.do_level(1)
+        for _ in range(4):
+            await node.levelling.do_level(10)
+    assert [formatEvent(event) for event in told] == [
+        "1 of 5 files are in the object store, 1 of 5 bytes",
+        "3 of 5 files are in the object store, 3 of 5 bytes",
+        "5 of 5 files are in the object store, 5 of 5 bytes",
+        "every file is where media_object_store.role wants it",
+    ]
 
 
 async def test_the_folder_is_trimmed_to_what_was_read_last(

@@ -10,7 +10,7 @@ from homeserver.services.media.removal import MediaRemoval
 from storage.accounts import AccountStore
 from storage.media import MediaRow, MediaStore
 from storage.media_addresses import MediaAddress
-from storage.media_lists import MediaListStore, Order, Page
+from storage.media_lists import MediaListStore, Order, Page, Wished
 from storage.media_quarantine import QuarantineChange, QuarantineStore
 from storage.media_removal import Deletion, Reason
 from storage.media_scans import MediaScanStore, ScanRow
@@ -63,6 +63,14 @@ class MediaAdministration:
         if row is None:
             raise NotFound("There is no such file here")
         return row
+
+    async def find_files(
+        self, wished: Wished, after: MediaAddress, limit: int, *, own: bool
+    ) -> Sequence[MediaRow | RemoteMediaRow]:
+        """Files of this server's users, or copies of other servers' files, in the order of their addresses, after this one."""
+        if own:
+            return await self._lists.find_uploads(wished, after, limit)
+        return await self._lists.find_copies(wished, after, limit)
 
     async def get_scans(self, rows: Iterable[MediaRow | RemoteMediaRow]) -> Mapping[bytes, ScanRow]:
         """What scanners have said of files, by their hashes."""
@@ -134,6 +142,14 @@ class MediaAdministration:
         """Delete a page of what a user has uploaded; the ids. Raises InvalidParam, NotFound."""
         page = await self.get_uploads(user_id, order, start, limit)
         return await self._do_delete([row.media_id for row in page.rows], by, held_too=True)
+
+    async def do_delete_of_room(self, room_id: RoomID, by: UserID) -> tuple[Sequence[str], int]:
+        """Delete what a room shows, here and copies of other servers' files, held back or protected or not; the addresses, and how
+        many files stay since they are shown elsewhere too."""
+        shown = await self._lists.get_in_room(room_id)
+        only_there = await self._lists.get_in_room(room_id, only_there=True)
+        deleted = await self._removal.do_delete(only_there, Reason.ADMINISTRATOR, by, held_too=True)
+        return [_format(address) for address in deleted], len(shown) - len(only_there)
 
     async def do_delete_old(
         self, before_ms: int, larger_than: int, by: UserID, *, keep_profiles: bool

@@ -1,19 +1,25 @@
 """Answers with files and thumbnails: the content, what is said of it, and in which words browsers are told to beware."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 
-from federation.protocol.errors import NotFound
+from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
 from homeserver.http.answers import File, MemorySource, Response
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
-from homeserver.services.media.repository import MediaRepository
+from homeserver.services.media.repository import MediaRepository, OwnedContent
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Method, Thumbnails
 from storage.media import Content
 from storage.media_contents import Contents
+
+MOMENT_SECONDS: Final = 0.05
+"""Who had to wait longer for a file, for its upload, its fetching, its scan or its thumbnail, gets it only if it may still be given
+out. For a shorter time one look is enough."""
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -38,23 +44,35 @@ class MediaDelivery:
     def __init__(
         self,
         server_name: ServerName,
+        clock: IReactorTime,
         repository: MediaRepository,
         copies: RemoteCopies,
         thumbnails: Thumbnails,
         contents: Contents,
+        *,
+        serves_everybody: bool,
     ) -> None:
+        """`serves_everybody`: whether files that are not for those with a token alone are given to others."""
         self._server_name = server_name
+        self._clock = clock
         self._repository = repository
         self._copies = copies
         self._thumbnails = thumbnails
         self._contents = contents
+        self._serves_everybody = serves_everybody
 
     async def download(self, server_name: ServerName, media_id: str, file_name: str, asked: Asked) -> Response:
         """A file, under its own name or the one given. Raises what `get_content` does."""
         wanted = parse_name(file_name)
-        content = await self.get_content(server_name, media_id, asked)
-        headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
-        return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(content, headers)
+
+        async def answer(file: OwnedContent) -> Response:
+            content = file.content
+            headers = file_headers(content.type, wanted or content.name, public=not asked.authenticated)
+            return (asked.allow_redirect and await self._redirect(content, headers)) or await self._file(
+                content, headers
+            )
+
+        return await self._deliver(server_name, media_id, asked, answer)
 
     async def thumbnail(
         self,
@@ -67,28 +85,27 @@ class MediaDelivery:
         animated: bool,
     ) -> Response:
         """A small picture of an image, at least of that width and height. Raises also what `Thumbnails.get` does."""
-        content = await self.get_content(server_name, media_id, asked)
-        return await self._thumbnail(content, size, method, animated=animated, public=not asked.authenticated)
+
+        async def answer(file: OwnedContent) -> Response:
+            return await self._thumbnail(file, size, method, animated=animated, public=not asked.authenticated)
+
+        return await self._deliver(server_name, media_id, asked, answer)
 
     async def download_own(self, media_id: str, timeout_ms: int) -> Response:
         """A file of this server's users, or where it is, for another server."""
-        content = await self._own(media_id, timeout_ms)
-        headers = file_headers(content.type, content.name, public=False)
-        return await self._redirect(content, headers) or await self._file(content, headers)
+        return await self.download(self._server_name, media_id, "", _asked_by_server(timeout_ms))
 
     async def thumbnail_own(
         self, media_id: str, size: tuple[int, int], method: Method, timeout_ms: int, *, animated: bool
     ) -> Response:
         """A small picture of such a file."""
-        return await self._thumbnail(
-            await self._own(media_id, timeout_ms), size, method, animated=animated, public=False
-        )
+        asked = _asked_by_server(timeout_ms)
+        return await self.thumbnail(self._server_name, media_id, size, method, asked, animated=animated)
 
-    async def _own(self, media_id: str, timeout_ms: int) -> Content:
-        return await self._repository.get_content(self._server_name, media_id, timeout_ms, authenticated=True)
-
-    async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> Content:
-        """What a file is, once it may be given out. Raises what the two `get_content` do."""
+    async def get_content(self, server_name: ServerName, media_id: str, asked: Asked) -> OwnedContent:
+        """What a file is, and whose, once it may be given out. Raises what the two `get_content` do, and Unrecognized."""
+        if not asked.authenticated and not self._serves_everybody:
+            raise Unrecognized("This server gives out files by the authenticated endpoints alone")
         if server_name == self._server_name:
             return await self._repository.get_content(
                 server_name,
@@ -107,10 +124,34 @@ class MediaDelivery:
             held_too=asked.held_too,
         )
 
-    async def _thumbnail(
-        self, content: Content, size: tuple[int, int], method: Method, *, animated: bool, public: bool
+    async def _deliver(
+        self,
+        server_name: ServerName,
+        media_id: str,
+        asked: Asked,
+        answer: Callable[[OwnedContent], Awaitable[Response]],
     ) -> Response:
-        found = await self._thumbnails.get(content, *size, method, animated=animated)
+        """The answer with a file, unless the file is held back or goes while somebody waits for it."""
+        began = self._clock.seconds()
+        made = await answer(await self.get_content(server_name, media_id, asked))
+        if self._clock.seconds() - began >= MOMENT_SECONDS:
+            try:
+                await self._check_visible(server_name, media_id, asked)
+            except BaseException:
+                if isinstance(made.body, File):
+                    made.body.source.close()
+                raise
+        return made
+
+    async def _check_visible(self, server_name: ServerName, media_id: str, asked: Asked) -> None:
+        place = self._repository if server_name == self._server_name else self._copies
+        await place.check_visible(server_name, media_id, authenticated=asked.authenticated, held_too=asked.held_too)
+
+    async def _thumbnail(
+        self, file: OwnedContent, size: tuple[int, int], method: Method, *, animated: bool, public: bool
+    ) -> Response:
+        content = file.content
+        found = await self._thumbnails.get(content, *size, method, file.whose, animated=animated)
         name = f"thumbnail.{found.type.partition('/')[2]}"
         headers = file_headers(found.type, name, public=public)
         if found.data is None:
@@ -135,3 +176,7 @@ class MediaDelivery:
         if opened is None:
             raise NotFound("The content of this file is missing")
         return Response(headers=headers, body=File(opened, opened.size, content.hash.hex()))
+
+
+def _asked_by_server(timeout_ms: int) -> Asked:
+    return Asked("", authenticated=True, timeout_ms=timeout_ms, allow_redirect=True)

@@ -18,8 +18,10 @@ from federation.protocol.multipart import name_in
 from federation.remote.media import SIGNED_PATH, FileHeaders
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
 from homeserver.services.media.fetching import Fetching
+from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.headers import MAX_NAME_BYTES, parse_type
-from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID
+from homeserver.services.media.repository import ACCESS_GRAIN_MS, LONGEST_WAIT_MS, MEDIA_ID, OwnedContent
+from homeserver.services.media.sniffing import settle_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
 from storage.media import Content
@@ -48,11 +50,11 @@ class RemoteCopies:
         *,
         rate: Rate,
         refused: Collection[str],
-        authenticated_only: bool,
+        freeze: Freeze,
     ) -> None:
         """`rate`: in bytes, for each address that asks. `refused`: servers of which no files are given out.
 
-        `authenticated_only`: copies that are fetched from now on are not given to those who show no token.
+        `freeze`: which copies are not given to those who show no token.
         """
         self._store = store
         self._contents = contents
@@ -64,7 +66,7 @@ class RemoteCopies:
         self._clock = clock
         self._rate = rate
         self._refused = frozenset(server.lower() for server in refused)
-        self._authenticated_only = authenticated_only
+        self._freeze = freeze
 
     async def get_content(
         self,
@@ -76,7 +78,7 @@ class RemoteCopies:
         allow_remote: bool,
         client_ip: str,
         held_too: bool = False,
-    ) -> Content:
+    ) -> OwnedContent:
         """What a file is, once there is a copy. Raises what `Fetching.fetch` and `ScanGate.check` do, and InvalidParam.
 
         `authenticated`: whether who asks has shown a token. `allow_remote`: whether it may be fetched. `held_too`:
@@ -93,19 +95,27 @@ class RemoteCopies:
         if row is None:
             if not allow_remote:
                 raise NotFound("There is no copy of this file here")
-            if self._authenticated_only and not authenticated:
+            if self._freeze.is_on and not authenticated:
                 raise NotFound("Files of other servers are only for those who show an access token")
             row = await self._fetch(server, media_id, min(timeout_ms, LONGEST_WAIT_MS), address_key(client_ip))
+        row = self._check(row, authenticated=authenticated, held_too=held_too)
+        if not held_too:
+            await self._gate.check("remote", row.content, timeout_ms, server)
+        self._note_access(row)
+        return OwnedContent(row.content, server)
+
+    async def check_visible(self, server: ServerName, media_id: str, *, authenticated: bool, held_too: bool) -> None:
+        """Whether a copy may still be given out. Raises NotFound, MediaHarmful."""
+        self._check(await self._store.get_copy(server, media_id), authenticated=authenticated, held_too=held_too)
+
+    def _check(self, row: RemoteMediaRow | None, *, authenticated: bool, held_too: bool) -> RemoteMediaRow:
         if row is None:
             raise NotFound("There is no such file")
-        if row.authenticated and self._authenticated_only and not authenticated:
+        if not authenticated and self._freeze.hides(is_noted=row.authenticated, created_ts=row.created_ts):
             raise NotFound("There is no such file for those who show no access token")
         if row.quarantined and not held_too:
             raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")
-        if not held_too:
-            await self._gate.check("remote", row.content, timeout_ms)
-        self._note_access(row)
-        return row.content
+        return row
 
     async def _fetch(self, server: ServerName, media_id: str, timeout_ms: int, address: str) -> RemoteMediaRow | None:
         self._limiter.check_only(Limit.REMOTE_MEDIA, address, rate=self._rate)
@@ -120,10 +130,12 @@ class RemoteCopies:
         return row
 
     async def _keep(self, server: ServerName, media_id: str, headers: FileHeaders, body: Spool) -> None:
+        type = settle_type(parse_type(headers.type), body)
+
         def write(txn: WriteTransaction, hash: bytes, size: int) -> None:
             now = self._now_ms()
-            content = Content(hash, size, parse_type(headers.type), _name(headers.disposition))
-            row = RemoteMediaRow(server, media_id, content, now, now, self._authenticated_only)
+            content = Content(hash, size, type, _name(headers.disposition))
+            row = RemoteMediaRow(server, media_id, content, now, now, self._freeze.is_on)
             if not self._store.add_copy(txn, row):
                 raise _AnotherNodeWasFirst
             self._gate.note(txn, "remote", hash, size)

@@ -22,9 +22,11 @@ from federation.protocol.errors import (
     NotYetUploaded,
 )
 from federation.protocol.ids import ServerName, UserID
+from homeserver.services.media.freeze import Freeze
 from homeserver.services.media.headers import parse_name, parse_type
 from homeserver.services.media.photo_locations import PhotoLocations
 from homeserver.services.media.quotas import Quotas
+from homeserver.services.media.sniffing import settle_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
 from homeserver.services.secret_text import SecretText
@@ -50,6 +52,14 @@ class Upload(msgspec.Struct, frozen=True):
     name: str
 
 
+class OwnedContent(msgspec.Struct, frozen=True):
+    """A file that may be given out."""
+
+    content: Content
+    whose: str
+    """The user, or the server, whose file it is; empty: nobody's, but a preview's."""
+
+
 class MediaRepository:
     """What may be done with files."""
 
@@ -67,14 +77,15 @@ class MediaRepository:
         quotas: Quotas,
         texts: SecretText,
         locations: PhotoLocations | None,
+        on_kept: Callable[[Content, UserID], None] | None,
         *,
         max_upload_size: int,
         max_pending: int,
         reservation_ms: int,
-        authenticated_only: bool,
+        freeze: Freeze,
     ) -> None:
-        """`locations`: takes out of photographs where they were taken; None: nobody does. `authenticated_only`: files that come from
-        now on are not given to those who show no token."""
+        """`locations`: takes out of photographs where they were taken; None: nobody does. `on_kept` hears of files that have
+        come and are not harmful as far as is known. `freeze`: which are not given to those who show no token."""
         self.max_upload_size = max_upload_size
         self._server_name = server_name
         self._clock = clock
@@ -86,24 +97,25 @@ class MediaRepository:
         self._quotas = quotas
         self._texts = texts
         self._locations = locations
+        self._on_kept = on_kept
         self._max_pending = max_pending
         self._reservation_ms = reservation_ms
-        self._authenticated_only = authenticated_only
+        self._freeze = freeze
         self._waiting: dict[str, list[Deferred[None]]] = {}
 
     # Taking in.
 
     async def do_upload(self, user_id: UserID, upload: Upload) -> str:
         """Keep a file; its `mxc://` address. Raises `InvalidParam`, what `Quotas.check_upload` does, and `MediaHarmful`."""
-        type, name = parse_type(upload.claimed_type), parse_name(upload.name)
+        name = parse_name(upload.name)
         media_id = self._texts.media_id()
 
         def write(txn: WriteTransaction, content: Content) -> None:
             now = self._now_ms()
-            self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._authenticated_only))
+            self._store.add_media(txn, MediaRow(media_id, user_id, content, now, None, now, self._freeze.is_on))
 
-        content = await self._keep(user_id, upload, type, name, write)
-        await self._gate.check_kept("local", content)
+        content = await self._keep(user_id, upload, name, write)
+        await self._finish(content, user_id)
         return self._address(media_id)
 
     async def do_create(self, user_id: UserID) -> tuple[str, int]:
@@ -118,7 +130,7 @@ class MediaRepository:
                     f"You have {self._max_pending} files that are not uploaded yet; upload them first",
                     retry_after_ms=60_000,
                 )
-            self._store.add_media(txn, MediaRow(media_id, user_id, None, now, expires, now, self._authenticated_only))
+            self._store.add_media(txn, MediaRow(media_id, user_id, None, now, expires, now, self._freeze.is_on))
 
         await self._database.write("create_media", write)
         return self._address(media_id), expires
@@ -126,7 +138,7 @@ class MediaRepository:
     async def do_fill(self, user_id: UserID, server_name: ServerName, media_id: str, upload: Upload) -> None:
         """Upload to an address that was reserved. Raises `NotFound`, `Forbidden`, `CannotOverwriteMedia`, and what
         `do_upload` does."""
-        type, name = parse_type(upload.claimed_type), parse_name(upload.name)
+        name = parse_name(upload.name)
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
             raise NotFound("This address was not reserved, or no longer is")
@@ -139,40 +151,46 @@ class MediaRepository:
             if not self._store.set_content(txn, media_id, content, self._now_ms()):
                 raise CannotOverwriteMedia
 
-        kept = await self._keep(user_id, upload, type, name, write)
+        kept = await self._keep(user_id, upload, name, write)
         for waiter in self._waiting.pop(media_id, ()):
             waiter.callback(None)
-        await self._gate.check_kept("local", kept)
+        await self._finish(kept, user_id)
+
+    async def _finish(self, content: Content, user_id: UserID) -> None:
+        await self._gate.check_kept("local", content, user_id)
+        if self._on_kept is not None:
+            self._on_kept(content, user_id)
 
     async def _keep(
         self,
         user_id: UserID,
         upload: Upload,
-        type: str,
         name: str | None,
         write: Callable[[WriteTransaction, Content], None],
     ) -> Content:
         self._gate.check_size("local", upload.size)
-        await self._quotas.check_upload(user_id, type, upload.size, self._now_ms())
-
-        def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
-            self._quotas.check_in(txn, user_id, size, self._now_ms())
-            content = Content(digest, size, type, name)
-            write(txn, content)
-            self._gate.note(txn, "local", digest, size)
-            self._quarantine.hold_known(txn, digest)
-            return content
-
+        said = parse_type(upload.claimed_type)
+        await self._quotas.check_upload(user_id, said, upload.size, self._now_ms())
         with telling_of_the_store():
             if self._locations is not None:
                 await self._locations.remove(upload.body)
+            type = settle_type(said, upload.body)
+
+            def keep(txn: WriteTransaction, digest: bytes, size: int) -> Content:
+                self._quotas.check_in(txn, user_id, size, self._now_ms())
+                content = Content(digest, size, type, name)
+                write(txn, content)
+                self._gate.note(txn, "local", digest, size)
+                self._quarantine.hold_known(txn, digest)
+                return content
+
             return await self._contents.add(upload.body, keep)
 
     # Giving out.
 
     async def get_content(
         self, server_name: ServerName, media_id: str, timeout_ms: int, *, authenticated: bool, held_too: bool = False
-    ) -> Content:
+    ) -> OwnedContent:
         """What a file is, waiting for its upload so long, and as long again for its scan. Raises `NotFound`,
         `NotYetUploaded`, `InvalidParam`, and what `ScanGate.check` does.
 
@@ -188,9 +206,15 @@ class MediaRepository:
             raise NotYetUploaded
         if not held_too:
             kind: FileKind = "local" if row.user_id else "previews"
-            await self._gate.check(kind, row.content, timeout_ms, is_protected=row.protected)
+            await self._gate.check(kind, row.content, timeout_ms, row.user_id, is_protected=row.protected)
         self._note_access(row)
-        return row.content
+        return OwnedContent(row.content, row.user_id)
+
+    async def check_visible(
+        self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
+    ) -> None:
+        """Whether a file may still be given out. Raises `NotFound`, `MediaHarmful`."""
+        await self._visible_row(server_name, media_id, authenticated=authenticated, held_too=held_too)
 
     async def _visible_row(
         self, server_name: ServerName, media_id: str, *, authenticated: bool, held_too: bool
@@ -198,7 +222,7 @@ class MediaRepository:
         row = await self._row(server_name, media_id)
         if row is None or _is_over(row, self._now_ms()):
             raise NotFound("There is no such file")
-        if row.authenticated and self._authenticated_only and not authenticated:
+        if not authenticated and self._freeze.hides(is_noted=row.authenticated, created_ts=row.created_ts):
             raise NotFound("There is no such file for those who show no access token")
         if row.quarantined and not held_too:
             raise MediaHarmful if row.quarantined_by == SCANNER else NotFound("There is no such file")

@@ -1,8 +1,10 @@
 """Thumbnails: made when somebody asks, and kept beside the content.
 
-Sizes are rounded up along a ladder, or to one of those that the configuration names, so that the many sizes that screens ask for
-share a few files. A thumbnail is at least
-as large as what was asked for, and never larger than the original. spec: client-server-api#thumbnails
+They are made by turns among those whose files they are, since a picture may be made to take long. Sizes are rounded up along a
+ladder, or to one of those that the configuration names, so that the many sizes that screens ask for share a few files. A thumbnail
+is at least as large as what was asked for, and never larger than the original.
+
+spec: client-server-api#thumbnails
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +15,8 @@ import msgspec
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from federation.protocol.errors import CannotThumbnail, InvalidParam, NotFound, TooLarge
+from federation.protocol.errors import CannotThumbnail, InvalidParam, LimitExceeded, NotFound, TooLarge
+from homeserver.services.fair_turns import FairTurns
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
 from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
@@ -22,6 +25,10 @@ from storage.media_contents import Contents
 LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
 MOST_KEPT: Final = 40
 """Thumbnails of one content; further ones are made each time."""
+
+MOST_WAITING: Final = 1000
+"""Thumbnails that wait to be made."""
+MOST_WAITING_OF_ONE: Final = 100
 
 Method = Literal["crop", "scale"]
 
@@ -50,21 +57,35 @@ class Thumbnails:
         contents: Contents,
         workers: ImageWorkers,
         max_pixels: int,
+        at_once: int,
         *,
         programs: bool = False,
         sizes: Sequence[ThumbnailSize] = (),
     ) -> None:
-        """`programs`: whether other programs may take pictures out of films and documents; `sizes`: the only ones to make, if any
-        are named."""
+        """`at_once`: how many are made at the same time. `programs`: whether other programs may take pictures out of films and
+        documents; `sizes`: the only ones to make, if any are named."""
         self._sizes = sizes
         self._contents = contents
         self._workers = workers
         self._max_pixels = max_pixels
         self._programs = programs
+        self._turns = FairTurns(
+            at_once,
+            max(1, at_once - 1),
+            most_waiting=MOST_WAITING,
+            most_waiting_of_one=MOST_WAITING_OF_ONE,
+            refusal=lambda: LimitExceeded("Too many thumbnails are being made at this moment", retry_after_ms=2000),
+        )
         self._being_made: dict[tuple[bytes, str], list[Deferred[ImageResult]]] = {}
 
-    async def get(self, content: Content, width: int, height: int, method: Method, *, animated: bool) -> Thumbnail:
-        """Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`, `LimitExceeded`, `NotFound`."""
+    async def get(
+        self, content: Content, width: int, height: int, method: Method, whose: str, *, animated: bool
+    ) -> Thumbnail:
+        """A thumbnail; what is not kept is made, by turns among those whose files they are.
+
+        `whose`: so one that takes long keeps none of others' files waiting. Raises `InvalidParam`, `CannotThumbnail`, `TooLarge`,
+        `LimitExceeded`, `NotFound`.
+        """
         if width < 1 or height < 1:
             raise InvalidParam("width and height must be at least 1")
         if self._sizes:
@@ -80,25 +101,29 @@ class Thumbnails:
             def job(path: Path) -> ImageJob:
                 return ImageJob(str(path), width, height, method, animated, self._max_pixels, self._programs)
 
-            result = await self._make(content, name, job)
+            result = await self._make(content, name, whose, job)
         if result.kind == "too large":
             raise TooLarge("The image has too many pixels for a thumbnail")
         if result.kind == "no image":
             raise CannotThumbnail
         return Thumbnail(name, result.type, result.data if result.kind == "made" else None)
 
-    async def measure(self, content: Content) -> tuple[int, int]:
+    async def measure(self, content: Content, whose: str) -> tuple[int, int]:
         """Width and height of an image, as it is shown. Raises what `get` does."""
         with telling_of_the_store():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                result = await self._workers.run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels))
+                result = await self._run(ImageJob(str(path), 32, 32, "scale", False, self._max_pixels), whose)
         if result.kind not in ("made", "original"):
             raise CannotThumbnail
         return result.original_size
 
-    async def _make(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
+    async def _run(self, job: ImageJob, whose: str) -> ImageResult:
+        async with self._turns.turn(whose):
+            return await self._workers.run(job)
+
+    async def _make(self, content: Content, name: str, whose: str, job: Callable[[Path], ImageJob]) -> ImageResult:
         """Once, however many ask for it at the same time, and to the end, though they may go away."""
         key = (content.hash, name)
         waiters = self._being_made.get(key)
@@ -112,15 +137,17 @@ class Thumbnails:
             for waiter in self._being_made.pop(key):
                 waiter.callback(result)
 
-        Deferred.fromCoroutine(self._make_and_keep(content, name, job)).addBoth(done)
+        Deferred.fromCoroutine(self._make_and_keep(content, name, whose, job)).addBoth(done)
         return await mine
 
-    async def _make_and_keep(self, content: Content, name: str, job: Callable[[Path], ImageJob]) -> ImageResult:
+    async def _make_and_keep(
+        self, content: Content, name: str, whose: str, job: Callable[[Path], ImageJob]
+    ) -> ImageResult:
         with telling_of_the_store():
             async with self._contents.lend(content.hash) as path:
                 if path is None:
                     raise NotFound("The content of this file is missing")
-                result = await self._workers.run(job(path))
+                result = await self._run(job(path), whose)
         if result.kind != "too large":  # which the next configuration may allow
             await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
         return result

@@ -12,13 +12,14 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import msgspec
-from twisted.internet.defer import DeferredSemaphore
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.outbound.errors import OutboundError
 from federation.protocol.errors import Forbidden, LimitExceeded, MatrixError, OtherServerFailed
+from federation.protocol.ids import UserID
 from federation.shared_work import SharedWork
+from homeserver.services.fair_turns import FairTurns
 from homeserver.services.media.headers import parse_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.media.thumbnails import Thumbnails
@@ -32,10 +33,13 @@ from storage.media_contents import Contents
 from storage.media_quarantine import QuarantineStore
 from storage.media_spool import Spool
 from storage.transaction import WriteTransaction
-from storage.url_previews import PreviewRow, URLPreviewStore
+from storage.url_previews import NOBODY, PreviewRow, URLPreviewStore
 
 AT_ONCE: Final = 10
-MOST_WAITING: Final = 100
+MOST_OF_ONE: Final = 5
+"""Of these, for one user."""
+MOST_WAITING: Final = 500
+MOST_WAITING_OF_ONE: Final = 50
 GOOD_MS: Final = 3600 * 1000
 """How long a preview is given out."""
 FAILED_MS: Final = 5 * 60 * 1000
@@ -83,10 +87,16 @@ class URLPreviews:
         self._texts = texts
         self._authenticated_only = authenticated_only
         self._work: SharedWork[str, PreviewRow] = SharedWork()
-        self._turns = DeferredSemaphore(AT_ONCE)
+        self._turns = FairTurns(
+            AT_ONCE,
+            MOST_OF_ONE,
+            most_waiting=MOST_WAITING,
+            most_waiting_of_one=MOST_WAITING_OF_ONE,
+            refusal=lambda: LimitExceeded("Too many previews are being made at this moment", retry_after_ms=5000),
+        )
 
-    async def get(self, url: str) -> msgspec.Raw:
-        """The preview of a page, in JSON. Raises InvalidParam, Forbidden, OtherServerFailed, LimitExceeded."""
+    async def get(self, url: str, user_id: UserID) -> msgspec.Raw:
+        """The preview of a page, in JSON; made by turns among users. Raises InvalidParam, Forbidden, OtherServerFailed, LimitExceeded."""
         if self._sites is None:
             raise Forbidden("This server makes no previews of links")
         url = parse_url(url)
@@ -94,22 +104,18 @@ class URLPreviews:
         row = await self._store.get_preview(url, self._now_ms())
         if row is None:
             sites = self._sites
-            row = await self._work.run(url, lambda: self._make(url, sites))
+            row = await self._work.run(url, lambda: self._make(url, user_id, sites))
         if row.body is None:
             raise OtherServerFailed("The page could not be had")
         return msgspec.Raw(row.body.encode())
 
-    async def _make(self, url: str, sites: SiteReader) -> PreviewRow:
-        if len(self._turns.waiting) >= MOST_WAITING:
-            raise LimitExceeded("Too many previews are being made at this moment", retry_after_ms=5000)
-        await self._turns.acquire()
-        try:
-            row = await self._preview(url, sites)
-        except OutboundError as error:
-            self.log.info("no preview of {url}: {error}", url=url, error=str(error))
-            row = PreviewRow(url, None, None, self._now_ms() + FAILED_MS)
-        finally:
-            self._turns.release()
+    async def _make(self, url: str, user_id: UserID, sites: SiteReader) -> PreviewRow:
+        async with self._turns.turn(user_id):
+            try:
+                row = await self._preview(url, sites)
+            except OutboundError as error:
+                self.log.info("no preview of {url}: {error}", url=url, error=str(error))
+                row = PreviewRow(url, None, None, self._now_ms() + FAILED_MS)
         await self._store.put_preview(row)
         return row
 
@@ -166,24 +172,28 @@ class URLPreviews:
 
     async def _keep_picture(self, url: str, spool: Spool, type: str) -> tuple[str, Content, tuple[int, int]] | None:
         """Make a file of a picture; its id, what it is and its size in pixels. None where it is no picture after all, or
-        none that the scanners let through in time."""
+        none that the scanners let through in time, or held back."""
         spool.seek(0)
         new_id = self._texts.media_id()
 
         def write(txn: WriteTransaction, digest: bytes, size: int) -> tuple[str, Content]:
+            if self._quarantine.is_held(txn, digest):
+                raise _HeldBack
             content = Content(digest, size, parse_type(type), None)
             media_id = self._store.add_picture(
                 txn, url, new_id, content, self._now_ms(), authenticated=self._authenticated_only
             )
             self._gate.note(txn, "previews", digest, size)
-            self._quarantine.hold_known(txn, digest)
             return media_id, content
 
-        with telling_of_the_store():
-            media_id, content = await self._contents.add(spool, write)
         try:
-            await self._gate.check("previews", content, SCAN_MS)  # before anything decodes it
-            size = await self._thumbnails.measure(content)
+            with telling_of_the_store():
+                media_id, content = await self._contents.add(spool, write)
+        except _HeldBack:
+            return None
+        try:
+            await self._gate.check("previews", content, SCAN_MS, NOBODY)  # before anything decodes it
+            size = await self._thumbnails.measure(content, NOBODY)
         except MatrixError:
             await self._remove([(media_id, content.hash)])
             return None
@@ -206,6 +216,10 @@ class URLPreviews:
 
     def _now_ms(self) -> int:
         return int(self._clock.seconds() * 1000)
+
+
+class _HeldBack(Exception):
+    """Nobody gets such a picture: no file is made of it."""
 
 
 def _name_of(found: Found) -> Properties:

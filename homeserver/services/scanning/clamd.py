@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from homeserver.hooks import FileToCheck
-from homeserver.services.scanning.connection import Connection, Place
+from homeserver.services.scanning.connection import CONNECT_SECONDS, Connection, Place
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
 from storage.executors import Executor, run_in
 
@@ -37,7 +37,7 @@ class Clamd:
         return answer
 
     async def scan(self, file: FileToCheck) -> Finding | None:
-        connection = await run_in(self._executor, self._begin)
+        connection = await run_in(self._executor, lambda: self._begin(b"zINSTREAM\0", self._seconds))
         try:
             is_taken = True
             async with aclosing(file.pieces()) as pieces:
@@ -52,14 +52,14 @@ class Clamd:
         return self._read(answer, is_taken=is_taken)
 
     def _ask_version(self) -> str:
-        connection = self._begin(b"zVERSION\0")
+        connection = self._begin(b"zVERSION\0", min(self._seconds, CONNECT_SECONDS))
         try:
             return connection.read_until(b"\0").decode("utf-8", "replace")
         finally:
             connection.close()
 
-    def _begin(self, command: bytes = b"zINSTREAM\0") -> Connection:
-        connection = Connection(self._place, self._seconds)
+    def _begin(self, command: bytes, seconds: float) -> Connection:
+        connection = Connection(self._place, seconds)
         connection.send(command)
         return connection
 

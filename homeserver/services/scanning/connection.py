@@ -12,6 +12,8 @@ import msgspec
 from homeserver.services.scanning.scanner import CannotScan, ScannerAway
 
 READ_BYTES: Final = 1 << 16
+CONNECT_SECONDS: Final = 10.0
+"""For being reached at all, and for answering what it is: one that does not is away, and no file is to blame."""
 LONGEST_LINE: Final = 1 << 16
 MOST_EARLY: Final = 8 << 20
 """Bytes of an answer that are taken before all is sent: some begin to answer with what they have, and take no more until it is read."""
@@ -38,7 +40,7 @@ class Connection:
         self._until = clock() + seconds
         self._received = bytearray()
         try:
-            self._socket = _connect(place, seconds)
+            self._socket = _connect(place, min(seconds, CONNECT_SECONDS))
         except OSError as error:
             raise ScannerAway(f"{place} cannot be reached: {error}") from error
         self._socket.setblocking(False)

@@ -16,10 +16,15 @@ class ScanGate(Protocol):
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         """A file has come: in the write that keeps it."""
 
-    async def check_kept(self, kind: FileKind, content: Content) -> None:
-        """A file is kept: scan it, and wait a moment for what comes of it. Raises MediaHarmful."""
+    async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
+        """A file is kept: scan it, and wait a moment for what comes of it. Raises MediaHarmful.
 
-    async def check(self, kind: FileKind, content: Content, timeout_ms: int, *, is_protected: bool = False) -> None:
+        `whose`: the user, or the server, whose file it is: they are scanned by turns among these.
+        """
+
+    async def check(
+        self, kind: FileKind, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+    ) -> None:
         """Before a file is given out; waits so long for its scan. `is_protected`: an administrator vouches for it.
 
         Raises MediaHarmful, MediaTooLargeToScan, NotYetUploaded (it is being scanned still), ScannersUnavailable, NotFound.
@@ -35,8 +40,10 @@ class OpenGate:
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         return None
 
-    async def check_kept(self, kind: FileKind, content: Content) -> None:
+    async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
         return None
 
-    async def check(self, kind: FileKind, content: Content, timeout_ms: int, *, is_protected: bool = False) -> None:
+    async def check(
+        self, kind: FileKind, content: Content, timeout_ms: int, whose: str, *, is_protected: bool = False
+    ) -> None:
         return None

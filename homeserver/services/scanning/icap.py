@@ -14,7 +14,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from homeserver.hooks import FileToCheck
-from homeserver.services.scanning.connection import Connection, Place
+from homeserver.services.scanning.connection import CONNECT_SECONDS, Connection, Place
 from homeserver.services.scanning.scanner import CannotScan, Finding, ScannerAway
 from storage.executors import Executor, run_in
 
@@ -63,7 +63,7 @@ class ICAP:
             connection.close()
 
     def _ask_options(self) -> str:
-        connection = Connection(self._place, self._seconds)
+        connection = Connection(self._place, min(self._seconds, CONNECT_SECONDS))
         try:
             connection.send(self._head("OPTIONS", "Encapsulated: null-body=0"))
             status, headers = self._read_head(connection)

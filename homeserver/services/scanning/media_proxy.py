@@ -154,13 +154,13 @@ class MediaProxy:
     ) -> Content:
         scanning = self._on()
         try:
-            content = await self._delivery.get_content(server, media_id, _asked(caller, context))
-            await scanning.require(content, WAIT_MS)
+            file = await self._delivery.get_content(server, media_id, _asked(caller, context))
+            await scanning.require(file.content, WAIT_MS, file.whose)
         except MediaHarmful as error:
             raise await self._harmful(scanning, server, media_id, caller, context) from error
         except MatrixError as error:
             raise _refusal(error) from error
-        return content
+        return file.content
 
     async def _harmful(
         self,
@@ -172,8 +172,8 @@ class MediaProxy:
     ) -> ScannerRefusal:
         """Which sort of harmful it is."""
         asked = _asked(caller, context, held_too=True)
-        content = await self._delivery.get_content(server, media_id, asked)
-        row = await scanning.get_state(content.hash)
+        file = await self._delivery.get_content(server, media_id, asked)
+        row = await scanning.get_state(file.content.hash)
         return _found("" if row is None or row.found is None else row.found)
 
     async def _check_inside(self, file: EncryptedFile, caller: Requester | None, context: RequestContext) -> None:
@@ -182,14 +182,14 @@ class MediaProxy:
         if content.hash != file.hash:
             raise FailedToDecrypt
         by = None if caller is None or caller.is_guest else caller.user_id
+        asker = address_key(context.client_ip) if caller is None else caller.user_id
 
         def check_rate() -> None:
             if caller is None or caller.rate_limited:
-                key = address_key(context.client_ip) if caller is None else caller.user_id
-                self._limiter.check(Limit.MEDIA_SCAN, key)
+                self._limiter.check(Limit.MEDIA_SCAN, asker)
 
         try:
-            found = await scanning.require_inside(content, file.key, file.iv, WAIT_MS, by, check_rate)
+            found = await scanning.require_inside(content, file.key, file.iv, WAIT_MS, asker, by, check_rate)
         except MatrixError as error:
             raise _refusal(error) from error
         if found is not None:

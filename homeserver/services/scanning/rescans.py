@@ -1,7 +1,11 @@
 """Scanning again: when the scanners know something new, and when an administrator wishes it. How it is done and where it stands is
 kept by `storage.media_rescans`."""
 
+from collections.abc import Callable
+from typing import Final
+
 from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from federation.protocol.errors import InvalidParam
@@ -9,9 +13,35 @@ from homeserver.services.scanning.scanner import CannotScan, ScannerAway
 from homeserver.services.scanning.scanners import Scanners
 from storage.media_rescans import MediaRescanStore, Rescan
 
+FOLLOW_SECONDS: Final = 1.0
+"""Between two looks at how far it is."""
+
 
 class AlreadyUnderWay(InvalidParam):
     default_text = "Files are being scanned again already: wait until that has ended"
+
+
+async def follow_rescan(store: MediaRescanStore, clock: IReactorTime, tell: Callable[[str], object]) -> None:
+    """Tell a person how far the last rescan is, each time that it has gone on, until it has ended."""
+    told = ""
+    while True:
+        rescan, left = await store.get()
+        if rescan is None:
+            return
+        line = describe_rescan(rescan, left)
+        if line != told:
+            tell(line)
+            told = line
+        if rescan.ended_ts is not None:
+            return
+        await deferLater(clock, FOLLOW_SECONDS)
+
+
+def describe_rescan(rescan: Rescan, left: int) -> str:
+    """How far it is, in a line. `left`: contents that are to be scanned still."""
+    total = f"{rescan.total}" if rescan.is_marked else f"{rescan.total} so far"
+    where = "ended" if rescan.ended_ts is not None else f"{left} left"
+    return f"{total} to be scanned again, {where}, {rescan.found} harmful"
 
 
 class Rescans:

@@ -6,7 +6,7 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.hooks import FileToCheck
-from homeserver.services.scanning.scanner import Finding, Scanner
+from homeserver.services.scanning.scanner import CannotScan, Finding, Scanner, ScannerAway
 
 VERSION_SECONDS: Final = 30.0
 """For so long it is believed that they know what they knew. A verdict may so be noted under an older version, never under a
@@ -33,6 +33,15 @@ class Scanners:
         version = "; ".join([f"{each.name} {await each.get_version()}" for each in self._scanners])
         self._version = (now + VERSION_SECONDS, version)
         return version
+
+    async def can_be_asked(self) -> bool:
+        """Whether all of them answer now."""
+        self._version = None
+        try:
+            await self.get_version()
+        except (ScannerAway, CannotScan):
+            return False
+        return True
 
     async def scan(self, file: FileToCheck) -> Finding | None:
         """What the first finds that finds anything. Raises ScannerAway, CannotScan, OSError."""

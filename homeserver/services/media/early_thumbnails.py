@@ -1,0 +1,69 @@
+"""Thumbnails that are made before anybody asks: in the background, one picture after the other, so that who asks for one does not wait
+for those.
+
+What cannot be made, or has no room to wait, is made when somebody asks. spec: client-server-api#thumbnails
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from federation.protocol.errors import MatrixError
+from homeserver.services.media.repository import LONGEST_WAIT_MS
+from homeserver.services.media.thumbnails import Thumbnails, ThumbnailSize
+from homeserver.services.scanning.gate import ScanGate
+from storage.media import Content
+
+SPECIFIED_SIZES: Final = (
+    ThumbnailSize(32, 32, "crop"),
+    ThumbnailSize(96, 96, "crop"),
+    ThumbnailSize(320, 240, "scale"),
+    ThumbnailSize(640, 480, "scale"),
+    ThumbnailSize(800, 600, "scale"),
+)
+MOST_WAITING: Final = 100
+
+
+class EarlyThumbnails:
+    """Makes them."""
+
+    log = Logger()
+
+    def __init__(
+        self, thumbnails: Thumbnails, gate: ScanGate, sizes: Sequence[ThumbnailSize], *, programs: bool
+    ) -> None:
+        """`programs`: also of films and documents, out of which other programs take pictures."""
+        self._thumbnails = thumbnails
+        self._gate = gate
+        self._sizes = sizes
+        self._types = ("image/", "video/", "application/pdf") if programs else ("image/",)
+        self._waiting: deque[tuple[Content, str]] = deque()
+        self._is_working = False
+
+    def begin(self, content: Content, whose: str) -> None:
+        """A file has come; its thumbnails are made soon, if there can be any, and there is room."""
+        if not content.type.lower().startswith(self._types) or len(self._waiting) >= MOST_WAITING:
+            return
+        self._waiting.append((content, whose))
+        if not self._is_working:
+            self._is_working = True
+            Deferred.fromCoroutine(self._work())
+
+    async def _work(self) -> None:
+        while self._waiting:
+            try:
+                await self._make(*self._waiting.popleft())
+            except Exception:
+                self.log.failure("cannot make the thumbnails of a file that has come")
+        self._is_working = False
+
+    async def _make(self, content: Content, whose: str) -> None:
+        try:
+            await self._gate.check("local", content, LONGEST_WAIT_MS, whose)  # before anything decodes it
+            for size in self._sizes:
+                await self._thumbnails.get(content, *size, whose, animated=False)
+        except MatrixError as error:
+            self.log.debug("no thumbnails of a file that has come: {error}", error=error.text)
