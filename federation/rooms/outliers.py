@@ -151,5 +151,5 @@ class _OutlierSources:
     async def is_room_create(self, event: Event) -> bool:
         return False
 
-    async def is_approved(self, event: Event, named: Event | None) -> bool:
+    async def is_approved(self, event: Event) -> bool:
         return True
