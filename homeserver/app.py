@@ -282,6 +282,7 @@ def build(
     federated_rooms = FederatedRoomParts(
         clock,
         database,
+        limiter,
         rooms,
         federation,
         tells_profiles=config.federation.allow_profile_lookup_over_federation,

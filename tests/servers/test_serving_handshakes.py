@@ -379,3 +379,20 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
     assert members(alice, room_id)[bob.user_id] == "invite"
     assert room_id in rooms_in_sync(bob, "invite")
     ok(join_via(bob, room_id))
+
+
+async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Network) -> None:
+    limits = "rc_joins_per_room: {per_second: 0.1, burst_count: 3}\n"
+    alice, south = network.add(NORTH, limits).register("alice"), network.add(SOUTH)
+    room_id = create(alice, preset="public_chat", room_version="11")
+    events = [await make(south, room_id, f"@bob{number}:{SOUTH}") for number in range(4)]
+    for event in (*events[:2], *events[:2]):  # whoever is in comes in no second time
+        await send(south, event)
+    await send(south, events[2])
+
+    assert await refusal(send(south, events[3])) == (429, "M_LIMIT_EXCEEDED")
+    assert events[3].sender not in members(alice, room_id)
+
+    network.clock.advance(11)
+    await send(south, events[3])
+    assert members(alice, room_id)[events[3].sender] == "join"
