@@ -48,6 +48,7 @@ from homeserver.config.server import Listener, Name
 from homeserver.config.whole import Config
 from homeserver.endpoints import SOURCES
 from homeserver.http.guard import Guard
+from homeserver.http.held_bodies import HeldBodies
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
@@ -121,6 +122,7 @@ class Server:
         self._access_log = access_log
         self._jobs = jobs
         self._request_numbers = count(1)
+        self._bodies = HeldBodies(clock)
         self._ports: list[IListeningPort] = []
         self._tls: list[TlsContext] = []
         # SQLite is for one node
@@ -143,6 +145,7 @@ class Server:
             metrics=self._metrics,
             access_log=self._access_log,
             next_request_id=lambda: f"{next(self._request_numbers):x}",
+            bodies=self._bodies,
             options=SiteOptions(
                 resources=resources,
                 x_forwarded=listener.x_forwarded,
