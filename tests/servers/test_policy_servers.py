@@ -15,18 +15,22 @@ from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, add_signature, encode_base64
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
+from tests.helpers.handshakes import join_via
+from tests.helpers.large_rooms import is_whole, large_room
 from tests.helpers.network import Fate, Network
 from tests.helpers.server import User
+from tests.helpers.talk import ok, room_path
 
 KEY = SigningKey("policy_server", b"p" * 32)
 SIGN = "/_matrix/policy/v1/sign"
 
 
 class Judge:
-    """The south as a policy server: it signs what is not spam."""
+    """The south, say, as a policy server: it signs what is not spam."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, name: str = SOUTH) -> None:
         self.version = version
+        self.name = name
         self.key = KEY
         self.is_away = False
         self.left: int | None = None
@@ -37,7 +41,7 @@ class Judge:
         """Takes the place of the server in the network."""
         if request.uri != SIGN:
             return None
-        assert destination == SOUTH
+        assert destination == self.name
         pdu = msgspec.json.decode(request.body)
         if self.left == 0:
             return WireAnswer(429, {}, b'{"errcode": "M_LIMIT_EXCEEDED", "error": "Not so fast"}')
@@ -49,11 +53,11 @@ class Judge:
         if "spam" in str(pdu["content"]):
             refusal = {"errcode": "ORG.EXAMPLE_SPAM", "error": "No spam, please"}
             return WireAnswer(400, {}, msgspec.json.encode(refusal))
-        return WireAnswer(200, {}, msgspec.json.encode({SOUTH: {KEY_ID: self.sign(pdu)}}))
+        return WireAnswer(200, {}, msgspec.json.encode({self.name: {KEY_ID: self.sign(pdu)}}))
 
     def answer_late(self, request: WireRequest, answer: WireAnswer) -> WireAnswer:
         """Takes the place of the server's own answer, once that has come."""
-        return self.answer(ServerName(SOUTH), request) or answer
+        return self.answer(ServerName(self.name), request) or answer
 
     def sign(self, pdu: Mapping[str, Any]) -> str:
         """Its signature."""
@@ -62,7 +66,7 @@ class Judge:
 
     def vouch(self, pdu: Mapping[str, Any]) -> dict[str, Any]:
         """The event with its signature."""
-        return add_signature(pdu, SOUTH, KEY_ID, self.sign(pdu))
+        return add_signature(pdu, self.name, KEY_ID, self.sign(pdu))
 
 
 def named(key: SigningKey = KEY, via: str = SOUTH) -> dict[str, Any]:
@@ -280,3 +284,26 @@ async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_
     assert third.done
     assert fourth.done
     assert len(texts(room.alice, room.room_id)) == 5
+
+
+async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network: Network) -> None:
+    """When the past is read the state is here in part, and when it may be shown all of it is."""
+    alice, bob, room_id = await large_room(network, room_version="11")
+    ok(join_via(network.add(EAST).register("carol"), room_id, NORTH))
+    said = [say(alice, RoomID(room_id), "salom") for _ in range(150)]
+    judge = Judge("11", EAST)
+    network.forge(EAST, judge.answer_late)
+    set_state(alice, RoomID(room_id), "m.room.policy", named(via=EAST))
+    ok(join_via(bob, room_id, NORTH))
+    assert not is_whole(bob, room_id)
+
+    network.hold()
+    reading = bob.start("GET", room_path(room_id, "messages", dir="b", limit=50))
+    network.start_completing()
+    while not is_whole(bob, room_id):
+        network.deliver(lambda letters: [letter.request.uri == SIGN for letter in letters].index(False), 1)
+        network.settle()
+    assert not reading.done
+    network.deliver()
+
+    assert len(texts(bob, RoomID(room_id))) == len(said)
