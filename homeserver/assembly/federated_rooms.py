@@ -23,6 +23,7 @@ from homeserver.services.remote_directory import RemoteDirectory
 from storage.database import Database
 from storage.events import EventStore
 from storage.room_summaries import RoomSummaryStore
+from storage.told_states import ToldStates
 
 
 async def refuse_profile(_user_id: UserID, _field: str | None) -> Mapping[str, object]:
@@ -50,8 +51,7 @@ class FederatedRoomParts:
         remote = MembershipRequests(federation.requests)
         answers = JoinAnswers(
             EventStore(database),
-            rooms.trees,
-            rooms.chains,
+            ToldStates(database, rooms.trees, rooms.chains),
             rooms.servers,
             RoomSummaryStore(database),
             identity,
