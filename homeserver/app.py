@@ -362,6 +362,7 @@ def build(
         federated_rooms.invitations,
         federated_rooms.query_answers,
         *files.services(),
+        federation_out.destinations,
         federation_out.everyones_keys,
         federation_out.own_devices,
         incoming.form,
