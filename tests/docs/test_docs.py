@@ -24,7 +24,7 @@ MODULES = sorted(
 )
 HOW_TOS = frozenset({"add_a_table.md", "add_an_endpoint.md"})
 """They speak of files that the reader is to make."""
-_PATH = re.compile(r"\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]")
+_PATH = re.compile(r"(?<!/v1/)\b(?:homeserver|federation|storage|tests|scripts|docs)/[\w./{},-]*[\w}/]")
 
 
 def paths_in(text: str) -> set[str]:
