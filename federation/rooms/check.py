@@ -134,9 +134,10 @@ async def check_on_receipt(
     # 3. Its content is what was hashed; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
     flaw: MatrixError | None = None
-    if not is_content_hash_valid(event):
+    hashed = as_hashed(event)
+    if hashed is not event:
         accepted, flaw = Verdict.REDACT, BadEvent("The content of the event is not what its hash says")
-        event = parse_event(event.version, redact(event.version, event.pdu), event_id=event.event_id)
+        event = hashed
 
     # 4. Its auth events allow it.
     try:
@@ -171,6 +172,13 @@ async def check_on_receipt(
     if not await sources.is_approved(event):
         return Checked(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
     return Checked(accepted, event, flaw)
+
+
+def as_hashed(event: Event) -> Event:
+    """The event, or what is left of it where its content is not what its hash says."""
+    if is_content_hash_valid(event):
+        return event
+    return parse_event(event.version, redact(event.version, event.pdu), event_id=event.event_id)
 
 
 def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:

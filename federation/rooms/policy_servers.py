@@ -92,17 +92,18 @@ class PolicyServers:
     async def judge(self, room_nid: int, events: Collection[Event], named: Event | None) -> Mapping[EventID, bool]:
         """`is_approved` for some of these events, as far as that can be said without their place in the room.
 
-        Of servers that are not in the room, nothing is asked so: they could make us ask about anything.
+        Of servers that are not in the room, nothing but joins is asked about so: they could make us ask about anything.
         """
         server = await self._find(room_nid, named)
         if server is None:
             return {}
         there = {self._identity.server_name, *await self._servers.in_room(room_nid)}
-        allowed = {event.event_id: self._policy.allows_event(event) for event in events}
         asked = [
             event
             for event in events
-            if allowed[event.event_id] and domain_of(event.sender) in there and needs_signature(event)
+            if self._policy.allows_event(event)
+            and (domain_of(event.sender) in there or event.membership == "join")
+            and needs_signature(event)
         ]
         said, _ = await self._hear(room_nid, server, asked)
         return {event.event_id: said.get(event.event_id, False) for event in asked}

@@ -17,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFound, TooLarge
-from federation.protocol.event_signing import is_content_hash_valid, required_signers
+from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.policy_server import POLICY
@@ -28,6 +28,7 @@ from federation.rooms.check import (
     SHOWN,
     Candidate,
     Verdict,
+    as_hashed,
     check_on_receipt,
     check_signed,
 )
@@ -168,8 +169,8 @@ class Receiver:
         candidates: Sequence[Candidate],
         signers: Mapping[EventID, Collection[ServerName]],
     ) -> Judged:
-        """Ask the room's policy server about those that may be new, and are whole and signed by whom they must be: before
-        their turn, so that a slow one holds up nobody else in the room."""
+        """Ask the room's policy server about those that may be new, and are signed by whom they must be: before their turn,
+        so that a slow one holds up nobody else in the room."""
         named = await _named_policy(snapshot)
         if named is None:
             return NO_JUDGE
@@ -177,9 +178,8 @@ class Receiver:
         for candidate in candidates:
             try:
                 event = candidate.read()
-                if is_content_hash_valid(event):
-                    check_signed(event, signers.get(event.event_id, ()))
-                    events.append(event)
+                check_signed(event, signers.get(event.event_id, ()))
+                events.append(as_hashed(event))
             except MatrixError:
                 continue  # it gets its outcome later
         return Judged(named, await self._questions.judge(snapshot.room.room_nid, events, named))

@@ -13,6 +13,7 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.policy_server import KEY_ID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, add_signature, encode_base64
+from federation.rooms.check import Verdict
 from federation.wire import WireAnswer, WireRequest
 from tests.helpers.federated import EAST, NORTH, SOUTH, Shared, Side, adopt, say, set_state, shared, texts
 from tests.helpers.handshakes import join_via
@@ -286,16 +287,37 @@ async def test_while_one_is_slow_what_others_send_waits_for_one_message_and_not_
     assert len(texts(room.alice, room.room_id)) == 5
 
 
-async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network: Network) -> None:
-    """When the past is read the state is here in part, and when it may be shown all of it is."""
+async def judged_in_part(network: Network, *said: str) -> tuple[User, RoomID, Judge]:
+    """Somebody who has come into a room in part, of which a third server is the policy server since these things were said."""
     alice, bob, room_id = await large_room(network, room_version="11")
     ok(join_via(network.add(EAST).register("carol"), room_id, NORTH))
-    said = [say(alice, RoomID(room_id), "salom") for _ in range(150)]
+    for text in said:
+        say(alice, RoomID(room_id), text)
     judge = Judge("11", EAST)
     network.forge(EAST, judge.answer_late)
     set_state(alice, RoomID(room_id), "m.room.policy", named(via=EAST))
     ok(join_via(bob, room_id, NORTH))
     assert not is_whole(bob, room_id)
+    return bob, RoomID(room_id), judge
+
+
+async def test_what_it_refused_of_the_past_stays_refused_when_the_rest_of_the_state_has_come(network: Network) -> None:
+    bob, room_id, judge = await judged_in_part(network, "spam", "salom")
+    assert texts(bob, room_id) == ["salom"]
+    asked = len(judge.asked)
+
+    network.start_completing()
+    network.settle()
+
+    assert is_whole(bob, room_id)
+    assert texts(bob, room_id) == ["salom"]
+    assert len(judge.asked) == asked
+
+
+async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network: Network) -> None:
+    """When the past is read the state is here in part, and when it may be shown all of it is."""
+    said = ["salom"] * 150
+    bob, room_id, _ = await judged_in_part(network, *said)
 
     network.hold()
     reading = bob.start("GET", room_path(room_id, "messages", dir="b", limit=50))
@@ -306,4 +328,31 @@ async def test_a_past_that_it_looks_at_while_the_rest_of_the_state_comes(network
     assert not reading.done
     network.deliver()
 
-    assert len(texts(bob, RoomID(room_id))) == len(said)
+    assert texts(bob, room_id) == said
+
+
+async def test_joins_and_what_was_changed_on_the_way_are_asked_about_before_their_turn_too(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    other = await by_bob(room, "changed")
+    changed = {**other.pdu, "content": {"body": "by whom?"}}
+    east = Side(network.add(EAST))
+    carol = east.server.register("carol")
+    network.forge(SOUTH, judge.answer_late)
+    network.hold()
+    receive = room.north.federation.receiver.receive
+    joining = carol.start("POST", f"/_matrix/client/v3/join/{room.room_id}?via={NORTH}", {})
+    while not [letter for letter in network.held() if letter.request.uri == SIGN]:
+        network.deliver(most=1)
+    receiving = Deferred.fromCoroutine(receive(room.room_id, [changed]))
+    assert len([letter for letter in network.held() if letter.request.uri == SIGN]) == 2
+
+    signed = await by_bob(room, "signed")
+    (outcome,) = await receive(room.room_id, [judge.vouch(signed.pdu)])
+    assert outcome.verdict is Verdict.ACCEPT, "its turn is not held up"
+
+    network.deliver()
+    (outcome,) = await receiving
+    assert outcome.verdict is Verdict.REDACT
+    assert joining.answer.status == 200
