@@ -24,9 +24,8 @@ class PolicyJudgementStore:
 
     async def get_judgements(self, room_nid: int, public_key: bytes, event_ids: Collection[str]) -> Mapping[str, bool]:
         """Of which of the events something is remembered, and whether they may be shown."""
-        return await self._database.read_quickly(
-            "get_policy_judgements", _select, room_nid, public_key, list(event_ids)
-        )
+        read = self._database.read_quickly if len(event_ids) <= 50 else self._database.read
+        return await read("get_policy_judgements", _select, room_nid, public_key, list(event_ids))
 
     async def add_judgements(
         self, room_nid: int, public_key: bytes, judgements: Mapping[str, bool], judged_ts: int
