@@ -23,8 +23,8 @@ from storage.told_states import ToldStates
 HEROES: Final = 5
 FEW_MEMBERS: Final = 100
 """Up to so many memberships are told even to who would do without: to ask for them once more would cost more."""
-FEW_SERVERS: Final = 20
-"""But not where they are of more servers, whose keys would have to be fetched first."""
+FEW_SERVERS: Final = 10
+"""But not where they are of more servers, whose keys have to be had first: one that is away keeps people waiting for ten seconds."""
 NAMES: Final = (StateKey("m.room.name", ""), StateKey("m.room.canonical_alias", ""))
 _encode = msgspec.json.encode
 
