@@ -113,7 +113,8 @@ class PolicyServers:
         server = await self._find(room_nid, named)
         if server is None:
             return set()
-        said, silence = await self._hear(room_nid, server, [event for event in events if needs_signature(event)])
+        asked = [event for event in events if needs_signature(event)]
+        said, silence = await self._hear(room_nid, server, asked, all_or_none=True)
         if silence is not None:
             raise silence
         return {event_id for event_id, allowed in said.items() if not allowed}
@@ -133,9 +134,10 @@ class PolicyServers:
         return server if server.server_name in await self._servers.in_room(room_nid) else None
 
     async def _hear(
-        self, room_nid: int, server: PolicyServer, events: Collection[Event]
+        self, room_nid: int, server: PolicyServer, events: Collection[Event], *, all_or_none: bool = False
     ) -> tuple[Mapping[EventID, bool], RemoteError | None]:
-        """(whether it lets events of others pass, why it says nothing of those that are left out)."""
+        """(whether it lets events of others pass, why it says nothing of those that are left out). `all_or_none`: once it says
+        nothing of one, no more is asked."""
         said = {event.event_id: True for event in events if is_signed_by_policy_server(event, server)}
         unsigned = [event for event in events if event.event_id not in said]
         if not unsigned:
@@ -147,7 +149,7 @@ class PolicyServers:
 
         async def ask(event: Event) -> None:
             nonlocal silence
-            if silence is not None:
+            if silence is not None and all_or_none:
                 return
             try:
                 await self._ask(server, event)

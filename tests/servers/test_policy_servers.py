@@ -214,6 +214,24 @@ async def test_the_past_waits_for_one_that_is_away(network: Network) -> None:
     assert texts(carol, room_id) == ["salom"]
 
 
+async def test_news_of_which_it_says_nothing_does_not_take_the_rest_along(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.cut(NORTH, SOUTH)
+    said = [say(room.bob, room.room_id, f"{number}") for number in range(7)]
+    network.mend(NORTH, SOUTH)
+
+    def answer(destination: ServerName, request: WireRequest) -> WireAnswer | None:
+        judge.left = 0 if b'"body":"3"' in request.body else None
+        return judge.answer(destination, request)
+
+    network.liars.append(answer)
+    await room.south.push(NORTH, [await room.south.pdu(room.room_id, event_id) for event_id in said])
+
+    assert texts(room.alice, room.room_id) == ["6", "5", "4", "2", "1", "0"]
+
+
 async def test_a_past_that_it_looks_at_bit_by_bit_is_complete_in_the_end(network: Network) -> None:
     judge = Judge("11")
     carol, room_id = await read_back(network, judge)
