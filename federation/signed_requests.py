@@ -41,11 +41,8 @@ class SignedRequests:
         A request may have several signatures of one server, by several keys; those by keys that cannot be had are
         passed over, and the others must be right.
         """
-        signatures = _parse(authorization)
+        signatures = self._read(authorization, uri)
         origin = signatures[0].origin
-        if any(each.origin != origin for each in signatures):
-            raise Unauthorized("The request is signed by several servers")
-        self._policy.check_origin(origin, uri)
         try:
             content = _check_json(body) if body else None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -63,6 +60,19 @@ class SignedRequests:
                 raise
             self._check(known, keys, method, uri, msgspec.Raw(canonical))
         return Peer(origin)
+
+    def check_head(self, authorization: list[str], uri: str) -> None:
+        """Whether the body of a request is worth taking in, by what comes before it. Raises Unauthorized, Forbidden (the policy)."""
+        self._read(authorization, uri)
+
+    def _read(self, authorization: list[str], uri: str) -> list[RequestSignature]:
+        """The signatures, not checked, of one server that may ask."""
+        signatures = _parse(authorization)
+        origin = signatures[0].origin
+        if any(each.origin != origin for each in signatures):
+            raise Unauthorized("The request is signed by several servers")
+        self._policy.check_origin(origin, uri)
+        return signatures
 
     def _check(
         self,

@@ -49,6 +49,7 @@ from homeserver.config.server import Listener, Name
 from homeserver.config.whole import Config
 from homeserver.endpoints import SOURCES
 from homeserver.http.guard import Guard
+from homeserver.http.held_bodies import HeldBodies
 from homeserver.http.listeners import TcpListener, TlsContext, UnixListener, address_of, listen_tcp, listen_unix
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.http.router import Router
@@ -122,6 +123,7 @@ class Server:
         self._access_log = access_log
         self._jobs = jobs
         self._request_numbers = count(1)
+        self._bodies = HeldBodies(clock)
         self._ports: list[IListeningPort] = []
         self._tls: list[TlsContext] = []
         # SQLite is for one node
@@ -144,6 +146,7 @@ class Server:
             metrics=self._metrics,
             access_log=self._access_log,
             next_request_id=lambda: f"{next(self._request_numbers):x}",
+            bodies=self._bodies,
             options=SiteOptions(
                 resources=resources,
                 x_forwarded=listener.x_forwarded,
@@ -283,6 +286,7 @@ def build(
     federated_rooms = FederatedRoomParts(
         clock,
         database,
+        limiter,
         rooms,
         federation,
         tells_profiles=config.federation.allow_profile_lookup_over_federation,
@@ -361,6 +365,7 @@ def build(
         federated_rooms.invitations,
         federated_rooms.query_answers,
         *files.services(),
+        federation_out.destinations,
         federation_out.everyones_keys,
         federation_out.own_devices,
         incoming.form,

@@ -18,8 +18,8 @@ from homeserver.admin import application_passwords as admin_application_password
 from homeserver.admin import approvals as admin_approvals
 from homeserver.admin import audit as admin_audit
 from homeserver.admin import consents as admin_consents
+from homeserver.admin import destinations, federation_policy, register
 from homeserver.admin import external_ids as admin_external_ids
-from homeserver.admin import federation_policy, register
 from homeserver.admin import media as admin_media
 from homeserver.admin import media_scans as admin_media_scans
 from homeserver.admin import pushers as admin_pushers
@@ -167,6 +167,7 @@ SOURCES: tuple[ModuleType, ...] = (
     push_rules,
     pushers,
     receipts,
+    destinations,
     federation_policy,
     register,
     register_page,

@@ -6,7 +6,7 @@ Laws:
 - Up to the position of the lease "federation" (`leases.py`) nothing is left to tell but what these tables say.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -91,6 +91,19 @@ class DestinationStore:
         """A server could not be reached: note that, and what it has not been told."""
         await self._database.write("add_destination_failure", _add_failure, row, backlog)
 
+    async def note_heard(self, servers: Collection[str]) -> None:
+        """These have spoken to a node that does not send: note it of those that could not be reached."""
+        failing = await self._database.read_quickly("get_failing", _select_failing, servers)
+        if failing:
+            await self._database.write("note_heard", _note_heard, failing)
+
+    async def take_heard(self) -> Sequence[str]:
+        """Which servers other nodes have heard from since this was asked."""
+        heard = await self._database.read_quickly("get_heard", _select_heard)
+        if heard:
+            await self._database.write("forget_heard", _forget_heard, heard)
+        return heard
+
     async def add_backlogs(self, backlogs: Mapping[str, Backlog]) -> None:
         """Note what else servers have missed."""
         await self._database.write("add_backlogs", _add_backlogs, backlogs)
@@ -127,6 +140,26 @@ class DestinationStore:
 def _select_destinations(txn: Transaction) -> dict[str, DestinationRow]:
     rows = txn.query("SELECT server, failing_since_ts, tried_ts, pause_ms, error FROM destinations")
     return {row[0]: DestinationRow(*row) for row in rows}
+
+
+def _select_failing(txn: Transaction, servers: Collection[str]) -> list[str]:
+    rows = txn.query_in(
+        "SELECT server FROM destinations WHERE server IN {keys} AND failing_since_ts IS NOT NULL AND is_heard = 0",
+        servers,
+    )
+    return [server for (server,) in rows]
+
+
+def _note_heard(txn: WriteTransaction, servers: Sequence[str]) -> None:
+    txn.execute_many("UPDATE destinations SET is_heard = 1 WHERE server = ?", [(server,) for server in servers])
+
+
+def _select_heard(txn: Transaction) -> list[str]:
+    return [server for (server,) in txn.query("SELECT server FROM destinations WHERE is_heard = 1")]
+
+
+def _forget_heard(txn: WriteTransaction, servers: Sequence[str]) -> None:
+    txn.execute_many("UPDATE destinations SET is_heard = 0 WHERE server = ?", [(server,) for server in servers])
 
 
 def _select_backlogs(txn: Transaction) -> dict[str, Backlog]:

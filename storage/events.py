@@ -112,10 +112,6 @@ class EventStore:
         """What events of a room set in its state, by id: for many of them, without their content."""
         return await self._database.read("get_entries_by_id", _select_entries, room_nid, list(event_ids))
 
-    async def get_event_ids(self, event_nids: Iterable[int]) -> list[str]:
-        """The ids of events, in no order: for many of them."""
-        return await self._database.read("get_event_ids", _select_ids, list(event_nids))
-
     async def get_redacted_since(self, redaction_nid: int) -> tuple[Sequence[str], int]:
         """The targets of redactions that are numbered above one, and the highest of their numbers (or that one)."""
         return await self._database.read_quickly("get_redacted_since", _select_redacted, redaction_nid)
@@ -124,13 +120,9 @@ class EventStore:
         """What in the room has been waiting for events that now arrive. Two queries."""
         return await self._database.read_quickly("get_waiting", _select_waiting, room_nid, list(event_ids))
 
-    async def get_sizes(self, event_nids: Iterable[int]) -> Mapping[int, int]:
-        """How many bytes the PDUs of these events have."""
-        return await self._database.read("get_event_sizes", _select_sizes, list(event_nids))
-
     async def get_pdus(self, event_nids: Iterable[int]) -> Mapping[int, bytes]:
         """Events as they are stored, by number."""
-        return await self._database.read("get_pdus", _select_pdus, list(event_nids))
+        return await self._database.read("get_pdus", select_pdus, list(event_nids))
 
 
 def select_events(txn: Transaction, event_nids: Iterable[int]) -> dict[int, EventRow]:
@@ -167,9 +159,9 @@ def _select_entries(txn: Transaction, room_nid: int, event_ids: list[str]) -> di
     return {event_id: StateEntry(*entry) for event_id, *entry in rows}
 
 
-def _select_ids(txn: Transaction, event_nids: list[int]) -> list[str]:
-    rows = txn.query_in("SELECT event_id FROM events WHERE event_nid IN {keys}", event_nids)
-    return [event_id for (event_id,) in rows]
+def select_event_ids(txn: Transaction, event_nids: Iterable[int]) -> dict[int, str]:
+    """The ids of events by number."""
+    return dict(txn.query_in("SELECT event_nid, event_id FROM events WHERE event_nid IN {keys}", event_nids))
 
 
 def make_row(row: Row) -> EventRow:
@@ -199,10 +191,12 @@ def _select_redacted(txn: Transaction, redaction_nid: int) -> tuple[list[str], i
     return [redacts for redacts, _ in rows], rows[-1][1] if rows else redaction_nid
 
 
-def _select_sizes(txn: Transaction, event_nids: list[int]) -> dict[int, int]:
+def select_sizes(txn: Transaction, event_nids: Iterable[int]) -> dict[int, int]:
+    """How many bytes the PDUs of events have, by number."""
     return dict(txn.query_in("SELECT event_nid, length(pdu) FROM events WHERE event_nid IN {keys}", event_nids))
 
 
-def _select_pdus(txn: Transaction, event_nids: list[int]) -> dict[int, bytes]:
+def select_pdus(txn: Transaction, event_nids: Iterable[int]) -> dict[int, bytes]:
+    """The form of `get_pdus` for use inside a transaction."""
     rows = txn.query_in("SELECT event_nid, pdu FROM events WHERE event_nid IN {keys}", event_nids)
     return {nid: bytes(pdu) for nid, pdu in rows}

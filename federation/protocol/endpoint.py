@@ -83,6 +83,12 @@ class Limit(Enum):
     KEY_REQUEST = "rc_key_requests"
     PROFILE = "rc_profile"
     URL_PREVIEW = "rc_url_preview"
+    HIERARCHY = "rc_hierarchy"
+    THREADS = "rc_threads"
+    EVENTS_BY_TIME = "rc_timestamp_to_event"
+    RECEIPT = "rc_receipts"
+    TYPING = "rc_typing"
+    FORGET = "rc_forget"
 
 
 PER_ADDRESS = frozenset(

@@ -120,6 +120,10 @@ class LimitExceeded(MatrixError):
     errcode, status, default_text = "M_LIMIT_EXCEEDED", 429, "Too many requests"
 
 
+class TooSlow(MatrixError):
+    errcode, status, default_text = "M_UNKNOWN", 408, "The body of the request took too long to come"
+
+
 class UserLimitExceeded(MatrixError):
     """A limit of the user's account. Fields: `info_uri: str`, a page about it. spec: client-server-api#common-error-codes"""
 

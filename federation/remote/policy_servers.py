@@ -8,7 +8,8 @@ from federation.protocol.policy_server import KEY_ID
 from federation.protocol.signing import signatures_of
 from federation.requests import Requests
 
-SECONDS = 10.0
+SECONDS = 5.0
+"""So long a room waits for one that does not answer."""
 ANSWER_BYTES = 64 << 10
 
 

@@ -18,7 +18,6 @@ from federation.protocol.event_auth import auth_events_needed, check_auth, check
 from federation.protocol.event_signing import is_content_hash_valid, required_signers
 from federation.protocol.events import Event, StateKey, parse_event
 from federation.protocol.ids import EventID, RoomID, ServerName
-from federation.protocol.policy_server import POLICY
 from federation.protocol.redaction import redact
 from federation.protocol.room_versions import RoomVersion
 from federation.rooms.snapshots import CREATE
@@ -94,9 +93,8 @@ class Sources(Protocol):
     async def is_room_create(self, event: Event) -> bool:
         """Whether a create event is the one that the room began with."""
 
-    async def is_approved(self, event: Event, named: Event | None) -> bool:
-        """Whether the room's policy server, if it has one, lets the event pass. `named`: the event that says which, None where
-        it has none, or was asked before."""
+    async def is_approved(self, event: Event) -> bool:
+        """Whether the room's policy server, if it has one, lets the event pass."""
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -136,9 +134,10 @@ async def check_on_receipt(
     # 3. Its content is what was hashed; else it is redacted before it is processed further.
     accepted: Verdict = Verdict.ACCEPT
     flaw: MatrixError | None = None
-    if not is_content_hash_valid(event):
+    hashed = as_hashed(event)
+    if hashed is not event:
         accepted, flaw = Verdict.REDACT, BadEvent("The content of the event is not what its hash says")
-        event = parse_event(event.version, redact(event.version, event.pdu), event_id=event.event_id)
+        event = hashed
 
     # 4. Its auth events allow it.
     try:
@@ -162,17 +161,24 @@ async def check_on_receipt(
         return Checked(Verdict.REJECT if is_certain else Verdict.SOFT_FAIL, event, refusal)
 
     # 6. The present state allows it.
-    current = await sources.get_current_state(keys | {POLICY})
+    current = await sources.get_current_state(keys)
     if current is not None:
         try:
             _authorize(event, current, None, signed_by)
         except AuthError as refusal:
             return Checked(Verdict.SOFT_FAIL, event, refusal)
 
-    # 7. The room's policy server lets it pass; about the past it has been asked before.
-    if not await sources.is_approved(event, None if current is None else current.get(POLICY)):
+    # 7. The room's policy server lets it pass, wherever it stands: that which the room has now.
+    if not await sources.is_approved(event):
         return Checked(Verdict.SOFT_FAIL, event, REFUSED_BY_POLICY)
     return Checked(accepted, event, flaw)
+
+
+def as_hashed(event: Event) -> Event:
+    """The event, or what is left of it where its content is not what its hash says."""
+    if is_content_hash_valid(event):
+        return event
+    return parse_event(event.version, redact(event.version, event.pdu), event_id=event.event_id)
 
 
 def check_signed(event: Event, signed_by: Collection[ServerName]) -> None:

@@ -42,6 +42,8 @@ T = TypeVar("T")
 MEMBER = "m.room.member"
 MAX_REQUESTS_A_CHAIN = 100
 MAX_REBUILDS = 20
+LONGEST_CHAIN_MS = 1_000
+"""A chain that takes longer to build, since the room's policy server is slow, is written before more is added to it."""
 
 Also = Callable[[WriteTransaction, RoomRow], None]
 """What else is to be written in the transaction that creates a room."""
@@ -293,7 +295,9 @@ class RoomEngine:
                 batch = _next_requests(queue)
                 try:
                     deferred = await self._append(await self.get_snapshot(room_id), batch)
-                    queue.waiting[:0] = deferred
+                    # after the turn before which the chain ended: what others send waits for no more than one chain
+                    at = 1 if queue.waiting and isinstance(queue.waiting[0], _Turn) else 0
+                    queue.waiting[at:at] = deferred
                 except Exception as error:
                     for request in batch:
                         if not request.done.called:
@@ -345,6 +349,9 @@ class RoomEngine:
         names: set[SentTransaction] = set()
         for request in batch:
             own_names = {draft.sent for draft in request.drafts if draft.sent is not None}
+            if ready and self._now_ms() - now > LONGEST_CHAIN_MS:
+                later.append(request)
+                continue
             if own_names & names:
                 later.append(request)  # the same request twice at once: its repetition is answered by the next chain
                 continue

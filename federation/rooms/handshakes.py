@@ -3,6 +3,7 @@
 Laws:
 - Each asks for its own users only, and its signature on the event is checked before anything is done with the event.
 - What comes in is received like any other event: the room's rules decide.
+- Whom we let in counts among the joins of the room, like people of our own.
 
 spec: server-server-api#joining-rooms, server-server-api#leaving-rooms-rejecting-invites, server-server-api#knocking-rooms
 """
@@ -29,6 +30,8 @@ from federation.rooms.snapshots import RoomSnapshot
 from federation.rooms.sources import GetSigners
 from federation.rooms.templates import AUTHORISER, MEMBER, make_template
 
+CountJoin = Callable[[RoomID], None]
+"""Somebody joins a room. Raises LimitExceeded where too many do."""
 INSIDE: Final = frozenset({"join", "invite"})
 """Whoever is so joins a restricted room without being vouched for."""
 
@@ -44,6 +47,7 @@ class Handshakes:
         restricted: RestrictedJoins,
         answers: JoinAnswers,
         get_signers: GetSigners,
+        count_join: CountJoin,
         identity: ServerIdentity,
         now_ms: Callable[[], int],
     ) -> None:
@@ -53,6 +57,7 @@ class Handshakes:
         self._restricted = restricted
         self._answers = answers
         self._get_signers = get_signers
+        self._count_join = count_join
         self._identity = identity
         self._now_ms = now_ms
 
@@ -91,21 +96,22 @@ class Handshakes:
         omit_members: bool,
         in_pair: bool,
     ) -> Response:
-        """Let a user in; the state of the room before that. Raises NotFound, Forbidden, InvalidParam, BadEvent.
+        """Let a user in; the state of the room before that. Raises NotFound, Forbidden, InvalidParam, BadEvent, LimitExceeded.
 
         `omit_members`: without most memberships. `in_pair`: the answer as version 1 of the endpoint has it.
         """
         snapshot = await self._residence.get_for(origin, room_id)
         event = await self._read(snapshot, origin, event_id, pdu, "join")
+        membership = await self._membership(snapshot, event.sender)
+        if membership != "join":
+            self._count_join(room_id)
         authoriser = event.content.get(AUTHORISER)
         if (
             snapshot.version.restricted_joins
             and isinstance(authoriser, str)
             and domain_of(authoriser) == self._identity.server_name
         ):
-            if await self._membership(snapshot, event.sender) not in INSIDE and not await self._restricted.lets_in(
-                snapshot, event.sender
-            ):
+            if membership not in INSIDE and not await self._restricted.lets_in(snapshot, event.sender):
                 raise Forbidden("Only members of certain other rooms may join this room, or who is invited")
             signed = sign_event(snapshot.version, event.pdu, self._identity.server_name, self._identity.key)
             event = parse_event(snapshot.version, signed, event_id=event.event_id)

@@ -245,7 +245,8 @@ class MissingEvents:
             outcome = pool.outcomes[name]
             await self._states.fetch_auth_chain(server, snapshot, pool.open[name], outcome.missing_auth)
         states: dict[EventID, Collection[EventID]] = {}
-        if snapshot.head.partial_join is None:  # else the whole state is on its way, and they wait for it
+        # the whole state may have come meanwhile; while it is on its way they wait for it
+        if (await self._engine.get_snapshot(snapshot.room_id)).head.partial_join is None:
             edges = await self._find_edges(snapshot, pool)
             if len(edges) > MAX_STATES:
                 pool.forget_fetched()

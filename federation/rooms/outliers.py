@@ -124,8 +124,7 @@ class _OutlierSources:
         return self._signers[event.event_id]
 
     async def get_auth_events(self, event: Event) -> AuthEvents:
-        create, refused = await self._questions.find_create(self._room, event)
-        rejected = set(refused)
+        create, rejected = await self._find_create(event)
         events: list[Event] = []
         for name in event.auth_events:
             if name in self._known:
@@ -136,11 +135,16 @@ class _OutlierSources:
                 is_rejected = bool(self._new[name][1].flags & EventFlag.REJECTED)
             if is_rejected:
                 rejected.add(name)
-        if create is None:
-            named = EventID("$" + self._room.room_id[1:])
-            if named in self._new:
-                create = self._new[named][0]
         return AuthEvents(events, rejected, create)
+
+    async def _find_create(self, event: Event) -> tuple[Event | None, set[EventID]]:
+        """As `Questions.find_create`; mostly the event is among those that are about to be stored."""
+        named = EventID("$" + self._room.room_id[1:])
+        if event.version.room_id_is_create_hash and named in self._new:
+            create, new = self._new[named]
+            return create, {named} if new.flags & EventFlag.REJECTED else set()
+        found, refused = await self._questions.find_create(self._room, event)
+        return found, set(refused)
 
     async def get_state_before(self, event: Event, keys: Collection[StateKey]) -> Mapping[StateKey, Event] | None:
         return None
@@ -151,5 +155,5 @@ class _OutlierSources:
     async def is_room_create(self, event: Event) -> bool:
         return False
 
-    async def is_approved(self, event: Event, named: Event | None) -> bool:
+    async def is_approved(self, event: Event) -> bool:
         return True

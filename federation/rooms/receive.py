@@ -3,7 +3,8 @@
 Laws:
 - Events are taken in through the queue of their room, like those of our own users: heads never conflict on one node.
 - Whatever is received gets an outcome. A hostile event costs no more than an honest one and harms no other.
-- What is missing is said, never fetched: that is for whoever holds the wire.
+- What is missing is said, never fetched: that is for whoever holds the wire. (Whom a room has made its judge is asked, though,
+  and keys: before the events get their turn.)
 - In a room of which only a part of the state is here, an event is judged by that part and by the memberships that it cites; what
   follows the events before our join is taken to come upon the state that we joined upon, and so is what puts a user of ours out
   and follows what nobody tells us. All of it is looked at again when the rest has come (`completion.py`).
@@ -19,6 +20,7 @@ from federation.protocol.errors import BadState, Forbidden, MatrixError, NotFoun
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import POLICY
 from federation.rooms.batch import Batch, Outcome, dropped
 from federation.rooms.branches import is_one_too_many
 from federation.rooms.check import (
@@ -26,6 +28,7 @@ from federation.rooms.check import (
     SHOWN,
     Candidate,
     Verdict,
+    as_hashed,
     check_on_receipt,
     check_signed,
 )
@@ -36,7 +39,7 @@ from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
-from federation.rooms.sources import Questions, StoredSources
+from federation.rooms.sources import NO_JUDGE, Judged, Questions, StoredSources
 from federation.rooms.templates import MEMBER
 from federation.rooms.unproved import UnprovedStates
 from storage.events import EventFlag, EventStore, Waiting
@@ -67,6 +70,7 @@ class _Manner(msgspec.Struct, frozen=True):
     send_on: bool
     upon_gap: bool
     refused: Collection[EventID]
+    judged: Judged
 
 
 class Receiver:
@@ -124,7 +128,8 @@ class Receiver:
             return [Outcome(_id_of(candidate), Verdict.DROP, denied) for candidate in candidates]
 
         signers = await self._find_signers(candidates)
-        manner = _Manner(past, send_on, upon_gap, refused)
+        judged = NO_JUDGE if past else await self._judge(snapshot, candidates, signers)
+        manner = _Manner(past, send_on, upon_gap, refused, judged)
 
         async def work() -> list[Outcome]:
             noted = await self._unproved.settle_cited(room_id, _cited(candidates))
@@ -157,6 +162,27 @@ class Receiver:
         await self._questions.prepare(events.values())
         signers = [await self._get_signers(event) for event in events.values()]
         return dict(zip(events, signers, strict=True))
+
+    async def _judge(
+        self,
+        snapshot: RoomSnapshot,
+        candidates: Sequence[Candidate],
+        signers: Mapping[EventID, Collection[ServerName]],
+    ) -> Judged:
+        """Ask the room's policy server about those that may be new, and are signed by whom they must be: before their turn,
+        so that a slow one holds up nobody else in the room."""
+        named = await _named_policy(snapshot)
+        if named is None:
+            return NO_JUDGE
+        events: list[Event] = []
+        for candidate in candidates:
+            try:
+                event = candidate.read()
+                check_signed(event, signers.get(event.event_id, ()))
+                events.append(as_hashed(event))
+            except MatrixError:
+                continue  # it gets its outcome later
+        return Judged(named, await self._questions.judge(snapshot.room.room_nid, events, named))
 
     async def _get_signers(self, event: Event) -> Collection[ServerName]:
         try:
@@ -261,7 +287,8 @@ class Receiver:
         create = await snapshot.create_event()
         # the past of a room that we know in part cannot be judged by what is known of the present
         judged = None if join is not None and is_past else before
-        sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id)
+        said = await self._said_now(snapshot, manner)
+        sources = StoredSources(self._questions, snapshot.room, auth, judged, current, signers, create.event_id, said)
         checked = await check_on_receipt(candidate, RoomID(snapshot.room.room_id), sources, in_part=join is not None)
         if event.event_id in manner.refused and checked.verdict in SHOWN:
             checked = replace(checked, verdict=Verdict.SOFT_FAIL, error=REFUSED_BY_POLICY)
@@ -283,6 +310,15 @@ class Receiver:
         )
         known.events[event.event_id] = await self._placements.place(snapshot, arrival)
         return Outcome(event.event_id, checked.verdict, checked.error)
+
+    async def _said_now(self, snapshot: RoomSnapshot, manner: _Manner) -> Judged:
+        """What the policy server says that the room has now; of the past it has been asked before."""
+        if manner.past:
+            return NO_JUDGE
+        named, asked = await _named_policy(snapshot), manner.judged.named
+        if named is None or asked is None or named.event_id != asked.event_id:
+            return Judged(named)
+        return manner.judged
 
     async def _redactions(self, snapshot: RoomSnapshot, event: Event, known: _Known) -> Sequence[StoredEvent]:
         nids = known.waiting.redactions.get(event.event_id, ())
@@ -335,6 +371,12 @@ class Receiver:
             if not stored.flags & EventFlag.REJECTED:
                 entries[(stored.type, stored.state_key)] = stored.event_nid
         return entries
+
+
+async def _named_policy(snapshot: RoomSnapshot) -> Event | None:
+    """The event that names the room's policy server."""
+    stored = await snapshot.state.get(POLICY)
+    return None if stored is None else stored.event
 
 
 def _cited(candidates: Sequence[Candidate]) -> set[EventID]:

@@ -11,12 +11,13 @@ import msgspec
 from federation.protocol.event_signing import required_signers
 from federation.protocol.events import Event
 from federation.protocol.ids import EventID, RoomID, ServerName
+from federation.protocol.policy_server import POLICY
 from federation.rooms.check import SHOWN, Candidate, Verdict, check_on_receipt
 from federation.rooms.placement import Placements
 from federation.rooms.resolve import StateResolver
 from federation.rooms.room_events import RoomEvents, StoredEvent
 from federation.rooms.snapshots import RoomSnapshot
-from federation.rooms.sources import Questions, StoredSources
+from federation.rooms.sources import Judged, Questions, StoredSources
 from federation.rooms.unproved import UnprovedStates
 from storage.database import Database
 from storage.events import EventFlag
@@ -197,16 +198,19 @@ class Recheck:
         auth = await self._events.get_by_id(snapshot.room.room_nid, event.auth_events)
         if len(auth) < len(set(event.auth_events)):
             return Verdict.REJECT  # events are stored after what they cite
-        current = None if row.is_past else await self.current(snapshot, walk)
+        current = await self.current(snapshot, walk) if walk.extremities else walk.before_join
         create = await snapshot.create_event()
+        now = await self._resolver.load(snapshot.room.room_nid, current, [POLICY])
+        named = now[POLICY].event if POLICY in now else None
         sources = _Sources(
             self._questions,
             snapshot.room,
             list(auth.values()),
             before,
-            current,
+            None if row.is_past else current,
             required_signers(event),
             create.event_id,
+            Judged(named),
             was_approved=not stored.flags & (EventFlag.REJECTED | EventFlag.SOFT_FAILED),
         )
         checked = await check_on_receipt(
@@ -233,16 +237,17 @@ class _Sources(StoredSources):
         current: StateChange | None,
         signers: Collection[ServerName] | None,
         create_id: EventID | None,
+        judged: Judged,
         *,
         was_approved: bool,
     ) -> None:
         """`was_approved`: what lets events pass besides the room's rules let it pass when it came."""
-        super().__init__(questions, room, auth, before, current, signers, create_id)
+        super().__init__(questions, room, auth, before, current, signers, create_id, judged)
         self._was_approved = was_approved
 
-    async def is_approved(self, event: Event, named: Event | None) -> bool:
+    async def is_approved(self, event: Event) -> bool:
         # whoever was refused may have been so by the policy, or may not have been looked at by it
-        return self._was_approved or await super().is_approved(event, named)
+        return self._was_approved or await super().is_approved(event)
 
 
 def _flags(stored: StoredEvent, verdict: Verdict) -> int:

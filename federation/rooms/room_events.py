@@ -248,3 +248,14 @@ class RoomEvents:
         redacted, self._latest_nid = await self._store.get_redacted_since(self._latest_nid)
         self._changes_heard += 1
         self.forget(EventID(event_id) for event_id in redacted)
+
+
+def entries_before(event: StoredEvent, after: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
+    """The state before an event, of that after it."""
+    entries = dict(after)
+    if event.event.state_key is not None:
+        if event.replaces is None:
+            entries.pop(event.event.key, None)
+        else:
+            entries[event.event.key] = event.replaces
+    return entries

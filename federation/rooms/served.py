@@ -24,15 +24,15 @@ from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.events import encode_event_json
 from federation.protocol.ids import EventID, RoomID, ServerName
 from federation.protocol.redaction import redact
-from federation.rooms.room_events import RoomEvents, StoredEvent
+from federation.rooms.room_events import RoomEvents, StoredEvent, entries_before
 from federation.rooms.server_access import ServerAccess
 from federation.rooms.snapshots import RoomSnapshot
-from federation.rooms.spliced import Part, spliced
+from federation.rooms.spliced import Part, part_of, spliced
 from federation.rooms.visible_to_servers import ServerVisibility
 from storage.auth_chains import AuthChainStore
 from storage.events import EventStore
-from storage.state_tree import StateTreeStore
 from storage.timelines import Direction, Place, TimelineStore
+from storage.told_states import ToldStates
 
 MAX_PAGE: Final = 100
 """Events that one request gets."""
@@ -70,7 +70,7 @@ class ServedRooms:
         self,
         events: RoomEvents,
         store: EventStore,
-        trees: StateTreeStore,
+        states: ToldStates,
         chains: AuthChainStore,
         timelines: TimelineStore,
         access: ServerAccess,
@@ -78,7 +78,7 @@ class ServedRooms:
     ) -> None:
         self._events = events
         self._store = store
-        self._trees = trees
+        self._states = states
         self._chains = chains
         self._timelines = timelines
         self._access = access
@@ -96,21 +96,26 @@ class ServedRooms:
 
     async def get_state(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Response:
         """The state before an event, and its auth chain, as JSON. Raises NotFound, Forbidden."""
-        state, chain = await self._state_before(server, room_id, event_id)
-        sizes = await self._store.get_sizes({*state, *chain})
+        stored = await self._find_placed(server, room_id, event_id)
+        told = await self._states.get_state(
+            stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
+        )
         parts: list[Part] = [
             b'{"pdus":[',
-            [(nid, sizes[nid]) for nid in sorted(state)],
+            part_of(told, told.state),
             b'],"auth_chain":[',
-            [(nid, sizes[nid]) for nid in sorted(chain)],
+            part_of(told, told.chain),
             b"]}",
         ]
         return spliced(self._store, parts, "state")
 
     async def get_state_ids(self, server: ServerName, room_id: RoomID, event_id: EventID) -> ServedStateIDs:
         """As `get_state`, by the ids of the events."""
-        state, chain = await self._state_before(server, room_id, event_id)
-        return ServedStateIDs(await self._store.get_event_ids(state), await self._store.get_event_ids(chain))
+        stored = await self._find_placed(server, room_id, event_id)
+        state, chain = await self._states.get_ids(
+            stored.room_nid, stored.state_root, lambda after: entries_before(stored, after).values()
+        )
+        return ServedStateIDs(state, chain)
 
     async def get_auth_chain(self, server: ServerName, room_id: RoomID, event_id: EventID) -> Pdus:
         """The auth chain of an event. Raises NotFound, Forbidden."""
@@ -180,22 +185,12 @@ class ServedRooms:
             raise NotFound("This server does not know the event")
         return stored
 
-    async def _state_before(
-        self, server: ServerName, room_id: RoomID, event_id: EventID
-    ) -> tuple[Collection[int], Collection[int]]:
-        """The numbers of the events of the state before an event, and of their auth chain."""
-        snapshot = await self._get_whole(server, room_id)
-        stored = await self._find(snapshot, event_id)
+    async def _find_placed(self, server: ServerName, room_id: RoomID, event_id: EventID) -> StoredEvent:
+        """An event the state before which is known."""
+        stored = await self._find(await self._get_whole(server, room_id), event_id)
         if stored.is_outlier:
             raise NotFound("This server does not know the state at the event")
-        state = dict(await self._trees.get_all(snapshot.room.room_nid, stored.state_root))
-        if stored.event.state_key is not None:
-            if stored.replaces is None:
-                state.pop(stored.event.key, None)
-            else:
-                state[stored.event.key] = stored.replaces
-        nids = set(state.values())
-        return nids, await self._chains.get_auth_chain(nids)
+        return stored
 
     async def _starts(self, snapshot: RoomSnapshot, names: Sequence[EventID]) -> list[StoredEvent]:
         """Those of the named events that are known."""

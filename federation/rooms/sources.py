@@ -1,6 +1,7 @@
 """What the checks on receipt ask for, answered from what is stored."""
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,8 @@ LacksKeys = Callable[[Event], bool]
 """Whether a signature of the event could not be checked just now, since its key cannot be had."""
 Approve = Callable[[int, Event, Event | None], Awaitable[bool]]
 """Whether the policy server of a room (its number), if it has one (the event that says so), lets an event pass."""
+Judge = Callable[[int, Collection[Event], Event | None], Awaitable[Mapping[EventID, bool]]]
+"""The same for many events, as far as that can be said before their turn in the room."""
 
 
 class Questions(msgspec.Struct, frozen=True):
@@ -29,6 +32,7 @@ class Questions(msgspec.Struct, frozen=True):
     resolver: StateResolver
     get_signers: GetSigners
     approve: Approve
+    judge: Judge
     prepare: Prepare
     lacks_keys: LacksKeys
 
@@ -43,6 +47,18 @@ class Questions(msgspec.Struct, frozen=True):
         return stored.event, (create_id,) if stored.rejected else ()
 
 
+class Judged(msgspec.Struct, frozen=True):
+    """What a room's policy server says of events."""
+
+    named: Event | None = None
+    """The event that names it."""
+    allowed: Mapping[EventID, bool] = msgspec.field(default_factory=dict)
+    """What it was asked before these events got their turn."""
+
+
+NO_JUDGE: Final = Judged()
+
+
 class StoredSources:
     """`check.Sources` for one event whose prev_events and auth_events are at hand."""
 
@@ -55,9 +71,11 @@ class StoredSources:
         current: StateChange | None,
         signers: Collection[ServerName] | None,
         create_id: EventID | None = None,
+        judged: Judged = NO_JUDGE,
     ) -> None:
         """`before` is None where it is not known well enough; `current` is None where the present state has no say. `signers`:
-        whose signatures it has, where that is known. `create_id`: the event that the room began with."""
+        whose signatures it has, where that is known. `create_id`: the event that the room began with. `judged`: names no
+        policy server where none has a say."""
         self._questions = questions
         self._room = room
         self._auth = auth
@@ -65,6 +83,7 @@ class StoredSources:
         self._current = current
         self._signers = signers
         self._create_id = create_id
+        self._judged = judged
 
     async def get_signers(self, event: Event) -> Collection[ServerName]:
         return await self._questions.get_signers(event) if self._signers is None else self._signers
@@ -87,8 +106,11 @@ class StoredSources:
     async def is_room_create(self, event: Event) -> bool:
         return event.event_id == self._create_id
 
-    async def is_approved(self, event: Event, named: Event | None) -> bool:
-        return await self._questions.approve(self._room.room_nid, event, named)
+    async def is_approved(self, event: Event) -> bool:
+        allowed = self._judged.allowed.get(event.event_id)
+        if allowed is not None:
+            return allowed
+        return await self._questions.approve(self._room.room_nid, event, self._judged.named)
 
     async def _load(self, state: StateChange, keys: Collection[StateKey]) -> Mapping[StateKey, Event]:
         loaded = await self._questions.resolver.load(self._room.room_nid, state, keys)

@@ -1,5 +1,5 @@
-"""Answers that hold many stored events: spliced from their bytes and sent piece by piece, so that a large room costs neither memory
-for all of it nor a query for each event.
+"""Answers that hold stored events: spliced from their bytes. Where they are many, they are sent piece by piece, so that a large
+room costs neither memory for all of it nor a query for each event.
 """
 
 from collections import deque
@@ -8,6 +8,7 @@ from typing import Final
 
 from federation.protocol.answers import File, Response
 from storage.events import EventStore
+from storage.told_states import ToldState
 
 EVENTS_AT_ONCE: Final = 500
 
@@ -15,12 +16,21 @@ Part = bytes | Sequence[tuple[int, int]]
 """Bytes, or stored events by their numbers and the sizes of their PDUs."""
 
 
-def spliced(store: EventStore, parts: Iterable[Part], name: str) -> Response:
+def part_of(told: ToldState, event_nids: Sequence[int]) -> Part:
+    """Some of the events that are told."""
+    if told.pdus is None:
+        return [(nid, told.sizes[nid]) for nid in event_nids]
+    return b",".join([told.pdus[nid] for nid in event_nids])
+
+
+def spliced(store: EventStore, parts: Sequence[Part], name: str) -> Response:
     """JSON of these parts; `name` tells it from others."""
+    headers = {"Content-Type": "application/json"}
+    whole = [part for part in parts if isinstance(part, bytes)]
+    if len(whole) == len(parts):
+        return Response(headers=headers, body=b"".join(whole))
     pieces = _Pieces(store, parts)
-    return Response(
-        headers={"Content-Type": "application/json"}, body=File(pieces, pieces.size, f"{name}-{pieces.size}")
-    )
+    return Response(headers=headers, body=File(pieces, pieces.size, f"{name}-{pieces.size}"))
 
 
 class _Pieces:

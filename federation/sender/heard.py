@@ -9,6 +9,8 @@ from federation.sender.sender import Sender
 class Checker(Protocol):
     """Proves who sends a request."""
 
+    def check_head(self, authorization: list[str], uri: str) -> None: ...
+
     async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer: ...
 
 
@@ -18,6 +20,10 @@ class HeardPeers:
     def __init__(self, checker: Checker, sender: Sender) -> None:
         self._checker = checker
         self._sender = sender
+
+    def check_head(self, authorization: list[str], uri: str) -> None:
+        """Raises what the other raises."""
+        self._checker.check_head(authorization, uri)
 
     async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
         """Raises what the other raises."""

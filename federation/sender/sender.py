@@ -17,7 +17,6 @@ spec: server-server-api#transactions
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -32,7 +31,7 @@ from federation.rooms.sticky_events import StickyEvents
 from federation.sender.deliveries import Deliveries
 from federation.sender.destination import MAX_QUEUED, Destination, QueuedEvent
 from storage.database import DatabaseUnavailable
-from storage.destinations import Backlog, DestinationRow, DestinationStore, EventToSend
+from storage.destinations import Backlog, DestinationStore, EventToSend
 from storage.device_list_log import DeviceListLog
 from storage.events import EventFlag, EventRow
 from storage.leases import LeaseStore
@@ -46,18 +45,10 @@ ROUND_SECONDS: Final = 10.0
 """How often the lease is renewed, and noted how far all is told."""
 AT_ONCE: Final = 500
 """Events, and receipts, that are dispatched at once."""
+MAX_HEARD: Final = 10_000
+"""Servers of which is passed on in one round that they have spoken."""
 PUBLIC_RECEIPT: Final = "m.read"
 TOPICS: Final = frozenset({Topic.EVENT, Topic.RECEIPT, Topic.DEVICE, Topic.OUTGOING, Topic.MEMBERSHIP})
-
-
-class DestinationStatus(msgspec.Struct, frozen=True):
-    """How a server stands: when it could not be reached, and what it has missed."""
-
-    server: str
-    failure: DestinationRow | None
-    rooms_missed: int
-    device_lists_missed: int
-    messages_to_devices: int
 
 
 class Sender:
@@ -108,6 +99,8 @@ class Sender:
         self._newcomers: dict[tuple[int, ServerName], int] = {}
         """Servers that may have come into a room with sticky events, and the position of the join."""
         self._scheduled = False
+        self._spoke_here: set[ServerName] = set()
+        """Of whom the node that sends is to hear that they are there."""
         self._round = LoopingCall(self._start_round)
         self._round.clock = clock
         streams.subscribe(self._hear, *TOPICS)
@@ -128,7 +121,16 @@ class Sender:
 
     def heard_from(self, server: ServerName) -> None:
         """A server has proved that it is there."""
-        self._deliveries.heard_from(server)
+        if self._has_lease:
+            self._deliveries.heard_from(server)
+        elif len(self._spoke_here) < MAX_HEARD:
+            self._spoke_here.add(server)
+
+    async def pass_on(self) -> None:
+        """Let the node that sends know at once of which servers this one has heard."""
+        if self._spoke_here and not self._has_lease:
+            spoke, self._spoke_here = self._spoke_here, set()
+            await self._store.note_heard(spoke)
 
     def is_failing(self, server: ServerName) -> bool:
         """Whether the server could not be reached a moment ago, so that nobody should wait for it now."""
@@ -138,21 +140,6 @@ class Sender:
     def note_silence(self, server: ServerName) -> None:
         """The server has not answered something else that we asked."""
         self._deliveries.note_silence(server)
-
-    async def get_statuses(self) -> Sequence[DestinationStatus]:
-        """How those servers stand that cannot be reached, once could not, or have something waiting; for operators."""
-        rows, backlogs = await self._store.get_destinations(), await self._store.get_backlogs()
-        waiting = await self._to_device.count_messages()
-        return [
-            DestinationStatus(
-                server,
-                rows.get(server),
-                len(backlogs[server].rooms) if server in backlogs else 0,
-                len(backlogs[server].users) if server in backlogs else 0,
-                waiting.get(server, 0),
-            )
-            for server in sorted({*rows, *backlogs, *waiting})
-        ]
 
     async def send_notice(self, room_nid: int, key: tuple[str, str], edu: bytes) -> None:
         """Tell the other servers in a room something that is soon out of date; the latest under a key is told.
@@ -323,10 +310,19 @@ class Sender:
                 await self._renew()
             else:
                 await self._take()
+            if not self._is_alone:
+                await self._tell_each_other()
         except DatabaseUnavailable as error:
             self.log.warn("the lease of the sender could not be renewed: {error}", error=error)
         except Exception:  # a bug of ours: the next round tries again
             self.log.failure("the lease of the sender could not be renewed")
+
+    async def _tell_each_other(self) -> None:
+        """Servers speak to any node: that which sends hears of it from the others."""
+        if self._has_lease:
+            for server in await self._store.take_heard():
+                self._deliveries.heard_from(ServerName(server))
+        await self.pass_on()
 
     async def _take(self) -> None:
         now = self._now_ms()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from twisted.internet.interfaces import IReactorTime
 
 from federation.endpoints.queries import QueryAnswers
+from federation.protocol.endpoint import Limit
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import UserID
 from federation.remote.directory import DirectoryRequests
@@ -17,10 +18,12 @@ from federation.rooms.join_answers import JoinAnswers
 from federation.rooms.remote_memberships import RemoteMemberships
 from homeserver.assembly.federation import FederationParts
 from homeserver.assembly.rooms import RoomParts
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.remote_directory import RemoteDirectory
 from storage.database import Database
 from storage.events import EventStore
 from storage.room_summaries import RoomSummaryStore
+from storage.told_states import ToldStates
 
 
 async def refuse_profile(_user_id: UserID, _field: str | None) -> Mapping[str, object]:
@@ -38,6 +41,7 @@ class FederatedRoomParts:
         self,
         clock: IReactorTime,
         database: Database,
+        limiter: RateLimiter,
         rooms: RoomParts,
         federation: FederationParts,
         *,
@@ -47,8 +51,7 @@ class FederatedRoomParts:
         remote = MembershipRequests(federation.requests)
         answers = JoinAnswers(
             EventStore(database),
-            rooms.trees,
-            rooms.chains,
+            ToldStates(database, rooms.trees, rooms.chains),
             rooms.servers,
             RoomSummaryStore(database),
             identity,
@@ -60,6 +63,7 @@ class FederatedRoomParts:
             rooms.restricted,
             answers,
             get_signers,
+            lambda room_id: limiter.check(Limit.JOIN_ROOM, room_id),
             identity,
             rooms.now_ms,
         )

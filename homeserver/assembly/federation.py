@@ -23,6 +23,7 @@ from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from storage.database import Database
 from storage.events import EventStore
+from storage.policy_judgements import PolicyJudgementStore
 from storage.unproved_state import UnprovedStore, UnprovedWriter
 
 
@@ -64,7 +65,12 @@ class FederationParts:
             database, rooms.engine, rooms.events, self.resolver, rooms.writer, identity, rooms.classify, rooms.now_ms
         )
         self.policy_servers = PolicyServers(
-            RemotePolicyServers(self.requests), rooms.servers, self.policy, identity, rooms.now_ms
+            RemotePolicyServers(self.requests),
+            rooms.servers,
+            self.policy,
+            identity,
+            PolicyJudgementStore(database),
+            rooms.now_ms,
         )
         rooms.engine.use_voucher(self.policy_servers.vouch)
         questions = Questions(
@@ -72,6 +78,7 @@ class FederationParts:
             self.resolver,
             self.keyring.get_signers,
             self.policy_servers.is_approved,
+            self.policy_servers.judge,
             self.keyring.prepare,
             self.keyring.lacks_keys_for,
         )

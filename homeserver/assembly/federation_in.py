@@ -30,6 +30,7 @@ from storage.inbox import InboxStore
 from storage.state_audit import StateAuditStore
 from storage.state_completion import StateCompletion
 from storage.timelines import TimelineStore
+from storage.told_states import ToldStates
 
 
 class IncomingParts:
@@ -118,7 +119,7 @@ class IncomingParts:
         self.served = ServedRooms(
             rooms.events,
             store,
-            rooms.trees,
+            ToldStates(database, rooms.trees, rooms.chains),
             rooms.chains,
             TimelineStore(database),
             federation.access,

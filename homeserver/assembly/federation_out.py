@@ -19,12 +19,14 @@ from homeserver.assembly.rooms import RoomParts
 from homeserver.config.others import Peering
 from homeserver.jobs import Job
 from homeserver.observe.sender import SenderMetrics
+from homeserver.services.destinations import Destinations
 from homeserver.services.everyones_keys import EveryonesKeys
 from homeserver.services.received_notices import ReceivedNotices
 from homeserver.services.remote_devices import RemoteDevices
 from homeserver.services.secret_text import RandomBytes
 from homeserver.services.told_notices import ToldNotices
 from storage.database import Database
+from storage.destination_lists import DestinationListStore
 from storage.destinations import DestinationStore
 from storage.device_list_log import DeviceListLog
 from storage.leases import LeaseStore
@@ -94,6 +96,7 @@ class FederationOutParts:
             holder=random(16).hex(),
             is_alone=database.engine.name == "sqlite",
         )
+        self.destinations = Destinations(DestinationListStore(database), self.sender)
         self.signatures = HeardPeers(federation.signed_requests, self.sender)
         SenderMetrics(registry, self.deliveries.get_figures)
         self.remote_devices = RemoteDevices(

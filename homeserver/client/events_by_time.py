@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
 from homeserver.services.events_by_time import EventsByTime
 from storage.timelines import Direction
@@ -13,6 +13,7 @@ from storage.timelines import Direction
     "/_matrix/client/v1/rooms/{room_id}/timestamp_to_event",
     "/_matrix/client/unstable/org.matrix.msc3030/rooms/{room_id}/timestamp_to_event",
     auth=Auth.USER,
+    limit=Limit.EVENTS_BY_TIME,
 )
 async def get_event_by_timestamp(
     events: EventsByTime, caller: Requester, *, room_id: RoomID, ts: int, dir: Literal["f", "b"]

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.errors import Forbidden
 from federation.protocol.ids import EventID, RoomID, UserID
 from homeserver.http.answers import EMPTY, Empty
@@ -22,7 +22,9 @@ class ReceiptBody(msgspec.Struct, frozen=True):
     thread_id: str | None = None
 
 
-@endpoint("POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER, while_suspended=True)
+@endpoint(
+    "POST", *_paths("receipt/{receipt_type}/{event_id}"), auth=Auth.USER, limit=Limit.RECEIPT, while_suspended=True
+)
 async def post_receipt(
     markers: ReadMarkers,
     presence: Presence,
@@ -47,7 +49,7 @@ class MarkersBody(msgspec.Struct, frozen=True):
     read_private: EventID | None = msgspec.field(default=None, name="m.read.private")
 
 
-@endpoint("POST", *_paths("read_markers"), auth=Auth.USER, while_suspended=True)
+@endpoint("POST", *_paths("read_markers"), auth=Auth.USER, limit=Limit.RECEIPT, while_suspended=True)
 async def set_read_marker(
     markers: ReadMarkers, presence: Presence, caller: Requester, *, room_id: RoomID, body: MarkersBody = MarkersBody()
 ) -> Empty:
@@ -65,7 +67,7 @@ class TypingBody(msgspec.Struct, frozen=True):
     timeout: int | None = None
 
 
-@endpoint("PUT", *_paths("typing/{user_id}"), auth=Auth.USER)
+@endpoint("PUT", *_paths("typing/{user_id}"), auth=Auth.USER, limit=Limit.TYPING)
 async def set_typing(
     typing: Typing,
     reading: RoomReading,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from federation.protocol.endpoint import Auth, Names, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Names, Requester, endpoint
 from federation.protocol.ids import EventID, RoomID
 from homeserver.services.room_reading import DEFAULT_PAGE
 from homeserver.services.room_relations import RoomRelations
@@ -46,6 +46,7 @@ async def get_relating_events(
     "/_matrix/client/v1/rooms/{room_id}/threads",
     "/_matrix/client/unstable/org.matrix.msc3856/rooms/{room_id}/threads",
     auth=Auth.GUEST,
+    limit=Limit.THREADS,
 )
 async def get_thread_roots(
     relations: RoomRelations,

@@ -99,7 +99,7 @@ async def leave_room(
     return EMPTY
 
 
-@endpoint("POST", *_paths("forget"), auth=Auth.USER, while_suspended=True)
+@endpoint("POST", *_paths("forget"), auth=Auth.USER, limit=Limit.FORGET, while_suspended=True)
 async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID) -> Empty:
     """Forget a room that one has left."""
     await memberships.do_forget(caller, room_id)

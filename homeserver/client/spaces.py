@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from federation.protocol.endpoint import Auth, Requester, endpoint
+from federation.protocol.endpoint import Auth, Limit, Requester, endpoint
 from federation.protocol.ids import RoomID
 from homeserver.services.space_hierarchy import SpaceHierarchy
 
@@ -12,6 +12,7 @@ from homeserver.services.space_hierarchy import SpaceHierarchy
     "/_matrix/client/v1/rooms/{room_id}/hierarchy",
     "/_matrix/client/unstable/org.matrix.msc2946/rooms/{room_id}/hierarchy",
     auth=Auth.USER,
+    limit=Limit.HIERARCHY,
 )
 async def get_space_hierarchy(
     hierarchy: SpaceHierarchy,

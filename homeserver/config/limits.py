@@ -93,7 +93,9 @@ class Limits:
     rc_login: LoginLimits = section(LoginLimits, "Signing in.")
     rc_oauth: OAuthLimits = section(OAuthLimits, "Signing in by the OAuth 2.0 API.")
     rc_joins: JoinLimits = section(JoinLimits, "Joining rooms.")
-    rc_joins_per_room: RateLimit = limit(1, 10, "Joins to one room.")
+    rc_joins_per_room: RateLimit = limit(
+        1, 10, "Joins to one room: of people here, and of people of other servers that this one lets in."
+    )
     rc_invites: InviteLimits = section(InviteLimits, "Invitations.")
     rc_room_creation: RateLimit = limit(0.016, 10, "Rooms created by one user.")
     rc_profile: RateLimit = limit(0.2, 10, "Changes of one user's profile.")
@@ -114,5 +116,11 @@ class Limits:
     rc_reports: RateLimit = limit(1, 5, "Reports by one user.")
     rc_search: RateLimit = limit(1, 30, "Searches in messages by one user.")
     rc_user_directory: RateLimit = limit(0.016, 200, "Searches in the user directory by one user.")
+    rc_hierarchy: RateLimit = limit(5, 50, "Pages of what is in a space, which one user reads.")
+    rc_threads: RateLimit = limit(5, 50, "Pages of the threads of a room, which one user reads.")
+    rc_timestamp_to_event: RateLimit = limit(2, 20, "Questions of one user for the event nearest to a time.")
+    rc_receipts: RateLimit = limit(10, 300, "Receipts and read markers of one user.")
+    rc_typing: RateLimit = limit(5, 50, "Typing notices of one user.")
+    rc_forget: RateLimit = limit(5, 100, "Rooms that one user forgets.")
     rc_delayed_event_mgmt: RateLimit = limit(1, 20, "Requests about delayed events of one user.")
     rc_federation: FederationLimits = section(FederationLimits, "Requests of other servers.")

@@ -50,6 +50,10 @@ class AppserviceChecker(Protocol):
 class SignatureChecker(Protocol):
     """Checks a server's signature on a request."""
 
+    def check_head(self, authorization: list[str], uri: str) -> None:
+        """As far as it can be checked without the body. Raises `Unauthorized`, `Forbidden`."""
+        ...
+
     async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
         """Raises `Unauthorized`. `authorization`: every header of that name; `uri`: path and query as sent."""
         ...

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from federation.protocol.endpoint import Auth, BodyLimit, Endpoint, Peer, RequestContext, Requester
-from federation.protocol.errors import MethodNotAllowed, Unrecognized
+from federation.protocol.errors import MethodNotAllowed, MissingToken, Unrecognized
 from homeserver.http.guard import Guard
 from homeserver.http.identifiers import IDENTIFIERS
 from homeserver.http.parameters import Binding, DeclarationError, Identifiers, bind, parse_query
@@ -48,6 +48,8 @@ class Incoming(msgspec.Struct, frozen=True, gc=False):
     query: bytes
     authorization: Sequence[bytes]
     body: bytes
+    let_in: Callable[[], None]
+    """To be called once who asks is known, and has their turn."""
     file: BinaryIO | None = None
 
 
@@ -114,6 +116,16 @@ class Router:
             raise MethodRefused(sorted(leaf))
         return Match(route, values)
 
+    def check_head(self, match: Match, authorization: Sequence[bytes], uri: bytes) -> None:
+        """Whether a long body is worth taking in, by what comes before it. Raises MissingToken, and for other servers Unauthorized
+        and Forbidden."""
+        auth = match.route.declaration.auth
+        if auth is Auth.SERVER:
+            assert self._guard.signatures is not None
+            self._guard.signatures.check_head(_texts(authorization), uri.decode("latin-1"))
+        elif auth not in (Auth.NONE, Auth.OPTIONAL) and not authorization and b"access_token=" not in uri:
+            raise MissingToken
+
     async def call(self, match: Match, incoming: Incoming) -> object:
         """The handler's answer. Raises whatever the guard, the parameters and the handler raise."""
         route = match.route
@@ -131,13 +143,14 @@ class Router:
             if caller is not None:
                 set_caller(caller.user_id)
         self._guard.count(declaration, caller, context)
+        incoming.let_in()
         return await _call_handler(match, incoming, fields, caller, None)
 
     async def _call_as_peer(self, match: Match, incoming: Incoming, fields: Mapping[str, list[str]]) -> object:
         """For another server, when it has its turn."""
         assert self._guard.signatures is not None
         peer = await self._guard.signatures.get_peer(
-            [value.decode("utf-8", "replace") for value in incoming.authorization],
+            _texts(incoming.authorization),
             incoming.context.method,
             incoming.uri.decode("latin-1"),
             incoming.body,
@@ -145,12 +158,18 @@ class Router:
         set_caller(peer.server_name)
         turns = self._guard.slow_turns if match.route.declaration.long_poll else self._guard.turns
         if turns is None:
+            incoming.let_in()
             return await _call_handler(match, incoming, fields, None, peer)
         await turns.enter(peer.server_name)
+        incoming.let_in()
         try:
             return await _call_handler(match, incoming, fields, None, peer)
         finally:
             turns.leave(peer.server_name)
+
+
+def _texts(values: Sequence[bytes]) -> list[str]:
+    return [value.decode("utf-8", "replace") for value in values]
 
 
 async def _call_handler(

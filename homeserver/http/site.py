@@ -26,10 +26,9 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import ServerFactory
 from twisted.logger import Logger
 
-from federation.protocol.endpoint import Auth, RequestContext
+from federation.protocol.endpoint import RequestContext
 from federation.protocol.errors import (
     MatrixError,
-    MissingToken,
     RemoteError,
     StoreFull,
     StoreUnavailable,
@@ -43,6 +42,7 @@ from homeserver.http.compression import compress, pays
 from homeserver.http.conditions import Part, Unsatisfiable, is_held, part_of
 from homeserver.http.cors import PREFLIGHT_HEADERS
 from homeserver.http.first_step import begin
+from homeserver.http.held_bodies import FREE_BYTES, HeldBodies, HeldBody
 from homeserver.http.router import Incoming, Match, MethodRefused, Router
 from homeserver.http.streaming import Interrupted, Stream
 from homeserver.http.wire import NO_BODY, header_lines, status_line
@@ -88,6 +88,7 @@ class MatrixRequest:
         "_file",
         "_finished",
         "_head_",
+        "_held",
         "_limit",
         "_lost",
         "_match",
@@ -108,6 +109,7 @@ class MatrixRequest:
         self._match: Match | None = None
         self._refusal: MatrixError | None = None
         self._file: BinaryIO | None = None
+        self._held: HeldBody | None = None
         self._task: Deferred[None] | None = None
         self._sending: Stream | None = None
         self._chunks: list[bytes] = []
@@ -134,14 +136,10 @@ class MatrixRequest:
             else:
                 route = self._match.route
                 self._limit = route.max_body
-                if route.binding.takes_file and not self._may_send(route.declaration.auth):
-                    self._refusal = MissingToken()
-                    self._refuse_body()
-                    return
-                if route.binding.takes_file:
+                if route.binding.takes_file and self._may_go_on(0):
                     self._file = cast(BinaryIO, self._site.options.spool(SPOOL_BYTES))
-        if length is not None and length > self._limit:
-            self._refuse_body()
+        if not self._finished and length is not None and length > self._limit:
+            self._refuse_body(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
 
     def take(self, data: bytes) -> None:
         """A piece of the body."""
@@ -149,19 +147,35 @@ class MatrixRequest:
             return
         self._received += len(data)
         if self._received > self._limit:
-            self._refuse_body()
+            self._refuse_body(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
         elif self._file is not None:
             self._keep(self._file, data)
-        else:
+        elif self._received <= FREE_BYTES or self._may_go_on(len(data)):
             self._chunks.append(data)
+
+    def _may_go_on(self, size: int) -> bool:
+        """Whether a long body is taken in, though nobody knows yet who sends it; else it is refused. `size`: of its next piece."""
+        assert self._match is not None, "a body that nobody wants is refused before it is long"
+        try:
+            if self._held is None:
+                self._site.router.check_head(self._match, self._head_.get(b"authorization"), self._head_.uri)
+                self._held = self._site.bodies.begin(self._find_client_ip())
+            self._held.add(size)
+        except MatrixError as error:
+            self._refuse_body(error)
+            return False
+        return True
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.release()
 
     def _keep(self, file: BinaryIO, data: bytes) -> None:
         try:
             file.write(data)
         except OSError as error:
             self._site.log.error("a body cannot be kept: {error}", error=error)
-            self._refusal = StoreFull() if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable()
-            self._refuse_body()
+            self._refuse_body(StoreFull() if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreUnavailable())
 
     def run(self) -> None:
         """The request is whole."""
@@ -176,8 +190,10 @@ class MatrixRequest:
     def lost(self) -> None:
         """The client has gone."""
         self._lost = True
-        if self._task is None and self._file is not None:
-            self._file.close()
+        if self._task is None:
+            self._release()
+            if self._file is not None:
+                self._file.close()
         if self._request_id and not self._finished:
             self._site.observed(self._record(DISCONNECTED, 0 if self._sending is None else self._sending.sent))
             if self._task is not None and self._match is not None and self._match.route.declaration.cancellable:
@@ -192,16 +208,14 @@ class MatrixRequest:
         self._request_id = self._given_id() or site.next_request_id()
         self._client_ip = self._find_client_ip()
 
-    def _may_send(self, auth: Auth) -> bool:
-        """Whether a long body is worth taking in: one that comes with no token at all is not."""
-        return auth is Auth.NONE or bool(self._head_.last.get(b"authorization")) or b"access_token=" in self._query
-
-    def _refuse_body(self) -> None:
+    def _refuse_body(self, refusal: MatrixError) -> None:
         self._begin()
+        self._chunks.clear()
+        self._release()
         if self._file is not None:
             self._file.close()
         self._channel.refuse()
-        self._respond_error(self._refusal or TooLarge(f"The body may have {self._limit} bytes at most"))
+        self._respond_error(refusal)
 
     async def _serve(self, match: Match) -> None:
         declaration = match.route.declaration
@@ -243,6 +257,7 @@ class MatrixRequest:
             self._caller = info.caller
             self._respond_bug()
         finally:
+            self._release()
             if self._file is not None:
                 self._file.close()
 
@@ -273,6 +288,7 @@ class MatrixRequest:
             authorization=head.get(b"authorization"),
             body=chunks[0] if len(chunks) == 1 else b"".join(chunks),
             file=self._file,
+            let_in=self._release,
         )
 
     def _is_secure(self) -> bool:
@@ -429,12 +445,15 @@ class Site(ServerFactory):
         metrics: HttpMetrics,
         access_log: AccessLog,
         next_request_id: Callable[[], str],
+        bodies: HeldBodies | None = None,
         options: SiteOptions | None = None,
     ) -> None:
+        """`bodies`: shared by the sites of a server."""
         self.router = router
         self.clock = clock
         self.metrics = metrics
         self.options = options or SiteOptions()
+        self.bodies = bodies or HeldBodies(clock)
         self.next_request_id = next_request_id
         self.log = Logger(namespace="homeserver.http")
         self._access_log = access_log

@@ -1,9 +1,11 @@
-"""Measures what a message costs that goes to another server, on both sides: two servers of ours, and two of Synapse beside.
+"""Measures what a message costs that goes to another server, and a join, on both sides: two servers of ours, and two of Synapse
+beside.
 
 The servers are processes that reach each other by TLS on loopback. Somebody on the first sends, one message at a time and then
-by ten connections at once, and somebody on the second waits for news; until both servers are quiet.
+by ten connections at once, and somebody on the second waits for news; then that one joins rooms of the first, one after the other;
+until both servers are quiet.
 
-scripts/bench federation [--messages 500] [--rounds 3]
+scripts/bench federation [--messages 500] [--rooms 5] [--rounds 3]
 """
 
 import argparse
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,6 +26,8 @@ from tests.helpers.town import Running, Town, python_of_synapse
 AT_ONCE = 10
 ALONE = 50
 """Messages that are sent one after the other."""
+MEMBERS = 50
+"""Of each of the rooms that are joined."""
 SECONDS = 600.0
 QUIET_SECONDS = 0.5
 QUIET_SHARE = 0.02
@@ -31,13 +36,13 @@ QUIET_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one message."""
+    """Of one message, or one join."""
 
-    sender_ms: float
-    """CPU of the server where it is sent."""
-    receiver_ms: float
+    first_ms: float
+    """CPU of the server where it is sent; of a join, of that which is in the room."""
+    second_ms: float
     per_second: float
-    """Until the last one was there."""
+    """Until the last one was there; of a join, until all members were known."""
 
 
 class Reader:
@@ -97,6 +102,27 @@ class Trial:
         used = [(after - then) * 1000 / messages for after, then in zip(self._cpu(), before, strict=True)]
         return Cost(used[0], used[1], messages / took)
 
+    def measure_joins(self, count: int) -> Cost:
+        """Let somebody of the second server join so many rooms of the first: the two know each other, and not the rooms."""
+        people = [*self._people, *(self._servers[0].register(f"member{number}") for number in range(MEMBERS - AT_ONCE))]
+        rooms = [people[0].create(preset="public_chat", name=f"Room {number}") for number in range(count)]
+        for room_id in rooms:
+            for person in people[1:]:
+                assert person.join(room_id).status == 200
+        self._wait_until_quiet()
+        before = self._cpu()
+        started = time.monotonic()
+        for room_id in rooms:
+            assert self._reader.join(room_id, self._servers[0].name).status == 200
+            until(partial(self._knows_all, room_id), 60)
+        took = time.monotonic() - started
+        self._wait_until_quiet()
+        used = [(after - then) * 1000 / count for after, then in zip(self._cpu(), before, strict=True)]
+        return Cost(used[0], used[1], count / took)
+
+    def _knows_all(self, room_id: str) -> bool:
+        return list(self._reader.members(room_id).values()).count("join") == MEMBERS + 1
+
     def _cpu(self) -> list[float]:
         return [processes.cpu_seconds(server.pid) for server in self._servers]
 
@@ -112,6 +138,7 @@ def main(arguments: Sequence[str]) -> None:
     """Print a table of medians."""
     parser = argparse.ArgumentParser(prog="scripts/bench federation")
     parser.add_argument("--messages", type=int, default=500)
+    parser.add_argument("--rooms", type=int, default=5, help="that are joined")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     python = python_of_synapse()
@@ -133,6 +160,9 @@ def main(arguments: Sequence[str]) -> None:
                     trial = Trial(start(town), start(town))
                     costs.setdefault(f"{kind}, one at a time", []).append(trial.measure(ALONE, 1))
                     costs.setdefault(f"{kind}, ten at once", []).append(trial.measure(options.messages, AT_ONCE))
+                    costs.setdefault(f"{kind}, join of {MEMBERS} members", []).append(
+                        trial.measure_joins(options.rooms)
+                    )
                 finally:
                     town.end()
                 sys.stderr.write(f"round {number + 1}: {kind}\n")
@@ -140,11 +170,11 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def show(costs: dict[str, list[Cost]]) -> None:
-    sys.stdout.write("| servers | sender, CPU ms | receiver, CPU ms | per second |\n| --- | ---: | ---: | ---: |\n")
+    sys.stdout.write("| servers | first, CPU ms | second, CPU ms | per second |\n| --- | ---: | ---: | ---: |\n")
     for name, each in costs.items():
         figures = [
-            median(cost.sender_ms for cost in each),
-            median(cost.receiver_ms for cost in each),
+            median(cost.first_ms for cost in each),
+            median(cost.second_ms for cost in each),
             median(cost.per_second for cost in each),
         ]
         sys.stdout.write(f"| {name} | " + " | ".join(f"{figure:.3g}" for figure in figures) + " |\n")

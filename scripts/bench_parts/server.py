@@ -32,6 +32,8 @@ NO_LIMITS: Mapping[str, object] = {
     "rc_search": PLENTY,
     "rc_key_requests": PLENTY,
     "rc_user_directory": PLENTY,
+    "rc_receipts": PLENTY,
+    "rc_typing": PLENTY,
 }
 
 

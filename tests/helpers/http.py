@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from federation.protocol.endpoint import Limit, RequestContext, Requester
 from homeserver.http.channel import MatrixChannel
 from homeserver.http.guard import AppserviceChecker, Guard, PeerTurns, SignatureChecker, TokenChecker
+from homeserver.http.held_bodies import HeldBodies
 from homeserver.http.rate_limits import Rate, RateLimiter
 from homeserver.http.router import Handler, Router
 from homeserver.http.site import Site, SiteOptions
@@ -207,6 +208,7 @@ def client_for(
     turns: PeerTurns | None = None,
     rates: Mapping[Limit, Rate] | None = None,
     options: SiteOptions | None = None,
+    bodies: HeldBodies | None = None,
     token_in_query: bool = True,
     clock: Clock | None = None,
     registry: CollectorRegistry | None = None,
@@ -229,6 +231,7 @@ def client_for(
         metrics=HttpMetrics(registry or CollectorRegistry()),
         access_log=access_log,
         next_request_id=lambda: f"r{next(numbers)}",
+        bodies=bodies,
         options=options,
     )
     return Client(site, clock=clock, access_log=access_log)

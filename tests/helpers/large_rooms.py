@@ -5,13 +5,14 @@ from urllib.parse import quote
 
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
+from federation.rooms.join_answers import FEW_MEMBERS
 from tests.helpers.federated import Side
 from tests.helpers.handshakes import NORTH, SOUTH
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, ok, room_path
 
-MEMBERS = 40
+MEMBERS = FEW_MEMBERS + 20
 LAZY = quote('{"room":{"state":{"lazy_load_members":true}}}')
 
 

@@ -139,6 +139,10 @@ class Network:
         """Keep requests back until `deliver`."""
         self._held = []
 
+    def held(self) -> Sequence["Letter"]:
+        """What is held, in order."""
+        return [letter for letter, _ in self._held or ()]
+
     def deliver(self, choose: Callable[[Sequence["Letter"]], int] = lambda _: 0, most: int | None = None) -> int:
         """Carry what is held, the one that `choose` points at next; how many there were.
 

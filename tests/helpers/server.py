@@ -56,6 +56,12 @@ rc_joins_per_room: *unlimited
 rc_invites: {per_room: *unlimited, per_user: *unlimited, per_issuer: *unlimited}
 rc_room_creation: *unlimited
 rc_profile: *unlimited
+rc_hierarchy: *unlimited
+rc_threads: *unlimited
+rc_timestamp_to_event: *unlimited
+rc_receipts: *unlimited
+rc_typing: *unlimited
+rc_forget: *unlimited
 rc_federation: {sleep_limit: 100000, reject_limit: 100000, concurrent: 100000}
 """
 NO_PRESENCE = "presence: {enabled: false}\n"

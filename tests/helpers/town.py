@@ -4,11 +4,13 @@
     ours, theirs = town.start_ours(), town.start_synapse()
     theirs.kill(); theirs.start()         # in the middle of anything
     ours.gate.cut(); ours.gate.mend()     # the way of others to it
+    ours.pass_time(); theirs.pass_time()  # it is `moved_clock.STEP` seconds later
 
 A server's name is `localhost:PORT`, where PORT is its gate's. `Town.end()` ends all processes, by their ids.
 """
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -17,12 +19,13 @@ from typing import Any
 
 import yaml
 
-from storage.database import SQLiteConfig
+from storage.database import DatabaseConfig, SQLiteConfig
 from tests.helpers.certificates import Authority
 from tests.helpers.gate import Gate
 from tests.helpers.interop import Side, until
 from tests.helpers.running import ROOT, ServerFiles, command_of
 
+MOVED_CLOCK = ROOT / "tests" / "helpers" / "moved_clock.py"
 SECONDS_TO_START = 60.0
 SECONDS_TO_END = 20.0
 _UNLIMITED = {"per_second": 100000, "burst_count": 100000}
@@ -93,6 +96,10 @@ class Running(Side):
         self._process.kill()
         self._process.wait()
 
+    def pass_time(self) -> None:
+        """Let its clock jump on by `moved_clock.STEP` seconds. It goes back when the server is started again."""
+        os.kill(self.pid, signal.SIGUSR2)
+
     def end(self) -> None:
         """Let nothing of it outlive the tests."""
         if self._process is not None and self._process.poll() is None:
@@ -113,14 +120,15 @@ class Town:
         self._authority = Authority(folder)
         self._servers: list[Running] = []
 
-    def start_ours(self, **further: Any) -> Running:
+    def start_ours(self, database: DatabaseConfig | None = None, **further: Any) -> Running:
+        """This server, with SQLite where nothing else is said."""
         client_port, port = free_port(), free_port()
         gate = Gate(to=port)
         certificate, key = self._authority.issue("localhost")
         folder = self._folder / f"ours-{gate.port}"
         files = ServerFiles(
             folder,
-            SQLiteConfig(str(folder / "homeserver.db")),
+            database or SQLiteConfig(str(folder / "homeserver.db")),
             {
                 "server_name": f"localhost:{gate.port}",
                 "tls_certificate_path": str(certificate),
@@ -141,7 +149,8 @@ class Town:
                 **further,
             },
         )
-        return self._start(Running(gate, client_port, folder, command_of(files, "run")))
+        python, _, *command = command_of(files, "run")
+        return self._start(Running(gate, client_port, folder, [python, "-P", str(MOVED_CLOCK), *command]))
 
     def start_synapse(self, **further: Any) -> Running:
         client_port, port = free_port(), free_port()
@@ -192,7 +201,7 @@ class Town:
             **further,
         }
         config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-        command = [str(self._synapse), "-m", "synapse.app.homeserver", "-c", str(config)]
+        command = [str(self._synapse), "-P", str(MOVED_CLOCK), "synapse.app.homeserver", "-c", str(config)]
         subprocess.run([*command, "--generate-keys"], check=True, capture_output=True, cwd=folder)
         return self._start(Running(gate, client_port, folder, command))
 

@@ -102,9 +102,12 @@ class _Bridge:
 class _Signatures:
     """Believes whoever says that it is good."""
 
-    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+    def check_head(self, authorization: list[str], uri: str) -> None:
         if authorization != ["X-Matrix good"]:
             raise Unauthorized
+
+    async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
+        self.check_head(authorization, uri)
         return Peer(ServerName(f"{method} {uri} {body.decode()}"))
 
 

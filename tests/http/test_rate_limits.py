@@ -1,12 +1,17 @@
 """Who is slowed down, when, and for how long."""
 
+from pathlib import Path
+
 import pytest
 from twisted.internet.task import Clock
 
 from federation.protocol.endpoint import Limit
 from federation.protocol.errors import LimitExceeded
 from homeserver.http.rate_limits import Rate, RateLimiter, address_key
+from storage.database import Database
 from tests.helpers.http import Client, client_for
+from tests.helpers.server import TestServer
+from tests.helpers.talk import create, room_path, say
 from tests.http import endpoints
 from tests.http.conftest import TOKENS
 from tests.http.endpoints import Bell
@@ -109,3 +114,30 @@ def test_full_buckets_are_forgotten() -> None:
 def test_a_rate_of_nothing_is_refused(per_second: float, burst_count: float) -> None:
     with pytest.raises(ValueError, match="rate limit needs"):
         Rate(per_second, burst_count)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "path"),
+    [
+        ("rc_hierarchy", "GET", "/_matrix/client/v1/rooms/{room}/hierarchy"),
+        ("rc_threads", "GET", "/_matrix/client/v1/rooms/{room}/threads"),
+        ("rc_timestamp_to_event", "GET", "/_matrix/client/v1/rooms/{room}/timestamp_to_event?ts=9999999999999&dir=b"),
+        ("rc_receipts", "POST", "/_matrix/client/v3/rooms/{room}/receipt/m.read/{event}"),
+        ("rc_receipts", "POST", "/_matrix/client/v3/rooms/{room}/read_markers"),
+        ("rc_typing", "PUT", "/_matrix/client/v3/rooms/{room}/typing/{user}"),
+        ("rc_forget", "POST", "/_matrix/client/v3/rooms/{left}/forget"),
+    ],
+)
+def test_what_a_user_may_do_so_often(
+    tmp_path: Path, sqlite_database: Database, name: str, method: str, path: str
+) -> None:
+    server = TestServer(tmp_path, sqlite_database, f"{name}: {{per_second: 0.1, burst_count: 2}}\n")
+    alice = server.register("alice")
+    room, left = create(alice), create(alice)
+    assert alice.post(room_path(left, "leave")).status == 200
+    path = path.format(room=room, left=left, event=say(alice, room, "salom"), user=alice.user_id)
+    body = None if method == "GET" else {"typing": True} if method == "PUT" else {}
+
+    statuses = [alice.start(method, path, body).answer.status for _ in range(3)]
+
+    assert statuses == [200, 200, 429]

@@ -1,11 +1,17 @@
-"""One pair of servers, ours and Synapse, for all tests of a worker; each test has people and rooms of its own."""
+"""One pair of servers, ours and Synapse, for all tests of a worker; each test has people and rooms of its own.
 
+`MAHALLA_INTEROP_DATABASE=postgresql pytest tests/interop` has ours on PostgreSQL.
+"""
+
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
 import pytest
 
+from storage.database import PostgresConfig
+from tests.helpers.databases import PostgresTemplates
 from tests.helpers.interop import Person
 from tests.helpers.town import Running, Town, python_of_synapse
 
@@ -34,12 +40,26 @@ class Pair:
 
 
 @pytest.fixture(scope="session")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def our_database(request: pytest.FixtureRequest) -> Iterator[PostgresConfig | None]:
+    """PostgreSQL where that is asked for."""
+    wish = os.environ.get("MAHALLA_INTEROP_DATABASE", "sqlite")
+    assert wish in ("sqlite", "postgresql"), f"MAHALLA_INTEROP_DATABASE is {wish!r}: neither sqlite nor postgresql"
+    if wish == "sqlite":
+        yield None
+        return
+    templates: PostgresTemplates = request.getfixturevalue("postgres_templates")
+    database = templates.create()
+    yield database
+    templates.drop(database)
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory, our_database: PostgresConfig | None) -> Iterator[Pair]:
     python = python_of_synapse()
     if python is None:
         pytest.skip(NOT_INSTALLED)
     town = Town(tmp_path_factory.mktemp("town"), python)
     try:
-        yield Pair(town.start_ours(), town.start_synapse())
+        yield Pair(town.start_ours(our_database), town.start_synapse())
     finally:
         town.end()

@@ -266,7 +266,19 @@ async def test_the_policy_server_is_asked(pair: list[Peer]) -> None:
     a, b = pair
     room_id, joined = await shared_room(pair)
     spam = await b.fork(room_id, joined, "m.room.message", {"body": "spam"})
+    await a.send(room_id, a.user, {}, "m.room.policy", "")
     assert await a.verdict(room_id, spam) is Verdict.SOFT_FAIL
+
+
+async def test_the_policy_server_is_asked_about_what_fills_a_gap(pair: list[Peer]) -> None:
+    a, b = pair
+    room_id, _ = await shared_room(pair)
+    await b.take(room_id, (await a.send(room_id, a.user, {}, "m.room.policy", "")).event)
+    spam, last = [(await a.send(room_id, a.user, body)).event for body in ("spam", "last")]
+    state = list((await a.state(room_id)).values())
+    assert (await b.take(room_id, last, states={last.event_id: state}))[0].verdict is Verdict.ACCEPT
+    assert await b.verdict(room_id, spam) is Verdict.SOFT_FAIL
+    assert await b.bodies(room_id) == ["last"]
 
 
 async def test_an_outlier_finds_its_place(both: list[Peer]) -> None:

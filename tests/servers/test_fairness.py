@@ -121,6 +121,9 @@ def test_memory_is_bounded() -> None:
 class _NorthAsks:
     """Takes every request for one of the north's."""
 
+    def check_head(self, authorization: list[str], uri: str) -> None:
+        assert not authorization
+
     async def get_peer(self, authorization: list[str], method: str, uri: str, body: bytes) -> Peer:
         return Peer(NORTH)
 

@@ -1,5 +1,6 @@
 """What it costs to let somebody into a large room, and to enter one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,38 +15,76 @@ from tests.helpers.network import Network
 from tests.helpers.talk import create, get_state, ok
 
 MEMBERS = 2000
+FEW = 60
+
+
+class Costs:
+    """Two servers, and what they ask their databases."""
+
+    def __init__(self, folder: Path, template: Path, config: str = "") -> None:
+        self.north, self.south = QueryCounter(), QueryCounter()
+        counters = iter((self.north, self.south))
+        self.databases: list[Database] = []
+
+        def open_next() -> Database:
+            self.databases.append(open_inline(copy_sqlite(template, folder), next(counters)))
+            return self.databases[-1]
+
+        self.network = Network(folder, open_next)
+        self.alice = self.network.add(NORTH).register("alice")
+        self.bob = self.network.add(SOUTH, config).register("bob")
+
+    async def make_room(self, users: Sequence[UserID]) -> str:
+        """A room with these people and Alice; what that costs does not count."""
+        room_id = create(self.alice, preset="public_chat", name="tea")
+        joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in users]
+        for start in range(0, len(users), 50):
+            await self.alice.server.app.rooms.engine.send(RoomID(room_id), joins[start : start + 50])
+        self.north.clear()
+        self.south.clear()
+        return room_id
+
+    async def close(self) -> None:
+        for database in self.databases:
+            await Deferred.fromCoroutine(database.close())
+
+
+def people(count: int) -> list[UserID]:
+    return [UserID(f"@user{number}:{NORTH}") for number in range(count)]
 
 
 @pytest.mark.parametrize("in_part", [True, False])
 async def test_a_large_room_costs_no_query_for_each_of_its_members(
     tmp_path: Path, sqlite_template: Path, in_part: bool
 ) -> None:
-    north, south = QueryCounter(), QueryCounter()
-    counters = iter((north, south))
-    databases: list[Database] = []
+    costs = Costs(tmp_path, sqlite_template, f"federation: {{partial_state_joins: {str(in_part).lower()}}}\n")
+    north, south, network = costs.north, costs.south, costs.network
+    users = people(MEMBERS)
+    room_id = await costs.make_room(users)
 
-    def open_next() -> Database:
-        databases.append(open_inline(copy_sqlite(sqlite_template, tmp_path), next(counters)))
-        return databases[-1]
-
-    network = Network(tmp_path, open_next)
-    alice = network.add(NORTH).register("alice")
-    bob = network.add(SOUTH, f"federation: {{partial_state_joins: {str(in_part).lower()}}}\n").register("bob")
-    room_id = create(alice, preset="public_chat", name="tea")
-    users = [UserID(f"@user{number}:{NORTH}") for number in range(MEMBERS)]
-    joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in users]
-    for start in range(0, MEMBERS, 50):
-        await alice.server.app.rooms.engine.send(RoomID(room_id), joins[start : start + 50])
-    north.clear()
-    south.clear()
-
-    ok(join_via(bob, room_id, NORTH))
+    ok(join_via(costs.bob, room_id, NORTH))
     assert not in_part or (north.queries.total() < 100 and south.queries.total() < 150)
     network.start_completing()
     network.settle()
 
-    assert get_state(bob, room_id, "m.room.member", users[-1]) == {"membership": "join"}
+    assert get_state(costs.bob, room_id, "m.room.member", users[-1]) == {"membership": "join"}
     assert north.queries.total() < (150 if in_part else 100), north.queries
     assert south.queries.total() < MEMBERS / 4, south.queries
-    for database in databases:
-        await Deferred.fromCoroutine(database.close())
+    await costs.close()
+
+
+async def test_nor_does_a_room_that_is_told_whole(tmp_path: Path, sqlite_template: Path) -> None:
+    costs = Costs(tmp_path, sqlite_template)
+    room_id = await costs.make_room(people(FEW))
+    network = costs.network
+    network.log.clear()
+
+    ok(join_via(costs.bob, room_id, NORTH))
+    network.start_completing()
+    network.settle()
+
+    asked = [uri.split("/")[4] for _, to, _, uri in network.log if to == NORTH and "federation" in uri]
+    assert asked == ["make_join", "send_join"]
+    assert costs.north.queries.total() < 2 * FEW, costs.north.queries
+    assert costs.south.queries.total() < 2 * FEW, costs.south.queries
+    await costs.close()

@@ -1,5 +1,5 @@
-"""As `test_convergence.py`, in a room with so many people that it is entered in part, again and again: wherever the rest of the state
-comes, and whatever happens meanwhile, all servers have the same room in the end.
+"""As `test_convergence.py`, in a room with people of so many servers that it is entered in part, again and again: wherever the rest of
+the state comes, and whatever happens meanwhile, all servers have the same room in the end.
 
 `MAHALLA_CONVERGENCE_RUNS=1000` makes as many runs.
 """
@@ -15,18 +15,18 @@ from twisted.internet.defer import Deferred
 from federation.protocol.errors import MatrixError
 from federation.protocol.ids import RoomID, UserID
 from federation.rooms.drafts import Draft
-from federation.rooms.join_answers import FEW_MEMBERS
+from federation.rooms.join_answers import FEW_SERVERS
 from storage.inbox import InboxStore
 from tests.conftest import run_coroutine
 from tests.helpers.federated import NORTH, create_room
 from tests.servers.test_convergence import NAMES, Towns
 
 RUNS = int(os.environ.get("MAHALLA_CONVERGENCE_RUNS", "15"))
-EXTRAS = FEW_MEMBERS + 2
+EXTRAS = 12
 
 
 class LargeTowns(Towns):
-    """A room with many more people of the north."""
+    """A room with more people of the north, and with some of elsewhere who may not come in."""
 
     @initialize(version=st.sampled_from(["6", "10", "11", "12"]))
     def begin(self, version: str) -> None:
@@ -35,7 +35,9 @@ class LargeTowns(Towns):
         self.in_part = 0
         people = [UserID(f"@extra{number}:{NORTH}") for number in range(EXTRAS)]
         joins = [Draft("m.room.member", user, {"membership": "join"}, user) for user in people]
-        run_coroutine(self._send(joins), None)
+        elsewhere = [UserID(f"@eve:server{number}.example") for number in range(FEW_SERVERS)]
+        bans = [Draft("m.room.member", self.users[0].user_id, {"membership": "ban"}, user) for user in elsewhere]
+        run_coroutine(self._send([*joins, *bans]), None)
         for user in self.users[1:]:
             answer = user.post(f"/_matrix/client/v3/join/{self.room_id}?via={NORTH}")
             assert answer.status == 200, answer.body

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from federation.protocol.ids import ServerName
 from federation.sender.sender import AT_ONCE
-from storage.database import Database
+from storage.database import Database, PostgresConfig
 from tests.helpers.databases import open_inline
 from tests.helpers.recording_wire import RecordingWire, pretend_member, settle
 from tests.helpers.server import TestServer, User
 
 PEER, OTHER = "peer.example", "other.example"
+DESTINATIONS = "/_synapse/admin/v1/federation/destinations"
 BOB = f"@bob:{PEER}"
 
 
@@ -47,6 +49,14 @@ class Home:
             self.server, {"user_id": self.alice.user_id, "access_token": self.alice.token, "device_id": "X"}
         )
 
+    def another_node(self) -> TestServer:
+        """On the same database, while the first goes on sending."""
+        first, now = self.server, self.server.clock.seconds()
+        node = self._build()
+        node.clock.advance(now - node.clock.seconds())
+        self.server = first
+        return node
+
     def say(self, text: str, room_id: str | None = None) -> str:
         path = f"/_matrix/client/v3/rooms/{room_id or self.room_id}/send/m.room.message/{text}"
         answer = self.alice.put(path, {"msgtype": "m.text", "body": text})
@@ -55,6 +65,12 @@ class Home:
 
     def settle(self) -> None:
         settle(self.server)
+
+
+def make_admin(server: TestServer) -> User:
+    root = server.register("root")
+    server.run(server.app.people.accounts.do_set_flags(root.user_id, is_admin=True))
+    return root
 
 
 @pytest.fixture
@@ -284,26 +300,109 @@ async def test_a_restart_in_an_outage_loses_nothing(home: Home) -> None:
 
 async def test_an_operator_sees_how_a_server_stands(home: Home) -> None:
     await pretend_member(home.server, home.room_id, BOB)
-    sender = home.server.app.federation_out.sender
+    await pretend_member(home.server, home.room_id, f"@dan:{OTHER}")
+    admin = make_admin(home.server)
     home.say("one")
     home.settle()
-    assert await sender.get_statuses() == []
+    well = {
+        "destination": PEER,
+        "retry_last_ts": 0,
+        "retry_interval": 0,
+        "failure_ts": None,
+        "last_successful_stream_ordering": None,
+        "error": None,
+        "rooms_missed": 0,
+        "device_lists_missed": 0,
+        "messages_to_devices": 0,
+    }
+    both = [{**well, "destination": OTHER}, well]
+    assert admin.get(DESTINATIONS).json == {"destinations": both, "total": 2}
 
     home.wire.down.add(PEER)
     home.say("two")
     home.settle()
-    (status,) = await sender.get_statuses()
-    assert (status.server, status.rooms_missed, status.device_lists_missed) == (PEER, 1, 0)
-    assert status.failure is not None
-    assert status.failure.failing_since_ts == int(home.server.clock.seconds() * 1000)
-    assert status.failure.error == f"{PEER}: it is down"
+    now = int(home.server.clock.seconds() * 1000)
+    trouble = {
+        **well,
+        "retry_last_ts": now,
+        "retry_interval": 5000,
+        "failure_ts": now,
+        "error": f"{PEER}: it is down",
+        "rooms_missed": 1,
+    }
+    assert admin.get(f"{DESTINATIONS}/{PEER}").json == trouble
+    assert admin.get(f"{DESTINATIONS}?destination=peer").json == {"destinations": [trouble], "total": 1}
+    page = admin.get(f"{DESTINATIONS}?order_by=failure_ts&dir=b&limit=1").json
+    assert page == {"destinations": [trouble], "total": 2, "next_token": "1"}
+    rooms = admin.get(f"{DESTINATIONS}/{PEER}/rooms").json
+    assert [(room["room_id"], room["is_behind"]) for room in rooms["rooms"]] == [(home.room_id, True)]
 
     home.wire.down.clear()
     home.server.clock.advance(5)
     home.settle()
-    (status,) = await sender.get_statuses()
-    assert status.failure is not None
-    assert (status.failure.failing_since_ts, status.rooms_missed) == (None, 0)
+    assert admin.get(f"{DESTINATIONS}/{PEER}").json == {**well, "error": f"{PEER}: it is down"}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (f"{DESTINATIONS}/nobody.example", 404),
+        (f"{DESTINATIONS}/nobody.example/rooms", 404),
+        (f"{DESTINATIONS}?limit=0", 400),
+        (f"{DESTINATIONS}?from=-1", 400),
+        (f"{DESTINATIONS}?order_by=colour", 400),
+    ],
+)
+async def test_what_an_operator_cannot_see(home: Home, path: str, status: int) -> None:
+    admin = make_admin(home.server)
+    assert admin.get(path).status == status
+    assert home.alice.get(DESTINATIONS).status == 403
+
+
+async def test_an_operator_tries_a_server_at_once(home: Home) -> None:
+    await pretend_member(home.server, home.room_id, BOB)
+    admin = make_admin(home.server)
+    home.wire.down.add(PEER)
+    home.say("one")
+    home.settle()
+    for _ in range(5):
+        home.server.clock.advance(3600)
+        home.settle()
+    home.wire.down.clear()
+    home.wire.requests.clear()
+    home.server.clock.advance(60)
+    assert home.wire.texts(PEER) == []
+
+    assert admin.post(f"{DESTINATIONS}/{PEER}/reset_connection").status == 200
+    home.server.clock.advance(1)
+    home.settle()
+
+    assert home.wire.texts(PEER) == ["one"]
+
+
+async def test_who_speaks_to_a_node_that_does_not_send_is_tried_by_that_which_does(
+    tmp_path: Path, postgresql: PostgresConfig
+) -> None:
+    home = Home(tmp_path, lambda: open_inline(postgresql))
+    await pretend_member(home.server, home.room_id, BOB)
+    home.wire.down.add(PEER)
+    home.say("one")
+    home.settle()
+    for _ in range(5):
+        home.server.clock.advance(1000)
+        home.settle()
+    other = home.another_node()
+    home.wire.down.clear()
+    home.wire.requests.clear()
+
+    other.app.federation_out.sender.heard_from(ServerName(PEER))
+    for node in (other, home.server):
+        node.clock.advance(10)
+        settle(node)
+    home.server.clock.advance(1)
+    home.settle()
+
+    assert home.wire.texts(PEER) == ["one"]
 
 
 async def test_who_is_put_out_during_an_outage_hears_of_that_and_of_nothing_after(home: Home) -> None:

@@ -12,12 +12,12 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from federation.requests import RefusedByRemote, path_of
-from federation.rooms.join_answers import FEW_MEMBERS
+from federation.rooms.join_answers import FEW_MEMBERS, FEW_SERVERS
 from federation.rooms.templates import fill_template
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
-from tests.helpers.talk import create, get_state, invite, ok, set_state
+from tests.helpers.talk import create, get_state, invite, ok, room_path, set_state
 
 TO = ServerName(NORTH)
 V11 = ROOM_VERSIONS["11"]
@@ -143,6 +143,16 @@ async def test_a_few_members_are_told_all_the_same(network: Network) -> None:
 
     assert answer["members_omitted"] is False
     assert [pdu["state_key"] for pdu in answer["state"] if pdu["type"] == "m.room.member"] == [alice.user_id]
+
+
+async def test_but_not_where_they_are_of_many_servers_whose_keys_would_have_to_be_fetched(network: Network) -> None:
+    alice, south, room_id = world(network)
+    for number in range(FEW_SERVERS):
+        ok(alice.post(room_path(room_id, "ban"), {"user_id": f"@eve:server{number}.example"}))
+
+    answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"), query="true")
+
+    assert answer["members_omitted"] is True
 
 
 async def test_a_large_state_comes_in_pieces_and_whole(network: Network) -> None:
@@ -379,3 +389,20 @@ async def test_an_address_turns_out_to_be_a_user_of_another_server(network: Netw
     assert members(alice, room_id)[bob.user_id] == "invite"
     assert room_id in rooms_in_sync(bob, "invite")
     ok(join_via(bob, room_id))
+
+
+async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Network) -> None:
+    limits = "rc_joins_per_room: {per_second: 0.1, burst_count: 3}\n"
+    alice, south = network.add(NORTH, limits).register("alice"), network.add(SOUTH)
+    room_id = create(alice, preset="public_chat", room_version="11")
+    events = [await make(south, room_id, f"@bob{number}:{SOUTH}") for number in range(4)]
+    for event in (*events[:2], *events[:2]):  # whoever is in comes in no second time
+        await send(south, event)
+    await send(south, events[2])
+
+    assert await refusal(send(south, events[3])) == (429, "M_LIMIT_EXCEEDED")
+    assert events[3].sender not in members(alice, room_id)
+
+    network.clock.advance(11)
+    await send(south, events[3])
+    assert members(alice, room_id)[events[3].sender] == "join"

@@ -4,6 +4,7 @@ import pytest
 
 from storage.cross_signing import CrossSigningKey, CrossSigningStore
 from storage.database import Database
+from storage.destination_lists import DestinationListStore, DestinationRoom, DestinationSummary
 from storage.destinations import Backlog, DestinationRow, DestinationStore
 from storage.device_keys import DeviceKeysRow, DeviceKeyStore
 from storage.device_list_log import MOST_KEPT, DeviceListLog
@@ -13,6 +14,7 @@ from storage.published_keys import PublishedKeyStore
 from storage.receipts import NewReceipt, ReceiptStore
 from storage.remote_devices import RemoteDeviceStore
 from storage.room_servers import RoomServer, RoomServerStore, count_servers
+from storage.rooms import note_room
 from storage.streams import Change, Topic
 from storage.transaction import WriteTransaction
 
@@ -37,6 +39,46 @@ async def test_what_a_server_misses_is_kept_until_it_is_told(database: Database)
 
     assert await store.get_backlogs() == {PEER: Backlog({2: 400, 3: 300}), OTHER: Backlog({1: 300})}
     assert (await store.get_destinations())[PEER] == DestinationRow(PEER, None, 30, 0, "down")
+
+
+async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> None:
+    store, lists, waiting = DestinationStore(database), DestinationListStore(database), OutgoingToDeviceStore(database)
+    room = (await database.write("test", note_room, "!room:example.org", "11", 1)).room_nid
+    away, third = "away.example", "third.example"
+    await database.write("test", count_servers, room, {PEER: 1, OTHER: 1}, {PEER: 10, OTHER: 20})
+    await store.add_failure(DestinationRow(away, 10, 20, 5000, "down"), Backlog({room: 100, 99: 100}, {ALICE: 150}))
+    await store.add_failure(DestinationRow(PEER, 15, 25, 6000, "slow"), Backlog())
+    await database.write("test", store.set_reached, PEER, 30)
+    await database.write("test", waiting.add_messages, {third: b"x"})
+
+    first = DestinationSummary(away, 10, 20, 5000, "down", rooms_missed=2, device_lists_missed=1)
+    every = [
+        first,
+        DestinationSummary(OTHER),
+        DestinationSummary(PEER, error="slow"),
+        DestinationSummary(third, messages_to_devices=1),
+    ]
+    assert await lists.get_page("", "destination", False, 0, 10) == (every, 4)
+    assert await lists.get_page("", "destination", True, 1, 2) == ([every[2], every[1]], 4)
+    for order in ("retry_last_ts", "retry_interval", "failure_ts"):
+        assert await lists.get_page("", order, True, 0, 1) == ([first], 4)
+    assert await lists.get_page("e", "failure_ts", True, 9, 1) == ([], 4)
+    assert await lists.get_page("way", "destination", False, 0, 10) == ([first], 1)
+    assert await lists.get_one(away) == first
+    assert await lists.get_one("nobody.example") is None
+    assert await lists.get_rooms(away, False, 0, 10) == ([DestinationRoom("!room:example.org", 100, True)], 1)
+    assert await lists.get_rooms(OTHER, False, 0, 10) == ([DestinationRoom("!room:example.org", 20, False)], 1)
+
+
+async def test_who_has_been_heard_of_is_told_once_if_it_could_not_be_reached(database: Database) -> None:
+    store = DestinationStore(database)
+    await store.add_failure(DestinationRow(PEER, 10, 20, 5000, "down"), Backlog())
+    await store.note_heard([PEER, OTHER])
+    assert await store.take_heard() == [PEER]
+    assert await store.take_heard() == []
+    await database.write("test", store.set_reached, PEER, 30)
+    await store.note_heard([PEER])
+    assert await store.take_heard() == []
 
 
 async def test_servers_are_in_a_room_as_long_as_somebody_is(database: Database) -> None:

@@ -1,0 +1,96 @@
+"""How this server stands with others that it sends to. The paths are those of Synapse's administration API.
+
+Beside Synapse's fields there are the last error, and how much has not been told yet. Which event a server has had last is not
+kept, so `last_successful_stream_ordering` is null.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from federation.protocol.endpoint import Auth, Names, endpoint
+from federation.protocol.errors import InvalidParam
+from federation.protocol.ids import ServerName
+from homeserver.http.answers import EMPTY, Empty
+from homeserver.services.destinations import Destinations
+from storage.destination_lists import DestinationSummary, Order
+
+_PATH: Final = "/_synapse/admin/v1/federation/destinations"
+MOST: Final = 1000
+"""Entries in one answer."""
+From = Annotated[int, Names("from")]
+OrderBy = Literal["destination", "retry_last_ts", "retry_interval", "failure_ts", "last_successful_stream_ordering"]
+Direction = Literal["f", "b"]
+
+
+@endpoint("GET", _PATH, auth=Auth.ADMIN)
+async def get_destinations(
+    destinations: Destinations,
+    *,
+    from_: From = 0,
+    limit: int = 100,
+    destination: str = "",
+    order_by: OrderBy = "destination",
+    dir: Direction = "f",
+) -> dict[str, Any]:
+    """The servers that share rooms with this one, or have something waiting; `destination`: a part of their names."""
+    _check_page(from_, limit)
+    order: Order = "destination" if order_by == "last_successful_stream_ordering" else order_by
+    rows, count = await destinations.get_page(destination, order, dir == "b", from_, limit)
+    answer: dict[str, Any] = {"destinations": [_shown(row) for row in rows], "total": count}
+    return _with_next(answer, from_ + len(rows), count)
+
+
+@endpoint("GET", f"{_PATH}/{{destination}}", auth=Auth.ADMIN)
+async def get_destination(destinations: Destinations, *, destination: ServerName) -> dict[str, Any]:
+    """One of them."""
+    return _shown(await destinations.get(destination))
+
+
+@endpoint("GET", f"{_PATH}/{{destination}}/rooms", auth=Auth.ADMIN)
+async def get_destination_rooms(
+    destinations: Destinations,
+    *,
+    destination: ServerName,
+    from_: From = 0,
+    limit: int = 100,
+    dir: Direction = "f",
+) -> dict[str, Any]:
+    """The rooms that it is in, or has missed something of; then `stream_ordering` is the first event that it has not been told."""
+    _check_page(from_, limit)
+    rooms, count = await destinations.get_rooms(destination, dir == "b", from_, limit)
+    answer: dict[str, Any] = {
+        "rooms": [
+            {"room_id": room.room_id, "stream_ordering": room.position, "is_behind": room.is_behind} for room in rooms
+        ],
+        "total": count,
+    }
+    return _with_next(answer, from_ + len(rooms), count)
+
+
+@endpoint("POST", f"{_PATH}/{{destination}}/reset_connection", auth=Auth.ADMIN)
+async def reset_connection(destinations: Destinations, *, destination: ServerName) -> Empty:
+    """Try it now, however long it would have been left alone yet."""
+    await destinations.do_try_now(destination)
+    return EMPTY
+
+
+def _check_page(from_: int, limit: int) -> None:
+    if from_ < 0 or not 1 <= limit <= MOST:
+        raise InvalidParam(f"from is not negative, and limit is between 1 and {MOST}")
+
+
+def _with_next(answer: dict[str, Any], end: int, count: int) -> dict[str, Any]:
+    return {**answer, "next_token": str(end)} if end < count else answer
+
+
+def _shown(row: DestinationSummary) -> dict[str, Any]:
+    return {
+        "destination": row.server,
+        "retry_last_ts": row.tried_ts,
+        "retry_interval": row.pause_ms,
+        "failure_ts": row.failing_since_ts,
+        "last_successful_stream_ordering": None,
+        "error": row.error,
+        "rooms_missed": row.rooms_missed,
+        "device_lists_missed": row.device_lists_missed,
+        "messages_to_devices": row.messages_to_devices,
+    }

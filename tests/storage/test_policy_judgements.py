@@ -1,0 +1,31 @@
+"""What policy servers have said, as it is kept."""
+
+from storage.database import Database
+from storage.policy_judgements import MAX_AGE_MS, PolicyJudgementStore
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+
+
+async def test_it_is_remembered_by_room_and_key(database: Database) -> None:
+    store = PolicyJudgementStore(database)
+    await store.add_judgements(1, KEY, {"$good": True, "$bad": False}, 1000)
+    await store.add_judgements(1, OTHER_KEY, {"$good": False}, 1000)
+    names = ["$good", "$bad", "$unknown"]
+    assert await store.get_judgements(1, KEY, names) == {"$good": True, "$bad": False}
+    assert await store.get_judgements(1, OTHER_KEY, names) == {"$good": False}
+    assert await store.get_judgements(2, KEY, names) == {}
+    await store.add_judgements(1, KEY, {"$bad": True}, 1001)
+    assert await store.get_judgements(1, KEY, names) == {"$good": True, "$bad": True}
+
+
+async def test_it_has_an_end(database: Database) -> None:
+    store = PolicyJudgementStore(database, most_of_room=3)
+    for number in range(5):
+        await store.add_judgements(1, KEY, {f"${number}": True}, 1000 + number)
+    await store.add_judgements(2, KEY, {"$elsewhere": True}, 1005)
+    assert set(await store.get_judgements(1, KEY, [f"${number}" for number in range(5)])) == {"$2", "$3", "$4"}
+
+    await store.add_judgements(3, KEY, {"$later": True}, 1005 + MAX_AGE_MS)
+
+    assert await store.get_judgements(1, KEY, ["$4"]) == {}
+    assert await store.get_judgements(2, KEY, ["$elsewhere"]) == {"$elsewhere": True}
