@@ -175,8 +175,9 @@ class ServerFiles:
         self._started.append(server)
         while len(server.ports) < listeners:
             if process.poll() is not None or time.monotonic() - began > SECONDS_TO_START:
+                code = process.poll()
                 self.end()  # who has no server cannot end it
-                raise AssertionError(f"the server did not start: {log.read_text()}")
+                raise AssertionError(f"the server did not start (exit code {code}): {log.read_text()}")
             time.sleep(0.005)
             server.ports = [int(port) for port in _LISTENING.findall(log.read_text())]
         server.seconds_to_start = time.monotonic() - began
