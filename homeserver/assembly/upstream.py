@@ -86,6 +86,7 @@ class UpstreamParts:
             accounts.registration,
             rooms.profiles,
             UpstreamPictures(web, files.repository, rooms.profiles),
+            people.threepids,
             server_name=ServerName(config.server_name),
             validity=accounts.validity,
         )

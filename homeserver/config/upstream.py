@@ -265,7 +265,8 @@ class SSO:
         example='["https://element.example.org/"]',
     )
     update_profile_information: bool = option(
-        False, "Whether name and picture are taken over at each sign-in, and not for new accounts only."
+        False,
+        "Whether name and picture, and e-mail addresses that are new, are taken over at each sign-in, and not for new accounts only.",
     )
 
 

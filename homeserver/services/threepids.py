@@ -104,6 +104,22 @@ class Threepids:
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 
+    async def do_add_vouched(self, user_id: UserID, addresses: Sequence[str]) -> None:
+        """Give an account e-mail addresses for which an identity provider vouches; those of others are left out, and what would be
+        too many."""
+
+        def write(txn: WriteTransaction) -> None:
+            now = self._now_ms()
+            rows = self._store.get_threepids_in(txn, [user_id]).get(user_id, [])
+            known = {row.address for row in rows if row.medium == EMAIL}
+            new = [address for address in addresses if address not in known][: max(0, MOST_ADDRESSES - len(rows))]
+            for address in new:
+                if self._store.add_threepid(txn, ThreepidRow(EMAIL, address, user_id, now, now)):
+                    note(txn, user_id, Happened.ADDRESS_ADDED, now)
+
+        if set(addresses) - {row.address for row in await self.get_threepids(user_id)}:
+            await self._database.write("add_vouched_threepids", write)
+
     async def do_replace(self, user_id: UserID, addresses: Sequence[str], *, by: UserID) -> None:
         """Give an account these e-mail addresses instead of those that it has; an administrator vouches for them. Raises
         `ThreepidInUse`."""

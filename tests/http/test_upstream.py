@@ -96,9 +96,17 @@ def test_a_name_may_be_taken_over_each_time(
     )
     server = TestServer(tmp_path, sqlite_database, further, web=provider)
     browser = Browser(server)
-    for name in ("Alice", "Alice the Great"):
-        browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": name}))
+    browser.open(provider.sign_in(leave(browser), sub="2", preferred_username="bob", email="bob@example.com"))
+    redeem(server, browser)
+    for name, email in (
+        ("Alice", "a@example.com"),
+        ("Alice the Great", "A2@example.com"),
+        ("Alice the Great", "bob@example.com"),
+    ):
+        browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": name, "email": email}))
         alice = redeem(server, browser)  # a client of the white list, so no question
+    threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
+    assert [each["address"] for each in threepids] == ["a2@example.com", "a@example.com"]
     assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice the Great"
 
 

@@ -36,6 +36,14 @@ class Profiles(Protocol):
         ...
 
 
+class Addresses(Protocol):
+    """Where e-mail addresses of people are kept."""
+
+    async def do_add_vouched(self, user_id: UserID, addresses: Sequence[str]) -> None:
+        """Give an account addresses for which a provider vouches, as far as they are nobody else's."""
+        ...
+
+
 class Pictures(Protocol):
     """Takes pictures of people over."""
 
@@ -58,6 +66,7 @@ class UpstreamAccounts:
         registration: Registration,
         profiles: Profiles,
         pictures: Pictures,
+        addresses: Addresses,
         *,
         server_name: ServerName,
         validity: AccountValidity,
@@ -70,6 +79,7 @@ class UpstreamAccounts:
         self._registration = registration
         self._profiles = profiles
         self._pictures = pictures
+        self._addresses = addresses
         self._server_name = server_name
 
     async def find(self, info: ProviderInfo, identity: UpstreamIdentity) -> AccountRow | None:
@@ -148,7 +158,7 @@ class UpstreamAccounts:
             return None
 
     async def do_update(self, user_id: UserID, identity: UpstreamIdentity) -> None:
-        """Take name and picture over. Raises nothing: who is signed in stays so."""
+        """Take name and picture over, and addresses that are new. Raises nothing: who is signed in stays so."""
         if identity.display_name is not None:
             try:
                 await self._profiles.do_set_display_name(user_id, identity.display_name)
@@ -156,6 +166,8 @@ class UpstreamAccounts:
                 self.log.warn("the name of {user_id} was not taken over: {why}", user_id=user_id, why=error.text)
         if identity.picture is not None:
             await self._pictures.do_take_over(user_id, identity.picture)
+        if identity.emails:
+            await self._addresses.do_add_vouched(user_id, identity.emails)
 
     def _link(self, info: ProviderInfo, identity: UpstreamIdentity, user_id: str) -> ExternalIdRow:
         return ExternalIdRow(info.provider_id, identity.subject, user_id, int(self._clock.seconds() * 1000))
