@@ -40,7 +40,7 @@ class Match(msgspec.Struct, frozen=True, gc=False):
     values: list[str]
 
 
-class Incoming(msgspec.Struct, frozen=True, gc=False):
+class Incoming(msgspec.Struct, frozen=True):
     """A request that has arrived whole. `file` holds the body instead of `body` where the endpoint asks for one."""
 
     context: RequestContext

@@ -199,6 +199,14 @@ def values_are_structs(file: SourceFile) -> Iterator[str]:
             yield file.at(node, "a value is a msgspec.Struct: see docs/adr/0021-values-are-structs.md")
 
 
+def what_is_called_is_collected(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes_with("gc=False"):
+        if isinstance(node, ast.ClassDef) and any(each.arg == "gc" for each in node.keywords):
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign) and "Callable" in ast.unparse(field.annotation):
+                    yield file.at(field, "something to call leads anywhere, also back here: not with gc=False")
+
+
 PYTHON_RULES: tuple[Rule, ...] = (
     no_import_in_a_function,
     no_hidden_import,
@@ -213,6 +221,7 @@ PYTHON_RULES: tuple[Rule, ...] = (
     no_global_state,
     no_stub,
     values_are_structs,
+    what_is_called_is_collected,
 )
 
 
