@@ -89,7 +89,7 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
             return Forbidden("None of the servers that were asked may let you into this room")
     waits = [refusal.retry_after_ms for refusal in refusals if refusal.status == 429]
     if waits:
-        return LimitExceeded("Too many people join or ask at the moment: try again later", retry_after_ms=min(waits))
+        return LimitExceeded("Another server is asked for this too often at the moment", retry_after_ms=min(waits))
     if refusals and all(isinstance(error, RefusedByRemote) and error.errcode == "M_NOT_FOUND" for error in errors):
         return NotFound("None of the servers that were asked is in this room")
     for error in errors:
