@@ -25,6 +25,8 @@ from federation.wire import Wire, WireAnswer, WireRequest
 JSON_BYTES = 10 << 20
 """The longest answer that is read unless a call expects more."""
 MAX_ERROR_CHARS = 500
+FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
+"""For whoever is told to wait: where the other server does not say for how long, and the most that is passed on."""
 
 Query = Sequence[tuple[str, str]]
 T = TypeVar("T")
@@ -39,6 +41,12 @@ class RefusedByRemote(RemoteError):
         self.errcode = errcode
         self.text = text
         self.body = body
+
+    @property
+    def retry_after_ms(self) -> int:
+        """After so long it may be asked again, where it said 429."""
+        wait = self.body.get("retry_after_ms")
+        return wait if isinstance(wait, int) and 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
 
 
 class Requests:

@@ -12,6 +12,7 @@ from federation.policy import Policy
 from federation.protocol.errors import (
     Forbidden,
     InviteBlocked,
+    LimitExceeded,
     MatrixError,
     NotFound,
     OtherServerFailed,
@@ -46,7 +47,7 @@ class Candidates:
         """What the first of the servers answers that answers well.
 
         Raises NotFound when there is none to ask; Forbidden when they refuse, or the policy lets none be asked;
-        UnsupportedRoomVersion; OtherServerFailed when none was of use.
+        UnsupportedRoomVersion; LimitExceeded when they want to be left alone for now; OtherServerFailed when none was of use.
         """
         servers = [ServerName(name) for name in dict.fromkeys(named) if is_server_name(name) and name != self._own]
         if not servers:
@@ -86,6 +87,9 @@ def explain(errors: Sequence[RemoteError | MatrixError]) -> MatrixError:
     for refusal in refusals:
         if refusal.errcode in _UNABLE:
             return Forbidden("None of the servers that were asked may let you into this room")
+    waits = [refusal.retry_after_ms for refusal in refusals if refusal.status == 429]
+    if waits:
+        return LimitExceeded("Another server is asked for this too often at the moment", retry_after_ms=min(waits))
     if refusals and all(isinstance(error, RefusedByRemote) and error.errcode == "M_NOT_FOUND" for error in errors):
         return NotFound("None of the servers that were asked is in this room")
     for error in errors:

@@ -38,8 +38,6 @@ PAUSE_MS: Final = 30_000
 MAX_PAUSES: Final = 1_000
 AT_ONCE: Final = 5
 """Events about which one is asked."""
-FIRST_WAIT_MS, LONGEST_WAIT_MS = 1_000, 3_600_000
-"""For whoever is refused for now: where the policy server does not say, and the most that is passed on."""
 
 
 class RefusedByPolicyServer(MatrixError):
@@ -177,9 +175,7 @@ class PolicyServers:
             signature = await self._remote.sign(name, event)
         except RefusedByRemote as error:
             if error.status == 429:
-                wait = error.body.get("retry_after_ms")
-                wait = wait if isinstance(wait, int) and 0 < wait <= LONGEST_WAIT_MS else FIRST_WAIT_MS
-                raise LimitExceeded(retry_after_ms=wait) from error
+                raise LimitExceeded(retry_after_ms=error.retry_after_ms) from error
             if error.status >= 500:
                 self._pause(name)
                 raise

@@ -257,6 +257,21 @@ def test_joins_elsewhere_have_a_limit_of_their_own(network: Network) -> None:
     assert refused(join_via(bob, rooms[2], NORTH)) == (429, "M_LIMIT_EXCEEDED")
 
 
+def test_where_too_many_come_at_once_people_are_told_when_to_come_again(network: Network) -> None:
+    alice = network.add(NORTH, "rc_joins_per_room: {per_second: 0.1, burst_count: 1}\n").register("alice")
+    bob, carol = network.add(SOUTH).register("bob"), network.add(WEST).register("carol")
+    room_id = create(alice, preset="public_chat")
+    ok(join_via(bob, room_id, NORTH))
+
+    answer = join_via(carol, room_id, NORTH)
+    assert refused(answer) == (429, "M_LIMIT_EXCEEDED")
+    assert answer.json["retry_after_ms"] == 10_000
+    assert answer.headers["retry-after"] == "10"
+
+    network.clock.advance(10)
+    ok(join_via(carol, room_id, NORTH))
+
+
 def test_guests_do_not_join_elsewhere(network: Network) -> None:
     alice, _ = pair(network)
     south = network.servers[SOUTH]
