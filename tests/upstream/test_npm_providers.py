@@ -1,6 +1,7 @@
 """Signing in with providers that others wrote: oidc-provider for OpenID Connect, samlp for SAML 2."""
 
 import base64
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from urllib.request import urlopen
 from xml.etree.ElementTree import fromstring
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from twisted.logger import capturedLogs
 
 from storage.database import Database
@@ -22,6 +25,7 @@ from tests.helpers.identity_providers import (
     NO_NPM,
     OutsideServer,
     rsa_certificate,
+    rsa_key,
     start_npm,
 )
 from tests.helpers.server import TestServer, User
@@ -351,6 +355,28 @@ def test_requests_that_are_refused(server: TestServer, providers: OutsideServer)
     again, _ = sign_in_at_the_school(server)
     traveller.home.open(request)  # what was taken before ends nothing more
     assert again.get(WHOAMI).status == 200
+
+
+def sign_anew(folder: Path, request: str) -> str:
+    """The query of a request as providers send it that percent-encode in small letters."""
+    query = re.sub(
+        "%[0-9A-F]{2}", lambda found: found[0].lower(), request.partition("?")[2].partition("&Signature=")[0]
+    )
+    assert "%2f" in query
+    signature = rsa_key(folder).sign(query.encode(), PKCS1v15(), SHA256())
+    return f"/{LOGOUT}?{query}&{urlencode({'Signature': base64.b64encode(signature)})}"
+
+
+@needs_saml
+def test_what_is_signed_is_the_query_as_it_was_sent(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    request = sign_anew(providers.folder, logout_request(providers, traveller))
+    for wrong in (f"{request}&RelayState=x", request.replace("?", "?SAMLRequest=x&"), request.replace("%2f", "%2F")):
+        traveller.home.open(wrong)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
+    traveller.home.open(request)
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
 
 
 @needs_saml

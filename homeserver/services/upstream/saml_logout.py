@@ -12,6 +12,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final, Protocol
+from urllib.parse import unquote_plus
 
 import msgspec
 from twisted.logger import Logger
@@ -32,6 +33,9 @@ LONGEST_REQUEST: Final = 64 * 1024
 LONGEST_RELAY_STATE: Final = 80
 """In bytes, as the specification of the bindings has it."""
 _HASH_CHARS: Final = 24
+_REQUEST, _RELAY_STATE, _ALGORITHM, _SIGNATURE = "SAMLRequest", "RelayState", "SigAlg", "Signature"
+_SIGNED: Final = (_REQUEST, _RELAY_STATE, _ALGORITHM)
+"""What a signature in a query is over, in this order."""
 
 
 class SAMLSession(msgspec.Struct, frozen=True):
@@ -44,14 +48,20 @@ class SAMLSession(msgspec.Struct, frozen=True):
     sp_qualifier: str | None = None
 
 
+class BesideSignature(msgspec.Struct, frozen=True):
+    """A signature that is not in the request but in the query with it (`HTTP-Redirect`). `signed`: the text that it is over."""
+
+    algorithm: str
+    signature: str
+    signed: str
+
+
 class LogoutMessage(msgspec.Struct, frozen=True):
-    """A request as it came, with its signature where that is beside it (`HTTP-Redirect`)."""
+    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where it came in a form."""
 
     request: str
-    by_redirect: bool
     relay_state: str | None = None
-    algorithm: str | None = None
-    signature: str | None = None
+    beside: BesideSignature | None = None
 
 
 class Logout(msgspec.Struct, frozen=True):
@@ -146,6 +156,28 @@ class SAMLLogout:
         for user_id in {row.user_id for row in rows} | browsing:
             self._sessions.remove_ways_in(txn, user_id)
         return len(rows)
+
+
+def read_query(query: str) -> LogoutMessage:
+    """The message in a query (`HTTP-Redirect`). What is signed is the text as it was sent: there is more than one way to encode it.
+    Raises `Refused` where something is lacking, or there twice.
+
+    spec: saml-bindings-2.0-os section 3.4.4.1
+    """
+    sent: dict[str, str] = {}
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if name in _SIGNED or name == _SIGNATURE:
+            if name in sent:
+                raise Refused(Reason.PROVIDER_FAILED, f"the query has more than one {name}")
+            sent[name] = value
+    read = {name: unquote_plus(value) for name, value in sent.items()}
+    if not {_REQUEST, _ALGORITHM, _SIGNATURE} <= read.keys():
+        raise Refused(Reason.PROVIDER_FAILED, "the SAML request is not signed")
+    signed = "&".join(f"{name}={sent[name]}" for name in _SIGNED if name in sent)
+    return LogoutMessage(
+        read[_REQUEST], read.get(_RELAY_STATE), BesideSignature(read[_ALGORITHM], read[_SIGNATURE], signed)
+    )
 
 
 def name_session(session: SAMLSession) -> str:
