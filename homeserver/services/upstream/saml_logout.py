@@ -142,17 +142,25 @@ class SAMLLogout:
             raise Refused(Reason.PROVIDER_FAILED, "there is no request to sign out")
         await metadata.make_ready()
         logout = await self._threads.run(lambda: library.read_logout(message))
-        if await self._flows.add_taken_assertion(logout.request_id, int(logout.expires * 1000)):
-            ended = await self._database.write("end_saml_sessions", self._end, logout)
+        ended = await self._database.write("end_saml_sessions", self._end, logout)
+        if ended is not None:
             self.log.info("{provider} ended {count} sessions", provider=self._provider_id, count=ended)
         return logout.answer
 
-    def _end(self, txn: WriteTransaction, logout: Logout) -> int:
-        beginnings = beginnings_of(logout.name, logout.indexes)
-        rows = self._upstream_sessions.get_sessions_beginning(txn, self._provider_id, beginnings)
+    def _end(self, txn: WriteTransaction, logout: Logout) -> int | None:
+        """How many sessions; None where the request was taken before. What is taken has ended what it names: one write."""
+        if not self._flows.take_assertion(txn, logout.request_id, int(logout.expires * 1000)):
+            return None
+        means = Meant(logout.name, logout.indexes)
+        known = self._upstream_sessions.get_sessions_beginning(txn, self._provider_id, means.beginning)
+        rows = [row for row in known if means.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        browsing = self._browser_sessions.get_users_by_session(txn, beginnings)
+        browsing = {
+            user_id
+            for user_id, origin in self._browser_sessions.get_origins_by_session(txn, means.beginning)
+            if means.has(msgspec.json.decode(origin, type=Origin).session or "")
+        }
         for user_id in {row.user_id for row in rows} | browsing:
             self._sessions.remove_ways_in(txn, user_id)
         return len(rows)
@@ -192,10 +200,19 @@ def read_session(text: str) -> SAMLSession | None:
     return msgspec.json.decode(urlsafe_b64decode(whole), type=SAMLSession) if whole else None
 
 
-def beginnings_of(name: str, indexes: Sequence[str]) -> list[str]:
-    """How names of sign-ins begin that a request means."""
-    person = f"{_hash(name)}."
-    return [f"{person}{_hash(index)}." for index in (*indexes, "")] if indexes else [person]
+class Meant:
+    """Which sign-ins a request means: of a person those with these indexes, and those without one; all where there are none."""
+
+    def __init__(self, name: str, indexes: Sequence[str]) -> None:
+        self.beginning = f"{_hash(name)}."
+        """How the names of all of the person's sign-ins begin."""
+        self._hashes = {_hash(index) for index in (*indexes, "")} if indexes else None
+
+    def has(self, session: str) -> bool:
+        """Whether the sign-in that is called so (`name_session`) is meant."""
+        if not session.startswith(self.beginning):
+            return False
+        return self._hashes is None or session.split(".")[1] in self._hashes
 
 
 def _hash(text: str) -> str:
