@@ -38,9 +38,11 @@ def members(user: User, room_id: str) -> dict[str, str]:
     return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
 
-def test_what_is_sent_goes_nowhere(alice: User, mallory: User, root: User) -> None:
+def test_what_is_sent_goes_nowhere(server: TestServer, alice: User, mallory: User, root: User) -> None:
+    bob = server.register("bob")
     room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
     join(mallory, room_id)
+    join(bob, room_id)
     hers = say(alice, room_id, "hello")
     first, second = (ok(put_event(mallory, room_id, "m.room.message", {"body": "spam"}))["event_id"] for _ in range(2))
     assert first.startswith("$")
@@ -51,15 +53,39 @@ def test_what_is_sent_goes_nowhere(alice: User, mallory: User, root: User) -> No
     assert ok(redact(mallory, room_id, hers))["event_id"].startswith("$")
     ok(mallory.put(f"{room_path(room_id)}/typing/{mallory.user_id}", {"typing": True}))
     for action in ("invite", "ban", "kick"):
-        target = root if action == "invite" else alice
+        target = root if action == "invite" else bob
         ok(mallory.post(f"{room_path(room_id)}/{action}", {"user_id": target.user_id}))
     assert everything_said(alice, room_id) == ["hello"]
     assert alice.get(f"{room_path(room_id)}/state/m.room.topic").status == 404
-    assert members(alice, room_id) == {alice.user_id: "join", mallory.user_id: "join"}
+    assert members(alice, room_id) == dict.fromkeys((alice.user_id, mallory.user_id, bob.user_id), "join")
     assert "spam" not in str(alice.get(f"{V3}/sync").json)
     assert root.delete(path_of(mallory)).status == 200
     say(mallory, room_id, "sorry")
     assert everything_said(alice, room_id) == ["hello", "sorry"]
+
+
+def test_what_others_may_not_is_refused(alice: User, mallory: User, root: User) -> None:
+    """Else one request tells of the ban."""
+    nobody = root  # is in none of these rooms either
+    private, public = create(alice), create(alice, preset="public_chat")
+    ours = say(alice, public, "hello")
+    join(mallory, public)
+    for user in (mallory, nobody):
+        for room_id in (private, "!none:example.org"):
+            answers = [
+                put_event(user, room_id, "m.room.message", {"body": "x"}),
+                put_state(user, room_id, "m.room.topic", {"topic": "x"}),
+                user.post(f"{room_path(room_id)}/invite", {"user_id": "@x:elsewhere.org"}),
+                redact(user, room_id, ours),
+            ]
+            assert {(answer.status, answer.errcode) for answer in answers} == {(403, "M_FORBIDDEN")}
+    join(nobody, public)
+    for user in (mallory, nobody):
+        for action, target in (("kick", alice), ("ban", alice)):
+            assert user.post(f"{room_path(public)}/{action}", {"user_id": target.user_id}).status == 403
+        assert put_state(user, public, "m.room.topic", {"topic": "x"}).status == 403
+        assert put_state(user, public, "m.room.member", {"membership": "ban"}, alice.user_id).status == 403
+        assert put_event(user, public, "m.room.message", {"body": "x"}).status == 200
 
 
 def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User) -> None:
