@@ -104,6 +104,53 @@ def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User
     assert "buy this" not in str(alice.get(f"{V3}/sync").json).lower()
 
 
+def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, root: User) -> None:
+    profile = f"{V3}/profile/{mallory.user_id}"
+    room_id, another = create(alice, preset="public_chat"), create(alice, preset="public_chat")
+    join(mallory, room_id)
+    ok(mallory.put(f"{profile}/displayname", {"displayname": "Buy This"}))
+    ok(mallory.put(f"{profile}/avatar_url", {"avatar_url": "mxc://example.org/buythis"}))
+    ok(mallory.put(f"{profile}/org.example.status", {"org.example.status": "Buy this"}))
+    ok(mallory.post(f"{room_path(room_id)}/leave", {}))
+    for room in (room_id, another):
+        join(mallory, room)
+    knockable = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    ok(mallory.post(f"{V3}/knock/{knockable}", {"reason": "Buy this"}))
+    made = ok(mallory.post(f"{V3}/createRoom", {"preset": "public_chat"}))["room_id"]
+    join(alice, made)
+    search = alice.post(f"{V3}/user_directory/search", {"search_term": "mallory"})
+    seen = [alice.get(profile), alice.get(f"{profile}/displayname"), alice.get(f"{V3}/sync"), search]
+    assert [answer.status for answer in seen] == [200] * 4
+    assert "buy" not in "".join(str(answer.json) for answer in seen).lower()
+    assert alice.get(f"{profile}/org.example.status").status == 404
+    own = {
+        "avatar_url": "mxc://example.org/buythis",
+        "displayname": "Buy This",
+        "org.example.status": "Buy this",
+    }
+    assert ok(mallory.get(profile)) == own
+    assert ok(mallory.get(f"{profile}/displayname")) == {"displayname": "Buy This"}
+    ok(mallory.delete(f"{profile}/displayname"))
+    assert mallory.get(f"{profile}/displayname").status == 404
+    assert ok(alice.get(f"{profile}/displayname")) == {"displayname": "mallory"}
+    assert root.delete(path_of(mallory)).status == 200
+    assert ok(mallory.get(profile)) == ok(alice.get(profile)) == {"displayname": "mallory"}
+
+
+def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(server: TestServer, alice: User, mallory: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(mallory, room_id)
+    browser = Browser(server)
+    browser.open("/_mahalla/account")
+    browser.send("/_mahalla/sign_in", name="mallory", password="wonderland")
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "name")
+    browser.post(form.action, {**form.fields, "name": "Buy This"})
+    browser.open("/_mahalla/account")
+    assert "Buy This" in browser.text
+    assert ok(alice.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "mallory"}
+    assert "Buy This" not in str(alice.get(f"{V3}/sync").json)
+
+
 def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:
     messages = {user.user_id: {"*": {"body": "x"}} for user in (alice, mallory)}
     ok(mallory.put(f"{SENT}/1", {"messages": messages}))
