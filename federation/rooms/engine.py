@@ -233,7 +233,7 @@ class RoomEngine:
         version: RoomVersion,
         room_id: RoomID | None,
         drafts: Sequence[Draft],
-        also: Also,
+        also: Also | None = None,
         prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Make a room of these drafts, of which the first creates it, in one write.
@@ -258,7 +258,8 @@ class RoomEngine:
             room, head = add_room(txn, created_id, version.identifier, now)
             extremities = [chain.built[-1].event_id]
             appended = self._writer.append(txn, room, head, chain.new, extremities, now_ms=now)
-            also(txn, room)
+            if also is not None:
+                also(txn, room)
             return room, appended
 
         self._events.expect(chain.built)

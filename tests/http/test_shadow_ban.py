@@ -6,6 +6,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, everything_said, join, ok, put_event, put_state, redact, room_path, say
 
+PUBLIC = {"visibility": "public", "preset": "public_chat"}
 SENT = "/_matrix/client/v3/sendToDevice/m.test"
 
 
@@ -149,6 +150,34 @@ def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(server: TestServe
     assert "Buy This" in browser.text
     assert ok(alice.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "mallory"}
     assert "Buy This" not in str(alice.get(f"{V3}/sync").json)
+
+
+def test_no_room_is_put_before_others(alice: User, mallory: User) -> None:
+    wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
+    room_id = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
+    ok(mallory.put(f"{V3}/directory/list/room/{room_id}", {"visibility": "public"}))
+    assert ok(alice.get(f"{V3}/publicRooms"))["chunk"] == []
+    theirs = create(alice, power_level_content_override={"users": {mallory.user_id: 100}}, **PUBLIC)
+    join(mallory, theirs)
+    ok(mallory.put(f"{V3}/directory/list/room/{theirs}", {"visibility": "private"}))
+    assert [room["room_id"] for room in ok(alice.get(f"{V3}/publicRooms"))["chunk"]] == [theirs]
+
+
+def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User) -> None:
+    levels = {"users": {mallory.user_id: 150}}
+    room_id = create(alice, room_alias_name="den", power_level_content_override=levels, **PUBLIC)
+    join(mallory, room_id)
+    before = ok(alice.get(f"{V3}/sync"))["next_batch"]
+    new = ok(mallory.post(f"{room_path(room_id)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    assert members(mallory, new) == {mallory.user_id: "join"}
+    assert mallory.get(f"{room_path(new)}/state/m.room.create").json["predecessor"]["room_id"] == room_id
+    assert "rooms" not in ok(alice.get(f"{V3}/sync?since={before}"))
+    assert alice.get(f"{room_path(room_id)}/state/m.room.tombstone").status == 404
+    assert ok(alice.get(f"{V3}/directory/room/%23den:example.org"))["room_id"] == room_id
+    assert [room["room_id"] for room in ok(alice.get(f"{V3}/publicRooms"))["chunk"]] == [room_id]
+    low = create(alice, preset="public_chat")
+    join(mallory, low)
+    assert mallory.post(f"{room_path(low)}/upgrade", {"new_version": "11"}).status == 403
 
 
 def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:
