@@ -175,9 +175,7 @@ class Profiles:
         if DISPLAY_NAME in self.fixed:
             raise Forbidden("Display names cannot be changed here")
         self._name_rules.check(name)
-        account = (await self._accounts.get_accounts([user_id])).get(user_id)
-        unshown = account is not None and account.shadow_banned
-        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True, unshown=unshown)
+        await self.do_set_display_name(user_id, name)
 
     def forget_unshown(self, txn: WriteTransaction, user_id: UserID) -> None:
         """In a write: somebody is shadow-banned no longer, and has the profile that all others see."""
@@ -198,20 +196,26 @@ class Profiles:
             self._name_rules.check(name)
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
-        """Give somebody a name, whatever people may change themselves. Raises `InvalidParam`."""
-        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True)
+        """Give somebody the name that they have elsewhere, whatever people may change themselves. Raises `InvalidParam`."""
+        unshown = await self._is_shadow_banned(user_id)
+        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True, unshown=unshown)
 
     async def do_set_avatar(self, user_id: UserID, address: str) -> None:
-        """Give somebody a picture, an `mxc://` address, whatever people may change themselves. Raises `InvalidParam`."""
-        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True)
+        """Give somebody the picture that they have elsewhere, an `mxc://` address, whatever people may change themselves. Raises
+        `InvalidParam`."""
+        unshown = await self._is_shadow_banned(user_id)
+        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True, unshown=unshown)
+
+    async def _is_shadow_banned(self, user_id: UserID) -> bool:
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        return account is not None and account.shadow_banned
 
     def check_shown(self, field: str, value: str) -> None:
         """Raises `InvalidParam` for a text that cannot be a name or a picture."""
         _check_value(field, msgspec.json.encode(value))
 
     async def do_set_shown(self, user_id: UserID, field: str, value: str) -> None:
-        """Give somebody a name or a picture, or with an empty text none, whatever people may change themselves. Raises
-        `InvalidParam`."""
+        """An administrator gives somebody a name or a picture, or with an empty text none: all see it. Raises `InvalidParam`."""
         if value:
             await self._set(user_id, field, msgspec.json.encode(value), True)
         else:

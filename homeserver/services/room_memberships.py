@@ -204,6 +204,20 @@ class RoomMemberships:
                 await self._check_inviting(caller, room_id, parse_user_id(target))
         return checked
 
+    async def find_quiet_change(
+        self, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """What others may see of it when a shadow-banned account changes its own membership by a state event; None: nothing."""
+        membership = content.get("membership")
+        if membership == "leave":
+            return {"membership": "leave"}
+        snapshot = await self._engine.find_snapshot(room_id)
+        if membership not in ("join", "knock") or snapshot is None:
+            return None
+        if await self._present(user_id, snapshot) in ("join", membership):
+            return None
+        return await self._content(membership, user_id, None)
+
     async def settle(self, user_id: UserID, room_id: RoomID) -> None:
         """The user has come into a room by a state event: what comes with a join."""
         await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))

@@ -151,8 +151,9 @@ class RoomSending:
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
         pretends = caller.is_shadow_banned
-        if pretends and (type, state_key, content.get("membership")) == ("m.room.member", caller.user_id, "leave"):
-            pretends, content = False, {"membership": "leave"}  # without words
+        if pretends and (type, state_key) == ("m.room.member", caller.user_id):
+            quiet = await self._memberships.find_quiet_change(caller.user_id, room_id, content)
+            pretends, content = quiet is None, content if quiet is None else quiet
         if type == "m.room.member":
             content = await self._memberships.check_member_state(caller, room_id, state_key, content)
             if self._memberships.needs_another_server(state_key, content) and not pretends:

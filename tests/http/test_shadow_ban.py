@@ -113,8 +113,10 @@ def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, ro
     ok(mallory.put(f"{profile}/avatar_url", {"avatar_url": "mxc://example.org/buythis"}))
     ok(mallory.put(f"{profile}/org.example.status", {"org.example.status": "Buy this"}))
     ok(mallory.post(f"{room_path(room_id)}/leave", {}))
-    for room in (room_id, another):
-        join(mallory, room)
+    join(mallory, room_id)
+    own = {"membership": "join", "displayname": "Buy this", "reason": "Buy this"}
+    ok(put_state(mallory, another, "m.room.member", own, mallory.user_id))
+    assert members(alice, another)[mallory.user_id] == "join"
     knockable = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
     ok(mallory.post(f"{V3}/knock/{knockable}", {"reason": "Buy this"}))
     made = ok(mallory.post(f"{V3}/createRoom", {"preset": "public_chat"}))["room_id"]
@@ -124,12 +126,12 @@ def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, ro
     assert [answer.status for answer in seen] == [200] * 4
     assert "buy" not in "".join(str(answer.json) for answer in seen).lower()
     assert alice.get(f"{profile}/org.example.status").status == 404
-    own = {
+    profile_of_hers = {
         "avatar_url": "mxc://example.org/buythis",
         "displayname": "Buy This",
         "org.example.status": "Buy this",
     }
-    assert ok(mallory.get(profile)) == own
+    assert ok(mallory.get(profile)) == profile_of_hers
     assert ok(mallory.get(f"{profile}/displayname")) == {"displayname": "Buy This"}
     ok(mallory.delete(f"{profile}/displayname"))
     assert mallory.get(f"{profile}/displayname").status == 404

@@ -107,7 +107,15 @@ def test_a_name_may_be_taken_over_each_time(
         alice = redeem(server, browser)  # a client of the white list, so no question
     threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
     assert [each["address"] for each in threepids] == ["a2@example.com", "a@example.com"]
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice the Great"
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}"
+    assert server.get(profile).json["displayname"] == "Alice the Great"
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, shadow_banned=True))
+    browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": "Buy this"}))
+    alice = redeem(server, browser)
+    assert (alice.get(profile).json["displayname"], server.get(profile).json["displayname"]) == (
+        "Buy this",
+        "Alice the Great",
+    )
 
 
 def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenIDProvider) -> None:
