@@ -1,8 +1,6 @@
 """Browsers in which somebody is signed in to the server's own pages. Kept as hashes of their cookies; what has grown old
 is swept."""
 
-from collections.abc import Sequence
-
 import msgspec
 
 from storage.database import Database
@@ -66,11 +64,11 @@ class BrowserSessionStore:
         """End one; False where there is none."""
         return bool(txn.execute("DELETE FROM browser_sessions WHERE token_hash = ?", (token_hash,)))
 
-    def get_users_by_session(self, txn: Transaction, beginnings: Sequence[str]) -> set[str]:
-        """Who came by a sign-in whose name (`session` of their `origin`) begins so; a beginning has letters, digits and dots."""
-        any_of = " OR ".join("origin LIKE ?" for _ in beginnings)
-        sql = f"SELECT user_id FROM browser_sessions WHERE {any_of}"
-        return {row[0] for row in txn.query(sql, tuple(f'%"session":"{beginning}%' for beginning in beginnings))}
+    def get_origins_by_session(self, txn: Transaction, beginning: str) -> list[tuple[str, str]]:
+        """Who came by a sign-in whose name (`session` of their `origin`) begins so, with the `origin`; a beginning has letters,
+        digits and dots."""
+        sql = "SELECT user_id, origin FROM browser_sessions WHERE origin LIKE ?"
+        return [(row[0], row[1]) for row in txn.query(sql, (f'%"session":"{beginning}%',))]
 
     def remove_user(self, txn: WriteTransaction, user_id: str) -> None:
         """End all of a user's."""

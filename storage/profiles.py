@@ -3,6 +3,8 @@
 A change takes a position (`Topic.PROFILE`). A change that rooms show (name, avatar) also leaves a note in
 `profile_propagations`, in the same write: the memberships are rewritten afterwards, and after a crash. That a field was
 removed is remembered, of each user the latest `REMOVALS_KEPT`.
+
+What a shadow-banned account sets is kept beside the profile (`unshown_profile_fields`), and concerns nobody else: no position, no note.
 """
 
 from collections.abc import Iterable
@@ -33,6 +35,32 @@ class ProfileStore:
         for user_id, field, value in txn.query_in(sql, user_ids):
             profiles.setdefault(user_id, {})[field] = bytes(value)
         return profiles
+
+    async def get_as_owner(self, user_id: str) -> dict[str, bytes]:
+        """A profile as its owner sees it: with what is shown to nobody else."""
+        return await self._database.read_quickly("get_own_profile", self.get_as_owner_in, user_id)
+
+    def get_as_owner_in(self, txn: Transaction, user_id: str) -> dict[str, bytes]:
+        """As `get_as_owner`, in a transaction."""
+        fields = self.get_profiles_in(txn, [user_id]).get(user_id, {})
+        for field, value in txn.query("SELECT field, value FROM unshown_profile_fields WHERE user_id = ?", (user_id,)):
+            if value is None:
+                fields.pop(field, None)
+            else:
+                fields[field] = bytes(value)
+        return fields
+
+    def set_unshown(self, txn: WriteTransaction, user_id: str, field: str, value: bytes | None) -> None:
+        """Set one field, or remove it (None), as the owner alone sees it."""
+        txn.execute(
+            "INSERT INTO unshown_profile_fields (user_id, field, value) VALUES (?, ?, ?)"
+            " ON CONFLICT (user_id, field) DO UPDATE SET value = excluded.value",
+            (user_id, field, value),
+        )
+
+    def remove_unshown(self, txn: WriteTransaction, user_id: str) -> None:
+        """The owner sees the profile as all others do."""
+        txn.execute("DELETE FROM unshown_profile_fields WHERE user_id = ?", (user_id,))
 
     async def get_changes(self, since: int, upto: int, limit: int) -> dict[str, dict[str, bytes | None]] | None:
         """By user, the fields that changed after `since`, up to `upto`; None for what was removed.
@@ -89,6 +117,7 @@ class ProfileStore:
     def remove_profile(self, txn: WriteTransaction, user_id: str) -> None:
         """Remove all fields; rooms are not told (an erased account leaves them)."""
         txn.execute("DELETE FROM profile_removals WHERE user_id = ?", (user_id,))
+        self.remove_unshown(txn, user_id)
         remove_settings(txn, user_id, Setting.PROFILE)
         if txn.execute("DELETE FROM profiles WHERE user_id = ?", (user_id,)):
             self._announce(txn, user_id, txn.next_position(), propagate=False)

@@ -60,12 +60,12 @@ class UpstreamFlowStore:
 
     async def add_taken_assertion(self, assertion_id: str, expires_ts: int) -> bool:
         """Note that an assertion is taken; False where it was before."""
+        return await self._database.write("add_taken_assertion", self.take_assertion, assertion_id, expires_ts)
 
-        def write(txn: WriteTransaction) -> bool:
-            sql = "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?) ON CONFLICT DO NOTHING"
-            return bool(txn.execute(sql, (assertion_id, expires_ts)))
-
-        return await self._database.write("add_taken_assertion", write)
+    def take_assertion(self, txn: WriteTransaction, assertion_id: str, expires_ts: int) -> bool:
+        """As `add_taken_assertion`, in a transaction."""
+        sql = "INSERT INTO taken_assertions (assertion_id, expires_ts) VALUES (?, ?) ON CONFLICT DO NOTHING"
+        return bool(txn.execute(sql, (assertion_id, expires_ts)))
 
     async def remove_old(self, now: int, limit: int) -> int:
         """Remove up to `limit` flows and as many assertions that have grown old; how many in all, `limit` at most."""

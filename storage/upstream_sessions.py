@@ -53,15 +53,12 @@ class UpstreamSessionStore:
             UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in txn.query(sql, args)
         ]
 
-    def get_sessions_beginning(
-        self, txn: Transaction, provider: str, beginnings: Sequence[str]
-    ) -> list[UpstreamSessionRow]:
+    def get_sessions_beginning(self, txn: Transaction, provider: str, beginning: str) -> list[UpstreamSessionRow]:
         """The devices of sign-ins whose names begin so; a beginning has letters, digits and dots."""
-        any_of = " OR ".join("session LIKE ?" for _ in beginnings)
-        sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE provider = ? AND ({any_of})"
-        args = (provider, *(f"{beginning}%" for beginning in beginnings))
+        sql = f"SELECT {_COLUMNS} FROM upstream_sessions WHERE provider = ? AND session LIKE ?"
         return [
-            UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5])) for row in txn.query(sql, args)
+            UpstreamSessionRow(row[0], row[1], row[2], row[3], row[4], bool(row[5]))
+            for row in txn.query(sql, (provider, f"{beginning}%"))
         ]
 
     def begin_session(self, txn: WriteTransaction, user_id: str, device_id: str) -> None:

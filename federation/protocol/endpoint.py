@@ -173,6 +173,8 @@ class RequestContext(msgspec.Struct, frozen=True, gc=False):
     collection sees.)"""
     languages: str = ""
     """What the client wants to read, as it says it in `Accept-Language`."""
+    uri: bytes = b""
+    """What was asked for as it was sent, with the query."""
 
     def header(self, name: str) -> str | None:
         """Any other header; the last of several."""

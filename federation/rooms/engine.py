@@ -161,6 +161,16 @@ class RoomEngine:
         self._enqueue(room_id, request)
         return await request.done
 
+    async def check(self, room_id: RoomID, drafts: Sequence[Draft]) -> None:
+        """Return where `send` would add these events now, as far as this server itself decides it; nothing is added. Raises as `send`
+        does, but for AlreadySent."""
+        snapshot = await self.find_snapshot(room_id)
+        if snapshot is None:
+            raise Forbidden("You are not in this room")
+        if snapshot.head.partial_join is not None:
+            await self._wait_for_members(snapshot, drafts)
+        await Chain(snapshot, self._events, self._identity, self._classify).add(drafts, self._now_ms())
+
     async def get_whole(self, room_id: RoomID) -> RoomSnapshot:
         """The room, once all of its state is here. Raises NotFound, StateIncomplete."""
         snapshot = await self.get_snapshot(room_id)
@@ -223,7 +233,7 @@ class RoomEngine:
         version: RoomVersion,
         room_id: RoomID | None,
         drafts: Sequence[Draft],
-        also: Also,
+        also: Also | None = None,
         prepare: Callable[[RoomID], Awaitable[None]] | None = None,
     ) -> tuple[RoomSnapshot, list[StoredEvent]]:
         """Make a room of these drafts, of which the first creates it, in one write.
@@ -248,7 +258,8 @@ class RoomEngine:
             room, head = add_room(txn, created_id, version.identifier, now)
             extremities = [chain.built[-1].event_id]
             appended = self._writer.append(txn, room, head, chain.new, extremities, now_ms=now)
-            also(txn, room)
+            if also is not None:
+                also(txn, room)
             return room, appended
 
         self._events.expect(chain.built)

@@ -26,7 +26,7 @@ async def get_profile(
 ) -> Mapping[str, object]:
     """All fields."""
     await access.check_may_see(caller, user_id)
-    return await profiles.get_profile(user_id)
+    return await profiles.get_profile(user_id, None if caller is None else caller.user_id)
 
 
 @endpoint("GET", *_FIELD, auth=Auth.OPTIONAL)
@@ -35,7 +35,7 @@ async def get_profile_field(
 ) -> Mapping[str, object]:
     """One field, under its name."""
     await access.check_may_see(caller, user_id)
-    return await profiles.get_field(user_id, field)
+    return await profiles.get_field(user_id, field, None if caller is None else caller.user_id)
 
 
 @endpoint("PUT", *_FIELD, auth=Auth.GUEST, limit=Limit.PROFILE, max_body=2 * LARGEST_PROFILE)

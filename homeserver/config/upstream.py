@@ -126,6 +126,11 @@ class OIDCProvider:
     user_profile_method: Literal["auto", "userinfo_endpoint"] = option(
         "auto", "`userinfo_endpoint`: the claims are asked for there, and not taken from the ID token."
     )
+    auth_time_required: bool = option(
+        True,
+        "Whether it must say when somebody proved who they are (`auth_time`), where they are to do so once more. `false` is for a "
+        "provider that never says so: then whoever has a browser that is signed in there confirms what they like without being asked.",
+    )
     redirect_uri: str | None = option(
         None, "Where people come back to, when not `PUBLIC_BASEURL/_synapse/client/oidc/callback`.", check=_check_url
     )

@@ -277,6 +277,7 @@ class MatrixRequest:
             cookies=_cookies(head.get(b"cookie")) if b"cookie" in head.last else (),
             headers=head.last,
             languages="" if languages is None else languages.decode("latin-1"),
+            uri=head.uri,
         )
         if self._file is not None:
             self._file.seek(0)

@@ -3,7 +3,7 @@
 spec: client-server-api#legacy-account-management, client-server-api#account-moderation
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -171,8 +171,10 @@ class Accounts:
         suspended: bool | None = None,
         shadow_banned: bool | None = None,
         by: UserID | None = None,
+        also: Callable[[WriteTransaction], None] | None = None,
     ) -> None:
-        """Lay something on an account, or lift it; None leaves it. `by`: the administrator who does. Raises `NotFound`."""
+        """Lay something on an account, or lift it; None leaves it. `by`: the administrator who does; `also` is done in the same
+        write. Raises `NotFound`."""
         account = await self.get_account(user_id)
 
         def write(txn: WriteTransaction) -> None:
@@ -191,6 +193,8 @@ class Accounts:
                 note(txn, user_id, what, self._now(), by=by)
             if locked:
                 self._sessions.remove_ways_in(txn, user_id)
+            if also is not None:
+                also(txn)
 
         await self._database.write("set_account_flags", write)
 

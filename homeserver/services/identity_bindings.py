@@ -3,11 +3,12 @@
 Laws:
 - No identity server is asked but that of the configuration, and for an unbinding the one where the binding was made.
 - What was bound is remembered until it is unbound: with the address, or with the account.
+- Of what the identity server says, clients hear what concerns the address. Its other codes would mean something else in an answer of
+  this server: `M_UNKNOWN_TOKEN` that their session here has ended.
 
 spec: client-server-api#post_matrixclientv3account3pidbind, identity-service-api#establishing-associations
 """
 
-import re
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,11 +32,25 @@ SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 LONGEST_ADDRESS: Final = 255
 _PATH: Final = "/_matrix/identity/v2/3pid"
-_ERRCODE: Final = re.compile(r"[A-Z][A-Z0-9_.]{0,99}")
+_PASSED_ON: Final = frozenset(
+    {
+        "M_EMAIL_SEND_ERROR",
+        "M_INVALID_ADDRESS",
+        "M_INVALID_EMAIL",
+        "M_INVALID_PARAM",
+        "M_NO_VALID_SESSION",
+        "M_SEND_ERROR",
+        "M_SESSION_EXPIRED",
+        "M_SESSION_NOT_VALIDATED",
+        "M_TERMS_NOT_SIGNED",
+        "M_THREEPID_IN_USE",
+    }
+)
+"""Codes that say the same of an answer of ours. spec: identity-service-api#standard-error-response"""
 
 
 class IdentityServerRefused(MatrixError):
-    """What the identity server said, which is passed on."""
+    """What the identity server said of the address, which is passed on."""
 
     def __init__(self, errcode: str, text: str) -> None:
         super().__init__(text)
@@ -151,13 +166,13 @@ def _host_of(url: str) -> str:
 
 
 def _check(answer: WebAnswer) -> None:
-    """Raises `IdentityServerRefused`, `OtherServerFailed` for what is no success."""
+    """Raises `IdentityServerRefused` where it is about the address, `OtherServerFailed` for all else that is no success."""
     if answer.status == HTTPStatus.OK:
         return
     try:
         error = msgspec.json.decode(answer.body, type=_Error)
     except (msgspec.DecodeError, RecursionError):
         raise OtherServerFailed(f"The identity server answers {answer.status}") from None
-    if not 400 <= answer.status < 500 or not _ERRCODE.fullmatch(error.errcode):
-        raise OtherServerFailed(f"The identity server answers {answer.status}")
+    if not 400 <= answer.status < 500 or error.errcode not in _PASSED_ON:
+        raise OtherServerFailed(f"The identity server refuses: {answer.status} {error.errcode[:100]}")
     raise IdentityServerRefused(error.errcode, error.error[:1000])

@@ -113,10 +113,9 @@ class OwnAccount:
     async def look(self, user_id: UserID) -> Overview:
         """What there is, the devices that were seen last first."""
         account = await self._accounts.get_account(user_id)
-        (name, _) = (await self._profiles.get_names([user_id]))[user_id]
         rows = (await self._devices.get_devices([user_id])).get(user_id, [])
         return Overview(
-            display_name=name or "",
+            display_name=await self._profiles.get_own_name(user_id) or "",
             devices=await self._with_clients(user_id, rows),
             addresses=[row.address for row in await self._threepids.get_threepids(user_id)],
             has_password=account.password_hash is not None,
@@ -184,7 +183,7 @@ class OwnAccount:
             "user_id": user_id,
             "created_ts": account.created_ts,
             "expires_ts": overview.ends_ts,
-            "profile": await self._profiles.get_profile(user_id),
+            "profile": await self._profiles.get_profile(user_id, user_id),
             "addresses": overview.addresses,
             "devices": [
                 {

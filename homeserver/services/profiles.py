@@ -4,6 +4,7 @@ Laws:
 - A whole profile, as JSON, has at most 64 KiB.
 - Rooms show display name and avatar: a change of these is noted in the same write, and then carried into the rooms.
 - An unknown user and one without the field look alike.
+- What a shadow-banned account makes of its profile, it sees itself, and nobody else does: neither here nor in rooms that it joins.
 
 spec: client-server-api#profiles
 """
@@ -111,26 +112,35 @@ class Profiles:
         self._server_name = server_name
         self.fixed = fixed
 
-    async def get_profile(self, user_id: UserID) -> Mapping[str, object]:
-        """All fields of anyone. Raises `NotFound`."""
+    async def get_profile(self, user_id: UserID, asker: UserID | None = None) -> Mapping[str, object]:
+        """All fields of anyone, as the asker sees them. Raises `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, None)
-        fields = (await self._profiles.get_profiles([user_id])).get(user_id)
-        if fields is None:
+        fields = await self._get(user_id, asker)
+        if not fields:
             account = (await self._accounts.get_accounts([user_id])).get(user_id)
             if account is None or account.deactivated_ts is not None:
                 raise NotFound("There is no such user here")
             return {}
         return {name: msgspec.Raw(value) for name, value in fields.items()}
 
-    async def get_field(self, user_id: UserID, field: str) -> Mapping[str, object]:
-        """One field of anyone, under its name. Raises `NotFound`."""
+    async def get_field(self, user_id: UserID, field: str, asker: UserID | None = None) -> Mapping[str, object]:
+        """One field of anyone, under its name, as the asker sees it. Raises `NotFound`."""
         if domain_of(user_id) != self._server_name:
             return await self._remote.get_profile(user_id, field)
-        value = (await self._profiles.get_profiles([user_id])).get(user_id, {}).get(field)
+        value = (await self._get(user_id, asker)).get(field)
         if value is None:
             raise NotFound("The profile has no such field")
         return {field: msgspec.Raw(value)}
+
+    async def _get(self, user_id: UserID, asker: UserID | None) -> Mapping[str, bytes]:
+        if asker == user_id:
+            return await self._profiles.get_as_owner(user_id)
+        return (await self._profiles.get_profiles([user_id])).get(user_id, {})
+
+    async def get_own_name(self, user_id: UserID) -> str | None:
+        """The display name, as its owner sees it."""
+        return names_of(await self._profiles.get_as_owner(user_id))[0]
 
     async def get_for_others(self, user_id: UserID, field: str | None) -> Mapping[str, object]:
         """The profile of one of this server's users, or one field, for another server. Raises `NotFound`."""
@@ -149,17 +159,16 @@ class Profiles:
         """Set one field to `body[field]`. Raises `Forbidden`, `NameNotAllowed`, `InvalidParam`, `KeyTooLarge`, `MissingParam`,
         `BadJson`, `ProfileTooLarge`."""
         self._check(caller, user_id, field)
-        propagate = propagate and not caller.is_shadow_banned
         if field not in body:
             raise MissingParam(f"The body has no {field}")
         value = bytes(body[field])
         if _is_removal(field, value):
-            await self._remove(user_id, field, propagate)
+            await self._remove(user_id, field, propagate, unshown=caller.is_shadow_banned)
         else:
             if field == DISPLAY_NAME and not caller.is_admin and caller.appservice_id is None:
                 _check_value(field, value)
                 self._name_rules.check(msgspec.json.decode(value, type=str))
-            await self._set(user_id, field, value, propagate)
+            await self._set(user_id, field, value, propagate, unshown=caller.is_shadow_banned)
 
     async def do_choose_display_name(self, user_id: UserID, name: str) -> None:
         """Somebody calls themselves so. Raises `NameNotAllowed`, `Forbidden`, `InvalidParam`."""
@@ -167,6 +176,10 @@ class Profiles:
             raise Forbidden("Display names cannot be changed here")
         self._name_rules.check(name)
         await self.do_set_display_name(user_id, name)
+
+    def forget_unshown(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In a write: somebody is shadow-banned no longer, and has the profile that all others see."""
+        self._profiles.remove_unshown(txn, user_id)
 
     async def check_name_in_room(self, caller: Requester, name: object) -> None:
         """Raises `NameNotAllowed` for a name that somebody gives themselves in one room, which they may not have; that of
@@ -183,37 +196,50 @@ class Profiles:
             self._name_rules.check(name)
 
     async def do_set_display_name(self, user_id: UserID, name: str) -> None:
-        """Give somebody a name, whatever people may change themselves. Raises `InvalidParam`."""
-        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True)
+        """Give somebody the name that they have elsewhere, whatever people may change themselves. Raises `InvalidParam`."""
+        unshown = await self._is_shadow_banned(user_id)
+        await self._set(user_id, DISPLAY_NAME, msgspec.json.encode(name), True, unshown=unshown)
 
     async def do_set_avatar(self, user_id: UserID, address: str) -> None:
-        """Give somebody a picture, an `mxc://` address, whatever people may change themselves. Raises `InvalidParam`."""
-        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True)
+        """Give somebody the picture that they have elsewhere, an `mxc://` address, whatever people may change themselves. Raises
+        `InvalidParam`."""
+        unshown = await self._is_shadow_banned(user_id)
+        await self._set(user_id, AVATAR_URL, msgspec.json.encode(address), True, unshown=unshown)
+
+    async def _is_shadow_banned(self, user_id: UserID) -> bool:
+        account = (await self._accounts.get_accounts([user_id])).get(user_id)
+        return account is not None and account.shadow_banned
 
     def check_shown(self, field: str, value: str) -> None:
         """Raises `InvalidParam` for a text that cannot be a name or a picture."""
         _check_value(field, msgspec.json.encode(value))
 
     async def do_set_shown(self, user_id: UserID, field: str, value: str) -> None:
-        """Give somebody a name or a picture, or with an empty text none, whatever people may change themselves. Raises
-        `InvalidParam`."""
+        """An administrator gives somebody a name or a picture, or with an empty text none: all see it. Raises `InvalidParam`."""
         if value:
             await self._set(user_id, field, msgspec.json.encode(value), True)
         else:
             await self._remove(user_id, field, True)
 
-    async def _set(self, user_id: UserID, field: str, value: bytes, propagate: bool) -> None:
+    async def _set(self, user_id: UserID, field: str, value: bytes, propagate: bool, *, unshown: bool = False) -> None:
+        """`unshown`: nobody else sees it."""
         _check_value(field, value)
-        propagate = propagate and field in SHOWN_IN_ROOMS
+        propagate = propagate and field in SHOWN_IN_ROOMS and not unshown
 
         def write(txn: WriteTransaction) -> bool:
-            profile = self._profiles.get_profiles_in(txn, [user_id]).get(user_id, {})
+            if unshown:
+                profile = self._profiles.get_as_owner_in(txn, user_id)
+            else:
+                profile = self._profiles.get_profiles_in(txn, [user_id]).get(user_id, {})
             if profile.get(field) == value:
                 return False
             profile[field] = value
             # {"name":value, …}: four characters for each field, and those around the whole.
             if sum(len(name) + len(each) + 4 for name, each in profile.items()) + 1 > LARGEST_PROFILE:
                 raise ProfileTooLarge
+            if unshown:
+                self._profiles.set_unshown(txn, user_id, field, value)
+                return True
             self._profiles.set_field(txn, user_id, field, value, propagate=propagate)
             return True
 
@@ -223,9 +249,12 @@ class Profiles:
     async def do_remove_field(self, caller: Requester, user_id: UserID, field: str, *, propagate: bool = True) -> None:
         """Remove one field; that there is none is no error. Raises `Forbidden`, `InvalidParam`, `KeyTooLarge`."""
         self._check(caller, user_id, field)
-        await self._remove(user_id, field, propagate and not caller.is_shadow_banned)
+        await self._remove(user_id, field, propagate, unshown=caller.is_shadow_banned)
 
-    async def _remove(self, user_id: UserID, field: str, propagate: bool) -> None:
+    async def _remove(self, user_id: UserID, field: str, propagate: bool, *, unshown: bool = False) -> None:
+        if unshown:
+            await self._database.write("remove_unshown_field", self._profiles.set_unshown, user_id, field, None)
+            return
         propagate = propagate and field in SHOWN_IN_ROOMS
 
         def write(txn: WriteTransaction) -> bool:

@@ -145,7 +145,7 @@ class RoomCreation:
         def write_beside(txn: WriteTransaction, room: RoomRow) -> None:
             if alias is not None:
                 add_alias(txn, AliasRow(alias, room.room_nid, caller.user_id, now))
-            if wish.visibility == "public":
+            if wish.visibility == "public" and not caller.is_shadow_banned:
                 set_public(txn, room.room_nid, True)
 
         room_id = None

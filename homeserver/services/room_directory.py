@@ -144,6 +144,8 @@ class RoomDirectory:
         snapshot = await self._engine.get_snapshot(room_id)
         if not caller.is_admin and not await self._may_set_state(snapshot, caller, "m.room.canonical_alias"):
             raise Forbidden("You may not change whether this room is listed")
+        if caller.is_shadow_banned:  # others would read the names of their rooms, or miss a room
+            return
         await self._rooms.set_public(snapshot.room.room_nid, visibility == "public")
 
     async def get_public_rooms(

@@ -204,6 +204,20 @@ class RoomMemberships:
                 await self._check_inviting(caller, room_id, parse_user_id(target))
         return checked
 
+    async def find_quiet_change(
+        self, user_id: UserID, room_id: RoomID, content: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """What others may see of it when a shadow-banned account changes its own membership by a state event; None: nothing."""
+        membership = content.get("membership")
+        if membership == "leave":
+            return {"membership": "leave"}
+        snapshot = await self._engine.find_snapshot(room_id)
+        if membership not in ("join", "knock") or snapshot is None:
+            return None
+        if await self._present(user_id, snapshot) in ("join", membership):
+            return None
+        return await self._content(membership, user_id, None)
+
     async def settle(self, user_id: UserID, room_id: RoomID) -> None:
         """The user has come into a room by a state event: what comes with a join."""
         await self._personal_settings.do_copy(user_id, await self._engine.get_snapshot(room_id))
@@ -247,12 +261,10 @@ class RoomMemberships:
     async def do_invite(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Invite someone. Raises NotFound, Forbidden, InviteBlocked, UnsupportedRoomVersion, OtherServerFailed."""
         await self._check_inviting(caller, room_id, target)
-        if caller.is_shadow_banned:
-            return
         shown = target if self._profile_on_invite else None
         content = await self._content("invite", shown, reason)
-        if self._identity.is_local(target):
-            await self._send(caller, room_id, target, content)
+        if self._identity.is_local(target) or caller.is_shadow_banned:
+            await self._send_about(caller, room_id, target, content)
         else:
             await self.do_invite_elsewhere(caller, room_id, target, content)
 
@@ -271,25 +283,19 @@ class RoomMemberships:
         snapshot = await self._check_joined(caller, room_id)
         if not await self._has(snapshot, target, PRESENT):
             raise Forbidden(f"{target} is not in the room")
-        if caller.is_shadow_banned:
-            return
-        await self._send(caller, room_id, target, await self._content("leave", None, reason))
+        await self._send_about(caller, room_id, target, await self._content("leave", None, reason))
 
     async def do_ban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Ban someone. Raises Forbidden."""
         await self._check_joined(caller, room_id)
-        if caller.is_shadow_banned:
-            return
-        await self._send(caller, room_id, target, await self._content("ban", None, reason))
+        await self._send_about(caller, room_id, target, await self._content("ban", None, reason))
 
     async def do_unban(self, caller: Requester, room_id: RoomID, target: UserID, reason: str | None) -> None:
         """Lift a ban. Raises Forbidden, NotBanned."""
         snapshot = await self._check_joined(caller, room_id)
         if not await self._has(snapshot, target, BANNED):
             raise NotBanned(f"{target} is not banned")
-        if caller.is_shadow_banned:
-            return
-        await self._send(caller, room_id, target, await self._content("leave", None, reason))
+        await self._send_about(caller, room_id, target, await self._content("leave", None, reason))
 
     async def leave_all(self, user_id: UserID) -> None:
         """Leave every room, decline every invite, take back every knock; and forget all rooms, as nobody will come back."""
@@ -309,6 +315,14 @@ class RoomMemberships:
         joined = [row.room_nid for row in rows if row.membership == "join"]
         rooms = await self._rooms.get_rooms_by_nid(joined)
         return [RoomID(rooms[nid].room_id) for nid in joined]
+
+    async def _send_about(self, caller: Requester, room_id: RoomID, target: UserID, content: dict[str, Any]) -> None:
+        """What somebody does with another. Of a shadow-banned account it goes nowhere; refused is what others would be refused."""
+        if caller.is_shadow_banned:
+            draft = Draft("m.room.member", caller.user_id, content, target, unless_same=True)
+            await self._engine.check(room_id, [draft])
+        else:
+            await self._send(caller, room_id, target, content)
 
     async def _send(self, caller: Requester, room_id: RoomID, target: UserID, content: dict[str, Any]) -> None:
         draft = Draft("m.room.member", caller.user_id, content, target, unless_same=True)

@@ -1,6 +1,7 @@
 """Sending events: messages, state, redactions; each request at most once.
 
-What a shadow-banned user sends goes nowhere, and the answer is as if it went; they may leave.
+What a shadow-banned user sends goes nowhere, and the answer is as if it went: refused is what others would be refused. They may
+leave.
 
 spec: client-server-api#sending-events-to-a-room
 """
@@ -90,8 +91,6 @@ class RoomSending:
             # where the version has it beside the content it does not belong into it
             content = {name: value for name, value in content.items() if name != "redacts"}
         sent = sent or name_request(caller, f"send/{room_id}/{type}", txn_id)
-        if caller.is_shadow_banned:
-            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
         relation = relation_in(content)
         draft = Draft(
             type,
@@ -111,7 +110,7 @@ class RoomSending:
                 if earlier is None:
                     raise refusal
                 return msgspec.Raw(earlier)
-        return await self._send(room_id, draft)
+        return await self._send(caller, room_id, draft, sent)
 
     async def do_redact(
         self,
@@ -127,11 +126,9 @@ class RoomSending:
         await self._check_suspended_redacts_own(caller, room_id, target)
         content: dict[str, Any] = {} if reason is None else {"reason": reason}
         sent = name_request(caller, f"redact/{room_id}/{target}", txn_id)
-        if caller.is_shadow_banned:
-            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
         draft = Draft("m.room.redaction", caller.user_id, content, None, target, None, sent)
-        answer = await self._send(room_id, draft)
-        if with_rel_types:
+        answer = await self._send(caller, room_id, draft, sent)
+        if with_rel_types and not caller.is_shadow_banned:
             await self._related.do_redact(
                 caller.user_id, room_id, target, with_rel_types, reason, only_own=caller.may_only_read
             )
@@ -153,13 +150,13 @@ class RoomSending:
         `sent`, which names the request, AlreadySent."""
         if type in NOT_FOR_CLIENTS:
             raise Forbidden(f"{type} cannot be sent into a room that exists")
-        if caller.is_shadow_banned:
-            if (type, state_key, content.get("membership")) != ("m.room.member", caller.user_id, "leave"):
-                return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
-            content = {"membership": "leave"}  # without words
+        pretends = caller.is_shadow_banned
+        if pretends and (type, state_key) == ("m.room.member", caller.user_id):
+            quiet = await self._memberships.find_quiet_change(caller.user_id, room_id, content)
+            pretends, content = quiet is None, content if quiet is None else quiet
         if type == "m.room.member":
             content = await self._memberships.check_member_state(caller, room_id, state_key, content)
-            if self._memberships.needs_another_server(state_key, content):
+            if self._memberships.needs_another_server(state_key, content) and not pretends:
                 return await self._memberships.do_invite_elsewhere(caller, room_id, UserID(state_key), content)
         if type == "m.room.canonical_alias":
             await self._check_aliases(room_id, content)
@@ -173,6 +170,9 @@ class RoomSending:
             sticky_ms=sticky_ms,
             unless_same=sticky_ms is None,
         )
+        if pretends:
+            await self._engine.check(room_id, [draft])
+            return pretend_event_id(caller.user_id, room_id, type, state_key, msgspec.json.encode(content).decode())
         event = (await self._engine.send(room_id, [draft]))[0].event
         if event.key == GUEST_ACCESS:
             await self._guests.do_remove_guests(await self._engine.get_snapshot(room_id))
@@ -182,7 +182,10 @@ class RoomSending:
             await self._memberships.settle(caller.user_id, room_id)
         return event.event_id
 
-    async def _send(self, room_id: RoomID, draft: Draft) -> msgspec.Raw:
+    async def _send(self, caller: Requester, room_id: RoomID, draft: Draft, sent: SentTransaction) -> msgspec.Raw:
+        if caller.is_shadow_banned:
+            await self._engine.check(room_id, [draft])
+            return _answer(pretend_event_id(sent.user_id, sent.device_id, sent.scope, sent.txn_id))
         try:
             (event,) = await self._engine.send(room_id, [draft])
         except AlreadySent as earlier:

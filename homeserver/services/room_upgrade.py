@@ -4,6 +4,7 @@ Laws:
 - The new room with its state, the end of the old one, aliases and the listing in the directory are one write.
 - What concerns other rooms (the links of spaces) and is too much for that write (many bans) follows. Each step of it can be
   done again, and a repeated request does just that: it answers with the room that there is.
+- A shadow-banned account gets the new room alone: nothing of it concerns others.
 
 spec: client-server-api#room-upgrades
 """
@@ -100,10 +101,12 @@ class RoomUpgrade:
         old = await self._reading.check_joined(caller.user_id, room_id)
         if not (await _levels(old)).can_send(caller.user_id, TOMBSTONE, is_state=True):
             raise Forbidden("You may not upgrade this room")
-        if caller.is_shadow_banned:  # the old room would tell others of the new one
-            raise Forbidden("You may not upgrade this room")
         old = await self._engine.get_whole(room_id)
         creators = [parse_user_id(user_id) for user_id in additional_creators] if version.creators_privileged else []
+        if caller.is_shadow_banned:
+            alone = await self._make_beside(caller.user_id, old, version, creators)
+            await self._personal_settings.do_copy(caller.user_id, alone)
+            return alone.room_id
         new = await self._find_earlier(caller.user_id, old, version)
         if new is None:
             new = await self._replace(caller.user_id, room_id, version, creators)
@@ -135,13 +138,28 @@ class RoomUpgrade:
             move_aliases(txn, old.room_nid, new.room_nid)
             move_public(txn, old.room_nid, new.room_nid)
 
-        new_id = None
-        if not version.room_id_is_create_hash:
-            new_id = RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
         try:
-            return await self._replacements.replace(old_id, version, new_id, drafts, endings, move)
+            return await self._replacements.replace(old_id, version, self._new_id(version), drafts, endings, move)
         except AuthError as error:
             raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
+
+    async def _make_beside(
+        self, user_id: UserID, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]
+    ) -> RoomSnapshot:
+        """The new room alone, for a shadow-banned account: it has what it asked for, and nobody hears of it. Aliases, links and the old
+        room stay as they are."""
+        drafts = await self._first_events(user_id, old, version, creators)
+        try:
+            new, _ = await self._engine.create(version, self._new_id(version), drafts)
+        except AuthError as error:
+            raise InvalidRoomState(f"The room cannot be replaced as it is: {error.text}") from None
+        return new
+
+    def _new_id(self, version: RoomVersion) -> RoomID | None:
+        """None where the create event names the room."""
+        if version.room_id_is_create_hash:
+            return None
+        return RoomID(f"!{self._secret_text.room()}:{self._identity.server_name}")
 
     async def _first_events(
         self, user_id: UserID, old: RoomSnapshot, version: RoomVersion, creators: Sequence[UserID]

@@ -29,6 +29,7 @@ from storage.accounts import AccountRow
 from storage.devices import DeviceStore
 from storage.external_ids import ExternalIdRow
 from storage.threepids import ThreepidRow
+from storage.transaction import WriteTransaction
 from storage.user_lists import UserFilter, UserListStore, UserOrder, UserPage
 
 USER_TYPES: Final = ("bot", "support")
@@ -167,12 +168,17 @@ class UserAdministration:
         await self._registration.check_username(username, privileged=True)
 
     async def do_shadow_ban(self, user_id: UserID, by: UserID, *, banned: bool) -> None:
-        """Let what somebody sends go nowhere, or go its way again. Raises `InvalidParam` for one's own account, and as
-        `get_details`."""
+        """Let what somebody sends go nowhere, or go its way again; what they have made of their profile in the meantime is forgotten
+        then. Raises `InvalidParam` for one's own account, and as `get_details`."""
         self._check_local(user_id)
         if user_id == by:
             raise InvalidParam("Administrators do not ban themselves")
-        await self._accounts.do_set_flags(user_id, shadow_banned=banned, by=by)
+
+        def forget(txn: WriteTransaction) -> None:
+            if not banned:
+                self._profiles.forget_unshown(txn, user_id)
+
+        await self._accounts.do_set_flags(user_id, shadow_banned=banned, by=by, also=forget)
 
     async def _check(self, user_id: UserID, account: AccountRow | None, changes: Changes, by: UserID) -> None:
         if changes.deactivated is True and changes.locked is True:

@@ -3,6 +3,9 @@ address.
 
 Where an address is asked for, a letter comes first; its link leads back here, to the choice of a name and a password, in
 whichever browser it is opened.
+
+What somebody has shown stays shown while they mend the rest: the session of user-interactive authentication, which holds a use of
+their registration token, is in the form.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,6 +34,15 @@ from homeserver.web.terms import find_objection, terms_fields
 
 LETTER_PATH: Final = "/_mahalla/register/letter"
 LONGEST_LINK: Final = 2000
+
+
+class _NotYet(Exception):
+    """Something is refused; what was confirmed so far is in the session."""
+
+    def __init__(self, session_id: str, error: MatrixError) -> None:
+        super().__init__(error.text)
+        self.session_id = session_id
+        self.error = error
 
 
 class RegisterPage:
@@ -87,6 +99,7 @@ class RegisterPage:
             "address": fields.get("address", ""),
             "sid": fields.get("sid", ""),
             "client_secret": fields.get("client_secret", ""),
+            "confirmation": fields.get("confirmation", ""),
             **terms_fields(self._policies, self._asked, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
@@ -142,24 +155,34 @@ class RegisterPage:
                 objection = find_objection(self._policies, self._asked, fields, language)
                 if objection:
                     raise ConsentNotGiven(objection)
-            registered = await self._confirm(wish, self._stages(fields), context.client_ip)
+            registered = await self._confirm(wish, fields, context.client_ip)
         except UserAwaitingApproval as error:
             return self._waits(context, error)
+        except _NotYet as refused:
+            shown = {**fields, "confirmation": refused.session_id}
+            return self.make(context, shown, state="account", error=refused.error)
         except MatrixError as error:
             return self.make(context, fields, state="account", error=error)
         cookie = await self._sessions.do_begin(registered, context)
         return see_other(own_path(fields.get("next", ""), HOME), cookies=(cookie,))
 
-    async def _confirm(self, wish: Wish, stages: Sequence[AuthData], ip: str) -> UserID:
-        session: dict[str, object] = {}
-        for stage in stages:
-            try:
-                return (await self._registration.do_register(wish, {**stage, **session}, ip)).user_id
-            except AuthenticationRequired as more:
-                if more.error is not None:
-                    raise more.error from None
-                session = {"session": more.session_id}
-        raise InvalidParam("Something is missing; begin again")
+    async def _confirm(self, wish: Wish, fields: Mapping[str, str], ip: str) -> UserID:
+        """Make the account. Raises `_NotYet` where something is refused in a session that has begun."""
+        session_id = fields.get("confirmation", "")
+        try:
+            for stage in self._stages(fields):
+                auth = {**stage, "session": session_id} if session_id else stage
+                try:
+                    return (await self._registration.do_register(wish, auth, ip)).user_id
+                except AuthenticationRequired as more:
+                    session_id = more.session_id
+                    if more.error is not None:
+                        raise more.error from None
+            raise InvalidParam("Something is missing; begin again")
+        except UserAwaitingApproval:
+            raise
+        except MatrixError as error:
+            raise _NotYet(session_id, error) from None
 
     def _stages(self, fields: Mapping[str, str]) -> Sequence[AuthData]:
         stages: list[AuthData] = []

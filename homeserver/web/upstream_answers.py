@@ -20,7 +20,7 @@ from homeserver.services.upstream.oidc.sign_out import UpstreamSignOut
 from homeserver.services.upstream.saml import LOGOUT_PATH as SAML_LOGOUT_PATH
 from homeserver.services.upstream.saml import LONGEST_RESPONSE, METADATA_PATH, RESPONSE_PATH, SAMLSignIn
 from homeserver.services.upstream.saml import PROVIDER_ID as SAML_ID
-from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout
+from homeserver.services.upstream.saml_logout import LogoutMessage, SAMLLogout, read_query
 from homeserver.services.upstream.sign_in import UpstreamSignIn
 from homeserver.web.pages import see_other
 from homeserver.web.sign_in import HOME, sign_in_link
@@ -127,19 +127,18 @@ async def get_saml_logout(
     context: RequestContext,
     *,
     request: Annotated[str, Names("SAMLRequest")] = "",
-    relay_state: Annotated[str | None, Names("RelayState")] = None,
-    algorithm: Annotated[str | None, Names("SigAlg")] = None,
-    signature: Annotated[str | None, Names("Signature")] = None,
+    relay_state: Annotated[str, Names("RelayState")] = "",
 ) -> Response:
     """A SAML provider says that somebody has signed out there, or they come back from having signed out here and there.
 
     spec: saml-bindings-2.0-os section 3.4
     """
     if not request:
-        return see_other(sign_in_link(own_path(relay_state or "", HOME)))
-    message = LogoutMessage(
-        request, by_redirect=True, relay_state=relay_state, algorithm=algorithm, signature=signature
-    )
+        return see_other(sign_in_link(own_path(relay_state, HOME)))
+    try:
+        message = read_query(context.uri.partition(b"?")[2].decode("latin-1"))
+    except Refused as refused:
+        return pages.refuse(context, refused)
     return await pages.sign_out(context, logout, message)
 
 
@@ -151,7 +150,7 @@ async def post_saml_logout(
     form = read_form(body)
     if "SAMLRequest" not in form:
         return see_other(sign_in_link(own_path(form.get("RelayState", ""), HOME)))
-    message = LogoutMessage(form["SAMLRequest"], by_redirect=False, relay_state=form.get("RelayState"))
+    message = LogoutMessage(form["SAMLRequest"], form.get("RelayState"))
     return await pages.sign_out(context, logout, message)
 
 

@@ -78,6 +78,7 @@ class OutsideServer:
         self, command: Sequence[str], folder: Path, port: int, probe: str, settings: dict[str, str] | None = None
     ) -> None:
         self.url = f"http://127.0.0.1:{port}"
+        self.folder = folder
         self._log_file = folder / "log"
         self._log = self._log_file.open("wb")
         self._process = subprocess.Popen(command, cwd=folder, env=settings, stdout=self._log, stderr=subprocess.STDOUT)
@@ -148,3 +149,10 @@ def rsa_certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return paths
+
+
+def rsa_key(folder: Path) -> rsa.RSAPrivateKey:
+    """The key of a certificate that `rsa_certificate` has made."""
+    key = serialization.load_pem_private_key((folder / "idp.key").read_bytes(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key

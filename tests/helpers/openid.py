@@ -86,10 +86,13 @@ class OpenIDProvider:
         return {"iss": ISSUER, "aud": "matrix", "iat": self.now, "exp": self.now + 300, **claims}
 
     def sign_in(self, address: str, **claims: Any) -> str:
-        """Somebody signs in at the address to which we sent them: the path with which they come back."""
+        """Somebody signs in at the address to which we sent them: the path with which they come back. When they did so is said where
+        that is asked for, as it must be."""
         query = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert query["response_type"] == "code"
         assert query["redirect_uri"] == "https://matrix.example.org" + CALLBACK
+        if "max_age" in query:
+            claims = {"auth_time": self.now, **claims}
         code = f"code{len(self._codes)}"
         self._codes[code] = ({**claims, "nonce": query["nonce"]}, query)
         return f"{CALLBACK}?{urlencode({'code': code, 'state': query['state']})}"

@@ -178,6 +178,44 @@ def test_the_page_to_register(guarded: TestServer, riddler: Riddler) -> None:
     assert "recaptcha" not in browser.answer.headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("later", ["captcha", "name", "limit"])
+def test_a_token_for_one_account_is_good_until_there_is_one(
+    tmp_path: Path, sqlite_database: Database, riddler: Riddler, later: str
+) -> None:
+    rules = "registration_requires_token: true\nrc_registration: {per_second: 0.01, burst_count: 2}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + RIDDLES + rules, web=riddler)
+    riddler.right |= {"solved too"}
+    other, token = (
+        server.run(server.app.accounts.registration.do_make_token(uses_allowed=1, seconds=None)) for _ in range(2)
+    )
+    register_on_page(Browser(server), other, "carol", "solved too")
+    browser = Browser(server)
+    match later:
+        case "captcha":
+            register_on_page(browser, token, "bob", "guessed")
+        case "name":
+            register_on_page(browser, token, "bob", "guessed")
+            register_on_page(browser, token, "carol", "solved")
+        case "limit":
+            register_on_page(browser, token, "bob", "solved")
+    server.clock.advance(600)
+    assert browser.status != 200
+    register_on_page(browser, token, "bob", "solved" if later == "captcha" else "")  # what is solved stays so
+    assert browser.path == "/_mahalla/account", browser.words
+    last = Browser(server)
+    server.clock.advance(600)
+    register_on_page(last, token, "dave", "solved")
+    assert "This registration token is not valid" in last.words
+
+
+def register_on_page(browser: Browser, token: str, name: str, solution: str) -> None:
+    """From where the browser is, or else from the beginning."""
+    if not browser.path.startswith(PAGE):
+        browser.open(PAGE)
+    fields = {"name": name, "password": "builder", "password_again": "builder", "registration_token": token}
+    browser.send(PAGE, **fields, **{FIELD: solution})
+
+
 def test_other_pages_load_nothing_foreign(guarded: TestServer) -> None:
     for path in ("/_mahalla/sign_in", "/"):
         assert "recaptcha" not in Browser(guarded).open(path).headers["content-security-policy"]

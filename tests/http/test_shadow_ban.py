@@ -6,6 +6,7 @@ from tests.helpers.browser import Browser
 from tests.helpers.server import TestServer, User
 from tests.helpers.talk import V3, create, everything_said, join, ok, put_event, put_state, redact, room_path, say
 
+PUBLIC = {"visibility": "public", "preset": "public_chat"}
 SENT = "/_matrix/client/v3/sendToDevice/m.test"
 
 
@@ -38,9 +39,11 @@ def members(user: User, room_id: str) -> dict[str, str]:
     return {event["state_key"]: event["content"]["membership"] for event in chunk}
 
 
-def test_what_is_sent_goes_nowhere(alice: User, mallory: User, root: User) -> None:
+def test_what_is_sent_goes_nowhere(server: TestServer, alice: User, mallory: User, root: User) -> None:
+    bob = server.register("bob")
     room_id = create(alice, preset="public_chat", power_level_content_override={"users": {mallory.user_id: 100}})
     join(mallory, room_id)
+    join(bob, room_id)
     hers = say(alice, room_id, "hello")
     first, second = (ok(put_event(mallory, room_id, "m.room.message", {"body": "spam"}))["event_id"] for _ in range(2))
     assert first.startswith("$")
@@ -51,15 +54,39 @@ def test_what_is_sent_goes_nowhere(alice: User, mallory: User, root: User) -> No
     assert ok(redact(mallory, room_id, hers))["event_id"].startswith("$")
     ok(mallory.put(f"{room_path(room_id)}/typing/{mallory.user_id}", {"typing": True}))
     for action in ("invite", "ban", "kick"):
-        target = root if action == "invite" else alice
+        target = root if action == "invite" else bob
         ok(mallory.post(f"{room_path(room_id)}/{action}", {"user_id": target.user_id}))
     assert everything_said(alice, room_id) == ["hello"]
     assert alice.get(f"{room_path(room_id)}/state/m.room.topic").status == 404
-    assert members(alice, room_id) == {alice.user_id: "join", mallory.user_id: "join"}
+    assert members(alice, room_id) == dict.fromkeys((alice.user_id, mallory.user_id, bob.user_id), "join")
     assert "spam" not in str(alice.get(f"{V3}/sync").json)
     assert root.delete(path_of(mallory)).status == 200
     say(mallory, room_id, "sorry")
     assert everything_said(alice, room_id) == ["hello", "sorry"]
+
+
+def test_what_others_may_not_is_refused(alice: User, mallory: User, root: User) -> None:
+    """Else one request tells of the ban."""
+    nobody = root  # is in none of these rooms either
+    private, public = create(alice), create(alice, preset="public_chat")
+    ours = say(alice, public, "hello")
+    join(mallory, public)
+    for user in (mallory, nobody):
+        for room_id in (private, "!none:example.org"):
+            answers = [
+                put_event(user, room_id, "m.room.message", {"body": "x"}),
+                put_state(user, room_id, "m.room.topic", {"topic": "x"}),
+                user.post(f"{room_path(room_id)}/invite", {"user_id": "@x:elsewhere.org"}),
+                redact(user, room_id, ours),
+            ]
+            assert {(answer.status, answer.errcode) for answer in answers} == {(403, "M_FORBIDDEN")}
+    join(nobody, public)
+    for user in (mallory, nobody):
+        for action, target in (("kick", alice), ("ban", alice)):
+            assert user.post(f"{room_path(public)}/{action}", {"user_id": target.user_id}).status == 403
+        assert put_state(user, public, "m.room.topic", {"topic": "x"}).status == 403
+        assert put_state(user, public, "m.room.member", {"membership": "ban"}, alice.user_id).status == 403
+        assert put_event(user, public, "m.room.message", {"body": "x"}).status == 200
 
 
 def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User) -> None:
@@ -76,6 +103,83 @@ def test_nobody_is_invited_and_nobody_sees_a_new_name(alice: User, mallory: User
     ok(put_state(mallory, room_id, "m.room.member", {"membership": "leave", "reason": "buy this"}, mallory.user_id))
     assert members(alice, room_id)[mallory.user_id] == "leave"
     assert "buy this" not in str(alice.get(f"{V3}/sync").json).lower()
+
+
+def test_a_new_profile_is_seen_by_its_owner_alone(alice: User, mallory: User, root: User) -> None:
+    profile = f"{V3}/profile/{mallory.user_id}"
+    room_id, another = create(alice, preset="public_chat"), create(alice, preset="public_chat")
+    join(mallory, room_id)
+    ok(mallory.put(f"{profile}/displayname", {"displayname": "Buy This"}))
+    ok(mallory.put(f"{profile}/avatar_url", {"avatar_url": "mxc://example.org/buythis"}))
+    ok(mallory.put(f"{profile}/org.example.status", {"org.example.status": "Buy this"}))
+    ok(mallory.post(f"{room_path(room_id)}/leave", {}))
+    join(mallory, room_id)
+    own = {"membership": "join", "displayname": "Buy this", "reason": "Buy this"}
+    ok(put_state(mallory, another, "m.room.member", own, mallory.user_id))
+    assert members(alice, another)[mallory.user_id] == "join"
+    knockable = create(alice, initial_state=[{"type": "m.room.join_rules", "content": {"join_rule": "knock"}}])
+    ok(mallory.post(f"{V3}/knock/{knockable}", {"reason": "Buy this"}))
+    made = ok(mallory.post(f"{V3}/createRoom", {"preset": "public_chat"}))["room_id"]
+    join(alice, made)
+    search = alice.post(f"{V3}/user_directory/search", {"search_term": "mallory"})
+    seen = [alice.get(profile), alice.get(f"{profile}/displayname"), alice.get(f"{V3}/sync"), search]
+    assert [answer.status for answer in seen] == [200] * 4
+    assert "buy" not in "".join(str(answer.json) for answer in seen).lower()
+    assert alice.get(f"{profile}/org.example.status").status == 404
+    profile_of_hers = {
+        "avatar_url": "mxc://example.org/buythis",
+        "displayname": "Buy This",
+        "org.example.status": "Buy this",
+    }
+    assert ok(mallory.get(profile)) == profile_of_hers
+    assert ok(mallory.get(f"{profile}/displayname")) == {"displayname": "Buy This"}
+    ok(mallory.delete(f"{profile}/displayname"))
+    assert mallory.get(f"{profile}/displayname").status == 404
+    assert ok(alice.get(f"{profile}/displayname")) == {"displayname": "mallory"}
+    assert root.delete(path_of(mallory)).status == 200
+    assert ok(mallory.get(profile)) == ok(alice.get(profile)) == {"displayname": "mallory"}
+
+
+def test_a_name_of_the_account_page_is_seen_by_its_owner_alone(server: TestServer, alice: User, mallory: User) -> None:
+    room_id = create(alice, preset="public_chat")
+    join(mallory, room_id)
+    browser = Browser(server)
+    browser.open("/_mahalla/account")
+    browser.send("/_mahalla/sign_in", name="mallory", password="wonderland")
+    form = next(form for form in browser.page.forms if form.fields.get("do") == "name")
+    browser.post(form.action, {**form.fields, "name": "Buy This"})
+    browser.open("/_mahalla/account")
+    assert "Buy This" in browser.text
+    assert ok(alice.get(f"{V3}/profile/{mallory.user_id}/displayname")) == {"displayname": "mallory"}
+    assert "Buy This" not in str(alice.get(f"{V3}/sync").json)
+
+
+def test_no_room_is_put_before_others(alice: User, mallory: User) -> None:
+    wish = {"visibility": "public", "name": "Buy this", "topic": "Buy this"}
+    room_id = ok(mallory.post(f"{V3}/createRoom", wish))["room_id"]
+    ok(mallory.put(f"{V3}/directory/list/room/{room_id}", {"visibility": "public"}))
+    assert ok(alice.get(f"{V3}/publicRooms"))["chunk"] == []
+    theirs = create(alice, power_level_content_override={"users": {mallory.user_id: 100}}, **PUBLIC)
+    join(mallory, theirs)
+    ok(mallory.put(f"{V3}/directory/list/room/{theirs}", {"visibility": "private"}))
+    assert [room["room_id"] for room in ok(alice.get(f"{V3}/publicRooms"))["chunk"]] == [theirs]
+
+
+def test_an_upgrade_concerns_nobody_else(alice: User, mallory: User) -> None:
+    levels = {"users": {mallory.user_id: 150}}
+    room_id = create(alice, room_alias_name="den", power_level_content_override=levels, **PUBLIC)
+    join(mallory, room_id)
+    before = ok(alice.get(f"{V3}/sync"))["next_batch"]
+    new = ok(mallory.post(f"{room_path(room_id)}/upgrade", {"new_version": "11"}))["replacement_room"]
+    assert members(mallory, new) == {mallory.user_id: "join"}
+    assert mallory.get(f"{room_path(new)}/state/m.room.create").json["predecessor"]["room_id"] == room_id
+    assert "rooms" not in ok(alice.get(f"{V3}/sync?since={before}"))
+    assert alice.get(f"{room_path(room_id)}/state/m.room.tombstone").status == 404
+    assert ok(alice.get(f"{V3}/directory/room/%23den:example.org"))["room_id"] == room_id
+    assert [room["room_id"] for room in ok(alice.get(f"{V3}/publicRooms"))["chunk"]] == [room_id]
+    low = create(alice, preset="public_chat")
+    join(mallory, low)
+    assert mallory.post(f"{room_path(low)}/upgrade", {"new_version": "11"}).status == 403
 
 
 def test_devices_of_others_get_nothing(alice: User, mallory: User) -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 
@@ -107,7 +107,15 @@ def test_a_name_may_be_taken_over_each_time(
         alice = redeem(server, browser)  # a client of the white list, so no question
     threepids = alice.get("/_matrix/client/v3/account/3pid").json["threepids"]
     assert [each["address"] for each in threepids] == ["a2@example.com", "a@example.com"]
-    assert server.get(f"/_matrix/client/v3/profile/{alice.user_id}").json["displayname"] == "Alice the Great"
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}"
+    assert server.get(profile).json["displayname"] == "Alice the Great"
+    server.run(server.app.people.accounts.do_set_flags(alice.user_id, shadow_banned=True))
+    browser.open(provider.sign_in(leave(browser), **{**ALICE, "name": "Buy this"}))
+    alice = redeem(server, browser)
+    assert (alice.get(profile).json["displayname"], server.get(profile).json["displayname"]) == (
+        "Buy this",
+        "Alice the Great",
+    )
 
 
 def test_a_name_that_is_taken_is_chosen_anew(server: TestServer, provider: OpenIDProvider) -> None:
@@ -360,6 +368,30 @@ def test_who_confirms_is_asked_who_they_are(server: TestServer, provider: OpenID
     assert _delete(alice, alice.device_id, {"session": session})[0] == 401
 
 
+def without_asking(address: str) -> str:
+    """The address of the provider, when somebody has taken out that it is to ask them."""
+    where = urlsplit(address)
+    query = {name: values[0] for name, values in parse_qs(where.query).items() if name not in ("prompt", "max_age")}
+    return where._replace(query=urlencode(query)).geturl()
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_that_the_provider_asks_does_not_hang_on_the_browser(
+    tmp_path: Path, sqlite_database: Database, provider: OpenIDProvider, required: bool
+) -> None:
+    config = CONFIG if required else CONFIG + "  auth_time_required: false\n"
+    server = TestServer(tmp_path, sqlite_database, config + TEMPLATES, web=provider)
+    alice = sign_in(server, provider, Browser(server))
+    session = _delete(alice, alice.device_id)[1]["session"]
+    browser = Browser(server)
+    browser.open(f"{FALLBACK}?session={session}")
+    browser.send(button="oidc-town")
+    assert parse_qs(urlsplit(browser.location).query)["max_age"] == ["0"]
+    browser.open(provider.sign_in(without_asking(browser.location), **ALICE))
+    assert ("were not asked there" in browser.words) is required
+    assert _delete(alice, alice.device_id, {"session": session})[0] == (401 if required else 200)
+
+
 def test_nobody_else_confirms(server: TestServer, provider: OpenIDProvider) -> None:
     alice = sign_in(server, provider, Browser(server))
     sign_in(server, provider, Browser(server), sub="2", preferred_username="mallory")
@@ -411,7 +443,7 @@ def test_who_is_to_sign_in_again_is_asked_there(server: TestServer, provider: Op
     browser.open("/_mahalla/sign_in?next=/%3Fhello")
     browser.follow("Town hall")
     assert "prompt" not in parse_qs(urlsplit(browser.location).query)
-    again(browser, provider)  # a provider that does not say when it asked
+    again(browser, provider)
     assert browser.path == "/?hello"
     again(browser, provider, auth_time=START)
     assert browser.path == "/?hello"

@@ -2,6 +2,7 @@
 
 from storage.database import Database
 from storage.profiles import REMOVALS_KEPT, ProfileStore
+from storage.transaction import WriteTransaction
 
 ALICE = "@alice:example.org"
 
@@ -29,3 +30,26 @@ async def test_removals_are_bounded(database: Database) -> None:
     changes = await store.get_changes(0, database.streams.current(), 2 * REMOVALS_KEPT)
     assert changes is not None
     assert set(changes[ALICE]) == {f"m.f{number}" for number in range(5, REMOVALS_KEPT + 5)}
+
+
+async def test_what_is_not_shown_is_seen_by_its_owner(database: Database) -> None:
+    store = ProfileStore(database)
+
+    def shown(txn: WriteTransaction) -> None:
+        store.set_field(txn, ALICE, "displayname", b'"Alice"', propagate=False)
+        store.set_field(txn, ALICE, "m.tz", b'"UTC"', propagate=False)
+
+    await database.write("t", shown)
+    before = database.streams.current()
+    for value in (b'"spam"', b'"more"'):
+        await database.write("t", store.set_unshown, ALICE, "displayname", value)
+    await database.write("t", store.set_unshown, ALICE, "m.tz", None)
+    await database.write("t", store.set_unshown, ALICE, "org.example", b"1")
+    assert await store.get_as_owner(ALICE) == {"displayname": b'"more"', "org.example": b"1"}
+    assert await store.get_profiles([ALICE]) == {ALICE: {"displayname": b'"Alice"', "m.tz": b'"UTC"'}}
+    assert database.streams.current() == before
+    await database.write("t", store.remove_unshown, ALICE)
+    assert await store.get_as_owner(ALICE) == {"displayname": b'"Alice"', "m.tz": b'"UTC"'}
+    await database.write("t", store.set_unshown, ALICE, "displayname", b'"spam"')
+    await database.write("t", store.remove_profile, ALICE)
+    assert await store.get_as_owner(ALICE) == {}

@@ -1,6 +1,7 @@
 """Signing in with providers that others wrote: oidc-provider for OpenID Connect, samlp for SAML 2."""
 
 import base64
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -12,9 +13,13 @@ from urllib.request import urlopen
 from xml.etree.ElementTree import fromstring
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from twisted.logger import capturedLogs
 
+from storage.browser_sessions import BrowserSessionStore
 from storage.database import Database
+from storage.engine import DatabaseUnavailable
 from tests.helpers.identity_providers import (
     BASE,
     HAS_NPM,
@@ -22,6 +27,7 @@ from tests.helpers.identity_providers import (
     NO_NPM,
     OutsideServer,
     rsa_certificate,
+    rsa_key,
     start_npm,
 )
 from tests.helpers.server import TestServer, User
@@ -351,6 +357,61 @@ def test_requests_that_are_refused(server: TestServer, providers: OutsideServer)
     again, _ = sign_in_at_the_school(server)
     traveller.home.open(request)  # what was taken before ends nothing more
     assert again.get(WHOAMI).status == 200
+
+
+def sign(folder: Path, query: str) -> str:
+    """The path of a request with this query, as the provider signs it."""
+    signature = rsa_key(folder).sign(query.encode(), PKCS1v15(), SHA256())
+    return f"/{LOGOUT}?{query}&{urlencode({'Signature': base64.b64encode(signature)})}"
+
+
+@needs_saml
+def test_what_is_signed_is_the_query_as_it_was_sent(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    sent = logout_request(providers, traveller).partition("?")[2].partition("&Signature=")[0]
+    query = re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), sent)  # as some encode
+    assert "%2f" in query
+    request = sign(providers.folder, query)
+    for wrong in (f"{request}&RelayState=x", request.replace("?", "?SAMLRequest=x&"), request.replace("%2f", "%2F")):
+        traveller.home.open(wrong)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (403, 200), wrong[:200]
+    traveller.home.open(request)
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
+def test_a_request_that_failed_is_not_taken(
+    server: TestServer, providers: OutsideServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    request = logout_request(providers, traveller).removeprefix(BASE.rstrip("/"))
+
+    def fail(*_: object) -> None:
+        raise DatabaseUnavailable("it is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BrowserSessionStore, "get_origins_by_session", fail)
+        traveller.home.open(request)
+        assert (traveller.home.status, alice.get(WHOAMI).status) == (503, 200)
+    traveller.home.open(request)
+    assert alice.get(WHOAMI).status == 401
+
+
+@needs_saml
+def test_a_request_names_many_sessions(server: TestServer, providers: OutsideServer) -> None:
+    alice, traveller = sign_in_at_the_school(server)
+    sent = parse_qs(urlsplit(logout_request(providers, traveller)).query)
+    text = zlib.decompress(base64.b64decode(sent["SAMLRequest"][0]), -15).decode()
+    index = re.search(r"<([a-z0-9]*:?SessionIndex)>", text)
+    assert index is not None
+    others = "".join(f"<{index[1]}>{number}</{index[1]}>" for number in range(1200))
+    packing = zlib.compressobj(9, wbits=-15)
+    packed = packing.compress(text.replace(index[0], others + index[0]).encode()) + packing.flush()
+    query = urlencode({"SAMLRequest": base64.b64encode(packed), "SigAlg": sent["SigAlg"][0]})
+    traveller.home.open(sign(providers.folder, query))
+    assert "SAMLResponse=" in traveller.home.location
+    assert alice.get(WHOAMI).status == 401
 
 
 @needs_saml

@@ -68,7 +68,8 @@ class CASProvider:
         if not ticket or len(ticket) > LONGEST_TICKET:
             raise Refused(Reason.CANCELLED, "there is no ticket in the answer")
         path = "p3/serviceValidate" if self._config.protocol_version != 2 else "serviceValidate"
-        proved_ts = check_again(flow.kept, None, self._clock.seconds())
+        # the CAS server refuses a ticket that was made without asking: it is told `renew` from here too
+        proved_ts = check_again(flow.kept, None, self._clock.seconds(), must_say=False)
         renew = {} if proved_ts is None else {"renew": "true"}
         query = urlencode({"service": self._service(flow_id), "ticket": ticket, **renew})
         name, attributes = read_validation(await self._documents.get_bytes(f"{self._server}/{path}?{query}"))

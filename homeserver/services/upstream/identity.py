@@ -159,12 +159,17 @@ CLOCK_SLACK: Final = 60
 """Seconds by which the clock of a provider may differ."""
 
 
-def check_again(flow_kept: Mapping[str, str], proved: float | None, now: float) -> int | None:
+def check_again(flow_kept: Mapping[str, str], proved: float | None, now: float, *, must_say: bool = True) -> int | None:
     """When somebody proved who they are, in milliseconds since 1970, of what the provider says of it (`proved`, in seconds);
-    None where it does not say. Raises `Refused` where they were to do so on this way (see `keep_again`), and did it before."""
+    None where it does not say. Raises `Refused` where they were to do so on this way (see `keep_again`), and did it before, or
+    where the provider does not say: that it was told to ask them went through their browser, where they could take it away.
+
+    `must_say`: False where it is known otherwise that the provider asked, or where it is taken for granted."""
     asked = flow_kept.get(_AGAIN)
     if asked is None:
         return None if proved is None else int(min(proved, now) * 1000)
+    if proved is None and must_say:
+        raise Refused(Reason.NOT_AGAIN, "the provider does not say when it asked who it is")
     if proved is not None and proved < int(asked) - CLOCK_SLACK:
         raise Refused(Reason.NOT_AGAIN, "the provider did not ask who it is")
     return int(asked) * 1000

@@ -24,13 +24,19 @@ from saml2.request import LogoutRequest
 from saml2.response import AuthnResponse
 from saml2.s_utils import success_status_factory
 from saml2.saml import NAMEID_FORMAT_PERSISTENT, NameID
-from saml2.sigver import RSACrypto, verify_redirect_signature
+from saml2.sigver import SIGNER_ALGS, extract_rsa_key_from_x509_cert, pem_format
 from saml2.time_util import str_to_time
 from saml2.validate import validate_on_or_after
 
 from homeserver.services.upstream.identity import Reason, Refused
 from homeserver.services.upstream.saml import LOGOUT_PATH, METADATA_PATH, RESPONSE_PATH, Assertion
-from homeserver.services.upstream.saml_logout import LONGEST_REQUEST, Logout, LogoutMessage, SAMLSession
+from homeserver.services.upstream.saml_logout import (
+    LONGEST_REQUEST,
+    BesideSignature,
+    Logout,
+    LogoutMessage,
+    SAMLSession,
+)
 
 SLACK_SECONDS: Final = 60
 """By which clocks may differ."""
@@ -206,14 +212,15 @@ def _logout_place(client: Saml2Client, idp: str) -> str | None:
 
 
 def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) -> LogoutRequest:
-    binding = BINDING_HTTP_REDIRECT if message.by_redirect else BINDING_HTTP_POST
+    beside = message.beside
+    binding = BINDING_HTTP_POST if beside is None else BINDING_HTTP_REDIRECT
     receivers = client.config.endpoint("single_logout_service", binding, "sp")
     request = LogoutRequest(client.sec, receivers, None, SLACK_SECONDS)
     data = b64decode(message.request)
-    if message.by_redirect:
-        _check_redirect_signature(client, idp, message)
-    text = inflate(data) if message.by_redirect else data
-    request.loads(text, binding, origdoc=text, must=not message.by_redirect)
+    if beside is not None:
+        _check_beside(client, idp, beside)
+    text = data if beside is None else inflate(data)
+    request.loads(text, binding, origdoc=text, must=beside is None)
     content = request.message
     if not request.verify() or not content.destination:
         raise SAMLError("it is not of now, or for nobody")
@@ -226,13 +233,16 @@ def _read_logout_request(client: Saml2Client, idp: str, message: LogoutMessage) 
     return request
 
 
-def _check_redirect_signature(client: Saml2Client, idp: str, message: LogoutMessage) -> None:
-    """The library itself does so only where this server has a key."""
-    signed = {"SAMLRequest": message.request, "SigAlg": message.algorithm, "Signature": message.signature}
-    if message.relay_state is not None:
-        signed["RelayState"] = message.relay_state
-    certificates = client.metadata.certs(idp, "any", "signing")
-    if not any(verify_redirect_signature(signed, RSACrypto(None), text) for _, text in certificates):
+def _check_beside(client: Saml2Client, idp: str, beside: BesideSignature) -> None:
+    """The library itself does so only where this server has a key, and encodes anew what was sent."""
+    signer = SIGNER_ALGS.get(beside.algorithm)
+    if signer is None:
+        raise SAMLError("the algorithm of its signature is not known")
+    signature, signed = b64decode(beside.signature), beside.signed.encode("ascii")
+    keys = [
+        extract_rsa_key_from_x509_cert(pem_format(text)) for _, text in client.metadata.certs(idp, "any", "signing")
+    ]
+    if not any(signer.verify(signed, signature, key) for key in keys):
         raise SAMLError("it is not signed")
 
 

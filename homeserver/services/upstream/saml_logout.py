@@ -12,6 +12,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Final, Protocol
+from urllib.parse import unquote_plus
 
 import msgspec
 from twisted.logger import Logger
@@ -32,6 +33,9 @@ LONGEST_REQUEST: Final = 64 * 1024
 LONGEST_RELAY_STATE: Final = 80
 """In bytes, as the specification of the bindings has it."""
 _HASH_CHARS: Final = 24
+_REQUEST, _RELAY_STATE, _ALGORITHM, _SIGNATURE = "SAMLRequest", "RelayState", "SigAlg", "Signature"
+_SIGNED: Final = (_REQUEST, _RELAY_STATE, _ALGORITHM)
+"""What a signature in a query is over, in this order."""
 
 
 class SAMLSession(msgspec.Struct, frozen=True):
@@ -44,14 +48,20 @@ class SAMLSession(msgspec.Struct, frozen=True):
     sp_qualifier: str | None = None
 
 
+class BesideSignature(msgspec.Struct, frozen=True):
+    """A signature that is not in the request but in the query with it (`HTTP-Redirect`). `signed`: the text that it is over."""
+
+    algorithm: str
+    signature: str
+    signed: str
+
+
 class LogoutMessage(msgspec.Struct, frozen=True):
-    """A request as it came, with its signature where that is beside it (`HTTP-Redirect`)."""
+    """A request as it came. `beside`: its signature where that came by `HTTP-Redirect`, None where it came in a form."""
 
     request: str
-    by_redirect: bool
     relay_state: str | None = None
-    algorithm: str | None = None
-    signature: str | None = None
+    beside: BesideSignature | None = None
 
 
 class Logout(msgspec.Struct, frozen=True):
@@ -132,20 +142,50 @@ class SAMLLogout:
             raise Refused(Reason.PROVIDER_FAILED, "there is no request to sign out")
         await metadata.make_ready()
         logout = await self._threads.run(lambda: library.read_logout(message))
-        if await self._flows.add_taken_assertion(logout.request_id, int(logout.expires * 1000)):
-            ended = await self._database.write("end_saml_sessions", self._end, logout)
+        ended = await self._database.write("end_saml_sessions", self._end, logout)
+        if ended is not None:
             self.log.info("{provider} ended {count} sessions", provider=self._provider_id, count=ended)
         return logout.answer
 
-    def _end(self, txn: WriteTransaction, logout: Logout) -> int:
-        beginnings = beginnings_of(logout.name, logout.indexes)
-        rows = self._upstream_sessions.get_sessions_beginning(txn, self._provider_id, beginnings)
+    def _end(self, txn: WriteTransaction, logout: Logout) -> int | None:
+        """How many sessions; None where the request was taken before. What is taken has ended what it names: one write."""
+        if not self._flows.take_assertion(txn, logout.request_id, int(logout.expires * 1000)):
+            return None
+        means = Meant(logout.name, logout.indexes)
+        known = self._upstream_sessions.get_sessions_beginning(txn, self._provider_id, means.beginning)
+        rows = [row for row in known if means.has(row.session or "")]
         for row in rows:
             self._sessions.remove_devices(txn, UserID(row.user_id), [DeviceID(row.device_id)])
-        browsing = self._browser_sessions.get_users_by_session(txn, beginnings)
+        browsing = {
+            user_id
+            for user_id, origin in self._browser_sessions.get_origins_by_session(txn, means.beginning)
+            if means.has(msgspec.json.decode(origin, type=Origin).session or "")
+        }
         for user_id in {row.user_id for row in rows} | browsing:
             self._sessions.remove_ways_in(txn, user_id)
         return len(rows)
+
+
+def read_query(query: str) -> LogoutMessage:
+    """The message in a query (`HTTP-Redirect`). What is signed is the text as it was sent: there is more than one way to encode it.
+    Raises `Refused` where something is lacking, or there twice.
+
+    spec: saml-bindings-2.0-os section 3.4.4.1
+    """
+    sent: dict[str, str] = {}
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if name in _SIGNED or name == _SIGNATURE:
+            if name in sent:
+                raise Refused(Reason.PROVIDER_FAILED, f"the query has more than one {name}")
+            sent[name] = value
+    read = {name: unquote_plus(value) for name, value in sent.items()}
+    if not {_REQUEST, _ALGORITHM, _SIGNATURE} <= read.keys():
+        raise Refused(Reason.PROVIDER_FAILED, "the SAML request is not signed")
+    signed = "&".join(f"{name}={sent[name]}" for name in _SIGNED if name in sent)
+    return LogoutMessage(
+        read[_REQUEST], read.get(_RELAY_STATE), BesideSignature(read[_ALGORITHM], read[_SIGNATURE], signed)
+    )
 
 
 def name_session(session: SAMLSession) -> str:
@@ -160,10 +200,19 @@ def read_session(text: str) -> SAMLSession | None:
     return msgspec.json.decode(urlsafe_b64decode(whole), type=SAMLSession) if whole else None
 
 
-def beginnings_of(name: str, indexes: Sequence[str]) -> list[str]:
-    """How names of sign-ins begin that a request means."""
-    person = f"{_hash(name)}."
-    return [f"{person}{_hash(index)}." for index in (*indexes, "")] if indexes else [person]
+class Meant:
+    """Which sign-ins a request means: of a person those with these indexes, and those without one; all where there are none."""
+
+    def __init__(self, name: str, indexes: Sequence[str]) -> None:
+        self.beginning = f"{_hash(name)}."
+        """How the names of all of the person's sign-ins begin."""
+        self._hashes = {_hash(index) for index in (*indexes, "")} if indexes else None
+
+    def has(self, session: str) -> bool:
+        """Whether the sign-in that is called so (`name_session`) is meant."""
+        if not session.startswith(self.beginning):
+            return False
+        return self._hashes is None or session.split(".")[1] in self._hashes
 
 
 def _hash(text: str) -> str:

@@ -2,7 +2,7 @@
 
 Authorization code flow, with PKCE where the provider knows it; state and nonce are of this one sign-in.
 
-spec: openid-connect-core-1_0#CodeFlowAuth, RFC 7636, RFC 9207
+spec: openid-connect-core-1_0#CodeFlowAuth, #AuthRequest, RFC 7636, RFC 9207
 """
 
 import hashlib
@@ -107,7 +107,8 @@ class OIDC:
             "scope": " ".join(config.scopes),
             "state": flow_id,
             "nonce": kept["nonce"],
-            **({"prompt": "login"} if again else {}),
+            # `max_age` makes `auth_time` REQUIRED in the answer, without which a `prompt` that got lost would go unnoticed
+            **({"prompt": "login", "max_age": "0"} if again else {}),
         }
         if self._uses_pkce(metadata):
             kept["verifier"] = self._new_secret() + self._new_secret()
@@ -133,7 +134,8 @@ class OIDC:
         said = claims.get("auth_time")
         # what is no number of today's calendar is not compared either: `-Infinity` is JSON to some
         proved = said if isinstance(said, int | float) and 0 < said < LATEST else None
-        proved_ts = check_again(flow.kept, proved, self._clock.seconds())
+        must_say = self._config.auth_time_required
+        proved_ts = check_again(flow.kept, proved, self._clock.seconds(), must_say=must_say)
         identity = self._reader.read(claims, clean_session(claims.get("sid")))
         return msgspec.structs.replace(identity, proved_ts=proved_ts)
 
