@@ -394,6 +394,7 @@ def build(
         registry,
         mail.languages,
         mail.validation,
+        accounts.phones,
         people.threepids,
         identity_bindings(config, database, identity, web, people),
         *pages.services,
@@ -404,7 +405,8 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
-            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
+            threepid_changes=(mail.outbox is not None or accounts.phones.is_possible)
+            and config.mail.enable_3pid_changes,
             login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
             url_previews=config.previews.url_preview_enabled,
@@ -442,7 +444,7 @@ def build(
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     standing = jobs_of(
-        clock, database, accounts.uia, people.login_tokens, mail.validation, rooms.presence, accounts.last_seen
+        clock, database, accounts.uia, people.login_tokens, mail.validations, rooms.presence, accounts.last_seen
     )
     CacheMetrics(registry, rooms.caches)
     all_jobs = [

@@ -89,6 +89,7 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
+            by_phone=accounts.phones.is_possible,
             confirmations=accounts.confirmation_store,
             confirmed_for_ms=config.sessions.ui_auth.session_timeout,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
@@ -104,7 +105,7 @@ class PeopleParts:
             database,
             mail.threepids,
             self.accounts,
-            mail.validation,
+            mail.validations,
             kept_by_address=[accounts.pusher_store],
             changes=config.mail.enable_3pid_changes,
         )

@@ -124,6 +124,7 @@ class WebParts:
                 self.sessions,
                 accounts.registration,
                 mail.validation,
+                mail.validations,
                 accounts.secret_text,
                 accounts.policies,
                 captcha,
@@ -143,7 +144,16 @@ class WebParts:
                 self.consents,
                 accounts.registration,
             ),
-            AuthFallbackPages(self.pages, self.forms, accounts.uia, mail.validation, accounts.secret_text, captcha),
+            AuthFallbackPages(
+                self.pages,
+                self.forms,
+                accounts.uia,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                captcha,
+            ),
             AccountPage(
                 self.pages,
                 self.forms,
@@ -153,6 +163,7 @@ class WebParts:
                 accounts.resets,
                 people.threepids,
                 mail.validation,
+                mail.validations,
                 accounts.secret_text,
                 base_url=base_url,
                 has_terms=bool(user_consent.policies),
@@ -161,7 +172,13 @@ class WebParts:
                 self.pages, self.forms, self.sessions, own_account, accounts.application_passwords
             ),
             ResetPasswordPage(
-                self.pages, self.forms, people.accounts, mail.validation, accounts.secret_text, base_url=base_url
+                self.pages,
+                self.forms,
+                people.accounts,
+                mail.validation,
+                mail.validations,
+                accounts.secret_text,
+                base_url=base_url,
             ),
             LinkPage(
                 self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices, self.consents

@@ -22,7 +22,7 @@ from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
-from homeserver.services.email_validation import ADD, EMAIL, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import (
     ACCOUNT_PATH,
@@ -36,6 +36,7 @@ from homeserver.services.oauth.metadata import (
 )
 from homeserver.services.own_account import OwnAccount, ProveAgain
 from homeserver.services.secret_text import SecretText
+from homeserver.services.threepid_validation import ADD, EMAIL, ThreepidValidation
 from homeserver.services.threepids import Threepids
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
@@ -71,6 +72,7 @@ class AccountPage:
         resets: CrossSigningResets,
         threepids: Threepids,
         validation: EmailValidation,
+        validations: ThreepidValidation,
         secret_text: SecretText,
         *,
         base_url: str,
@@ -86,6 +88,7 @@ class AccountPage:
         self._resets = resets
         self._threepids = threepids
         self._validation = validation
+        self._validations = validations
         self._secret_text = secret_text
         self._base_url = base_url.rstrip("/")
         self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
@@ -232,7 +235,8 @@ class AccountPage:
     async def _take_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         secret = fields.get("client_secret", "")
-        sid = await self._validation.find(ADD, fields.get("address", ""), secret)
+        address = fields.get("address", "").strip().lower()
+        sid = await self._validations.find(ADD, EMAIL, address, secret)
         await self._threepids.do_take(session.user_id, sid or "", secret)
         return _done("address")
 

@@ -15,12 +15,13 @@ from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixErro
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
-from homeserver.services.email_validation import REGISTER, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.languages import Language
 from homeserver.services.own_paths import own_path
 from homeserver.services.policies import Policies
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.secret_text import SecretText
+from homeserver.services.threepid_validation import EMAIL, REGISTER, ThreepidValidation
 from homeserver.services.uia import AuthData, AuthenticationRequired
 from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, RECAPTCHA, REGISTRATION_TOKEN, TERMS
 from homeserver.web.forms import MAX_BODY, Forms
@@ -43,6 +44,7 @@ class RegisterPage:
         sessions: BrowserSessions,
         registration: Registration,
         validation: EmailValidation,
+        validations: ThreepidValidation,
         secret_text: SecretText,
         policies: Policies,
         captcha: Widget | None,
@@ -56,6 +58,7 @@ class RegisterPage:
         self._sessions = sessions
         self._registration = registration
         self._validation = validation
+        self._validations = validations
         self._secret_text = secret_text
         self._policies = policies
         self._asked = policies.all if registration.rules.terms else ()
@@ -98,7 +101,8 @@ class RegisterPage:
         email = self._registration.rules.email
         secret = fields.get("client_secret")
         if secret and not fields.get("sid"):
-            sid = await self._validation.find(REGISTER, fields.get("address", ""), secret)
+            address = fields.get("address", "").strip().lower()
+            sid = await self._validations.find(REGISTER, EMAIL, address, secret)
             fields = {**fields, "sid": sid or ""}
         proved = bool(fields.get("sid"))
         asks = email == "required" or (email == "optional" and not without_address)

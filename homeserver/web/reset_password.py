@@ -9,8 +9,9 @@ from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import MatrixError, MissingToken
 from homeserver.http.answers import Response
 from homeserver.services.accounts import Accounts
-from homeserver.services.email_validation import PASSWORD_RESET, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.secret_text import SecretText
+from homeserver.services.threepid_validation import EMAIL, PASSWORD_RESET, ThreepidValidation
 from homeserver.services.uia import AuthenticationRequired
 from homeserver.services.uia_stages import EMAIL_IDENTITY
 from homeserver.web.forms import MAX_BODY, Forms
@@ -30,6 +31,7 @@ class ResetPasswordPage:
         forms: Forms,
         accounts: Accounts,
         validation: EmailValidation,
+        validations: ThreepidValidation,
         secret_text: SecretText,
         *,
         base_url: str,
@@ -38,6 +40,7 @@ class ResetPasswordPage:
         self._forms = forms
         self._accounts = accounts
         self._validation = validation
+        self._validations = validations
         self._secret_text = secret_text
         self._base_url = base_url.rstrip("/")
 
@@ -79,7 +82,7 @@ class ResetPasswordPage:
     async def set_password(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Set a new one, for who has confirmed the address."""
         address, secret = fields.get("address", ""), fields.get("client_secret", "")
-        sid = await self._validation.find(PASSWORD_RESET, address, secret)
+        sid = await self._validations.find(PASSWORD_RESET, EMAIL, address.strip().lower(), secret)
         proof = {"type": EMAIL_IDENTITY, "threepid_creds": {"sid": sid or "", "client_secret": secret}}
         try:
             if fields.get("password", "") != fields.get("password_again"):
