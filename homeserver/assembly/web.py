@@ -81,7 +81,7 @@ class WebParts:
             accounts.sign_in,
             accounts.registration,
             SignInChoices([buttons]),
-            resets_passwords=mail.outbox is not None,
+            resets_passwords=mail.outbox is not None or accounts.phones.is_possible,
         )
         own_account = OwnAccount(
             clock,
@@ -125,6 +125,7 @@ class WebParts:
                 accounts.registration,
                 mail.validation,
                 mail.validations,
+                accounts.phones,
                 accounts.secret_text,
                 accounts.policies,
                 captcha,
@@ -164,6 +165,7 @@ class WebParts:
                 people.threepids,
                 mail.validation,
                 mail.validations,
+                accounts.phones,
                 accounts.secret_text,
                 base_url=base_url,
                 has_terms=bool(user_consent.policies),
@@ -177,6 +179,7 @@ class WebParts:
                 people.accounts,
                 mail.validation,
                 mail.validations,
+                accounts.phones,
                 accounts.secret_text,
                 base_url=base_url,
             ),

@@ -307,14 +307,14 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         if medium == EMAIL:
             return EmailAddress(address.strip().lower()[:_LONGEST_NAME].replace("\0", ""))
         if medium == MSISDN:
-            return _number("", f"+{address.strip().removeprefix('+')}")
+            return phone_number("", f"+{address.strip().removeprefix('+')}")
         raise Forbidden("This server knows people by their user names, e-mail addresses and telephone numbers only")
     if kind == "m.id.phone":
         country = identifier.get("country")
         number = identifier.get("phone", identifier.get("number"))  # `number` is what older clients send
         if not isinstance(country, str) or not isinstance(number, str):
             raise BadJson("identifier.country and identifier.phone must be strings")
-        return _number(country, number)
+        return phone_number(country, number)
     if kind != "m.id.user":
         raise BadJson("identifier.type must be m.id.user")
     user = identifier.get("user")
@@ -325,8 +325,8 @@ def parse_identifier(data: Mapping[str, object]) -> str:
     return user
 
 
-def _number(country: str, number: str) -> PhoneNumber:
-    """What is no number is nobody's."""
+def phone_number(country: str, number: str) -> PhoneNumber:
+    """A number as people write it (`parse_phone_number`); an empty one, which nobody has, where it is none."""
     try:
         return PhoneNumber(digits_of(parse_phone_number(country, number)))
     except InvalidNumber:

@@ -87,7 +87,8 @@ class Threepids:
         row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
-        note(txn, user_id, Happened.ADDRESS_ADDED, self._now_ms())
+        what = Happened.ADDRESS_ADDED if proof.medium == EMAIL else Happened.NUMBER_ADDED
+        note(txn, user_id, what, self._now_ms())
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
@@ -100,7 +101,8 @@ class Threepids:
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str, by: UserID | None = None
     ) -> None:
         if self._store.remove_threepid(txn, user_id, medium, address):
-            note(txn, user_id, Happened.ADDRESS_REMOVED, self._now_ms(), by=by)
+            what = Happened.ADDRESS_REMOVED if medium == EMAIL else Happened.NUMBER_REMOVED
+            note(txn, user_id, what, self._now_ms(), by=by)
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 

@@ -1,4 +1,4 @@
-"""The page where people manage their account: name, sessions, password, addresses, keys, the end.
+"""The page where people manage their account: name, sessions, password, addresses, numbers, keys, the end.
 
 `?action=…&device_id=…` leads to what the specification names, and what links of other pages may: nothing is done before
 somebody presses a button on a page that says what it does.
@@ -35,8 +35,9 @@ from homeserver.services.oauth.metadata import (
     PROFILE,
 )
 from homeserver.services.own_account import OwnAccount, ProveAgain
+from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.secret_text import SecretText
-from homeserver.services.threepid_validation import ADD, EMAIL, ThreepidValidation
+from homeserver.services.threepid_validation import ADD, EMAIL, MSISDN, ThreepidValidation
 from homeserver.services.threepids import Threepids
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
@@ -48,12 +49,15 @@ EXPORT_PATH: Final = "/_mahalla/account/export"
 PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
 ADDRESS: Final = "address"
 """Besides the actions of the specification: where somebody comes back to from a letter."""
+NUMBER: Final = "number"
+"""Where somebody types a code."""
 _VIEWS: Final = {
     DEVICE_VIEW: "device",
     DEVICE_DELETE: "device",
     DEACTIVATE: "deactivate",
     CROSS_SIGNING_RESET: "reset",
     ADDRESS: "address",
+    NUMBER: "number",
 }
 
 Fields = Mapping[str, str]
@@ -73,6 +77,7 @@ class AccountPage:
         threepids: Threepids,
         validation: EmailValidation,
         validations: ThreepidValidation,
+        phones: PhoneValidation,
         secret_text: SecretText,
         *,
         base_url: str,
@@ -89,6 +94,7 @@ class AccountPage:
         self._threepids = threepids
         self._validation = validation
         self._validations = validations
+        self._phones = phones
         self._secret_text = secret_text
         self._base_url = base_url.rstrip("/")
         self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
@@ -99,6 +105,9 @@ class AccountPage:
             "send_letter": self._send_letter,
             "take_address": self._take_address,
             "remove_address": self._remove_address,
+            "send_code": self._send_code,
+            "take_number": self._take_number,
+            "remove_number": self._remove_number,
             "reset": self._reset,
             "deactivate": self._deactivate,
         }
@@ -107,7 +116,11 @@ class AccountPage:
         """The page that an address names, for who is signed in; others sign in first."""
         session = await self._sessions.get(context)
         if session is None:
-            here = {name: given[name] for name in ("action", "device_id", "address", "client_secret") if given[name]}
+            here = {
+                name: given[name]
+                for name in ("action", "device_id", "address", "number", "sid", "client_secret")
+                if given[name]
+            }
             return see_other(sign_in_link(f"{ACCOUNT_PATH}?{urlencode(here)}" if here else ACCOUNT_PATH))
         try:
             return await self._page(context, session, given)
@@ -153,6 +166,8 @@ class AccountPage:
         action = given.get("action", "")
         action = OLDER_ACTIONS.get(action, action)
         view = _VIEWS.get(action, "home")
+        if view == "number" and not given.get("sid"):
+            view = "home"  # there is no code yet
         overview = await self._account.look(session.user_id)
         token = self._forms.token(context)
         device = None
@@ -160,7 +175,7 @@ class AccountPage:
             device = await self._account.get_device(session.user_id, given.get("device_id", ""))
         fields: dict[str, object] = {
             "view": view,
-            "action": action if action in (*ACTIONS, ADDRESS) else "",
+            "action": action if action in (*ACTIONS, ADDRESS, NUMBER) else "",
             "path": ACCOUNT_PATH,
             "export_path": EXPORT_PATH,
             "terms_path": CONSENT_PATH if self._has_terms else "",
@@ -175,6 +190,9 @@ class AccountPage:
             "moment": moment,
             "address": given.get("address", ""),
             "client_secret": given.get("client_secret", ""),
+            "number": given.get("number", ""),
+            "sid": given.get("sid", ""),
+            "may_add_numbers": self._phones.is_possible,
             "may_add_addresses": self._validation.is_possible,
             "records": [] if view != "home" else await self._records(session.user_id, language),
             "reset_allowed": await self._resets.is_allowed(session.user_id),
@@ -244,6 +262,33 @@ class AccountPage:
         await self._threepids.do_remove(session.user_id, EMAIL, fields.get("address", ""))
         return _done("address_removed")
 
+    async def _send_code(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        self._threepids.check_changes()
+        secret = self._secret_text.session_id()
+        language = self._pages.choose(context.languages)
+        asked = await self._phones.do_request_token(
+            ADD, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
+        )
+        to_code = {
+            "action": NUMBER,
+            "number": f"+{asked.number}",
+            "sid": asked.sid,
+            "client_secret": secret,
+            "done": "code",
+        }
+        return see_other(f"{ACCOUNT_PATH}?{urlencode(to_code)}")
+
+    async def _take_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
+        await self._phones.do_submit(sid, secret, fields.get("code", ""))
+        await self._threepids.do_take(session.user_id, sid, secret)
+        return _done("number")
+
+    async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._threepids.do_remove(session.user_id, MSISDN, fields.get("number", ""))
+        return _done("number_removed")
+
     async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         await self._resets.do_allow(session.user_id)
@@ -295,6 +340,10 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was added")
         case Happened.ADDRESS_REMOVED.value:
             return _("An e-mail address was removed")
+        case Happened.NUMBER_ADDED.value:
+            return _("A telephone number was added")
+        case Happened.NUMBER_REMOVED.value:
+            return _("A telephone number was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
         case Happened.TERMS_ACCEPTED.value:
@@ -340,6 +389,12 @@ def _told(done: str, language: Language) -> str:
             return _("The address is added.")
         case "address_removed":
             return _("The address is removed.")
+        case "code":
+            return _("A message with a code is on its way.")
+        case "number":
+            return _("The number is added.")
+        case "number_removed":
+            return _("The number is removed.")
         case "reset":
             return _("Allowed. Go back to your app within ten minutes.")
         case _:
@@ -354,6 +409,8 @@ async def get_account_page(
     action: str = "",
     device_id: str = "",
     address: str = "",
+    number: str = "",
+    sid: str = "",
     client_secret: str = "",
     done: str = "",
 ) -> Response:
@@ -362,6 +419,8 @@ async def get_account_page(
         "action": action,
         "device_id": device_id,
         "address": address,
+        "number": number,
+        "sid": sid,
         "client_secret": client_secret,
         "done": done,
     }

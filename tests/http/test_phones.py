@@ -1,22 +1,18 @@
 """Telephone numbers: confirmed by a code, for registration, for the account, for a forgotten password, to sign in with."""
 
 import re
-from collections.abc import Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-import msgspec
 import pytest
 
-from federation.outbound.client import WebAnswer
-from federation.outbound.errors import OutboundError
-from federation.outbound.request import TakeBody
 from homeserver.config.load import ConfigError, load_config
 from storage.database import Database
 from tests.helpers.http import Answer
 from tests.helpers.server import TestServer, User
+from tests.helpers.sms import SMSGateway
 
 V3 = "/_matrix/client/v3"
 URL = "https://sms.example.org/send"
@@ -29,45 +25,6 @@ SECRET = "client_secret.0"
 NUMBER = "998901234567"
 OTHER = "998912345678"
 GONE = "M_SESSION_EXPIRED"
-
-
-class SMSGateway:
-    """A gateway that keeps what it is given; while it has a `failure`, it answers with that."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, dict[str, str], bytes]] = []
-        self.status = 202
-        self.is_away = False
-
-    async def request(
-        self,
-        method: str,
-        url: str,
-        headers: Sequence[tuple[str, str]] = (),
-        body: bytes = b"",
-        *,
-        seconds: float = 30,
-        max_bytes: int = 1 << 20,
-        redirects: int = 0,
-        only_https: bool = False,
-        take: TakeBody | None = None,
-    ) -> WebAnswer:
-        assert (method, redirects, only_https) == ("POST", 0, True)
-        assert seconds <= 10
-        assert max_bytes <= 1 << 16
-        if self.is_away:
-            raise OutboundError("there is no such place")
-        self.requests.append((url, dict(headers), body))
-        return WebAnswer(url, self.status, {}, b"")
-
-    @property
-    def last(self) -> dict[str, str]:
-        message: dict[str, str] = msgspec.json.decode(self.requests[-1][2])
-        return message
-
-    @property
-    def code(self) -> str:
-        return str(re.findall(r"\b\d{6}\b", self.last["text"])[0])
 
 
 @pytest.fixture
