@@ -68,6 +68,7 @@ from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
+from homeserver.services.threepid_validation import ADD
 from storage.database import Database
 from storage.executors import Executor
 
@@ -405,8 +406,8 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
-            threepid_changes=(mail.outbox is not None or accounts.phones.is_possible)
-            and config.mail.enable_3pid_changes,
+            threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
+            or accounts.phones.is_possible(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
             url_previews=config.previews.url_preview_enabled,

@@ -1,5 +1,6 @@
 """Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
@@ -34,7 +35,7 @@ from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
 from homeserver.services.text_messages import Gateway, TextMessages
-from homeserver.services.threepid_validation import EMAIL, MSISDN
+from homeserver.services.threepid_validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
 from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import (
     EMAIL_IDENTITY,
@@ -215,12 +216,15 @@ class AccountParts:
             self.secret_text,
             None if web is None else TextMessages(web, self.plugins, self.secret_text, _gateway(config)),
             limiter,
+            mail.text_message_metrics,
+            purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
             server_name=config.server_name,
             base_url=config.name.public_baseurl or "",
             known_is_told=not config.mail.request_token_inhibit_3pid_errors,
             most_per_day=config.text_messages.sms_gateway.most_per_day,
         )
-        if web is not None and MSISDN in config.mail.registrations_require_3pid and not self.phones.is_possible:
+        registers = web is not None and config.registration.enable_registration
+        if registers and MSISDN in config.mail.registrations_require_3pid and not self.phones.is_possible(REGISTER):
             raise ValueError(
                 "registrations_require_3pid has msisdn, but nobody sends text messages: nobody could register"
             )
@@ -252,7 +256,7 @@ class AccountParts:
             self.uia,
             limiter,
             server_name=server_name,
-            rules=_rules(config, takes_numbers=self.phones.is_possible),
+            rules=_rules(config, takes_numbers=self.phones.is_possible(REGISTER)),
             reserved=self.application_services,
             plugins=self.plugins,
             consents=self.policy_consents,
@@ -336,6 +340,13 @@ def _gateway(config: Config) -> Gateway | None:
     )
 
 
+def _purposes_of_codes(config: Config, *, resets: bool) -> Sequence[str]:
+    """What is not possible here needs no messages, which would cost money."""
+    registers = config.registration.enable_registration and not config.text_messages.disable_msisdn_registration
+    wanted = {REGISTER: registers, ADD: config.mail.enable_3pid_changes, PASSWORD_RESET: resets}
+    return [purpose for purpose, is_wanted in wanted.items() if is_wanted]
+
+
 def _rules(config: Config, *, takes_numbers: bool) -> RegistrationRules:
     registration = config.registration
     email: Literal["none", "optional", "required"] = "none"
@@ -344,7 +355,7 @@ def _rules(config: Config, *, takes_numbers: bool) -> RegistrationRules:
     phone: Literal["none", "optional", "required"] = "none"
     if MSISDN in config.mail.registrations_require_3pid:
         phone = "required"
-    elif takes_numbers and not config.text_messages.disable_msisdn_registration:
+    elif takes_numbers:
         phone = "optional"
     return RegistrationRules(
         enabled=registration.enable_registration,

@@ -9,7 +9,7 @@ from twisted.internet.interfaces import IReactorTime
 from homeserver.config.mail import Email, sender_of
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.metrics import MailMetrics
+from homeserver.observe.metrics import MailMetrics, TextMessageMetrics
 from homeserver.services.branding import branding_of
 from homeserver.services.email_validation import EmailValidation
 from homeserver.services.languages import Languages
@@ -52,6 +52,7 @@ class MailParts:
             self.outbox = Outbox(
                 clock, OutgoingMailStore(database), letters, make_relay(email), executor, MailMetrics(registry)
             )
+        self.text_message_metrics = TextMessageMetrics(registry)
         allowed = config.mail.allowed_local_3pids
         secret_text = SecretText(random)
 

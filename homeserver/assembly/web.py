@@ -17,6 +17,7 @@ from homeserver.services.consents import Consents
 from homeserver.services.cookies import Cookies
 from homeserver.services.own_account import OwnAccount
 from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.threepid_validation import PASSWORD_RESET
 from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
@@ -81,7 +82,7 @@ class WebParts:
             accounts.sign_in,
             accounts.registration,
             SignInChoices([buttons]),
-            resets_passwords=mail.outbox is not None or accounts.phones.is_possible,
+            resets_passwords=mail.outbox is not None or accounts.phones.is_possible(PASSWORD_RESET),
         )
         own_account = OwnAccount(
             clock,

@@ -11,7 +11,7 @@ spec: client-server-api#adding-account-administrative-contact-information, ident
 
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -32,6 +32,7 @@ from federation.protocol.errors import (
     TokenIncorrect,
 )
 from homeserver.http.rate_limits import RateLimiter, address_key
+from homeserver.observe.metrics import TextMessageMetrics
 from homeserver.services.languages import Language
 from homeserver.services.secret_text import SecretText, hash_token
 from homeserver.services.text_messages import TextMessages
@@ -131,15 +132,17 @@ class PhoneValidation:
         secret_text: SecretText,
         messages: TextMessages | None,
         limiter: RateLimiter,
+        metrics: TextMessageMetrics,
         *,
+        purposes: Collection[str],
         server_name: str,
         base_url: str,
         known_is_told: bool,
         most_per_day: int,
     ) -> None:
-        """`messages`: None on a server that sends none; `base_url`: empty where clients cannot be told whither codes go, which takes
-        no numbers then. `known_is_told`: whoever asks learns whether a number belongs to an
-        account. `most_per_day`: messages in all."""
+        """`messages`: None on a server that sends none. `purposes`: for which codes are sent. `base_url`: empty where clients
+        cannot be told whither codes go; no numbers are taken then. `known_is_told`: whoever asks learns whether a number belongs
+        to an account. `most_per_day`: messages in all."""
         self._now_ms = now_ms
         self._database = database
         self._store = store
@@ -148,16 +151,17 @@ class PhoneValidation:
         self._secret_text = secret_text
         self._messages = messages if base_url and messages is not None and messages.are_possible else None
         self._limiter = limiter
+        self._metrics = metrics
+        self._purposes = frozenset(purposes)
         self._server_name = server_name
         self._known_is_told = known_is_told
         self._most_per_day = most_per_day
         self.submit_url = f"{base_url.rstrip('/')}{SUBMIT_PATH}"
         """Where clients send the code that people have typed."""
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether this server sends text messages."""
-        return self._messages is not None
+    def is_possible(self, purpose: str) -> bool:
+        """Whether this server sends codes for it."""
+        return self._messages is not None and purpose in self._purposes
 
     async def do_request_token(
         self,
@@ -176,8 +180,8 @@ class PhoneValidation:
         `MessageNotSent`.
         """
         messages = self._messages
-        if messages is None:
-            raise ThreepidMediumNotSupported("This server takes no telephone numbers")
+        if messages is None or purpose not in self._purposes:
+            raise ThreepidMediumNotSupported("This server takes no telephone numbers for this")
         parsed = parse_phone_number(country, number)
         if phonenumbers.number_type(parsed) not in _TAKES_MESSAGES:
             raise InvalidNumber
@@ -250,7 +254,9 @@ class PhoneValidation:
         assert prepared.text is not None
         try:
             await messages.send(address, prepared.text)
+            self._metrics.count("sent")
         except Exception:  # whatever it was: who asks again with the same `send_attempt` gets another message
+            self._metrics.count("failed")
             await self._database.write(
                 "remove_unsent_phone_code", self._store.remove_unsent, prepared.sid, prepared.token_hash
             )
@@ -260,6 +266,7 @@ class PhoneValidation:
         now = self._now_ms()
         day = now // _DAY_MS
         if not self._counts.count_message(txn, day, self._most_per_day):
+            self._metrics.count("refused")
             self._log.error("as many text messages as `sms_gateway.most_per_day` were sent today: no more are")
             raise LimitExceeded(retry_after_ms=(day + 1) * _DAY_MS - now)
 

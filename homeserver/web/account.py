@@ -192,7 +192,7 @@ class AccountPage:
             "client_secret": given.get("client_secret", ""),
             "number": given.get("number", ""),
             "sid": given.get("sid", ""),
-            "may_add_numbers": self._phones.is_possible,
+            "may_add_numbers": self._phones.is_possible(ADD),
             "may_add_addresses": self._validation.is_possible,
             "records": [] if view != "home" else await self._records(session.user_id, language),
             "reset_allowed": await self._resets.is_allowed(session.user_id),

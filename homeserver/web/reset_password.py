@@ -53,7 +53,7 @@ class ResetPasswordPage:
         """The page. `state`: `address`, `letter` (one is under way), `password`, which asks for the code too where one is under way."""
         language = self._pages.choose(context.languages)
         _ = language.gettext
-        if not self._validation.is_possible and not self._phones.is_possible:
+        if not self._validation.is_possible and not self._phones.is_possible(PASSWORD_RESET):
             texts = [_("This server sends no letters. Ask the people who run it for a new password.")]
             return self._pages.message(context, _("Have you forgotten your password?"), texts, HTTPStatus.NOT_FOUND)
         token = self._forms.token(context)
@@ -63,7 +63,7 @@ class ResetPasswordPage:
             "set_path": _SET_PATH,
             "form_token": token.text,
             "by_letter": self._validation.is_possible,
-            "by_code": self._phones.is_possible,
+            "by_code": self._phones.is_possible(PASSWORD_RESET),
             "address": given.get("address", ""),
             "number": given.get("number", ""),
             "sid": given.get("sid", ""),

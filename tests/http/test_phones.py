@@ -270,6 +270,7 @@ def test_so_many_messages_go_out_on_a_day(tmp_path: Path, database: Database, ga
     refused = request_code(second, "register", OTHER, send_attempt=2)
     assert refused.errcode == "M_LIMIT_EXCEEDED"
     assert len(gateway.requests) == 2
+    assert second.registry.get_sample_value("mahalla_text_messages_total", {"outcome": "refused"}) == 1
     second.clock.advance(refused.json["retry_after_ms"] / 1000 + 1)
     assert request_code(second, "register", OTHER, send_attempt=2).status == 200
 
@@ -293,6 +294,18 @@ def test_a_server_that_asks_nobody_who_registers(
     server = TestServer(tmp_path, sqlite_database, CONFIG + "disable_msisdn_registration: true\n", web=gateway)
     wish = {"username": "alice", "password": "wonderland"}
     assert server.post(f"{V3}/register", wish).json["flows"] == [{"stages": ["m.login.dummy"]}]
+    assert request_code(server, "register").errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
+    assert request_code(server, "account/3pid").status == 200
+
+
+def test_no_message_is_sent_for_what_is_not_possible(
+    tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
+) -> None:
+    closed = "enable_registration: false\nenable_3pid_changes: false\npassword_config: {enabled: false}\n"
+    server = TestServer(tmp_path, sqlite_database, CONFIG + closed, web=gateway)
+    for kind in ("register", "account/3pid", "account/password"):
+        assert request_code(server, kind).errcode == "M_THREEPID_MEDIUM_NOT_SUPPORTED"
+    assert not gateway.requests
 
 
 def test_a_gateway_with_a_form(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> None:
