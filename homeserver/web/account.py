@@ -117,9 +117,7 @@ class AccountPage:
         session = await self._sessions.get(context)
         if session is None:
             here = {
-                name: given[name]
-                for name in ("action", "device_id", "address", "number", "sid", "client_secret")
-                if given[name]
+                name: given[name] for name in ("action", "device_id", "address", "sid", "client_secret") if given[name]
             }
             return see_other(sign_in_link(f"{ACCOUNT_PATH}?{urlencode(here)}" if here else ACCOUNT_PATH))
         try:
@@ -190,7 +188,6 @@ class AccountPage:
             "moment": moment,
             "address": given.get("address", ""),
             "client_secret": given.get("client_secret", ""),
-            "number": given.get("number", ""),
             "sid": given.get("sid", ""),
             "may_add_numbers": self._phones.is_possible(ADD),
             "may_add_addresses": self._validation.is_possible,
@@ -269,13 +266,8 @@ class AccountPage:
         asked = await self._phones.do_request_token(
             ADD, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
         )
-        to_code = {
-            "action": NUMBER,
-            "number": f"+{asked.number}",
-            "sid": asked.sid,
-            "client_secret": secret,
-            "done": "code",
-        }
+        # without the number: addresses of pages end up in logs
+        to_code = {"action": NUMBER, "sid": asked.sid, "client_secret": secret, "done": "code"}
         return see_other(f"{ACCOUNT_PATH}?{urlencode(to_code)}")
 
     async def _take_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
@@ -409,7 +401,6 @@ async def get_account_page(
     action: str = "",
     device_id: str = "",
     address: str = "",
-    number: str = "",
     sid: str = "",
     client_secret: str = "",
     done: str = "",
@@ -419,7 +410,6 @@ async def get_account_page(
         "action": action,
         "device_id": device_id,
         "address": address,
-        "number": number,
         "sid": sid,
         "client_secret": client_secret,
         "done": done,

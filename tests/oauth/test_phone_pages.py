@@ -44,6 +44,7 @@ def test_a_number_is_added_and_serves_to_reset_the_password(server: TestServer, 
     assert "This is not a mobile number" in browser.words
     press(browser, "send_code", number=NUMBER)
     assert "A message with a code is on its way." in browser.words
+    assert not any("998901234567" in path for path in browser.visited)
     press(browser, "take_number", code=gateway.code, old_password="wrong")
     assert "The password is wrong." in browser.words
     press(browser, "take_number", code="no", old_password="wonderland")
