@@ -83,6 +83,7 @@ class WebParts:
             accounts.registration,
             SignInChoices([buttons]),
             resets_passwords=mail.outbox is not None or accounts.phones.is_possible(PASSWORD_RESET),
+            takes_numbers=accounts.phones.are_taken,
         )
         own_account = OwnAccount(
             clock,

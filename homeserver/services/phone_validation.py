@@ -159,6 +159,11 @@ class PhoneValidation:
         self.submit_url = f"{base_url.rstrip('/')}{SUBMIT_PATH}"
         """Where clients send the code that people have typed."""
 
+    @property
+    def are_taken(self) -> bool:
+        """Whether people may have telephone numbers here."""
+        return self._messages is not None
+
     def is_possible(self, purpose: str) -> bool:
         """Whether this server sends codes for it."""
         return self._messages is not None and purpose in self._purposes

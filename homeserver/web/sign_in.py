@@ -43,14 +43,17 @@ class SignInPage:
         choices: SignInChoices,
         *,
         resets_passwords: bool = False,
+        takes_numbers: bool = False,
     ) -> None:
-        """`resets_passwords`: who has forgotten theirs can have a letter, or a code."""
+        """`resets_passwords`: who has forgotten theirs can have a letter, or a code. `takes_numbers`: people may have telephone
+        numbers here."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
         self._registration = registration
         self._choices = choices
         self._resets_passwords = resets_passwords
+        self._takes_numbers = takes_numbers
 
     def make(
         self,
@@ -72,6 +75,7 @@ class SignInPage:
             "next_path": next_path,
             "again": "true" if again else "",
             "name": name,
+            "takes_numbers": self._takes_numbers,
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
             "reset_path": RESET_PATH if self._resets_passwords else "",

@@ -67,6 +67,7 @@ def test_a_number_is_added_and_serves_to_reset_the_password(server: TestServer, 
     forgetful.send(code=gateway.code, password="new", password_again="new")
     assert "Your password is set" in forgetful.words
     forgetful.follow("Sign in")
+    assert "Or your telephone number" in forgetful.words
     forgetful.send(SIGN_IN, name=NUMBER, password="new")
     assert forgetful.path == ACCOUNT
     press(forgetful, "remove_number")
