@@ -273,7 +273,9 @@ class SignIn:
             return
 
     def as_user_id(self, name: str) -> UserID | None:
-        """The user id that a name is, as it was typed; None for one of another server, or that nobody can have."""
+        """The user id that a name is, as it was typed; None for one of another server, or that nobody can have, and for an address."""
+        if isinstance(name, EmailAddress | PhoneNumber):
+            return None
         return next(iter(self._candidates(name)), None)
 
     def _candidates(self, name: str) -> list[UserID]:

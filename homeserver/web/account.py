@@ -138,7 +138,8 @@ class AccountPage:
         except NotFound:
             return _done("session_ended")
         except ProveAgain:
-            back = urlencode({name: fields[name] for name in ("action", "device_id") if fields.get(name)})
+            kept = ("action", "device_id", "address", "sid", "client_secret")
+            back = urlencode({name: fields[name] for name in kept if fields.get(name)})
             cookie = await self._sessions.do_end(context)
             return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}", again=True), cookies=(cookie,))
         except MatrixError as error:

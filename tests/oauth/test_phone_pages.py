@@ -90,6 +90,25 @@ def test_a_code_that_was_wrong_too_often_is_asked_for_again(server: TestServer, 
     assert "The number is added." in browser.words
 
 
+def test_a_code_is_not_lost_where_somebody_signs_in_once_more(server: TestServer, gateway: SMSGateway) -> None:
+    alice = server.register("alice")
+    store = server.app.accounts.store
+    password_hash = server.run(store.get_accounts([alice.user_id]))[alice.user_id].password_hash
+    browser = Browser(server)
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    server.run(server.app.database.write("no_password", store.set_password_hash, alice.user_id, None))
+    server.clock.advance(16 * 60)
+    browser.open(ACCOUNT)
+    press(browser, "send_code", number=NUMBER)
+    press(browser, "take_number", code=gateway.code)
+    assert browser.path.startswith(SIGN_IN)
+    server.run(server.app.database.write("a_password", store.set_password_hash, alice.user_id, password_hash))
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    press(browser, "take_number", code=gateway.code, old_password="wonderland")
+    assert "The number is added." in browser.words
+
+
 def test_an_account_is_made_with_a_number(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> None:
     server = TestServer(tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway)
     browser = Browser(server)
