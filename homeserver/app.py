@@ -68,6 +68,7 @@ from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.rtc_transports import RTCTransports
 from homeserver.services.secret_text import RandomBytes
+from homeserver.services.threepid_validation import ADD
 from storage.database import Database
 from storage.executors import Executor
 
@@ -394,6 +395,7 @@ def build(
         registry,
         mail.languages,
         mail.validation,
+        accounts.phones,
         people.threepids,
         identity_bindings(config, database, identity, web, people),
         *pages.services,
@@ -404,7 +406,8 @@ def build(
             passwords_can_change=bool(config.sessions.password_config.enabled),
             fixed_profile_fields=fixed_profile_fields(config),
             rooms_forgotten_on_leave=config.rooms.forget_rooms_on_leave,
-            threepid_changes=mail.outbox is not None and config.mail.enable_3pid_changes,
+            threepid_changes=(mail.outbox is not None and config.mail.enable_3pid_changes)
+            or accounts.phones.is_possible(ADD),
             login_tokens=config.sessions.login_via_existing_session.enabled,
             longest_delay_ms=config.rooms.max_event_delay_duration,
             url_previews=config.previews.url_preview_enabled,
@@ -442,7 +445,7 @@ def build(
         body_limits={BodyLimit.UPLOAD: config.storage.max_upload_size},
     )
     standing = jobs_of(
-        clock, database, accounts.uia, people.login_tokens, mail.validation, rooms.presence, accounts.last_seen
+        clock, database, accounts.uia, people.login_tokens, mail.validations, rooms.presence, accounts.last_seen
     )
     CacheMetrics(registry, rooms.caches)
     all_jobs = [

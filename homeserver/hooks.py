@@ -1,4 +1,5 @@
-"""What plug-ins of an institution may do: say whose a password is, refuse accounts and sign-ins, check riddles, look into files.
+"""What plug-ins of an institution may do: say whose a password is, refuse accounts and sign-ins, check riddles, send text
+messages, look into files.
 
 A plug-in is a class that is named in `plugins` of the configuration; it is made with its `config` and has methods that are
 marked with `hookimpl` and called as in `Hooks`. A method may be `async`. What it raises is a fault: the request ends
@@ -69,6 +70,11 @@ class Hooks:
         asked. `address`: where they are."""
 
     @hookspec
+    def send_text_message(self, number: str, text: str) -> Awaitable[bool | None] | bool | None:
+        """Send a text to a telephone, and say True when it is on its way; None: not by this plug-in, and `sms_gateway` of the
+        configuration is asked. `number`: digits, beginning with the code of the country."""
+
+    @hookspec
     def check_file(self, file: FileToCheck) -> Awaitable[str | None] | str | None:
         """What is harmful in a file, in a word or two for administrators; None: nothing. A content is asked about once, and
         again when `get_file_rules` says something else."""
@@ -95,6 +101,8 @@ class Plugins:
         """Whether any of them knows passwords."""
         self.check_captchas = bool(self._manager.hook.check_captcha.get_hookimpls())
         """Whether any of them knows riddles."""
+        self.send_text_messages = bool(self._manager.hook.send_text_message.get_hookimpls())
+        """Whether any of them sends text messages."""
         self.check_files = bool(self._manager.hook.check_file.get_hookimpls())
         """Whether any of them looks into files."""
 
@@ -115,6 +123,10 @@ class Plugins:
     async def check_captcha(self, solution: str, address: str) -> bool | None:
         """The first answer."""
         return await _first(self._manager.hook.check_captcha(solution=solution, address=address))
+
+    async def send_text_message(self, number: str, text: str) -> bool | None:
+        """The first answer."""
+        return await _first(self._manager.hook.send_text_message(number=number, text=text))
 
     async def check_file(self, file: FileToCheck) -> str | None:
         """The first objection."""

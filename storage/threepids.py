@@ -1,4 +1,4 @@
-"""E-mail addresses of people, and how they show that an address is theirs.
+"""E-mail addresses and telephone numbers of people, and how they show that an address is theirs.
 
 Laws:
 - An address belongs to one account at most.
@@ -34,16 +34,18 @@ class ValidationRow(msgspec.Struct, frozen=True):
     address: str
     client_secret: str
     token_hash: bytes | None
-    """None: no letter was sent, and nothing ever validates it."""
+    """None: nothing was sent that validates it, and nothing ever does."""
     send_attempt: int
     next_link: str | None
     created_ts: int
     validated_ts: int | None = None
+    tries: int = 0
+    """How often somebody has typed a code."""
 
 
 _THREEPID = "medium, address, user_id, validated_ts, added_ts"
 _VALIDATION = (
-    "sid, purpose, medium, address, client_secret, token_hash, send_attempt, next_link, created_ts, validated_ts"
+    "sid, purpose, medium, address, client_secret, token_hash, send_attempt, next_link, created_ts, validated_ts, tries"
 )
 
 
@@ -128,25 +130,44 @@ class ThreepidStore:
             row.next_link,
             row.created_ts,
             row.validated_ts,
+            row.tries,
         )
         txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (row.sid,))
-        txn.execute(f"INSERT INTO threepid_validations ({_VALIDATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+        sql = f"INSERT INTO threepid_validations ({_VALIDATION}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        txn.execute(sql, values)
+
+    def take_try(
+        self, txn: WriteTransaction, sid: str, client_secret: str, medium: str, most: int, created_after: int
+    ) -> ValidationRow | None:
+        """Count that somebody types a code; None where there is no such validation, or they may try no more."""
+        sql = (
+            "UPDATE threepid_validations SET tries = tries + 1"
+            " WHERE sid = ? AND client_secret = ? AND medium = ? AND tries < ? AND created_ts > ?"
+        )
+        if not txn.execute(sql, (sid, client_secret, medium, most, created_after)):
+            return None
+        return self.get_validation_in(txn, sid)
 
     async def set_validated(self, sid: str, token_hash: bytes, now: int) -> bool:
         """Note that somebody has shown the text of the letter; False where it is not that of the last one."""
+        return await self._database.write("set_threepid_validated", self.set_validated_in, sid, token_hash, now)
 
-        def write(txn: WriteTransaction) -> bool:
-            sql = (
-                "UPDATE threepid_validations SET validated_ts = COALESCE(validated_ts, ?)"
-                " WHERE sid = ? AND token_hash = ?"
-            )
-            return bool(txn.execute(sql, (now, sid, token_hash)))
-
-        return await self._database.write("set_threepid_validated", write)
+    def set_validated_in(self, txn: WriteTransaction, sid: str, token_hash: bytes, now: int) -> bool:
+        """As `set_validated`, in a transaction."""
+        sql = (
+            "UPDATE threepid_validations SET validated_ts = COALESCE(validated_ts, ?) WHERE sid = ? AND token_hash = ?"
+        )
+        return bool(txn.execute(sql, (now, sid, token_hash)))
 
     def remove_validation(self, txn: WriteTransaction, sid: str) -> bool:
         """It was used; False where another request has done so."""
         return bool(txn.execute("DELETE FROM threepid_validations WHERE sid = ?", (sid,)))
+
+    def remove_unsent(self, txn: WriteTransaction, sid: str, token_hash: bytes | None) -> None:
+        """The message with this text could not be sent; one that was sent after it stays good."""
+        if token_hash is not None:
+            sql = "DELETE FROM threepid_validations WHERE sid = ? AND token_hash = ?"
+            txn.execute(sql, (sid, token_hash))
 
     async def remove_old_validations(self, created_before: int, limit: int) -> int:
         """Remove up to `limit` that were begun before that; how many."""

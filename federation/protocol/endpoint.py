@@ -66,6 +66,8 @@ class Limit(Enum):
     JOIN_REMOTE = "rc_joins.remote"
     JOIN_ROOM = "rc_joins_per_room"
     THREEPID = "rc_3pid_validation"
+    TEXT_MESSAGES_NUMBER = "rc_text_messages.per_number"
+    TEXT_MESSAGES_ADDRESS = "rc_text_messages.per_address"
     INVITE = "rc_invites.per_issuer"
     INVITE_ROOM = "rc_invites.per_room"
     INVITE_USER = "rc_invites.per_user"

@@ -240,6 +240,14 @@ class ThreepidMediumNotSupported(MatrixError):
     errcode, status, default_text = "M_THREEPID_MEDIUM_NOT_SUPPORTED", 400, "This server takes no such addresses"
 
 
+class TokenIncorrect(MatrixError):
+    errcode, status, default_text = "M_TOKEN_INCORRECT", 400, "The code is wrong"
+
+
+class SessionExpired(MatrixError):
+    errcode, status, default_text = "M_SESSION_EXPIRED", 400, "The code has grown old, or was wrong too often"
+
+
 class RoomInUse(MatrixError):
     errcode, status, default_text = "M_ROOM_IN_USE", 400, "This alias is taken"
 

@@ -9,7 +9,7 @@ from federation.protocol.endpoint import Auth, Requester, endpoint
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.email_validation import EMAIL
+from homeserver.services.threepid_validation import EMAIL
 from homeserver.services.threepids import Threepids
 from homeserver.services.upstream.links import UpstreamLinks
 

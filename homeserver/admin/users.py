@@ -14,7 +14,7 @@ from federation.protocol.endpoint import Auth, Names, Requester, endpoint
 from federation.protocol.errors import InvalidParam
 from federation.protocol.ids import UserID
 from homeserver.http.answers import EMPTY, Empty, Response
-from homeserver.services.email_validation import EMAIL
+from homeserver.services.threepid_validation import EMAIL
 from homeserver.services.user_administration import Changes, Details, UserAdministration, links_of
 from storage.user_lists import ListedUser, UserFilter, UserOrder
 

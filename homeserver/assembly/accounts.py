@@ -1,5 +1,6 @@
 """Puts together what has to do with accounts: stores, sessions, sign-in, registration."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from twisted.internet.interfaces import IReactorTime
@@ -23,6 +24,7 @@ from homeserver.services.device_settings import DeviceSettings
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.oauth.metadata import ACCOUNT_PATH, CROSS_SIGNING_RESET
 from homeserver.services.passwords import PasswordPolicy, Passwords, Threads
+from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.policies import policies_of
 from homeserver.services.pushers.gateways import Web
 from homeserver.services.registration import Registration, RegistrationRules
@@ -32,15 +34,19 @@ from homeserver.services.secret_text import RandomBytes, SecretText
 from homeserver.services.sessions import Lifetimes, Sessions
 from homeserver.services.shared_secret_registration import SharedSecretRegistration
 from homeserver.services.sign_in import SignIn
+from homeserver.services.text_messages import Gateway, TextMessages
+from homeserver.services.threepid_validation import ADD, EMAIL, MSISDN, PASSWORD_RESET, REGISTER
 from homeserver.services.uia import UIA, Stage
 from homeserver.services.uia_stages import (
+    EMAIL_IDENTITY,
+    MSISDN_IDENTITY,
     CaptchaStage,
     DummyStage,
-    EmailStage,
     PasswordStage,
     RegistrationTokenStage,
     SSOStage,
     TermsStage,
+    ThreepidStage,
 )
 from storage.account_data import AccountDataStore
 from storage.account_validity import AccountValidityStore
@@ -60,6 +66,7 @@ from storage.profiles import ProfileStore
 from storage.pushers import PusherStore
 from storage.registration_tokens import RegistrationTokenStore
 from storage.sliding_connections import SlidingConnectionStore
+from storage.text_messages import TextMessageStore
 from storage.to_device import ToDeviceStore
 from storage.tokens import TokenStore
 from storage.uia import ConfirmationStore, UIAStore
@@ -81,7 +88,7 @@ class AccountParts:
         web: Web | None,
     ) -> None:
         """`web` leads to whoever makes the riddles that people solve before they register; None for commands, where nobody
-        registers so. Raises `ValueError` where nobody would check solutions."""
+        registers so. Raises `ValueError` where nobody would check solutions, or send the messages that are needed."""
         server_name = ServerName(config.server_name)
         self.secret_text = SecretText(random)
         self.policies = policies_of(config.pages.user_consent, config.name.public_baseurl or "")
@@ -200,12 +207,34 @@ class AccountParts:
             validity=self.validity,
         )
         self.captcha = None if web is None else _captcha(config, web, self.plugins)
+        self.phones = PhoneValidation(
+            lambda: int(clock.seconds() * 1000),
+            database,
+            mail.threepids,
+            TextMessageStore(),
+            mail.validations,
+            self.secret_text,
+            None if web is None else TextMessages(web, self.plugins, self.secret_text, _gateway(config)),
+            limiter,
+            mail.text_message_metrics,
+            purposes=_purposes_of_codes(config, resets=self.sign_in.password_login),
+            server_name=config.server_name,
+            base_url=config.name.public_baseurl or "",
+            known_is_told=not config.mail.request_token_inhibit_3pid_errors,
+            most_per_day=config.text_messages.sms_gateway.most_per_day,
+        )
+        registers = web is not None and config.registration.enable_registration
+        if registers and MSISDN in config.mail.registrations_require_3pid and not self.phones.is_possible(REGISTER):
+            raise ValueError(
+                "registrations_require_3pid has msisdn, but nobody sends text messages: nobody could register"
+            )
         stages: list[Stage] = [
             DummyStage(),
             PasswordStage(self.sign_in),
             RegistrationTokenStage(clock, registration_tokens),
             *([] if self.captcha is None else [CaptchaStage(self.captcha)]),
-            EmailStage(mail.validation),
+            ThreepidStage(EMAIL_IDENTITY, EMAIL, mail.validations),
+            ThreepidStage(MSISDN_IDENTITY, MSISDN, mail.validations),
             *(OAuthStage(name, _reset_page(config)) for name in STAGES),
             SSOStage(),
             TermsStage(self.policies),
@@ -227,7 +256,7 @@ class AccountParts:
             self.uia,
             limiter,
             server_name=server_name,
-            rules=_rules(config),
+            rules=_rules(config, takes_numbers=self.phones.is_possible(REGISTER)),
             reserved=self.application_services,
             plugins=self.plugins,
             consents=self.policy_consents,
@@ -297,17 +326,44 @@ def _captcha(config: Config, web: Web, plugins: Plugins) -> Captcha | None:
     )
 
 
-def _rules(config: Config) -> RegistrationRules:
+def _gateway(config: Config) -> Gateway | None:
+    sms_gateway = config.text_messages.sms_gateway
+    if sms_gateway.url is None:
+        return None
+    token = [] if sms_gateway.token is None else [("Authorization", f"Bearer {sms_gateway.token}")]
+    return Gateway(
+        sms_gateway.url,
+        [*token, *sms_gateway.headers.items()],
+        sms_gateway.format,
+        sms_gateway.body,
+        sms_gateway.sender,
+    )
+
+
+def _purposes_of_codes(config: Config, *, resets: bool) -> Sequence[str]:
+    """What is not possible here needs no messages, which would cost money."""
+    registers = config.registration.enable_registration and not config.text_messages.disable_msisdn_registration
+    wanted = {REGISTER: registers, ADD: config.mail.enable_3pid_changes, PASSWORD_RESET: resets}
+    return [purpose for purpose, is_wanted in wanted.items() if is_wanted]
+
+
+def _rules(config: Config, *, takes_numbers: bool) -> RegistrationRules:
     registration = config.registration
     email: Literal["none", "optional", "required"] = "none"
     if config.mail.email.smtp_host is not None:
-        email = "required" if config.mail.registrations_require_3pid else "optional"
+        email = "required" if EMAIL in config.mail.registrations_require_3pid else "optional"
+    phone: Literal["none", "optional", "required"] = "none"
+    if MSISDN in config.mail.registrations_require_3pid:
+        phone = "required"
+    elif takes_numbers:
+        phone = "optional"
     return RegistrationRules(
         enabled=registration.enable_registration,
         without_verification=registration.enable_registration_without_verification,
         requires_token=registration.registration_requires_token,
         captcha=config.captcha.enable_registration_captcha,
         email=email,
+        phone=phone,
         terms=bool(config.pages.user_consent.policies) and config.pages.user_consent.require_at_registration,
         needs_approval=registration.registration_requires_approval,
         guests=registration.allow_guest_access,

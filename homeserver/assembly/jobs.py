@@ -6,10 +6,10 @@ from typing import Final
 from twisted.internet.interfaces import IReactorTime
 
 from homeserver.jobs import Job
-from homeserver.services.email_validation import EmailValidation
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.presence.presence import Presence
+from homeserver.services.threepid_validation import ThreepidValidation
 from homeserver.services.uia import UIA
 from storage.database import Database
 from storage.sent_transactions import SentTransactionStore
@@ -25,7 +25,7 @@ def jobs_of(
     database: Database,
     uia: UIA,
     login_tokens: LoginTokens,
-    validation: EmailValidation,
+    validations: ThreepidValidation,
     presence: Presence,
     last_seen: LastSeen,
 ) -> Sequence[Job]:
@@ -47,7 +47,7 @@ def jobs_of(
         Job("forget_sent_transactions", forget_sent, 600.0),
         Job("end_old_uia_sessions", uia.do_sweep, 300.0),
         Job("end_old_login_tokens", login_tokens.do_sweep, 600.0),
-        Job("end_old_email_validations", validation.do_sweep, 600.0),
+        Job("end_old_validations", validations.do_sweep, 600.0),
         Job("forget_addresses_of_devices", last_seen.do_forget_addresses, 3600.0),
         Job("collect_state", collect_state, 60.0),
         Job("end_remote_presence", presence.do_expire_remote, 60.0),

@@ -9,14 +9,15 @@ from twisted.internet.interfaces import IReactorTime
 from homeserver.config.mail import Email, sender_of
 from homeserver.config.whole import Config
 from homeserver.http.rate_limits import RateLimiter
-from homeserver.observe.metrics import MailMetrics
+from homeserver.observe.metrics import MailMetrics, TextMessageMetrics
 from homeserver.services.branding import branding_of
-from homeserver.services.email_validation import EMAIL, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.languages import Languages
 from homeserver.services.mail.letters import Letters
 from homeserver.services.mail.outbox import Outbox
 from homeserver.services.mail.relay import Relay, SMTPRelay
 from homeserver.services.secret_text import RandomBytes, SecretText
+from homeserver.services.threepid_validation import EMAIL, MSISDN, ThreepidValidation
 from storage.database import Database
 from storage.executors import Executor
 from storage.outgoing_mail import OutgoingMailStore
@@ -51,20 +52,39 @@ class MailParts:
             self.outbox = Outbox(
                 clock, OutgoingMailStore(database), letters, make_relay(email), executor, MailMetrics(registry)
             )
+        self.text_message_metrics = TextMessageMetrics(registry)
         allowed = config.mail.allowed_local_3pids
-        self.validation = EmailValidation(
-            lambda: int(clock.seconds() * 1000),
+        secret_text = SecretText(random)
+
+        def now_ms() -> int:
+            return int(clock.seconds() * 1000)
+
+        self.validations = ThreepidValidation(
+            now_ms,
             database,
             self.threepids,
-            SecretText(random),
+            secret_text,
+            allowed=None
+            if allowed is None
+            else {
+                medium: [re.compile(each.pattern, re.IGNORECASE) for each in allowed if each.medium == medium]
+                for medium in (EMAIL, MSISDN)
+            },
+            lifetimes_ms={
+                EMAIL: email.validation_token_lifetime,
+                MSISDN: config.text_messages.sms_gateway.code_lifetime,
+            },
+        )
+        self.validation = EmailValidation(
+            now_ms,
+            database,
+            self.threepids,
+            self.validations,
+            secret_text,
             self.outbox,
             limiter,
             base_url=config.name.public_baseurl or "",
-            allowed=None
-            if allowed is None
-            else [re.compile(each.pattern, re.IGNORECASE) for each in allowed if each.medium == EMAIL],
             known_is_told=not config.mail.request_token_inhibit_3pid_errors,
-            lifetime_ms=email.validation_token_lifetime,
         )
 
     def start(self) -> None:

@@ -26,6 +26,7 @@ from homeserver.services.login_tokens import LoginTokens
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.push_rules import PushRules
 from homeserver.services.pushers.gateways import Web
+from homeserver.services.threepid_validation import PASSWORD_RESET
 from homeserver.services.threepids import Threepids
 from homeserver.services.upstream.accounts import UpstreamProofs
 from storage.account_data import AccountDataStore
@@ -89,6 +90,7 @@ class PeopleParts:
             self.deactivation,
             mail.threepids,
             by_email=mail.outbox is not None,
+            by_phone=accounts.phones.is_possible(PASSWORD_RESET),
             confirmations=accounts.confirmation_store,
             confirmed_for_ms=config.sessions.ui_auth.session_timeout,
             account_page=(config.name.public_baseurl or "").rstrip("/") + ACCOUNT_PATH,
@@ -104,7 +106,7 @@ class PeopleParts:
             database,
             mail.threepids,
             self.accounts,
-            mail.validation,
+            mail.validations,
             kept_by_address=[accounts.pusher_store],
             changes=config.mail.enable_3pid_changes,
         )

@@ -160,7 +160,13 @@ class UpstreamParts:
             self.sign_in,
             offered,
             LoginFallbackPage(
-                pages.pages, pages.forms, accounts.sign_in, people.login_tokens, offered, base_url=base_url
+                pages.pages,
+                pages.forms,
+                accounts.sign_in,
+                people.login_tokens,
+                offered,
+                base_url=base_url,
+                takes_numbers=accounts.phones.are_taken,
             ),
             self.sign_out,
             self.jwt_sign_in,

@@ -17,6 +17,7 @@ from homeserver.services.consents import Consents
 from homeserver.services.cookies import Cookies
 from homeserver.services.own_account import OwnAccount
 from homeserver.services.sign_in_choices import SignInChoices
+from homeserver.services.threepid_validation import PASSWORD_RESET
 from homeserver.services.upstream.buttons import UpstreamButtons
 from homeserver.services.upstream.devices import UpstreamDevices
 from homeserver.web.account import AccountPage
@@ -81,7 +82,8 @@ class WebParts:
             accounts.sign_in,
             accounts.registration,
             SignInChoices([buttons]),
-            resets_passwords=mail.outbox is not None,
+            resets_passwords=mail.outbox is not None or accounts.phones.is_possible(PASSWORD_RESET),
+            takes_numbers=accounts.phones.are_taken,
         )
         own_account = OwnAccount(
             clock,
@@ -124,6 +126,8 @@ class WebParts:
                 self.sessions,
                 accounts.registration,
                 mail.validation,
+                mail.validations,
+                accounts.phones,
                 accounts.secret_text,
                 accounts.policies,
                 captcha,
@@ -143,7 +147,16 @@ class WebParts:
                 self.consents,
                 accounts.registration,
             ),
-            AuthFallbackPages(self.pages, self.forms, accounts.uia, mail.validation, accounts.secret_text, captcha),
+            AuthFallbackPages(
+                self.pages,
+                self.forms,
+                accounts.uia,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                captcha,
+            ),
             AccountPage(
                 self.pages,
                 self.forms,
@@ -153,6 +166,8 @@ class WebParts:
                 accounts.resets,
                 people.threepids,
                 mail.validation,
+                mail.validations,
+                accounts.phones,
                 accounts.secret_text,
                 base_url=base_url,
                 has_terms=bool(user_consent.policies),
@@ -161,7 +176,14 @@ class WebParts:
                 self.pages, self.forms, self.sessions, own_account, accounts.application_passwords
             ),
             ResetPasswordPage(
-                self.pages, self.forms, people.accounts, mail.validation, accounts.secret_text, base_url=base_url
+                self.pages,
+                self.forms,
+                people.accounts,
+                mail.validation,
+                mail.validations,
+                accounts.phones,
+                accounts.secret_text,
+                base_url=base_url,
             ),
             LinkPage(
                 self.pages, self.forms, self.sessions, oauth.device_grants, oauth.metadata, devices, self.consents

@@ -1,4 +1,4 @@
-"""E-mail addresses of people, and what an identity server knows of them. This server takes no telephone numbers.
+"""E-mail addresses and telephone numbers of people, and what an identity server knows of them.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -8,11 +8,13 @@ from typing import Annotated
 import msgspec
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, Requester, endpoint
-from federation.protocol.errors import ServerNotTrusted, ThreepidMediumNotSupported
+from federation.protocol.errors import ServerNotTrusted
 from homeserver.http.answers import EMPTY, Empty
-from homeserver.services.email_validation import ADD, PASSWORD_RESET, REGISTER, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.identity_bindings import IdentityBindings
 from homeserver.services.languages import Languages
+from homeserver.services.phone_validation import SUBMIT_PATH, PhoneValidation
+from homeserver.services.threepid_validation import ADD, PASSWORD_RESET, REGISTER
 from homeserver.services.threepids import Threepids
 
 
@@ -23,6 +25,22 @@ class RequestToken(msgspec.Struct, frozen=True, kw_only=True):
     email: str
     send_attempt: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
     next_link: str | None = None
+
+
+class RequestCode(msgspec.Struct, frozen=True, kw_only=True):
+    """What somebody says who wants a code by text message."""
+
+    client_secret: str
+    country: str
+    phone_number: str
+    send_attempt: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    next_link: str | None = None
+
+
+class SubmittedCode(msgspec.Struct, frozen=True, kw_only=True):
+    sid: str
+    client_secret: str
+    token: str
 
 
 class AddThreepid(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,16 +184,48 @@ async def post_token_to_reset(
 @endpoint(
     "POST",
     "/_matrix/client/v3/account/3pid/msisdn/requestToken",
-    "/_matrix/client/v3/register/msisdn/requestToken",
-    "/_matrix/client/v3/account/password/msisdn/requestToken",
     "/_matrix/client/r0/account/3pid/msisdn/requestToken",
+    auth=Auth.NONE,
+)
+async def post_code_to_add(
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+) -> dict[str, object]:
+    """A code to a number that is to be added to an account."""
+    return await _request_code(phones, languages, context, ADD, body)
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/register/msisdn/requestToken",
     "/_matrix/client/r0/register/msisdn/requestToken",
+    auth=Auth.NONE,
+)
+async def post_code_to_register(
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+) -> dict[str, object]:
+    """A code to a number of somebody who is about to make an account."""
+    return await _request_code(phones, languages, context, REGISTER, body)
+
+
+@endpoint(
+    "POST",
+    "/_matrix/client/v3/account/password/msisdn/requestToken",
     "/_matrix/client/r0/account/password/msisdn/requestToken",
     auth=Auth.NONE,
 )
-async def post_token_by_telephone() -> Empty:
-    """Refused: this server sends no text messages."""
-    raise ThreepidMediumNotSupported("This server takes no telephone numbers")
+async def post_code_to_reset(
+    phones: PhoneValidation, languages: Languages, context: RequestContext, *, body: RequestCode
+) -> dict[str, object]:
+    """A code to somebody who has forgotten their password."""
+    return await _request_code(phones, languages, context, PASSWORD_RESET, body)
+
+
+@endpoint("POST", SUBMIT_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.2, max_body=4096)
+async def post_submitted_code(phones: PhoneValidation, *, body: SubmittedCode) -> dict[str, object]:
+    """The code that somebody has typed (`submit_url`). Raises as `PhoneValidation.do_submit`.
+    spec: identity-service-api#post_matrixidentityv2validatemsisdnsubmittoken"""
+    await phones.do_submit(body.sid, body.client_secret, body.token)
+    return {"success": True}
 
 
 async def _request(
@@ -191,3 +241,20 @@ async def _request(
         context.client_ip,
     )
     return {"sid": sid}
+
+
+async def _request_code(
+    phones: PhoneValidation, languages: Languages, context: RequestContext, purpose: str, body: RequestCode
+) -> dict[str, object]:
+    """`msisdn` besides what the specification says: clients show it."""
+    asked = await phones.do_request_token(
+        purpose,
+        body.country,
+        body.phone_number,
+        body.client_secret,
+        body.send_attempt,
+        body.next_link,
+        languages.choose(context.languages),
+        context.client_ip,
+    )
+    return {"sid": asked.sid, "submit_url": phones.submit_url, "msisdn": asked.number}

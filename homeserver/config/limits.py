@@ -64,6 +64,14 @@ class InviteLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TextMessageLimits:
+    """Two buckets for text messages, which cost money."""
+
+    per_number: RateLimit = limit(0.0003, 3, "Codes to one number.")
+    per_address: RateLimit = limit(0.001, 5, "Codes that are asked for from one address.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PresenceLimits:
     """One bucket for presence."""
 
@@ -105,6 +113,7 @@ class Limits:
     rc_3pid_validation: RateLimit = limit(
         0.003, 5, "Requests for a confirming e-mail, by address of the client and of the letter."
     )
+    rc_text_messages: TextMessageLimits = section(TextMessageLimits, "Codes by text message (`sms_gateway`).")
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)
     rc_media_create: RateLimit = limit(10, 50, "Files uploaded, and media addresses reserved, by one user.")
     rc_media_scan: RateLimit = limit(

@@ -237,7 +237,7 @@ def _check_together(config: Config) -> list[Problem]:
         and not registration.registration_requires_token
         and not registration.enable_registration_without_verification
         and not config.captcha.enable_registration_captcha
-        and "email" not in config.mail.registrations_require_3pid
+        and not config.mail.registrations_require_3pid
     ):
         problems.append(
             Problem(
@@ -253,6 +253,7 @@ def _check_together(config: Config) -> list[Problem]:
         if not captcha.recaptcha_private_key and not config.upstream.plugins:
             problems.append(Problem(("recaptcha_private_key",), "is needed with `enable_registration_captcha`"))
     problems += _check_mail(config)
+    problems += _check_text_messages(config)
     problems += _check_consent(config)
     branding = config.pages.branding
     if branding.logo_dark is not None and branding.logo is None:
@@ -322,18 +323,38 @@ def _check_mail(config: Config) -> list[Problem]:
     except ValueError as error:
         problems.append(Problem(("email", "notif_from"), str(error)))
     for at, medium in enumerate(mail.registrations_require_3pid):
-        if medium != "email":
-            problems.append(Problem(("registrations_require_3pid", at), f"can only be `email`, not {medium!r}"))
+        if medium not in ("email", "msisdn"):
+            place: Place = ("registrations_require_3pid", at)
+            problems.append(Problem(place, f"can only be `email` or `msisdn`, not {medium!r}"))
     if config.registration.registration_approval_letters and mail.email.smtp_host is None:
         problems.append(Problem(("registration_approval_letters",), "needs `email.smtp_host`: nothing could be sent"))
-    if mail.registrations_require_3pid and mail.email.smtp_host is None:
+    if "email" in mail.registrations_require_3pid and mail.email.smtp_host is None:
         problems.append(Problem(("registrations_require_3pid",), "needs `email.smtp_host`: nobody could register"))
     for at, allowed in enumerate(mail.allowed_local_3pids or ()):
         try:
             re.compile(allowed.pattern)
         except re.error as error:
-            place: Place = ("allowed_local_3pids", at, "pattern")
+            place = ("allowed_local_3pids", at, "pattern")
             problems.append(Problem(place, f"is no regular expression: {error}"))
+    return problems
+
+
+def _check_text_messages(config: Config) -> list[Problem]:
+    problems = []
+    gateway = config.text_messages.sms_gateway
+    place: Place = ("sms_gateway",)
+    if gateway.url is not None and config.name.public_baseurl is None:
+        problems.append(Problem(place, "needs `public_baseurl`: apps are told where to send the code"))
+    if gateway.format == "form" and any(isinstance(value, list | dict) for value in gateway.body.values()):
+        problems.append(Problem((*place, "body"), "must be plain values for a form"))
+    if gateway.token is not None and any(name.lower() == "authorization" for name in gateway.headers):
+        problems.append(Problem((*place, "token"), "is said by `headers` already"))
+    if "msisdn" in config.mail.registrations_require_3pid:
+        place = ("registrations_require_3pid",)
+        if config.text_messages.disable_msisdn_registration:
+            problems.append(Problem(place, "has `msisdn`, which `disable_msisdn_registration` forbids"))
+        if gateway.url is None and not config.upstream.plugins:
+            problems.append(Problem(place, "needs `sms_gateway.url`: nobody could register"))
     return problems
 
 

@@ -74,7 +74,9 @@ def sender_of(email: Email, server_name: str) -> str:
 class AllowedThreepid:
     """A kind of address that people may use."""
 
-    medium: str = option("email", "Only `email` has an effect.")
+    medium: str = option(
+        "email", "`email`, or `msisdn` for telephone numbers, which are digits that begin with the code of the country."
+    )
     pattern: str = option(".*", "A regular expression that the address must match.", example="'^[^@]+@example\\.org$'")
 
 
@@ -84,14 +86,19 @@ class Mail:
 
     email: Email = section(Email, "Sending e-mail.")
     registrations_require_3pid: tuple[str, ...] = option(
-        (), "What everybody must confirm who makes an account: `email`.", example="[email]"
+        (),
+        "What everybody must confirm who makes an account: `email`, `msisdn` (a telephone number), or both.",
+        example="[email]",
     )
     allowed_local_3pids: tuple[AllowedThreepid, ...] | None = option(
         None,
-        "The only addresses that people may use; `null`: any.",
+        "The only addresses and telephone numbers that people may use; `null`: any.",
         example="[{medium: email, pattern: '^[^@]+@example\\.org$'}]",
     )
-    enable_3pid_changes: bool = option(True, "Whether people may add and remove their own addresses.")
+    enable_3pid_changes: bool = option(
+        True, "Whether people may add and remove their own addresses and telephone numbers."
+    )
     request_token_inhibit_3pid_errors: bool = option(
-        False, "Whether nobody is told if an address belongs to an account, but by a letter to that address."
+        False,
+        "Whether nobody is told if an address or a telephone number belongs to an account, but by a message to it.",
     )

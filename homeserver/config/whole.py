@@ -19,6 +19,7 @@ from homeserver.config.push import Notifications
 from homeserver.config.rooms import People, Rooms
 from homeserver.config.search import Search
 from homeserver.config.server import Keys, Name, Network, Observation, Storage
+from homeserver.config.text_messages import TextMessages
 from homeserver.config.upstream import Upstream
 
 
@@ -35,6 +36,7 @@ class Config:
     sessions: Sessions
     upstream: Upstream
     mail: Mail
+    text_messages: TextMessages
     pages: Pages
     notifications: Notifications
     rooms: Rooms
@@ -70,6 +72,7 @@ GROUPS: dict[str, type] = {
     "sessions": Sessions,
     "upstream": Upstream,
     "mail": Mail,
+    "text_messages": TextMessages,
     "pages": Pages,
     "notifications": Notifications,
     "rooms": Rooms,

@@ -94,6 +94,18 @@ class MailMetrics:
         self._letters.labels(outcome).inc()
 
 
+class TextMessageMetrics:
+    """Tells of text messages in /metrics."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        text = "Text messages, by outcome: sent, failed (nobody took them), refused (there were enough on the day)"
+        self._messages = Counter("mahalla_text_messages", text, ("outcome",), registry=registry)
+
+    def count(self, outcome: str) -> None:
+        """One was sent, or was to be."""
+        self._messages.labels(outcome).inc()
+
+
 class JobMetrics:
     """Tells of the jobs in /metrics."""
 

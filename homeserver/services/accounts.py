@@ -13,12 +13,11 @@ from federation.protocol.errors import Forbidden, MissingToken, NotFound
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
 from homeserver.services.deactivation import Deactivation
-from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
 from homeserver.services.uia import UIA, AuthData, Operation
-from homeserver.services.uia_stages import EMAIL_IDENTITY, PASSWORD, parse_proof
+from homeserver.services.uia_stages import EMAIL_IDENTITY, MSISDN_IDENTITY, PASSWORD, parse_proof
 from storage.accounts import AccountRow, AccountStore
 from storage.database import Database
 from storage.threepids import ThreepidStore
@@ -50,6 +49,7 @@ class Accounts:
         threepids: ThreepidStore,
         *,
         by_email: bool = False,
+        by_phone: bool = False,
         account_page: str = "",
         other_proofs: OtherProofs | None = None,
         confirmations: ConfirmationStore | None = None,
@@ -57,8 +57,8 @@ class Accounts:
     ) -> None:
         """`confirmed_for_ms`: for how long who has confirmed something may do further things on the same device, of those
         that bear it; it needs `confirmations`.
-        `by_email`: who has forgotten the password may set a new one with their e-mail address; `account_page`: where
-        people manage their accounts in a browser."""
+        `by_email`: who has forgotten the password may set a new one with their e-mail address; `by_phone`: with their telephone
+        number; `account_page`: where people manage their accounts in a browser."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -68,7 +68,10 @@ class Accounts:
         self._uia = uia
         self._deactivation = deactivation
         self._threepids = threepids
-        self._by_email = by_email
+        self._resetting_stages = [
+            *([EMAIL_IDENTITY] if by_email else []),
+            *([MSISDN_IDENTITY] if by_phone else []),
+        ]
         self._account_page = account_page
         self._other_proofs = other_proofs
         self._confirmations = confirmations if confirmed_for_ms else None
@@ -112,14 +115,18 @@ class Accounts:
         await self.do_set_password(caller.user_id, new_password, log_out_but=caller if log_out_others else None)
 
     async def do_reset_password(self, new_password: str, auth: AuthData | None, ip: str, *, log_out: bool) -> None:
-        """Change the password of the account whose e-mail address is confirmed. Raises `WeakPassword`,
-        `AuthenticationRequired`, `Forbidden`, `MissingToken` where no letter can be sent."""
-        if not self._by_email or not self._sign_in.password_login:
+        """Change the password of the account whose e-mail address or telephone number is confirmed. Raises `WeakPassword`,
+        `AuthenticationRequired`, `Forbidden`, `MissingToken` where nothing can be sent."""
+        if not self._resetting_stages or not self._sign_in.password_login:
             raise MissingToken
         self._passwords.check_policy(new_password)
-        confirmation = await self._uia.check(Operation("POST account/password", None, ip), [[EMAIL_IDENTITY]], auth)
-        proof = parse_proof(confirmation.completed[EMAIL_IDENTITY])
-        owner = await self._threepids.get_owner(EMAIL, proof.address)
+        flows = [[stage] for stage in self._resetting_stages]
+        confirmation = await self._uia.check(Operation("POST account/password", None, ip), flows, auth)
+        proved = next(
+            confirmation.completed[stage] for stage in self._resetting_stages if stage in confirmation.completed
+        )
+        proof = parse_proof(proved)
+        owner = await self._threepids.get_owner(proof.medium, proof.address)
         account = None if owner is None else await self.get_account(UserID(owner))
         if account is None or account.deactivated_ts is not None:
             raise Forbidden("No account has this address any more")

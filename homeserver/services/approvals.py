@@ -19,9 +19,9 @@ from twisted.internet.interfaces import IReactorTime
 from federation.protocol.errors import NotFound, UserAwaitingApproval
 from federation.protocol.ids import UserID
 from homeserver.services.audit import Happened, note
-from homeserver.services.email_validation import EMAIL
 from homeserver.services.languages import ENGLISH, Languages
 from homeserver.services.mail.outbox import Outbox
+from homeserver.services.threepid_validation import EMAIL
 from storage.accounts import AccountStore
 from storage.database import Database
 from storage.threepids import ThreepidStore

@@ -26,6 +26,7 @@ from homeserver.services.profiles import Profiles
 from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
+from homeserver.services.threepid_validation import EMAIL, MSISDN
 from homeserver.services.threepids import Threepids
 from storage.account_data import AccountDataStore
 from storage.database import Database
@@ -63,6 +64,8 @@ class Overview(msgspec.Struct, frozen=True):
     display_name: str
     devices: Sequence[OwnDevice]
     addresses: Sequence[str]
+    numbers: Sequence[str]
+    """Of telephones: the digits of E.164."""
     has_password: bool
     ends_ts: int | None
     """Until when the account is good, where accounts end."""
@@ -114,10 +117,12 @@ class OwnAccount:
         """What there is, the devices that were seen last first."""
         account = await self._accounts.get_account(user_id)
         rows = (await self._devices.get_devices([user_id])).get(user_id, [])
+        threepids = await self._threepids.get_threepids(user_id)
         return Overview(
             display_name=await self._profiles.get_own_name(user_id) or "",
             devices=await self._with_clients(user_id, rows),
-            addresses=[row.address for row in await self._threepids.get_threepids(user_id)],
+            addresses=[row.address for row in threepids if row.medium == EMAIL],
+            numbers=[row.address for row in threepids if row.medium == MSISDN],
             has_password=account.password_hash is not None,
             ends_ts=self._validity.end_of(account.expires_ts),
         )

@@ -32,16 +32,17 @@ from homeserver.hooks import Plugins
 from homeserver.http.rate_limits import RateLimiter, address_key
 from homeserver.services.approvals import Approvals, Newcomers
 from homeserver.services.audit import Happened, note
-from homeserver.services.email_validation import EMAIL
 from homeserver.services.passwords import Passwords
 from homeserver.services.profiles import DISPLAY_NAME
 from homeserver.services.secret_text import SecretText
 from homeserver.services.sessions import NewSession, Sessions
 from homeserver.services.sign_in import SignIn
+from homeserver.services.threepid_validation import EMAIL, Proof
 from homeserver.services.uia import UIA, AuthData, Confirmation, Operation
 from homeserver.services.uia_stages import (
     DUMMY,
     EMAIL_IDENTITY,
+    MSISDN_IDENTITY,
     RECAPTCHA,
     REGISTRATION_TOKEN,
     TERMS,
@@ -104,6 +105,8 @@ class RegistrationRules(msgspec.Struct, frozen=True):
     """Whether people solve a riddle."""
     email: Literal["none", "optional", "required"] = "none"
     """Whether people give an e-mail address."""
+    phone: Literal["none", "optional", "required"] = "none"
+    """Whether people give a telephone number."""
     terms: bool = False
     """Whether people agree to documents."""
     needs_approval: bool = False
@@ -403,13 +406,10 @@ class Registration:
             if agreed is not None and self._consents is not None:
                 self._consents.add_consents(txn, account.user_id, parse_versions(agreed), account.created_ts)
                 note(txn, UserID(account.user_id), Happened.TERMS_ACCEPTED, account.created_ts)
-            proved = confirmation.completed.get(EMAIL_IDENTITY)
-            if proved is not None:
-                proof = parse_proof(proved)
-                row = ThreepidRow(EMAIL, proof.address, account.user_id, proof.validated_ts, account.created_ts)
-                if not self._threepids.add_threepid(txn, row):
-                    raise ThreepidInUse
-                self._note_address(txn, account, proof.address, wish)
+            for stage in (EMAIL_IDENTITY, MSISDN_IDENTITY):
+                proved = confirmation.completed.get(stage)
+                if proved is not None:
+                    self._add_proved(txn, account, parse_proof(proved), wish)
             self._uia.set_result(txn, confirmation, account.user_id)
         for address in wish.emails:
             row = ThreepidRow(EMAIL, address, account.user_id, account.created_ts, account.created_ts)
@@ -418,6 +418,13 @@ class Registration:
         if also is not None:
             also(txn, UserID(account.user_id))
         return True
+
+    def _add_proved(self, txn: WriteTransaction, account: AccountRow, proof: Proof, wish: Wish) -> None:
+        row = ThreepidRow(proof.medium, proof.address, account.user_id, proof.validated_ts, account.created_ts)
+        if not self._threepids.add_threepid(txn, row):
+            raise ThreepidInUse
+        if proof.medium == EMAIL:
+            self._note_address(txn, account, proof.address, wish)
 
     def _note_address(self, txn: WriteTransaction, account: AccountRow, address: str, wish: Wish) -> None:
         if self._addresses is not None:
@@ -470,9 +477,11 @@ def _flows(rules: RegistrationRules) -> list[list[str]]:
     """The ways to an account, as stages in their order; none where no rule lets people in."""
     first = [*([REGISTRATION_TOKEN] if rules.requires_token else []), *([RECAPTCHA] if rules.captcha else [])]
     terms = [TERMS] if rules.terms else []
-    with_address = [*first, *terms, EMAIL_IDENTITY]
-    if rules.email == "required":
-        return [with_address]
-    if not first and not rules.without_verification:
+    media = ((EMAIL_IDENTITY, rules.email), (MSISDN_IDENTITY, rules.phone))
+    required = [stage for stage, rule in media if rule == "required"]
+    optional = [stage for stage, rule in media if rule == "optional"]
+    if not first and not required and not rules.without_verification:
         return []
-    return [[*first, *terms] or [DUMMY], *([with_address] if rules.email == "optional" else [])]
+    shortest = [*first, *terms, *required]
+    further = [[stage] for stage in optional] + ([optional] if len(optional) > 1 else [])
+    return [shortest or [DUMMY], *([*shortest, *stages] for stages in further)]

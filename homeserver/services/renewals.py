@@ -17,10 +17,10 @@ from federation.protocol.errors import Forbidden, InvalidParam, ThreepidNotFound
 from federation.protocol.ids import UserID
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.audit import Happened, note
-from homeserver.services.email_validation import EMAIL
 from homeserver.services.languages import Language, Languages
 from homeserver.services.mail.outbox import Outbox
 from homeserver.services.secret_text import SecretText, hash_token
+from homeserver.services.threepid_validation import EMAIL
 from storage.account_validity import NO_ADDRESS, WRITTEN, AccountValidityStore, EndingRow, RenewalLinkRow
 from storage.database import Database
 from storage.threepids import ThreepidStore

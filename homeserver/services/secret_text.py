@@ -77,6 +77,10 @@ class SecretText:
         """What lets its holder register; short enough to be passed on by word of mouth."""
         return self._text(ascii_lowercase, length)
 
+    def phone_code(self) -> str:
+        """Six digits that people type, 20 bits: for few tries."""
+        return self._text(digits, 6)
+
     def session_id(self) -> str:
         """24 letters, 136 bits: who knows it may go on with what it stands for."""
         return self._text(ascii_letters, 24)

@@ -35,8 +35,10 @@ from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.approvals import Approvals
 from homeserver.services.audit import Happened, note
 from homeserver.services.passwords import Passwords
+from homeserver.services.phone_validation import InvalidNumber, digits_of, parse_phone_number
 from homeserver.services.secret_text import application_password_id
 from homeserver.services.sessions import NewSession, Sessions
+from homeserver.services.threepid_validation import EMAIL, MSISDN
 from storage.accounts import AccountRow, AccountStore
 from storage.application_passwords import ApplicationPasswordRow
 from storage.database import Database
@@ -53,6 +55,14 @@ class EmailAddress(str):
     """A name that is an e-mail address, in small letters."""
 
     __slots__ = ()
+    medium: Final = EMAIL
+
+
+class PhoneNumber(str):
+    """A name that is a telephone number, in the digits of E.164."""
+
+    __slots__ = ()
+    medium: Final = MSISDN
 
 
 class OtherPasswords(Protocol):
@@ -132,7 +142,7 @@ class SignIn:
         device_name: str | None = None,
         refreshable: bool = False,
     ) -> NewSession:
-        """Begin a session. `name`: localpart, user id or `EmailAddress`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
+        """Begin a session. `name`: localpart, user id, `EmailAddress` or `PhoneNumber`. Raises `Forbidden`, `LimitExceeded`, `UserLocked`,
         `UserDeactivated`, `ExpiredAccount`, `UserAwaitingApproval`, `Unrecognized` where nobody signs in with passwords."""
         if not self.takes_passwords:
             raise Unrecognized("This server has no sign-in with a password")
@@ -202,8 +212,11 @@ class SignIn:
     ) -> AccountRow:
         """As `check_password`. `own`: whether people's own passwords count; `program`: the one that it claims to be of those
         made for programs, which counts alone."""
-        owner = None if not isinstance(name, EmailAddress) else await self._threepids.get_owner("email", name)
-        candidates = self._candidates(name) if not isinstance(name, EmailAddress) else [UserID(owner)] if owner else []
+        if isinstance(name, EmailAddress | PhoneNumber):
+            owner = await self._threepids.get_owner(name.medium, name)
+            candidates = [] if owner is None else [UserID(owner)]
+        else:
+            candidates = self._candidates(name)
         keys = (candidates[-1] if candidates else name[:_LONGEST_NAME], address_key(address))
         for key in keys:
             self._limiter.check_only(Limit.LOGIN_FAILED, key)
@@ -215,8 +228,11 @@ class SignIn:
             known = account.password_hash if account is not None and own and self.own_passwords else None
         verdict = await self._passwords.verify(password, known)
         if account is None or not verdict.correct:
-            ask = own and application_password_id(password) is None and (candidates or name[:1] != "@")
-            found = await self._ask_others(name, account, password) if ask else None
+            # others know nobody by a number: they are asked for whoever has it
+            asked = candidates[0] if isinstance(name, PhoneNumber) and candidates else name
+            is_nobody = not candidates and (isinstance(name, PhoneNumber) or name[:1] == "@")
+            ask = own and application_password_id(password) is None and not is_nobody
+            found = await self._ask_others(asked, account, password) if ask else None
             if found is not None:
                 self._limiter.forget(Limit.LOGIN_FAILED, keys[0])
                 return found
@@ -257,7 +273,9 @@ class SignIn:
             return
 
     def as_user_id(self, name: str) -> UserID | None:
-        """The user id that a name is, as it was typed; None for one of another server, or that nobody can have."""
+        """The user id that a name is, as it was typed; None for one of another server, or that nobody can have, and for an address."""
+        if isinstance(name, EmailAddress | PhoneNumber):
+            return None
         return next(iter(self._candidates(name)), None)
 
     def _candidates(self, name: str) -> list[UserID]:
@@ -274,9 +292,8 @@ class SignIn:
 
 
 def parse_identifier(data: Mapping[str, object]) -> str:
-    """Whom a request names: the `user` of an `m.id.user` identifier, or the older `user` beside it,
-    or an `EmailAddress`. Raises `Forbidden` for a telephone number, which nobody has here (the answer that the
-    specification asks for), `BadJson` and `MissingParam` else.
+    """Whom a request names: the `user` of an `m.id.user` identifier, or the older `user` beside it, an `EmailAddress` or a
+    `PhoneNumber`. Raises `BadJson` and `MissingParam`.
     """
     identifier = data.get("identifier")
     if identifier is None:
@@ -289,10 +306,17 @@ def parse_identifier(data: Mapping[str, object]) -> str:
         medium, address = identifier.get("medium"), identifier.get("address")
         if not isinstance(medium, str) or not isinstance(address, str):
             raise BadJson("identifier.medium and identifier.address must be strings")
-        if medium == "email":
+        if medium == EMAIL:
             return EmailAddress(address.strip().lower()[:_LONGEST_NAME].replace("\0", ""))
-    if kind in ("m.id.thirdparty", "m.id.phone"):
-        raise Forbidden("This server knows people by their user names and e-mail addresses only")
+        if medium == MSISDN:
+            return phone_number("", f"+{address.strip().removeprefix('+')}")
+        raise Forbidden("This server knows people by their user names, e-mail addresses and telephone numbers only")
+    if kind == "m.id.phone":
+        country = identifier.get("country")
+        number = identifier.get("phone", identifier.get("number"))  # `number` is what older clients send
+        if not isinstance(country, str) or not isinstance(number, str):
+            raise BadJson("identifier.country and identifier.phone must be strings")
+        return phone_number(country, number)
     if kind != "m.id.user":
         raise BadJson("identifier.type must be m.id.user")
     user = identifier.get("user")
@@ -301,3 +325,11 @@ def parse_identifier(data: Mapping[str, object]) -> str:
     if not isinstance(user, str):
         raise BadJson("identifier.user must be a string")
     return user
+
+
+def phone_number(country: str, number: str) -> PhoneNumber:
+    """A number as people write it (`parse_phone_number`); an empty one, which nobody has, where it is none."""
+    try:
+        return PhoneNumber(digits_of(parse_phone_number(country, number)))
+    except InvalidNumber:
+        return PhoneNumber("")

@@ -1,4 +1,4 @@
-"""E-mail addresses of accounts: adding one that was shown to be one's own, taking one away.
+"""E-mail addresses and telephone numbers of accounts: adding one that was shown to be one's own, taking one away.
 
 spec: client-server-api#adding-account-administrative-contact-information
 """
@@ -11,7 +11,7 @@ from federation.protocol.errors import Forbidden, ThreepidInUse
 from federation.protocol.ids import UserID
 from homeserver.services.accounts import Accounts
 from homeserver.services.audit import Happened, note
-from homeserver.services.email_validation import ADD, EMAIL, EmailValidation, Proof
+from homeserver.services.threepid_validation import ADD, EMAIL, Proof, ThreepidValidation
 from homeserver.services.uia import AuthData
 from storage.database import Database
 from storage.threepids import ThreepidRow, ThreepidStore
@@ -38,7 +38,7 @@ class Threepids:
         database: Database,
         store: ThreepidStore,
         accounts: Accounts,
-        validation: EmailValidation,
+        validations: ThreepidValidation,
         kept_by_address: Sequence[KeepsByAddress] = (),
         *,
         changes: bool,
@@ -48,7 +48,7 @@ class Threepids:
         self._database = database
         self._store = store
         self._accounts = accounts
-        self._validation = validation
+        self._validations = validations
         self._kept_by_address = tuple(kept_by_address)
         self._changes = changes
 
@@ -77,17 +77,18 @@ class Threepids:
 
     async def _check(self, user_id: UserID, sid: str, client_secret: str) -> Proof:
         self.check_changes()
-        proof = await self._validation.check_confirmed(ADD, {"sid": sid, "client_secret": client_secret})
+        proof = await self._validations.check_confirmed(ADD, {"sid": sid, "client_secret": client_secret})
         if len(await self.get_threepids(user_id)) >= MOST_ADDRESSES:
             raise Forbidden(f"An account has at most {MOST_ADDRESSES} addresses")
         return proof
 
     def _add(self, txn: WriteTransaction, user_id: UserID, proof: Proof) -> None:
-        self._validation.use(txn, proof)
-        row = ThreepidRow(EMAIL, proof.address, user_id, proof.validated_ts, self._now_ms())
+        self._validations.use(txn, proof)
+        row = ThreepidRow(proof.medium, proof.address, user_id, proof.validated_ts, self._now_ms())
         if not self._store.add_threepid(txn, row):
             raise ThreepidInUse
-        note(txn, user_id, Happened.ADDRESS_ADDED, self._now_ms())
+        what = Happened.ADDRESS_ADDED if proof.medium == EMAIL else Happened.NUMBER_ADDED
+        note(txn, user_id, what, self._now_ms())
 
     async def do_remove(self, user_id: UserID, medium: str, address: str) -> None:
         """Take an address from an account; one that it has not is no error. Raises `Forbidden`."""
@@ -100,7 +101,8 @@ class Threepids:
         self, txn: WriteTransaction, user_id: UserID, medium: str, address: str, by: UserID | None = None
     ) -> None:
         if self._store.remove_threepid(txn, user_id, medium, address):
-            note(txn, user_id, Happened.ADDRESS_REMOVED, self._now_ms(), by=by)
+            what = Happened.ADDRESS_REMOVED if medium == EMAIL else Happened.NUMBER_REMOVED
+            note(txn, user_id, what, self._now_ms(), by=by)
             for store in self._kept_by_address:
                 store.remove_address(txn, user_id, address)
 

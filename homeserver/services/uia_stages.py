@@ -1,5 +1,5 @@
 """The proofs that user-interactive authentication takes here: nothing, the account's password, a registration
-token, a captcha, an e-mail address, agreement to the terms, the word of an identity provider.
+token, a captcha, an e-mail address, a telephone number, agreement to the terms, the word of an identity provider.
 
 spec: client-server-api#authentication-types
 """
@@ -12,9 +12,9 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MissingParam
 from homeserver.services.captcha import Captcha
-from homeserver.services.email_validation import PASSWORD_RESET, REGISTER, EmailValidation, Proof
 from homeserver.services.policies import Policies
 from homeserver.services.sign_in import SignIn, parse_identifier
+from homeserver.services.threepid_validation import PASSWORD_RESET, REGISTER, Proof, ThreepidValidation
 from homeserver.services.uia import AuthData, Operation
 from storage.registration_tokens import RegistrationTokenStore
 from storage.transaction import WriteTransaction
@@ -22,13 +22,14 @@ from storage.transaction import WriteTransaction
 DUMMY: Final = "m.login.dummy"
 PASSWORD: Final = "m.login.password"
 EMAIL_IDENTITY: Final = "m.login.email.identity"
+MSISDN_IDENTITY: Final = "m.login.msisdn"
 SSO: Final = "m.login.sso"
 TERMS: Final = "m.login.terms"
 REGISTRATION_TOKEN: Final = "m.login.registration_token"
 RECAPTCHA: Final = "m.login.recaptcha"
 
-EMAIL_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
-"""For which operations an address is a proof, and the purpose of the letter then."""
+THREEPID_PURPOSES: Final = {"POST register": REGISTER, "POST account/password": PASSWORD_RESET}
+"""For which operations an address or a number is a proof, and the purpose of the message then."""
 
 
 class DummyStage:
@@ -76,34 +77,37 @@ class PasswordStage:
         """Held nothing."""
 
 
-class EmailStage:
-    """A confirmed e-mail address; what is kept is which. spec: client-server-api#email-based-identity--homeserver"""
+class ThreepidStage:
+    """A confirmed e-mail address or telephone number; what is kept is which.
 
-    name = EMAIL_IDENTITY
+    spec: client-server-api#email-based-identity--homeserver, client-server-api#phone-numbermsisdn-based-identity--homeserver
+    """
 
-    def __init__(self, validation: EmailValidation) -> None:
-        self._validation = validation
+    def __init__(self, name: str, medium: str, validations: ThreepidValidation) -> None:
+        self.name = name
+        self._medium = medium
+        self._validations = validations
 
     def params(self) -> Mapping[str, object] | None:
         return None
 
     async def check(self, auth: AuthData, operation: Operation) -> str:
-        purpose = EMAIL_PURPOSES.get(operation.name)
+        purpose = THREEPID_PURPOSES.get(operation.name)
         if purpose is None:
-            raise Forbidden("An e-mail address does not confirm this")
+            raise Forbidden("An address or a number does not confirm this")
         # `threepidCreds` is what some clients of today still send
         creds = auth.get("threepid_creds", auth.get("threepidCreds"))
-        return msgspec.json.encode(await self._validation.check_confirmed(purpose, creds)).decode()
+        return msgspec.json.encode(await self._validations.check_confirmed(purpose, creds, self._medium)).decode()
 
     def add(self, txn: WriteTransaction, result: str) -> None:
-        self._validation.use(txn, parse_proof(result))
+        self._validations.use(txn, parse_proof(result))
 
     def remove(self, txn: WriteTransaction, result: str) -> None:
-        """A confirmation is not given back: the person asks for another letter."""
+        """A confirmation is not given back: the person asks for another message."""
 
 
 def parse_proof(result: str) -> Proof:
-    """What `EmailStage` keeps."""
+    """What `ThreepidStage` keeps."""
     return msgspec.json.decode(result, type=Proof)
 
 

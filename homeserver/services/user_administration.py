@@ -18,11 +18,12 @@ from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.accounts import Accounts
 from homeserver.services.approvals import Approvals
 from homeserver.services.deactivation import Deactivation
-from homeserver.services.email_validation import EMAIL, parse_email_address
+from homeserver.services.email_validation import parse_email_address
 from homeserver.services.last_seen import LastSeen
 from homeserver.services.passwords import LONGEST_PASSWORD
 from homeserver.services.profiles import AVATAR_URL, DISPLAY_NAME, Profiles
 from homeserver.services.registration import Registration, Wish
+from homeserver.services.threepid_validation import EMAIL
 from homeserver.services.threepids import MOST_ADDRESSES, Threepids
 from homeserver.services.upstream.links import UpstreamLinks
 from storage.accounts import AccountRow

@@ -1,4 +1,4 @@
-"""The page where people manage their account: name, sessions, password, addresses, keys, the end.
+"""The page where people manage their account: name, sessions, password, addresses, numbers, keys, the end.
 
 `?action=…&device_id=…` leads to what the specification names, and what links of other pages may: nothing is done before
 somebody presses a button on a page that says what it does.
@@ -22,7 +22,7 @@ from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
 from homeserver.services.cross_signing_resets import CrossSigningResets
-from homeserver.services.email_validation import ADD, EMAIL, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import (
     ACCOUNT_PATH,
@@ -35,7 +35,9 @@ from homeserver.services.oauth.metadata import (
     PROFILE,
 )
 from homeserver.services.own_account import OwnAccount, ProveAgain
+from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.secret_text import SecretText
+from homeserver.services.threepid_validation import ADD, EMAIL, MSISDN, ThreepidValidation
 from homeserver.services.threepids import Threepids
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages, see_other
@@ -47,12 +49,15 @@ EXPORT_PATH: Final = "/_mahalla/account/export"
 PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
 ADDRESS: Final = "address"
 """Besides the actions of the specification: where somebody comes back to from a letter."""
+NUMBER: Final = "number"
+"""Where somebody types a code."""
 _VIEWS: Final = {
     DEVICE_VIEW: "device",
     DEVICE_DELETE: "device",
     DEACTIVATE: "deactivate",
     CROSS_SIGNING_RESET: "reset",
     ADDRESS: "address",
+    NUMBER: "number",
 }
 
 Fields = Mapping[str, str]
@@ -71,6 +76,8 @@ class AccountPage:
         resets: CrossSigningResets,
         threepids: Threepids,
         validation: EmailValidation,
+        validations: ThreepidValidation,
+        phones: PhoneValidation,
         secret_text: SecretText,
         *,
         base_url: str,
@@ -86,6 +93,8 @@ class AccountPage:
         self._resets = resets
         self._threepids = threepids
         self._validation = validation
+        self._validations = validations
+        self._phones = phones
         self._secret_text = secret_text
         self._base_url = base_url.rstrip("/")
         self._buttons: dict[str, Callable[[RequestContext, BrowserSession, Fields], Awaitable[Response]]] = {
@@ -96,6 +105,9 @@ class AccountPage:
             "send_letter": self._send_letter,
             "take_address": self._take_address,
             "remove_address": self._remove_address,
+            "send_code": self._send_code,
+            "take_number": self._take_number,
+            "remove_number": self._remove_number,
             "reset": self._reset,
             "deactivate": self._deactivate,
         }
@@ -104,7 +116,9 @@ class AccountPage:
         """The page that an address names, for who is signed in; others sign in first."""
         session = await self._sessions.get(context)
         if session is None:
-            here = {name: given[name] for name in ("action", "device_id", "address", "client_secret") if given[name]}
+            here = {
+                name: given[name] for name in ("action", "device_id", "address", "sid", "client_secret") if given[name]
+            }
             return see_other(sign_in_link(f"{ACCOUNT_PATH}?{urlencode(here)}" if here else ACCOUNT_PATH))
         try:
             return await self._page(context, session, given)
@@ -124,7 +138,8 @@ class AccountPage:
         except NotFound:
             return _done("session_ended")
         except ProveAgain:
-            back = urlencode({name: fields[name] for name in ("action", "device_id") if fields.get(name)})
+            kept = ("action", "device_id", "address", "sid", "client_secret")
+            back = urlencode({name: fields[name] for name in kept if fields.get(name)})
             cookie = await self._sessions.do_end(context)
             return see_other(sign_in_link(f"{ACCOUNT_PATH}?{back}", again=True), cookies=(cookie,))
         except MatrixError as error:
@@ -150,6 +165,8 @@ class AccountPage:
         action = given.get("action", "")
         action = OLDER_ACTIONS.get(action, action)
         view = _VIEWS.get(action, "home")
+        if view == "number" and not given.get("sid"):
+            view = "home"  # there is no code yet
         overview = await self._account.look(session.user_id)
         token = self._forms.token(context)
         device = None
@@ -157,7 +174,7 @@ class AccountPage:
             device = await self._account.get_device(session.user_id, given.get("device_id", ""))
         fields: dict[str, object] = {
             "view": view,
-            "action": action if action in (*ACTIONS, ADDRESS) else "",
+            "action": action if action in (*ACTIONS, ADDRESS, NUMBER) else "",
             "path": ACCOUNT_PATH,
             "export_path": EXPORT_PATH,
             "terms_path": CONSENT_PATH if self._has_terms else "",
@@ -172,6 +189,8 @@ class AccountPage:
             "moment": moment,
             "address": given.get("address", ""),
             "client_secret": given.get("client_secret", ""),
+            "sid": given.get("sid", ""),
+            "may_add_numbers": self._phones.is_possible(ADD),
             "may_add_addresses": self._validation.is_possible,
             "records": [] if view != "home" else await self._records(session.user_id, language),
             "reset_allowed": await self._resets.is_allowed(session.user_id),
@@ -232,13 +251,36 @@ class AccountPage:
     async def _take_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
         secret = fields.get("client_secret", "")
-        sid = await self._validation.find(ADD, fields.get("address", ""), secret)
+        address = fields.get("address", "").strip().lower()
+        sid = await self._validations.find(ADD, EMAIL, address, secret)
         await self._threepids.do_take(session.user_id, sid or "", secret)
         return _done("address")
 
     async def _remove_address(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._threepids.do_remove(session.user_id, EMAIL, fields.get("address", ""))
         return _done("address_removed")
+
+    async def _send_code(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        self._threepids.check_changes()
+        secret = self._secret_text.session_id()
+        language = self._pages.choose(context.languages)
+        asked = await self._phones.do_request_token(
+            ADD, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
+        )
+        # without the number: addresses of pages end up in logs
+        to_code = {"action": NUMBER, "sid": asked.sid, "client_secret": secret, "done": "code"}
+        return see_other(f"{ACCOUNT_PATH}?{urlencode(to_code)}")
+
+    async def _take_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
+        sid, secret = fields.get("sid", ""), fields.get("client_secret", "")
+        await self._phones.do_submit(sid, secret, fields.get("code", ""))
+        await self._threepids.do_take(session.user_id, sid, secret)
+        return _done("number")
+
+    async def _remove_number(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
+        await self._threepids.do_remove(session.user_id, MSISDN, fields.get("number", ""))
+        return _done("number_removed")
 
     async def _reset(self, context: RequestContext, session: BrowserSession, fields: Fields) -> Response:
         await self._account.check_proof(session, fields.get("old_password", ""), context.client_ip)
@@ -291,6 +333,10 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was added")
         case Happened.ADDRESS_REMOVED.value:
             return _("An e-mail address was removed")
+        case Happened.NUMBER_ADDED.value:
+            return _("A telephone number was added")
+        case Happened.NUMBER_REMOVED.value:
+            return _("A telephone number was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
         case Happened.TERMS_ACCEPTED.value:
@@ -336,6 +382,12 @@ def _told(done: str, language: Language) -> str:
             return _("The address is added.")
         case "address_removed":
             return _("The address is removed.")
+        case "code":
+            return _("A message with a code is on its way.")
+        case "number":
+            return _("The number is added.")
+        case "number_removed":
+            return _("The number is removed.")
         case "reset":
             return _("Allowed. Go back to your app within ten minutes.")
         case _:
@@ -350,6 +402,7 @@ async def get_account_page(
     action: str = "",
     device_id: str = "",
     address: str = "",
+    sid: str = "",
     client_secret: str = "",
     done: str = "",
 ) -> Response:
@@ -358,6 +411,7 @@ async def get_account_page(
         "action": action,
         "device_id": device_id,
         "address": address,
+        "sid": sid,
         "client_secret": client_secret,
         "done": done,
     }

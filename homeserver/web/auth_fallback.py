@@ -11,18 +11,21 @@ from http import HTTPStatus
 from typing import Final
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from federation.protocol.errors import Forbidden, MatrixError, MissingParam
+from federation.protocol.errors import Forbidden, MatrixError, MissingParam, SessionExpired
 from homeserver.http.answers import Response
 from homeserver.services.email_validation import EmailValidation
+from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.secret_text import SecretText
+from homeserver.services.threepid_validation import EMAIL, ThreepidValidation
 from homeserver.services.uia import UIA, AuthData, Operation
 from homeserver.services.uia_stages import (
     DUMMY,
     EMAIL_IDENTITY,
-    EMAIL_PURPOSES,
+    MSISDN_IDENTITY,
     PASSWORD,
     RECAPTCHA,
     REGISTRATION_TOKEN,
+    THREEPID_PURPOSES,
 )
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import AUTH_DONE, CAPTCHA_FIELD, Pages, Widget
@@ -36,6 +39,7 @@ STAGES: Final = {
     RECAPTCHA: "captcha",
     DUMMY: "dummy",
     EMAIL_IDENTITY: "email",
+    MSISDN_IDENTITY: "phone",
 }
 """Those that have a page here, and what they are called in the template."""
 
@@ -49,6 +53,8 @@ class AuthFallbackPages:
         forms: Forms,
         uia: UIA,
         validation: EmailValidation,
+        validations: ThreepidValidation,
+        phones: PhoneValidation,
         secret_text: SecretText,
         captcha: Widget | None,
     ) -> None:
@@ -58,6 +64,8 @@ class AuthFallbackPages:
         self._forms = forms
         self._uia = uia
         self._validation = validation
+        self._validations = validations
+        self._phones = phones
         self._secret_text = secret_text
 
     async def answer(self, context: RequestContext, stage: str, session_id: str) -> Response:
@@ -73,6 +81,8 @@ class AuthFallbackPages:
         try:
             if stage == EMAIL_IDENTITY and "client_secret" not in fields:
                 return await self._send_letter(context, session_id, operation, fields)
+            if stage == MSISDN_IDENTITY and "sid" not in fields:
+                return await self._send_code(context, session_id, operation, fields)
             auth = await self._auth(stage, operation, fields)
             if not await self._uia.do_prove(session_id, stage, auth, context.client_ip):
                 return self._old(context)
@@ -86,7 +96,8 @@ class AuthFallbackPages:
             return None
         if stage == RECAPTCHA and (self._captcha is None or operation.name != "POST register"):
             return None
-        return None if stage == EMAIL_IDENTITY and operation.name not in EMAIL_PURPOSES else operation
+        is_threepid = stage in (EMAIL_IDENTITY, MSISDN_IDENTITY)
+        return None if is_threepid and operation.name not in THREEPID_PURPOSES else operation
 
     async def _auth(self, stage: str, operation: Operation, fields: Mapping[str, str]) -> AuthData:
         """What a client would send that knows the stage."""
@@ -102,7 +113,11 @@ class AuthFallbackPages:
         if stage == DUMMY:
             return {}
         secret = fields.get("client_secret", "")
-        sid = await self._validation.find(EMAIL_PURPOSES[operation.name], fields.get("address", ""), secret)
+        if stage == MSISDN_IDENTITY:
+            await self._phones.do_submit(fields.get("sid", ""), secret, fields.get("code", ""))
+            return {"threepid_creds": {"sid": fields.get("sid", ""), "client_secret": secret}}
+        address = fields.get("address", "").strip().lower()
+        sid = await self._validations.find(THREEPID_PURPOSES[operation.name], EMAIL, address, secret)
         return {"threepid_creds": {"sid": sid or "", "client_secret": secret}}
 
     async def _send_letter(
@@ -112,7 +127,7 @@ class AuthFallbackPages:
         if not address:
             raise MissingParam("The address is missing")
         await self._validation.do_request_token(
-            EMAIL_PURPOSES[operation.name],
+            THREEPID_PURPOSES[operation.name],
             address,
             secret,
             1,
@@ -122,6 +137,23 @@ class AuthFallbackPages:
         )
         sent = {"address": address, "client_secret": secret}
         return self._page(context, EMAIL_IDENTITY, session_id, operation, fields=sent)
+
+    async def _send_code(
+        self, context: RequestContext, session_id: str, operation: Operation, fields: Mapping[str, str]
+    ) -> Response:
+        secret = self._secret_text.session_id()
+        asked = await self._phones.do_request_token(
+            THREEPID_PURPOSES[operation.name],
+            "",
+            fields.get("number", ""),
+            secret,
+            1,
+            None,
+            self._pages.choose(context.languages),
+            context.client_ip,
+        )
+        sent = {"number": f"+{asked.number}", "sid": asked.sid, "client_secret": secret}
+        return self._page(context, MSISDN_IDENTITY, session_id, operation, fields=sent)
 
     def _page(
         self,
@@ -150,6 +182,8 @@ class AuthFallbackPages:
             "what": called(operation.name),
             "user_id": operation.user_id or "",
             "address": filled.get("address", ""),
+            "number": filled.get("number", ""),
+            "sid": "" if isinstance(error, SessionExpired) else filled.get("sid", ""),
             "client_secret": filled.get("client_secret", ""),
             "problem": problem,
         }

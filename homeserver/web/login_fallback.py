@@ -48,13 +48,16 @@ class LoginFallbackPage:
         providers: OfferedProviders,
         *,
         base_url: str,
+        takes_numbers: bool,
     ) -> None:
+        """`takes_numbers`: people may have telephone numbers here."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
         self._login_tokens = login_tokens
         self._providers = providers
         self._base_url = base_url.rstrip("/")
+        self._takes_numbers = takes_numbers
 
     def make(self, context: RequestContext, given: Mapping[str, str], *, error: MatrixError | None = None) -> Response:
         """The page. `given`: what the client said, what was filled in, and the token of who comes back."""
@@ -72,6 +75,7 @@ class LoginFallbackPage:
             "forwarded": forwarded,
             "login_token": given.get("login_token", "") if error is None else "",
             "name": given.get("name", "")[:255],
+            "takes_numbers": self._takes_numbers,
             "has_password": self._sign_in.takes_passwords,
             "buttons": self._buttons(forwarded),
             "problem": problem,

@@ -8,10 +8,12 @@ from federation.protocol.errors import (
     InvalidUsername,
     LimitExceeded,
     MatrixError,
+    SessionExpired,
     ThreepidAuthFailed,
     ThreepidDenied,
     ThreepidInUse,
     ThreepidNotFound,
+    TokenIncorrect,
     UserAwaitingApproval,
     UserDeactivated,
     UserInUse,
@@ -24,7 +26,9 @@ from homeserver.services.approvals import BY_EMAIL
 from homeserver.services.captcha import CaptchaUnavailable
 from homeserver.services.languages import Language
 from homeserver.services.own_account import WrongProof
+from homeserver.services.phone_validation import InvalidNumber, NumberDenied, NumberInUse, NumberNotFound
 from homeserver.services.profiles import NameNotAllowed
+from homeserver.services.text_messages import MessageNotSent
 
 
 class PasswordsDiffer(MatrixError):
@@ -78,6 +82,20 @@ def explain(error: MatrixError, language: Language) -> str:
             return _("This name is taken. Choose another one.")
         case InvalidUsername():
             return _("A name may have small letters a to z, digits, and the signs . _ = - / +")
+        case InvalidNumber():
+            return _("This is not a mobile number. Write it with the code of its country, such as +998 90 123 45 67.")
+        case NumberInUse():
+            return _("This number belongs to an account already.")
+        case NumberNotFound():
+            return _("No account has this number.")
+        case NumberDenied():
+            return _("This number may not be used here.")
+        case TokenIncorrect():
+            return _("The code is wrong. Look at the message again.")
+        case SessionExpired():
+            return _("The code has grown old, or was wrong too often. Ask for a new one.")
+        case MessageNotSent():
+            return _("The message could not be sent. Try again later.")
         case ThreepidInUse():
             return _("This e-mail address belongs to an account already.")
         case ThreepidNotFound():

@@ -1,8 +1,8 @@
 """The page where people make an account: by what the configuration asks for, a registration token, a riddle, an e-mail
-address.
+address, a telephone number.
 
 Where an address is asked for, a letter comes first; its link leads back here, to the choice of a name and a password, in
-whichever browser it is opened.
+whichever browser it is opened. Where everybody gives a number, a code comes before the name and the password.
 
 What somebody has shown stays shown while they mend the rest: the session of user-interactive authentication, which holds a use of
 their registration token, is in the form.
@@ -14,18 +14,20 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
-from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError, UserAwaitingApproval
+from federation.protocol.errors import ConsentNotGiven, InvalidParam, MatrixError, SessionExpired, UserAwaitingApproval
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
 from homeserver.services.browser_sessions import BrowserSessions
-from homeserver.services.email_validation import REGISTER, EmailValidation
+from homeserver.services.email_validation import EmailValidation
 from homeserver.services.languages import Language
 from homeserver.services.own_paths import own_path
+from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.policies import Policies
 from homeserver.services.registration import Registration, Wish
 from homeserver.services.secret_text import SecretText
+from homeserver.services.threepid_validation import EMAIL, REGISTER, ThreepidValidation
 from homeserver.services.uia import AuthData, AuthenticationRequired
-from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, RECAPTCHA, REGISTRATION_TOKEN, TERMS
+from homeserver.services.uia_stages import DUMMY, EMAIL_IDENTITY, MSISDN_IDENTITY, RECAPTCHA, REGISTRATION_TOKEN, TERMS
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import CAPTCHA_FIELD, Pages, Widget, see_other
 from homeserver.web.refusals import PasswordsDiffer, explain
@@ -33,6 +35,7 @@ from homeserver.web.sign_in import HOME, REGISTER_PATH, sign_in_link
 from homeserver.web.terms import find_objection, terms_fields
 
 LETTER_PATH: Final = "/_mahalla/register/letter"
+NUMBER_PATH: Final = "/_mahalla/register/number"
 LONGEST_LINK: Final = 2000
 
 
@@ -55,6 +58,8 @@ class RegisterPage:
         sessions: BrowserSessions,
         registration: Registration,
         validation: EmailValidation,
+        validations: ThreepidValidation,
+        phones: PhoneValidation,
         secret_text: SecretText,
         policies: Policies,
         captcha: Widget | None,
@@ -68,6 +73,8 @@ class RegisterPage:
         self._sessions = sessions
         self._registration = registration
         self._validation = validation
+        self._validations = validations
+        self._phones = phones
         self._secret_text = secret_text
         self._policies = policies
         self._asked = policies.all if registration.rules.terms else ()
@@ -76,7 +83,8 @@ class RegisterPage:
     def make(
         self, context: RequestContext, fields: Mapping[str, str], *, state: str, error: MatrixError | None = None
     ) -> Response:
-        """The page. `state`: `address` (asks for one), `letter` (one is under way), `account` (name and password)."""
+        """The page. `state`: `address` (asks for one), `letter` (one is under way), `number` (asks for one), `code` (one is under
+        way), `account` (name and password)."""
         language = self._pages.choose(context.languages)
         if not self._registration.is_open:
             return self._closed(context, language)
@@ -87,6 +95,7 @@ class RegisterPage:
             "state": state,
             "path": REGISTER_PATH,
             "letter_path": LETTER_PATH,
+            "number_path": NUMBER_PATH,
             "sign_in_path": sign_in_link(next_path),
             "without_address_path": f"{register_link(next_path)}&without_address=true",
             "form_token": token.text,
@@ -100,6 +109,10 @@ class RegisterPage:
             "sid": fields.get("sid", ""),
             "client_secret": fields.get("client_secret", ""),
             "confirmation": fields.get("confirmation", ""),
+            "number": fields.get("number", ""),
+            "code_sid": fields.get("code_sid", ""),
+            "phone_sid": fields.get("phone_sid", ""),
+            "phone_secret": fields.get("phone_secret", ""),
             **terms_fields(self._policies, self._asked, language),
         }
         status = HTTPStatus.OK if error is None else HTTPStatus(error.status)
@@ -111,11 +124,15 @@ class RegisterPage:
         email = self._registration.rules.email
         secret = fields.get("client_secret")
         if secret and not fields.get("sid"):
-            sid = await self._validation.find(REGISTER, fields.get("address", ""), secret)
+            address = fields.get("address", "").strip().lower()
+            sid = await self._validations.find(REGISTER, EMAIL, address, secret)
             fields = {**fields, "sid": sid or ""}
         proved = bool(fields.get("sid"))
         asks = email == "required" or (email == "optional" and not without_address)
-        return self.make(context, fields, state="address" if asks and not proved else "account")
+        if asks and not proved:
+            return self.make(context, fields, state="address")
+        asks_number = self._registration.rules.phone == "required"
+        return self.make(context, fields, state="number" if asks_number else "account")
 
     async def send_letter(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Send a letter to an address that is to be shown to be somebody's."""
@@ -138,6 +155,31 @@ class RegisterPage:
         except MatrixError as error:
             return self.make(context, fields, state="address", error=error)
         return self.make(context, {**fields, "sid": sid, "client_secret": secret}, state="letter")
+
+    async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """Send a code to a number that is to be shown to be somebody's."""
+        secret = self._secret_text.session_id()
+        language = self._pages.choose(context.languages)
+        try:
+            self._registration.check_open()
+            asked = await self._phones.do_request_token(
+                REGISTER, "", fields.get("number", ""), secret, 1, None, language, context.client_ip
+            )
+        except MatrixError as error:
+            return self.make(context, fields, state="number", error=error)
+        sent = {"number": f"+{asked.number}", "code_sid": asked.sid, "phone_secret": secret}
+        return self.make(context, {**fields, **sent}, state="code")
+
+    async def take_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """The code was typed: the number is theirs."""
+        sid = fields["code_sid"]
+        try:
+            await self._phones.do_submit(sid, fields.get("phone_secret", ""), fields.get("code", ""))
+        except SessionExpired as error:
+            return self.make(context, fields, state="number", error=error)
+        except MatrixError as error:
+            return self.make(context, fields, state="code", error=error)
+        return self.make(context, {**fields, "phone_sid": sid}, state="account")
 
     async def register(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
         """Make the account, and sign its owner in."""
@@ -195,6 +237,9 @@ class RegisterPage:
         if fields.get("sid"):
             creds = {"sid": fields["sid"], "client_secret": fields.get("client_secret", "")}
             stages.append({"type": EMAIL_IDENTITY, "threepid_creds": creds})
+        if fields.get("phone_sid"):
+            creds = {"sid": fields["phone_sid"], "client_secret": fields.get("phone_secret", "")}
+            stages.append({"type": MSISDN_IDENTITY, "threepid_creds": creds})
         return stages or [{"type": DUMMY}]
 
     def _waits(self, context: RequestContext, error: UserAwaitingApproval) -> Response:
@@ -237,6 +282,19 @@ async def post_register_letter(
     """An address was given."""
     fields = forms.read(context, body)
     return pages.stale_form(context) if fields is None else await page.send_letter(context, fields)
+
+
+@endpoint("POST", NUMBER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)
+async def post_register_number(
+    page: RegisterPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
+) -> Response:
+    """A number was given, or a code was typed."""
+    fields = forms.read(context, body)
+    if fields is None:
+        return pages.stale_form(context)
+    if fields.get("code_sid"):
+        return await page.take_code(context, fields)
+    return await page.send_code(context, fields)
 
 
 @endpoint("POST", REGISTER_PATH, auth=Auth.NONE, limit=Limit.REGISTRATION, cost=0.05, max_body=MAX_BODY)

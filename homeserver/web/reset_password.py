@@ -1,4 +1,4 @@
-"""The page for who has forgotten the password: a letter to the address of the account leads to a new one."""
+"""The page for who has forgotten the password: a letter to the address of the account, or a code to its number, leads to a new one."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -6,13 +6,15 @@ from typing import Final
 from urllib.parse import urlencode
 
 from federation.protocol.endpoint import Auth, RequestContext, endpoint
-from federation.protocol.errors import MatrixError, MissingToken
+from federation.protocol.errors import MatrixError, MissingToken, SessionExpired
 from homeserver.http.answers import Response
 from homeserver.services.accounts import Accounts
-from homeserver.services.email_validation import PASSWORD_RESET, EmailValidation
+from homeserver.services.email_validation import EmailValidation
+from homeserver.services.phone_validation import PhoneValidation
 from homeserver.services.secret_text import SecretText
-from homeserver.services.uia import AuthenticationRequired
-from homeserver.services.uia_stages import EMAIL_IDENTITY
+from homeserver.services.threepid_validation import EMAIL, PASSWORD_RESET, ThreepidValidation
+from homeserver.services.uia import AuthData, AuthenticationRequired
+from homeserver.services.uia_stages import EMAIL_IDENTITY, MSISDN_IDENTITY
 from homeserver.web.forms import MAX_BODY, Forms
 from homeserver.web.pages import Pages
 from homeserver.web.refusals import PasswordsDiffer, explain
@@ -30,6 +32,8 @@ class ResetPasswordPage:
         forms: Forms,
         accounts: Accounts,
         validation: EmailValidation,
+        validations: ThreepidValidation,
+        phones: PhoneValidation,
         secret_text: SecretText,
         *,
         base_url: str,
@@ -38,16 +42,18 @@ class ResetPasswordPage:
         self._forms = forms
         self._accounts = accounts
         self._validation = validation
+        self._validations = validations
+        self._phones = phones
         self._secret_text = secret_text
         self._base_url = base_url.rstrip("/")
 
     def make(
         self, context: RequestContext, given: Mapping[str, str], *, state: str, error: MatrixError | None = None
     ) -> Response:
-        """The page. `state`: `address`, `letter` (one is under way), `password`."""
+        """The page. `state`: `address`, `letter` (one is under way), `password`, which asks for the code too where one is under way."""
         language = self._pages.choose(context.languages)
         _ = language.gettext
-        if not self._validation.is_possible:
+        if not self._validation.is_possible and not self._phones.is_possible(PASSWORD_RESET):
             texts = [_("This server sends no letters. Ask the people who run it for a new password.")]
             return self._pages.message(context, _("Have you forgotten your password?"), texts, HTTPStatus.NOT_FOUND)
         token = self._forms.token(context)
@@ -56,7 +62,11 @@ class ResetPasswordPage:
             "path": RESET_PATH,
             "set_path": _SET_PATH,
             "form_token": token.text,
+            "by_letter": self._validation.is_possible,
+            "by_code": self._phones.is_possible(PASSWORD_RESET),
             "address": given.get("address", ""),
+            "number": given.get("number", ""),
+            "sid": given.get("sid", ""),
             "client_secret": given.get("client_secret", ""),
             "problem": "" if error is None else explain(error, language),
         }
@@ -76,15 +86,28 @@ class ResetPasswordPage:
             return self.make(context, given, state="address", error=error)
         return self.make(context, given, state="letter")
 
+    async def send_code(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
+        """Send a code to the number of an account."""
+        number, secret = fields.get("number", ""), self._secret_text.session_id()
+        language = self._pages.choose(context.languages)
+        try:
+            asked = await self._phones.do_request_token(
+                PASSWORD_RESET, "", number, secret, 1, None, language, context.client_ip
+            )
+        except MatrixError as error:
+            return self.make(context, fields, state="address", error=error)
+        given = {"number": f"+{asked.number}", "sid": asked.sid, "client_secret": secret}
+        return self.make(context, given, state="password")
+
     async def set_password(self, context: RequestContext, fields: Mapping[str, str]) -> Response:
-        """Set a new one, for who has confirmed the address."""
-        address, secret = fields.get("address", ""), fields.get("client_secret", "")
-        sid = await self._validation.find(PASSWORD_RESET, address, secret)
-        proof = {"type": EMAIL_IDENTITY, "threepid_creds": {"sid": sid or "", "client_secret": secret}}
+        """Set a new one, for who has confirmed the address, or types the code."""
         try:
             if fields.get("password", "") != fields.get("password_again"):
                 raise PasswordsDiffer
+            proof = await self._by_code(fields) if fields.get("sid") else await self._by_letter(fields)
             await self._accounts.do_reset_password(fields.get("password", ""), proof, context.client_ip, log_out=True)
+        except SessionExpired as error:
+            return self.make(context, {"number": fields.get("number", "")}, state="address", error=error)
         except AuthenticationRequired as required:
             return self.make(context, fields, state="password", error=required.error or required)
         except MissingToken as error:
@@ -94,6 +117,17 @@ class ResetPasswordPage:
         _ = self._pages.choose(context.languages).gettext
         link = (_("Sign in"), SIGN_IN_PATH)
         return self._pages.message(context, _("Your password is set"), [_("All apps are signed out.")], link=link)
+
+    async def _by_letter(self, fields: Mapping[str, str]) -> AuthData:
+        address, secret = fields.get("address", ""), fields.get("client_secret", "")
+        sid = await self._validations.find(PASSWORD_RESET, EMAIL, address.strip().lower(), secret)
+        return {"type": EMAIL_IDENTITY, "threepid_creds": {"sid": sid or "", "client_secret": secret}}
+
+    async def _by_code(self, fields: Mapping[str, str]) -> AuthData:
+        self._accounts.check_password_policy(fields.get("password", ""))  # before a try is spent
+        sid, secret = fields["sid"], fields.get("client_secret", "")
+        await self._phones.do_submit(sid, secret, fields.get("code", ""))
+        return {"type": MSISDN_IDENTITY, "threepid_creds": {"sid": sid, "client_secret": secret}}
 
 
 @endpoint("GET", RESET_PATH, auth=Auth.NONE)
@@ -109,12 +143,14 @@ async def get_reset_password(
 async def post_reset_password(
     page: ResetPasswordPage, pages: Pages, forms: Forms, context: RequestContext, *, body: bytes
 ) -> Response:
-    """An address was given, or the letter has been read."""
+    """An address or a number was given, or the letter has been read."""
     fields = forms.read(context, body)
     if fields is None:
         return pages.stale_form(context)
     if fields.get("client_secret"):
         return page.make(context, fields, state="password")
+    if "number" in fields:
+        return await page.send_code(context, fields)
     return await page.send_letter(context, fields)
 
 

@@ -16,7 +16,7 @@ from homeserver.services.languages import Language
 from homeserver.services.oauth.metadata import ACCOUNT_PATH
 from homeserver.services.own_paths import own_path
 from homeserver.services.registration import Registration
-from homeserver.services.sign_in import EmailAddress, SignIn
+from homeserver.services.sign_in import EmailAddress, SignIn, phone_number
 from homeserver.services.sign_in_choices import SignInChoices
 from homeserver.services.upstream.saml_logout import SAMLLogout
 from homeserver.web.forms import MAX_BODY, Forms
@@ -43,14 +43,17 @@ class SignInPage:
         choices: SignInChoices,
         *,
         resets_passwords: bool = False,
+        takes_numbers: bool = False,
     ) -> None:
-        """`resets_passwords`: who has forgotten theirs can have a letter."""
+        """`resets_passwords`: who has forgotten theirs can have a letter, or a code. `takes_numbers`: people may have telephone
+        numbers here."""
         self._pages = pages
         self._forms = forms
         self._sign_in = sign_in
         self._registration = registration
         self._choices = choices
         self._resets_passwords = resets_passwords
+        self._takes_numbers = takes_numbers
 
     def make(
         self,
@@ -72,6 +75,7 @@ class SignInPage:
             "next_path": next_path,
             "again": "true" if again else "",
             "name": name,
+            "takes_numbers": self._takes_numbers,
             "problem": "" if error is None else _problem(error, language),
             "has_password": self._sign_in.password_login,
             "reset_path": RESET_PATH if self._resets_passwords else "",
@@ -89,7 +93,9 @@ def _problem(error: MatrixError, language: Language) -> str:
 
 
 def as_name(name: str) -> str:
-    """People type a user name, a whole user id, or their e-mail address."""
+    """People type a user name, a whole user id, their e-mail address, or their telephone number with the code of its country."""
+    if name.startswith("+") and (number := phone_number("", name)):
+        return number
     return EmailAddress(name.lower()) if "@" in name[1:] and not name.startswith("@") else name
 
 

@@ -114,6 +114,8 @@ def test_it_signs_its_users_in(server: TestServer) -> None:
     assert login("carol").errcode == "M_EXCLUSIVE"
     assert login("@_irc_bob:elsewhere.org").errcode == "M_EXCLUSIVE"
     assert login("_irc_bob", "made up").errcode == "M_UNKNOWN_TOKEN"
+    by_number = {"type": TYPE, "identifier": {"type": "m.id.phone", "country": "UZ", "phone": "901234567"}}
+    assert ask(server, "POST", "/login", by_number, OTHER).errcode == "M_EXCLUSIVE"  # its digits are nobody's name
     assert server.post(f"{V3}/login", {"type": TYPE, "user": "_irc_bob"}).errcode == "M_MISSING_TOKEN"
     server.run(server.app.people.accounts.do_set_flags(GHOST, locked=True))  # type: ignore[arg-type]
     assert login("_irc_bob").errcode == "M_USER_LOCKED"

@@ -97,6 +97,15 @@ def test_an_address_is_bound_and_unbound(server: TestServer, alice: User, identi
     assert len(identity.asked) == 2
 
 
+def test_a_number_is_bound_and_goes_when_it_is_deleted(alice: User, identity: IdentityServer) -> None:
+    number = {"medium": "msisdn", "address": "998901234567"}
+    identity.answer = (200, json.dumps(number).encode())
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    identity.answer = None
+    assert alice.post(f"{V3}/3pid/delete", number).json == {"id_server_unbind_result": "success"}
+    assert identity.asked[-1][2] == {"mxid": alice.user_id, "threepid": number}
+
+
 def test_no_other_identity_server_is_asked(
     tmp_path: Path, sqlite_database: Database, alice: User, identity: IdentityServer
 ) -> None:

@@ -132,6 +132,34 @@ plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
     assert solve("bob", signed(later)).errcode == "M_CAPTCHA_INVALID"  # it was used
 
 
+def test_a_plugin_sends_text_messages(tmp_path: Path, sqlite_database: Database) -> None:
+    folder = tmp_path / "outgoing"
+    folder.mkdir()
+    config = f"""public_baseurl: https://matrix.example.org/
+registrations_require_3pid: [msisdn]
+plugins: [{{module: spooled_messages.SpooledMessages, config: {{folder: '{folder}'}}}}]
+"""
+    server = TestServer(tmp_path, sqlite_database, config)
+    body = {"client_secret": "secret", "country": "UZ", "phone_number": "90 123 45 67", "send_attempt": 1}
+    asked = server.post("/_matrix/client/v3/register/msisdn/requestToken", body)
+    assert asked.status == 200
+    [message] = folder.iterdir()
+    head, _, text = message.read_bytes().partition(b"\n\n")
+    assert head == b"To: 998901234567\nAlphabet: UCS"
+    code = text.decode("utf-16-be").partition(" ")[0]
+    typed = {"sid": asked.json["sid"], "client_secret": "secret", "token": code}
+    assert server.post("/_mahalla/confirm_number", typed).json == {"success": True}
+
+
+def test_messages_that_nobody_sends_stop_the_start(tmp_path: Path, sqlite_database: Database) -> None:
+    config = """public_baseurl: https://matrix.example.org/
+registrations_require_3pid: [msisdn]
+plugins: [{module: own_riddles.OwnRiddles, config: {key: shared}}]
+"""
+    with pytest.raises(ValueError, match="nobody sends text messages"):
+        TestServer(tmp_path, sqlite_database, config)
+
+
 def test_riddles_that_nobody_checks_stop_the_start(tmp_path: Path, sqlite_database: Database) -> None:
     config = """enable_registration_captcha: true
 recaptcha_public_key: ours

@@ -1,0 +1,49 @@
+"""A gateway for text messages, in memory."""
+
+import re
+from collections.abc import Sequence
+
+import msgspec
+
+from federation.outbound.client import WebAnswer
+from federation.outbound.errors import OutboundError
+from federation.outbound.request import TakeBody
+
+
+class SMSGateway:
+    """A gateway that keeps what it is given; while it has a `failure`, it answers with that."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.status = 202
+        self.is_away = False
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]] = (),
+        body: bytes = b"",
+        *,
+        seconds: float = 30,
+        max_bytes: int = 1 << 20,
+        redirects: int = 0,
+        only_https: bool = False,
+        take: TakeBody | None = None,
+    ) -> WebAnswer:
+        assert (method, redirects, only_https) == ("POST", 0, True)
+        assert seconds <= 10
+        assert max_bytes <= 1 << 16
+        if self.is_away:
+            raise OutboundError("there is no such place")
+        self.requests.append((url, dict(headers), body))
+        return WebAnswer(url, self.status, {}, b"")
+
+    @property
+    def last(self) -> dict[str, str]:
+        message: dict[str, str] = msgspec.json.decode(self.requests[-1][2])
+        return message
+
+    @property
+    def code(self) -> str:
+        return str(re.findall(r"\b\d{6}\b", self.last["text"])[0])

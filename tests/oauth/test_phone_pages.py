@@ -1,0 +1,150 @@
+"""Pages on which people give a telephone number: of the account, to register, for a forgotten password."""
+
+from pathlib import Path
+
+import pytest
+
+from storage.database import Database
+from tests.helpers.browser import Browser
+from tests.helpers.server import TestServer
+from tests.helpers.sms import SMSGateway
+
+ACCOUNT = "/_mahalla/account"
+SIGN_IN = "/_mahalla/sign_in"
+CONFIG = """
+public_baseurl: https://matrix.example.org/
+sms_gateway: {url: https://sms.example.org/send}
+rc_text_messages: {per_number: *unlimited, per_address: *unlimited}
+"""
+NUMBER = "+998 90 123-45-67"
+
+
+@pytest.fixture
+def gateway() -> SMSGateway:
+    return SMSGateway()
+
+
+@pytest.fixture
+def server(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> TestServer:
+    return TestServer(tmp_path, sqlite_database, CONFIG, web=gateway)
+
+
+def press(browser: Browser, do: str, **fields: str) -> None:
+    """Press the button of a form of the account page."""
+    form = next(form for form in browser.page.forms if form.fields.get("do") == do)
+    browser.post(form.action, {**form.fields, **fields})
+
+
+def test_a_number_is_added_and_serves_to_reset_the_password(server: TestServer, gateway: SMSGateway) -> None:
+    server.register("alice")
+    browser = Browser(server)
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    press(browser, "send_code", number="90 123-45-67")
+    assert "This is not a mobile number" in browser.words
+    press(browser, "send_code", number=NUMBER)
+    assert "A message with a code is on its way." in browser.words
+    assert not any("998901234567" in path for path in browser.visited)
+    press(browser, "take_number", code=gateway.code, old_password="wrong")
+    assert "The password is wrong." in browser.words
+    press(browser, "take_number", code="no", old_password="wonderland")
+    assert "The code is wrong" in browser.words
+    press(browser, "take_number", code=gateway.code, old_password="wonderland")
+    assert "The number is added." in browser.words
+    assert "+998901234567" in browser.words
+    assert "A telephone number was added" in browser.words
+
+    forgetful = Browser(server)
+    forgetful.open(SIGN_IN)
+    forgetful.follow("Have you forgotten your password?")
+    forgetful.send(number="+998912345678")
+    assert "No account has this number." in forgetful.words
+    forgetful.send(number=NUMBER)
+    forgetful.send(code=gateway.code, password="new", password_again="other")
+    assert "The two passwords differ" in forgetful.words
+    forgetful.send(code="no", password="new", password_again="new")
+    assert "The code is wrong" in forgetful.words
+    forgetful.send(code=gateway.code, password="new", password_again="new")
+    assert "Your password is set" in forgetful.words
+    forgetful.follow("Sign in")
+    assert "Or your telephone number" in forgetful.words
+    forgetful.send(SIGN_IN, name=NUMBER, password="new")
+    assert forgetful.path == ACCOUNT
+    press(forgetful, "remove_number")
+    assert "The number is removed." in forgetful.words
+    assert "+998901234567" not in forgetful.words
+
+
+def test_a_code_that_was_wrong_too_often_is_asked_for_again(server: TestServer, gateway: SMSGateway) -> None:
+    server.register("alice")
+    browser = Browser(server)
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    press(browser, "send_code", number=NUMBER)
+    for _ in range(4):
+        press(browser, "take_number", code="no", old_password="wonderland")
+    assert "Ask for a new one." in browser.words
+    browser.open(ACCOUNT)
+    press(browser, "send_code", number=NUMBER)
+    press(browser, "take_number", code=gateway.code, old_password="wonderland")
+    assert "The number is added." in browser.words
+
+
+def test_a_code_is_not_lost_where_somebody_signs_in_once_more(server: TestServer, gateway: SMSGateway) -> None:
+    alice = server.register("alice")
+    store = server.app.accounts.store
+    password_hash = server.run(store.get_accounts([alice.user_id]))[alice.user_id].password_hash
+    browser = Browser(server)
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    server.run(server.app.database.write("no_password", store.set_password_hash, alice.user_id, None))
+    server.clock.advance(16 * 60)
+    browser.open(ACCOUNT)
+    press(browser, "send_code", number=NUMBER)
+    press(browser, "take_number", code=gateway.code)
+    assert browser.path.startswith(SIGN_IN)
+    server.run(server.app.database.write("a_password", store.set_password_hash, alice.user_id, password_hash))
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    press(browser, "take_number", code=gateway.code, old_password="wonderland")
+    assert "The number is added." in browser.words
+
+
+def test_an_account_is_made_with_a_number(tmp_path: Path, sqlite_database: Database, gateway: SMSGateway) -> None:
+    server = TestServer(tmp_path, sqlite_database, CONFIG + "registrations_require_3pid: [msisdn]\n", web=gateway)
+    browser = Browser(server)
+    browser.open("/_mahalla/register")
+    browser.send(number="12")
+    assert "This is not a mobile number" in browser.words
+    browser.send(number=NUMBER)
+    assert "A message with a code is on its way to +998901234567" in browser.words
+    browser.send(code="no")
+    assert "The code is wrong" in browser.words
+    browser.send(code=gateway.code)
+    browser.send(name="alice", password="wonderland", password_again="other")
+    assert "The two passwords differ" in browser.words
+    browser.send(name="alice", password="wonderland", password_again="wonderland")
+    assert browser.path == ACCOUNT
+    assert "+998901234567" in browser.words
+
+
+def test_an_account_is_made_with_an_address_and_a_number(
+    tmp_path: Path, sqlite_database: Database, gateway: SMSGateway
+) -> None:
+    config = CONFIG + "email: {smtp_host: mail.example.org}\nregistrations_require_3pid: [email, msisdn]\n"
+    server = TestServer(tmp_path, sqlite_database, config, web=gateway)
+    browser = Browser(server)
+    browser.open("/_mahalla/register")
+    browser.send(address="alice@example.org")
+    text = server.relay.letters[-1][1].get_body(("plain",))
+    assert text is not None
+    link = next(word for word in str(text.get_content()).split() if word.startswith("https://"))
+    other = Browser(server)
+    other.open(link.removeprefix("https://matrix.example.org"))
+    other.send("/_mahalla/confirm_email")
+    browser.send()
+    browser.send(number=NUMBER)
+    browser.send(code=gateway.code)
+    browser.send(name="alice", password="wonderland", password_again="wonderland")
+    assert browser.path == ACCOUNT
+    assert "+998901234567" in browser.words
+    assert "alice@example.org" in browser.words
