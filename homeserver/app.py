@@ -395,7 +395,7 @@ def build(
         mail.languages,
         mail.validation,
         people.threepids,
-        identity_bindings(config, database, identity, web, people),
+        identity_bindings(config, database, identity, limiter, web, people),
         *pages.services,
         *oauth.services,
         *upstream.services,

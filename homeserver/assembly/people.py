@@ -161,9 +161,10 @@ class PeopleParts:
 
 
 def identity_bindings(
-    config: Config, database: Database, identity: ServerIdentity, web: Web, people: PeopleParts
+    config: Config, database: Database, identity: ServerIdentity, limiter: RateLimiter, web: Web, people: PeopleParts
 ) -> IdentityBindings:
     """Addresses of people at an identity server. `web` leads to it."""
-    bindings = IdentityBindings(web, IdentityBindingStore(database), identity, config.name.default_identity_server)
+    url = config.name.default_identity_server
+    bindings = IdentityBindings(web, IdentityBindingStore(database), identity, limiter, url)
     people.deactivation.unbind_with(bindings)
     return bindings

@@ -19,9 +19,11 @@ from federation.identity import ServerIdentity
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNotTrusted
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.request_signing import make_authorization
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.pushers.gateways import Web
 from storage.identity_bindings import BindingRow, IdentityBindingStore
 
@@ -61,20 +63,25 @@ class IdentityBindings:
 
     log = Logger()
 
-    def __init__(self, web: Web, store: IdentityBindingStore, identity: ServerIdentity, url: str | None) -> None:
+    def __init__(
+        self, web: Web, store: IdentityBindingStore, identity: ServerIdentity, limiter: RateLimiter, url: str | None
+    ) -> None:
         self._web = web
         self._store = store
         self._identity = identity
+        self._limiter = limiter
         self._url = None if url is None else url.rstrip("/")
 
-    async def do_bind(self, user_id: UserID, id_server: str, sid: str, client_secret: str, token: str) -> None:
+    async def do_bind(self, caller: Requester, id_server: str, sid: str, client_secret: str, token: str) -> None:
         """Let somebody be found by an address that they have confirmed at the identity server. Raises `ServerNotTrusted`,
-        `IdentityServerRefused`, `OtherServerFailed`."""
+        `LimitExceeded`, `IdentityServerRefused`, `OtherServerFailed`."""
         if self._url is None or id_server != _host_of(self._url):
             raise ServerNotTrusted("This server does not make use of that identity server")
         if not token.isascii() or not token.isprintable():
             raise ServerNotTrusted("id_access_token is none")
-        body = {"sid": sid, "client_secret": client_secret, "mxid": user_id}
+        if caller.rate_limited:
+            self._limiter.check(Limit.THREEPID, caller.user_id)
+        body = {"sid": sid, "client_secret": client_secret, "mxid": caller.user_id}
         answer = await self._ask(f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical(body))
         _check(answer)
         try:
@@ -83,7 +90,7 @@ class IdentityBindings:
             raise OtherServerFailed("The identity server answers what is no use") from None
         if max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS or "\0" in bound.medium + bound.address:
             raise OtherServerFailed("The identity server names an address that is none")
-        await self._store.add_binding(BindingRow(user_id, bound.medium, bound.address, id_server))
+        await self._store.add_binding(BindingRow(caller.user_id, bound.medium, bound.address, id_server))
 
     async def do_unbind(self, user_id: UserID, medium: str, address: str, id_server: str | None) -> str:
         """Let somebody no longer be found by an address; `SUCCESS` or `NO_SUPPORT`. `id_server`: None for wherever it was bound.

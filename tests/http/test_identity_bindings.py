@@ -16,7 +16,8 @@ from tests.helpers.server import TestServer, User
 
 URL = "https://identity.example.org"
 HOST = "identity.example.org"
-CONFIG = f"default_identity_server: {URL}/\nrc_3pid_validation: *unlimited\n"
+IDENTITY = f"default_identity_server: {URL}/\n"
+CONFIG = f"{IDENTITY}rc_3pid_validation: *unlimited\n"
 V3 = "/_matrix/client/v3/account"
 BIND = {"sid": "17", "client_secret": "secret", "id_server": HOST, "id_access_token": "theirs"}
 ADDRESS = {"medium": "email", "address": "alice@example.com"}
@@ -155,3 +156,11 @@ def test_nobody_is_found_whose_account_ended(alice: User, identity: IdentityServ
     ended = alice.post(f"{V3}/deactivate", {"auth": proof})
     assert (ended.status, ended.json) == (200, {"id_server_unbind_result": result})
     assert (identity.bound == []) is works
+
+
+def test_bindings_are_counted_by_user(tmp_path: Path, sqlite_database: Database, identity: IdentityServer) -> None:
+    server = TestServer(tmp_path, sqlite_database, IDENTITY, web=identity)
+    alice, bob = server.register("alice"), server.register("bob")
+    assert [alice.post(f"{V3}/3pid/bind", BIND).status for _ in range(6)] == [*[200] * 5, 429]
+    assert len(identity.bound) == 5
+    assert bob.post(f"{V3}/3pid/bind", BIND).status == 200
