@@ -2,7 +2,8 @@
 
 Laws:
 - No identity server is asked but that of the configuration, and for an unbinding the one where the binding was made.
-- What was bound is remembered until it is unbound: with the address, or with the account.
+- What was bound is remembered until it is unbound: with the address, or with the account. What cannot be unbound when the account
+  ends is tried again, less and less often, for a month.
 
 spec: client-server-api#post_matrixclientv3account3pidbind, identity-service-api#establishing-associations
 """
@@ -13,6 +14,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
@@ -26,12 +28,17 @@ from federation.protocol.request_signing import make_authorization
 from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.pushers.gateways import Web
 from storage.identity_bindings import BindingRow, IdentityBindingStore
+from storage.transaction import WriteTransaction
 
 SUCCESS: Final = "success"
 NO_SUPPORT: Final = "no-support"
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 LONGEST_ADDRESS: Final = 255
+FIRST_PAUSE_MS: Final = 5 * 60_000
+LONGEST_PAUSE_MS: Final = 24 * 3600_000
+MOST_ATTEMPTS: Final = 38
+"""At unbinding what a closed account had bound: a month of them."""
 _PATH: Final = "/_matrix/identity/v2/3pid"
 _ERRCODE: Final = re.compile(r"[A-Z][A-Z0-9_.]{0,99}")
 
@@ -64,8 +71,15 @@ class IdentityBindings:
     log = Logger()
 
     def __init__(
-        self, web: Web, store: IdentityBindingStore, identity: ServerIdentity, limiter: RateLimiter, url: str | None
+        self,
+        clock: IReactorTime,
+        web: Web,
+        store: IdentityBindingStore,
+        identity: ServerIdentity,
+        limiter: RateLimiter,
+        url: str | None,
     ) -> None:
+        self._clock = clock
         self._web = web
         self._store = store
         self._identity = identity
@@ -122,6 +136,42 @@ class IdentityBindings:
             return NO_SUPPORT
         return SUCCESS
 
+    def note_closed(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In the write that closes an account: let `do_unbind_closed` go on, unless `try_unbind` does it all before."""
+        self._store.set_due(txn, user_id, self._now() + FIRST_PAUSE_MS)
+
+    async def do_unbind_closed(self, limit: int) -> int:
+        """Unbind up to `limit` addresses of closed accounts; how many were tried. Fewer: nothing is left to do for now, or the identity
+        server is away, for which the others wait too."""
+        done = 0
+        while done < limit:
+            row = await self._store.take_due(self._now(), _pause_ms)
+            if row is None:
+                break
+            done += 1
+            try:
+                why = "" if await self._unbind(row) else "the identity server does not do so"
+            except IdentityServerRefused as error:
+                why = error.text
+            except OtherServerFailed as error:
+                await self._note_failure(row, error.text)
+                return min(done, limit - 1)
+            if why:
+                await self._note_failure(row, why)
+        return done
+
+    async def _note_failure(self, row: BindingRow, why: str) -> None:
+        is_last = row.attempts + 1 >= MOST_ATTEMPTS
+        if is_last:
+            await self._store.remove_binding(row)
+        self.log.warn(
+            "an address of {user}, whose account is closed, stays bound at {server}{end}: {why}",
+            user=row.user_id,
+            server=row.id_server,
+            end=", and is given up" if is_last else "",
+            why=why,
+        )
+
     async def _unbind(self, row: BindingRow) -> bool:
         """False where the identity server does not do so."""
         known = self._url if self._url is not None and _host_of(self._url) == row.id_server else None
@@ -145,12 +195,19 @@ class IdentityBindings:
         await self._store.remove_binding(row)
         return True
 
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
     async def _ask(self, url: str, authorization: str, body: bytes) -> WebAnswer:
         headers = [("Authorization", authorization), ("Content-Type", "application/json")]
         try:
             return await self._web.request("POST", url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES)
         except OutboundError as error:
             raise OtherServerFailed(f"The identity server could not be asked: {error}") from None
+
+
+def _pause_ms(attempts: int) -> int:
+    return int(min(FIRST_PAUSE_MS * 2 ** min(attempts, MOST_ATTEMPTS), LONGEST_PAUSE_MS))
 
 
 def _host_of(url: str) -> str:
