@@ -66,7 +66,7 @@ class IdentityBindingStore:
         txn.execute("UPDATE identity_bindings SET unbind_ts = ? WHERE user_id = ?", (unbind_ts, user_id))
 
     async def take_due(self, now: int, pause: Callable[[int], int]) -> BindingRow | None:
-        """The one that has been due for longest. Nobody else is given it for `pause(attempts)` milliseconds, after which it is due again."""
+        """The one that has been due for longest. Nobody else is given it for `pause(attempts)` ms, when it is due again."""
 
         def write(txn: WriteTransaction) -> BindingRow | None:
             found = txn.query_one(
