@@ -135,6 +135,8 @@ class Wish(msgspec.Struct, frozen=True):
     """Addresses that somebody else has confirmed; those that are another's are left out."""
     by: UserID | None = None
     """The administrator who makes the account."""
+    address: str | None = None
+    """Whence it is asked for, as far as that is known."""
     guest_token: str | None = None
     """The access token of the guest whom `username` names, who becomes a user like others and keeps what they have."""
 
@@ -259,6 +261,7 @@ class Registration:
         `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a repeated request also
         as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
+        wish = replace(wish, address=address)
         taken: MatrixError | None = None
         if wish.guest_token is not None:
             await self._check_guest(wish.guest_token, wish.username)
@@ -337,7 +340,9 @@ class Registration:
         if not self._rules.guests:
             raise Forbidden("This server has no guests")
         self._limiter.check(Limit.REGISTRATION, address_key(address))
-        return await self._make(Wish(device_name=device_name, refreshable=refreshable), None, is_guest=True)
+        return await self._make(
+            Wish(device_name=device_name, refreshable=refreshable, address=address), None, is_guest=True
+        )
 
     async def _make(
         self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False, service_id: str | None = None
@@ -382,7 +387,7 @@ class Registration:
         was_guest = wish.guest_token is not None
         if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
             return False
-        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, by=wish.by)
+        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, ip=wish.address, by=wish.by)
         if was_guest and account.awaiting_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
@@ -444,7 +449,11 @@ class Registration:
 
     def _session(self, wish: Wish, user_id: UserID) -> NewSession:
         return self._sessions.prepare(
-            user_id, device_id=wish.device_id, device_name=wish.device_name, refreshable=wish.refreshable
+            user_id,
+            address=wish.address,
+            device_id=wish.device_id,
+            device_name=wish.device_name,
+            refreshable=wish.refreshable,
         )
 
     def is_reserved(self, user_id: UserID) -> bool:

@@ -293,6 +293,12 @@ def _event(event: str, language: Language) -> str:
             return _("An e-mail address was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.REGISTRATION_TOKEN_MADE.value:
+            return _("A registration token was made")
+        case Happened.REGISTRATION_TOKEN_CHANGED.value:
+            return _("A registration token was changed")
+        case Happened.REGISTRATION_TOKEN_ENDED.value:
+            return _("A registration token was taken away")
         case Happened.TERMS_ACCEPTED.value:
             return _("The terms were accepted")
         case Happened.APPROVED.value:
