@@ -18,6 +18,7 @@ from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import MatrixError, NotFound, UserSuspended
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
+from homeserver.services.account_export import AccountExport
 from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
@@ -67,6 +68,7 @@ class AccountPage:
         forms: Forms,
         sessions: BrowserSessions,
         account: OwnAccount,
+        export: AccountExport,
         audit: Audit,
         resets: CrossSigningResets,
         threepids: Threepids,
@@ -82,6 +84,7 @@ class AccountPage:
         self._forms = forms
         self._sessions = sessions
         self._account = account
+        self._export = export
         self._audit = audit
         self._resets = resets
         self._threepids = threepids
@@ -135,7 +138,7 @@ class AccountPage:
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
-        body = msgspec.json.format(msgspec.json.encode(await self._account.export(session.user_id)))
+        body = msgspec.json.format(msgspec.json.encode(await self._export.make(session.user_id)))
         headers = {
             "Content-Type": "application/json",
             "Content-Disposition": 'attachment; filename="account.json"',
