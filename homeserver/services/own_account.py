@@ -51,8 +51,8 @@ class OwnDevice(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """As its owner knows it."""
-        return self.row.display_name or self.row.device_id
+        """As its owner knows it; empty where nobody has named it."""
+        return self.row.display_name or ("" if self.client is None else self.client.name)
 
 
 class Overview(msgspec.Struct, frozen=True):

@@ -44,6 +44,8 @@ from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 RECORDS_SHOWN: Final = 20
+RECORDS_OPEN: Final = 3
+"""Of them; the others are folded away."""
 EXPORT_PATH: Final = "/_mahalla/account/export"
 PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
 ADDRESS: Final = "address"
@@ -177,6 +179,7 @@ class AccountPage:
             "client_secret": given.get("client_secret", ""),
             "may_add_addresses": self._validation.is_possible,
             "records": [] if view != "home" else await self._records(session.user_id, language),
+            "records_open": RECORDS_OPEN,
             "reset_allowed": await self._resets.is_allowed(session.user_id),
             "problem": "" if error is None else explain(error, language),
             "done": "" if error is not None else _told(given.get("done", ""), language),

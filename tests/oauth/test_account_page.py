@@ -191,6 +191,35 @@ def test_what_the_server_keeps_is_taken_along(server: TestServer, browser: Brows
     assert Browser(server).open("/_mahalla/account/export").headers["content-type"].startswith("text/html")
 
 
+def test_what_happened_before_the_last_is_folded(server: TestServer, browser: Browser) -> None:
+    for _ in range(3):
+        _user(server)
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="alice", password="wrong")
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    shown, folded = browser.text.partition("What happened lately")[2].split("What happened before that")
+    assert "<details>" in shown
+    assert shown.count("<li>") == 3
+    assert "A wrong password was typed" in shown
+    assert folded.partition("</details>")[0].count("An app signed in") == 3
+
+
+def test_a_session_without_a_name_shows_what_is_known(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    alice = _user(server)
+    path, program = "/_matrix/client/v3/account/whoami", {"User-Agent": "Thunderbird/140"}
+    server.client.request("GET", path, token=alice.token, headers=program, ip="10.0.0.7")
+    server.run(server.app.accounts.last_seen.flush())
+    browser.open(ACCOUNT)
+    shown = browser.words.partition("What happened lately")[0]
+    assert "An app without a name" in shown
+    assert shown.count(alice.device_id) == 1
+    assert "· 10.0.0.7" in shown
+    assert "Thunderbird/140" in shown
+    browser.open(f"{ACCOUNT}?action=org.matrix.device_view&device_id={alice.device_id}")
+    assert browser.words.count(alice.device_id) == 1
+
+
 def test_all_that_is_kept_of_an_account_is_in_the_file(server: TestServer, browser: Browser) -> None:
     sign_in(browser)
     alice, database, now = _user(server), server.app.database, int(server.clock.seconds() * 1000)
