@@ -39,7 +39,7 @@ from homeserver.assembly.limits import rates_of
 from homeserver.assembly.mail import MailParts, MakeRelay, smtp_relay
 from homeserver.assembly.media import MediaParts, MediaThreads
 from homeserver.assembly.oauth import OAuthParts
-from homeserver.assembly.people import PeopleParts, identity_bindings
+from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.pushers import PusherParts
 from homeserver.assembly.rooms import ENCRYPTED_PRESETS, RoomParts, fixed_profile_fields
 from homeserver.assembly.search import SearchParts
@@ -272,7 +272,7 @@ def build(
     accounts = AccountParts(config, clock, database, limiter, threads, random, mail, web)
     identity = ServerIdentity(server_name, key)
     rooms = RoomParts(config, clock, database, limiter, identity, accounts)
-    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail)
+    people = PeopleParts(config, clock, database, limiter, identity, accounts, rooms, mail, web)
     calls = CallParts(config, clock, database, limiter, identity, accounts, rooms)
     finding = SearchParts(config.search, database, identity, accounts, rooms, registry)
     federation = FederationParts(config, clock, database, wire, fetch, identity, rooms, registry)
@@ -397,7 +397,7 @@ def build(
         mail.validation,
         accounts.phones,
         people.threepids,
-        identity_bindings(config, database, identity, web, people),
+        people.bindings,
         *pages.services,
         *oauth.services,
         *upstream.services,

@@ -1,5 +1,7 @@
 """Addresses by which people are found at an identity server: those that this server had bound there, to unbind them later."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from storage.database import Database
@@ -13,6 +15,11 @@ class BindingRow(msgspec.Struct, frozen=True):
     medium: str
     address: str
     id_server: str
+    attempts: int = 0
+    """How often it was to be unbound since its account was closed, in vain."""
+
+
+_KEY = "user_id = ? AND medium = ? AND address = ? AND id_server = ?"
 
 
 class IdentityBindingStore:
@@ -49,7 +56,29 @@ class IdentityBindingStore:
         """Forget one."""
 
         def write(txn: WriteTransaction) -> None:
-            sql = "DELETE FROM identity_bindings WHERE user_id = ? AND medium = ? AND address = ? AND id_server = ?"
+            sql = f"DELETE FROM identity_bindings WHERE {_KEY}"
             txn.execute(sql, (row.user_id, row.medium, row.address, row.id_server))
 
         await self._database.write("remove_identity_binding", write)
+
+    def set_due(self, txn: WriteTransaction, user_id: str, unbind_ts: int) -> None:
+        """Those of a user, whose account ends, are to be unbound from then on (milliseconds since 1970)."""
+        txn.execute("UPDATE identity_bindings SET unbind_ts = ? WHERE user_id = ?", (unbind_ts, user_id))
+
+    async def take_due(self, now: int, pause: Callable[[int], int]) -> BindingRow | None:
+        """The one that has been due for longest. Nobody else is given it for `pause(attempts)` ms, when it is due again."""
+
+        def write(txn: WriteTransaction) -> BindingRow | None:
+            found = txn.query_one(
+                "SELECT user_id, medium, address, id_server, attempts FROM identity_bindings WHERE unbind_ts <= ?"
+                " ORDER BY unbind_ts LIMIT 1",
+                (now,),
+            )
+            if found is None:
+                return None
+            row = BindingRow(*found)
+            sql = f"UPDATE identity_bindings SET unbind_ts = ?, attempts = attempts + 1 WHERE {_KEY}"
+            txn.execute(sql, (now + pause(row.attempts), row.user_id, row.medium, row.address, row.id_server))
+            return row
+
+        return await self._database.write("take_identity_binding", write)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from federation.protocol.endpoint import Auth, Limit, endpoint
+from federation.protocol.endpoint import Auth, Limit, RequestContext, endpoint
 from federation.protocol.ids import parse_device_id
 from homeserver.services.devices import check_device_name
 from homeserver.services.profiles import Profiles
@@ -37,7 +37,7 @@ async def get_nonce(registration: SharedSecretRegistration) -> dict[str, object]
 
 @endpoint("POST", _PATH, auth=Auth.NONE)
 async def post_register(
-    registration: SharedSecretRegistration, profiles: Profiles, *, body: Register
+    registration: SharedSecretRegistration, profiles: Profiles, context: RequestContext, *, body: Register
 ) -> dict[str, object]:
     """Make an account."""
     wish = Wish(
@@ -49,6 +49,7 @@ async def post_register(
         refreshable=body.refresh_token,
         is_admin=bool(body.admin),
         user_type=body.user_type or None,
+        address=context.client_ip,
     )
     registered = await registration.do_register(SignedWish(body.nonce, body.mac, wish))
     if body.displayname:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from federation.protocol.endpoint import Auth, endpoint
+from federation.protocol.endpoint import Auth, Requester, endpoint
 from homeserver.http.answers import EMPTY, Empty
 from homeserver.services.registration_tokens import RegistrationTokens
 from storage.registration_tokens import RegistrationTokenRow
@@ -36,9 +36,10 @@ async def get_registration_tokens(tokens: RegistrationTokens, *, valid: bool | N
 
 
 @endpoint("POST", f"{_PATH}/new", auth=Auth.ADMIN)
-async def post_registration_token(tokens: RegistrationTokens, *, body: NewToken) -> dict[str, Any]:
+async def post_registration_token(tokens: RegistrationTokens, caller: Requester, *, body: NewToken) -> dict[str, Any]:
     """Make one. Raises `InvalidParam`."""
-    return _shown(await tokens.do_make(body.token, body.length, body.uses_allowed, body.expiry_time))
+    made = await tokens.do_make(body.token, body.length, body.uses_allowed, body.expiry_time, caller.user_id)
+    return _shown(made)
 
 
 @endpoint("GET", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
@@ -48,15 +49,17 @@ async def get_registration_token(tokens: RegistrationTokens, *, token: str) -> d
 
 
 @endpoint("PUT", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
-async def put_registration_token(tokens: RegistrationTokens, *, token: str, body: Limits) -> dict[str, Any]:
+async def put_registration_token(
+    tokens: RegistrationTokens, caller: Requester, *, token: str, body: Limits
+) -> dict[str, Any]:
     """Change its limits. Raises `NotFound`, `InvalidParam`."""
-    return _shown(await tokens.do_change(token, body.uses_allowed, body.expiry_time))
+    return _shown(await tokens.do_change(token, body.uses_allowed, body.expiry_time, caller.user_id))
 
 
 @endpoint("DELETE", f"{_PATH}/{{token}}", auth=Auth.ADMIN)
-async def delete_registration_token(tokens: RegistrationTokens, *, token: str) -> Empty:
+async def delete_registration_token(tokens: RegistrationTokens, caller: Requester, *, token: str) -> Empty:
     """Take it away. Raises `NotFound`."""
-    await tokens.do_remove(token)
+    await tokens.do_remove(token, caller.user_id)
     return EMPTY
 
 

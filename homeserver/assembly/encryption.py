@@ -30,7 +30,13 @@ class EncryptionParts:
         rooms: RoomParts,
     ) -> None:
         self.cross_signing = CrossSigning(
-            database, rooms.cross_signing_store, rooms.published_keys, accounts.device_store, people, accounts.resets
+            database,
+            rooms.cross_signing_store,
+            rooms.published_keys,
+            accounts.device_store,
+            people,
+            accounts.resets,
+            accounts.application_passwords,
         )
         self.dehydrated_devices = DehydratedDevices(
             database,

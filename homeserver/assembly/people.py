@@ -55,10 +55,15 @@ class PeopleParts:
         accounts: AccountParts,
         rooms: RoomParts,
         mail: MailParts,
+        web: Web,
     ) -> None:
+        """`web` leads to the identity server."""
         self._propagation = rooms.propagation
         self._renewals = accounts.renewals
         store = AccountDataStore(database)
+        self.bindings = IdentityBindings(
+            clock, web, IdentityBindingStore(database), identity, limiter, config.name.default_identity_server
+        )
         self.deactivation = Deactivation(
             clock,
             database,
@@ -78,6 +83,7 @@ class PeopleParts:
                 accounts.validity_store,
                 KeyBackupStore(database),
             ],
+            bindings=self.bindings,
         )
         self.accounts = Accounts(
             clock,
@@ -146,6 +152,7 @@ class PeopleParts:
             Job("carry_profiles", self._propagation.do_resume, 60.0),
             Job("give_accounts_ends", self._renewals.do_give_ends, 60.0),
             Job("note_accounts_past_their_day", self._renewals.do_note_over, 60.0),
+            Job("unbind_closed_accounts", self.bindings.do_unbind_closed, 60.0),
             Job("write_renewal_letters", self._renewals.do_write_letters, 300.0),
         )
 
@@ -160,12 +167,3 @@ class PeopleParts:
         Deferred.fromCoroutine(self.deactivation.do_resume_departures()).addErrback(
             lambda failure: self.log.failure("closed accounts could not leave their rooms", failure)
         )
-
-
-def identity_bindings(
-    config: Config, database: Database, identity: ServerIdentity, web: Web, people: PeopleParts
-) -> IdentityBindings:
-    """Addresses of people at an identity server. `web` leads to it."""
-    bindings = IdentityBindings(web, IdentityBindingStore(database), identity, config.name.default_identity_server)
-    people.deactivation.unbind_with(bindings)
-    return bindings

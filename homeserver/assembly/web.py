@@ -12,6 +12,7 @@ from homeserver.assembly.people import PeopleParts
 from homeserver.assembly.rooms import RoomParts
 from homeserver.config.whole import Config
 from homeserver.jobs import Job
+from homeserver.services.account_export import AccountExport
 from homeserver.services.browser_sessions import BrowserSessions
 from homeserver.services.consents import Consents
 from homeserver.services.cookies import Cookies
@@ -35,6 +36,9 @@ from homeserver.web.sign_in import SignInPage
 from homeserver.web.terms import TermsPage
 from storage.account_data import AccountDataStore
 from storage.database import Database
+from storage.external_ids import ExternalIdStore
+from storage.identity_bindings import IdentityBindingStore
+from storage.media_lists import MediaListStore
 
 
 class WebParts:
@@ -97,10 +101,22 @@ class WebParts:
             rooms.profiles,
             people.threepids,
             people.deactivation,
+            accounts.application_passwords,
+            accounts.validity,
+        )
+        account_export = AccountExport(
+            identity.server_name,
+            own_account,
+            people.accounts,
+            rooms.profiles,
             AccountDataStore(database),
             rooms.room_memberships,
             accounts.application_passwords,
-            accounts.validity,
+            accounts.policy_consents,
+            ExternalIdStore(database),
+            IdentityBindingStore(database),
+            accounts.audit,
+            MediaListStore(database, config.server_name),
         )
         captcha = None
         if accounts.captcha is not None:
@@ -162,6 +178,7 @@ class WebParts:
                 self.forms,
                 self.sessions,
                 own_account,
+                account_export,
                 accounts.audit,
                 accounts.resets,
                 people.threepids,

@@ -67,6 +67,7 @@ async def post_register(
             inhibit_login=body.inhibit_login,
             refreshable=body.refresh_token,
             languages=context.languages,
+            address=context.client_ip,
             guest_token=body.guest_access_token,
         )
         if body.type == LOGIN_TYPE:

@@ -110,7 +110,9 @@ async def forget_room(memberships: RoomMemberships, caller: Requester, *, room_i
 async def invite_user(memberships: RoomMemberships, caller: Requester, *, room_id: RoomID, body: Invitation) -> Empty:
     """Invite someone."""
     if body.user_id is None:
-        raise InvalidParam("Inviting by e-mail or phone number needs an identity server, and none is configured here")
+        raise InvalidParam(
+            "This server does not invite by e-mail address or phone number; ask the person for their user ID"
+        )
     await memberships.do_invite(caller, room_id, parse_user_id(body.user_id), body.reason)
     return EMPTY
 

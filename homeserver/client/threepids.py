@@ -122,17 +122,11 @@ async def post_threepid_unbind(
     return {"id_server_unbind_result": result}
 
 
-@endpoint(
-    "POST",
-    "/_matrix/client/v3/account/3pid/bind",
-    "/_matrix/client/r0/account/3pid/bind",
-    auth=Auth.USER,
-    limit=Limit.THREEPID,
-)
+@endpoint("POST", "/_matrix/client/v3/account/3pid/bind", "/_matrix/client/r0/account/3pid/bind", auth=Auth.USER)
 async def post_threepid_bind(bindings: IdentityBindings, caller: Requester, *, body: BindThreepid) -> Empty:
     """Let the caller be found by an address that they have confirmed at the identity server. Raises as
     `IdentityBindings.do_bind`."""
-    await bindings.do_bind(caller.user_id, body.id_server, body.sid, body.client_secret, body.id_access_token)
+    await bindings.do_bind(caller, body.id_server, body.sid, body.client_secret, body.id_access_token)
     return EMPTY
 
 

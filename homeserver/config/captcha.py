@@ -1,4 +1,4 @@
-"""Options about the riddle that people solve before they register, and programs do not."""
+"""Options about the captcha that people solve before they register, and programs do not."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -27,15 +27,15 @@ def _check_sources(sources: tuple[str, ...]) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captcha:
-    """A riddle (reCAPTCHA, hCaptcha, Turnstile) before somebody registers."""
+    """A captcha (reCAPTCHA, hCaptcha, Turnstile) before somebody registers."""
 
     enable_registration_captcha: bool = option(
         False,
-        "Whether people solve a riddle before they get an account. The defaults below are those of reCAPTCHA (version 2, "
-        "checkbox). Browsers of people who register load the script of whoever makes the riddle, who so learns of them.",
+        "Whether people solve a captcha before they get an account. The defaults below are those of reCAPTCHA (version 2, "
+        "checkbox). Browsers of people who register load the script of whoever makes the captcha, who so learns of them.",
     )
     recaptcha_public_key: Secret | None = option(
-        None, "The public key, which apps and the page to register show to whoever makes the riddle (`site key`)."
+        None, "The public key, which apps and the page to register show to whoever makes the captcha (`site key`)."
     )
     recaptcha_private_key: Secret | None = option(
         None, "The secret key. A plug-in that has `check_captcha` needs none."
@@ -48,7 +48,7 @@ class Captcha:
     )
     recaptcha_script: str = option(
         "https://www.recaptcha.net/recaptcha/api.js",
-        "The script that shows the riddle on this server's own pages. hCaptcha: `https://js.hcaptcha.com/1/api.js`; Turnstile: "
+        "The script that shows the captcha on this server's own pages. hCaptcha: `https://js.hcaptcha.com/1/api.js`; Turnstile: "
         "`https://challenges.cloudflare.com/turnstile/v0/api.js?compat=recaptcha`. Apps of the older API that show it themselves, "
         "such as Element Web, load the script of reCAPTCHA whatever is said here.",
         check=_check_address,

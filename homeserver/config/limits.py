@@ -111,7 +111,10 @@ class Limits:
         None, "Redactions by one administrator of the server, where they shall differ from `rc_message`."
     )
     rc_3pid_validation: RateLimit = limit(
-        0.003, 5, "Requests for a confirming e-mail, by address of the client and of the letter."
+        0.003,
+        5,
+        "Requests for a confirming e-mail, by address of the client and of the letter. Addresses that one user lets be bound at"
+        " the identity server.",
     )
     rc_text_messages: TextMessageLimits = section(TextMessageLimits, "Codes by text message (`sms_gateway`).")
     rc_third_party_invite: RateLimit = limit(0.2, 10, "Invitations by e-mail address.", not_yet=True)

@@ -145,7 +145,9 @@ class Federation:
         True, "Whether other servers must have valid certificates. Only for tests: false."
     )
     federation_custom_ca_list: tuple[Path, ...] = option(
-        (), "Certificate authorities to trust instead of the system's, PEM files."
+        (),
+        "Certificate authorities of other servers, PEM files, to trust instead of the system's. Whoever else is asked (an identity "
+        "server, who checks captchas, providers) needs one of the system's, or of the file `SSL_CERT_FILE` of the environment.",
     )
     trusted_key_servers: tuple[KeyServer, ...] = option(
         (),

@@ -24,7 +24,7 @@ from homeserver.services.oauth.tokens import OAuthTokens
 
 @endpoint("POST", TOKEN_PATH, auth=Auth.NONE, max_body=MAX_BODY)
 async def post_token(
-    tokens: OAuthTokens, grants: DeviceGrants, metadata: OAuthMetadata, *, body: bytes
+    tokens: OAuthTokens, grants: DeviceGrants, metadata: OAuthMetadata, context: RequestContext, *, body: bytes
 ) -> dict[str, object]:
     """Tokens for a code, for a refresh token, or for the secret code of a device."""
     metadata.check_enabled()
@@ -33,11 +33,11 @@ async def post_token(
     match wanted(given, "grant_type"):
         case grant if grant == CODE_GRANT:
             code, redirect_uri, verifier = (wanted(given, name) for name in ("code", "redirect_uri", "code_verifier"))
-            granted = await tokens.do_exchange_code(client_id, code, redirect_uri, verifier)
+            granted = await tokens.do_exchange_code(client_id, code, redirect_uri, verifier, context.client_ip)
         case grant if grant == REFRESH_GRANT:
             granted = await tokens.do_refresh(client_id, wanted(given, "refresh_token"))
         case grant if grant == DEVICE_GRANT:
-            granted = await grants.do_exchange(client_id, wanted(given, "device_code"))
+            granted = await grants.do_exchange(client_id, wanted(given, "device_code"), context.client_ip)
         case _:
             raise OAuthError("unsupported_grant_type", "grant_type is none that this server knows")
     return granted.answer()

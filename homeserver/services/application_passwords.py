@@ -4,7 +4,7 @@ Laws:
 - A password is shown once, to who made it, and kept as Argon2id.
 - It begins with what it is found by, so that a sign-in tries one hash, however many an account has.
 - It is good for `POST /login` alone, on a new device or one that it has let in before; a session that was begun with it cannot let
-  others in. Its end, by its owner, an administrator or its time, ends the sessions begun with it;
+  others in, nor set the keys of the account. Its end, by its owner, an administrator or its time, ends the sessions begun with it;
   the end of all sessions of an account ends it. While the account is locked it lets nobody in.
 
 A failure counts as that of any password (`homeserver/services/sign_in.py`).

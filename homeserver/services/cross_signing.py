@@ -16,6 +16,7 @@ from federation.protocol.ids import KeyID
 from federation.protocol.signing import is_signed_by
 from federation.published_keys import KeysOfPeople
 from homeserver.services.accounts import Accounts
+from homeserver.services.application_passwords import ApplicationPasswords
 from homeserver.services.cross_signing_resets import CrossSigningResets
 from homeserver.services.uia import AuthData
 from storage.cross_signing import CrossSigningKey, CrossSigningStore, KeySignature
@@ -47,6 +48,7 @@ class CrossSigning:
         devices: DeviceStore,
         accounts: Accounts,
         resets: CrossSigningResets,
+        programs: ApplicationPasswords,
     ) -> None:
         self._database = database
         self._store = store
@@ -54,6 +56,7 @@ class CrossSigning:
         self._devices = devices
         self._accounts = accounts
         self._resets = resets
+        self._programs = programs
 
     async def do_upload(self, caller: Requester, keys: KeySet, auth: AuthData | None, address: str) -> None:
         """Set keys; the first ones, and the same again, need no confirmation, to add or replace some does. Raises
@@ -86,6 +89,10 @@ class CrossSigning:
                 _check_signed(given[usage], master)
         await self._check_no_device(caller, given)
         changed = [key for usage, key in given.items() if usage not in present or present[usage] != key]
+        if changed and await self._programs.is_program(caller):
+            raise Forbidden(
+                "Who has signed in with a password for a program sets no keys of the account, which outlive it"
+            )
         if MASTER in present and any(_is_new(key, present) for key in given.values()) and caller.appservice_id is None:
             return await self._replace(caller, present, changed, auth, address)
         if not changed:

@@ -2,7 +2,7 @@
 
 Laws:
 - The account is closed and its sessions are ended in one write; it leaves its rooms after that, and after a restart
-  where the server stopped in between.
+  where the server stopped in between. So it is with its addresses at identity servers.
 - The user id stays taken.
 
 spec: client-server-api#account-deactivation
@@ -57,8 +57,9 @@ class Deactivation:
         threepids: ThreepidStore,
         rooms: RoomsOfUser,
         kept_by_user: Sequence[Forgets] = (),
+        bindings: IdentityBindings | None = None,
     ) -> None:
-        """`kept_by_user`: what an account that ends has no more."""
+        """`kept_by_user`: what an account that ends has no more; `bindings`: by which its owner was found at an identity server."""
         self._clock = clock
         self._database = database
         self._accounts = accounts
@@ -68,10 +69,6 @@ class Deactivation:
         self._threepids = threepids
         self._rooms = rooms
         self._kept_by_user = tuple(kept_by_user)
-        self._bindings: IdentityBindings | None = None
-
-    def unbind_with(self, bindings: IdentityBindings) -> None:
-        """From now on let nobody whose account ends be found at an identity server any more."""
         self._bindings = bindings
 
     async def do_deactivate(self, user_id: UserID, *, erase: bool, by: UserID | None = None) -> str:
@@ -89,6 +86,8 @@ class Deactivation:
             self._threepids.remove_threepids(txn, user_id)
             for store in self._kept_by_user:
                 store.remove_user(txn, user_id)
+            if self._bindings is not None:
+                self._bindings.note_closed(txn, user_id)
             if erase:
                 self._account_data.remove_account_data(txn, user_id)
                 self._profiles.remove_profile(txn, user_id)

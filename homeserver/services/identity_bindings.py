@@ -2,7 +2,8 @@
 
 Laws:
 - No identity server is asked but that of the configuration, and for an unbinding the one where the binding was made.
-- What was bound is remembered until it is unbound: with the address, or with the account.
+- What was bound is remembered until it is unbound: with the address, or with the account. What cannot be unbound when the account
+  ends is tried again, less and less often, for a month.
 - Of what the identity server says, clients hear what concerns the address. Its other codes would mean something else in an answer of
   this server: `M_UNKNOWN_TOKEN` that their session here has ended.
 
@@ -14,23 +15,31 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
 from federation.identity import ServerIdentity
 from federation.outbound.client import WebAnswer
 from federation.outbound.errors import OutboundError
 from federation.protocol.canonical_json import encode_canonical
+from federation.protocol.endpoint import Limit, Requester
 from federation.protocol.errors import MatrixError, OtherServerFailed, ServerNotTrusted
 from federation.protocol.ids import ServerName, UserID
 from federation.protocol.request_signing import make_authorization
+from homeserver.http.rate_limits import RateLimiter
 from homeserver.services.pushers.gateways import Web
 from storage.identity_bindings import BindingRow, IdentityBindingStore
+from storage.transaction import WriteTransaction
 
 SUCCESS: Final = "success"
 NO_SUPPORT: Final = "no-support"
 SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024
 LONGEST_ADDRESS: Final = 255
+FIRST_PAUSE_MS: Final = 5 * 60_000
+LONGEST_PAUSE_MS: Final = 24 * 3600_000
+MOST_ATTEMPTS: Final = 38
+"""At unbinding what a closed account had bound: a month of them."""
 _PATH: Final = "/_matrix/identity/v2/3pid"
 _PASSED_ON: Final = frozenset(
     {
@@ -76,20 +85,32 @@ class IdentityBindings:
 
     log = Logger()
 
-    def __init__(self, web: Web, store: IdentityBindingStore, identity: ServerIdentity, url: str | None) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        web: Web,
+        store: IdentityBindingStore,
+        identity: ServerIdentity,
+        limiter: RateLimiter,
+        url: str | None,
+    ) -> None:
+        self._clock = clock
         self._web = web
         self._store = store
         self._identity = identity
+        self._limiter = limiter
         self._url = None if url is None else url.rstrip("/")
 
-    async def do_bind(self, user_id: UserID, id_server: str, sid: str, client_secret: str, token: str) -> None:
+    async def do_bind(self, caller: Requester, id_server: str, sid: str, client_secret: str, token: str) -> None:
         """Let somebody be found by an address that they have confirmed at the identity server. Raises `ServerNotTrusted`,
-        `IdentityServerRefused`, `OtherServerFailed`."""
+        `LimitExceeded`, `IdentityServerRefused`, `OtherServerFailed`."""
         if self._url is None or id_server != _host_of(self._url):
             raise ServerNotTrusted("This server does not make use of that identity server")
         if not token.isascii() or not token.isprintable():
             raise ServerNotTrusted("id_access_token is none")
-        body = {"sid": sid, "client_secret": client_secret, "mxid": user_id}
+        if caller.rate_limited:
+            self._limiter.check(Limit.THREEPID, caller.user_id)
+        body = {"sid": sid, "client_secret": client_secret, "mxid": caller.user_id}
         answer = await self._ask(f"{self._url}{_PATH}/bind", f"Bearer {token}", encode_canonical(body))
         _check(answer)
         try:
@@ -98,7 +119,7 @@ class IdentityBindings:
             raise OtherServerFailed("The identity server answers what is no use") from None
         if max(len(bound.medium), len(bound.address)) > LONGEST_ADDRESS or "\0" in bound.medium + bound.address:
             raise OtherServerFailed("The identity server names an address that is none")
-        await self._store.add_binding(BindingRow(user_id, bound.medium, bound.address, id_server))
+        await self._store.add_binding(BindingRow(caller.user_id, bound.medium, bound.address, id_server))
 
     async def do_unbind(self, user_id: UserID, medium: str, address: str, id_server: str | None) -> str:
         """Let somebody no longer be found by an address; `SUCCESS` or `NO_SUPPORT`. `id_server`: None for wherever it was bound.
@@ -130,6 +151,42 @@ class IdentityBindings:
             return NO_SUPPORT
         return SUCCESS
 
+    def note_closed(self, txn: WriteTransaction, user_id: UserID) -> None:
+        """In the write that closes an account: let `do_unbind_closed` go on, unless `try_unbind` does it all before."""
+        self._store.set_due(txn, user_id, self._now() + FIRST_PAUSE_MS)
+
+    async def do_unbind_closed(self, limit: int) -> int:
+        """Unbind up to `limit` addresses of closed accounts; how many were tried. Fewer: nothing is left to do for now, or the identity
+        server is away, for which the others wait too."""
+        done = 0
+        while done < limit:
+            row = await self._store.take_due(self._now(), _pause_ms)
+            if row is None:
+                break
+            done += 1
+            try:
+                why = "" if await self._unbind(row) else "the identity server does not do so"
+            except IdentityServerRefused as error:
+                why = error.text
+            except OtherServerFailed as error:
+                await self._note_failure(row, error.text)
+                return min(done, limit - 1)
+            if why:
+                await self._note_failure(row, why)
+        return done
+
+    async def _note_failure(self, row: BindingRow, why: str) -> None:
+        is_last = row.attempts + 1 >= MOST_ATTEMPTS
+        if is_last:
+            await self._store.remove_binding(row)
+        self.log.warn(
+            "an address of {user}, whose account is closed, stays bound at {server}{end}: {why}",
+            user=row.user_id,
+            server=row.id_server,
+            end=", and is given up" if is_last else "",
+            why=why,
+        )
+
     async def _unbind(self, row: BindingRow) -> bool:
         """False where the identity server does not do so."""
         known = self._url if self._url is not None and _host_of(self._url) == row.id_server else None
@@ -153,12 +210,19 @@ class IdentityBindings:
         await self._store.remove_binding(row)
         return True
 
+    def _now(self) -> int:
+        return int(self._clock.seconds() * 1000)
+
     async def _ask(self, url: str, authorization: str, body: bytes) -> WebAnswer:
         headers = [("Authorization", authorization), ("Content-Type", "application/json")]
         try:
             return await self._web.request("POST", url, headers, body, seconds=SECONDS, max_bytes=MAX_BYTES)
         except OutboundError as error:
             raise OtherServerFailed(f"The identity server could not be asked: {error}") from None
+
+
+def _pause_ms(attempts: int) -> int:
+    return int(min(FIRST_PAUSE_MS * 2 ** min(attempts, MOST_ATTEMPTS), LONGEST_PAUSE_MS))
 
 
 def _host_of(url: str) -> str:

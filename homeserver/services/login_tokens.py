@@ -125,7 +125,11 @@ class LoginTokens:
             raise Forbidden("This token is not valid (any more); ask for a new one")
         await self._sign_in.check_usable(account, "token", address)
         session = self._sessions.prepare(
-            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
+            UserID(account.user_id),
+            address=address,
+            device_id=device_id,
+            device_name=device_name,
+            refreshable=refreshable,
         )
         origin = None if taken.origin is None else msgspec.json.decode(taken.origin, type=Origin)
 

@@ -8,14 +8,14 @@ Laws:
 spec: client-server-api#oauth-20-account-management
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import Forbidden, MatrixError, NotFound
-from federation.protocol.ids import DeviceID, RoomID, UserID
+from federation.protocol.ids import DeviceID, UserID
 from homeserver.services.account_validity import AccountValidity
 from homeserver.services.accounts import Accounts
 from homeserver.services.application_passwords import ApplicationPasswords
@@ -23,12 +23,10 @@ from homeserver.services.browser_sessions import BrowserSession
 from homeserver.services.deactivation import Deactivation
 from homeserver.services.oauth.clients import Client, Clients
 from homeserver.services.profiles import Profiles
-from homeserver.services.room_memberships import RoomMemberships
 from homeserver.services.sessions import Sessions
 from homeserver.services.sign_in import SignIn
 from homeserver.services.threepid_validation import EMAIL, MSISDN
 from homeserver.services.threepids import Threepids
-from storage.account_data import AccountDataStore
 from storage.database import Database
 from storage.devices import DeviceRow, DeviceStore
 from storage.oauth import OAuthStore
@@ -54,8 +52,8 @@ class OwnDevice(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """As its owner knows it."""
-        return self.row.display_name or self.row.device_id
+        """As its owner knows it; empty where nobody has named it."""
+        return self.row.display_name or ("" if self.client is None else self.client.name)
 
 
 class Overview(msgspec.Struct, frozen=True):
@@ -87,8 +85,6 @@ class OwnAccount:
         profiles: Profiles,
         threepids: Threepids,
         deactivation: Deactivation,
-        account_data: AccountDataStore,
-        rooms: RoomMemberships,
         programs: ApplicationPasswords,
         validity: AccountValidity,
     ) -> None:
@@ -103,8 +99,6 @@ class OwnAccount:
         self._profiles = profiles
         self._threepids = threepids
         self._deactivation = deactivation
-        self._account_data = account_data
-        self._rooms = rooms
         self._programs = programs
         self._validity = validity
 
@@ -177,43 +171,3 @@ class OwnAccount:
     async def do_deactivate(self, user_id: UserID, *, erase: bool) -> None:
         """Close the account for good."""
         await self._deactivation.do_deactivate(user_id, erase=erase)
-
-    async def export(self, user_id: UserID) -> Mapping[str, Any]:
-        """What this server keeps of the account itself, to take along: no messages, which belong to rooms."""
-        overview = await self.look(user_id)
-        account = await self._accounts.get_account(user_id)
-        data = await self._account_data.get_account_data(user_id)
-        rooms: Sequence[RoomID] = await self._rooms.get_joined_rooms(user_id)
-        return {
-            "user_id": user_id,
-            "created_ts": account.created_ts,
-            "expires_ts": overview.ends_ts,
-            "profile": await self._profiles.get_profile(user_id, user_id),
-            "addresses": overview.addresses,
-            "devices": [
-                {
-                    "device_id": device.row.device_id,
-                    "display_name": device.row.display_name,
-                    "created_ts": device.row.created_ts,
-                    "last_seen_ts": device.row.last_seen_ts,
-                    "last_seen_ip": device.row.last_seen_ip,
-                    "app": None if device.client is None else device.client.name,
-                }
-                for device in overview.devices
-            ],
-            "application_passwords": [
-                {
-                    "name": row.name,
-                    "created_ts": row.created_ts,
-                    "expires_ts": row.expires_ts,
-                    "last_used_ts": row.used_ts,
-                }
-                for row in await self._programs.get_passwords(user_id)
-            ],
-            "joined_rooms": rooms,
-            "account_data": {type_: msgspec.Raw(content) for type_, content in data.everywhere.items()},
-            "room_account_data": {
-                room_id: {type_: msgspec.Raw(content) for type_, content in entries.items()}
-                for room_id, entries in data.rooms.items()
-            },
-        }

@@ -26,6 +26,7 @@ from federation.protocol.errors import (
     MatrixError,
     ThreepidInUse,
     UserInUse,
+    UserLocked,
 )
 from federation.protocol.ids import DeviceID, ServerName, UserID, localpart_of, parse_new_user_id
 from homeserver.hooks import Plugins
@@ -138,6 +139,8 @@ class Wish(msgspec.Struct, frozen=True):
     """Addresses that somebody else has confirmed; those that are another's are left out."""
     by: UserID | None = None
     """The administrator who makes the account."""
+    address: str | None = None
+    """Whence it is asked for, as far as that is known."""
     guest_token: str | None = None
     """The access token of the guest whom `username` names, who becomes a user like others and keeps what they have."""
 
@@ -259,9 +262,10 @@ class Registration:
 
     async def do_register(self, wish: Wish, auth: AuthData | None, address: str) -> Registered:
         """Make an account for who confirms it. Raises `Forbidden`, `InvalidUsername`, `Exclusive`, `UserInUse`,
-        `WeakPassword`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a repeated request also
-        as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
+        `WeakPassword`, `UserLocked`, `AuthenticationRequired`, `LimitExceeded`: then the confirmation stays good; for a
+        repeated request also as `SignIn.check_usable`. Raises `UserAwaitingApproval` when the account is made, and waits."""
         self.check_open()
+        wish = replace(wish, address=address)
         taken: MatrixError | None = None
         if wish.guest_token is not None:
             await self._check_guest(wish.guest_token, wish.username)
@@ -288,11 +292,13 @@ class Registration:
         return await self._make(wish, confirmation)
 
     async def _check_guest(self, token: str, username: str | None) -> None:
-        """Raises `Forbidden` unless it is the token of whoever has this name. That they are a guest is seen in the write: who repeats
-        a request is none any more."""
+        """Raises `Forbidden` unless it is the token of whoever has this name, and `UserLocked`. That they are a guest is seen in
+        the write: who repeats a request is none any more."""
         owner = await self._sessions.get_owner(token)
         if owner is None or username is None or localpart_of(owner) != username.lower():
             raise Forbidden("username and guest_access_token are not those of one guest")
+        if (await self._accounts.get_accounts([owner]))[owner].locked:
+            raise UserLocked(soft_logout=True)
 
     async def do_register_privileged(self, wish: Wish) -> Registered:
         """Make an account for an administrator, whatever the rules. Raises `InvalidUsername`,
@@ -340,7 +346,9 @@ class Registration:
         if not self._rules.guests:
             raise Forbidden("This server has no guests")
         self._limiter.check(Limit.REGISTRATION, address_key(address))
-        return await self._make(Wish(device_name=device_name, refreshable=refreshable), None, is_guest=True)
+        return await self._make(
+            Wish(device_name=device_name, refreshable=refreshable, address=address), None, is_guest=True
+        )
 
     async def _make(
         self, wish: Wish, confirmation: Confirmation | None, *, is_guest: bool = False, service_id: str | None = None
@@ -385,7 +393,7 @@ class Registration:
         was_guest = wish.guest_token is not None
         if not (self._accounts.set_upgraded(txn, account) if was_guest else self._accounts.add_account(txn, account)):
             return False
-        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, by=wish.by)
+        note(txn, UserID(account.user_id), Happened.REGISTERED, account.created_ts, ip=wish.address, by=wish.by)
         if was_guest and account.awaiting_ts is not None:
             self._sessions.remove_sessions(txn, UserID(account.user_id))
         if not was_guest:
@@ -451,7 +459,11 @@ class Registration:
 
     def _session(self, wish: Wish, user_id: UserID) -> NewSession:
         return self._sessions.prepare(
-            user_id, device_id=wish.device_id, device_name=wish.device_name, refreshable=wish.refreshable
+            user_id,
+            address=wish.address,
+            device_id=wish.device_id,
+            device_name=wish.device_name,
+            refreshable=wish.refreshable,
         )
 
     def is_reserved(self, user_id: UserID) -> bool:

@@ -128,7 +128,7 @@ class RoomCreation:
         invites = [parse_user_id(user_id) for user_id in dict.fromkeys(wish.invite or ())]
         if wish.invite_3pid:
             raise InvalidParam(
-                "Inviting by e-mail or phone number needs an identity server, and none is configured here"
+                "This server does not invite by e-mail address or phone number; ask the person for their user ID"
             )
         alias = await self._check_alias(caller, wish)
         if caller.user_id in invites:

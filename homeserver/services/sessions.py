@@ -51,6 +51,8 @@ class NewSession(msgspec.Struct, frozen=True):
     refresh_token: str | None = None
     refresh_expires_ts: int | None = None
     ultimate_expires_ts: int | None = None
+    address: str | None = None
+    """Whence it was begun, as far as that is known."""
 
     @property
     def expires_in_ms(self) -> int | None:
@@ -129,14 +131,15 @@ class Sessions:
         self,
         user_id: UserID,
         *,
+        address: str | None,
         device_id: DeviceID | None = None,
         device_name: str | None = None,
         refreshable: bool = False,
         access_token: str | None = None,
         refresh_token: str | None = None,
     ) -> NewSession:
-        """A session to be written with `add`; without a device id, of a new device. `access_token` and
-        `refresh_token`: their texts, where they are made already."""
+        """A session to be written with `add`; without a device id, of a new device. `address`: whence it is asked for, None where
+        that is not known; `access_token` and `refresh_token`: their texts, where they are made already."""
         if refreshable and refresh_token is None:
             refresh_token = self._secret_text.refresh_token()
         refreshable = refresh_token is not None
@@ -154,6 +157,7 @@ class Sessions:
             refresh_token=refresh_token,
             refresh_expires_ts=_earliest(_after(now, lifetimes.refresh_token), ends),
             ultimate_expires_ts=ends,
+            address=address,
         )
 
     def add(self, txn: WriteTransaction, session: NewSession) -> None:
@@ -175,7 +179,14 @@ class Sessions:
                 store.remove_devices(txn, session.user_id, [session.device_id])
             self._accounts.set_account_changed(txn, session.user_id)
         self._add_tokens(txn, session)
-        note(txn, session.user_id, Happened.SESSION_BEGAN, session.now, device_id=session.device_id)
+        note(
+            txn,
+            session.user_id,
+            Happened.SESSION_BEGAN,
+            session.now,
+            ip=session.address,
+            device_id=session.device_id,
+        )
 
     async def do_add_device(self, user_id: UserID, device_id: DeviceID, name: str | None) -> bool:
         """Make a device that nobody is signed in on; False where the user has it. Raises `Forbidden` as `add`."""

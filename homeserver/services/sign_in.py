@@ -153,7 +153,11 @@ class SignIn:
             account = await self._check(name, password, address, program=program)
         await self._check_account(account, "password" if program is None else "application_password", address)
         session = self._sessions.prepare(
-            UserID(account.user_id), device_id=device_id, device_name=device_name, refreshable=refreshable
+            UserID(account.user_id),
+            address=address,
+            device_id=device_id,
+            device_name=device_name,
+            refreshable=refreshable,
         )
 
         def write(txn: WriteTransaction) -> None:

@@ -3,7 +3,7 @@
 Laws:
 - What is asked for is checked as a whole before anything of it is done.
 - What an administrator does to an account is recorded with their name.
-- An account that was closed stays closed.
+- An account that was closed stays closed, and takes no changes; tools that send back what it is are no error.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from federation.identity import ServerIdentity
-from federation.protocol.errors import BadJson, Forbidden, InvalidParam, NotFound, ThreepidInUse
+from federation.protocol.errors import BadJson, Forbidden, InvalidParam, InvalidUsername, NotFound, ThreepidInUse
 from federation.protocol.ids import UserID, localpart_of
 from homeserver.services.accounts import Accounts
 from homeserver.services.approvals import Approvals
@@ -136,12 +136,19 @@ class UserAdministration:
             account = await self._accounts.get_account(user_id)
         except NotFound:
             account = None
+        if (
+            account is None
+            and await self._registration.check_username(localpart_of(user_id), privileged=True) != user_id
+        ):
+            raise InvalidUsername("Names of new accounts are in small letters")
         await self._check(user_id, account, changes, by)
+        if account is not None and account.deactivated_ts is not None:
+            return False
         if account is None:
             await self._registration.do_register_privileged(_wish(user_id, changes, by))
         elif changes.password is not UNSET:
             await self._accounts.do_set_password(user_id, changes.password, log_out_all=changes.logout_devices, by=by)
-        await self._change(user_id, changes, by, is_closed=account is not None and account.deactivated_ts is not None)
+        await self._change(user_id, changes, by)
         return account is None
 
     async def is_administrator(self, user_id: UserID) -> bool:
@@ -186,8 +193,10 @@ class UserAdministration:
             raise InvalidParam("An account is closed or locked, not both")
         if changes.deactivated is False and account is not None and account.deactivated_ts is not None:
             raise InvalidParam("An account that was closed stays closed; nobody else gets its name")
-        if account is not None and account.deactivated_ts is not None and changes.password is not UNSET:
-            raise InvalidParam("The account is closed: it has no password")
+        if account is not None and account.deactivated_ts is not None:
+            if not _is_already(await self.get_details(user_id), changes):
+                raise InvalidParam("The account is closed: nothing of it is changed any more")
+            return
         if user_id == by and (changes.is_admin is False or changes.locked is True or changes.deactivated is True):
             raise InvalidParam("Administrators do not take their own rights or their own account away")
         if changes.user_type is not UNSET and changes.user_type not in (None, *USER_TYPES):
@@ -211,7 +220,7 @@ class UserAdministration:
             if await self._threepids.get_owner(EMAIL, parse_email_address(address)) not in (None, user_id):
                 raise ThreepidInUse
 
-    async def _change(self, user_id: UserID, changes: Changes, by: UserID, *, is_closed: bool) -> None:
+    async def _change(self, user_id: UserID, changes: Changes, by: UserID) -> None:
         for field, value in ((DISPLAY_NAME, changes.display_name), (AVATAR_URL, changes.avatar_url)):
             if value is not UNSET:
                 await self._profiles.do_set_shown(user_id, field, value)
@@ -229,8 +238,6 @@ class UserAdministration:
             )
         if changes.user_type is not UNSET:
             await self._accounts.do_set_user_type(user_id, changes.user_type)
-        if is_closed:
-            return
         if changes.approved is not UNSET and self.approves:
             if changes.approved:
                 await self._approvals.do_approve(user_id, by=by)
@@ -242,6 +249,25 @@ class UserAdministration:
     def _check_local(self, user_id: UserID) -> None:
         if not self._identity.is_local(user_id):
             raise InvalidParam("The user is not one of this server")
+
+
+def _is_already(details: Details, changes: Changes) -> bool:
+    """Whether an account is what is asked for."""
+    account = details.account
+    addresses = changes.addresses if changes.addresses is UNSET else sorted(map(parse_email_address, changes.addresses))
+    links = changes.external_ids if changes.external_ids is UNSET else dict(changes.external_ids)
+    asked = (
+        (changes.password, UNSET),
+        (changes.deactivated, account.deactivated_ts is not None),
+        (changes.display_name, details.display_name or ""),
+        (changes.avatar_url, details.avatar_url or ""),
+        (addresses, sorted(row.address for row in details.addresses)),
+        (links, {row.provider: row.subject for row in details.links}),
+        (changes.is_admin, account.is_admin),
+        (changes.locked, account.locked),
+        (changes.user_type, account.user_type),
+    )
+    return all(wanted in (UNSET, present) for wanted, present in asked)
 
 
 def _wish(user_id: UserID, changes: Changes, by: UserID) -> Wish:

@@ -18,6 +18,7 @@ from federation.protocol.endpoint import Auth, RequestContext, endpoint
 from federation.protocol.errors import MatrixError, NotFound, UserSuspended
 from federation.protocol.ids import UserID
 from homeserver.http.answers import Response
+from homeserver.services.account_export import AccountExport
 from homeserver.services.audit import Audit, Happened
 from homeserver.services.browser_sessions import BrowserSession, BrowserSessions
 from homeserver.services.consents import CONSENT_PATH
@@ -45,6 +46,8 @@ from homeserver.web.refusals import PasswordsDiffer, explain
 from homeserver.web.sign_in import SIGN_OUT_PATH, sign_in_link
 
 RECORDS_SHOWN: Final = 20
+RECORDS_OPEN: Final = 3
+"""Of them; the others are folded away."""
 EXPORT_PATH: Final = "/_mahalla/account/export"
 PROGRAMS_PATH: Final = "/_mahalla/account/application_passwords"
 ADDRESS: Final = "address"
@@ -72,6 +75,7 @@ class AccountPage:
         forms: Forms,
         sessions: BrowserSessions,
         account: OwnAccount,
+        export: AccountExport,
         audit: Audit,
         resets: CrossSigningResets,
         threepids: Threepids,
@@ -89,6 +93,7 @@ class AccountPage:
         self._forms = forms
         self._sessions = sessions
         self._account = account
+        self._export = export
         self._audit = audit
         self._resets = resets
         self._threepids = threepids
@@ -150,7 +155,7 @@ class AccountPage:
         session = await self._sessions.get(context)
         if session is None:
             return see_other(sign_in_link(ACCOUNT_PATH))
-        body = msgspec.json.format(msgspec.json.encode(await self._account.export(session.user_id)))
+        body = msgspec.json.format(msgspec.json.encode(await self._export.make(session.user_id)))
         headers = {
             "Content-Type": "application/json",
             "Content-Disposition": 'attachment; filename="account.json"',
@@ -193,6 +198,7 @@ class AccountPage:
             "may_add_numbers": self._phones.is_possible(ADD),
             "may_add_addresses": self._validation.is_possible,
             "records": [] if view != "home" else await self._records(session.user_id, language),
+            "records_open": RECORDS_OPEN,
             "reset_allowed": await self._resets.is_allowed(session.user_id),
             "problem": "" if error is None else explain(error, language),
             "done": "" if error is not None else _told(given.get("done", ""), language),
@@ -339,6 +345,12 @@ def _event(event: str, language: Language) -> str:
             return _("A telephone number was removed")
         case Happened.KEYS_RESET_ALLOWED.value:
             return _("An app was allowed to replace the keys")
+        case Happened.REGISTRATION_TOKEN_MADE.value:
+            return _("A registration token was made")
+        case Happened.REGISTRATION_TOKEN_CHANGED.value:
+            return _("A registration token was changed")
+        case Happened.REGISTRATION_TOKEN_ENDED.value:
+            return _("A registration token was taken away")
         case Happened.TERMS_ACCEPTED.value:
             return _("The terms were accepted")
         case Happened.APPROVED.value:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -38,6 +39,11 @@ class Widget(msgspec.Struct, frozen=True):
     """What it is told whose page it is on."""
     sources: tuple[str, ...]
     """From where it may load more, as a `Content-Security-Policy` says it."""
+
+    @property
+    def host(self) -> str:
+        """From where the script comes."""
+        return urlsplit(self.script).hostname or ""
 
 
 class Pages:

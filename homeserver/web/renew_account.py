@@ -16,7 +16,7 @@ async def get_renew(renewals: Renewals, pages: Pages, context: RequestContext, *
     return _page(pages, context, await renewals.get_link(token), token)
 
 
-@endpoint("POST", RENEW_PATH, auth=Auth.NONE, limit=Limit.THREEPID, max_body=4096)
+@endpoint("POST", RENEW_PATH, auth=Auth.NONE, limit=Limit.LOGIN, cost=0.05, max_body=4096)
 async def post_renew(renewals: Renewals, pages: Pages, context: RequestContext, *, body: bytes) -> Response:
     """The button was pressed."""
     fields = parse_qs(body.decode("latin-1"), max_num_fields=10) if body.count(b"&") < 10 else {}

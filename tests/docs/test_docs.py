@@ -8,6 +8,7 @@ import click
 import pytest
 
 from homeserver.__main__ import main
+from homeserver.config.load import load_config
 from homeserver.services.sync.sync import MAX_TIMEOUT_MS
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +82,13 @@ def test_every_module_is_told(module: str) -> None:
 def test_files_that_are_named_exist(page: Path) -> None:
     if page.name not in HOW_TOS and page.parent.name != "adr":  # a decision speaks of the day when it was made
         assert [path for path in sorted(paths_in(TEXTS[page])) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", TEXTS[ROOT / "docs" / "accounts.md"], re.DOTALL))
+def test_examples_of_ways_in_are_right(tmp_path: Path, example: str) -> None:
+    file = tmp_path / "homeserver.yaml"
+    file.write_text(f"server_name: example.org\n{example}", encoding="utf-8")
+    assert load_config([file], {}).notices == ()
 
 
 def test_every_metric_is_told() -> None:

@@ -156,8 +156,8 @@ class FarSide:
         dialler.ports = self.moved
         return dialler
 
-    def client(self, allowed: Sequence[str] = LOOPBACK) -> GuardedClient:
-        return GuardedClient(CLOCK, self.dialler(allowed), self.pool, self.trust())
+    def client(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> GuardedClient:
+        return GuardedClient(CLOCK, self.dialler(allowed), self.pool, trust or self.trust())
 
     def agent(self, allowed: Sequence[str] = LOOPBACK, trust: TlsTrust | None = None) -> Agent:
         routes = Routes(CLOCK, self.client(allowed), self.names, lambda: 0.5)

@@ -27,6 +27,7 @@ SEND_MAIL = "/_matrix/client/unstable/account_validity/send_mail"
 ADMIN = "/_synapse/admin/v1/account_validity/validity"
 EXPIRED = "ORG_MATRIX_EXPIRED_ACCOUNT"
 SIGN_IN = "/_mahalla/sign_in"
+RENEW = "/_matrix/client/unstable/account_validity/renew"
 
 
 @pytest.fixture
@@ -60,6 +61,20 @@ def link_of(server: TestServer) -> str:
     assert text is not None
     [link] = re.findall(r"https://matrix\.example\.org(/\S+)", str(text.get_content()))
     return str(link)
+
+
+def test_a_campus_renews_from_one_address(tmp_path: Path, sqlite_database: Database) -> None:
+    # the usual limits; nobody asks for a letter
+    server = TestServer(
+        tmp_path, sqlite_database, MAIL.replace("rc_3pid_validation: *unlimited\n", "rc_login: {}\n") + VALIDITY
+    )
+    person(server)
+    server.clock.advance(90 * DAY)
+    assert write_letters(server) == 1
+    browser = Browser(server)
+    for _ in range(60):
+        browser.post(RENEW, {"token": link_of(server).partition("=")[2]})
+        assert browser.status == 200
 
 
 def test_a_session_is_refused_and_may_end(server: TestServer) -> None:

@@ -141,6 +141,7 @@ def test_the_fallback_page(guarded: TestServer) -> None:
     browser = Browser(guarded)
     browser.open(f"/_matrix/client/v3/auth/{STAGE}/fallback/web?session={session}")
     assert 'class="g-recaptcha" data-sitekey="site-key"' in browser.text
+    assert "but www.recaptcha.net, from where it comes, does not answer" in browser.words
     policy = browser.answer.headers["content-security-policy"]
     assert f"script-src https://www.recaptcha.net/recaptcha/api.js {WIDGET_SOURCES}" in policy
     assert f"frame-src {WIDGET_SOURCES}" in policy

@@ -16,7 +16,8 @@ from tests.helpers.server import TestServer, User
 
 URL = "https://identity.example.org"
 HOST = "identity.example.org"
-CONFIG = f"default_identity_server: {URL}/\nrc_3pid_validation: *unlimited\n"
+IDENTITY = f"default_identity_server: {URL}/\n"
+CONFIG = f"{IDENTITY}rc_3pid_validation: *unlimited\n"
 V3 = "/_matrix/client/v3/account"
 BIND = {"sid": "17", "client_secret": "secret", "id_server": HOST, "id_access_token": "theirs"}
 ADDRESS = {"medium": "email", "address": "alice@example.com"}
@@ -158,12 +159,75 @@ def test_what_cannot_be_unbound_stays_known(alice: User, identity: IdentityServe
     assert identity.bound == []
 
 
-@pytest.mark.parametrize(("works", "result"), [(True, "success"), (False, "no-support")])
-def test_nobody_is_found_whose_account_ended(alice: User, identity: IdentityServer, works: bool, result: str) -> None:
+def close(user: User) -> Any:
+    identifier = {"type": "m.id.user", "user": user.user_id}
+    proof = {"type": "m.login.password", "identifier": identifier, "password": "wonderland"}
+    ended = user.post(f"{V3}/deactivate", {"auth": proof})
+    assert ended.status == 200, ended.body
+    return ended.json["id_server_unbind_result"]
+
+
+def unbind_closed(server: TestServer, minutes: int) -> int:
+    """Let so much time go by, then do the job."""
+    server.clock.advance(60 * minutes)
+    return server.run(server.app.people.bindings.do_unbind_closed(10))
+
+
+def test_nobody_is_found_whose_account_ended(server: TestServer, alice: User, identity: IdentityServer) -> None:
     assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
-    if not works:
-        identity.answer = OutboundError("it is down")
-    proof = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
-    ended = alice.post(f"{V3}/deactivate", {"auth": proof})
-    assert (ended.status, ended.json) == (200, {"id_server_unbind_result": result})
-    assert (identity.bound == []) is works
+    assert close(alice) == "success"
+    assert identity.bound == []
+    assert unbind_closed(server, 60) == 0
+
+
+@pytest.mark.parametrize(
+    "trouble", [OutboundError("it is down"), (404, b"<html>"), (403, b'{"errcode": "M_FORBIDDEN", "error": "No"}')]
+)
+def test_what_could_not_be_unbound_at_the_end_is_later(
+    server: TestServer, alice: User, identity: IdentityServer, trouble: Any
+) -> None:
+    bob = server.register("bob")
+    for each in (alice, bob):
+        assert each.post(f"{V3}/3pid/bind", BIND).status == 200
+    identity.answer = trouble
+    assert close(alice) == "no-support"
+    tries = [unbind_closed(server, minutes) for minutes in (4, 1, 4, 1, 9, 1, 19, 1)]
+    assert tries == [0, 1, 0, 1, 0, 1, 0, 1]  # after 5, 5, 10, 20 minutes
+    identity.answer = None
+    assert unbind_closed(server, 40) == 1
+    assert [each["mxid"] for each in identity.bound] == [bob.user_id]  # whose account is open
+    assert unbind_closed(server, 24 * 60) == 0
+
+
+def test_trying_to_unbind_has_an_end(server: TestServer, alice: User, identity: IdentityServer) -> None:
+    assert alice.post(f"{V3}/3pid/bind", BIND).status == 200
+    identity.answer = OutboundError("it is down")
+    close(alice)
+    tried = 0
+    while unbind_closed(server, 24 * 60):
+        tried += 1
+        assert tried < 50
+    assert tried > 30
+
+
+def test_an_identity_server_that_is_away_is_not_asked_for_each(server: TestServer, identity: IdentityServer) -> None:
+    people = [server.register(f"p{number}") for number in range(3)]
+    for each in people:
+        assert each.post(f"{V3}/3pid/bind", BIND).status == 200
+    identity.answer = OutboundError("it is down")
+    for each in people:
+        close(each)
+    identity.asked.clear()
+    assert unbind_closed(server, 5) == 1
+    assert len(identity.asked) == 1
+    identity.answer = None
+    assert unbind_closed(server, 5) == 3
+    assert identity.bound == []
+
+
+def test_bindings_are_counted_by_user(tmp_path: Path, sqlite_database: Database, identity: IdentityServer) -> None:
+    server = TestServer(tmp_path, sqlite_database, IDENTITY, web=identity)
+    alice, bob = server.register("alice"), server.register("bob")
+    assert [alice.post(f"{V3}/3pid/bind", BIND).status for _ in range(6)] == [*[200] * 5, 429]
+    assert len(identity.bound) == 5
+    assert bob.post(f"{V3}/3pid/bind", BIND).status == 200

@@ -170,6 +170,15 @@ def test_a_guest_becomes_a_user(database: Database) -> None:
     assert other.get("account/whoami").json["is_guest"] is True
 
 
+async def test_a_locked_guest_does_not_become_a_user(sqlite_database: Database) -> None:
+    server = AccountsServer(sqlite_database)
+    guest = User(server, server.request("POST", "register?kind=guest", {}).json, "")
+    await server.accounts.do_set_flags(UserID(guest.id), locked=True)
+    wanted = {"username": guest.id[1:].partition(":")[0], "password": "wonderland", "guest_access_token": guest.token}
+    refused = server.request("POST", "register", {**wanted, "auth": DUMMY})
+    assert (refused.status, refused.errcode) == (401, "M_USER_LOCKED")
+
+
 def test_guests(sqlite_database: Database) -> None:
     server = AccountsServer(sqlite_database)
     answer = server.request("POST", "register?kind=guest", {"username": "alice", "device_id": "X"})

@@ -52,6 +52,20 @@ def test_the_life_of_a_token(server: TestServer, root: User) -> None:
         assert (answer.status, answer.errcode) == (404, "M_NOT_FOUND")
 
 
+def test_what_administrators_do_to_tokens_is_recorded(root: User) -> None:
+    assert root.post(f"{PATH}/new", {"token": "Zx-9"}).status == 200
+    assert root.post(f"{PATH}/new", {"token": "Zx-9"}).status == 400
+    assert root.put(f"{PATH}/Zx-9", {"uses_allowed": 1}).status == 200
+    assert root.delete(f"{PATH}/Zx-9").status == 200
+    records = root.get(f"/_mahalla/admin/v1/users/{root.user_id}/audit").json["records"]
+    assert [(record["event"], record["by"]) for record in records[:3]] == [
+        ("registration_token_ended", root.user_id),
+        ("registration_token_changed", root.user_id),
+        ("registration_token_made", root.user_id),
+    ]
+    assert "Zx-9" not in str(records)
+
+
 def test_lists(server: TestServer, root: User) -> None:
     made_up = root.post(f"{PATH}/new", {"length": 30}).json["token"]
     assert len(made_up) == 30

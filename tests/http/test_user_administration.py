@@ -105,6 +105,17 @@ def test_an_account_without_a_password(server: TestServer, root: User) -> None:
     assert records(root, "alice")[-1] == ("registered", root.user_id)
 
 
+def test_a_name_that_no_new_account_has_makes_none(server: TestServer, root: User) -> None:
+    server.register("upper")
+    address = [{"medium": "email", "address": "q@x.org"}]
+    for name, errcode in (("Caps", "M_INVALID_USERNAME"), ("Upper", "M_USER_IN_USE")):
+        refused = root.put(of(name), {"password": "wonderland", "admin": True, "threepids": address})
+        assert (refused.status, refused.errcode) == (400, errcode)
+    assert root.get(of("caps")).status == 404
+    assert (root.get(of("upper")).json["admin"], root.get(of("upper")).json["threepids"]) == (False, [])
+    assert root.put(of("caps"), {"threepids": address}).status == 201
+
+
 def test_an_account_is_changed(server: TestServer, root: User) -> None:
     alice = server.register("alice")
     assert alice.get(WHOAMI).status == 200
@@ -136,13 +147,27 @@ def test_an_account_is_changed(server: TestServer, root: User) -> None:
 
 def test_an_account_is_closed_for_good(server: TestServer, root: User) -> None:
     alice = server.register("alice")
+    links = [{"auth_provider": "oidc-town", "external_id": "4"}]
+    assert root.put(of("alice"), {"external_ids": links}).status == 200
     closed = root.put(of("alice"), {"deactivated": True})
     assert (closed.status, closed.json["deactivated"]) == (200, True)
     assert alice.get(WHOAMI).status == 401
     assert root.put(of("alice"), {"deactivated": True}).status == 200
     assert root.put(of("alice"), closed.json).status == 200
-    for wrong in ({"deactivated": False}, {"password": "new"}):
+    for wrong in (
+        {"deactivated": False},
+        {"password": "new"},
+        {"admin": True},
+        {"locked": True},
+        {"displayname": "Queen"},
+        {"avatar_url": "mxc://example.org/abc"},
+        {"user_type": "bot"},
+        {"threepids": [{"medium": "email", "address": "q@x.org"}]},
+        {"external_ids": [{"auth_provider": "oidc-town", "external_id": "17"}]},
+    ):
         assert (root.put(of("alice"), wrong).status, root.put(of("alice"), wrong).errcode) == (400, "M_INVALID_PARAM")
+    assert root.put("/_synapse/admin/v1/users/@alice:example.org/admin", {"admin": True}).status == 400
+    assert root.get(of("alice")).json == closed.json
     assert records(root, "alice").count(("deactivated", root.user_id)) == 1
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from storage.database import Database
+from storage.external_ids import ExternalIdRow, ExternalIdStore
+from storage.identity_bindings import BindingRow, IdentityBindingStore
 from tests.helpers.browser import Browser
 from tests.helpers.keys import cross_signing_key
 from tests.helpers.oauth import CONFIG, Program
@@ -187,6 +189,64 @@ def test_what_the_server_keeps_is_taken_along(server: TestServer, browser: Brows
     assert answer.json["user_id"] == "@alice:example.org"
     assert answer.json["account_data"]["org.example.tea"] == {"milk": False}
     assert Browser(server).open("/_mahalla/account/export").headers["content-type"].startswith("text/html")
+
+
+def test_what_happened_before_the_last_is_folded(server: TestServer, browser: Browser) -> None:
+    for _ in range(3):
+        _user(server)
+    browser.open(ACCOUNT)
+    browser.send(SIGN_IN, name="alice", password="wrong")
+    browser.send(SIGN_IN, name="alice", password="wonderland")
+    shown, folded = browser.text.partition("What happened lately")[2].split("What happened before that")
+    assert "<details>" in shown
+    assert shown.count("<li>") == 3
+    assert "A wrong password was typed" in shown
+    assert folded.partition("</details>")[0].count("An app signed in") == 3
+
+
+def test_a_session_without_a_name_shows_what_is_known(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    alice = _user(server)
+    path, program = "/_matrix/client/v3/account/whoami", {"User-Agent": "Thunderbird/140"}
+    server.client.request("GET", path, token=alice.token, headers=program, ip="10.0.0.7")
+    server.run(server.app.accounts.last_seen.flush())
+    browser.open(ACCOUNT)
+    shown = browser.words.partition("What happened lately")[0]
+    assert "An app without a name" in shown
+    assert shown.count(alice.device_id) == 1
+    assert "· 10.0.0.7" in shown
+    assert "Thunderbird/140" in shown
+    browser.open(f"{ACCOUNT}?action=org.matrix.device_view&device_id={alice.device_id}")
+    assert browser.words.count(alice.device_id) == 1
+
+
+def test_all_that_is_kept_of_an_account_is_in_the_file(server: TestServer, browser: Browser) -> None:
+    sign_in(browser)
+    alice, database, now = _user(server), server.app.database, int(server.clock.seconds() * 1000)
+    parts = server.app.accounts
+    server.run(
+        database.write("agree", parts.policy_consents.add_consents, alice.user_id, {"privacy": "1.0"}, now),
+    )
+    link = ExternalIdRow("oidc-town", "17", alice.user_id, now)
+    server.run(database.write("link", ExternalIdStore(database).add_link, link))
+    bound = BindingRow(alice.user_id, "email", "alice@example.com", "identity.example.org")
+    server.run(IdentityBindingStore(database).add_binding(bound))
+    sent = server.client.request(
+        "POST",
+        "/_matrix/media/v3/upload?filename=tea.txt",
+        token=alice.token,
+        body=b"tea",
+        headers={"Content-Type": "text/plain"},
+    )
+    kept = browser.open("/_mahalla/account/export").json
+    assert kept["consents"] == [{"policy": "privacy", "version": "1.0", "ts": now}]
+    assert kept["sign_in_services"] == [{"provider": "oidc-town", "subject": "17", "linked_ts": now}]
+    assert kept["identity_servers"] == [
+        {"medium": "email", "address": "alice@example.com", "id_server": "identity.example.org"}
+    ]
+    file = {"uri": sent.json["content_uri"], "name": "tea.txt", "type": "text/plain", "size": 3, "created_ts": now}
+    assert kept["files"] == {"count": 1, "size": 3, "newest": [file]}
+    assert {"session_began", "browser_signed_in", "registered"} <= {record["event"] for record in kept["records"]}
 
 
 def _user(server: TestServer) -> User:

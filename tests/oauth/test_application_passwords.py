@@ -9,6 +9,7 @@ import pytest
 from storage.database import Database
 from tests.helpers.browser import Browser
 from tests.helpers.http import Answer
+from tests.helpers.keys import cross_signing_key, query
 from tests.helpers.oauth import CONFIG
 from tests.helpers.server import TestServer, User
 
@@ -135,6 +136,17 @@ def test_a_program_lets_no_other_client_in(tmp_path: Path, sqlite_database: Data
     assert alice.post(path).status == 200
     own = User(server, login(server, "wonderland", device_id=bot.device_id).json)  # the device is a program's no more
     assert own.post(path).status == 200
+
+
+def test_a_program_sets_no_keys_of_the_account(server: TestServer, browser: Browser) -> None:
+    bot = User(server, login(server, make(browser)).json)
+    own = User(server, login(server, "wonderland").json)
+    keys = {"master_key": cross_signing_key(bot, "master", 7)[1]}
+    refused = bot.post("/_matrix/client/v3/keys/device_signing/upload", keys)
+    assert (refused.status, refused.errcode) == (403, "M_FORBIDDEN")
+    assert query(own, own).get("master_keys", {}) == {}
+    for user in (own, bot):  # who sends again what is there sets nothing
+        assert user.post("/_matrix/client/v3/keys/device_signing/upload", keys).status == 200
 
 
 def test_they_end_by_themselves(server: TestServer, browser: Browser) -> None:

@@ -65,6 +65,29 @@ def test_the_life_of_an_account(program: Program, browser: Browser) -> None:
     }
 
 
+def test_whence_sessions_began(program: Program, browser: Browser) -> None:
+    server = program.server
+    boss = admin(server)
+    program.take(program.exchange(program.code(browser)))
+    body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "alice"}, "password": "wonderland"}
+    assert server.client.request("POST", "/_matrix/client/v3/login", json=body, ip="10.0.0.1").status == 200
+    carol = {"username": "carol", "password": "wonderland", "auth": {"type": "m.login.dummy"}}
+    made = server.client.request("POST", "/_matrix/client/v3/register", json=carol, ip="2001:db8::1")
+    assert made.status == 200, made.body
+    records = [
+        (record["event"], record["address"])
+        for user_id in (made.json["user_id"], ALICE)
+        for record in boss.get(f"/_mahalla/admin/v1/users/{user_id}/audit").json["records"]
+        if record["event"] in ("registered", "session_began")
+    ]
+    assert records[:4] == [
+        ("session_began", "2001:db8::/64"),
+        ("registered", "2001:db8::/64"),
+        ("session_began", "10.0.0.1"),
+        ("session_began", "127.0.0.1"),
+    ]
+
+
 def test_administrators_are_named(server: TestServer) -> None:
     boss = admin(server)
     moderation = f"/_matrix/client/v1/admin/suspend/{ALICE}"

@@ -3,6 +3,7 @@
 import pytest
 
 from federation.outbound.errors import OutboundError
+from federation.outbound.tls import TlsTrust
 from tests.helpers.far_side import FarSide, ok
 
 pytestmark = pytest.mark.reactor(20)
@@ -18,6 +19,18 @@ async def test_a_post_without_tls(far: FarSide) -> None:
     assert (answer.status, answer.body) == (200, b"{}")
     assert far.requests[0].startswith(b"POST /push?a=b HTTP/1.1\r\n")
     assert far.requests[0].endswith(b"X-A: b\r\nContent-Length: 4\r\n\r\nbody")
+
+
+async def test_an_authority_in_the_environment_is_one_of_the_system(
+    far: FarSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = far.listen(lambda _: ok(b"{}"), "identity.example")
+    far.names.addresses["identity.example"] = ["127.0.0.1"]
+    url = f"https://identity.example:{port}/"
+    with pytest.raises(OutboundError):
+        await far.client(trust=TlsTrust()).request("GET", url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(far.authority.path))
+    assert (await far.client(trust=TlsTrust()).request("GET", url)).status == 200
 
 
 async def test_redirects_are_followed_as_far_as_is_allowed(far: FarSide) -> None:

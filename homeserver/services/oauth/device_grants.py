@@ -109,9 +109,9 @@ class DeviceGrants:
 
         return await self._database.write("decide_device_grant", write)
 
-    async def do_exchange(self, client_id: str, device_code: str) -> Granted:
-        """Tokens for who was let in. Raises `OAuthError`: `authorization_pending` and `slow_down` while nobody has
-        decided, `access_denied`, `expired_token`, `invalid_grant`."""
+    async def do_exchange(self, client_id: str, device_code: str, address: str) -> Granted:
+        """Tokens for who was let in; `address`: whence the device asks. Raises `OAuthError`: `authorization_pending` and
+        `slow_down` while nobody has decided, `access_denied`, `expired_token`, `invalid_grant`."""
         client = await self._clients.get(client_id)
         if (
             await self._database.read_quickly("get_device_grant", self._store.get_grant, hash_token(device_code))
@@ -121,14 +121,14 @@ class DeviceGrants:
         family = self._secret_text.oauth_family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
-            "exchange_device_code", self._exchange, client, hash_token(device_code), family, texts
+            "exchange_device_code", self._exchange, client, hash_token(device_code), family, texts, address
         )
         if isinstance(granted, OAuthError):
             raise granted
         return granted
 
     def _exchange(
-        self, txn: WriteTransaction, client: Client, code_hash: bytes, family: str, texts: tuple[str, str]
+        self, txn: WriteTransaction, client: Client, code_hash: bytes, family: str, texts: tuple[str, str], address: str
     ) -> Granted | OAuthError:
         row = self._store.get_grant(txn, code_hash)
         now = self._now()
@@ -145,7 +145,9 @@ class DeviceGrants:
         self._store.remove_grant(txn, code_hash)
         if not row.allowed or row.user_id is None:
             return OAuthError("access_denied", "The user did not allow this")
-        return self._tokens.begin(txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts)
+        return self._tokens.begin(
+            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
+        )
 
     async def do_sweep(self, limit: int) -> int:
         """Forget up to `limit` whose time is over; how many."""

@@ -89,15 +89,25 @@ class OAuthTokens:
 
     # Giving out.
 
-    async def do_exchange_code(self, client_id: str, code: str, redirect_uri: str, verifier: str) -> Granted:
-        """Tokens for a code. Raises `OAuthError`."""
+    async def do_exchange_code(
+        self, client_id: str, code: str, redirect_uri: str, verifier: str, address: str
+    ) -> Granted:
+        """Tokens for a code; `address`: whence it comes. Raises `OAuthError`."""
         client = await self._clients.get(client_id)
         if await self._database.read_quickly("get_oauth_code", self._store.get_code, hash_token(code)) is None:
             raise _invalid("The code is unknown; begin again")  # what is made up costs no write
         family = self._secret_text.oauth_family()
         texts = self._secret_text.access_token(), self._secret_text.oauth_refresh_token(family)
         granted = await self._database.write(
-            "exchange_oauth_code", self._exchange, client, hash_token(code), redirect_uri, verifier, family, texts
+            "exchange_oauth_code",
+            self._exchange,
+            client,
+            hash_token(code),
+            redirect_uri,
+            verifier,
+            family,
+            texts,
+            address,
         )
         if isinstance(granted, OAuthError):
             raise granted
@@ -112,6 +122,7 @@ class OAuthTokens:
         verifier: str,
         family: str,
         texts: tuple[str, str],
+        address: str,
     ) -> Granted | OAuthError:
         row = self._store.get_code(txn, code_hash)
         if row is None:
@@ -133,7 +144,9 @@ class OAuthTokens:
         if problem is not None:
             self._store.set_code_used(txn, code_hash, _VAIN)
             return _invalid(problem)
-        granted = self.begin(txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts)
+        granted = self.begin(
+            txn, client, UserID(row.user_id), DeviceID(row.device_id), row.scope, family, texts, address
+        )
         self._store.set_code_used(txn, code_hash, _VAIN if isinstance(granted, OAuthError) else hash_token(family))
         return granted
 
@@ -146,13 +159,15 @@ class OAuthTokens:
         scope: str,
         family: str,
         texts: tuple[str, str],
+        address: str,
     ) -> Granted | OAuthError:
-        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it."""
+        """Begin a session, in a write; `texts`: access token and refresh token, made outside of it; `address`: whence it is asked for."""
         account = self._accounts.get_accounts_in(txn, [user_id]).get(user_id)
         if account is None or not self._is_usable(account):
             return _invalid("The account may not be used")
         session = self._sessions.prepare(
             user_id,
+            address=address,
             device_id=device_id,
             device_name=client.name,
             access_token=texts[0],

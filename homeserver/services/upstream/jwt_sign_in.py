@@ -107,7 +107,9 @@ class JWTSignIn:
             await self._sign_in.check_allowed(user_id, "jwt", address)
         else:
             await self._sign_in.check_usable(account, "jwt", address)
-        session = self._sessions.prepare(user_id, device_id=device_id, device_name=device_name, refreshable=refreshable)
+        session = self._sessions.prepare(
+            user_id, address=address, device_id=device_id, device_name=device_name, refreshable=refreshable
+        )
         await self._sessions.do_begin(session)
         return session
 
