@@ -87,7 +87,8 @@ def test_files_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize("example", re.findall(r"```yaml\n(.*?)```", TEXTS[ROOT / "docs" / "accounts.md"], re.DOTALL))
 def test_examples_of_ways_in_are_right(tmp_path: Path, example: str) -> None:
     file = tmp_path / "homeserver.yaml"
-    file.write_text(f"server_name: example.org\n{example}", encoding="utf-8")
+    base = "" if "public_baseurl" in example else "public_baseurl: https://example.org/\n"
+    file.write_text(f"server_name: example.org\n{base}{example}", encoding="utf-8")
     assert load_config([file], {}).notices == ()
 
 
