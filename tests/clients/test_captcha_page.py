@@ -106,7 +106,9 @@ def test_past_a_captcha_to_an_account(chromium: Browser, served: RealServer) -> 
     alice.decide("allow")
     alice.look()
     granted = post_form(f"{api}/token", client_id=client_id, grant_type=grant, device_code=asked["device_code"])
-    request = Request(f"{served.url}{V3}/account/whoami", headers={"Authorization": f"Bearer {granted['access_token']}"})
+    request = Request(
+        f"{served.url}{V3}/account/whoami", headers={"Authorization": f"Bearer {granted['access_token']}"}
+    )
     with urlopen(request, timeout=SECONDS) as answer:
         assert json.load(answer)["device_id"] == "TELEVISION"
     alice.open("/_mahalla/account")
