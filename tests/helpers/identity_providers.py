@@ -120,7 +120,7 @@ def start_npm(folder: Path, port: int, logout_url: str, *, base: str = BASE, hos
     return OutsideServer(command, folder, port, "/oidc/.well-known/openid-configuration")
 
 
-def start_cas(folder: Path, port: int, base: str = BASE) -> OutsideServer:
+def start_cas(folder: Path, port: int, *, base: str = BASE) -> OutsideServer:
     """The CAS server at /cas, for the Matrix server at `base`."""
     (folder / "settings.py").write_text(_CAS_SETTINGS, encoding="utf-8")
     (folder / "urls.py").write_text(_CAS_URLS, encoding="utf-8")

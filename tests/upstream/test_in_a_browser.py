@@ -52,7 +52,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, slapd: Slapd) -> Iterator[S
     with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
         metadata = answer.read().replace(b"http://127.0.0.1:", b"http://localhost:")
     (folder / "server" / "idp.xml").write_bytes(metadata)
-    cas = start_cas(folder / "cas", cas_port, base)
+    cas = start_cas(folder / "cas", cas_port, base=base)
     templates = {"localpart_template": "{{ user.preferred_username }}", "display_name_template": "{{ user.name }}"}
     further: dict[str, object] = {
         "public_baseurl": base,
