@@ -32,7 +32,7 @@ BASE = "https://matrix.example.org/"
 
 _CAS_SETTINGS = """
 SECRET_KEY = "a key of the tests"
-ALLOWED_HOSTS = ["127.0.0.1"]
+ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 DEBUG = False
 ROOT_URLCONF = "urls"
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "django.contrib.messages",
@@ -64,7 +64,7 @@ django.setup()
 from django.core.management import call_command
 call_command("migrate", run_syncdb=True, verbosity=0)
 from cas_server.models import ReplaceAttributName, ServicePattern
-pattern = ServicePattern.objects.create(pos=1, name="all", pattern="^https://matrix", user_field="")
+pattern = ServicePattern.objects.create(pos=1, name="all", pattern="^" + sys.argv[2], user_field="")
 for name in ("displayName", "affiliation"):
     ReplaceAttributName.objects.create(name=name, replace="", service_pattern=pattern)
 call_command("runserver", "127.0.0.1:" + sys.argv[1], use_reloader=False, skip_checks=True)
@@ -121,12 +121,12 @@ def start_npm(folder: Path, port: int, logout_url: str, *, base: str = BASE, hos
     return OutsideServer(command, folder, port, "/oidc/.well-known/openid-configuration")
 
 
-def start_cas(folder: Path, port: int) -> OutsideServer:
-    """The CAS server at /cas."""
+def start_cas(folder: Path, port: int, *, base: str = BASE) -> OutsideServer:
+    """The CAS server at /cas, for the Matrix server at `base`."""
     (folder / "settings.py").write_text(_CAS_SETTINGS, encoding="utf-8")
     (folder / "urls.py").write_text(_CAS_URLS, encoding="utf-8")
     settings = {"DJANGO_SETTINGS_MODULE": "settings", "PYTHONPATH": str(folder)}
-    return OutsideServer([str(CAS), "-c", _CAS_MAIN, str(port)], folder, port, "/cas/login", settings)
+    return OutsideServer([str(CAS), "-c", _CAS_MAIN, str(port), base], folder, port, "/cas/login", settings)
 
 
 def rsa_certificate(folder: Path) -> tuple[Path, Path]:

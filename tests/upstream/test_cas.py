@@ -24,7 +24,8 @@ START = f"{BASE}_matrix/client/v3/login/sso/redirect/cas?redirectUrl=https://cli
 def cas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideServer]:
     if not HAS_CAS:
         pytest.skip(NO_CAS)
-    server = start_cas(tmp_path_factory.mktemp("cas"), *free_ports(1))
+    [port] = free_ports(1)
+    server = start_cas(tmp_path_factory.mktemp("cas"), port)
     yield server
     server.end()
 

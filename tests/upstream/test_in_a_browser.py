@@ -14,11 +14,13 @@ from urllib.parse import parse_qs, urlsplit
 from urllib.request import urlopen
 
 import pytest
+import yaml
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from storage.database import SQLiteConfig
-from tests.helpers.identity_providers import HAS_SAML, NO_NPM, start_npm
+from tests.helpers.identity_providers import HAS_CAS, HAS_SAML, NO_CAS, NO_NPM, start_cas, start_npm
 from tests.helpers.running import RunningServer, ServerFiles
+from tests.helpers.slapd import Slapd, config_of
 from tests.upstream.conftest import free_ports
 
 CHROMIUM = shutil.which("chromium")
@@ -36,18 +38,21 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, slapd: Slapd) -> Iterator[Served]:
     if not HAS_SAML:
         pytest.skip(NO_NPM)
+    if not HAS_CAS:
+        pytest.skip(NO_CAS)
     folder = tmp_path_factory.mktemp("browser")
-    port, other = free_ports(2)
+    port, other, cas_port = free_ports(3)
     base = f"http://127.0.0.1:{port}/"
-    for name in ("providers", "server"):
+    for name in ("providers", "cas", "server"):
         (folder / name).mkdir()
     providers = start_npm(folder / "providers", other, "http://localhost:1/", base=base, host="localhost")
     with urlopen(f"{providers.url}/saml/metadata", timeout=20) as answer:
         metadata = answer.read().replace(b"http://127.0.0.1:", b"http://localhost:")
     (folder / "server" / "idp.xml").write_bytes(metadata)
+    cas = start_cas(folder / "cas", cas_port, base=base)
     templates = {"localpart_template": "{{ user.preferred_username }}", "display_name_template": "{{ user.name }}"}
     further: dict[str, object] = {
         "public_baseurl": base,
@@ -65,6 +70,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 "user_mapping_provider": {"config": {**templates, "confirm_localpart": True}},
             }
         ],
+        "cas_config": {
+            "enabled": True,
+            "server_url": f"http://localhost:{cas_port}/cas/",
+            "idp_name": "Library",
+            "allow_existing_users": True,
+        },
+        **yaml.safe_load(config_of(slapd)),
         "saml2_config": {
             "idp_name": "School",
             "allow_existing_users": True,
@@ -76,6 +88,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield Served(files.start(), f"http://localhost:{other}/app")
     finally:
         files.end()
+        cas.end()
         providers.end()
 
 
@@ -198,3 +211,30 @@ def test_a_person_signs_in_to_the_pages(served: Served, chromium: Browser) -> No
     person.page.goto(f"{person.base}/_mahalla/sign_in?next=/%3Fdone")
     person.page.click("text=School")
     person.page.wait_for_url(f"{person.base}/?done")
+
+
+def test_a_person_comes_by_cas_from_another_site(served: Served, chromium: Browser) -> None:
+    person = Person(chromium, served, "en")
+    person.page.goto(f"{person.base}/_mahalla/sign_in?next=/%3Fdone")
+    person.page.click("text=Library")
+    person.page.fill("[name=username]", "alice")
+    person.page.fill("[name=password]", "wonderland")
+    person.page.keyboard.press("Enter")
+    person.page.wait_for_url(f"{person.base}/?done")
+    person.page.goto(f"{person.base}/_mahalla/account")
+    person.look("@alice:localhost")
+
+
+def test_a_person_has_the_password_of_a_directory(served: Served, chromium: Browser, slapd: Slapd) -> None:
+    slapd.add_person("dora", cn="Dora Maar", mail="dora@example.com")
+    person = Person(chromium, served, "uz")
+    person.page.goto(f"{person.base}{V3}/login/sso/redirect?redirectUrl={served.app}")
+    person.page.fill("[name=name]", "dora")
+    person.page.fill("[name=password]", "guessed")
+    person.page.keyboard.press("Enter")
+    person.look("Nom yoki parol noto‘g‘ri.")
+    person.page.fill("[name=password]", "wonderland")
+    person.page.keyboard.press("Enter")
+    person.look("localhost:")
+    person.page.click("main form:not(.who) button")
+    assert person.redeem()["user_id"] == "@dora:localhost"
