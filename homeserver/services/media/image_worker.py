@@ -31,6 +31,13 @@ MAX_FRAMES: Final = 300
 MAX_FRAME_PIXELS: Final = 1 << 27
 """Of all frames of what moves, before and after."""
 MAX_PROFILE_BYTES: Final = 16384
+MAX_RESULT_BYTES: Final = 16 << 20
+MAX_PNG_BYTES: Final = 2 << 20
+"""What would be larger is a JPEG."""
+MAX_MOVING_BYTES: Final = 4 << 20
+"""What would be larger, or larger than the original, stands still."""
+SMALL_BYTES: Final = 256 << 10
+"""So large it may be though the original is smaller."""
 HEAD_BYTES: Final = 64
 PROGRAM_SECONDS: Final = 12
 """Less than a job has, so that no program outlives this process."""
@@ -71,8 +78,13 @@ def make_of_image(file: BinaryIO, job: dict[str, Any], *, is_frame: bool) -> tup
             image.load()
             return {"kind": "original", "type": TYPES[str(image.format)], **_sides(size)}, b""
         if stays_moving:
-            return {"kind": "made", "type": "image/webp", **_sides(size)}, moving(image, covered, box)
+            data = moving(image, covered, box)
+            if len(data) <= min(MAX_MOVING_BYTES, max(SMALL_BYTES, os.stat(job["path"]).st_size)):
+                return {"kind": "made", "type": "image/webp", **_sides(size)}, data
+            image.seek(0)
         type, data = still(image, covered, box, is_photo=is_frame)
+        if len(data) > MAX_RESULT_BYTES:
+            return {"kind": "too large"}, b""
         return {"kind": "made", "type": type, **_sides(size)}, data
 
 
@@ -154,7 +166,10 @@ def plan(
 def still(
     image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None, *, is_photo: bool
 ) -> tuple[str, bytes]:
-    """One picture: a JPEG where it was one, a PNG otherwise. Only colours are taken over, no place and no camera."""
+    """One picture: a JPEG where it was one or a PNG would be too large, a PNG otherwise.
+
+    Only colours are taken over, no place and no camera.
+    """
     is_photo = is_photo or image.format in ("JPEG", "MPO")
     longest = max(covered)
     image.draft(None, (longest, longest))
@@ -167,11 +182,16 @@ def still(
     further: dict[str, Any] = {}
     if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES:
         further["icc_profile"] = profile
-    if is_photo:
-        picture.convert("RGB").save(target, "JPEG", quality=82, progressive=True, **further)
-        return "image/jpeg", target.getvalue()
-    picture.save(target, "PNG", **further)
-    return "image/png", target.getvalue()
+    if not is_photo:
+        picture.save(target, "PNG", **further)
+        if target.tell() <= MAX_PNG_BYTES:
+            return "image/png", target.getvalue()
+        target = io.BytesIO()
+        if picture.mode == "RGBA":
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+    picture.convert("RGB").save(target, "JPEG", quality=82, progressive=True, **further)
+    return "image/jpeg", target.getvalue()
 
 
 def moving(image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None) -> bytes:

@@ -48,7 +48,9 @@ class ImageWorkers:
     """The processes."""
 
     def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
-        self._processes = WorkerProcesses(executor, Path(image_worker.__file__), SECONDS_A_JOB, clock)
+        self._processes = WorkerProcesses(
+            executor, Path(image_worker.__file__), SECONDS_A_JOB, clock, image_worker.MAX_RESULT_BYTES
+        )
 
     async def run(self, job: ImageJob) -> ImageResult:
         """Do a job. A file that ends its process, or takes too long, is no image. Raises `LimitExceeded`."""
