@@ -78,7 +78,7 @@ class Contents(Protocol):
         ...
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Keep what was made of a content, unless there are so many already."""
+        """Keep what was made of a content, unless there are so many already. Raises OSError."""
         ...
 
 

@@ -200,9 +200,14 @@ class MediaFiles:
         return await run_in(self._executor, lambda: self._open_thumbnail(path))
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Keep what was made of a content, unless there are so many already."""
+        """Keep what was made of a content, unless there are so many already. Raises OSError."""
         folder = self._path("thumbnails", hash)
-        await run_in(self._executor, lambda: _keep(folder, name, data, at_most))
+
+        def keep() -> None:
+            self._check_room()
+            _keep(folder, name, data, at_most)
+
+        await run_in(self._executor, keep)
 
     async def remove_thumbnails(self, hash: bytes) -> None:
         """Take away what was made of a content."""

@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.protocol.errors import CannotThumbnail, InvalidParam, LimitExceeded, NotFound, TooLarge
@@ -75,6 +76,8 @@ class _After:
 
 class Thumbnails:
     """Makes and finds them."""
+
+    log = Logger()
 
     def __init__(
         self,
@@ -180,7 +183,10 @@ class Thumbnails:
                     raise NotFound("The content of this file is missing")
                 result = await self._run(job(path), whose)
         if result.kind != "too large":  # which the next configuration may allow
-            await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
+            try:
+                await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
+            except OSError as error:
+                self.log.error("a thumbnail is given out, but cannot be kept: {error}", error=error)
         return result
 
 
