@@ -422,7 +422,7 @@ def _unlink(paths: Iterable[Path]) -> None:
 
 def _keep(folder: Path, name: str, data: bytes, at_most: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if len(os.listdir(folder)) >= at_most:
+    if len(os.listdir(folder)) >= at_most and not (folder / name).exists():
         return
     # What a crash leaves of it is one unsynced file, whose content nobody would miss: it has its name only when whole.
     part = folder / f".{uuid4().hex}"

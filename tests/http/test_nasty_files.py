@@ -237,5 +237,10 @@ def test_documents_have_thumbnails_before_somebody_asks(
 def test_no_other_programs_where_they_are_not_wanted(sqlite_database: Database, tmp_path: Path) -> None:
     server = TestServer(tmp_path, sqlite_database, "thumbnails_by_programs: false\n")
     alice = server.register("alice")
-    assert alice.get(f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160").status == 400
+    path = f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160"
+    assert alice.get(path).status == 400
+    server.app.media.close_workers()
+    # and as soon as they are wanted, there is one
+    server = TestServer(tmp_path, sqlite_database)
+    assert server.client.request("GET", path, token=alice.token).status == 200
     server.app.media.close_workers()

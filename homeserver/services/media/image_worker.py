@@ -51,12 +51,15 @@ _ORIENTATION: Final = 0x0112
 
 
 def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
-    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), or `too large`."""
+    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), `too large`, or `no program`."""
     with open(job["path"], "rb") as file:
-        program = program_for(file.read(HEAD_BYTES), job) if job["programs"] else None
-        if program is None:
+        head = file.read(HEAD_BYTES)
+        if not is_film(head) and not is_document(head):
             file.seek(0)
             return make_of_image(file, job, is_frame=False)
+    program = program_for(head, job) if job["programs"] else None
+    if program is None:
+        return {"kind": "no program"}, b""
     return make_of_image(io.BytesIO(run(program)), job, is_frame=True)
 
 
@@ -88,15 +91,24 @@ def make_of_image(file: BinaryIO, job: dict[str, Any], *, is_frame: bool) -> tup
         return {"kind": "made", "type": type, **_sides(size)}, data
 
 
+def is_film(head: bytes) -> bool:
+    """Whether a file that begins so is a film."""
+    return (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (b"\x1aE\xdf\xa3", b"OggS")
+
+
+def is_document(head: bytes) -> bool:
+    """Whether a file that begins so is a document."""
+    return head.startswith(b"%PDF-")
+
+
 def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
     """What takes a picture out of a file that begins so: a frame of a film, the first page of a document.
 
     ffmpeg reads files only, and films only: a playlist could lead it to other files. None where there is no such
-    program, or the file is neither.
+    program.
     """
     path, pixels = job["path"], str(job["max_pixels"])
-    is_film = (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (b"\x1aE\xdf\xa3", b"OggS")
-    if is_film and (ffmpeg := shutil.which("ffmpeg")) is not None:
+    if is_film(head) and (ffmpeg := shutil.which("ffmpeg")) is not None:
         reading = [
             "-protocol_whitelist",
             "file",
@@ -124,7 +136,7 @@ def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
             "png",
         ]
         return [ffmpeg, "-nostdin", "-v", "quiet", *reading, "-i", f"file:{path}", *writing, "pipe:1"]
-    if head.startswith(b"%PDF-") and (pdftoppm := shutil.which("pdftoppm")) is not None:
+    if is_document(head) and (pdftoppm := shutil.which("pdftoppm")) is not None:
         return [pdftoppm, "-q", "-png", "-f", "1", "-l", "1", "-singlefile", "-scale-to", str(FRAME_PIXELS), path]
     return None
 

@@ -8,6 +8,7 @@ no memory.
 spec: client-server-api#thumbnails
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
@@ -29,6 +30,8 @@ from storage.media_files import KeptThumbnail
 LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
 MOST_KEPT: Final = 40
 """Thumbnails of one content; further ones are made each time."""
+REMEMBERED_SECONDS: Final = 86_400
+"""So long it is remembered that a file is no image: another version of what reads it may find one."""
 
 MOST_WAITING: Final = 1000
 """Thumbnails that wait to be made."""
@@ -88,9 +91,11 @@ class Thumbnails:
         *,
         programs: bool = False,
         sizes: Sequence[ThumbnailSize] = (),
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`at_once`: how many are made at the same time. `programs`: whether other programs may take pictures out of films and
-        documents; `sizes`: the only ones to make, if any are named."""
+        documents; `sizes`: the only ones to make, if any are named. `now`: the time of the folder's disk."""
+        self._now = now
         self._sizes = sizes
         self._contents = contents
         self._workers = workers
@@ -132,7 +137,7 @@ class Thumbnails:
             kept = kept or _Kept(result, MemorySource(result.data), len(result.data))
         if kept.result.kind == "too large":
             raise TooLarge("The image has too many pixels for a thumbnail")
-        if kept.result.kind == "no image":
+        if kept.result.kind not in ("made", "original"):
             raise CannotThumbnail
         etag = f"{content.hash.hex()}-{name}"
         return Thumbnail(kept.result.type, File(kept.source, kept.size, etag) if kept.result.kind == "made" else None)
@@ -140,7 +145,11 @@ class Thumbnails:
     async def _get_kept(self, content: Content, name: str) -> _Kept | None:
         with telling_of_the_store():
             found = await self._contents.get_thumbnail(content.hash, name)
-        return None if found is None else _unpack(found)
+        if found is None:
+            return None
+        kept = _unpack(found)
+        is_over = kept.result.kind == "no image" and self._now() - found.made > REMEMBERED_SECONDS
+        return None if is_over else kept
 
     async def measure(self, content: Content, whose: str) -> tuple[int, int]:
         """Width and height of an image, as it is shown. Raises what `get` does."""
@@ -182,7 +191,7 @@ class Thumbnails:
                 if path is None:
                     raise NotFound("The content of this file is missing")
                 result = await self._run(job(path), whose)
-        if result.kind != "too large":  # which the next configuration may allow
+        if result.kind in ("made", "original", "no image"):  # what else it is may be otherwise the next time
             try:
                 await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
             except OSError as error:
