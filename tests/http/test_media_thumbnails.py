@@ -307,6 +307,19 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_databa
     workers.close()
 
 
+def test_thumbnails_that_take_long_keep_no_upload_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+    images = LaterExecutor()
+    server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
+    alice = server.register("alice")
+    file = _upload(alice, picture(400, 200))
+    wanted = server.client.start("GET", f"{THUMBNAIL}{file}?width=96&height=96", token=alice.token)
+    assert len(images.jobs) == 1
+    _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
+    images.work()
+    assert wanted.answer.status == 200
+    server.app.media.close_workers()
+
+
 async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
     files = MediaFiles(tmp_path, InlineExecutor())
     files.open_folder()
