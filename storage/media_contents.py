@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from storage.database import Database
-from storage.media_files import MediaFiles, OpenedFile, ReadableBytes
+from storage.media_files import KeptThumbnail, MediaFiles, OpenedFile, ReadableBytes
 from storage.media_spool import Spool
 from storage.transaction import WriteTransaction
 
@@ -73,12 +73,12 @@ class Contents(Protocol):
         """
         ...
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
-        """What was made of a content under this name."""
+    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
+        """What was made of a content under this name. Raises OSError."""
         ...
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Keep what was made of a content, unless there are so many already."""
+        """Keep what was made of a content, unless there are so many already. Raises OSError."""
         ...
 
 
@@ -118,7 +118,7 @@ class LocalContents:
     ) -> Set[bytes] | None:
         return await self._files.remove_unused(hashes, lambda: self._database.write("forget_media", forget))
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
+    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:

@@ -35,6 +35,8 @@ from storage.media_spool import DiskSpool, TakenFile
 COPY_BYTES: Final = 1 << 18
 READ_GRAIN_SECONDS: Final = 3600.0
 """How exactly it is known when a content was read last."""
+BEGINNING_BYTES: Final = 1 << 16
+"""Of what was made of a content: so much is read at once, the rest as somebody takes it."""
 
 
 class ReadableBytes(Protocol):
@@ -88,6 +90,16 @@ class OpenedFile:
     def close(self) -> None:
         """A read that is under way ends with an error, which nobody hears."""
         self._file.close()
+
+
+class KeptThumbnail(NamedTuple):
+    """What was made of a content. Who has it closes `file`."""
+
+    beginning: bytes
+    file: OpenedFile | None
+    """The whole of it, beginning too; None where the beginning is all."""
+    made: float
+    """When, in seconds since 1970."""
 
 
 class MediaFiles:
@@ -182,15 +194,20 @@ class MediaFiles:
         paths = [self.content_path(hash) for hash in hashes]
         await run_in(self._executor, lambda: _unlink(paths))
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
-        """What was made of a content under this name."""
+    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
+        """What was made of a content under this name. Raises OSError."""
         path = self._path("thumbnails", hash) / name
-        return await run_in(self._executor, lambda: _read(path))
+        return await run_in(self._executor, lambda: self._open_thumbnail(path))
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:
-        """Keep what was made of a content, unless there are so many already."""
+        """Keep what was made of a content, unless there are so many already. Raises OSError."""
         folder = self._path("thumbnails", hash)
-        await run_in(self._executor, lambda: _keep(folder, name, data, at_most))
+
+        def keep() -> None:
+            self._check_room()
+            _keep(folder, name, data, at_most)
+
+        await run_in(self._executor, keep)
 
     async def remove_thumbnails(self, hash: bytes) -> None:
         """Take away what was made of a content."""
@@ -315,6 +332,22 @@ class MediaFiles:
             os.utime(file.fileno(), (now, now))
         return OpenedFile(self._executor, file, found.st_size)
 
+    def _open_thumbnail(self, path: Path) -> KeptThumbnail | None:
+        try:
+            file = path.open("rb", buffering=0)
+        except FileNotFoundError:
+            return None
+        try:
+            beginning = os.pread(file.fileno(), BEGINNING_BYTES, 0)
+            found = os.fstat(file.fileno())
+        except BaseException:
+            file.close()
+            raise
+        if len(beginning) >= found.st_size:
+            file.close()
+            return KeptThumbnail(beginning, None, found.st_mtime)
+        return KeptThumbnail(beginning, OpenedFile(self._executor, file, found.st_size), found.st_mtime)
+
     def _clear(self, hashes: dict[Path, bytes | None], used: Set[bytes]) -> None:
         for entry, hash in hashes.items():
             if hash is not None and hash not in used:
@@ -387,16 +420,9 @@ def _unlink(paths: Iterable[Path]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
 def _keep(folder: Path, name: str, data: bytes, at_most: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if len(os.listdir(folder)) >= at_most:
+    if len(os.listdir(folder)) >= at_most and not (folder / name).exists():
         return
     # What a crash leaves of it is one unsynced file, whose content nobody would miss: it has its name only when whole.
     part = folder / f".{uuid4().hex}"

@@ -1,7 +1,9 @@
 """Files that are held back from everybody, and files that may not be.
 
 Laws:
-- What is held back is the content: all files with the same bytes, of this server and of others, and those that come later.
+- What is held back is the content: all files with the same bytes, of this server and of others, and those that come later. What an
+  administrator holds back stays so when the files are deleted and come again.
+- A file of another server may be held back before there is a copy of it.
 - A protected file is not held back, whatever else has its bytes, and whatever a scanner says.
 - What an administrator gives free is free for scanners too.
 - Each change has a number; who reads the changes in their order misses none.
@@ -40,7 +42,7 @@ class QuarantineStore:
         self._own = own
 
     async def set_held(self, addresses: Iterable[MediaAddress], by: str) -> int:
-        """Hold these files back, and all that have the same bytes; how many."""
+        """Hold these files back, and all that have the same bytes; how many. Copies that are not here yet are, once they come."""
         return await self._database.write("hold_media", self._hold_files, list(addresses), by)
 
     async def set_user_held(self, user_id: str, by: str) -> int:
@@ -65,10 +67,13 @@ class QuarantineStore:
 
         return await self._database.write("hold_media_of_room", write)
 
-    async def set_free(self, address: MediaAddress) -> int:
-        """Give a file free, and all that have the same bytes; how many."""
+    async def set_free(self, address: MediaAddress) -> int | None:
+        """Give a file free, and all that have the same bytes; how many. None where it is neither here nor held back."""
 
-        def write(txn: WriteTransaction) -> int:
+        def write(txn: WriteTransaction) -> int | None:
+            was_to_come = self._take_note(txn, address) is not None
+            if not was_to_come and not self._is_here(txn, address):
+                return None
             hashes = self._hashes(txn, [address])
             # 2 and 3: harmful, given free (storage/media_scans.py)
             txn.execute_many(
@@ -92,8 +97,18 @@ class QuarantineStore:
         if self.is_held(txn, hash):
             self._set(txn, [hash], SYSTEM)
 
+    def hold_known_copy(self, txn: WriteTransaction, address: MediaAddress, hash: bytes) -> None:
+        """The same of a copy, which may be held back by its address too."""
+        by = self._take_note(txn, address)
+        if by is None:
+            self.hold_known(txn, hash)
+        else:
+            self._set(txn, [hash], by)
+
     def is_held(self, txn: Transaction, hash: bytes) -> bool:
         """Whether files with these bytes are held back."""
+        if txn.query_one("SELECT 1 FROM held_contents WHERE hash = ?", (hash,)) is not None:
+            return True
         return any(
             txn.query_one(f"SELECT 1 FROM {table} WHERE hash = ? AND quarantined = 1 LIMIT 1", (hash,)) is not None
             for table in ("media", "remote_media")
@@ -110,7 +125,26 @@ class QuarantineStore:
         return users
 
     def _hold_files(self, txn: WriteTransaction, addresses: Sequence[MediaAddress], by: str) -> int:
+        others = [address for address in addresses if address.origin != self._own]
+        txn.execute_many(
+            "INSERT INTO held_addresses (origin, media_id, by_user_id) SELECT ?, ?, ? WHERE NOT EXISTS"
+            " (SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?) ON CONFLICT (origin, media_id) DO NOTHING",
+            [(*address, by, *address) for address in others],
+        )
         return self._set(txn, self._hashes(txn, addresses), by)
+
+    def _take_note(self, txn: WriteTransaction, address: MediaAddress) -> str | None:
+        """Who holds a copy back that was not here; it is no longer noted."""
+        sql = "DELETE FROM held_addresses WHERE origin = ? AND media_id = ? RETURNING by_user_id"
+        rows = txn.query(sql, address)
+        return str(rows[0][0]) if rows else None
+
+    def _is_here(self, txn: Transaction, address: MediaAddress) -> bool:
+        if address.origin == self._own:
+            sql = "SELECT 1 FROM media WHERE media_id = ? AND hash IS NOT NULL"
+            return txn.query_one(sql, (address.media_id,)) is not None
+        sql = "SELECT 1 FROM remote_media WHERE origin = ? AND media_id = ?"
+        return txn.query_one(sql, address) is not None
 
     def _hashes(self, txn: Transaction, addresses: Sequence[MediaAddress]) -> Sequence[bytes]:
         """What these files hold, but for those that are protected."""
@@ -127,6 +161,11 @@ class QuarantineStore:
         """Hold all files with these bytes back, or (without `by`) give them free; how many."""
         held = int(by is not None)
         protected = " AND protected = 0" if held else ""
+        keys = [(hash,) for hash in hashes]
+        if by is None:
+            txn.execute_many("DELETE FROM held_contents WHERE hash = ?", keys)
+        elif by not in (SYSTEM, SCANNER):
+            txn.execute_many("INSERT INTO held_contents (hash) VALUES (?) ON CONFLICT (hash) DO NOTHING", keys)
         changed: list[MediaAddress] = []
         for hash in hashes:
             update = f"SET quarantined = {held}, quarantined_by = ? WHERE hash = ? AND quarantined = {1 - held}"

@@ -30,7 +30,7 @@ from twisted.python.failure import Failure
 from storage.database import Database
 from storage.executors import Executor, run_in
 from storage.media_contents import OpenedContent
-from storage.media_files import MediaFiles, ReadableBytes, StoredFile
+from storage.media_files import KeptThumbnail, MediaFiles, ReadableBytes, StoredFile
 from storage.media_objects import MediaObjectStore, StoredObject
 from storage.media_spool import Spool
 from storage.object_store import ObjectStore, ObjectStoreFailed, ObjectStream
@@ -227,7 +227,7 @@ class SharedContents:
         await self._files.settle(stored)
         return True
 
-    async def get_thumbnail(self, hash: bytes, name: str) -> bytes | None:
+    async def get_thumbnail(self, hash: bytes, name: str) -> KeptThumbnail | None:
         return await self._files.get_thumbnail(hash, name)
 
     async def set_thumbnail(self, hash: bytes, name: str, data: bytes, at_most: int) -> None:

@@ -45,14 +45,18 @@ from storage.remote_media import RemoteMediaStore
 
 FILE_THREADS = 4
 IMAGE_PROCESSES = 2
+PHOTO_PROCESSES = 2
+PAGE_PROCESSES = 2
 
 
 class MediaThreads(msgspec.Struct, frozen=True):
-    """Where files are read and written, where somebody waits for processes that make thumbnails, for the object store, and for
-    scanners."""
+    """Where files are read and written, and where somebody waits: for processes that make thumbnails, for those that look at photos
+    that are uploaded, for those that read pages, for the object store, and for scanners. None of these keeps another waiting."""
 
     files: Executor
     images: Executor
+    photos: Executor
+    pages: Executor
     objects: Executor
     scans: Executor
 
@@ -63,6 +67,8 @@ def start_media_threads(reactor: ReactorBase, storage: Storage) -> MediaThreads:
     return MediaThreads(
         files=ThreadExecutor(reactor, "files", FILE_THREADS, patience=2.0),
         images=ThreadExecutor(reactor, "images", IMAGE_PROCESSES, patience=1.0),
+        photos=ThreadExecutor(reactor, "photos", PHOTO_PROCESSES, patience=1.0),
+        pages=ThreadExecutor(reactor, "pages", PAGE_PROCESSES, patience=1.0),
         objects=ThreadExecutor(reactor, "objects", object_threads, patience=2.0),
         scans=ThreadExecutor(reactor, "scans", scan_threads(storage.media_scanning), patience=1.0),
     )
@@ -112,7 +118,7 @@ class MediaParts:
         self._threads = threads
         self._store = MediaStore(database)
         self._workers = ImageWorkers(threads.images)
-        self._locations = PhotoLocations(threads.images) if storage.remove_photo_locations else None
+        self._locations = PhotoLocations(threads.photos) if storage.remove_photo_locations else None
         self.files = MediaFiles(config.folder / storage.media_store_path, threads.files, storage.media_free_disk_floor)
         self.files.open_folder()
         stores = stores_of(storage.media_object_store, clock, database, self.files, threads.objects)
@@ -187,7 +193,7 @@ class MediaParts:
             freeze=freeze,
         )
         self.previews = PreviewParts(
-            config, clock, database, self.contents, thumbnails, quarantine, gate, preview_web, threads.images, random
+            config, clock, database, self.contents, thumbnails, quarantine, gate, preview_web, threads.pages, random
         )
         self.delivery = MediaDelivery(
             server_name,
@@ -252,5 +258,7 @@ class MediaParts:
         self.close_workers()
         await self._threads.files.close()
         await self._threads.images.close()
+        await self._threads.photos.close()
+        await self._threads.pages.close()
         await self._threads.objects.close()
         await self._threads.scans.close()

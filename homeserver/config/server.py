@@ -239,7 +239,10 @@ class Storage:
         Path("media_store"), "The folder for uploaded files; it must be on one file system, on a disk."
     )
     media_free_disk_floor: Size = option(
-        Size(256 * 1024 * 1024), "With less than this free on that disk no file is taken in.", minimum=0, example="256M"
+        Size(256 * 1024 * 1024),
+        "With less than this free on that disk no file is taken in, and no thumbnail kept.",
+        minimum=0,
+        example="256M",
     )
     media_object_store: MediaObjectStore = section(
         MediaObjectStore, "A store of objects for files, such as S3, besides or in place of the folder."

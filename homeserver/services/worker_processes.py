@@ -23,6 +23,7 @@ from storage.executors import Executor, run_in
 JOBS_A_PROCESS: Final = 500
 MOST_WAITING: Final = 100
 MAX_RESULT_BYTES: Final = 64 << 20
+"""Unless whoever starts them says less."""
 MAX_HEAD_BYTES: Final = 1 << 20
 
 
@@ -35,8 +36,9 @@ class _Size(msgspec.Struct, frozen=True):
 
 
 class _Worker:
-    def __init__(self, script: Path, seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(self, script: Path, seconds: float, clock: Callable[[], float], most: int) -> None:
         self.jobs = 0
+        self._most = most
         self._seconds = seconds
         self._clock = clock
         self._process = subprocess.Popen(
@@ -67,7 +69,7 @@ class _Worker:
             received += self._read(process.stdout.fileno(), deadline)
         head = bytes(received[:end])
         size = msgspec.json.decode(head, type=_Size).size
-        if size > MAX_RESULT_BYTES:
+        if size > self._most:
             raise WorkerDied
         del received[: end + 1]
         while len(received) < size:
@@ -100,9 +102,15 @@ class WorkerProcesses:
     """Does jobs: as many at once as the executor has threads."""
 
     def __init__(
-        self, executor: Executor, script: Path, seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        executor: Executor,
+        script: Path,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        max_result_bytes: int = MAX_RESULT_BYTES,
     ) -> None:
         """`seconds`: what a job may take."""
+        self._max_result_bytes = max_result_bytes
         self._executor = executor
         self._script = script
         self._seconds = seconds
@@ -127,7 +135,7 @@ class WorkerProcesses:
         try:
             worker = self._idle.pop()
         except IndexError:
-            worker = _Worker(self._script, self._seconds, self._clock)
+            worker = _Worker(self._script, self._seconds, self._clock, self._max_result_bytes)
         self._busy.add(worker)
         try:
             result = worker.run(job)

@@ -109,7 +109,12 @@ async def _make_large_room(files: ServerFiles, port: int, members: int) -> str:
         directory_threads=InlineThreads(),
         threads=InlineThreads(),
         media_threads=MediaThreads(
-            files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor(), scans=InlineExecutor()
+            files=InlineExecutor(),
+            images=InlineExecutor(),
+            photos=InlineExecutor(),
+            pages=InlineExecutor(),
+            objects=InlineExecutor(),
+            scans=InlineExecutor(),
         ),
         mail_thread=InlineExecutor(),
         make_relay=lambda _: MemoryRelay(),

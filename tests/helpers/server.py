@@ -37,7 +37,7 @@ from homeserver.services.mail.relay import CannotDeliver
 from homeserver.services.previews.fetching import PreviewWeb
 from homeserver.services.pushers.gateways import Web
 from storage.database import Database
-from storage.executors import InlineExecutor
+from storage.executors import Executor, InlineExecutor
 from tests.helpers.http import Answer, Client, Pending, RememberingAccessLog
 
 T = TypeVar("T")
@@ -146,11 +146,12 @@ class TestServer:
         follow: Follow = follow_nowhere,
         preview_web: PreviewWeb | None = None,
         web: Web | None = None,
+        images: Executor | None = None,
     ) -> None:
         """`seed` of all that is random, ids and tokens too: a second server on the same database needs another.
 
         `wire` leads to other servers, `fetch` to addresses of the federation, `follow` to where files are, `preview_web` to
-        linked pages, `web` to push gateways; by default to none.
+        linked pages, `web` to push gateways; by default to none. `images`: where thumbnails are made; by default at once.
         """
         path = folder / "homeserver.yaml"
         others = "" if "presence:" in further_config else NO_PRESENCE
@@ -174,7 +175,12 @@ class TestServer:
             threads=InlineThreads(),
             directory_threads=InlineThreads(),
             media_threads=MediaThreads(
-                files=InlineExecutor(), images=InlineExecutor(), objects=InlineExecutor(), scans=InlineExecutor()
+                files=InlineExecutor(),
+                images=images if images is not None else InlineExecutor(),
+                photos=InlineExecutor(),
+                pages=InlineExecutor(),
+                objects=InlineExecutor(),
+                scans=InlineExecutor(),
             ),
             mail_thread=InlineExecutor(),
             make_relay=lambda _: self.relay,

@@ -4,12 +4,14 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from storage.database import Database
 from storage.object_store import ObjectStoreFailed
+from tests.helpers.images import opened, picture
 from tests.helpers.server import TestServer, User
 
 UPLOAD = "/_matrix/media/v3/upload"
@@ -40,6 +42,23 @@ def test_with_too_little_room_no_file_is_taken_in(sqlite_database: Database, tmp
     assert (answer.status, answer.errcode) == (507, "M_UNKNOWN")
     assert "no room" in answer.json["error"]
     assert _files(tmp_path) == []
+
+
+def test_with_too_little_room_thumbnails_are_given_out_and_not_kept(
+    sqlite_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = TestServer(tmp_path, sqlite_database)
+    alice = server.register("alice")
+    file = _upload(alice, picture(400, 200)).json["content_uri"].removeprefix("mxc://")
+    here = _files(tmp_path)
+    little = os.statvfs(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=little.f_frsize))
+        for _ in range(2):
+            answer = alice.get(f"/_matrix/client/v1/media/thumbnail/{file}?width=96&height=96&method=crop")
+            assert (answer.status, opened(answer.body).size) == (200, (96, 96))
+    assert _files(tmp_path) == here
+    server.app.media.close_workers()
 
 
 @pytest.mark.parametrize("body", [b"short", LONG])

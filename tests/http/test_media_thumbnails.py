@@ -1,6 +1,8 @@
 """Thumbnails, through the whole server and real processes; and pictures that mean harm."""
 
 import io
+import os
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -8,11 +10,12 @@ from pathlib import Path
 import pytest
 from twisted.internet.defer import CancelledError, Deferred
 
-from federation.protocol.errors import LimitExceeded
+from federation.protocol.errors import CannotThumbnail, LimitExceeded
 from homeserver.services.media.image_worker import MAX_FRAMES
 from homeserver.services.media.image_workers import SECONDS_A_JOB, ImageJob, ImageWorkers
 from homeserver.services.media.thumbnails import (
     MOST_KEPT,
+    REMEMBERED_SECONDS,
     Method,
     Thumbnail,
     Thumbnails,
@@ -304,6 +307,19 @@ async def test_pictures_of_one_do_not_keep_those_of_others_waiting(sqlite_databa
     workers.close()
 
 
+def test_thumbnails_that_take_long_keep_no_upload_waiting(sqlite_database: Database, tmp_path: Path) -> None:
+    images = LaterExecutor()
+    server = TestServer(tmp_path, sqlite_database, "remove_photo_locations: true\n", images=images)
+    alice = server.register("alice")
+    file = _upload(alice, picture(400, 200))
+    wanted = server.client.start("GET", f"{THUMBNAIL}{file}?width=96&height=96", token=alice.token)
+    assert len(images.jobs) == 1
+    _upload(alice, turned_photo(400, 200, 6), "image/jpeg")
+    images.work()
+    assert wanted.answer.status == 200
+    server.app.media.close_workers()
+
+
 async def test_a_thumbnail_is_made_once_for_all_who_wait(sqlite_database: Database, tmp_path: Path) -> None:
     files = MediaFiles(tmp_path, InlineExecutor())
     files.open_folder()
@@ -327,8 +343,33 @@ async def test_what_takes_too_long_is_ended(tmp_path: Path) -> None:
     seconds = count(0, SECONDS_A_JOB)
     workers = ImageWorkers(InlineExecutor(), clock=lambda: next(seconds))
     job = ImageJob(str(files.content_path(content.hash)), 96, 96, "crop", False, 1 << 20)
-    assert (await workers.run(job)).kind == "no image"
+    assert (await workers.run(job)).kind == "unknown"
     workers.close()
+
+
+async def test_of_what_ended_its_process_nothing_is_remembered(sqlite_database: Database, tmp_path: Path) -> None:
+    files = MediaFiles(tmp_path, InlineExecutor())
+    files.open_folder()
+    content = await _content(files, picture(400, 200))
+    times = iter([0.0, SECONDS_A_JOB])  # the first takes too long
+    workers = ImageWorkers(InlineExecutor(), clock=lambda: next(times, 0.0))
+    thumbnails = Thumbnails(LocalContents(sqlite_database, files), workers, 1 << 20, 2)
+    with pytest.raises(CannotThumbnail):
+        await thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)
+    assert (await thumbnails.get(content, 96, 96, "crop", ALICE, animated=False)).type == "image/png"
+    workers.close()
+
+
+def test_what_is_no_picture_is_looked_at_again_after_a_day(alice: User, tmp_path: Path) -> None:
+    file = _upload(alice, picture(400, 200))
+    assert _thumbnail(alice, file, 96, 96).status == 200
+    (kept,) = [path for path in (tmp_path / "media_store" / "thumbnails").rglob("*") if path.is_file()]
+    kept.write_bytes(b"no image\n\n")
+    assert _thumbnail(alice, file, 96, 96).status == 400
+    day_ago = time.time() - REMEMBERED_SECONDS - 1
+    os.utime(kept, (day_ago, day_ago))
+    assert _thumbnail(alice, file, 96, 96).status == 200
+    assert kept.read_bytes().startswith(b"made")
 
 
 async def test_so_many_wait_and_no_more(tmp_path: Path) -> None:

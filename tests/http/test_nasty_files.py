@@ -3,6 +3,7 @@ a browser could run.
 """
 
 import io
+import random
 import resource
 import shutil
 import struct
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from storage.database import Database
+from storage.media_files import BEGINNING_BYTES
 from tests.helpers.images import claimed_png, moving_picture, opened, picture
 from tests.helpers.server import TestServer, User
 
@@ -55,6 +57,15 @@ def _gif_script() -> bytes:
     return b"GIF89a/*" + moving_picture(200, 100)[8:] + b"*/=1;alert(1)//"
 
 
+def _moving_noise() -> bytes:
+    """Dots in two colours, which fit well into a GIF and into nothing else."""
+    dots = random.Random(1)
+    frames = [Image.frombytes("1", (320, 240), dots.randbytes(40 * 240)).convert("P") for _ in range(12)]
+    target = io.BytesIO()
+    frames[0].save(target, "GIF", save_all=True, append_images=frames[1:], duration=100)
+    return target.getvalue()
+
+
 FILES: dict[str, tuple[bytes, str]] = {
     "png bomb": (_png_bomb(), "image/png"),
     "text bomb": (_text_bomb(), "image/png"),
@@ -62,6 +73,7 @@ FILES: dict[str, tuple[bytes, str]] = {
         b"GIF89a" + struct.pack("<HH", 65535, 65535) + b"\xf0\0\0" + bytes(6) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
         "image/gif",
     ),
+    "moving noise": (_moving_noise(), "image/gif"),
     "svg with a script": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/svg+xml"),
     "svg that says it is a png": (b"<svg xmlns='http://www.w3.org/2000/svg'>" + SCRIPT + b"</svg>", "image/png"),
     "html": (SCRIPT, "text/html"),
@@ -128,6 +140,27 @@ def test_files_that_mean_harm(alice: User) -> None:
     alice.server.app.media.close_workers()
     peak = _peak_of_children()
     assert peak < MOST_MEMORY or peak == earlier
+
+
+def test_what_would_be_larger_than_the_original_stands_still(alice: User) -> None:
+    file = _upload(alice, _moving_noise(), "image/gif")
+    answer = alice.get(f"{THUMBNAIL}{file}?width=256&height=192&animated=true")
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    assert opened(answer.body).size == (256, 192)
+
+
+def test_a_picture_that_would_be_large_without_loss_is_a_jpeg(alice: User) -> None:
+    target = io.BytesIO()
+    Image.frombytes("RGBA", (1100, 600), random.Random(1).randbytes(1100 * 600 * 4)).save(
+        target, "PNG", compress_level=1
+    )
+    file = _upload(alice, target.getvalue(), "image/png")
+    path = f"{THUMBNAIL}{file}?width=1024&height=500"
+    first, again = alice.get(path), alice.get(path)
+    assert (first.status, first.headers["content-type"]) == (200, "image/jpeg")
+    assert opened(first.body).size == (1024, 559)
+    assert len(first.body) > BEGINNING_BYTES
+    assert again.body == first.body, "also when it is read from the disk, piece by piece"
 
 
 def test_avif_and_moving_png(alice: User) -> None:
@@ -204,5 +237,10 @@ def test_documents_have_thumbnails_before_somebody_asks(
 def test_no_other_programs_where_they_are_not_wanted(sqlite_database: Database, tmp_path: Path) -> None:
     server = TestServer(tmp_path, sqlite_database, "thumbnails_by_programs: false\n")
     alice = server.register("alice")
-    assert alice.get(f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160").status == 400
+    path = f"{THUMBNAIL}{_upload(alice, PDF, 'application/pdf')}?width=320&height=160"
+    assert alice.get(path).status == 400
+    server.app.media.close_workers()
+    # and as soon as they are wanted, there is one
+    server = TestServer(tmp_path, sqlite_database)
+    assert server.client.request("GET", path, token=alice.token).status == 200
     server.app.media.close_workers()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.protocol.multipart import BadMultipart, MultipartFile, name_in
+from federation.protocol.multipart import MAX_PARSED_LETTERS, BadMultipart, MultipartFile, name_in
 
 TYPE = 'multipart/mixed; boundary="a b"'
 
@@ -97,6 +97,17 @@ def test_what_only_begins_as_a_boundary(line: bytes) -> None:
 )
 def test_names(disposition: str, name: str | None) -> None:
     assert name_in(disposition) == name
+
+
+def test_headers_that_would_take_long_to_read_are_not_read() -> None:
+    """Time grows with the square of the quotes: minutes for these."""
+    slow = '\\";' * 200_000
+    assert name_in(f'attachment; filename=a; x="{slow}') is None
+    with pytest.raises(BadMultipart, match="too long"):
+        read([answer(b"milk")], f'{TYPE}; x="{slow}')
+    said = "attachment; filename=a; x="
+    assert name_in(said.ljust(MAX_PARSED_LETTERS, "y")) == "a"
+    assert name_in(said.ljust(MAX_PARSED_LETTERS + 1, "y")) is None
 
 
 @given(

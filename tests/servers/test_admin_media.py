@@ -61,6 +61,58 @@ def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> N
     assert len(root.get(after).json["changes"]) == 4
 
 
+def test_what_was_held_back_and_deleted_is_held_back_when_it_comes_again(people: tuple[User, User, User]) -> None:
+    alice, bob, root = people
+    own, theirs = upload(bob, b"own"), upload(alice, b"theirs")
+    room = create(bob)
+    say(bob, room, f"mxc://{own} mxc://{theirs}")
+    bob.get(f"{DOWNLOAD}/{theirs}")
+    while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
+        pass
+    for address in (own, theirs):
+        root.post(f"{ADMIN}/media/quarantine/{address}")
+    assert root.delete(f"/_mahalla/admin/v1/rooms/{room}/media").json["total"] == 2
+    again = upload(bob, b"own")
+    assert _statuses(bob, theirs, again) == [404, 404]
+    assert root.get(f"{ADMIN}/media/{theirs}").json["media_info"]["quarantined_by"] == "system"
+    for address in (theirs, again):
+        assert root.post(f"{ADMIN}/media/unquarantine/{address}").status == 200
+    assert _statuses(bob, theirs, again, upload(bob, b"own")) == [200] * 3
+
+
+def test_a_file_is_held_back_before_there_is_a_copy(people: tuple[User, User, User]) -> None:
+    alice, bob, root = people
+    first, second, freed = upload(alice, b"first"), upload(alice, b"second"), upload(alice, b"freed")
+    room = create(bob)
+    say(bob, room, f"mxc://{second}")
+    while bob.server.run(bob.server.app.media.upkeep.references.do_follow(1000)):
+        pass
+    assert root.post(f"{ADMIN}/media/quarantine/{first}").json == {}
+    assert root.post(f"{ADMIN}/room/{room}/media/quarantine").json == {"num_quarantined": 0}
+    assert root.post(f"{ADMIN}/media/quarantine/{freed}").json == {}
+    assert root.post(f"{ADMIN}/media/unquarantine/{freed}").json == {}
+    assert _statuses(bob, first, second, freed, upload(bob, b"first")) == [404, 404, 200, 404]
+    assert root.get(f"{ADMIN}/media/{first}").json["media_info"]["quarantined_by"] == root.user_id
+    root.post(f"{ADMIN}/media/unquarantine/{first}")
+    assert _statuses(bob, first) == [200]
+
+
+def test_files_that_nobody_knows_are_not_found(people: tuple[User, User, User]) -> None:
+    _, _, root = people
+    reserved = root.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://")
+    for what in (
+        f"quarantine/{reserved}",
+        f"unquarantine/{reserved}",
+        f"quarantine/{SOUTH}/none",
+        f"quarantine/{NORTH}/a.b",
+        f"unquarantine/{SOUTH}/none",
+        f"unquarantine/{NORTH}/none",
+        "protect/none",
+        "unprotect/none",
+    ):
+        assert root.post(f"{ADMIN}/media/{what}").errcode == "M_NOT_FOUND", what
+
+
 def test_protected_files_are_not_held_back(people: tuple[User, User, User]) -> None:
     _, bob, root = people
     safe, other = upload(bob, b"safe"), upload(bob, b"other")

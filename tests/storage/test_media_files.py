@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from storage.executors import InlineExecutor
-from storage.media_files import MediaFiles
+from storage.media_files import BEGINNING_BYTES, MediaFiles
 
 DATA = bytes(range(256)) * 3000
 HASH = hashlib.sha256(DATA).digest()
@@ -160,7 +160,19 @@ async def test_a_killed_upload_leaves_nothing(tmp_path: Path, moment: str) -> No
 async def test_thumbnails_are_kept_up_to_a_number(files: MediaFiles) -> None:
     for name in ("a", "b", "c"):
         await files.set_thumbnail(HASH, name, name.encode(), 2)
-    assert [await files.get_thumbnail(HASH, name) for name in ("a", "b", "c")] == [b"a", b"b", None]
+    kept = [await files.get_thumbnail(HASH, name) for name in ("a", "b", "c")]
+    assert [each and (each.beginning, each.file) for each in kept] == [(b"a", None), (b"b", None), None]
+
+
+async def test_of_a_large_thumbnail_only_the_beginning_is_in_memory(files: MediaFiles) -> None:
+    data = bytes(range(256)) * (BEGINNING_BYTES // 256) + b"more"
+    await files.set_thumbnail(HASH, "a", data, 2)
+    kept = await files.get_thumbnail(HASH, "a")
+    assert kept is not None
+    assert kept.beginning == data[:-4]
+    assert kept.file is not None
+    assert (kept.file.size, await kept.file.read(BEGINNING_BYTES - 1, 10)) == (len(data), b"\xffmore")
+    kept.file.close()
 
 
 REMOVING = """

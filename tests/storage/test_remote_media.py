@@ -66,3 +66,19 @@ async def test_what_is_old_is_found_though_it_is_read(database: Database) -> Non
     assert await quarantine.set_held(held, "@root:x") > 0
     assert [each.address.media_id for each in await removal.get_old(NOW + 9, 10, own=False)] == []
     assert await removal.get_old(NOW + 9, 10, own=True) == [], "what is held back has the same content"
+
+
+async def test_a_copy_that_is_held_back_before_it_comes(database: Database) -> None:
+    store, quarantine = RemoteMediaStore(database), QuarantineStore(database, "example.org")
+    address, unknown = MediaAddress("north.example", "abc"), MediaAddress("north.example", "xyz")
+    assert await quarantine.set_held([address], "@root:x") == 0
+    assert await quarantine.set_held([address], "@other:x") == 0
+    assert await quarantine.set_free(unknown) is None
+    assert not await database.read("held", quarantine.is_held, CONTENT.hash)
+    await database.write("add", store.add_copy, ROW)
+    await database.write("hold", quarantine.hold_known_copy, address, CONTENT.hash)
+    row = await store.get_copy(*address)
+    assert row is not None
+    assert row.quarantined_by == "@root:x"
+    assert await quarantine.set_free(address) == 1
+    assert not await database.read("held", quarantine.is_held, CONTENT.hash)

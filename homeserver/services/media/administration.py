@@ -7,6 +7,7 @@ from federation.identity import ServerIdentity
 from federation.protocol.errors import InvalidParam, NotFound
 from federation.protocol.ids import RoomID, ServerName, UserID
 from homeserver.services.media.removal import MediaRemoval
+from homeserver.services.media.repository import MEDIA_ID
 from storage.accounts import AccountStore
 from storage.media import MediaRow, MediaStore
 from storage.media_addresses import MediaAddress
@@ -100,7 +101,12 @@ class MediaAdministration:
     # Holding back.
 
     async def do_hold(self, server: ServerName, media_id: str, by: UserID) -> int:
-        """Hold a file back, and all with the same bytes; how many."""
+        """Hold a file back, and all with the same bytes; how many. One of another server may come later. Raises NotFound."""
+        if server == self._identity.server_name:
+            if (await self.get_file(server, media_id)).content is None:
+                raise NotFound("This address is reserved, but there is no file yet")
+        elif not MEDIA_ID.fullmatch(media_id):
+            raise NotFound("There is no such file")
         return await self._quarantine.set_held([MediaAddress(server, media_id)], by)
 
     async def do_hold_of_user(self, user_id: UserID, by: UserID) -> int:
@@ -112,12 +118,16 @@ class MediaAdministration:
         return await self._quarantine.set_room_held(room_id, by)
 
     async def do_free(self, server: ServerName, media_id: str) -> int:
-        """Give a file free, and all with the same bytes; how many."""
-        return await self._quarantine.set_free(MediaAddress(server, media_id))
+        """Give a file free, and all with the same bytes; how many. Raises NotFound."""
+        count = await self._quarantine.set_free(MediaAddress(server, media_id))
+        if count is None:
+            raise NotFound("There is no such file here, and none is held back")
+        return count
 
     async def do_protect(self, media_id: str, *, protected: bool) -> None:
-        """A file of this server is not to be held back, nor to go by itself; or may be."""
-        await self._quarantine.set_protected(media_id, protected=protected)
+        """A file of this server is not to be held back, nor to go by itself; or may be. Raises NotFound."""
+        if not await self._quarantine.set_protected(media_id, protected=protected):
+            raise NotFound("There is no such file here")
 
     async def get_changes(self, after: int, limit: int) -> Sequence[QuarantineChange]:
         """What was held back and given free after a number. Raises InvalidParam for a number that was not given out yet."""

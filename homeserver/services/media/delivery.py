@@ -8,7 +8,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from federation.protocol.errors import NotFound, Unrecognized
 from federation.protocol.ids import ServerName
-from homeserver.http.answers import File, MemorySource, Response
+from homeserver.http.answers import File, Response
 from homeserver.services.media.headers import file_headers, parse_name
 from homeserver.services.media.remote_copies import RemoteCopies
 from homeserver.services.media.repository import MediaRepository, OwnedContent
@@ -154,10 +154,9 @@ class MediaDelivery:
         found = await self._thumbnails.get(content, *size, method, file.whose, animated=animated)
         name = f"thumbnail.{found.type.partition('/')[2]}"
         headers = file_headers(found.type, name, public=public)
-        if found.data is None:
+        if found.file is None:
             return await self._file(content, headers)
-        etag = f"{content.hash.hex()}-{found.name}"
-        return Response(headers=headers, body=File(MemorySource(found.data), len(found.data), etag))
+        return Response(headers=headers, body=found.file)
 
     async def _redirect(self, content: Content, headers: Mapping[str, str]) -> Response | None:
         """To where the file is, if it is anywhere else; never kept by a cache, since that is for minutes only."""

@@ -64,6 +64,8 @@ class EarlyThumbnails:
         try:
             await self._gate.check("local", content, LONGEST_WAIT_MS, whose)  # before anything decodes it
             for size in self._sizes:
-                await self._thumbnails.get(content, *size, whose, animated=False)
+                made = await self._thumbnails.get(content, *size, whose, animated=False)
+                if made.file is not None:
+                    made.file.source.close()
         except MatrixError as error:
             self.log.debug("no thumbnails of a file that has come: {error}", error=error.text)

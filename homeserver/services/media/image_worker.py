@@ -31,6 +31,13 @@ MAX_FRAMES: Final = 300
 MAX_FRAME_PIXELS: Final = 1 << 27
 """Of all frames of what moves, before and after."""
 MAX_PROFILE_BYTES: Final = 16384
+MAX_RESULT_BYTES: Final = 16 << 20
+MAX_PNG_BYTES: Final = 2 << 20
+"""What would be larger is a JPEG."""
+MAX_MOVING_BYTES: Final = 4 << 20
+"""What would be larger, or larger than the original, stands still."""
+SMALL_BYTES: Final = 256 << 10
+"""So large it may be though the original is smaller."""
 HEAD_BYTES: Final = 64
 PROGRAM_SECONDS: Final = 12
 """Less than a job has, so that no program outlives this process."""
@@ -44,12 +51,15 @@ _ORIENTATION: Final = 0x0112
 
 
 def make(job: dict[str, Any]) -> tuple[dict[str, object], bytes]:
-    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), or `too large`."""
+    """What became of a job: `made` with the bytes, `original` (it is small enough as it is), `too large`, or `no program`."""
     with open(job["path"], "rb") as file:
-        program = program_for(file.read(HEAD_BYTES), job) if job["programs"] else None
-        if program is None:
+        head = file.read(HEAD_BYTES)
+        if not is_film(head) and not is_document(head):
             file.seek(0)
             return make_of_image(file, job, is_frame=False)
+    program = program_for(head, job) if job["programs"] else None
+    if program is None:
+        return {"kind": "no program"}, b""
     return make_of_image(io.BytesIO(run(program)), job, is_frame=True)
 
 
@@ -71,20 +81,34 @@ def make_of_image(file: BinaryIO, job: dict[str, Any], *, is_frame: bool) -> tup
             image.load()
             return {"kind": "original", "type": TYPES[str(image.format)], **_sides(size)}, b""
         if stays_moving:
-            return {"kind": "made", "type": "image/webp", **_sides(size)}, moving(image, covered, box)
+            data = moving(image, covered, box)
+            if len(data) <= min(MAX_MOVING_BYTES, max(SMALL_BYTES, os.stat(job["path"]).st_size)):
+                return {"kind": "made", "type": "image/webp", **_sides(size)}, data
+            image.seek(0)
         type, data = still(image, covered, box, is_photo=is_frame)
+        if len(data) > MAX_RESULT_BYTES:
+            return {"kind": "too large"}, b""
         return {"kind": "made", "type": type, **_sides(size)}, data
+
+
+def is_film(head: bytes) -> bool:
+    """Whether a file that begins so is a film."""
+    return (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (b"\x1aE\xdf\xa3", b"OggS")
+
+
+def is_document(head: bytes) -> bool:
+    """Whether a file that begins so is a document."""
+    return head.startswith(b"%PDF-")
 
 
 def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
     """What takes a picture out of a file that begins so: a frame of a film, the first page of a document.
 
     ffmpeg reads files only, and films only: a playlist could lead it to other files. None where there is no such
-    program, or the file is neither.
+    program.
     """
     path, pixels = job["path"], str(job["max_pixels"])
-    is_film = (head[4:8] == b"ftyp" and head[8:12] not in STILL_BRANDS) or head[:4] in (b"\x1aE\xdf\xa3", b"OggS")
-    if is_film and (ffmpeg := shutil.which("ffmpeg")) is not None:
+    if is_film(head) and (ffmpeg := shutil.which("ffmpeg")) is not None:
         reading = [
             "-protocol_whitelist",
             "file",
@@ -112,7 +136,7 @@ def program_for(head: bytes, job: dict[str, Any]) -> list[str] | None:
             "png",
         ]
         return [ffmpeg, "-nostdin", "-v", "quiet", *reading, "-i", f"file:{path}", *writing, "pipe:1"]
-    if head.startswith(b"%PDF-") and (pdftoppm := shutil.which("pdftoppm")) is not None:
+    if is_document(head) and (pdftoppm := shutil.which("pdftoppm")) is not None:
         return [pdftoppm, "-q", "-png", "-f", "1", "-l", "1", "-singlefile", "-scale-to", str(FRAME_PIXELS), path]
     return None
 
@@ -154,7 +178,10 @@ def plan(
 def still(
     image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None, *, is_photo: bool
 ) -> tuple[str, bytes]:
-    """One picture: a JPEG where it was one, a PNG otherwise. Only colours are taken over, no place and no camera."""
+    """One picture: a JPEG where it was one or a PNG would be too large, a PNG otherwise.
+
+    Only colours are taken over, no place and no camera.
+    """
     is_photo = is_photo or image.format in ("JPEG", "MPO")
     longest = max(covered)
     image.draft(None, (longest, longest))
@@ -167,11 +194,16 @@ def still(
     further: dict[str, Any] = {}
     if isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES:
         further["icc_profile"] = profile
-    if is_photo:
-        picture.convert("RGB").save(target, "JPEG", quality=82, progressive=True, **further)
-        return "image/jpeg", target.getvalue()
-    picture.save(target, "PNG", **further)
-    return "image/png", target.getvalue()
+    if not is_photo:
+        picture.save(target, "PNG", **further)
+        if target.tell() <= MAX_PNG_BYTES:
+            return "image/png", target.getvalue()
+        target = io.BytesIO()
+        if picture.mode == "RGBA":
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+    picture.convert("RGB").save(target, "JPEG", quality=82, progressive=True, **further)
+    return "image/jpeg", target.getvalue()
 
 
 def moving(image: Image.Image, covered: tuple[int, int], box: tuple[int, int, int, int] | None) -> bytes:

@@ -27,8 +27,12 @@ class ImageJob(msgspec.Struct, frozen=True):
     """Whether ffmpeg and pdftoppm may take a picture out of films and documents."""
 
 
+Kind = Literal["made", "original", "too large", "no image", "no program", "unknown"]
+"""The last two say nothing of the file: the program for it is not installed or not wanted; the process has ended."""
+
+
 class _Head(msgspec.Struct, frozen=True):
-    kind: Literal["made", "original", "too large", "no image"]
+    kind: Kind
     type: str = ""
     width: int = 0
     height: int = 0
@@ -37,7 +41,7 @@ class _Head(msgspec.Struct, frozen=True):
 class ImageResult(msgspec.Struct, frozen=True):
     """What came of a job: bytes for `made`; a type for `made` and `original`."""
 
-    kind: Literal["made", "original", "too large", "no image"]
+    kind: Kind
     type: str = ""
     data: bytes = b""
     original_size: tuple[int, int] = (0, 0)
@@ -48,14 +52,16 @@ class ImageWorkers:
     """The processes."""
 
     def __init__(self, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
-        self._processes = WorkerProcesses(executor, Path(image_worker.__file__), SECONDS_A_JOB, clock)
+        self._processes = WorkerProcesses(
+            executor, Path(image_worker.__file__), SECONDS_A_JOB, clock, image_worker.MAX_RESULT_BYTES
+        )
 
     async def run(self, job: ImageJob) -> ImageResult:
-        """Do a job. A file that ends its process, or takes too long, is no image. Raises `LimitExceeded`."""
+        """Do a job. Of a file that ends its process, or takes too long, nothing is known. Raises `LimitExceeded`."""
         try:
             line, data = await self._processes.run(job)
         except WorkerDied:
-            return ImageResult("no image")
+            return ImageResult("unknown")
         head = msgspec.json.decode(line, type=_Head)
         return ImageResult(head.kind, head.type, data, (head.width, head.height))
 

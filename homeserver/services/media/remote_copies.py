@@ -25,6 +25,7 @@ from homeserver.services.media.sniffing import settle_type
 from homeserver.services.media.store_errors import telling_of_the_store
 from homeserver.services.scanning.gate import ScanGate
 from storage.media import Content
+from storage.media_addresses import MediaAddress
 from storage.media_contents import Contents
 from storage.media_quarantine import SCANNER, QuarantineStore
 from storage.media_spool import Spool
@@ -139,7 +140,7 @@ class RemoteCopies:
             if not self._store.add_copy(txn, row):
                 raise _AnotherNodeWasFirst
             self._gate.note(txn, "remote", hash, size)
-            self._quarantine.hold_known(txn, hash)
+            self._quarantine.hold_known_copy(txn, MediaAddress(server, media_id), hash)
 
         with suppress(_AnotherNodeWasFirst), telling_of_the_store():
             await self._contents.add(body, write)

@@ -2,29 +2,36 @@
 
 They are made by turns among those whose files they are, since a picture may be made to take long. Sizes are rounded up along a
 ladder, or to one of those that the configuration names, so that the many sizes that screens ask for share a few files. A thumbnail
-is at least as large as what was asked for, and never larger than the original.
+is at least as large as what was asked for, and never larger than the original. What is kept is read as somebody takes it, so it needs
+no memory.
 
 spec: client-server-api#thumbnails
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from federation.protocol.errors import CannotThumbnail, InvalidParam, LimitExceeded, NotFound, TooLarge
+from homeserver.http.answers import File, MemorySource, Source
 from homeserver.services.fair_turns import FairTurns
 from homeserver.services.media.image_workers import ImageJob, ImageResult, ImageWorkers
 from homeserver.services.media.store_errors import telling_of_the_store
 from storage.media import Content
 from storage.media_contents import Contents
+from storage.media_files import KeptThumbnail
 
 LADDER: Final = (32, 48, 64, 96, 128, 192, 256, 320, 480, 640, 800, 1024, 1280, 1600, 2048, 3072, 4096)
 MOST_KEPT: Final = 40
 """Thumbnails of one content; further ones are made each time."""
+REMEMBERED_SECONDS: Final = 86_400
+"""So long it is remembered that a file is no image: another version of what reads it may find one."""
 
 MOST_WAITING: Final = 1000
 """Thumbnails that wait to be made."""
@@ -42,15 +49,38 @@ class ThumbnailSize(NamedTuple):
 
 
 class Thumbnail(msgspec.Struct, frozen=True):
-    """A thumbnail; `data` is None where the content itself serves as one."""
+    """A thumbnail; `file` is None where the content itself serves as one. Who has it closes the file's source."""
 
-    name: str
     type: str
-    data: bytes | None
+    file: File | None
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What came of a job, as it is kept: a source and its size for `made`."""
+
+    result: ImageResult
+    source: Source
+    size: int
+
+
+class _After:
+    """A source without its beginning."""
+
+    def __init__(self, source: Source, start: int) -> None:
+        self._source = source
+        self._start = start
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await self._source.read(self._start + offset, size)
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class Thumbnails:
     """Makes and finds them."""
+
+    log = Logger()
 
     def __init__(
         self,
@@ -61,9 +91,11 @@ class Thumbnails:
         *,
         programs: bool = False,
         sizes: Sequence[ThumbnailSize] = (),
+        now: Callable[[], float] = time.time,
     ) -> None:
         """`at_once`: how many are made at the same time. `programs`: whether other programs may take pictures out of films and
-        documents; `sizes`: the only ones to make, if any are named."""
+        documents; `sizes`: the only ones to make, if any are named. `now`: the time of the folder's disk."""
+        self._now = now
         self._sizes = sizes
         self._contents = contents
         self._workers = workers
@@ -93,20 +125,31 @@ class Thumbnails:
         else:
             width, height = round_up(width, height)
         name = f"{width}x{height}-{method}{'-animated' if animated else ''}"
-        kept = await self._contents.get_thumbnail(content.hash, name)
-        if kept is not None:
-            result = _unpack(kept)
-        else:
+        kept = await self._get_kept(content, name)
+        if kept is None:
 
             def job(path: Path) -> ImageJob:
                 return ImageJob(str(path), width, height, method, animated, self._max_pixels, self._programs)
 
             result = await self._make(content, name, whose, job)
-        if result.kind == "too large":
+            if result.kind == "made":
+                kept = await self._get_kept(content, name)
+            kept = kept or _Kept(result, MemorySource(result.data), len(result.data))
+        if kept.result.kind == "too large":
             raise TooLarge("The image has too many pixels for a thumbnail")
-        if result.kind == "no image":
+        if kept.result.kind not in ("made", "original"):
             raise CannotThumbnail
-        return Thumbnail(name, result.type, result.data if result.kind == "made" else None)
+        etag = f"{content.hash.hex()}-{name}"
+        return Thumbnail(kept.result.type, File(kept.source, kept.size, etag) if kept.result.kind == "made" else None)
+
+    async def _get_kept(self, content: Content, name: str) -> _Kept | None:
+        with telling_of_the_store():
+            found = await self._contents.get_thumbnail(content.hash, name)
+        if found is None:
+            return None
+        kept = _unpack(found)
+        is_over = kept.result.kind == "no image" and self._now() - found.made > REMEMBERED_SECONDS
+        return None if is_over else kept
 
     async def measure(self, content: Content, whose: str) -> tuple[int, int]:
         """Width and height of an image, as it is shown. Raises what `get` does."""
@@ -148,8 +191,11 @@ class Thumbnails:
                 if path is None:
                     raise NotFound("The content of this file is missing")
                 result = await self._run(job(path), whose)
-        if result.kind != "too large":  # which the next configuration may allow
-            await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
+        if result.kind in ("made", "original", "no image"):  # what else it is may be otherwise the next time
+            try:
+                await self._contents.set_thumbnail(content.hash, name, _pack(result), MOST_KEPT)
+            except OSError as error:
+                self.log.error("a thumbnail is given out, but cannot be kept: {error}", error=error)
         return result
 
 
@@ -173,11 +219,15 @@ def _pack(result: ImageResult) -> bytes:
     return f"{result.kind}\n{result.type}\n".encode() + result.data
 
 
-def _unpack(kept: bytes) -> ImageResult:
-    kind, type, data = kept.split(b"\n", 2)
+def _unpack(kept: KeptThumbnail) -> _Kept:
+    kind, type, data = kept.beginning.split(b"\n", 2)
+    if kept.file is not None and kind == b"made":
+        start = len(kept.beginning) - len(data)
+        return _Kept(ImageResult("made", type.decode()), _After(kept.file, start), kept.file.size - start)
+    source = MemorySource(data)
     match kind:
         case b"made":
-            return ImageResult("made", type.decode(), data)
+            return _Kept(ImageResult("made", type.decode()), source, len(data))
         case b"original":
-            return ImageResult("original", type.decode())
-    return ImageResult("no image")
+            return _Kept(ImageResult("original", type.decode()), source, 0)
+    return _Kept(ImageResult("no image"), source, 0)
