@@ -30,6 +30,7 @@ class MediaRow(msgspec.Struct, frozen=True):
     content: Content | None
     """None while the id is only reserved."""
     created_ts: int
+    """When the content came; of a reservation, when it was made."""
     expires_ts: int | None
     """When the reservation ends."""
     last_access_ts: int
@@ -107,12 +108,12 @@ class MediaStore:
         )
 
     def set_content(self, txn: WriteTransaction, media_id: str, content: Content, now_ms: int) -> bool:
-        """Fill a reservation; False when it is filled already, or gone."""
+        """Fill a reservation; False when it is filled already, or gone. The file is as old as its content."""
         sql = (
-            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, last_access_ts = ? "
+            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, created_ts = ?, last_access_ts = ? "
             "WHERE media_id = ? AND hash IS NULL"
         )
-        return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, media_id)) > 0
+        return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, now_ms, media_id)) > 0
 
 
 def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:

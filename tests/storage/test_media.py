@@ -33,7 +33,7 @@ async def test_a_reservation_is_filled_once(database: Database) -> None:
     assert not await database.write("fill", store.set_content, "later", other, NOW + 6)
     assert not await database.write("fill", store.set_content, "unknown", other, NOW + 6)
     row = (await store.get_media(["later"]))["later"]
-    assert row == replace(RESERVED, content=CONTENT, expires_ts=None, last_access_ts=NOW + 5)
+    assert row == replace(RESERVED, content=CONTENT, created_ts=NOW + 5, expires_ts=None, last_access_ts=NOW + 5)
 
 
 async def test_reservations_count_until_they_end_or_are_filled(database: Database) -> None:
