@@ -71,6 +71,8 @@ FILE_RETRY_MS: Final = 600_000
 LONGEST_FILE_RETRY_MS: Final = 24 * 3600 * 1000
 THE_JOB: Final = "job"
 """On whose behalf the job scans: no user, and no server."""
+INSIDE_MS: Final = 7 * 24 * 3600 * 1000
+"""For so long it is known of what is inside of an encrypted file that it was clean."""
 MOST_FOUND_CHARS: Final = 300
 MOST_ENDED: Final = 1000
 
@@ -269,6 +271,10 @@ class Scanning:
         if not all(could_be_asked):
             return 0
         return limit if len(taken) == count else min(len(taken), limit - 1)
+
+    async def do_forget_inside(self, limit: int) -> int:
+        """Forget old verdicts about what is inside of encrypted files, at most so many; how many. A job does it."""
+        return await self._store.forget_inside(self._now_ms() - INSIDE_MS, limit)
 
     async def _attempt(self, hash: bytes) -> bool:
         """False where scanners cannot be asked."""
