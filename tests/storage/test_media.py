@@ -1,5 +1,6 @@
 """Rows of files, on both databases."""
 
+from collections.abc import Sequence
 from typing import cast
 
 from msgspec.structs import replace
@@ -115,7 +116,7 @@ async def test_they_are_summed_up_out_of_an_index_alone(sqlite_database: Databas
         def __init__(self, txn: Transaction) -> None:
             self.txn = txn
 
-        def query_one(self, sql: str, args: tuple[object, ...]) -> Row | None:
+        def query_one(self, sql: str, args: Sequence[str | int]) -> Row | None:
             plans.extend(row[3] for row in self.txn.query(f"EXPLAIN QUERY PLAN {sql}", args))
             return None
 
