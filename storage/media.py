@@ -3,7 +3,7 @@
 An id is reserved first and filled later, or both at once; a filled one is never filled again.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Final
 
 import msgspec
@@ -30,6 +30,7 @@ class MediaRow(msgspec.Struct, frozen=True):
     content: Content | None
     """None while the id is only reserved."""
     created_ts: int
+    """When the content came; of a reservation, when it was made."""
     expires_ts: int | None
     """When the reservation ends."""
     last_access_ts: int
@@ -77,12 +78,12 @@ class MediaStore:
         )
         return 0 if row is None else int(row[0])
 
-    def sum_sizes(self, txn: Transaction, user_id: str, since_ms: int) -> int:
-        """How many bytes of files the user has that were begun since then."""
-        row = txn.query_one(
-            "SELECT SUM(size) FROM media WHERE user_id = ? AND created_ts > ? AND hash IS NOT NULL", (user_id, since_ms)
-        )
-        return 0 if row is None else int(row[0] or 0)
+    def sum_sizes(self, txn: Transaction, user_id: str, since_ms: Sequence[int]) -> Sequence[int]:
+        """How many bytes of files the user has that came since each of these moments. An index has all that it takes."""
+        sums = ", ".join(["SUM(CASE WHEN created_ts > ? THEN size ELSE 0 END)"] * len(since_ms))
+        sql = f"SELECT {sums} FROM media WHERE user_id = ? AND created_ts > ?"
+        row = txn.query_one(sql, (*since_ms, user_id, min(since_ms)))
+        return [0 if row is None else int(row[number] or 0) for number in range(len(since_ms))]
 
     def add_media(self, txn: WriteTransaction, row: MediaRow) -> None:
         """Add a file, or a reservation, under an id that is new."""
@@ -107,12 +108,12 @@ class MediaStore:
         )
 
     def set_content(self, txn: WriteTransaction, media_id: str, content: Content, now_ms: int) -> bool:
-        """Fill a reservation; False when it is filled already, or gone."""
+        """Fill a reservation; False when it is filled already, or gone. The file is as old as its content."""
         sql = (
-            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, last_access_ts = ? "
+            "UPDATE media SET hash = ?, type = ?, size = ?, name = ?, expires_ts = NULL, created_ts = ?, last_access_ts = ? "
             "WHERE media_id = ? AND hash IS NULL"
         )
-        return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, media_id)) > 0
+        return txn.execute(sql, (content.hash, content.type, content.size, content.name, now_ms, now_ms, media_id)) > 0
 
 
 def _select(txn: Transaction, media_ids: tuple[str, ...]) -> Mapping[str, MediaRow]:

@@ -50,16 +50,20 @@ class Levelling:
 
     async def do_level(self, limit: int) -> int:
         """Move at most so many contents to where they belong; how many. A job does it. Raises OSError."""
+        lately = await self._send_lately(limit)
+        if lately == limit:
+            return lately
+        limit -= lately
         if self._contents.role == "retired":
             done = await self._bring_back(limit)
         else:
             done = await self._send(limit)
         self._moved += done
-        if done and self._clock.seconds() >= self._tell_at:
-            await self._tell()
         if not self._after:
             await self._end_walk()
-        return done
+        elif done and self._clock.seconds() >= self._tell_at:
+            await self._tell()
+        return lately + done
 
     async def _end_walk(self) -> None:
         if self._moved:
@@ -69,6 +73,13 @@ class Levelling:
         elif not self._is_told:
             self._is_told = True
             self.log.info("every file is where media_object_store.role wants it")
+
+    async def _send_lately(self, limit: int) -> int:
+        """Write objects for what came since the last step. What fails is found by the walk."""
+        missing = await self._table.get_missing_of(self._contents.take_lately(limit))
+        for hash, size in missing:
+            await self._write(hash, size)
+        return len(missing)
 
     async def _send(self, limit: int) -> int:
         """Write objects for contents that have none."""

@@ -96,6 +96,10 @@ class MediaObjectStore:
         """Look at so many contents, in the order of their hashes, the first after this one: which are in no object."""
         return await self._database.read("get_media_without_objects", _select_missing, after, limit)
 
+    async def get_missing_of(self, hashes: Set[bytes]) -> Sequence[tuple[bytes, int]]:
+        """Those of them that files have and that are in no object: hashes and sizes, in order."""
+        return await self._database.read("get_some_media_without_objects", _select_missing_of, tuple(hashes))
+
     async def get_some(self, after: bytes, limit: int) -> Sequence[StoredObject]:
         """At most so many objects, in the order of their hashes, the first after this one."""
         return await self._database.read("get_some_media_objects", _select_some, after, limit)
@@ -141,6 +145,16 @@ def _select_missing(txn: Transaction, after: bytes, limit: int) -> Missing:
     here = _select_here(txn, tuple(hash for hash, _ in contents))
     last = contents[-1][0] if len(contents) == limit else None
     return Missing([each for each in contents if each[0] not in here], last)
+
+
+def _select_missing_of(txn: Transaction, hashes: tuple[bytes, ...]) -> Sequence[tuple[bytes, int]]:
+    sizes = {
+        bytes(row[0]): int(row[1])
+        for table in ("media", "remote_media")
+        for row in txn.query_in(f"SELECT hash, size FROM {table} WHERE hash IN {{keys}}", hashes)
+    }
+    here = _select_here(txn, tuple(sizes))
+    return sorted((hash, size) for hash, size in sizes.items() if hash not in here)
 
 
 def _select_some(txn: Transaction, after: bytes, limit: int) -> Sequence[StoredObject]:

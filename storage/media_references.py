@@ -1,7 +1,8 @@
 """Who refers to which file: events, profiles, account data. What is here says when a file may go.
 
 Laws:
-- An event refers to every address in it while it has its content; an edit only while the event that it edits has its own.
+- An event refers to every address in it while it has its content; an edit only while the event that it edits has its own; an
+  `m.room.member` until a later one is the member's: who changes their picture means the old one to go.
 - A reference from a room counts while somebody of this server is in the room, or was and has not forgotten it; to files of this
   server also while others are in the room.
 - Rows of events are written by who follows the events by their numbers (`select_batch`, `put_batch`), rows of settings in the
@@ -65,7 +66,7 @@ class EventMentions(msgspec.Struct, frozen=True):
     sender: str
     addresses: frozenset[MediaAddress]
     is_live: bool = True
-    """False for an edit of an event that has lost its content."""
+    """False for an edit of an event that has lost its content, and for a membership in whose place there is a later one."""
 
 
 class MentionBatch(msgspec.Struct, frozen=True):
@@ -255,7 +256,8 @@ def do_rechecks(txn: WriteTransaction, own: str, upto_event: int, now_ms: int, l
 
 
 def _recheck_events(txn: WriteTransaction, event_nids: Collection[int]) -> set[int]:
-    """Take away what events, and their edits, refer to no longer; the numbers of these files."""
+    """Take away what events, and their edits, refer to no longer; the numbers of these files. A membership that is the member's again
+    refers to its files again."""
     edits = txn.query_in(
         "SELECT r.event_nid FROM relations AS r JOIN events AS p ON p.event_id = r.target AND p.room_nid = r.room_nid"
         f" WHERE r.rel_type = '{REPLACE}' AND p.event_nid IN {{keys}}",
@@ -271,7 +273,10 @@ def _recheck_events(txn: WriteTransaction, event_nids: Collection[int]) -> set[i
     lost: set[int] = set()
     for each in mentions:
         stay = {nids[address] for address in each.addresses if each.is_live}
-        loses_attached = not each.is_live or each.event_nid in redacted
+        if each.role is Role.MEMBER:
+            _insert(txn, [(nid, each.event_nid, each.room_nid, int(each.role)) for nid in stay])
+            _set_referenced(txn, stay)
+        loses_attached = each.event_nid in redacted or (not each.is_live and each.role is not Role.MEMBER)
         before = txn.query(
             "SELECT media_nid, role FROM media_in_events WHERE room_nid = ? AND event_nid = ?",
             (each.room_nid, each.event_nid),
@@ -296,6 +301,13 @@ def _mentions(txn: Transaction, rows: Sequence[Row]) -> list[EventMentions]:
             f" WHERE r.rel_type = '{REPLACE}' AND p.redacted_by IS NOT NULL AND (p.flags & {_TIMELINE}) <> 0"
             " AND p.sender = r.sender AND p.type = r.type AND p.state_key IS NULL AND r.event_nid IN {keys}",
             [each.event_nid for each in found],
+        )
+    )
+    dead |= _column(
+        txn.query_in(
+            "SELECT e.event_nid FROM events AS e JOIN memberships AS m ON m.room_nid = e.room_nid AND m.user_id = e.state_key"
+            " WHERE m.event_nid > e.event_nid AND e.event_nid IN {keys}",
+            [each.event_nid for each in found if each.role is Role.MEMBER],
         )
     )
     return [replace(each, is_live=False) if each.event_nid in dead else each for each in found]

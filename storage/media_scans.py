@@ -4,7 +4,8 @@ Laws:
 - A file that comes is noted as wanted in the write that keeps it, so that none is forgotten, whatever dies when.
 - A verdict, and what follows from it (all files with these bytes are held back), are one write.
 - What an administrator has given free stays free, whatever is found later; what was found harmful stays so until then.
-- Rows go with the last file that has the content.
+- Rows go with the last file that has the content. Whoever asks can make up keys for what is inside of a file: so of verdicts that it is
+  clean there are few of a content, and they go with time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -63,6 +64,8 @@ class ScannedFile(msgspec.Struct, frozen=True):
     user_id: str | None
 
 
+MOST_INSIDE: Final = 20
+"""Verdicts that what is inside is clean, of one content."""
 MOST_DOUBLED: Final = 20
 """So often a pause is doubled at most."""
 _WRITTEN: Final = "digest, hash, state, version, scanned_ts, found, by_user_id"
@@ -134,6 +137,11 @@ class MediaScanStore:
 
         await self._database.write("note_media_scan_failure", write)
 
+    async def forget_inside(self, before_ms: int, limit: int) -> int:
+        """Forget of what is inside of files that it was clean before then, at most so many times; how many. Who asks has it
+        scanned anew."""
+        return await self._database.write("forget_media_scans_inside", _forget_inside, before_ms, limit)
+
     async def forget_unused(self, hash: bytes) -> None:
         """The content is not there: forget what is known of it, unless a file says that it has it."""
 
@@ -163,6 +171,8 @@ class MediaScanStore:
         if not select_used_hashes(txn, (verdict.hash,)):
             return ()
         _put(txn, verdict)
+        if verdict.digest != verdict.hash and verdict.state is ScanState.CLEAN:
+            _forget_further_inside(txn, verdict.hash)
         if verdict.state is not ScanState.HARMFUL or not hold:
             return ()
         if verdict.digest != verdict.hash:
@@ -176,6 +186,26 @@ def forget_scans(txn: WriteTransaction, hashes: Set[bytes]) -> None:
     """No file has these contents any more."""
     if hashes:
         txn.execute_many("DELETE FROM media_scans WHERE hash = ?", [(hash,) for hash in sorted(hashes)])
+
+
+_IS_CLEAN_INSIDE: Final = f"state = {ScanState.CLEAN:d} AND digest <> hash"
+
+
+def _forget_inside(txn: WriteTransaction, before_ms: int, limit: int) -> int:
+    return txn.execute(
+        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE {_IS_CLEAN_INSIDE}"
+        " AND scanned_ts < ? ORDER BY scanned_ts LIMIT ?)",
+        (before_ms, limit),
+    )
+
+
+def _forget_further_inside(txn: WriteTransaction, hash: bytes) -> None:
+    """All but the latest that what is inside of a content is clean; many that were there before, some at a time."""
+    txn.execute(
+        f"DELETE FROM media_scans WHERE digest IN (SELECT digest FROM media_scans WHERE hash = ? AND {_IS_CLEAN_INSIDE}"
+        " ORDER BY scanned_ts DESC, digest LIMIT ? OFFSET ?)",
+        (hash, MOST_INSIDE, MOST_INSIDE),
+    )
 
 
 def _select(txn: Transaction, digests: tuple[bytes, ...]) -> Mapping[bytes, ScanRow]:

@@ -10,6 +10,7 @@ import msgspec
 
 from storage.directory_changes import note_directory_changes
 from storage.engine import SQLValue
+from storage.media_references import Recheck, note_rechecks
 from storage.memberships import MembershipRow, put_memberships, select_memberships
 from storage.room_servers import count_servers
 from storage.room_summaries import set_summary_fields
@@ -77,6 +78,7 @@ def apply_effects(
             positions.setdefault(server, position)
         rows.append(_make_row(room_nid, nid, position, new))
     put_memberships(txn, rows)
+    _note_pictures(txn, [(before[row.user_id], row) for row in rows if row.user_id in before])
     for row in rows:
         txn.announce(Change(row.position, Topic.MEMBERSHIP, user_id=row.user_id, detail=row))
     remote = [(user_id, position) for user_id, (_, position, new) in members.items() if not new.is_local]
@@ -85,6 +87,13 @@ def apply_effects(
     if servers:
         count_servers(txn, room_nid, servers, positions)
     return change["join"], change["invite"]
+
+
+def _note_pictures(txn: WriteTransaction, changed: Sequence[tuple[MembershipRow, MembershipRow]]) -> None:
+    """What the membership before has shown may go; what one shows that is the member's again, may not."""
+    nids = {old.event_nid for old, new in changed if old.avatar_url is not None}
+    nids |= {new.event_nid for old, new in changed if new.event_nid < old.event_nid}
+    note_rechecks(txn, Recheck.EVENT, nids)
 
 
 def _make_row(room_nid: int, nid: int, position: int, new: NewMembership) -> MembershipRow:

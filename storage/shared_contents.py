@@ -2,7 +2,7 @@
 
     role           folder                         object store
     main           a cache, trimmed to a size     has every content
-    second_copy    has every content              has every content, if late when it fails
+    second_copy    has every content              has every content, a minute later
     retired        gets every content back        is emptied
 
 An object's name is new for each writing: `PREFIX content/ab/cd/HASH-…`. The table `media_objects` is the journal. What changes the
@@ -10,7 +10,7 @@ role wants is done by `storage.media_levelling`, a job, in steps that can be int
 
 Laws:
 - `main`: an upload is acknowledged when its object is whole and noted in the transaction of its row.
-- `second_copy`: it is acknowledged when the folder has it; the object is tried first.
+- `second_copy`: it is acknowledged when the folder has it, however the store does. The job makes the object, what came last first.
 - What comes back from the store is checked by its hash before anybody has it, if it is brought back to the folder.
 """
 
@@ -46,6 +46,7 @@ RENEW_SECONDS: Final = 120.0
 WHOLE_BYTES: Final = 8 << 20
 """What is no longer is brought to the folder when it is asked for; longer ones are read where they are."""
 MOST_ATTEMPTS: Final = 5
+MOST_LATELY: Final = 1000
 
 
 class _ObjectIsGone(Exception):
@@ -80,6 +81,7 @@ class SharedContents:
         self._give_addresses = give_addresses
         self._table = MediaObjectStore(database)
         self._coming_back: dict[bytes, list[Deferred[bool]]] = {}
+        self._lately: set[bytes] = set()
 
     def spool(self, memory_bytes: int) -> Spool:
         return self._files.spool(memory_bytes)
@@ -100,7 +102,14 @@ class SharedContents:
             self._files.abandon(stored)
             raise
         await self._files.settle(stored)
+        if self.role == "second_copy" and len(self._lately) < MOST_LATELY:
+            self._lately.add(stored.hash)
         return result
+
+    def take_lately(self, limit: int) -> Set[bytes]:
+        """Contents that came lately and wait for their second copy, at most so many, each told once. What is not among them, as after
+        a restart, is found by who looks through all."""
+        return {self._lately.pop() for _ in range(min(limit, len(self._lately)))}
 
     async def _write(
         self, stored: StoredFile, name: str | None, write: Callable[[WriteTransaction, bytes, int], T]
@@ -129,16 +138,10 @@ class SharedContents:
         return write(txn, stored.hash, stored.size)
 
     async def _put(self, path: Path, hash: bytes, size: int) -> str | None:
-        """Write the object, if there is to be one and is none with this content; its name."""
-        if self.role == "retired" or hash in await self._table.get_objects([hash]):
+        """Write the object, if it must be there first and there is none with this content; its name."""
+        if self.role != "main" or hash in await self._table.get_objects([hash]):
             return None
-        try:
-            return await self.write_object(path, hash, size)
-        except ObjectStoreFailed as error:
-            if self.role == "main":
-                raise
-            self.log.warn("the second copy of a file is made later: {error}", error=error)
-            return None
+        return await self.write_object(path, hash, size)
 
     async def write_object(self, path: Path, hash: bytes, size: int) -> str:
         """A new object with what is in a file; its name, which is not noted as `here` yet."""

@@ -85,7 +85,7 @@ async def get_media_info(media: MediaAdministration, *, server_name: ServerName,
 async def delete_media(
     media: MediaAdministration, caller: Requester, *, server_name: ServerName, media_id: str
 ) -> dict[str, Any]:
-    """Delete a file of this server, whoever refers to it, held back or protected or not."""
+    """Delete a file, or the copy of another server's, whoever refers to it, held back or protected or not."""
     return _deleted(await media.do_delete(server_name, media_id, caller.user_id))
 
 

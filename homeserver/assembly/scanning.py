@@ -111,6 +111,7 @@ class ScanningParts:
             Job("scan_media", self.scanning.do_scan_wanted, 10.0),
             Job("mark_media_rescan", self._rescans.do_mark, 30.0),
             Job("follow_scanner_versions", self._rescans.do_follow, 60.0),
+            Job("forget_scans_inside", self.scanning.do_forget_inside, 600.0),
         )
 
 

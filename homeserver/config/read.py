@@ -25,6 +25,8 @@ SECRET_FILE_SUFFIXES = ("_path", "_file")
 
 DURATION_UNITS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000, "y": 31_536_000_000}
 SIZE_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+SPELT_DURATIONS = {unit: DURATION_UNITS[unit] for unit in "dhms"}
+SPELT_SIZES = {unit: SIZE_UNITS[unit] for unit in "GMK"}
 WORDS_FOR_BOOL = {"yes": True, "on": True, "no": False, "off": False}
 
 
@@ -123,7 +125,7 @@ def read_fields(
             continue
         try:
             value = read_value(types[declared.name], found, here, reading, default)
-            check_bounds(value, description)
+            check_bounds(value, types[declared.name], description)
         except Unfit as unfit:
             shown = "a secret" if is_secret(types[declared.name]) else show(found)
             reading.complain(here, f"got {shown}; {unfit}")
@@ -304,15 +306,31 @@ def _with_unit(found: Any, units: Mapping[str, int], wanted: str) -> int:
     return int(matched[1]) * units.get(matched[2], 1)
 
 
-def check_bounds(value: Any, description: Description) -> None:
+def spell_number(number: float, value_type: Any) -> str:
+    """A number as people write it in the file: a duration or a size with the largest unit that it is a multiple of."""
+    kind = without_none(value_type)
+    units = SPELT_DURATIONS if kind is Duration else SPELT_SIZES if kind is Size else {}
+    for unit, factor in units.items():
+        if number and number % factor == 0:
+            return f"{number // factor:.0f}{unit}"
+    return str(number)
+
+
+def without_none(value_type: Any) -> Any:
+    """What an option that may be left out is otherwise."""
+    inner = [each for each in get_args(value_type) if each is not NoneType]
+    return inner[0] if len(inner) == 1 and NoneType in get_args(value_type) else value_type
+
+
+def check_bounds(value: Any, value_type: Any, description: Description) -> None:
     """Hold a value against the bounds of its option. Raises `Unfit`."""
     if value is None:
         return
     if _is_plain_number(value):
         if description.minimum is not None and value < description.minimum:
-            raise Unfit(f"must be at least {description.minimum}")
+            raise Unfit(f"must be at least {spell_number(description.minimum, value_type)}")
         if description.maximum is not None and value > description.maximum:
-            raise Unfit(f"must be at most {description.maximum}")
+            raise Unfit(f"must be at most {spell_number(description.maximum, value_type)}")
     if description.check is not None and (wrong := description.check(value)):
         raise Unfit(wrong)
 

@@ -1,16 +1,15 @@
 """The options told to people: the sample file, and the page of the documentation, made from the declarations."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from textwrap import wrap
-from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from homeserver.config.load import REASONS, synapse_keys
 from homeserver.config.option import JSON, Duration, Network, Secret, Size, default_of, description_of
-from homeserver.config.read import environment_name, is_secret
+from homeserver.config.read import environment_name, is_secret, spell_number, without_none
 from homeserver.config.whole import GROUPS
 from homeserver.config.yaml_text import Place
 
@@ -83,13 +82,11 @@ def _is_limit(declared: Field[Any]) -> bool:
 
 def spell(value: Any, value_type: Any) -> str:
     """A default, as YAML in one line."""
-    kind = _without_none(value_type)
+    kind = without_none(value_type)
     if value is None:
         return "null"
-    if kind is Duration:
-        return _with_unit(value, {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1000})
-    if kind is Size:
-        return _with_unit(value, {"G": 1024**3, "M": 1024**2, "K": 1024})
+    if kind in (Duration, Size):
+        return spell_number(value, kind)
     if is_dataclass(value) and not isinstance(value, type):
         hints = get_type_hints(type(value))
         inner = ", ".join(
@@ -106,18 +103,6 @@ def spell(value: Any, value_type: Any) -> str:
     if isinstance(value, str) and value.replace("_", "").isalpha():
         return value if value not in {"on", "off", "yes", "no"} else f'"{value}"'
     return json.dumps(value, ensure_ascii=False)
-
-
-def _with_unit(value: int, units: Mapping[str, int]) -> str:
-    for unit, factor in units.items():
-        if value and value % factor == 0:
-            return f"{value // factor}{unit}"
-    return str(value)
-
-
-def _without_none(value_type: Any) -> Any:
-    inner = [each for each in get_args(value_type) if each is not NoneType]
-    return inner[0] if len(inner) == 1 and NoneType in get_args(value_type) else value_type
 
 
 def _declarations(kind: type[Any]) -> list[tuple[Field[Any], Any]]:
@@ -162,7 +147,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
             facts.append(f"default `{spell(default, value_type)}`")
         for word, bound in (("at least", description.minimum), ("at most", description.maximum)):
             if bound is not None and bound != 1:
-                facts.append(f"{word} {bound}")
+                facts.append(f"{word} {spell_number(bound, value_type)}")
         if is_secret(value_type):
             facts.append(f"secret, `{environment_name(here)}`")
         if description.not_yet:
@@ -179,7 +164,7 @@ def _docs_section(kind: type[Any], place: Place) -> Iterator[str]:
 
 def _section_in(value_type: Any) -> type[Any] | None:
     """The section that a type is, or that its list or mapping is made of."""
-    candidates = [value_type, *get_args(_without_none(value_type))]
+    candidates = [value_type, *get_args(without_none(value_type))]
     return next((each for each in candidates if isinstance(each, type) and is_dataclass(each)), None)
 
 
@@ -198,7 +183,7 @@ TYPE_NAMES: dict[Any, str] = {
 
 
 def _type_name(value_type: Any) -> str:
-    kind = _without_none(value_type)
+    kind = without_none(value_type)
     if kind in TYPE_NAMES:
         return TYPE_NAMES[kind]
     if is_dataclass(kind):

@@ -139,6 +139,15 @@ def test_what_is_wrong_is_told_once(folder: Folder) -> None:
     ]
 
 
+def test_bounds_are_told_as_they_are_written(folder: Folder) -> None:
+    assert folder.complaints(
+        "server_name: a.b\nmedia_retention: {local_media_lifetime: 5m}\nmedia_scanning: {max_size: 0}"
+    ) == [
+        "homeserver.yaml:2: media_retention.local_media_lifetime: got '5m'; must be at least 2h",
+        "homeserver.yaml:3: media_scanning.max_size: got 0; must be at least 1",
+    ]
+
+
 def test_the_server_name_is_required(folder: Folder) -> None:
     assert folder.complaints("bcrypt_rounds: 4") == [
         "homeserver.yaml: server_name: is required, as in example.org",

@@ -205,6 +205,38 @@ def test_account_data_and_profiles_refer_to_files(server: TestServer, alice: Use
     assert _wait(server) == 1
 
 
+def test_a_picture_that_is_replaced_goes_and_the_one_in_its_place_stays(
+    server: TestServer, alice: User, bob: User
+) -> None:
+    """Though the room remembers the membership that showed it."""
+    room_id = _room(alice, bob)
+    old, new, special = (_upload(alice, body) for body in (b"old", b"new", b"special"))
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
+    member = f"/_matrix/client/v3/rooms/{room_id}/state/m.room.member/{alice.user_id}"
+    for picture in (old, new):
+        assert alice.put(profile, {"avatar_url": picture}).status == 200
+        _follow(server)
+    assert bob.get(member).json["avatar_url"] == new
+    assert _wait(server) == 1
+    assert [_is_there(bob, picture) for picture in (old, new)] == [False, True]
+    assert alice.put(member, {"membership": "join", "avatar_url": special}).status == 200
+    assert alice.put(profile, {"avatar_url": ""}).status == 200
+    assert _wait(server) == 2
+    assert alice.post(f"/_matrix/client/v3/rooms/{room_id}/leave").status == 200
+    assert _wait(server) == 0
+
+
+def test_a_picture_that_is_taken_again_stays(server: TestServer, alice: User, bob: User) -> None:
+    _room(alice, bob)
+    one, other = _upload(alice, b"one"), _upload(alice, b"other")
+    profile = f"/_matrix/client/v3/profile/{alice.user_id}/avatar_url"
+    for picture in (one, other, one):
+        assert alice.put(profile, {"avatar_url": picture}).status == 200
+        _follow(server)
+    assert _wait(server) == 1
+    assert [_is_there(bob, picture) for picture in (one, other)] == [True, False]
+
+
 def test_what_was_there_before_references_were_kept_is_looked_at(server: TestServer, alice: User) -> None:
     room_id, file, pack = _room(alice), _upload(alice, b"old"), _upload(alice, b"pack")
     event_id = _send(alice, room_id, _file(file))
@@ -309,6 +341,7 @@ class _Model:
     uploaders: list[int] = field(default_factory=list)
     events: list[_Event] = field(default_factory=list)
     data: dict[int, frozenset[int]] = field(default_factory=dict)
+    pictures: dict[int, frozenset[int]] = field(default_factory=dict)
     by_uploader: set[int] = field(default_factory=set)
 
     def referred(self) -> set[int]:
@@ -322,7 +355,7 @@ class _Model:
                 and self.events[event.edits].sender == event.sender
             )
         ]
-        return set().union(*counted, *self.data.values())
+        return set().union(*counted, *self.data.values(), *self.pictures.values())
 
     def refer(self, user: int, files: frozenset[int]) -> None:
         self.by_uploader |= {file for file in files if self.uploaders[file] == user}
@@ -390,10 +423,10 @@ def test_exactly_those_files_go_to_which_nobody_refers(
                 _redact(users[event.sender], room_id, event.event_id)
                 event.redacted = True
         elif verb == "avatar" and files:
-            file = min(files)  # the event of the membership refers to it from then on
+            file = min(files)  # profile and membership refer to it until they have another
             path = f"/_matrix/client/v3/profile/{users[user].user_id}/avatar_url"
             assert users[user].put(path, {"avatar_url": addresses[file]}).status == 200
-            model.events.append(_Event(user, frozenset({file})))
+            model.pictures[user] = frozenset({file})
             model.refer(user, frozenset({file}))
         elif verb == "data":
             data = {"pack": [addresses[file] for file in sorted(files)]}

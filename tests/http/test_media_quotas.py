@@ -59,6 +59,15 @@ def test_a_reserved_address_is_no_way_round(alice: User) -> None:
     assert _upload(alice, 1000, path=f"upload/{reserved}", method="PUT").status == 200
 
 
+def test_addresses_reserved_before_the_span_are_no_way_round(alice: User) -> None:
+    one, other = (alice.post("/_matrix/media/v1/create").json["content_uri"].removeprefix("mxc://") for _ in range(2))
+    alice.server.clock.advance(HOUR + 1)
+    assert _upload(alice, 1000, path=f"upload/{one}", method="PUT").status == 200
+    assert _upload(alice, 1, path=f"upload/{other}", method="PUT").errcode == "M_USER_LIMIT_EXCEEDED"
+    alice.server.clock.advance(HOUR)
+    assert _upload(alice, 1, path=f"upload/{other}", method="PUT").status == 200
+
+
 @pytest.mark.parametrize(
     ("type", "size", "status"),
     [("video/mp4", 301, 413), ("VIDEO/mp4; x=y", 301, 413), ("image/png", 201, 413), ("image/jpeg", 301, 200)],

@@ -60,6 +60,43 @@ def test_they_are_scanned_once_it_can(place: Place, scanners: RunningScanners) -
     assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (clean, harmful)] == [200, 403]
 
 
+def test_a_short_restart_of_a_scanner_is_not_the_failure_of_the_file_that_it_was_at(
+    place: Place, scanners: RunningScanners
+) -> None:
+    server = place.server(clamd(scanners, ", upload_wait: 0s"))
+    alice = server.register("alice")
+    assert alice.get(f"{DOWNLOAD}/{upload(alice, TEA)}").status == 200  # it answers, and is believed to for a while
+    scanners.stop_clamd()
+    try:
+        one, other = upload(alice, b"black tea"), upload(alice, b"red tea")
+        assert alice.get(f"{DOWNLOAD}/{one}").status == 503
+    finally:
+        scanners.start_clamd()
+    server.clock.advance(6)
+    do_jobs(server)  # nobody need ask
+    assert metric(server, "mahalla_media_scans_waiting", scan="first") == 0
+    assert [alice.get(f"{DOWNLOAD}/{each}").status for each in (one, other)] == [200, 200]
+
+
+def test_a_file_over_which_a_scanner_ends_each_time_holds_no_others(place: Place, scanners: RunningScanners) -> None:
+    server = place.server(clamd(scanners, ", upload_wait: 0s"))
+    alice = server.register("alice")
+    address = ""
+    for number in range(2):
+        assert alice.get(f"{DOWNLOAD}/{upload(alice, TEA + b'%d' % number)}").status == 200
+        scanners.stop_clamd()
+        try:
+            address = address or upload(alice, b"black tea")
+            assert alice.get(f"{DOWNLOAD}/{address}").status == 503
+        finally:
+            scanners.start_clamd()
+        server.clock.advance(6)
+    assert alice.get(f"{DOWNLOAD}/{address}").status == 503
+    assert alice.get(f"{DOWNLOAD}/{upload(alice, b'red tea')}").status == 200
+    server.clock.advance(54)
+    assert alice.get(f"{DOWNLOAD}/{address}").status == 200
+
+
 def test_or_given_out_where_that_is_wished(place: Place, scanners: RunningScanners) -> None:
     scanners.stop_clamd()
     try:

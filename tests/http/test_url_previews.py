@@ -241,6 +241,24 @@ def test_lists_are_asked_of_every_address_on_the_way(
     assert "https://c.internal.example/i" not in [url for url, _ in pages.asked]
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example.",
+        "http://evil.example:80/",
+        "https://EVIL.example.:443/",
+        "https://evil.example\u3002/",
+        "https://evil.example..",
+    ],
+)
+def test_another_spelling_of_a_host_is_no_way_round(
+    sqlite_database: Database, tmp_path: Path, pages: LinkedPages, url: str
+) -> None:
+    alice = _server(tmp_path, sqlite_database, pages, "url_preview_url_blacklist: [{netloc: evil.example}]\n")
+    assert _ask(alice, url).status == 403
+    assert pages.asked == []
+
+
 def test_only_what_is_allowed(sqlite_database: Database, tmp_path: Path, pages: LinkedPages) -> None:
     alice = _server(tmp_path, sqlite_database, pages, 'url_preview_url_allowlist: [{hostname: "good.example"}]\n')
     pages.put("https://good.example/", "<title>x</title>")
@@ -258,6 +276,7 @@ def test_only_what_is_allowed(sqlite_database: Database, tmp_path: Path, pages: 
         "javascript:alert(1)",
         "https://user:word@site.example/",
         "https:///x",
+        "https://./x",
         "https://[::1/",
         "https://site.example:port/",
         "https://" + "x" * 3000,

@@ -32,6 +32,18 @@ def _statuses(user: User, *addresses: str) -> list[int]:
     return [user.get(f"{DOWNLOAD}/{address}").status for address in addresses]
 
 
+def test_a_copy_of_another_servers_file_can_be_deleted(people: tuple[User, User, User], tmp_path: Path) -> None:
+    alice, bob, root = people
+    theirs = upload(alice, b"tea")
+    assert _statuses(bob, theirs) == [200]
+    before = len(kept(tmp_path))
+    assert bob.delete(f"{ADMIN}/media/{theirs}").errcode == "M_FORBIDDEN"
+    assert root.delete(f"{ADMIN}/media/{theirs}").json == {"deleted_media": [_id(theirs)], "total": 1}
+    assert len(kept(tmp_path)) == before - 1
+    assert root.delete(f"{ADMIN}/media/{theirs}").status == 404
+    assert _statuses(bob, theirs) == [200]  # it is fetched anew
+
+
 def test_what_is_held_back_is_gone_for_all(people: tuple[User, User, User]) -> None:
     alice, bob, root = people
     image = picture(80, 60)
@@ -204,7 +216,7 @@ def test_uploads_of_a_user_are_listed_and_deleted(people: tuple[User, User, User
     root.post(f"{ADMIN}/media/quarantine/{files[0]}")
     assert root.delete(f"{ADMIN}/media/{files[0]}").json == {"deleted_media": [_id(files[0])], "total": 1}
     assert root.delete(f"{ADMIN}/media/{files[0]}").status == 404
-    assert root.delete(f"{ADMIN}/media/{NORTH}/abc").status == 400
+    assert root.delete(f"{ADMIN}/media/{NORTH}/abc").status == 404
     assert _statuses(bob, *files) == [404, 404, 200]
     assert len(kept(tmp_path)) == 1
     noted = root.get(f"{OURS}/deleted?limit=1").json

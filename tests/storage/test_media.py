@@ -1,12 +1,17 @@
 """Rows of files, on both databases."""
 
+from collections.abc import Sequence
+from typing import cast
+
 from msgspec.structs import replace
 
 from storage.database import Database
+from storage.engine import Row
 from storage.media import Content, MediaRow, MediaStore
 from storage.media_addresses import MediaAddress
 from storage.media_quarantine import QuarantineStore
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.transaction import Transaction
 
 NOW = 1_700_000_000_000
 CONTENT = Content(b"\x01" * 32, 7, "image/png", "a.png")
@@ -33,7 +38,7 @@ async def test_a_reservation_is_filled_once(database: Database) -> None:
     assert not await database.write("fill", store.set_content, "later", other, NOW + 6)
     assert not await database.write("fill", store.set_content, "unknown", other, NOW + 6)
     row = (await store.get_media(["later"]))["later"]
-    assert row == replace(RESERVED, content=CONTENT, expires_ts=None, last_access_ts=NOW + 5)
+    assert row == replace(RESERVED, content=CONTENT, created_ts=NOW + 5, expires_ts=None, last_access_ts=NOW + 5)
 
 
 async def test_reservations_count_until_they_end_or_are_filled(database: Database) -> None:
@@ -93,3 +98,32 @@ async def test_the_last_access_only_moves_on(database: Database) -> None:
     await store.set_accessed("abc", NOW + 10)
     await store.set_accessed("abc", NOW + 5)
     assert (await store.get_media(["abc"]))["abc"].last_access_ts == NOW + 10
+
+
+async def test_sizes_are_summed_up_since_several_moments(database: Database) -> None:
+    store = MediaStore(database)
+    rows = [replace(ROW, media_id=f"m{ago}", created_ts=NOW - ago) for ago in (0, 10, 20)]
+    await _add(database, store, *rows, RESERVED, replace(ROW, media_id="b", user_id="@b:x"))
+    since = [NOW - 5, NOW - 15, 0]
+    assert await database.read("sum", store.sum_sizes, "@alice:example.org", since) == [7, 14, 21]
+    assert await database.read("sum", store.sum_sizes, "@nobody:example.org", since) == [0, 0, 0]
+
+
+async def test_they_are_summed_up_out_of_an_index_alone(sqlite_database: Database) -> None:
+    class Explained:
+        """A transaction that tells how it would look."""
+
+        def __init__(self, txn: Transaction) -> None:
+            self.txn = txn
+
+        def query_one(self, sql: str, args: Sequence[str | int]) -> Row | None:
+            plans.extend(row[3] for row in self.txn.query(f"EXPLAIN QUERY PLAN {sql}", args))
+            return None
+
+    plans: list[str] = []
+
+    def look(txn: Transaction) -> None:
+        MediaStore(sqlite_database).sum_sizes(cast(Transaction, Explained(txn)), "@alice:example.org", [NOW, 0])
+
+    await sqlite_database.read("look", look)
+    assert plans == ["SEARCH media USING COVERING INDEX media_by_user (user_id=? AND created_ts>?)"]

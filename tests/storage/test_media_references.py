@@ -11,6 +11,7 @@ from storage.media_lists import ORDERS, MediaListStore, Order, Wished
 from storage.media_references import Setting, do_rechecks, note_redaction, put_setting, remove_settings
 from storage.media_removal import MediaRemovalStore, Reason
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
+from storage.room_effects import NewMembership, StateEffect, apply_effects
 from storage.transaction import WriteTransaction
 
 OWN, ALICE, NOW = "example.org", "@alice:example.org", 1_700_000_000_000
@@ -33,11 +34,18 @@ def test_no_text_has_too_many() -> None:
     assert len(find_addresses(b"".join(b"mxc://a/%d " % number for number in range(2 * MOST)))) == MOST
 
 
-def _add_event(txn: WriteTransaction, nid: int, sender: str, text: str) -> None:
+def _add_event(
+    txn: WriteTransaction,
+    nid: int,
+    sender: str,
+    text: str,
+    type: str = "m.room.message",
+    state_key: str | None = None,
+) -> None:
     txn.execute(
-        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, sender, pdu)"
-        " VALUES (?, 1, 1, 1, 16, ?, 'm.room.message', ?, ?)",
-        (nid, f"${nid}", sender, text.encode()),
+        "INSERT INTO events (event_nid, room_nid, depth, origin_server_ts, flags, event_id, type, state_key, sender, pdu)"
+        " VALUES (?, 1, 1, 1, 16, ?, ?, ?, ?, ?)",
+        (nid, f"${nid}", type, state_key, sender, text.encode()),
     )
 
 
@@ -102,6 +110,35 @@ async def test_a_file_goes_with_its_last_reference(database: Database) -> None:
     ]
     assert await removal.get_deletions(noted[0].number, 10) == noted[1:]
     assert await removal.remove_deletions(NOW + 2, 10) == 1
+
+
+async def test_a_picture_counts_while_the_membership_that_shows_it_is_the_members(database: Database) -> None:
+    """Also one that is so again, since the state of the room was found to be another."""
+    await database.write("begin", _begin)
+    await _files(database)
+    while await database.write("settings", put_settings, 1):
+        pass
+    removal = MediaRemovalStore(database, OWN)
+
+    def change(txn: WriteTransaction, nid: int, picture: str | None) -> None:
+        membership = NewMembership(ALICE, "join", ALICE, True, None, picture)
+        apply_effects(txn, 1, [(nid, nid, StateEffect(membership))])
+
+    async def become(nid: int, picture: str | None, *, is_new: bool = True) -> set[str]:
+        """Which files are due then."""
+        if is_new:
+            await database.write("send", _add_event, nid, ALICE, picture or "", "m.room.member", ALICE)
+        await database.write("change", change, nid, picture)
+        assert await database.write("look", catch_up, 10)
+        await database.write("recheck", do_rechecks, OWN, 10, NOW, 10)
+        return {each.address.media_id for each in await removal.get_unreferenced(NOW, 10)}
+
+    own, copy = f"mxc://{OWN}/own", "mxc://north.example/copy"
+    assert await become(2, own) == set()
+    assert await become(3, copy) == {"own"}
+    assert await become(4, None) == {"own", "copy"}
+    assert await become(3, copy, is_new=False) == {"own"}
+    assert await become(2, own, is_new=False) == set()
 
 
 async def test_nothing_is_removed_while_events_were_not_looked_at(database: Database) -> None:

@@ -11,7 +11,7 @@ from storage.media_addresses import MediaAddress
 from storage.media_quarantine import SCANNER, QuarantineStore
 from storage.media_removal import MediaRemovalStore, Reason
 from storage.media_rescans import LONGEST_MS, FileKind, MediaRescanStore
-from storage.media_scans import MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
+from storage.media_scans import MOST_INSIDE, MediaScanStore, ScannedFile, ScanRow, ScanState, Wanted
 from storage.remote_media import RemoteMediaRow, RemoteMediaStore
 from storage.transaction import WriteTransaction
 
@@ -357,3 +357,18 @@ async def test_a_change_of_version_is_noted_until_a_rescan_begins(files: Files) 
     assert [await store.note_version(each) for each in ("1", "1", "2", "2", "1")] == [False, False, True, True, True]
     assert await store.start("signatures", NOW, 0) is not None
     assert [await store.note_version(each) for each in ("1", "3")] == [False, True]
+
+
+async def test_few_verdicts_about_what_is_inside_are_kept_and_not_for_long(files: Files) -> None:
+    """Keys can be made up."""
+    await files.add("a", 1)
+    await files.say(_verdict(1, ScanState.CLEAN))
+    keys = [bytes([number + 100]) * 32 for number in range(MOST_INSIDE + 3)]
+    for number, key in enumerate(keys):
+        state = ScanState.HARMFUL if number == 0 else ScanState.CLEAN
+        await files.say(replace(_verdict(1, state, key), scanned_ts=NOW + number), hold=False)
+    kept = [keys[0], *keys[3:]]
+    assert set(await files.scans.get_scans([_hash(1), *keys])) == {_hash(1), *kept}
+    old = NOW + 5
+    assert [await files.scans.forget_inside(old, 1) for _ in range(3)] == [1, 1, 0]
+    assert set(await files.scans.get_scans([_hash(1), *keys])) == {_hash(1), keys[0], *keys[5:]}

@@ -204,7 +204,7 @@ async def test_the_main_store_must_have_it_before_it_is_acknowledged(
     assert await node.contents.do_take_away(10) == 0
 
 
-async def test_a_second_copy_may_come_later(database: Database, bucket: Bucket, tmp_path: Path) -> None:
+async def test_a_second_copy_comes_later(database: Database, bucket: Bucket, tmp_path: Path) -> None:
     store = Cut(bucket.open())
     node = Node(database, tmp_path, store, "second_copy")
     store.is_cut = True
@@ -218,6 +218,38 @@ async def test_a_second_copy_may_come_later(database: Database, bucket: Bucket, 
     assert await node.levelling.do_level(10) == 0
     node.lose_folder()
     assert await node.read(digest) == TEA
+
+
+async def test_an_upload_does_not_wait_for_the_second_copy(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    """The store hangs; what was acknowledged meanwhile comes there later, also after a restart."""
+    node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy", LaterExecutor())
+    uploading = Deferred.fromCoroutine(node.upload(TEA))
+    assert uploading.called
+    levelling = Deferred.fromCoroutine(node.levelling.do_level(10))
+    assert not levelling.called  # it is the job that waits
+    assert Deferred.fromCoroutine(node.upload(b"black tea", "b")).called
+    again = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
+    assert await again.levelling.do_level(10) == 2
+    assert len(bucket.names()) == 2
+
+
+async def test_what_came_lately_gets_its_second_copy_first(
+    sqlite_database: Database, bucket: Bucket, tmp_path: Path
+) -> None:
+    before = Node(sqlite_database, tmp_path, bucket.open(), "retired")
+    for number in range(4):
+        await before.upload(b"%d" % number, str(number))
+    node = Node(sqlite_database, tmp_path, bucket.open(), "second_copy")
+    digest, gone = await node.upload(TEA), await node.upload(b"black tea", "b")
+    await node.remove("b", gone)
+    with capturedLogs() as told:
+        assert await node.levelling.do_level(2) == 2
+        assert [name for name in bucket.names() if digest.hex() in name]
+        assert [await node.levelling.do_level(2) for _ in range(3)] == [2, 1, 0]
+    assert len(bucket.names()) == 5
+    assert not [event for event in told if event["log_level"].name == "error"]
 
 
 async def test_all_move_to_the_store_and_back(database: Database, bucket: Bucket, tmp_path: Path) -> None:
@@ -281,6 +313,7 @@ async def test_how_far_it_is_is_told_once_in_a_while(sqlite_database: Database, 
         await node.levelling.do_level(1)
         node.clock.advance(60)
         await node.levelling.do_level(1)
+        node.clock.advance(60)
         for _ in range(4):
             await node.levelling.do_level(10)
     assert [formatEvent(event) for event in told] == [

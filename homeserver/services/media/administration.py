@@ -139,12 +139,13 @@ class MediaAdministration:
     # Deleting.
 
     async def do_delete(self, server: ServerName, media_id: str, by: UserID) -> Sequence[str]:
-        """Delete a file of this server, held back or protected or not; its id. Raises InvalidParam, NotFound."""
-        self.check_own(server)
-        deleted = await self._do_delete([media_id], by, held_too=True)
+        """Delete a file of this server, or the copy of another server's file, held back or protected or not; its id. Raises
+        NotFound."""
+        address = MediaAddress(server, media_id)
+        deleted = await self._removal.do_delete([address], Reason.ADMINISTRATOR, by, held_too=True)
         if not deleted:
             raise NotFound("There is no such file here")
-        return deleted
+        return [each.media_id for each in deleted]
 
     async def do_delete_of_user(
         self, user_id: UserID, order: Order, start: int, limit: int, by: UserID

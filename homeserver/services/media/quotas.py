@@ -57,22 +57,25 @@ class Quotas:
 
     def check_in(self, txn: Transaction, user_id: UserID, size: int, now_ms: int) -> None:
         """As `check_upload`, of what counts together with other files, in a transaction."""
-        for allowance in self._allowances:
-            used = self._store.sum_sizes(txn, user_id, now_ms - allowance.period_ms)
+        moments = [now_ms - allowance.period_ms for allowance in self._allowances]
+        if self._total is not None:
+            moments.append(0)
+        if not moments:
+            return
+        sums = self._store.sum_sizes(txn, user_id, moments)
+        for allowance, used in zip(self._allowances, sums, strict=False):
             if used + size > allowance.size:
                 raise UserLimitExceeded(
                     f"You may upload {_words(allowance.size)} in {_time(allowance.period_ms)}, and have uploaded "
                     f"{_words(used)}; this file has {_words(size)}",
                     info_uri=self._info_uri,
                 )
-        if self._total is not None:
-            used = self._store.sum_sizes(txn, user_id, 0)
-            if used + size > self._total:
-                raise UserLimitExceeded(
-                    f"You may have {_words(self._total)} of files here, and have {_words(used)}; this file has "
-                    f"{_words(size)}. Deleting files makes room",
-                    info_uri=self._info_uri,
-                )
+        if self._total is not None and sums[-1] + size > self._total:
+            raise UserLimitExceeded(
+                f"You may have {_words(self._total)} of files here, and have {_words(sums[-1])}; this file has "
+                f"{_words(size)}. Deleting files makes room",
+                info_uri=self._info_uri,
+            )
 
 
 def _words(size: int) -> str:

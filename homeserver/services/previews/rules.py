@@ -14,6 +14,7 @@ MAX_URL_CHARS: Final = 2048
 LEAST_FREE_PORT: Final = 1024
 WEB_PORTS: Final = frozenset({80, 443})
 """Below that, what listens there may be no web server, and take a request for something else."""
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 Patterns = Sequence[Mapping[str, str]]
 
@@ -39,7 +40,7 @@ class PreviewRules:
 
 
 def parse_url(url: str) -> str:
-    """An address as it can be asked for: in ASCII, without fragment. Raises InvalidParam."""
+    """An address as it can be asked for: in ASCII, without fragment, and with a host that is spelt in one way. Raises InvalidParam."""
     if len(url) > MAX_URL_CHARS:
         raise InvalidParam(f"url may have {MAX_URL_CHARS} characters at most")
     try:
@@ -48,6 +49,7 @@ def parse_url(url: str) -> str:
         port = parts.port
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
+        host = host.rstrip(".")
     except ValueError as error:
         raise InvalidParam("url is no address") from error
     if parts.scheme not in ("http", "https") or not host:
@@ -55,7 +57,7 @@ def parse_url(url: str) -> str:
     if parts.username is not None or parts.password is not None:
         raise InvalidParam("url may not have a user or a password")
     authority = f"[{host}]" if ":" in host else host
-    if port is not None:
+    if port is not None and port != DEFAULT_PORTS[parts.scheme]:
         authority = f"{authority}:{port}"
     safe = "%/:;=@!$&'()*+,~?-._[]|"
     return urlunsplit((parts.scheme, authority, quote(parts.path, safe) or "/", quote(parts.query, safe), ""))

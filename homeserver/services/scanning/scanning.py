@@ -65,13 +65,16 @@ AWAY_SECONDS: Final = 5.0
 """For so long nothing is shown to scanners of which one could not be asked; twice as long each time that it still cannot."""
 LONGEST_AWAY_SECONDS: Final = 60.0
 AWAY_RETRY_MS: Final = 60_000
-"""After so long a file is shown again over which a scanner failed, or that none could be asked about."""
+"""After so long a file is shown again over which a scanner failed, or that was given out since none could be asked."""
 FILE_RETRY_MS: Final = 600_000
 """After so long a file is shown again that could not be scanned, while others could; twice as long each time."""
 LONGEST_FILE_RETRY_MS: Final = 24 * 3600 * 1000
 THE_JOB: Final = "job"
 """On whose behalf the job scans: no user, and no server."""
+INSIDE_MS: Final = 7 * 24 * 3600 * 1000
+"""For so long it is known of what is inside of an encrypted file that it was clean."""
 MOST_FOUND_CHARS: Final = 300
+MOST_ENDED: Final = 1000
 
 Wrap = Callable[[AsyncGenerator[bytes, None]], AsyncGenerator[bytes, None]]
 
@@ -152,6 +155,8 @@ class Scanning:
         self._away_until = 0.0
         self._away_seconds = 0.0
         """How long the last pause was, for which scanners are left alone; 0 while they can be asked."""
+        self._ended_over: set[bytes] = set()
+        """Contents at which a scanner was when it ended."""
 
     # The gate.
 
@@ -161,7 +166,8 @@ class Scanning:
 
     def note(self, txn: WriteTransaction, kind: FileKind, hash: bytes, size: int) -> None:
         if kind in self._kinds and size <= self._max_size:
-            self._store.note(txn, hash, self._now_ms() + self._lease_ms())
+            until_ms = self._away_until_ms() if self._is_away() else self._now_ms() + self._lease_ms()
+            self._store.note(txn, hash, until_ms)
 
     async def check_kept(self, kind: FileKind, content: Content, whose: str) -> None:
         if kind not in self._kinds or content.size > self._max_size:
@@ -266,10 +272,14 @@ class Scanning:
             return 0
         return limit if len(taken) == count else min(len(taken), limit - 1)
 
+    async def do_forget_inside(self, limit: int) -> int:
+        """Forget old verdicts about what is inside of encrypted files, at most so many; how many. A job does it."""
+        return await self._store.forget_inside(self._now_ms() - INSIDE_MS, limit)
+
     async def _attempt(self, hash: bytes) -> bool:
         """False where scanners cannot be asked."""
         if self._is_away():  # since others of these were tried
-            await self._store.put_off(hash, self._now_ms() + AWAY_RETRY_MS)
+            await self._store.put_off(hash, self._away_until_ms())
             return False
         try:
             await self._run(_Wish(hash, hash, self._turns, THE_JOB))
@@ -314,6 +324,7 @@ class Scanning:
             raise ScannersUnavailable
         async with wish.turns.turn(wish.whose):
             if self._is_away():  # since it waits
+                await self._try_later(wish)
                 raise ScannersUnavailable
             version, found = await self._try(wish)
         state = ScanState.CLEAN if found is None else ScanState.HARMFUL
@@ -333,9 +344,9 @@ class Scanning:
             raise await self._put_off(wish, error) from error
         except _FailedOverIt as error:
             # For a reason of its own, such as a full disk, or for what is in this file, which shall not stop the scans of others
-            if not await self._scanners.can_be_asked():
-                self._leave_alone(error)
-            raise await self._note_failure(wish, error, AWAY_RETRY_MS) from error
+            if await self._scanners.can_be_asked():
+                raise await self._note_failure(wish, error, AWAY_RETRY_MS) from error
+            raise await self._note_end(wish, error) from error
         except (CannotScan, TookTooLong) as error:
             raise await self._note_failure(wish, error, FILE_RETRY_MS) from error
         except OSError as error:
@@ -380,13 +391,27 @@ class Scanning:
         """Whether the scanners are left alone, since one could not be asked."""
         return self._clock.seconds() < self._away_until
 
-    async def _put_off(self, wish: _Wish, error: ScannerAway) -> MatrixError:
+    async def _put_off(self, wish: _Wish, error: Exception) -> MatrixError:
         """A scanner cannot be asked."""
         self._metrics.scans.labels("failed").inc()
         self._leave_alone(error)
-        if not wish.is_inside:
-            await self._store.put_off(wish.hash, self._now_ms() + AWAY_RETRY_MS)
+        await self._try_later(wish)
         return ScannersUnavailable()
+
+    async def _try_later(self, wish: _Wish) -> None:
+        """A job tries when they are asked again."""
+        if not wish.is_inside:
+            await self._store.put_off(wish.hash, self._away_until_ms())
+
+    async def _note_end(self, wish: _Wish, error: Exception) -> MatrixError:
+        """A scanner was at it, and answers nothing any more: it is being restarted, or, if that was so before, this file ends it."""
+        if wish.digest in self._ended_over:
+            self._leave_alone(error)
+            return await self._note_failure(wish, error, AWAY_RETRY_MS)
+        if len(self._ended_over) >= MOST_ENDED:
+            self._ended_over.clear()
+        self._ended_over.add(wish.digest)
+        return await self._put_off(wish, error)
 
     def _leave_alone(self, error: Exception) -> None:
         """Ask the scanners nothing for a while."""
@@ -396,6 +421,9 @@ class Scanning:
             self.log.error("files cannot be scanned: {error}", error=str(error))
         self._away_seconds = min(max(AWAY_SECONDS, 2 * self._away_seconds), LONGEST_AWAY_SECONDS)
         self._away_until = self._clock.seconds() + self._away_seconds
+
+    def _away_until_ms(self) -> int:
+        return int(self._away_until * 1000)
 
     async def _note_failure(self, wish: _Wish, error: Exception, pause_ms: int) -> MatrixError:
         """They can be asked, and cannot scan this."""
