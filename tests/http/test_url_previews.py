@@ -242,19 +242,22 @@ def test_lists_are_asked_of_every_address_on_the_way(
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "netloc"),
     [
-        "http://evil.example.",
-        "http://evil.example:80/",
-        "https://EVIL.example.:443/",
-        "https://evil.example\u3002/",
-        "https://evil.example..",
+        ("http://evil.example.", "evil.example"),
+        ("http://evil.example:80/", "evil.example"),
+        ("https://EVIL.example.:443/", "evil.example"),
+        ("https://evil.example\u3002/", "evil.example"),
+        ("https://evil.example..", "evil.example"),
+        ("https://evil.example/", "evil.example:443"),
+        ("http://evil.example:80/", "evil.example:80"),
     ],
 )
 def test_another_spelling_of_a_host_is_no_way_round(
-    sqlite_database: Database, tmp_path: Path, pages: LinkedPages, url: str
+    sqlite_database: Database, tmp_path: Path, pages: LinkedPages, url: str, netloc: str
 ) -> None:
-    alice = _server(tmp_path, sqlite_database, pages, "url_preview_url_blacklist: [{netloc: evil.example}]\n")
+    denied = f"url_preview_url_blacklist: [{{netloc: '{netloc}'}}]\n"
+    alice = _server(tmp_path, sqlite_database, pages, denied)
     assert _ask(alice, url).status == 403
     assert pages.asked == []
 

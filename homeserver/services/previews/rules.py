@@ -67,10 +67,18 @@ def _compiled(pattern: Mapping[str, str]) -> Callable[[SplitResult], bool]:
     wanted = {part: re.compile(text if text.startswith("^") else translate(text)) for part, text in pattern.items()}
 
     def fits(parts: SplitResult) -> bool:
-        for part, expression in wanted.items():
-            value = getattr(parts, part)
-            if value is None or not expression.match(str(value)):
-                return False
-        return True
+        return all(
+            any(expression.match(value) for value in _spellings(parts, part)) for part, expression in wanted.items()
+        )
 
     return fits
+
+
+def _spellings(parts: SplitResult, part: str) -> Sequence[str]:
+    """What a pattern may match of an address from `parse_url`: `netloc` also with the port that goes without saying."""
+    value = getattr(parts, part)
+    if value is None:
+        return ()
+    if part == "netloc" and parts.port is None:
+        return value, f"{value}:{DEFAULT_PORTS[parts.scheme]}"
+    return (str(value),)
