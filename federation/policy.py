@@ -113,8 +113,13 @@ class Policy:
     @property
     def members(self) -> MemberList | None:
         """The list of members that is in force."""
-        members = self._members
+        members = self.latest_members
         return None if members is None or members.expires <= self._seconds() else members
+
+    @property
+    def latest_members(self) -> MemberList | None:
+        """The list of members that was in force last: it may have expired."""
+        return self._members
 
     def change(self, rules: PolicyRules) -> None:
         """Other rules from now on."""
