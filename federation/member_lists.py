@@ -3,10 +3,12 @@
 Laws:
 - A list that cannot be had, or is wrong, changes nothing: the last good one counts until it expires.
 - A list with a lower serial than the one in force is refused, whoever signed it: it would bring back who was put out.
-- Nobody is talked with on the strength of a list that has expired (`Policy` sees to that).
+- Nobody is talked with on the strength of a list that has expired (`Policy` sees to that). So its end is announced in the
+  log, and towards it, and without a list in force, a newer one is looked for at every step of the job, not now and then.
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -38,6 +40,8 @@ class ListSource(msgspec.Struct, frozen=True):
     url: str | None
     path: Path | None
     trust: ListTrust
+    refresh_seconds: float
+    """After how long it is looked for a newer one."""
 
 
 class MemberLists:
@@ -63,6 +67,9 @@ class MemberLists:
         self._now = now
         self._latest: MemberList | None = None
         self._document = b""
+        self._looked = now()
+        self._warned: str | None = None
+        """What was said last of the end of a list that is near it."""
 
     async def start(self) -> None:
         """Use the list that was kept, and look for a newer one."""
@@ -84,11 +91,22 @@ class MemberLists:
             self._policy.use_list(None)
         await self.refresh()
 
+    async def do_refresh(self, _limit: int) -> int:
+        """A step of a job, each minute: look for a newer list if it is time to, and warn of the end of that in force."""
+        source = self._source
+        if source is None:
+            return 0
+        if self._seconds_left() <= source.refresh_seconds or self._now() >= self._looked + source.refresh_seconds:
+            await self.refresh()
+        self._warn_of_end(source)
+        return 0
+
     async def refresh(self) -> bool:
         """Look for a newer list; whether what was found is good."""
         source = self._source
         if source is None:
             return True
+        self._looked = self._now()
         try:
             document = await self._read(source)
             if document != self._document:
@@ -132,6 +150,28 @@ class MemberLists:
         self._latest, self._document = members, document
         self._policy.use_list(members)
         return True
+
+    def _seconds_left(self) -> float:
+        """Until the latest list expires; none is as one that has expired."""
+        return 0.0 if self._latest is None else self._latest.expires - self._now()
+
+    def _warn_of_end(self, source: ListSource) -> None:
+        """Once when the end is near, and once when it has come."""
+        members, left = self._latest, self._seconds_left()
+        if members is None or left > source.refresh_seconds:
+            self._warned = None
+            return
+        warning = "has expired: no other server is talked with" if left <= 0 else "expires soon"
+        if warning == self._warned:
+            return
+        self._warned = warning
+        self._log.warn(
+            "the federation's list {name} with serial {serial} {warning} (end: {end})",
+            name=members.name,
+            serial=members.serial,
+            warning=warning,
+            end=datetime.fromtimestamp(members.expires, UTC).isoformat(),
+        )
 
     def _check_time(self) -> None:
         if self._latest is not None:

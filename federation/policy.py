@@ -99,6 +99,11 @@ class Policy:
         self._seconds = seconds
         self._members: MemberList | None = None
         self._named: dict[tuple[str, Right | None], float] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Call this whenever the rules or the list have changed: whom they refused may be allowed now."""
+        self._listeners.append(listener)
 
     @property
     def rules(self) -> PolicyRules:
@@ -108,22 +113,37 @@ class Policy:
     @property
     def members(self) -> MemberList | None:
         """The list of members that is in force."""
-        members = self._members
+        members = self.latest_members
         return None if members is None or members.expires <= self._seconds() else members
+
+    @property
+    def latest_members(self) -> MemberList | None:
+        """The list of members that was in force last: it may have expired."""
+        return self._members
 
     def change(self, rules: PolicyRules) -> None:
         """Other rules from now on."""
         self._rules = rules
-        self._named.clear()
+        self._tell_of_change()
 
     def use_list(self, members: MemberList | None) -> None:
         """The list of members from now on, until it expires. It counts where the rules say that there is one."""
         self._members = members
-        self._named.clear()
+        self._tell_of_change()
 
     def allows(self, server: ServerName, right: Right | None = None) -> bool:
         """Whether this server talks with that one, and believes what is said in its name; of `right`, about that."""
         return self._refusal(server, right) is None
+
+    def may_allow_later(self, server: ServerName) -> bool:
+        """Whether the server is allowed, or is refused only for as long as federation is off or the list of members is not
+        in force: what cannot be told again later is kept for it."""
+        rules = self._rules
+        if self.allows(server):
+            return True
+        if _find_pattern_refusal(rules, server) is not None:
+            return False
+        return not rules.has_member_list or self.members is None or self._member(server) is not None
 
     def allows_event(self, event: Event) -> bool:
         """Whether an event is taken in, by who sent it."""
@@ -173,10 +193,9 @@ class Policy:
             return None
         if not rules.enabled:
             return "federation is switched off"
-        if rules.denied is not None and _is_denied(rules.denied, server):
-            return "that server is blocked here"
-        if rules.allowed is not None and not rules.allowed.match(server):
-            return "that server is not among those that are allowed here"
+        ruled_out = _find_pattern_refusal(rules, server)
+        if ruled_out is not None:
+            return ruled_out
         if not rules.has_member_list:
             return None
         if self.members is None:
@@ -187,6 +206,11 @@ class Policy:
         if right is not None and right in member.denied:
             return f"the federation does not let that server take part in {right.value}"
         return None
+
+    def _tell_of_change(self) -> None:
+        self._named.clear()
+        for listener in self._listeners:
+            listener()
 
     def _name(self, server: ServerName, right: Right | None, refusal: str) -> None:
         now, key = self._seconds(), (server, right)
@@ -199,6 +223,15 @@ class Policy:
         self._named[key] = now + SECONDS_BETWEEN_LINES
         if len(self._named) > MAX_NAMED:
             del self._named[next(iter(self._named))]
+
+
+def _find_pattern_refusal(rules: PolicyRules, server: ServerName) -> str | None:
+    """Why the patterns of the configuration do not allow the server; None where they do."""
+    if rules.denied is not None and _is_denied(rules.denied, server):
+        return "that server is blocked here"
+    if rules.allowed is not None and not rules.allowed.match(server):
+        return "that server is not among those that are allowed here"
+    return None
 
 
 def _is_denied(denied: ServerPatterns, server: str) -> bool:

@@ -460,7 +460,7 @@ def build(
         *pages.jobs(),
         *oauth.jobs(),
         *upstream.jobs(),
-        *edge_jobs(federation.edge.member_lists, config.federation),
+        *edge_jobs(federation.edge.member_lists),
         *standing,
     ]
     jobs = Jobs(clock, all_jobs, JobMetrics(registry))

@@ -1,7 +1,8 @@
 """Carries transactions to their destinations, one at a time for each, and says when to try again.
 
 A destination that does not answer is tried again after a pause that grows, to an hour as a rule. When it asks something of us, or
-sends something, it is back, and is tried at once.
+sends something, it is back, and is tried at once. One that the policy refuses is behind, without any tries, until the policy
+or the list of members changes.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -87,6 +88,7 @@ class Deliveries:
         self._number = 0
         self._active = False
         self.counts = Counts()
+        policy.subscribe(self._heed_policy)
 
     def __iter__(self) -> Iterator[Destination]:
         return iter(self._destinations.values())
@@ -179,11 +181,18 @@ class Deliveries:
             destination.is_running = False
             if destination.is_idle and self._destinations.get(destination.server) is destination:
                 del self._destinations[destination.server]
-            elif destination.retry is None and (destination.pending is not None or destination.has_news):
+            elif (
+                destination.retry is None
+                and (destination.pending is not None or destination.has_news)
+                and self._policy.allows(destination.server)
+            ):
                 self._try_later(destination)
 
     async def _step(self, destination: Destination) -> bool:
         """One transaction; whether to go on."""
+        if not self._policy.allows(destination.server):
+            await self._hold(destination)
+            return False
         if destination.pending is None:
             if destination.is_behind and not destination.missed and not destination.users:
                 destination.is_behind, destination.is_noted = False, True
@@ -211,6 +220,22 @@ class Deliveries:
             self.counts.edus += len(pending.transaction.edus)
         await self._note_success(destination, pending)
         return True
+
+    async def _hold(self, destination: Destination) -> None:
+        """The policy refuses the server: note what it misses, and let it wait for another policy."""
+        destination.notices.clear()
+        destination.presence.clear()
+        if not (destination.is_behind and destination.is_noted):
+            self.log.info("the policy refuses {server}: what it misses waits", server=destination.server)
+            await self._store.add_backlogs({destination.server: destination.fall_behind()})
+            destination.is_noted = True
+        destination.give_up_pending()
+
+    def _heed_policy(self) -> None:
+        """It has changed: who waited for that is told what there is."""
+        for destination in list(self):
+            if self._policy.allows(destination.server):
+                self.wake(destination)
 
     async def _note_success(self, destination: Destination, pending: Pending) -> None:
         was_behind, was_failing = destination.is_behind, destination.failing_since_ts is not None

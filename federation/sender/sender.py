@@ -6,7 +6,8 @@ Laws:
 - One node sends at a time: it has the lease. On SQLite, which is for one node, it is taken by force.
 - Of a destination one transaction is under way at a time, and is tried again under its id and with its content.
 - A destination that has heard everything costs nothing; one that cannot be reached costs a row for each room of which it
-  misses something (`destination.py`), and a try now and then.
+  misses something (`destination.py`), and a try now and then. So does one that the policy refuses: it is told when the
+  policy lets it.
 
 Receipts, typing and presence are told to who can be reached; who cannot, hears the latest of them when it can, if this
 process lives so long.
@@ -147,7 +148,7 @@ class Sender:
         A server that cannot be reached does not hear of it: when it can, that is over.
         """
         if self._has_lease:
-            for destination in self._allowed(await self._servers.in_room(room_nid)):
+            for destination in self._find_allowed(await self._servers.in_room(room_nid)):
                 if destination.failing_since_ts is None:
                     destination.add_notice(key, edu)
                     self._deliveries.wake(destination)
@@ -158,7 +159,7 @@ class Sender:
         spec: server-server-api#presence
         """
         if self._has_lease:
-            for destination in self._allowed(await self._servers.of_user(user_id)):
+            for destination in self._find_allowed(await self._servers.of_user(user_id)):
                 destination.add_presence(user_id, presence)
                 self._deliveries.wake(destination)
 
@@ -233,21 +234,21 @@ class Sender:
         for event in events:
             if event.position <= upto:
                 queued = QueuedEvent(event.position, event.event_nid, event.room_nid)
-                for destination in self._allowed(await self._servers_for(event)):
+                for destination in self._find(await self._servers_for(event)):
                     woken[destination.server] = destination
                     _add_event(destination, queued, backlogs)
         for receipt in receipts:
             if self._identity.is_local(receipt.user_id):
-                for destination in self._allowed(await self._servers.in_room(receipt.room_nid)):
+                for destination in self._find(await self._servers.in_room(receipt.room_nid)):
                     woken[destination.server] = destination
                     destination.add_receipt(receipt)
         if Topic.DEVICE in topics:
             for user_id, stream_id in (await self._device_log.get_changed_users(after, upto)).items():
-                for destination in self._allowed(await self._servers.of_user(UserID(user_id))):
+                for destination in self._find(await self._servers.of_user(UserID(user_id))):
                     woken[destination.server] = destination
                     _add_user(destination, user_id, stream_id, backlogs)
         if Topic.OUTGOING in topics:
-            for destination in self._allowed(map(ServerName, await self._to_device.get_servers(after, upto))):
+            for destination in self._find(map(ServerName, await self._to_device.get_servers(after, upto))):
                 woken[destination.server] = destination
                 destination.has_to_device = True
         await self._tell_newcomers(woken, backlogs)
@@ -267,7 +268,7 @@ class Sender:
             rows = (await self._sticky.in_rooms({room_nid: (0, position - 1)})).get(room_nid, [])
             for row in rows:
                 if self._identity.is_local(row.sender):
-                    for destination in self._allowed([server]):
+                    for destination in self._find([server]):
                         woken[destination.server] = destination
                         _add_event(destination, QueuedEvent(row.position, row.event_nid, room_nid), backlogs)
 
@@ -291,12 +292,17 @@ class Sender:
         servers.pop(_server_of(event.sender), None)
         return servers.keys()
 
-    def _allowed(self, servers: Iterable[ServerName]) -> list[Destination]:
+    def _find(self, servers: Iterable[ServerName]) -> list[Destination]:
+        """The destinations that have to hear of something, be it later: the policy is asked when it is delivered."""
         return [
             self._deliveries.find(server)
             for server in servers
-            if server != self._identity.server_name and is_server_name(server) and self._policy.allows(server)
+            if server != self._identity.server_name and is_server_name(server)
         ]
+
+    def _find_allowed(self, servers: Iterable[ServerName]) -> list[Destination]:
+        """Those that the policy allows now, for what is of no interest later."""
+        return self._find(server for server in servers if self._policy.allows(server))
 
     # ---------------------------------------------------------------------------------------------------- the lease
 

@@ -13,9 +13,9 @@ from federation.protocol.member_list import Member, Right
 async def get_federation_policy(policy: Policy, *, server: ServerName | None = None) -> dict[str, Any]:
     """The rules of the configuration, and the list of the federation's members where there is one.
 
-    With `server`, also what of it all holds for that server.
+    A list that has expired is shown with `in_force` false. With `server`, also what of it all holds for that server.
     """
-    rules, members = policy.rules, policy.members
+    rules, members = policy.rules, policy.latest_members
     answer: dict[str, Any] = {
         "enabled": rules.enabled,
         "simulation": rules.is_simulation,
@@ -25,7 +25,7 @@ async def get_federation_policy(policy: Policy, *, server: ServerName | None = N
     }
     if rules.has_member_list:
         answer["member_list"] = {
-            "in_force": members is not None,
+            "in_force": policy.members is not None,
             "name": members.name if members is not None else None,
             "serial": members.serial if members is not None else None,
             "issued": members.issued if members is not None else None,

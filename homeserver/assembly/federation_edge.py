@@ -119,19 +119,13 @@ def list_source_of(federation: Federation) -> ListSource | None:
         federation_member_list.url,
         federation_member_list.path,
         ListTrust(keys, authorities, federation_member_list.signer),
+        federation_member_list.refresh_interval / 1000,
     )
 
 
-def edge_jobs(member_lists: MemberLists, federation: Federation) -> Sequence[Job]:
+def edge_jobs(member_lists: MemberLists) -> Sequence[Job]:
     """What the edge does unasked."""
-
-    async def refresh(_batch: int) -> int:
-        await member_lists.refresh()
-        return 0
-
-    if not federation.federation_member_list.is_used:
-        return ()
-    return (Job("refresh_member_list", refresh, federation.federation_member_list.refresh_interval / 1000),)
+    return (Job("refresh_member_list", member_lists.do_refresh, 60.0),)
 
 
 def notaries_of(federation: Federation) -> list[Notary]:

@@ -101,7 +101,11 @@ class FederationMemberList:
         (), "Or the certificate authorities to which the certificate that comes with it (`x5c`) must lead, PEM files."
     )
     signer: str | None = option(None, "The name for which that certificate must be.", example="federation.example")
-    refresh_interval: Duration = option(Duration(3_600_000), "How often it is looked for a newer one.", minimum=60_000)
+    refresh_interval: Duration = option(
+        Duration(3_600_000),
+        "How often it is looked for a newer one; each minute when less than that is left of the one in force.",
+        minimum=60_000,
+    )
 
     @property
     def is_used(self) -> bool:

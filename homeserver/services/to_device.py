@@ -149,14 +149,15 @@ class ToDevice:
             self._store.add_messages(txn, waiting)
 
     def _for_others(self, sender: UserID, type: str, others: Messages) -> list[dict[str, bytes]]:
-        """The contents of EDUs by server: several for a server for which it is much."""
+        """The contents of EDUs by server: several for a server for which it is much. What is for a server that is refused for
+        now waits, as for one that cannot be reached; nothing waits for one that is shut out."""
         by_server: dict[ServerName, list[dict[str, dict[str, Any]]]] = {}
         sizes: dict[ServerName, int] = {}
         for user_id, devices in others.items():
             if not is_user_id(user_id):
                 continue
             server = domain_of(user_id)
-            if not is_server_name(server) or not self._policy.allows(server):
+            if not is_server_name(server) or not self._policy.may_allow_later(server):
                 continue
             parts = by_server.setdefault(server, [{}])
             for device_id, content in devices.items():

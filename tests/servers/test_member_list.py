@@ -1,25 +1,30 @@
 """A closed federation: whose list is believed, whom it lets in, and what it lets each member do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, capturedLogs
 
 from federation.outbound.errors import OutboundError
 from federation.protocol.errors import Forbidden
-from federation.protocol.ids import KeyID, ServerName
+from federation.protocol.ids import KeyID, RoomID, ServerName
 from federation.protocol.member_list import BadMemberList, Right, parse_member_list, right_of
 from federation.protocol.signing import encode_base64
 from federation.signed_list import ListTrust, read_signed_list
+from homeserver.assembly.federation_edge import edge_jobs
 from homeserver.config.load import ConfigError
+from homeserver.jobs import Job
+from tests.helpers.federated import say, texts
 from tests.helpers.member_lists import DAY, ListAuthority, ListKey, a_list, sign_with_certificate
 from tests.helpers.network import Network
 from tests.helpers.server import START, TestServer, User
 
 NORTH, SOUTH, EAST = ServerName("north.example"), ServerName("south.example"), ServerName("east.example")
 KEY = ListKey()
+HOUR = 3600
 PINNED = ListTrust((KEY.public,))
 
 
@@ -124,9 +129,11 @@ class Address:
 
     def __init__(self) -> None:
         self.document: bytes | None = None
+        self.asked = 0
 
     async def fetch(self, url: str) -> bytes:
         assert url == "https://federation.example/members"
+        self.asked += 1
         if self.document is None:
             raise OutboundError("nothing there")
         return self.document
@@ -168,6 +175,23 @@ class Closed:
 @pytest.fixture
 def closed(network: Network) -> Closed:
     return Closed(network)
+
+
+def minutes(server: TestServer, count: int) -> None:
+    """Let them pass, with the job that looks for lists."""
+    (job,) = edge_jobs(server.app.federation.edge.member_lists)
+    for _ in range(count):
+        server.clock.advance(job.interval)
+        server.run(take_step(job))
+
+
+async def take_step(job: Job) -> None:
+    assert await job.step(1) == 0
+
+
+def ends(lines: Sequence[LogEvent]) -> list[str]:
+    """What the log says of the end of lists."""
+    return [line["warning"] for line in lines if "{warning}" in str(line.get("log_format"))]
 
 
 def reaches(user: User, other: User) -> bool:
@@ -344,6 +368,78 @@ def test_administrators_see_the_policy_in_force(closed: Closed) -> None:
     assert "no member" in other["reason"]
     with pytest.raises(Forbidden):
         closed.north.app.federation.policy.check_origin(EAST)
+
+
+def test_a_list_that_is_missing_or_ends_is_looked_for_each_minute(closed: Closed) -> None:
+    alice, bob = closed.north.register("alice"), closed.south.register("bob")
+    minutes(closed.north, 1)
+    assert not reaches(alice, bob)
+    closed.address.document = KEY.sign(a_list(SOUTH, expires=START + 3 * HOUR))
+    minutes(closed.north, 1)
+    assert reaches(alice, bob)
+
+    asked = closed.address.asked
+    minutes(closed.north, 59)
+    assert closed.address.asked == asked
+    minutes(closed.north, 1)
+    assert closed.address.asked == asked + 1
+
+    closed.address.document = None
+    minutes(closed.north, 120)
+    assert not reaches(alice, bob)
+    closed.address.document = KEY.sign(a_list(SOUTH, serial=2, expires=START + DAY))
+    minutes(closed.north, 1)
+    assert reaches(alice, bob)
+
+
+def test_a_list_that_a_reload_has_brought_is_kept_fresh(network: Network) -> None:
+    address = Address()
+    north, other = network.add(NORTH, fetch=address.fetch), network.add("other.example", config())
+    alice, bob = north.register("alice"), network.add(SOUTH).register("bob")
+    address.document = KEY.sign(a_list(EAST))
+    north.app.reload(other.config)
+    assert not reaches(alice, bob)
+    address.document = KEY.sign(a_list(SOUTH, serial=2))
+    minutes(north, 60)
+    assert reaches(alice, bob)
+
+
+def test_the_log_warns_of_the_end_of_a_list_once_before_and_once_when_it_has_come(closed: Closed) -> None:
+    closed.say(SOUTH, expires=START + 3 * HOUR)
+    with capturedLogs() as lines:
+        minutes(closed.north, 119)
+        assert ends(lines) == []
+        minutes(closed.north, 30)
+        assert ends(lines) == ["expires soon"]
+        minutes(closed.north, 60)
+    assert ends(lines) == ["expires soon", "has expired: no other server is talked with"]
+
+
+def test_what_is_said_while_the_list_has_expired_arrives_with_the_next_one(closed: Closed, network: Network) -> None:
+    alice, bob = closed.north.register("alice"), closed.south.register("bob")
+    closed.say(SOUTH)
+    network.start_sending()
+    room_id = RoomID(alice.post("/_matrix/client/v3/createRoom", {"preset": "public_chat"}).json["room_id"])
+    assert bob.post(f"/_matrix/client/v3/join/{room_id}?via={NORTH}", {}).status == 200
+    network.settle()
+    closed.north.clock.advance(DAY)
+    say(alice, room_id, "while it has expired")
+    network.settle()
+    assert texts(bob, room_id) == []
+
+    closed.address.document = KEY.sign(a_list(SOUTH, serial=2, expires=START + 2 * DAY))
+    assert refresh(closed.north)
+    network.settle()
+    assert texts(bob, room_id) == ["while it has expired"]
+
+
+def test_administrators_see_a_list_that_has_expired(closed: Closed) -> None:
+    closed.say(SOUTH, serial=3)
+    alice = closed.north.register("alice")
+    closed.north.run(closed.north.app.people.accounts.do_set_flags(alice.user_id, is_admin=True))
+    closed.north.clock.advance(DAY)
+    shown = alice.get("/_mahalla/admin/v1/federation_policy").json["member_list"]
+    assert (shown["in_force"], shown["name"], shown["serial"]) == (False, "test", 3)
 
 
 # ---- configuration
