@@ -63,7 +63,8 @@ class FederatedRoomParts:
             rooms.restricted,
             answers,
             get_signers,
-            lambda room_id: limiter.check(Limit.JOIN_ROOM, room_id),
+            lambda room_id: limiter.check_only(Limit.JOIN_ROOM, room_id),
+            lambda room_id: limiter.count(Limit.JOIN_ROOM, room_id),
             identity,
             rooms.now_ms,
         )

@@ -406,3 +406,22 @@ async def test_whom_we_let_in_counts_among_the_joins_of_the_room(network: Networ
     network.clock.advance(11)
     await send(south, events[3])
     assert members(alice, room_id)[events[3].sender] == "join"
+
+
+async def test_whom_the_room_refuses_keeps_nobody_else_out(network: Network) -> None:
+    limits = "rc_joins_per_room: {per_second: 0.1, burst_count: 2}\n"
+    north, south = network.add(NORTH, limits), network.add(SOUTH)
+    alice, carl = north.register("alice"), north.register("carl")
+    room_id = create(alice, preset="public_chat", room_version="11")
+    come = await make(south, room_id, f"@bob:{SOUTH}")
+    await send(south, come)
+    await send(south, await make(south, room_id, f"@bob:{SOUTH}", "leave"), "v2/send_leave")
+    uninvited = [await make(south, room_id, f"@bob{number}:{SOUTH}") for number in range(3)]
+    set_state(alice, room_id, "m.room.join_rules", {"join_rule": "invite"})
+    for event in uninvited:
+        assert await refusal(send(south, event)) == (403, "M_FORBIDDEN")
+    for _ in range(3):
+        await send(south, come)  # which was here before
+
+    invite(alice, room_id, carl)
+    ok(join_via(carl, room_id))
