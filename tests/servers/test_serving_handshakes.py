@@ -280,6 +280,15 @@ async def test_an_invite_is_signed(network: Network) -> None:
     assert NAME in shown
 
 
+async def test_an_invite_into_a_room_that_is_closed_to_us_is_refused(network: Network) -> None:
+    alice, south, _ = world(network)
+    event = invitation(south, f"!r:{SOUTH}", "11", alice.user_id)
+    create = {"type": "m.room.create", "state_key": "", "sender": f"@bob:{SOUTH}", "content": {"m.federate": False}}
+
+    assert await refusal(send_invite(south, event, state=[create])) == (403, "M_FORBIDDEN")
+    assert not is_known(alice, f"!r:{SOUTH}")
+
+
 async def test_an_old_invite(network: Network) -> None:
     alice, south, _ = world(network)
     event_id = f"$invite:{SOUTH}"
