@@ -102,4 +102,5 @@ class FederatedRoomParts:
         )
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.outside = rooms.outside
+        rooms.elsewhere.policy = federation.policy
         rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), clock)
