@@ -363,7 +363,8 @@ class RoomMemberships:
     async def check_inviting(self, caller: Requester, targets: Iterable[UserID]) -> None:
         """Whether the caller may invite, and these may be invited. Raises Forbidden, NotFound, InviteBlocked."""
         self._invites.check_may_invite(caller)
-        here, elsewhere = [], []
+        here: list[UserID] = []
+        elsewhere: list[UserID] = []
         for target in targets:
             (here if self._identity.is_local(target) else elsewhere).append(target)
         self._elsewhere.check_inviting(elsewhere)
