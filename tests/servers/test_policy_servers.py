@@ -243,6 +243,18 @@ async def test_news_wait_for_one_that_is_asked_too_much(network: Network) -> Non
     assert texts(room.alice, room.room_id) == ["6", "5", "4", "3", "2", "1", "0"]
 
 
+async def test_how_long_it_wants_to_be_left_alone_is_passed_on_as_a_number(network: Network) -> None:
+    room = await shared(network)
+    judge = Judge("11")
+    set_state(room.alice, room.room_id, "m.room.policy", named())
+    network.liars.append(judge.answer)
+    judge.left, judge.wait_ms = 0, True
+
+    answer = room.alice.put(message_path(room.room_id), {"msgtype": "m.text", "body": "salom"})
+
+    assert (answer.status, answer.json["retry_after_ms"]) == (429, 1_000)
+
+
 async def test_one_that_is_slow_holds_up_who_sends_for_a_few_seconds_only(network: Network) -> None:
     room = await shared(network)
     judge = Judge("11")
