@@ -22,7 +22,7 @@ class DestinationSummary(msgspec.Struct, frozen=True):
     pause_ms: int = 0
     """How long after that it is tried again."""
     error: str | None = None
-    """The last there was."""
+    """Why it could not be reached; None while all is well."""
     rooms_missed: int = 0
     """Rooms of which it has not been told everything."""
     device_lists_missed: int = 0
@@ -69,7 +69,8 @@ def _select_all(txn: Transaction) -> dict[str, DestinationSummary]:
         row[0]: DestinationSummary(*row)
         for row in txn.query(
             "SELECT server, failing_since_ts, CASE WHEN failing_since_ts IS NULL THEN 0 ELSE tried_ts END,"
-            " CASE WHEN failing_since_ts IS NULL THEN 0 ELSE pause_ms END, error FROM destinations"
+            " CASE WHEN failing_since_ts IS NULL THEN 0 ELSE pause_ms END,"
+            " CASE WHEN failing_since_ts IS NULL THEN NULL ELSE error END FROM destinations"
         )
     }
     names = txn.query(

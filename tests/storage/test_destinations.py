@@ -55,7 +55,7 @@ async def test_how_servers_stand_is_listed_page_by_page(database: Database) -> N
     every = [
         first,
         DestinationSummary(OTHER),
-        DestinationSummary(PEER, error="slow"),
+        DestinationSummary(PEER),
         DestinationSummary(third, messages_to_devices=1),
     ]
     assert await lists.get_page("", "destination", False, 0, 10) == (every, 4)
