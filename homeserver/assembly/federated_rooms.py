@@ -103,4 +103,4 @@ class FederatedRoomParts:
         rooms.elsewhere.invitations = self.invitations
         rooms.elsewhere.outside = rooms.outside
         rooms.elsewhere.policy = federation.policy
-        rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), clock)
+        rooms.elsewhere.directory = RemoteDirectory(DirectoryRequests(federation.requests), federation.policy, clock)
