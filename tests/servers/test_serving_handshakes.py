@@ -1,6 +1,6 @@
 """What servers get that ask for handshakes: those that mean well, and those that try something."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -12,8 +12,11 @@ from federation.protocol.ids import RoomID, ServerName, UserID
 from federation.protocol.room_versions import ROOM_VERSIONS
 from federation.protocol.signing import SigningKey, encode_base64, sign_json
 from federation.requests import RefusedByRemote, path_of
+from federation.rooms import spliced
 from federation.rooms.join_answers import FEW_MEMBERS, FEW_SERVERS
 from federation.rooms.templates import fill_template
+from storage import told_states
+from storage.events import EventStore
 from tests.helpers.handshakes import NORTH, SOUTH, WEST, is_known, join_via, members, rooms_in_sync
 from tests.helpers.network import Network
 from tests.helpers.server import TestServer, User
@@ -163,6 +166,31 @@ async def test_a_large_state_comes_in_pieces_and_whole(network: Network) -> None
     answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"))
 
     assert len([pdu for pdu in answer["state"] if pdu["type"] == "org.example.note"]) == 1100
+
+
+async def test_long_events_come_in_pieces_though_they_are_few(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice, south, room_id = world(network)
+    for number in range(10):
+        set_state(alice, room_id, "org.example.note", {"text": "x" * 3_000}, f"{number}")
+    monkeypatch.setattr(told_states, "WITH_BYTES", 10_000)
+    monkeypatch.setattr(spliced, "BYTES_AT_ONCE", 10_000)
+    read_at_once: list[int] = []
+    get_pdus = EventStore.get_pdus
+
+    async def note(store: EventStore, event_nids: Iterable[int]) -> Mapping[int, bytes]:
+        pdus = await get_pdus(store, event_nids)
+        read_at_once.append(sum(map(len, pdus.values())))
+        return pdus
+
+    monkeypatch.setattr(EventStore, "get_pdus", note)
+
+    answer = await send(south, await make(south, room_id, f"@bob:{SOUTH}"))
+
+    assert len([pdu for pdu in answer["state"] if pdu["type"] == "org.example.note"]) == 10
+    assert sum(read_at_once) > 30_000
+    assert max(read_at_once) <= 10_000
 
 
 async def test_old_endpoints_answer_in_pairs(network: Network) -> None:
